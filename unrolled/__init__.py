@@ -1,0 +1,47 @@
+"""`unrolled`: transformer layers that are one step of an optimiser on an objective you can write down.
+
+Importing this package imports nothing heavy: attributes resolve on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> module that holds it; the modules themselves are listed with their own name as None
+_EXPORTS: dict[str, str | None] = {
+    "create_model": "unrolled.models",
+    "list_models": "unrolled.models",
+    "trace": "unrolled.instruments.trace",
+    "Trace": "unrolled.instruments.trace",
+    "data": None,
+    "instruments": None,
+    "layers": None,
+    "models": None,
+    "ops": None,
+    "report": None,
+    "studies": None,
+    "theory": None,
+    "train": None,
+}
+
+__all__ = [*_EXPORTS, "__version__"]
+
+if TYPE_CHECKING:
+    from unrolled.instruments.trace import Trace, trace
+    from unrolled.models import create_model, list_models
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'unrolled' has no attribute {name!r}")
+    home = _EXPORTS[name]
+    value = importlib.import_module(f"unrolled.{name}") if home is None else getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})
