@@ -38,7 +38,9 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'unrolled' has no attribute {name!r}")
     home = _EXPORTS[name]
-    value = importlib.import_module(f"unrolled.{name}") if home is None else getattr(importlib.import_module(home), name)
+    value = (
+        importlib.import_module(f"unrolled.{name}") if home is None else getattr(importlib.import_module(home), name)
+    )
     globals()[name] = value
     return value
 

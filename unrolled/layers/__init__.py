@@ -1,0 +1,6 @@
+"""Layers: each is one step of an optimiser on an objective of `unrolled.theory`."""
+
+from unrolled.layers.ista import ISTA
+from unrolled.layers.mssa import MSSA
+
+__all__ = ["ISTA", "MSSA"]

@@ -1,0 +1,168 @@
+"""Names: every size of every family, registered with timm, and the table `unrolled list` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from unrolled.models.crate import CRATE
+
+# width, heads, layers: tiny to large as published (arXiv 2306.01129, table 5); nano is ours, for a laptop
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"embed_dim": 96, "num_heads": 4, "depth": 6},
+    "tiny": {"embed_dim": 384, "num_heads": 6, "depth": 12},
+    "small": {"embed_dim": 576, "num_heads": 12, "depth": 12},
+    "base": {"embed_dim": 768, "num_heads": 12, "depth": 12},
+    "large": {"embed_dim": 1024, "num_heads": 16, "depth": 24},
+}
+# patch, image side, and what goes with them: small patches hold too few values to be normalised one by one
+INPUTS: dict[str, dict[str, Any]] = {
+    "patch16_224": {"patch_size": 16, "img_size": 224, "stem": "layernorm"},
+    "patch8_224": {"patch_size": 8, "img_size": 224, "stem": "layernorm"},
+    "patch4_32": {"patch_size": 4, "img_size": 32, "stem": "linear"},
+    "patch2_8": {"patch_size": 2, "img_size": 8, "in_chans": 1, "stem": "linear"},
+}
+_PAIRS = [
+    *((size, patch) for size in ("tiny", "small", "base", "large") for patch in ("patch16_224", "patch8_224")),
+    *((size, "patch4_32") for size in ("nano", "tiny", "small", "base")),
+    ("nano", "patch2_8"),
+]
+_CRATE_NAMES = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "dim", "num_heads": "heads"}
+_CRATE_SOURCE = "CRATE, arXiv 2306.01129"
+_VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
+
+
+class ModelInfo(NamedTuple):
+    """One row of `list_models`."""
+
+    name: str
+    parameters: int
+    source: str
+    weights: str
+
+
+_INFO: dict[str, str] = {}
+
+
+def _config(arch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    channels, side = arch.get("in_chans", 3), arch.get("img_size", 224)
+    digits = channels == 1
+    return {
+        "url": "",
+        "num_classes": 10 if digits else 1000,
+        "input_size": (channels, side, side),
+        "fixed_input_size": False,
+        "crop_pct": 0.875 if side > 64 else 1.0,
+        "interpolation": "bicubic",
+        "mean": (0.5,) if digits else IMAGENET_DEFAULT_MEAN,
+        "std": (0.5,) if digits else IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        **kwargs,
+    }
+
+
+def _build_crate(**kwargs: Any) -> CRATE:
+    """timm's names to the published constructor's; an explicit `pool` (kept by saved models) wins over `global_pool`."""
+    pool = kwargs.pop("global_pool", None)
+    if pool is not None:
+        kwargs.setdefault("pool", pool)
+    if isinstance(kwargs.get("img_size"), list):
+        kwargs["img_size"] = tuple(kwargs["img_size"])
+    return CRATE(**{_CRATE_NAMES.get(key, key): value for key, value in kwargs.items()})
+
+
+def _build_vit(**kwargs: Any) -> VisionTransformer:
+    return VisionTransformer(**kwargs)
+
+
+def register(
+    name: str, build: Callable[..., nn.Module], arch: dict[str, Any], *, source: str, **config: Any
+) -> Callable[..., nn.Module]:
+    """Make `timm.create_model(name)` build `build(**arch)`.
+
+    Args:
+        name: the architecture's name, as users type it.
+        build: constructor taking timm's keyword arguments.
+        arch: its arguments for this size; a caller's keyword arguments override them.
+        source: paper or origin, shown by `unrolled list`.
+        **config: entries of timm's `pretrained_cfg`.
+    """
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        out_indices = kwargs.pop("out_indices", 3)
+        return build_model_with_cfg(
+            build,
+            name,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+            **{**arch, **kwargs},
+        )
+
+    entrypoint.__name__ = name
+    entrypoint.__doc__ = f"{source}: {', '.join(f'{key} {value}' for key, value in arch.items())}."
+    entrypoint.__module__ = __name__
+    globals()["default_cfgs"] = generate_default_cfgs({name: _config(arch, **config)})
+    register_model(entrypoint)
+    _INFO[name] = source
+    return entrypoint
+
+
+__all__: list[str] = []  # timm appends the registered names, because an entry point is also a function of this module
+default_cfgs: dict[str, Any] = {}
+
+for _size, _input in _PAIRS:
+    register(f"crate_{_size}_{_input}", _build_crate, {**SIZES[_size], **INPUTS[_input]}, source=_CRATE_SOURCE)
+register("crate", _build_crate, {**SIZES["tiny"], **INPUTS["patch16_224"]}, source=f"{_CRATE_SOURCE}, any size")
+for _input in ("patch4_32", "patch2_8"):
+    _arch = {**SIZES["nano"], **{key: value for key, value in INPUTS[_input].items() if key != "stem"}}
+    register(f"vit_nano_{_input}", _build_vit, {**_arch, "dynamic_img_size": True}, source=_VIT_SOURCE)
+
+
+def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build a model by name: `timm.create_model`, with this package's models registered and helpful errors.
+
+    Args:
+        name: one of `list_models()`, or any other timm name.
+        pretrained: load weights.
+        **kwargs: `num_classes`, `in_chans`, `img_size`, `features_only`, ... as in timm; for CRATE also `CRATE`'s own.
+
+    Raises:
+        ValueError: no model of that name; the nearest names are given.
+    """
+    plain = name.split(":")[-1].split(".")[0]
+    if ":" not in name and not timm.is_model(plain):
+        near = get_close_matches(plain, [*_INFO, *timm.list_models()], n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
+        raise ValueError(f"model={name!r} is not known{hint}")
+    return timm.create_model(name, pretrained=pretrained, **kwargs)
+
+
+def list_models(pattern: str = "*") -> list[ModelInfo]:
+    """This package's models whose name matches `pattern` (wildcards): name, parameters, source, weights.
+
+    `timm.list_models()` lists everything else that `create_model` can build.
+    """
+    from fnmatch import fnmatch
+
+    names = [name for name in _INFO if fnmatch(name, pattern)]
+    return [ModelInfo(name, _count(name), _INFO[name], _weights(name)) for name in names]
+
+
+def _count(name: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+
+
+def _weights(name: str) -> str:
+    tags = [full.split(".", 1)[1] for full in timm.list_pretrained(f"{name}.*")]
+    return ", ".join(tags)

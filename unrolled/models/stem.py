@@ -1,0 +1,75 @@
+"""From pixels to tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LinearStem(PatchEmbed):
+    """Patches, each projected linearly: timm's `PatchEmbed`, with errors that name the input's fault.
+
+    `proj.weight` is `[d, c, p, p]`. Input `[b, c, h, w]`, any size the patch divides; output `[b, h / p, w / p, d]`
+    (or `[b, n, d]` when flattening).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed images."""
+        self.check(x)
+        return super().forward(x)
+
+    def check(self, x: Tensor) -> None:
+        """Raise `ValueError` for images that cannot be cut into this stem's patches."""
+        channels, (p, q) = self.proj.in_channels, self.patch_size
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(
+                f"images: need [batch, {channels}, height, width], got {list(x.shape)}; set in_chans, or convert"
+            )
+        if x.shape[2] % p or x.shape[3] % q or 0 in x.shape[2:]:
+            raise ValueError(
+                f"images of {x.shape[2]} x {x.shape[3]} pixels are not divisible by the patch of {p} x {q}: resize"
+            )
+
+
+class LayerNormStem(LinearStem):
+    """The published stem: patches are normalised, projected, and normalised again (arXiv 2306.01129, as built).
+
+    | published layer        | attribute    | shape          |
+    |------------------------|--------------|----------------|
+    | LayerNorm on the patch | `patch_norm` | `[c p p]`      |
+    | Linear                 | `proj`       | `[d, c, p, p]` |
+    | LayerNorm              | `norm`       | `[d]`          |
+
+    Departure: a patch is flattened as (channel, row, column), the order of a convolution's weight, where the published one
+    is (row, column, channel); `load_published` permutes.
+    """
+
+    def __init__(
+        self, *, patch_size: int, in_chans: int, embed_dim: int, device: Any = None, dtype: Any = None, **kwargs: Any
+    ) -> None:
+        """Arguments as timm's `PatchEmbed`."""
+        placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, **placed, **kwargs)
+        self.patch_norm = nn.LayerNorm(in_chans * patch_size**2, **placed)
+        self.norm = nn.LayerNorm(embed_dim, **placed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed images."""
+        self.check(x)
+        b, c, h, w = x.shape
+        p, q = self.patch_size
+        patches = x.reshape(b, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5).reshape(b, h // p, w // q, c * p * q)
+        tokens = self.norm(F.linear(self.patch_norm(patches), self.proj.weight.flatten(1), self.proj.bias))
+        return tokens.flatten(1, 2) if self.flatten else tokens
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        """Change the input size; another patch size is refused, because the patch normalisation has no resampled form."""
+        if patch_size is not None and torch.Size(
+            (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        ) != torch.Size(self.patch_size):
+            raise ValueError("patch_size: cannot change on a LayerNorm stem; build a model with stem='linear'")
+        super().set_input_size(img_size=img_size)
