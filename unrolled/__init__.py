@@ -30,8 +30,10 @@ _EXPORTS: dict[str, str | None] = {
 __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
-    from unrolled.instruments.trace import Trace, trace
-    from unrolled.models import create_model, list_models
+    from unrolled.instruments.trace import Trace as Trace
+    from unrolled.instruments.trace import trace as trace
+    from unrolled.models import create_model as create_model
+    from unrolled.models import list_models as list_models
 
 
 def __getattr__(name: str) -> Any:

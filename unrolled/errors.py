@@ -23,7 +23,7 @@ class CorruptFile(ValueError):
 
 
 class TrainingStopped(RuntimeError):
-    """Training could not go on (non-finite loss, undecodable image); the message names where and the last good state."""
+    """Training could not go on (non-finite loss, undecodable image); the message says where."""
 
 
 def require(module: str, *, extra: str, feature: str) -> ModuleType:

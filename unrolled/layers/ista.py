@@ -22,20 +22,22 @@ class ISTA(nn.Module):
 
     Objective: `theory.lasso` with the tokens as target and start; the step is exact (`theory.proximal_step`).
 
-    Departures: none in what is computed. There is no outer skip: the identity is inside the step, as in the published model. What differs
-    is how. The step is affine before the ReLU, so it is evaluated in one of two ways that agree with the three products of the formula:
+    Departures: none in what is computed. There is no outer skip: the identity is inside the step, as in the published
+        model. What differs is how. The step is affine before the ReLU, so it is evaluated in one of two ways that
+        agree with the three products of the formula:
 
     - *two products*: r = X - D X, then X + eta D^T r;
     - *folded*: one product with A = I + eta D^T (I - D), formed inside autograd.
 
-    Counting forward and backward multiplications, n tokens cost 12 n d^2 the first way and 6 n d^2 + 6 d^3 the second: with
-    more tokens than d the folded form is cheaper and is used. In eval without gradients A is kept between calls. It is rebuilt when the dictionary,
-    step size or sparsity are changed in place, replaced, loaded, or moved to another device or dtype, and `train()` drops it. A write through
-    `Tensor.data` is invisible to PyTorch's version counter: call `refold()` after one.
+    Counting forward and backward multiplications, n tokens cost 12 n d^2 the first way and 6 n d^2 + 6 d^3 the
+    second: with more tokens than d the folded form is cheaper and is used. In eval without gradients A is kept
+    between calls. It is rebuilt when the dictionary, step size or sparsity are changed in place, replaced, loaded, or
+    moved to another device or dtype, and `train()` drops it. A write through `Tensor.data` is invisible to PyTorch's
+    version counter: call `refold()` after one.
     """
 
-    step_size: float | nn.Parameter
-    sparsity: float | nn.Parameter
+    step_size: float | Tensor
+    sparsity: float | Tensor
 
     def __init__(
         self,
@@ -69,12 +71,12 @@ class ISTA(nn.Module):
             raise ValueError(f"sparsity={sparsity}: must be >= 0")
         self.dim = dim
         self.dictionary = nn.Parameter(torch.empty(dim, dim, device=device, dtype=dtype))
-        self.step_size = float(step_size)
-        self.sparsity = float(sparsity)
+        self.step_size = step_size
+        self.sparsity = sparsity
         if learn_step_size:
-            self.step_size = nn.Parameter(torch.tensor(self.step_size, device=device, dtype=dtype))
+            self.step_size = nn.Parameter(torch.tensor(step_size, device=device, dtype=dtype))
         if learn_sparsity:
-            self.sparsity = nn.Parameter(torch.tensor(self.sparsity, device=device, dtype=dtype))
+            self.sparsity = nn.Parameter(torch.tensor(sparsity, device=device, dtype=dtype))
         # what was folded (holding the tensors, so that their addresses cannot be reused), its key, and the result
         self._folded: tuple[list[Any], tuple[Any, ...], Tensor, Tensor] | None = None
         self.reset_parameters()
@@ -99,7 +101,7 @@ class ISTA(nn.Module):
         return torch.relu(x + self.step_size * F.linear(residual, self.dictionary.mT) - self.step_size * self.sparsity)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
-        """A = I + eta D^T (I - D) `[d, d]` and the bias -eta lambda `[d]`, in float32 at least whatever autocast says."""
+        """A = I + eta D^T (I - D) `[d, d]` and the bias -eta lambda `[d]`, in float32 at least, autocast or not."""
         with torch.autocast(self.dictionary.device.type, enabled=False):
             d = self.dictionary
             d = d.float() if d.dtype in (torch.float16, torch.bfloat16) else d
@@ -127,17 +129,20 @@ class ISTA(nn.Module):
     def train(self, mode: bool = True) -> ISTA:
         """Switch mode as `nn.Module.train`, and forget the folded matrix."""
         self.refold()
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> ISTA:
         self.refold()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles do not carry the folded matrix."""
         return {**self.__dict__, "_folded": None}
 
     def extra_repr(self) -> str:
+        """Sizes, for `print(model)`."""
         return f"dim={self.dim}, step_size={float(self.step_size):g}, sparsity={float(self.sparsity):g}"
 
 

@@ -24,10 +24,10 @@ class MSSA(nn.Module):
     Objective: `theory.subspace_coding_rate`. With tied output, `z + MSSA(z)` follows -grad R^c approximately; the tests
     state the cosine and that R^c falls.
 
-    Departures from the derivation, all of them the published model's own: a learned, biased W replaces p / (N eps^2) [U_1 ... U_K]
-    (`output="learned"`; the derivation's is `"tied"`); logits are divided by sqrt(p); the U_k are not kept orthonormal.
-    A single projection serves as query, key and value, so attention runs in PyTorch's fused kernel with q = k = v.
-    As in the published model, one head of full width has no W at all.
+    Departures from the derivation, all of them the published model's own: a learned, biased W replaces p / (N eps^2)
+    [U_1 ... U_K] (`output="learned"`; the derivation's is `"tied"`); logits are divided by sqrt(p); the U_k are not
+    kept orthonormal. A single projection serves as query, key and value, so attention runs in PyTorch's fused kernel
+    with q = k = v. As in the published model, one head of full width has no W at all.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class MSSA(nn.Module):
 
         Args:
             z: tokens `[b, n, d]`, normalised by the caller.
-            query: only these query tokens, e.g. `0` for the class token; default all. An `[n, n]` map is then never built.
+            query: only these query tokens, e.g. `0` for the class token; default all. An `[n, n]` map is then never
+                built.
             is_causal: mask the future, as in `forward`.
 
         Returns:
@@ -122,5 +123,6 @@ class MSSA(nn.Module):
         return logits.softmax(-1)
 
     def extra_repr(self) -> str:
+        """Sizes, for `print(model)`."""
         tied = f", output=tied, scale={self.scale}" if self.output is None else ""
         return f"dim={self.dim}, heads={self.heads}, dim_head={self.dim_head}{tied}"

@@ -1,6 +1,17 @@
 """Models: stacks of layers, registered with timm. Importing this module registers them."""
 
 from unrolled.models.crate import CRATE, CRATEBlock
+from unrolled.models.published import LoadReport, load_published
 from unrolled.models.registry import ModelInfo, create_model, list_models
+from unrolled.models.transfer import load_weights
 
-__all__ = ["CRATE", "CRATEBlock", "ModelInfo", "create_model", "list_models"]
+__all__ = [
+    "CRATE",
+    "CRATEBlock",
+    "LoadReport",
+    "ModelInfo",
+    "create_model",
+    "list_models",
+    "load_published",
+    "load_weights",
+]

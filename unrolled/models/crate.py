@@ -29,7 +29,8 @@ class CRATEBlock(nn.Module):
     | ISTA    | `ista`    |
     | LN, LN  | `norm1`, `norm2` |
 
-    The second half *replaces* the tokens: its identity is inside ISTA. Stochastic depth therefore acts on the first half only.
+    The second half *replaces* the tokens: its identity is inside ISTA. Stochastic depth therefore acts on the first
+    half only.
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class CRATEBlock(nn.Module):
 class CRATE(HubMixin, VisionTransformer):
     """Coding RATE reduction transformer (arXiv 2306.01129), with the published constructor's arguments.
 
-    Everything timm's `VisionTransformer` offers works: `forward_intermediates`, `features_only`, `reset_classifier`, `set_input_size`, gradient
-    checkpointing. Images of any size that the patch divides are accepted; positions are interpolated.
+    Everything timm's `VisionTransformer` offers works: `forward_intermediates`, `features_only`, `reset_classifier`,
+    `set_input_size`, gradient checkpointing. Images of any size that the patch divides are accepted; positions are
+    interpolated.
 
-    Departures from the published model, none of which changes its outputs at its own input size: position rows are resampled in two
-    dimensions at other sizes (published: an error, or the wrong rows); attention is PyTorch's fused kernel; `ISTA` is folded.
-    The published `dropout` reached MSSA's output only, and does so here.
+    Departures from the published model, none of which changes its outputs at its own input size: position rows are
+    resampled in two dimensions at other sizes (published: an error, or the wrong rows); attention is PyTorch's fused
+    kernel; `ISTA` is folded. The published `dropout` reached MSSA's output only, and does so here.
     """
 
     def __init__(
@@ -116,7 +118,8 @@ class CRATE(HubMixin, VisionTransformer):
             pool: `"cls"`, or `"mean"` over all tokens, class token included, as published; timm's names work too
                 (`"token"`, `"avg"` without the class token, ...).
             channels: colour channels of the input.
-            stem: `"layernorm"` (published: normalised patches, projected, normalised) or `"linear"`, which small patches need.
+            stem: `"layernorm"` (published: normalised patches, projected, normalised) or `"linear"`, which small
+                patches need.
             step_size: eta of ISTA.
             sparsity: lambda of ISTA.
             dropout: on MSSA's output.

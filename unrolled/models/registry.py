@@ -71,7 +71,7 @@ def _config(arch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
 
 
 def _build_crate(**kwargs: Any) -> CRATE:
-    """timm's names to the published constructor's; an explicit `pool` (kept by saved models) wins over `global_pool`."""
+    """timm's names to the published constructor's; an explicit `pool`, kept by saved models, wins over timm's."""
     pool = kwargs.pop("global_pool", None)
     if pool is not None:
         kwargs.setdefault("pool", pool)

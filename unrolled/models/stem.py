@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,8 +43,8 @@ class LayerNormStem(LinearStem):
     | Linear                 | `proj`       | `[d, c, p, p]` |
     | LayerNorm              | `norm`       | `[d]`          |
 
-    Departure: a patch is flattened as (channel, row, column), the order of a convolution's weight, where the published one
-    is (row, column, channel); `load_published` permutes.
+    Departure: a patch is flattened as (channel, row, column), the order of a convolution's weight, where the
+        published one is (row, column, channel); `load_published` permutes.
     """
 
     def __init__(
@@ -67,9 +66,7 @@ class LayerNormStem(LinearStem):
         return tokens.flatten(1, 2) if self.flatten else tokens
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
-        """Change the input size; another patch size is refused, because the patch normalisation has no resampled form."""
-        if patch_size is not None and torch.Size(
-            (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-        ) != torch.Size(self.patch_size):
+        """Change the input size; another patch size is refused: the patch normalisation has no resampled form."""
+        if patch_size is not None and to_2tuple(patch_size) != tuple(self.patch_size):
             raise ValueError("patch_size: cannot change on a LayerNorm stem; build a model with stem='linear'")
         super().set_input_size(img_size=img_size)

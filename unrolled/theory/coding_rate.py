@@ -148,8 +148,8 @@ def normalize_tokens(z: Tensor) -> Tensor:
 def _half_logdet(w: Tensor, alpha: float) -> Tensor:
     """1/2 logdet(I + alpha W W^T) for rows `w` [..., n, p], through the smaller of the two equal determinants.
 
-    A Cholesky factor gives it at once. Rounding can push tiny eigenvalues of a rank-deficient Gram matrix below -1 / alpha;
-    such matrices, and only they, take the eigenvalue route, where the clamp restores what is known exactly.
+    A Cholesky factor gives it at once. Rounding can push tiny eigenvalues of a rank-deficient Gram matrix below
+    -1 / alpha; such matrices, and only they, take the eigenvalue route, where the clamp restores what is known.
     """
     n, p = w.shape[-2:]
     gram = alpha * (w @ w.mT if n <= p else w.mT @ w)

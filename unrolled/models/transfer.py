@@ -1,0 +1,76 @@
+"""Starting a model from weights of the same architecture, another head or another input size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from unrolled.errors import MissingData
+from unrolled.models.published import LAYOUTS, LoadReport, StateDict, fill, load_published, unwrap
+from unrolled.models.weights import read_tensors
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+    """Copy weights into `model`: everything that fits, with positions resampled and a head of another size left as it
+    is.
+
+    Args:
+        model: a CRATE or timm vision transformer.
+        path: a folder written by `save_pretrained` or `unrolled convert`, a run folder, a published checkpoint, or a
+            file with a state dict.
+
+    Returns:
+        What was loaded, reshaped, left out (`missing`) and not needed (`ignored`).
+
+    Raises:
+        ValueError: the weights belong to another architecture; the message lists what differs.
+        MissingData, UnsafeFile, CorruptFile: as in `weights.read_tensors`.
+    """
+    state, layout = _read(model, Path(path))
+    own = model.state_dict()
+    report = LoadReport(layout)
+    tensors: StateDict = {}
+    head = getattr(model, "pretrained_cfg", {}).get("classifier", "head")
+    for key, tensor in state.items():
+        if key not in own:
+            report.ignored.append(key)
+        elif tensor.shape == own[key].shape:
+            tensors[key] = tensor
+        elif key.startswith(f"{head}."):
+            report.reshaped[key] = f"not loaded: {list(tensor.shape)} there, {list(own[key].shape)} here"
+        elif key == "pos_embed":
+            tensors[key] = _resample_positions(tensor, model)
+            report.reshaped[key] = f"resampled from {tensor.shape[1]} to {own[key].shape[1]} tokens"
+        else:
+            tensors[key] = tensor  # `fill` reports it with everything else that does not fit
+    needed = [key for key in own.keys() - state.keys() if not key.startswith(f"{head}.")]
+    if needed or len(report.ignored) > 2:
+        raise ValueError(
+            f"weights: {path} belongs to another architecture than {type(model).__name__}: "
+            f"it lacks {sorted(needed)[:5]} and has {sorted(report.ignored)[:5]} that the model has not"
+        )
+    report.mapped = {key: key for key in tensors}
+    fill(model, tensors, report)
+    return report
+
+
+def _read(model: nn.Module, path: Path) -> tuple[StateDict, str]:
+    """The state dict at `path` under our names, and what it was."""
+    if path.is_dir():
+        for candidate in (path / "model.safetensors", path / "model" / "model.safetensors"):
+            if candidate.is_file():
+                return unwrap(read_tensors(candidate)), "saved folder"
+        raise MissingData(f"weights: {path} has no model.safetensors, nor model/model.safetensors")
+    state = unwrap(read_tensors(path))
+    if any(layout.marker in state for layout in LAYOUTS):
+        heads = next((block.attn.heads for block in getattr(model, "blocks", []) if hasattr(block.attn, "heads")), None)
+        source = load_published(path, heads=heads)
+        return source.state_dict(), f"published {source.load_report.layout}"  # type: ignore[union-attr]
+    return state, "state dict"
+
+
+def _resample_positions(table: Tensor, model: nn.Module) -> Tensor:
+    prefix = 0 if model.no_embed_class else int(model.num_prefix_tokens)  # type: ignore[call-overload]
+    return resample_abs_pos_embed(table, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix)  # type: ignore[union-attr, arg-type]

@@ -1,0 +1,79 @@
+"""Reading files of tensors without running anything in them, and starting a model from them."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from unrolled.errors import CorruptFile, MissingData, UnsafeFile
+
+# what published training checkpoints are known to hold besides tensors; harmless to construct, allowed by name only
+ALLOWED_GLOBALS: dict[str, list[Any]] = {
+    "argparse.Namespace": [argparse.Namespace],
+    "numpy.scalar": [
+        np.dtype,
+        np._core.multiarray.scalar,  # type: ignore[attr-defined]
+        *(getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType")),
+    ],
+}
+
+
+def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
+    """Read a checkpoint file; only tensors and plain containers are ever built.
+
+    Args:
+        path: a `.safetensors` file, or anything `torch.save` wrote.
+        allow: names of `ALLOWED_GLOBALS` that may be constructed as well.
+
+    Returns:
+        What the file holds, on the CPU.
+
+    Raises:
+        MissingData: no such file.
+        UnsafeFile: the file asks for something else; the message names it.
+        CorruptFile: the file is truncated or damaged.
+        ValueError: `allow` has an unknown name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingData(f"{path}: no such checkpoint file")
+    unknown = set(allow) - ALLOWED_GLOBALS.keys()
+    if unknown:
+        raise ValueError(f"allow={sorted(unknown)}: only {sorted(ALLOWED_GLOBALS)} can be allowed")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CorruptFile(f"{path}: truncated or damaged safetensors file ({error})") from error
+    permitted = [thing for name in allow for thing in ALLOWED_GLOBALS[name]]
+    try:
+        with torch.serialization.safe_globals(permitted):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = _unsafe_globals(path, permitted)
+        if not wanted:
+            raise CorruptFile(f"{path}: truncated or damaged ({str(error).splitlines()[0]})") from error
+        options = [name for name in ALLOWED_GLOBALS if name not in allow]
+        raise UnsafeFile(
+            f"{path}: needs {', '.join(wanted)} to be read and was refused, not executed; if you trust it and that is "
+            f"in {options}, allow it by name, or re-save its state dict as safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise CorruptFile(f"{path}: truncated or damaged ({str(error).splitlines()[0]})") from error
+
+
+def _unsafe_globals(path: Path, permitted: list[Any]) -> list[str]:
+    try:
+        with torch.serialization.safe_globals(permitted):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile):
+        return []
