@@ -103,7 +103,7 @@ class ISTA(nn.Module):
     def _fold(self) -> tuple[Tensor, Tensor]:
         """A = I + eta D^T (I - D) `[d, d]` and the bias -eta lambda `[d]`, in float32 at least, autocast or not."""
         with torch.autocast(self.dictionary.device.type, enabled=False):
-            d = self.dictionary
+            d: Tensor = self.dictionary
             d = d.float() if d.dtype in (torch.float16, torch.bfloat16) else d
             identity = torch.eye(self.dim, dtype=d.dtype, device=d.device)
             affine = identity + self.step_size * (d.mT @ (identity - d))

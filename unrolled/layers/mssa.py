@@ -21,8 +21,11 @@ class MSSA(nn.Module):
     | W           | `output.weight`          | `[d, h * p]`; with `output="tied"` it is `scale` * [U_1 ... U_K] |
     | K, p        | `heads`, `dim_head`      | integers; h * p may differ from d |
 
-    Objective: `theory.subspace_coding_rate`. With tied output, `z + MSSA(z)` follows -grad R^c approximately; the tests
-    state the cosine and that R^c falls.
+    Objective: `theory.subspace_coding_rate`, descended *approximately*. With tied output the derived step
+    Z + kappa alpha (MSSA(Z) - Z) lowers R^c; on 197 unit-norm tokens near orthonormal subspaces its cosine with
+    -grad R^c is 0.995, 0.982 and 0.934 at eps 1, 0.5 and 0.1. It is 0.4 for tokens of norm sqrt(d), which attend
+    mostly to themselves. The residual form Z + MSSA(Z) of the published model drops the shrinking term
+    -kappa alpha Z, and then R^c rises.
 
     Departures from the derivation, all of them the published model's own: a learned, biased W replaces p / (N eps^2)
     [U_1 ... U_K] (`output="learned"`; the derivation's is `"tied"`); logits are divided by sqrt(p); the U_k are not

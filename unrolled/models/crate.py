@@ -103,6 +103,7 @@ class CRATE(HubMixin, VisionTransformer):
         emb_dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
+        fc_norm: bool | None = None,
         **block_args: Any,
     ) -> None:
         """Build the model.
@@ -126,6 +127,7 @@ class CRATE(HubMixin, VisionTransformer):
             emb_dropout: on the embedded tokens.
             drop_path_rate: stochastic depth of the last layer's MSSA, growing linearly from 0.
             drop_rate: dropout before the classifier.
+            fc_norm: normalise after pooling instead of before; default: when tokens are averaged.
             **block_args: further arguments of `CRATEBlock`: `output`, `learn_step_size`, `learn_sparsity`.
 
         Raises:
@@ -164,6 +166,7 @@ class CRATE(HubMixin, VisionTransformer):
             depth=depth,
             num_heads=heads,
             pool_include_prefix=pool == "mean",
+            fc_norm=fc_norm,
             dynamic_img_size=True,
             drop_rate=drop_rate,
             pos_drop_rate=emb_dropout,
@@ -183,6 +186,7 @@ class CRATE(HubMixin, VisionTransformer):
             "num_heads": heads,
             "dim_head": dim_head,
             "pool": pool,
+            "fc_norm": fc_norm,
             "stem": stem,
             "step_size": step_size,
             "sparsity": sparsity,

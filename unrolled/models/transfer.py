@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -71,6 +72,6 @@ def _read(model: nn.Module, path: Path) -> tuple[StateDict, str]:
     return state, "state dict"
 
 
-def _resample_positions(table: Tensor, model: nn.Module) -> Tensor:
-    prefix = 0 if model.no_embed_class else int(model.num_prefix_tokens)  # type: ignore[call-overload]
-    return resample_abs_pos_embed(table, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix)  # type: ignore[union-attr, arg-type]
+def _resample_positions(table: Tensor, model: Any) -> Tensor:
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    return resample_abs_pos_embed(table, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix)

@@ -32,7 +32,7 @@ class TrainConfig:
     image_size: int | None = None
     """Side in pixels; default: the model's own input size."""
     val_fraction: float = 0.0
-    """Share of the training split held out, stratified, for validation; the test split is looked at once, at the end."""
+    """Share of the training split held out, stratified, for validation; the test split is looked at once, at the end"""
     workers: int = 0
     """Loader processes; 0 loads in the training process."""
     on_error: Literal["raise", "skip"] = "raise"
