@@ -7,9 +7,9 @@ import pytest
 import timm
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import unrolled
+from tests.oracles import PublishedCRATE
 from unrolled.models import CRATE, create_model, list_models
 
 PUBLISHED_PARAMETERS = {
@@ -21,28 +21,12 @@ PUBLISHED_PARAMETERS = {
 small = partial(CRATE, image_size=16, patch_size=4, num_classes=5, dim=24, depth=3, heads=4)
 
 
-def published_form(model: CRATE, images: torch.Tensor) -> torch.Tensor:
-    """The whole published network, written plainly: explicit softmax, three dictionary products."""
-    stem, p = model.patch_embed, model.patch_embed.patch_size[0]
-    patches = F.unfold(images, p, stride=p).mT
-    z = stem.norm(F.linear(stem.patch_norm(patches), stem.proj.weight.flatten(1), stem.proj.bias))
-    z = torch.cat([model.cls_token.expand(len(z), -1, -1), z], 1) + model.pos_embed
-    for block in model.blocks:
-        attn, ista = block.attn, block.ista
-        w = attn.subspaces(block.norm1(z)).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        maps = (w @ w.mT * attn.dim_head**-0.5).softmax(-1)
-        z = z + attn.output((maps @ w).transpose(1, 2).flatten(2))
-        x, d = block.norm2(z), ista.dictionary
-        z = torch.relu(x + 0.1 * (F.linear(x, d.mT) - F.linear(F.linear(x, d), d.mT)) - 0.1 * 0.1)
-    return model.head(model.norm(z[:, 0]))
-
-
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_output_and_gradients_equal_the_published_form(mode):
     model = getattr(small(), mode)()
     slow = copy.deepcopy(model)
     images = torch.randn(3, 3, 16, 16)
-    out, reference = model(images), published_form(slow, images)
+    out, reference = model(images), PublishedCRATE(slow)(images)
     torch.testing.assert_close(out, reference, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(model(images), reference, rtol=1e-5, atol=1e-5)
@@ -94,7 +78,7 @@ def test_any_size_the_patch_divides_is_accepted_and_uses_interpolated_positions(
 def test_a_rectangular_native_size_keeps_its_own_positions():
     model = small(image_size=(8, 24)).eval()
     images = torch.randn(2, 3, 8, 24)
-    torch.testing.assert_close(model(images), published_form(model, images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(images), PublishedCRATE(model)(images), rtol=1e-4, atol=1e-5)
 
 
 def test_pool_mean_averages_the_class_token_too_and_timm_avg_does_not():

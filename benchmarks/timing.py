@@ -1,0 +1,49 @@
+"""Timing that survives a noisy machine: variants interleaved, minimum of many rounds, ratios from one run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def interleaved(variants: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, float]:
+    """Seconds of each variant: the minimum over `rounds`, every round running all of them in turn, after a warm-up."""
+    best = dict.fromkeys(variants, float("inf"))
+    for _ in range(2):
+        for run in variants.values():
+            run()
+    _synchronize()
+    for _ in range(rounds):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            _synchronize()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def matmul_peak(dtype: torch.dtype, device: str = "cpu", size: int = 2048) -> float:
+    """FLOP/s of a large square matrix product on this machine, the best of several."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = interleaved({"product": lambda: a @ b}, rounds=7)["product"]
+    return 2 * size**3 / seconds
+
+
+def machine(device: str = "cpu") -> str:
+    """One line naming the hardware and versions."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as info:
+            name = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), name)
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
