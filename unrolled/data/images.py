@@ -87,7 +87,7 @@ def open_images(
         raise ValueError(
             f"split: {name} has no validation split of its own; give val_fraction a share of the training split"
         )
-    return _divide(train, val_fraction, seed + 1, ("train", "val"))[split]
+    return _divide(train, val_fraction, seed, ("train", "val"))[split]
 
 
 def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed: int) -> Splits:
