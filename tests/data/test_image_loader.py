@@ -130,6 +130,13 @@ def test_augmentation_differs_between_epochs_but_not_between_batch_sizes(source:
     assert any(changed) == transform.spec.augment
 
 
+@pytest.mark.parametrize("transform", [augmented(pad_crop=8), augmented()])
+def test_images_of_a_batch_are_augmented_independently(source: ArraySource, transform: ImageTransform) -> None:
+    alike = ArraySource(source.take(np.zeros(20, int))[0], np.zeros(20, int), classes=["x"], title="one picture")
+    batch = next(train_loader(alike, transform, batch_size=20, seed=0))
+    assert len(batch.images.flatten(1).unique(dim=0)) > 10
+
+
 def test_the_callers_generators_are_left_alone(source: ArraySource) -> None:
     def draws() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))

@@ -128,6 +128,8 @@ def test_batched_crops_equal_torchvisions(
 @pytest.mark.parametrize(("native", "channels"), [(1, 1), (3, 3), (1, 3)])
 def test_batched_normalisation_is_the_same_arithmetic(native: int, channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, native), dtype=np.uint8)
-    transform = eval_transform((channels, 8, 8), RGB, (0.2, 0.3, 0.4))
+    # 8 / 0.9 rounds down to 8, so that nothing is resized either
+    transform = eval_transform((channels, 8, 8), RGB, (0.2, 0.3, 0.4), crop_pct=0.9)
     assert transform.spec.batchable((native, 8, 8))
+    assert not eval_transform((channels, 8, 8), RGB, (0.2, 0.3, 0.4), crop_pct=0.8).spec.batchable((native, 8, 8))
     assert torch.equal(transform.batch(pixels, None), torch.stack([transform(image) for image in pixels]))

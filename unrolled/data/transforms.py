@@ -6,6 +6,7 @@ crop, flip), and do a whole batch of decoded pixels at once with the same arithm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ class TransformSpec:
         ):
             return False
         if not self.augment:
-            return self.crop_pct == 1.0
+            return all(math.floor(side / self.crop_pct) == side for side in self.input_size[1:])
         plain = not (self.color_jitter or self.auto_augment or self.random_erasing)
         return self.pad_crop is not None and plain
 
