@@ -260,12 +260,13 @@ def test_images_without_a_use_are_found_in_memory_too() -> None:
             assert len(batches[1].skipped) == 1
 
 
-def test_a_batch_of_bad_images_only_is_an_error() -> None:
-    source = _Counting()
-    loader = eval_loader(Subset(source, np.array([0, 3, 4])), evaluation(), batch_size=1, on_error="skip")
-    assert len(next(loader)) == 1
-    with pytest.raises(TrainingStopped, match="none of its 1 images can be used; the first is fake-3"):
-        next(loader)
+def test_a_batch_of_bad_images_only_stops_training_and_is_empty_in_evaluation() -> None:
+    source = Subset(_Counting(), np.array([3, 4]))
+    with pytest.raises(TrainingStopped, match=r"none of its 2 images can be used; the first is fake-\d"):
+        next(train_loader(source, augmented(), batch_size=2, seed=0, on_error="skip"))
+    batch = next(eval_loader(source, evaluation(), batch_size=2, on_error="skip"))
+    assert batch.images.shape == (0, 3, 12, 12)
+    assert [name.split()[0] for name in batch.skipped] == ["fake-3", "fake-4"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -102,7 +102,8 @@ def train_loader(
 
     Raises:
         ValueError: an argument out of range, or (while iterating) a label outside the classes.
-        TrainingStopped: while iterating: an unusable image with on_error "raise", or no usable image in a batch.
+        TrainingStopped: while iterating: an unusable image with on_error "raise", or no usable image in this process's
+            share of a batch.
     """
     per_epoch = steps_per_epoch(source, batch_size)
     _check(source, seed=seed, rank=rank, world_size=world_size, workers=workers, on_error=on_error)
@@ -127,8 +128,9 @@ def eval_loader(
 ) -> Iterator[Batch]:
     """Every image once, in order; the last batch may be smaller.
 
-    Each process gets every `world_size`-th image of each batch, none twice, and as many batches as the others (a last
-    batch of fewer images than processes is empty on some). Other arguments and errors as in `train_loader`.
+    Each process gets every `world_size`-th image of each batch, none twice, and as many batches as the others. A batch
+    may therefore be empty, images [0, c, h, w]: where the last one has fewer images than there are processes, and where
+    all its images were skipped. Other arguments and errors as in `train_loader`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
@@ -212,8 +214,7 @@ class _Steps(Dataset):
     def batch(self, step: int) -> Batch:
         epoch, indices = self.plan(step)
         if len(indices) == 0:
-            size = self.transform.spec.input_size if isinstance(self.transform, ImageTransform) else (0, 0, 0)
-            return Batch(torch.zeros((0, *size)), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+            return self._empty([])
         images, labels, bad = self.gather(indices, epoch)
         outside = np.flatnonzero((labels < 0) | (labels >= len(self.source.classes)))
         for position in outside:
@@ -232,6 +233,8 @@ class _Steps(Dataset):
             )
         good = np.array([p for p in range(len(indices)) if p not in bad], np.int64)
         if len(good) == 0:
+            if isinstance(self.plan, _EvalPlan):
+                return self._empty(named)
             raise TrainingStopped(
                 f"batch {step}: none of its {len(indices)} images can be used; the first is {named[0]}"
             )
@@ -241,6 +244,11 @@ class _Steps(Dataset):
             torch.from_numpy(indices[good].astype(np.int64)),
             named,
         )
+
+    def _empty(self, skipped: list[str]) -> Batch:
+        size = self.transform.spec.input_size if isinstance(self.transform, ImageTransform) else (0, 0, 0)
+        none = torch.zeros(0, dtype=torch.long)
+        return Batch(torch.zeros((0, *size)), none, none.clone(), skipped)
 
 
 # images [b, c, h, w] (rows of bad ones undefined), labels int64 [b], {position: reason} of the bad ones
