@@ -53,8 +53,9 @@ def _rebuilt(model: nn.Module) -> nn.Module | None:
     if not any(base.__module__ == "transformers.modeling_utils" for base in type(model).__mro__):
         return None
     fresh = type(model)(copy.deepcopy(config))
-    for new, old in zip(fresh.parameters(), model.parameters(), strict=True):
-        new.data = new.data.to(old.dtype)
+    for tensors in (nn.Module.parameters, nn.Module.buffers):
+        for new, old in zip(tensors(fresh), tensors(model), strict=True):
+            new.data = new.data.to(old.dtype)
     return fresh
 
 
@@ -62,6 +63,7 @@ def _reset(model: nn.Module) -> nn.Module:
     # what no initialisation writes is still NaN at the end
     with torch.no_grad():
         for parameter in model.parameters():
+            parameter.grad = None
             parameter.fill_(float("nan"))
         for initialise in _initialisers(model):
             initialise()

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from unrolled.instruments.anatomy import FIRST_NORM, child, find_stacks, head_subspaces, unwrap
 from unrolled.instruments.control import untrained_control
 from unrolled.instruments.trace import Trace
-from unrolled.theory import coding_rate, normalize_tokens, subspace_coding_rate
+from unrolled.theory import coding_rate, normalize_tokens
 
 POINTS = ("z", "half", "next")
 # where the key without a suffix is taken from
@@ -68,9 +68,9 @@ def layerwise(
 
     Returns:
         One flat dictionary of floats for each layer. `layer` counts from 0; `rate`, `subspace_rate`, `effective_rank`,
-        `nonzero` and `l1` are means over images, each also with the suffixes `_z`, `_half` and `_next`, and every one of
-        these again with `_std` (unbiased standard deviation over images, 0 for a single one) and `_se` (standard error
-        of the mean). `incoherence` and `images` (how many) have no spread.
+        `nonzero` and `l1` are means over images, each also with the suffixes `_z`, `_half` and `_next`, and every one
+        of these again with `_std` (unbiased standard deviation over images, 0 for a single one) and `_se` (standard
+        error of the mean). `incoherence` and `images` (how many) have no spread.
 
     Raises:
         ValueError: no images, wrong shape, non-finite pixels or activations, unknown protocol, or a model without known
@@ -126,9 +126,9 @@ def trace_report(
 def incoherence(subspaces: Tensor) -> float:
     """How far apart the heads' subspaces are: 1 if mutually orthogonal, 0 if they coincide.
 
-    1 minus the mean over pairs of heads of ||Q_i^T Q_j||_F / sqrt(min(r_i, r_j)), with Q an orthonormal basis of the span
-    and r its dimension: the root mean square cosine of the principal angles. Random subspaces of dimension p in R^d give
-    about 1 - sqrt(p / d).
+    1 minus the mean over pairs of heads of ||Q_i^T Q_j||_F / sqrt(min(r_i, r_j)), with Q an orthonormal basis of the
+    span and r its dimension: the root mean square cosine of the principal angles. Random subspaces of dimension p in
+    R^d give about 1 - sqrt(p / d).
 
     Args:
         subspaces: `[h, d, p]`; need not be orthonormal or of full rank. Fewer than two heads are incoherent: 1.
@@ -148,18 +148,31 @@ def incoherence(subspaces: Tensor) -> float:
     return float(1 - (cosine.sum() - cosine.diagonal().sum()) / (h * (h - 1)))
 
 
-def _effective_rank(u: Tensor) -> Tensor:
-    """exp(entropy) of the normalised singular values of `u` [b, n, d]; 0 where all tokens are zero."""
-    gram = u @ u.mT if u.shape[-2] <= u.shape[-1] else u.mT @ u
+def _spectral(u: Tensor, eps: float) -> dict[str, Tensor]:
+    """`rate` and `effective_rank` of tokens `u` [b, n, d], both from one spectrum of the smaller Gram matrix.
+
+    The rate is `theory.coding_rate` to rounding; the effective rank needs the eigenvalues anyway. Zero tokens: both 0.
+    """
+    n, d = u.shape[-2:]
+    gram = u @ u.mT if n <= d else u.mT @ u
     if gram.device.type == "mps":  # has no eigenvalue solver
         gram = gram.cpu()
-    spectrum = torch.linalg.eigvalsh(gram)
+    spectrum = torch.linalg.eigvalsh(gram).clamp_min(0)
+    rate = 0.5 * (d / (n * eps**2) * spectrum).log1p().sum(-1)
     # rounding leaves a floor under the spectrum; its square roots would add up to a rank that is not there
-    floor = spectrum.amax(-1, keepdim=True) * max(u.shape[-2:]) * torch.finfo(u.dtype).eps
+    floor = spectrum.amax(-1, keepdim=True) * max(n, d) * torch.finfo(u.dtype).eps
     singular = torch.where(spectrum > floor, spectrum, 0).sqrt()
     total = singular.sum(-1, keepdim=True)
-    p = singular / torch.where(total > 0, total, 1)
-    return torch.where(total[..., 0] > 0, torch.special.entr(p).sum(-1).exp(), 0).to(u.device)
+    entropy = torch.special.entr(singular / torch.where(total > 0, total, 1)).sum(-1)
+    rank = torch.where(total[..., 0] > 0, entropy.exp(), 0)
+    return {"rate": rate.to(u.device), "effective_rank": rank.to(u.device)}
+
+
+def _project(z: Tensor, subspaces: Tensor) -> Tensor:
+    """U_k^T z for every head: `[b, n, d]`, `[h, d, p]` -> `[b, h, n, p]`, contiguous for the products that follow."""
+    h, d, p = subspaces.shape
+    w = z.flatten(0, 1) @ subspaces.transpose(0, 1).reshape(d, h * p)
+    return w.view(*z.shape[:2], h, p).transpose(1, 2).contiguous()
 
 
 class _Meter:
@@ -214,24 +227,20 @@ class _Meter:
             z = z.flatten(1, 2)
         if z.dim() != 3:
             raise ValueError(f"model: {name} has shape {tuple(tensor.shape)}, needs tokens [b, n, d]")
+        if not bool(torch.isfinite(z).all()):  # checked here: an eigenvalue solver does not survive it
+            raise ValueError(f"model: the tokens at {name} are not finite")
         if name in self.codes:
             self.values[self.codes[name], "nonzero"] = _nonzero(z)
         if name in self.projections:
             layer = self.projections[name]
-            heads, d, p = self.subspaces[layer].shape
-            w = (z @ self.subspaces[layer].transpose(0, 1).reshape(d, heads * p)).unflatten(-1, (heads, p))
-            w = normalize_tokens(w.transpose(1, 2))
+            w = normalize_tokens(_project(z, self.subspaces[layer]))
             self.values[layer, "subspace_rate"] = coding_rate(w, PUBLISHED_EPS).sum(-1)
         if name in self.points:
             u = normalize_tokens(z)
-            shared = {
-                "rate": coding_rate(u, self.eps),
-                "effective_rank": _effective_rank(u),
-                "nonzero": _nonzero(z),
-                "l1": z.abs().mean((1, 2)),
-            }
+            shared = {**_spectral(u, self.eps), "nonzero": _nonzero(z), "l1": z.abs().mean((1, 2))}
             for layer, point in self.points[name]:
-                rate = subspace_coding_rate(u, self.subspaces[layer], self.eps)
+                # R of the projections of one head is that head's term of R^c
+                rate = coding_rate(_project(u, self.subspaces[layer]), self.eps).sum(-1)
                 for key, value in {**shared, "subspace_rate": rate}.items():
                     self.values[layer, f"{key}_{point}"] = value
 
@@ -250,8 +259,6 @@ class _Meter:
                             f"model: {self.names[layer]} has no tokens at Z+half: its halves run in parallel"
                         )
                     for suffix, value in zip(("", "_std", "_se"), found[source], strict=True):
-                        if not math.isfinite(value):
-                            raise ValueError(f"model: {name} of layer {layer} is {value}: its tokens are not finite")
                         row[name + suffix] = value
             row["incoherence"] = incoherence(self.subspaces[layer])
             row["images"] = float(self.spread.count)
@@ -354,7 +361,7 @@ def _norm_path(path: str, block: nn.Module) -> str:
 
 
 def _nonzero(z: Tensor) -> Tensor:
-    return torch.count_nonzero(z, dim=(1, 2)) / (z.shape[1] * z.shape[2])
+    return (z != 0).flatten(1).sum(1, dtype=torch.int32) / (z.shape[1] * z.shape[2])
 
 
 def _full(tensor: Tensor) -> Tensor:
