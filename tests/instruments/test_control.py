@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from unrolled.instruments import untrained_control
+from unrolled.models import CRATE
+
+
+def crate() -> nn.Module:
+    return CRATE(image_size=32, patch_size=8, num_classes=10, dim=24, depth=2, heads=3).eval()
+
+
+def vit() -> nn.Module:
+    return timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=10, init_values=1e-3
+    ).eval()
+
+
+def trained(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(3.0)
+    return model
+
+
+@pytest.mark.parametrize("make", [crate, vit, lambda: timm.create_model("resnet18", num_classes=3)])
+def test_control_is_fresh_and_reproducible(make) -> None:
+    model = trained(make())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    control = untrained_control(model, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    again = dict(untrained_control(model, seed=1).named_parameters())
+    other = dict(untrained_control(model, seed=2).named_parameters())
+    fresh = make()
+    for name, parameter in control.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+        assert torch.equal(parameter, again[name]), name
+        ours, theirs = parameter.detach(), dict(fresh.named_parameters())[name].detach()
+        assert ours.shape == theirs.shape
+        if ours.numel() > 500:  # drawn from the same distribution as a new model's
+            assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.25, abs=1e-6), name
+        elif ours.std() == 0:
+            assert torch.equal(ours, theirs), name
+    assert any(not torch.equal(p, other[n]) for n, p in control.named_parameters())
+    assert control.training == model.training
+
+
+def test_hugging_face_and_plain_modules() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32)
+    model = trained(transformers.ViTModel(config)).to(torch.bfloat16).eval()
+    control = untrained_control(model)
+    assert control.dtype == torch.bfloat16
+    assert not control.training
+    assert float(control.layernorm.weight.detach().float().mean()) == 1
+    same = untrained_control(model)
+    assert all(torch.equal(a, b) for a, b in zip(control.parameters(), same.parameters(), strict=True))
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    encoder.requires_grad_(False)
+    control = untrained_control(encoder)
+    assert not any(p.requires_grad for p in control.parameters())
+
+
+def test_a_parameter_nobody_initialises_is_named() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.gain = nn.Parameter(torch.ones(2))
+
+    with pytest.raises(ValueError, match=r"initialises 1\.gain"):
+        untrained_control(nn.Sequential(nn.Linear(2, 2), Scaled()))

@@ -1,0 +1,219 @@
+"""Where things happen in a transformer: the stacks of blocks in a model, and the parts of a block by their role.
+
+Nothing here knows a model class of this package. Parts are recognised by the attribute names that timm, Hugging Face
+and PyTorch use, so a model written tomorrow in the same habit is understood too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+ATTENTION = ("attn", "attention", "self_attn", "self_attention", "SelfAttention", "mssa", "tssa", "cbsa", "mesa")
+SECOND = ("ista", "mlp", "ffn", "feed_forward", "feedforward", "DenseReluDense")
+# first and last module of a second half that has no module of its own
+SECOND_PAIRS = (("linear1", "linear2"), ("fc1", "fc2"), ("intermediate", "output.dropout"))
+# a norm that reads the tokens between the halves; of several that exist the first listed is meant
+MIDDLE_NORM = (
+    "norm2",
+    "ln_2",
+    "layernorm_after",
+    "pre_feedforward_layernorm",
+    "post_attention_layernorm",
+    "layer_norm2",
+    "final_layer_norm",
+)
+FIRST_NORM = ("norm1", "ln_1", "layernorm_before", "input_layernorm", "layer_norm1", "self_attn_layer_norm")
+FINAL_NORM = ("norm", "layernorm", "ln_f", "final_layernorm", "final_layer_norm", "post_layernorm")
+HEAD = ("head", "classifier", "lm_head", "score")
+VALUE = ("v_proj", "value", "v_lin", "to_v")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks that follow each other. `prefix` is empty for the only or main one, else like `"decoder/"`."""
+
+    prefix: str
+    blocks: tuple[tuple[str, nn.Module], ...]
+    """Module path and module of each block, in order."""
+
+    def name(self, index: int) -> str:
+        """Stable name of block `index`, e.g. `"block03"`."""
+        return f"{self.prefix}block{index:02d}"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one block by role. None where a block has no such part."""
+
+    attention: nn.Module | None
+    """The attention layer itself."""
+    branch: nn.Module | None
+    """Its output is what attention adds to the residual stream (after layer scale and stochastic depth)."""
+    halves: tuple[nn.Module, ...]
+    """The first of these to run after attention reads Z+half."""
+    second: nn.Module | None
+    """Its output is what the second half adds, or, for ISTA, what replaces the tokens."""
+    second_name: str
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside data-parallel and Fabric wrappers.
+
+    Raises:
+        ValueError: `model` is compiled; its hooks would be silently skipped.
+    """
+    while True:
+        if hasattr(model, "_orig_mod"):
+            raise ValueError("model: a compiled model skips hooks; pass the model as it was before torch.compile")
+        children = list(model.children())
+        inner = getattr(model, "module", None)
+        if len(children) == 1 and isinstance(inner, nn.Module) and inner is children[0]:
+            model = inner
+        else:
+            return model
+
+
+def find_stacks(model: nn.Module) -> list[Stack]:
+    """All stacks of transformer blocks, in module order; empty if there is none.
+
+    Lists of blocks that own an attention layer are taken; where there are none, the outermost lists whose every element
+    contains one somewhere.
+    """
+    lists = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0
+    ]
+    found = [item for item in lists if all(child(b, ATTENTION) is not None for b in item[1])]
+    if not found:
+        for path, module in lists:
+            inside = any(path.startswith(f"{outer}.") for outer, _ in found)
+            if not inside and all(descendant(b, ATTENTION) is not None for b in module):
+                found.append((path, module))
+    merged: dict[str, list[tuple[str, nn.Module]]] = {}
+    for path, module in found:
+        prefix = "" if len(found) == 1 else _prefix(path)
+        blocks = ((f"{path}.{key}".lstrip("."), block) for key, block in module.named_children())
+        merged.setdefault(prefix, []).extend(blocks)
+    return [Stack(prefix, tuple(blocks)) for prefix, blocks in merged.items()]
+
+
+def find_parts(block: nn.Module) -> Parts:
+    """The parts of `block` by role."""
+    attention = descendant(block, ATTENTION)
+    name = next((n for n in SECOND if _has(block, n)), "mlp")
+    second = descendant(block, SECOND)
+    start = second
+    if second is None:
+        for first, last in SECOND_PAIRS:
+            start, second = _get(block, first), _get(block, last)
+            if start is not None and second is not None:
+                break
+            start = second = None
+    middle = child(block, MIDDLE_NORM)
+    # without a norm of its own in between, the second half reads Z+half only in post-norm blocks
+    post_norm = _has(block, "intermediate") or _has(block, "sa_layer_norm")
+    halves = [m for m in (middle, start if middle is not None or post_norm else None) if m is not None]
+    branch = attention
+    own = _has(block, "drop_path1") or _has(block, "ls1")  # else one stochastic depth may serve both halves
+    for path in ("ls1", "layer_scale1", "drop_path1") if own else ("layer_scale1", "drop_path"):
+        branch = _get(block, path) or branch
+    if attention is not None and _has(attention, "output.LayerNorm"):  # BERT adds and normalises inside its attention
+        branch = _get(attention, "output.dropout") or branch
+    for path in ("ls2", "layer_scale2", "drop_path2"):
+        second = _get(block, path) or second
+    if _has(block, "pre_feedforward_layernorm"):  # norms on both sides of each half, as in Gemma 2
+        branch = _get(block, "post_attention_layernorm") or branch
+        second = _get(block, "post_feedforward_layernorm") or second
+    return Parts(attention, branch, tuple(halves), second, "ista" if name == "ista" else "mlp")
+
+
+def final_sites(model: nn.Module, stacks: list[Stack]) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of what comes after the blocks: `norm`, `fc_norm`, `head`, with the prefix of their stack."""
+    inside = tuple(f"{path}." for stack in stacks for path, _ in stack.blocks)
+    seen: set[str] = set()
+    order = {"norm": 0, "fc_norm": 1, "head": 2}
+    roles = {"fc_norm": "fc_norm", **dict.fromkeys(FINAL_NORM, "norm"), **dict.fromkeys(HEAD, "head")}
+    found: list[tuple[str, nn.Module]] = []
+    for path, module in model.named_modules():
+        parts = path.split(".")
+        if path.startswith(inside) or len(parts) > 3 or isinstance(module, nn.Identity):
+            continue
+        prefix = next((s.prefix for s in stacks if s.prefix and parts[0].startswith(s.prefix[:-1])), "")
+        role = roles.get(parts[-1].removeprefix(f"{prefix[:-1]}_"))
+        if role is None or any("embed" in part for part in parts):
+            continue
+        if f"{prefix}{role}" not in seen:
+            seen.add(f"{prefix}{role}")
+            found.append((f"{prefix}{role}", module))
+    yield from sorted(found, key=lambda item: order[item[0].rsplit("/", 1)[-1]])
+
+
+def head_subspaces(block: nn.Module) -> Tensor:
+    """The subspaces of a block's heads, U_k, as `theory` takes them.
+
+    White-box attention: its own `subspaces`. A plain transformer: its per-head value projections, the directions of the
+    tokens that each head reads out. Biases are no part of a subspace.
+
+    Returns:
+        `[h, d, p]` in the weight's dtype, detached.
+
+    Raises:
+        ValueError: the block has no attention layer, or none whose projection is known.
+    """
+    attention = descendant(block, ATTENTION)
+    if attention is None:
+        raise ValueError(f"{type(block).__name__}: has no attention layer, so no subspaces")
+    for name, fused in (("subspaces", 1), ("qkv", 3)):
+        linear = _get(attention, name)
+        heads = getattr(attention, "heads", None) or getattr(attention, "num_heads", None)
+        if isinstance(linear, nn.Linear) and isinstance(heads, int):
+            weight = linear.weight.detach().chunk(fused)[-1]
+            if weight.shape[0] % heads == 0:
+                return weight.unflatten(0, (heads, -1)).mT
+    for module in attention.modules():
+        linear = child(module, VALUE)
+        width = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
+        if isinstance(linear, nn.Linear) and isinstance(width, int):
+            return linear.weight.detach().unflatten(0, (-1, width)).mT
+    raise ValueError(
+        f"{type(attention).__name__}: cannot tell its heads' subspaces; needs a Linear named `subspaces`, `qkv` or "
+        f"one of {VALUE} and a head count"
+    )
+
+
+def child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """The first direct child with one of `names`."""
+    return next((found for name in names if (found := _get(module, name)) is not None), None)
+
+
+def descendant(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """The first direct child with one of `names`, or else the first module of that name further inside."""
+    direct = child(module, names)
+    if direct is not None:
+        return direct
+    return next((m for path, m in module.named_modules() if path.rsplit(".", 1)[-1] in names), None)
+
+
+def _get(module: nn.Module, path: str) -> nn.Module | None:
+    found: object = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    return _get(module, path) is not None
+
+
+def _prefix(path: str) -> str:
+    """`blocks` -> "", `decoder_blocks` -> "decoder/", `text_model.encoder.layers` -> "text_model/"."""
+    top = path.split(".")[0]
+    for ending in ("blocks", "block", "layers", "layer", "stages"):
+        if top == ending:
+            return ""
+        top = top.removesuffix(f"_{ending}")
+    return f"{top}/"

@@ -1,0 +1,95 @@
+"""The untrained control: the same architecture with fresh weights."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def untrained_control(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy of `model` with every parameter initialised anew; what a trace of a trained model is compared with.
+
+    Initialisation is the model's own: `reset_parameters` and `init_weights` of every module that has them, children
+    first, so that the whole model has the last word (CRATE, timm); a Hugging Face model is built again from its config.
+    Buffers are kept, except those that `reset_parameters` resets, such as running statistics.
+
+    Args:
+        model: trained or not; it is left as it is.
+        seed: of the new weights. The global random state is not touched; the copy is initialised on the CPU, so that
+            the same seed gives the same weights on every device.
+
+    Returns:
+        The control, on the same devices and in the same dtype and mode as `model`.
+
+    Raises:
+        ValueError: a parameter is not reached by any initialisation; it is named.
+    """
+    devices = {name: p.device for name, p in model.named_parameters()}
+    where = next(iter(devices.values()), torch.device("cpu"))
+    if len(set(devices.values())) > 1:
+        raise ValueError(
+            f"model: its parameters lie on several devices, {sorted(map(str, set(devices.values())))}; move it to one"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        control = _rebuilt(model) or _reset(copy.deepcopy(model).cpu())
+    for fresh, original in zip(control.parameters(), model.parameters(), strict=True):
+        fresh.requires_grad_(original.requires_grad)
+    for new, old in zip(control.modules(), model.modules(), strict=True):
+        new.training = old.training
+    return control.to(where)
+
+
+def _rebuilt(model: nn.Module) -> nn.Module | None:
+    """A Hugging Face model made again from its config, in the dtypes of `model`; None for other models.
+
+    Its own initialisation marks modules as done, so it cannot be run a second time on a copy.
+    """
+    config = getattr(model, "config", None)
+    if not any(base.__module__ == "transformers.modeling_utils" for base in type(model).__mro__):
+        return None
+    fresh = type(model)(copy.deepcopy(config))
+    for tensors in (nn.Module.parameters, nn.Module.buffers):
+        for new, old in zip(tensors(fresh), tensors(model), strict=True):
+            new.data = new.data.to(old.dtype)
+    return fresh
+
+
+def _reset(model: nn.Module) -> nn.Module:
+    # what no initialisation writes is still NaN at the end
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.grad = None
+            parameter.fill_(float("nan"))
+        for initialise in _initialisers(model):
+            initialise()
+    missed = [name for name, parameter in model.named_parameters() if bool(parameter.isnan().any())]
+    if missed:
+        shown = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
+        raise ValueError(f"model: no reset_parameters or init_weights initialises {shown}; give its module one")
+    return model
+
+
+def _initialisers(model: nn.Module) -> list[Callable[[], object]]:
+    """Every initialising method that can be called without arguments, children before parents."""
+    found: list[Callable[[], object]] = []
+
+    def visit(module: nn.Module) -> None:
+        for child in module.children():
+            visit(child)
+        for name in ("reset_parameters", "_reset_parameters", "init_weights"):
+            method = getattr(module, name, None)
+            if callable(method) and _needs_nothing(method):
+                found.append(method)
+
+    visit(model)
+    return found
+
+
+def _needs_nothing(method: Callable[..., object]) -> bool:
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(p.default is not p.empty or p.kind in free for p in inspect.signature(method).parameters.values())
