@@ -75,9 +75,7 @@ def main() -> None:
         "CRATE fp32": flops(crate, images),
     }
     work["CRATE bf16"] = work["CRATE fp32"]
-    print(
-        f"\ninference, batch {args.batch}: milliseconds, images/s, GFLOP, share of matmul peak, times faster than published"
-    )
+    print(f"\ninference, batch {args.batch}: milliseconds, images/s, GFLOP, share of matmul peak, speed-up")
     for name, seconds in inference.items():
         peak = peaks[torch.bfloat16 if "bf16" in name else torch.float32]
         print(

@@ -73,6 +73,7 @@ class ISTA(nn.Module):
         self.dictionary = nn.Parameter(torch.empty(dim, dim, device=device, dtype=dtype))
         self.step_size = step_size
         self.sparsity = sparsity
+        self._start = {"step_size": step_size, "sparsity": sparsity}
         if learn_step_size:
             self.step_size = nn.Parameter(torch.tensor(step_size, device=device, dtype=dtype))
         if learn_sparsity:
@@ -82,8 +83,14 @@ class ISTA(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He-uniform: ||D|| is about 2.8, so that the default step size sits just under 1 / ||D||^2."""
+        """He-uniform: ||D|| is about 2.8, so that the default step size sits just under 1 / ||D||^2.
+
+        A learned step size or sparsity goes back to where it started.
+        """
         nn.init.kaiming_uniform_(self.dictionary)
+        for name, value in self._start.items():
+            if isinstance(parameter := getattr(self, name), nn.Parameter):
+                nn.init.constant_(parameter, value)
 
     def forward(self, x: Tensor) -> Tensor:
         """Sparsify tokens `[..., n, d]`, normalised by the caller; returns the same shape, non-negative."""

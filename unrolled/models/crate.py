@@ -214,7 +214,7 @@ class CRATE(HubMixin, VisionTransformer):
         | biases of these                      | uniform, PyTorch's linear   | the same      | 0                  |
         | dictionary                           | He-uniform, std (2 / d)^1/2 | the same      | -                  |
         | LayerNorm                            | 1, 0                        | the same      | the same           |
-        | step size, sparsity, if learned      | left as they are            | -             | -                  |
+        | step size, sparsity, if learned      | their starting values       | -             | -                  |
 
         Unit-variance positions matter: ISTA has no outer skip, so positions that start small are rectified away.
 
