@@ -5,9 +5,13 @@ This module imports nothing heavy, so that `unrolled train --help` is instant.
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -32,7 +36,8 @@ class TrainConfig:
     image_size: int | None = None
     """Side in pixels; default: the model's own input size."""
     val_fraction: float = 0.0
-    """Share of the training split held out, stratified, for validation; the test split is looked at once, at the end"""
+    """Share of the training split held out, stratified, for validation, which then chooses the weights that are kept;
+    0 keeps the last ones. Either way the test split is looked at once, at the end."""
     workers: int = 0
     """Loader processes; 0 loads in the training process."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -66,7 +71,8 @@ class TrainConfig:
     clip_grad: float | None = 1.0
     """Largest gradient norm, after unscaling; none: no clipping."""
     ema: float | None = None
-    """Decay of an exponential moving average of the weights, which is then what is evaluated and saved as the model."""
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and saved as the model
+    (ramped up over the first steps, so that short runs are not dominated by the initial weights)."""
 
     # --- augmentation and loss
     augment: bool = True
@@ -110,9 +116,9 @@ class TrainConfig:
     resume: str | None = None
     """`auto` continues the run in `out` if there is one; or the path of a checkpoint."""
     force: bool = False
-    """Resume although the configuration changed."""
+    """Resume although the configuration changed; without `resume`, replace an earlier run in `out`."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; one is also written after every epoch's evaluation, on Ctrl-C and at the end."""
+    """Steps between checkpoints; one is also written before every validation, on Ctrl-C and at the end."""
     keep: int = 2
     """Checkpoints kept."""
     eval_every: float = 1.0
@@ -135,3 +141,156 @@ class FinetuneConfig(TrainConfig):
     weight_decay: float = 0.01
     warmup_epochs: float = 1.0
     out: Path = Path("runs/finetune")
+
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that ship with the package: name -> YAML file."""
+    folder = Path(__file__).resolve().parents[1] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def recipe(name: str) -> Path:
+    """The file of a shipped recipe.
+
+    Raises:
+        ValueError: no such recipe; the nearest name is suggested.
+    """
+    known = recipes()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(
+            f"recipe {name!r} is not known; " + (f"did you mean {near[0]!r}?" if near else ", ".join(known))
+        )
+    return known[name]
+
+
+def load_config(path: Path | str | None, cls: type[C], **overrides: Any) -> C:
+    """Read a flat YAML file of `cls` fields; `overrides` win over the file, the file over the defaults.
+
+    Args:
+        path: a YAML file, e.g. `recipe("digits")` or a run folder's `config.yaml`; None: defaults and overrides.
+        cls: `TrainConfig` or `FinetuneConfig`.
+        overrides: field values.
+
+    Raises:
+        ValueError: an unknown key (the nearest one is suggested), or a value of the wrong type.
+        FileNotFoundError: no such file.
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold `field: value` lines, not a {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    result: dict[str, Any] = {}
+    for where, given in ((str(path), values), ("overrides", overrides)):
+        for name, value in given.items():
+            if name not in hints:
+                near = difflib.get_close_matches(str(name), hints, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; {cls.__name__} has {', '.join(hints)}"
+                raise ValueError(f"{where}: unknown key {name!r}{hint}")
+            try:
+                result[name] = _coerce(value, hints[name])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{where}: {name}: {error}") from error
+    return cls(**result)
+
+
+def save_config(config: TrainConfig, path: Path | str) -> None:
+    """Write `config` as YAML that `load_config` reads back to an equal record."""
+    import yaml
+
+    Path(path).write_text(yaml.safe_dump(as_plain(config), sort_keys=False), encoding="utf-8")
+
+
+def as_plain(config: TrainConfig) -> dict[str, Any]:
+    """`config` as JSON-able values: paths become strings, tuples lists."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """`value` as what `hint` asks for. YAML reads `2e-4` as a string, so numbers are also accepted as text."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(value, next(arg for arg in args if arg is not type(None)))
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"expected a list, got {value!r}")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise ValueError(f"expected {len(inner)} values, got {value!r}")
+        return tuple(_coerce(item, kind) for item, kind in zip(value, inner, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"expected `key: value` pairs, got {value!r}")
+        return dict(value)
+    if hint is Path:
+        if not isinstance(value, (str, Path)):
+            raise ValueError(f"expected a path, got {value!r}")
+        return Path(value).expanduser()
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise ValueError(f"expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuse values no run can use, naming the field and the fix.
+
+    Raises:
+        ValueError: at the first such value.
+    """
+    for name in ("batch_size", "accumulate", "devices", "num_nodes", "checkpoint_every", "keep", "log_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+    for name in ("epochs", "lr", "eval_every"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name}={getattr(config, name)} must be positive")
+    for name in ("weight_decay", "warmup_epochs", "min_lr", "mixup", "cutmix", "workers", "color_jitter"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name}={getattr(config, name)} must not be negative")
+    for name in ("val_fraction", "label_smoothing"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 0 and below 1")
+    for name in ("hflip", "random_erasing"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}={getattr(config, name)} is a probability: 0 to 1")
+    if config.seed < 0:
+        raise ValueError(f"seed={config.seed} must not be negative")
+    if config.max_steps is not None and config.max_steps < 1:
+        raise ValueError(f"max_steps={config.max_steps} must be at least 1, or none for the whole schedule")
+    if config.ema is not None and not 0 < config.ema < 1:
+        raise ValueError(f"ema={config.ema} must lie between 0 and 1, e.g. 0.999; none turns it off")
+    if config.clip_grad is not None and not config.clip_grad > 0:
+        raise ValueError(f"clip_grad={config.clip_grad} must be positive; none turns clipping off")
+    share = config.devices * config.num_nodes * config.accumulate
+    if config.batch_size % (config.devices * config.num_nodes) or config.batch_size < share:
+        raise ValueError(
+            f"batch_size={config.batch_size} must be a multiple of devices x num_nodes = "
+            f"{config.devices * config.num_nodes} and at least devices x num_nodes x accumulate = {share}"
+        )

@@ -1,0 +1,47 @@
+"""What the training tests share besides fixtures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from unrolled.train.checkpoint import checkpoints
+
+TINY = {"depth": 2, "embed_dim": 16, "num_heads": 2}
+
+EVERYTHING: dict[str, Any] = {
+    "model_args": {**TINY, "drop_rate": 0.1, "drop_path_rate": 0.2},
+    "augment": True,
+    "pad_crop": None,
+    "auto_augment": "rand-m5-n1",
+    "random_erasing": 0.2,
+    "mixup": 0.5,
+    "cutmix": 0.5,
+    "label_smoothing": 0.1,
+    "ema": 0.9,
+    "accumulate": 2,
+    "checkpoint_every": 5,
+}
+
+
+def final_state(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Everything a run leaves that must not depend on whether it was interrupted."""
+    newest = checkpoints(out / "checkpoints")[0]
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("images_per_second", None)
+    return load_file(newest / "state.safetensors"), load_file(out / "model" / "model.safetensors"), records
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit for bit: weights, optimiser, average, best weights, saved model, and the log."""
+    (state_a, model_a, log_a), (state_b, model_b, log_b) = final_state(one), final_state(other)
+    for a, b in ((state_a, state_b), (model_a, model_b)):
+        assert a.keys() == b.keys()
+        different = [name for name in a if not torch.equal(a[name], b[name])]
+        assert different == []
+    assert log_a == log_b

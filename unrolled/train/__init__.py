@@ -1,0 +1,58 @@
+"""Training: one visible loop (`loop.py`), with the helpers it calls beside it.
+
+Importing this package imports nothing heavy: `config` is read by the command line before torch is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS = {
+    "FinetuneConfig": "config",
+    "Interrupted": "signals",
+    "Splits": "run",
+    "TrainConfig": "config",
+    "TrainResult": "loop",
+    "evaluate": "evaluation",
+    "finetune": "loop",
+    "fit": "loop",
+    "load_config": "config",
+    "recipe": "config",
+    "recipes": "config",
+    "save_config": "config",
+}
+
+__all__ = [
+    "FinetuneConfig",
+    "Interrupted",
+    "Splits",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "finetune",
+    "fit",
+    "load_config",
+    "recipe",
+    "recipes",
+    "save_config",
+]
+
+if TYPE_CHECKING:
+    from unrolled.train.config import FinetuneConfig, TrainConfig, load_config, recipe, recipes, save_config
+    from unrolled.train.evaluation import evaluate
+    from unrolled.train.loop import TrainResult, finetune, fit
+    from unrolled.train.run import Splits
+    from unrolled.train.signals import Interrupted
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'unrolled.train' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"unrolled.train.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

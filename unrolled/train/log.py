@@ -1,0 +1,197 @@
+"""What a run writes while it goes: `metrics.jsonl`, other loggers on request, `status.json`, and progress on stderr."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import math
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from unrolled.errors import require
+from unrolled.train.checkpoint import write_atomic
+from unrolled.train.config import TrainConfig, as_plain
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Records, one JSON object a line in `metrics.jsonl`, repeated to the loggers the configuration names.
+
+    Every record has `split` (train, val or test) and `step`, the number of optimiser steps done. Only the first process
+    writes.
+    """
+
+    def __init__(self, config: TrainConfig, *, write: bool = True) -> None:
+        self._config, self._write = config, write
+        self._path = config.out / METRICS
+        self._mirrors: list[Any] = []
+        for name in config.loggers:  # a missing package is said before training, not after it
+            if name in _MIRRORS:
+                require(name, extra="track", feature=f"the {name} logger")
+
+    def open(self, position: int | None, step: int) -> None:
+        """Start logging; when resuming, forget what was logged after the checkpoint of `step` was written (the log was
+        `position` bytes long then): the resumed run logs it again."""
+        if not self._write:
+            return
+        if position is not None and self.position() > position:
+            os.truncate(self._path, position)
+        start = None if position is None else step
+        self._mirrors = [_MIRRORS[name](self._config, start) for name in self._config.loggers if name in _MIRRORS]
+
+    def position(self) -> int:
+        """Bytes written so far; a checkpoint remembers them."""
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append one record. Values that JSON has no number for (inf, NaN) become null."""
+        if not self._write:
+            return
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain) + "\n")
+        for mirror in self._mirrors:
+            mirror.add(plain)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Everything logged, the part before a resume included."""
+        return read_metrics(self._path)
+
+    def close(self) -> None:
+        """Finish the loggers, and write `metrics.csv` if asked for."""
+        if not self._write:
+            return
+        if "csv" in self._config.loggers and (records := self.records()):
+            columns = list(dict.fromkeys(key for record in records for key in record))
+            text = io.StringIO()
+            table = csv.DictWriter(text, columns, lineterminator="\n")
+            table.writeheader()
+            table.writerows(records)
+            write_atomic(self._path.with_suffix(".csv"), text.getvalue().encode())
+        for mirror in self._mirrors:
+            mirror.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+class _TensorBoard:
+    def __init__(self, config: TrainConfig, resumed_at: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = None if resumed_at is None else resumed_at + 1
+        self._writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=purge)
+
+    def add(self, record: dict[str, Any]) -> None:
+        for key, value in _numbers(record).items():
+            self._writer.add_scalar(f"{record['split']}/{key}", value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Service:
+    """wandb, and trackio, which has the same calls. The run is named after its folder, so a resumed one continues
+    there; steps logged twice around a kill carry equal values."""
+
+    def __init__(self, module: str, config: TrainConfig, **options: Any) -> None:
+        self._module = importlib.import_module(module)
+        name = config.out.resolve().name
+        self._module.init(project="unrolled", name=name, config=as_plain(config), resume="allow", **options)
+
+    def add(self, record: dict[str, Any]) -> None:
+        self._module.log({f"{record['split']}/{k}": v for k, v in _numbers(record).items()}, step=record["step"])
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def _wandb(config: TrainConfig, resumed_at: int | None) -> _Service:
+    return _Service("wandb", config, dir=str(config.out), id=config.out.resolve().name)
+
+
+def _trackio(config: TrainConfig, resumed_at: int | None) -> _Service:
+    return _Service("trackio", config)
+
+
+_MIRRORS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _wandb, "trackio": _trackio}
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in record.items() if k != "step" and isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def write_status(folder: Path, state: str, step: int, total: int, message: str = "") -> None:
+    """`status.json`: `state` is running, finished, interrupted or stopped; written in one move."""
+    status = {
+        "state": state,
+        "step": step,
+        "total_steps": total,
+        "message": message,
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_atomic(folder / "status.json", json.dumps(status, indent=1).encode())
+
+
+class Progress:
+    """Images/s and time left on stderr: a bar on a terminal, a plain line every so often in a log file."""
+
+    def __init__(self, *, total: int, start: int, batch_size: int, show: bool, every: float = 10.0) -> None:
+        self._total, self._start, self._batch, self._show = total, start, batch_size, show
+        self._every, self._began = every, time.monotonic()
+        self._last = self._began
+        self._bar: Any = None
+        if show and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total * batch_size,
+                initial=start * batch_size,
+                unit=" images",
+                unit_scale=True,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                ascii=True if "NO_COLOR" in os.environ else None,
+            )
+
+    def step(self, done: int, loss: float) -> None:
+        """`done` optimiser steps are finished; `loss` is that of the last one."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"step {done}/{self._total} loss {loss:.3f}", refresh=False)
+            self._bar.update(self._batch)
+        elif self._show and (now := time.monotonic()) - self._last >= self._every:
+            self._last = now
+            rate = (done - self._start) / (now - self._began)
+            left = _duration((self._total - done) / rate) if rate else "?"
+            self.note(f"step {done}/{self._total}  loss {loss:.4f}  {rate * self._batch:.0f} images/s  {left} left")
+
+    def note(self, text: str) -> None:
+        """One line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif self._show:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,149 @@
+"""What a run is made of: its images, its model, and the folder the model ends in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from unrolled.errors import MissingData
+from unrolled.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from unrolled.data import Batch, ImageSource
+
+
+@dataclass(kw_only=True)
+class Splits:
+    """The images of a run. Without `val` the last weights are kept; without `test` nothing is tested."""
+
+    train: ImageSource
+    val: ImageSource | None = None
+    test: ImageSource | None = None
+
+    @property
+    def classes(self) -> int:
+        """How many classes the training images have."""
+        return len(self.train.classes)
+
+    def fingerprint(self) -> str:
+        """A short hash of what the training images are: their number, labels, classes and some of the pixels."""
+        source = self.train
+        digest = hashlib.sha256(json.dumps([len(source), list(source.classes)]).encode())
+        if source.labels is not None:
+            digest.update(np.ascontiguousarray(source.labels, dtype=np.int64).tobytes())
+        for index in np.linspace(0, len(source) - 1, 4).astype(int):
+            digest.update(source.name(int(index)).encode())
+            try:
+                picture, label = source.load(int(index))
+            except ValueError:  # an undecodable image: the loader reports it when its turn comes
+                continue
+            digest.update(np.ascontiguousarray(np.asarray(picture)).tobytes() + str(int(label)).encode())
+        return digest.hexdigest()[:16]
+
+
+def open_splits(config: TrainConfig) -> Splits:
+    """The splits `config.data` names; a data set without a test split is trained on without a final test."""
+    from unrolled.data import open_images
+
+    options: dict[str, Any] = {"data_dir": config.data_dir, "val_fraction": config.val_fraction, "seed": config.seed}
+    train = open_images(config.data, "train", **options)
+    val = open_images(config.data, "val", **options) if config.val_fraction > 0 else None
+    try:
+        test: ImageSource | None = open_images(config.data, "test", **options)
+    except MissingData:
+        test = None
+    return Splits(train=train, val=val, test=test)
+
+
+def build_model(config: TrainConfig, source: ImageSource) -> nn.Module:
+    """The model `config` names, with as many classes and channels as the images have, randomly initialised."""
+    from unrolled.models import create_model
+
+    arguments: dict[str, Any] = {"num_classes": len(source.classes), **config.model_args}
+    if config.image_size is not None:
+        arguments.setdefault("img_size", config.image_size)
+    if source.native_size is not None and source.native_size[0] == 1:
+        arguments.setdefault("in_chans", 1)
+    try:
+        model = create_model(config.model, **arguments)
+    except TypeError as error:
+        raise ValueError(f"model={config.model!r} does not accept these arguments: {error}") from error
+    return model
+
+
+@dataclass(kw_only=True)
+class Loaders:
+    """The loaders of one process."""
+
+    train_at: partial[Iterator[Batch]]
+    evaluate: partial[Iterator[Batch]]
+    steps_per_epoch: int
+
+
+def build_loaders(config: TrainConfig, splits: Splits, model: nn.Module, *, rank: int, world_size: int) -> Loaders:
+    """Loaders with the preprocessing the model asks for (`model.pretrained_cfg`, `config.image_size`)."""
+    from unrolled.data import eval_loader, eval_transform, steps_per_epoch, train_loader, train_transform
+
+    cfg = preprocessing(model, config)
+    size, mean, std = cfg["input_size"], cfg["mean"], cfg["std"]
+    training = train_transform(config, size, mean, std)
+    evaluation = eval_transform(size, mean, std, interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"])
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "rank": rank,
+        "world_size": world_size,
+        "workers": config.workers,
+        "on_error": config.on_error,
+    }
+    return Loaders(
+        train_at=partial(train_loader, splits.train, training, seed=config.seed, **common),
+        evaluate=partial(eval_loader, transform=evaluation, **common),
+        steps_per_epoch=steps_per_epoch(splits.train, config.batch_size),
+    )
+
+
+def preprocessing(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
+    """`input_size`, `mean`, `std`, `interpolation` and `crop_pct` of a timm-style model."""
+    from timm.data import resolve_model_data_config
+
+    cfg: dict[str, Any] = dict(resolve_model_data_config(model))
+    embed: Any = getattr(model, "patch_embed", None)
+    height, width = getattr(embed, "img_size", None) or cfg["input_size"][1:]
+    if config.image_size is not None:
+        height = width = config.image_size
+    channels = embed.proj.in_channels if isinstance(getattr(embed, "proj", None), nn.Conv2d) else cfg["input_size"][0]
+    cfg["input_size"] = (getattr(model, "in_chans", None) or channels, height, width)
+    if max(height, width) <= 64:
+        cfg["crop_pct"] = 1.0
+    return cfg
+
+
+def save_model(model: nn.Module, folder: Path, config: TrainConfig) -> None:
+    """`model.safetensors` and `config.json` in `folder`, as timm reads them: `timm.create_model("local-dir:FOLDER")`.
+
+    A model that timm did not build is written as weights with its name and arguments.
+    """
+    from safetensors.torch import save_file
+    from timm.models import save_for_hf
+
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    if (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
+        save_for_hf(model, str(unfinished), safe_serialization=True, data_config=preprocessing(model, config))
+    else:
+        save_file({name: t.contiguous() for name, t in model.state_dict().items()}, unfinished / "model.safetensors")
+        described = {"architecture": config.model, "model_args": config.model_args}
+        (unfinished / "config.json").write_text(json.dumps(described, indent=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)

@@ -1,0 +1,255 @@
+"""The whole state of a run, saved and restored: tensors, a step number, and a few scalars."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unrolled.provenance import environment
+from unrolled.train import engine
+from unrolled.train.checkpoint import (
+    check_architecture,
+    checkpoints,
+    like,
+    load_checkpoint,
+    load_newest,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+    whole,
+    write_atomic,
+)
+from unrolled.train.config import TrainConfig, as_plain, save_config
+from unrolled.train.log import METRICS
+from unrolled.train.optim import MovingAverage
+
+logger = logging.getLogger(__name__)
+
+# a resumed run may differ in these: they change neither the weights nor what is recorded
+FREE = {"accelerator", "checkpoint_every", "data_dir", "devices", "force", "keep", "loggers", "log_every", "max_steps"}
+FREE |= {"num_nodes", "out", "quiet", "resume", "strategy", "weights", "workers"}
+
+
+@dataclass
+class Window:
+    """Means since the last log record."""
+
+    steps: int = 0
+    loss: float = 0.0
+    norm: float = 0.0
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, loss: float, norm: float | None, skipped: list[str]) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.loss += loss
+        self.norm += norm or 0.0
+        self.skipped += skipped
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """What a checkpoint holds, with the live objects it is taken from and put back into."""
+
+    config: TrainConfig
+    fabric: Any
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage | None
+    fingerprint: str
+    log_position: Callable[[], int]
+    step: int = 0
+    window: Window = field(default_factory=Window)
+    best: dict[str, Any] | None = None
+    """Scores and step of the best validation so far; its weights are `best_weights`, whole and on the CPU."""
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    saved: int = -1
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        return self.config.out / "checkpoints"
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one (a collective call).
+
+        Raises:
+            TrainingStopped: it cannot be written.
+        """
+        if self.saved == self.step:
+            return
+        self.window.skipped = engine.gather_lists(self.fabric, self.window.skipped)
+        if not self.fabric.is_global_zero:
+            self.window.skipped = []
+        optimizer, rest = pack_optimizer(self.optimizer, self.model)
+        parts = {
+            "model": {name: whole(tensor) for name, tensor in self.model.state_dict().items()},
+            "optimizer": optimizer,
+            "average": {name: whole(tensor) for name, tensor in self.average.tensors.items()} if self.average else {},
+            "best": self.best_weights,
+        }
+        scalars = {
+            "config": as_plain(self.config),
+            "data": self.fingerprint,
+            "optimizer": rest,
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "best": self.best,
+            "window": vars(self.window),
+            "skipped": self.skipped,
+        }
+        tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+
+        def write() -> None:
+            scalars["log_position"] = self.log_position()
+            save_checkpoint(self.folder, self.step, tensors, scalars, keep=self.config.keep)
+
+        engine.on_main(self.fabric, write)
+        self.saved = self.step
+
+    def restore(self, path: Path, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> int:
+        """Put a checkpoint's content back, and return the log position it remembers.
+
+        Raises:
+            ValueError: it was made with another configuration, by another architecture, or on other data.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}, "best": {}}
+        for name, tensor in tensors.items():
+            part, rest = name.split("/", 1)
+            parts[part][rest] = tensor
+        check_architecture(self.model, parts["model"], path)
+        if not self.config.force:
+            check_same(as_plain(self.config), scalars["config"], path)
+            if scalars["data"] != self.fingerprint:
+                raise ValueError(f"{path} was made on other training images; give the same data, or force")
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: like(tensor, own[name]) for name, tensor in parts["model"].items()})
+        unpack_optimizer(self.optimizer, self.model, parts["optimizer"], scalars["optimizer"])
+        if self.average is not None:
+            source = parts["average"] or parts["model"]
+            self.average.tensors = {name: like(tensor, own[name]) for name, tensor in source.items()}
+        self.fabric.strategy.precision.load_state_dict(scalars["scaler"])
+        self.best, self.best_weights = scalars["best"], parts["best"]
+        self.window = Window(**scalars["window"])
+        if not self.fabric.is_global_zero:
+            self.window.skipped = []
+        self.skipped = scalars["skipped"]
+        self.step = self.saved = scalars["step"]
+        return int(scalars["log_position"])
+
+    def keep_if_best(self, scores: dict[str, Any]) -> None:
+        """Remember these weights if no earlier validation was better (accuracy first, then loss)."""
+        old = self.best
+        if old is None or (scores["accuracy"], -scores["loss"]) > (old["accuracy"], -old["loss"]):
+            tensors = self.average.tensors if self.average else self.model.state_dict()
+            self.best_weights = {name: whole(tensor) for name, tensor in tensors.items()}
+            self.best = {**scores, "step": self.step}
+
+    def use_chosen(self) -> int:
+        """Give the model the weights the run ends with, and return the step they are from: the best on the validation
+        split, else the last (averaged if there is an average)."""
+        own = self.model.state_dict()
+        if self.best is not None:
+            chosen = {name: like(tensor, own[name]) for name, tensor in self.best_weights.items()}
+            self.model.load_state_dict(chosen)
+            return int(self.best["step"])
+        if self.average is not None:
+            self.model.load_state_dict(self.average.tensors)
+        return self.step
+
+    def last_good(self) -> str:
+        """The newest checkpoint, in words."""
+        good = checkpoints(self.folder)
+        return f"the last good checkpoint is {good[0]}" if good else "no checkpoint had been written yet"
+
+
+def check_same(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
+    """Refuse to resume with settings that would make another run.
+
+    Raises:
+        ValueError: listing every difference.
+    """
+    changed = [
+        f"{key}: {then.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if key not in FREE and now.get(key) != then.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path} was made with another configuration ({'; '.join(changed)}); "
+            "restore these values, choose another out, or pass force to go on with the new ones"
+        )
+
+
+def prepare(state: RunState, extra: dict[str, Any]) -> int | None:
+    """Make the run folder ready: a new run, or the one in it continued (a collective call).
+
+    Args:
+        state: restored in place when resuming.
+        extra: added to `env.json`.
+
+    Returns:
+        The log position of the checkpoint that was resumed, or None for a new run.
+
+    Raises:
+        ValueError: `out` holds a run and neither `resume` nor `force` is set, or the checkpoint does not fit.
+        CorruptFile: the checkpoint asked for, or every checkpoint, is damaged.
+    """
+    config = state.config
+    found = engine.on_main(state.fabric, lambda: _find(config, state.folder))
+    position = None
+    if found is not None:
+        position = state.restore(found, *load_checkpoint(found))
+
+    def write() -> None:
+        if found is None:
+            _clear(config.out)
+        elif found.parent == state.folder:
+            for newer in checkpoints(state.folder):
+                if newer.name > found.name:  # damaged, or of a continuation that is being replaced
+                    shutil.rmtree(newer.with_name(newer.name + ".set-aside"), ignore_errors=True)
+                    os.replace(newer, newer.with_name(newer.name + ".set-aside"))
+        config.out.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.out / "config.yaml")
+        write_atomic(config.out / "env.json", json.dumps({**environment(), **extra}, indent=1).encode())
+
+    engine.on_main(state.fabric, write)
+    return position
+
+
+def _find(config: TrainConfig, folder: Path) -> Path | None:
+    if config.resume == "auto":
+        newest = load_newest(folder)
+        return newest[0] if newest else None
+    if config.resume is not None:
+        path = Path(config.resume)
+        if (path / "checkpoints").is_dir():
+            newest = load_newest(path / "checkpoints")
+            if newest is None:
+                raise FileNotFoundError(f"resume={config.resume!r}: no checkpoint in that run")
+            return newest[0]
+        load_checkpoint(path)
+        return path
+    if (earlier := checkpoints(folder)) and not config.force:
+        raise ValueError(
+            f"out={str(config.out)!r} already holds a run (up to {earlier[0].name}); pass resume 'auto' to continue "
+            "it, choose another out, or force to replace it"
+        )
+    return None
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier run wrote; other files in the folder are left alone."""
+    for name in ("checkpoints", "model", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (METRICS, "metrics.csv", "status.json"):
+        (out / name).unlink(missing_ok=True)
