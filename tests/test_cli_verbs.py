@@ -1,0 +1,211 @@
+"""What the verbs of the command line do, in this process; one of them in a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unrolled import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# --- verbs that look
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "6,090,856" in rows["crate_tiny_patch16_224"]
+    assert "2306.01129" in rows["crate_tiny_patch16_224"]
+    assert cli.run(["list", "crate_large*", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)
+    assert {model["name"] for model in models} == {"crate_large_patch16_224", "crate_large_patch8_224"}
+    assert models[0]["parameters"] == 77641192
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "datasets" else real(name, *rest)
+    )
+    assert cli.run(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "torch threads" in text
+    assert "pip install 'unrolled[hf]'" in text
+    assert cli.run(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["machine"]["device used"]
+    assert facts["software"]["torch"]
+
+
+# --- verbs that compute, each on a few digits
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run of a few steps."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    flags = ["--max-steps", "3", "--batch-size", "32", "--log-every", "1", "--quiet", "--model-args.step-size", "0.2"]
+    assert cli.run(["train", *flags, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_train_leaves_a_run_that_says_everything(run_folder: Path) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "report.html", "report.json", "model/model.safetensors"):
+        assert (run_folder / name).is_file(), name
+    report = json.loads((run_folder / "report.json").read_text())
+    assert report["results"]["test"]["images"] == 360
+    assert report["results"]["steps"] == 3
+    assert report["provenance"]["config"]["model_args"] == {"step_size": 0.2}
+
+
+def test_the_configuration_of_a_run_is_replayed(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", str(run_folder / "config.yaml"), "--out", str(tmp_path), "--json"]
+    assert cli.run(["train", *flags]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    facts = json.loads(captured.out)
+    first = json.loads((run_folder / "report.json").read_text())["results"]
+    assert facts["test"] == first["test"]
+    assert facts["report"] == str(tmp_path / "report.html")
+
+
+def test_eval_of_a_run_repeats_its_test_score(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["eval", str(run_folder), "--out", str(tmp_path / "a"), "--json", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    scores = json.loads(captured.out)
+    first = json.loads((run_folder / "report.json").read_text())["results"]["test"]
+    assert scores["accuracy"] == pytest.approx(first["accuracy"])
+    assert scores["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    for name in ("config.yaml", "report.html", "report.json"):
+        assert (tmp_path / "a" / name).is_file(), name
+    again = ["eval", "--config", str(tmp_path / "a" / "config.yaml"), "--out", str(tmp_path / "b"), "--json", "--quiet"]
+    assert cli.run(again) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(scores["loss"])
+
+
+def test_eval_takes_weights_for_a_registered_name(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model-args.step-size", "0.2", "--weights", str(run_folder), "--out", str(tmp_path), "--json"]
+    assert cli.run(["eval", "crate_nano_patch2_8", *flags]) == 0
+    first = json.loads((run_folder / "report.json").read_text())["results"]["test"]
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    assert cli.run(["eval", "crate_nano_patch2_8", "--model-args.num-classes", "7", *flags]) == 2
+    assert "head does not fit" in capsys.readouterr().err
+
+
+def test_trace_shows_every_layer_beside_the_control(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--images", "20", "--out", str(tmp_path), "--quiet"]
+    assert cli.run(["trace", str(run_folder), *flags]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["layer", "R", "R"]
+    assert [row.split()[0] for row in rows] == list("012345")
+    assert (tmp_path / "report.html").is_file()
+    assert cli.run(["trace", "--config", str(tmp_path / "config.yaml"), "--json", *flags]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 20
+    assert len(result["layers"]) == len(result["control"]) == 6
+    assert f"{result['layers'][0]['rate']:.4g}" == rows[0].split()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "fragment"),
+    [
+        (["trace", "crate_nano_patch2_9"], 2, "crate_nano_patch2_8"),
+        (["trace", "runs/absent"], 3, "runs/absent"),
+        (["trace", "crate_nano_patch2_8", "--data", "digit"], 2, "digits"),
+        (["trace", "crate_nano_patch2_8", "--images", "0"], 2, "--images"),
+        (["eval", "crate_nano_patch2_8", "--model-args.stepsize", "1"], 2, "stepsize"),
+        (["eval", "crate_nano_patch2_8", "--weights", "absent.pth"], 3, "absent.pth"),
+        (["eval", "crate_nano_patch2_8", "--device", "mps"], 2, "--device"),
+        (["train", "--model", "crate_nano_patch2_9", "--out", "OUT"], 2, "crate_nano_patch2_8"),
+        (["train", "--data", "digit", "--out", "OUT"], 2, "digits"),
+        (["train", "--data", "folder", "--data-dir", "absent", "--out", "OUT"], 3, "absent"),
+        (["finetune", "--out", "OUT"], 2, "weights"),
+        (["convert", "absent.pth", "OUT"], 3, "absent.pth"),
+    ],
+)
+def test_what_is_missing_or_unknown_is_named(
+    arguments: list[str], code: int, fragment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([str(tmp_path / "out") if word == "OUT" else word for word in arguments]) == code
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ")
+    assert fragment in message
+
+
+def test_convert(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = shared / "golden" / "crate_cls.pth.tar"
+    assert cli.run(["convert", str(checkpoint), str(tmp_path), "--json"]) == 2
+    assert "heads" in capsys.readouterr().err
+    assert cli.run(["convert", str(checkpoint), str(tmp_path), "--heads", "4", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"] == 32650
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert cli.run(["convert", str(checkpoint), str(tmp_path), "--heads", "4"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert cli.run(["eval", str(tmp_path), "--out", str(tmp_path / "eval"), "--quiet"]) == 0
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch executed",)
+
+
+def test_convert_refuses_a_file_that_would_run_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "extra": Evil()}, "evil.pth")
+    assert cli.run(["convert", "evil.pth", "out"]) == 1
+    assert "system" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupting_a_training_saves_it_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "unrolled",
+        "train",
+        "--epochs",
+        "500",
+        "--log-every",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1].startswith("interrupted: ")
+    assert "--resume auto" in err
+    assert list((tmp_path / "run" / "checkpoints").iterdir())

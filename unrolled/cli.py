@@ -1,0 +1,124 @@
+"""The command line: one table from verb to a lazily imported function, and one place where errors become exit codes.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a missing extra or missing data, 4 a reproduction outside its
+tolerance, 130 interrupted. Data go to stdout; progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unrolled import __version__
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb: `"module:function"`, imported when it is called, and the line `unrolled --help` shows for it."""
+
+    function: str
+    help: str
+
+
+VERBS = {
+    "train": Verb("unrolled.commands.train:train", "Train an image classifier."),
+    "finetune": Verb("unrolled.commands.train:finetune", "Fine-tune a classifier on another data set."),
+    "eval": Verb("unrolled.commands.eval:evaluate", "Accuracy of a model or a run on a data set."),
+    "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
+    "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
+    "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),
+    "doctor": Verb("unrolled.commands.doctor:doctor", "What of this machine will be used, and what is missing."),
+}
+
+_EPILOGUE = (
+    "Settings come from flags, then UNROLLED_NAME environment variables, then --config files. "
+    "Every verb takes --debug (show tracebacks). NO_COLOR turns colours off."
+)
+
+
+def build(tokens: Sequence[str] = ()) -> App:
+    """The cyclopts application made from `VERBS`; no verb is imported."""
+    from cyclopts import App
+
+    from unrolled.commands.settings import layered
+
+    app = App(
+        name="unrolled",
+        help="White-box transformers: build, train and look inside them. `unrolled VERB --help` has examples.",
+        version=__version__,
+        help_epilogue=_EPILOGUE,
+        config=[layered],
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for order, (name, verb) in enumerate(VERBS.items()):
+        app.command(verb.function, name=name, help=None if name in tokens[:1] else verb.help, sort_key=order)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        arguments: what follows `unrolled`; default: those of this process.
+    """
+    tokens, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for `package.module:factory` of the user's own code
+    try:
+        result = build(tokens)(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader of our output (`head`, a pager) has left; keep Python from complaining again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as stop:
+        print(f"interrupted{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code, message = explain(error)
+        print(f"error: {message}", file=sys.stderr)
+        return code
+    return result if isinstance(result, int) else 0
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit code of an error and its one line for the user."""
+    from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
+
+    from unrolled.commands.settings import did_you_mean
+    from unrolled.errors import CorruptFile, MissingData, MissingExtra, TrainingStopped, UnsafeFile
+
+    if isinstance(error, UnknownCommandError):  # its own message would import every verb
+        verb = (error.unused_tokens or ["?"])[0]
+        return 2, f"there is no verb {verb!r}.{did_you_mean(verb, list(VERBS)) or ' See unrolled --help.'}"
+    message = " ".join(str(error).split())
+    if isinstance(error, UnusedCliTokensError):
+        left = " ".join(error.unused_tokens or ())
+        return 2, f"unexpected argument: {left}"
+    if isinstance(error, CycloptsError):
+        return 2, message
+    if isinstance(error, MissingExtra | MissingData):
+        return 3, message
+    if isinstance(error, CorruptFile | UnsafeFile | TrainingStopped):
+        return 1, message
+    if isinstance(error, ValueError) and type(error) is ValueError:
+        return 2, message
+    if isinstance(error, OSError) and error.strerror:
+        return 1, f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"
+    return 1, f"{type(error).__name__}: {message} (--debug shows where)"
+
+
+def _take_debug(tokens: list[str]) -> tuple[list[str], bool]:
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    kept = [token for token in tokens[:end] if token != "--debug"]
+    return kept + tokens[end:], len(kept) < end

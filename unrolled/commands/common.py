@@ -1,0 +1,181 @@
+"""What the verbs that run a model share: opening it, its images, the device, and the run folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unrolled.data import Batch, ImageSource
+    from unrolled.report import Report
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+T = TypeVar("T")
+
+
+def open_model(
+    spec: str,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    model_args: dict[str, Any] | None = None,
+    classes: int | None = None,
+) -> nn.Module:
+    """The model a verb's MODEL argument means, in eval mode: a string of `resolve_model`, or simply a folder.
+
+    Args:
+        spec: as in `resolve_model`; the path of a run folder or of a saved model is `local:` of it.
+        weights: load these instead of the model's own.
+        pretrained: load the weights timm or the hub has for a registered name. Folders and `hf:` models always come
+            with theirs.
+        model_args: the model's own arguments.
+        classes: outputs of the head of a model that is built from its name and filled with `weights`.
+
+    Raises:
+        ValueError: unknown model, or `weights` have another head.
+    """
+    from unrolled.models import load_weights
+    from unrolled.models.resolve import resolve_model
+
+    spec = named(spec)
+    arguments = dict(model_args or {})
+    if weights is not None and classes is not None and not spec.startswith(("local:", "hf:")):
+        arguments.setdefault("num_classes", classes)
+    own = weights is None and (pretrained or spec.startswith(("local:", "hf:")))
+    model = resolve_model(spec, pretrained=own, **arguments)
+    if weights is not None:
+        report = load_weights(model, weights)
+        refused = {key: how for key, how in report.reshaped.items() if how.startswith("not loaded")}
+        if refused:
+            detail = "; ".join(f"{key} {how.removeprefix('not loaded: ')}" for key, how in refused.items())
+            raise ValueError(f"weights: the head does not fit ({detail}); give --model-args.num-classes")
+        print(f"weights: {report}", file=sys.stderr)
+    elif not own and (":" not in spec or spec.startswith("timm:")):
+        print(f"note: {spec} has random weights; --weights or --pretrained gives it others", file=sys.stderr)
+    return model.eval()
+
+
+def named(spec: str) -> str:
+    """`spec`, with `local:` in front if it is a path or the name of a folder."""
+    path = ":" not in spec and ("/" in spec or os.sep in spec or Path(spec).expanduser().is_dir())
+    return f"local:{spec}" if path else spec
+
+
+def run_settings(spec: str) -> dict[str, Any]:
+    """The `config.yaml` of the run folder a MODEL argument means; empty for any other model."""
+    import yaml
+
+    spec = named(spec)
+    path = Path(spec.removeprefix("local:")).expanduser() / "config.yaml"
+    if not spec.startswith("local:") or not path.is_file():
+        return {}
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return settings if isinstance(settings, dict) else {}
+
+
+def choose_device(choice: Device) -> torch.device:
+    """The device a `--device` flag means.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if choice == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
+    if not there[choice]:
+        raise ValueError(f"--device {choice}: torch sees none on this machine; use --device cpu (`unrolled doctor`)")
+    return torch.device(choice)
+
+
+def preprocessing(model: nn.Module, source: ImageSource, image_size: int | None) -> dict[str, Any]:
+    """`input_size` (channels, height, width), `mean`, `std`, `interpolation` and `crop_pct` that a model expects.
+
+    Models that carry no such description get ImageNet's, at the size of the images.
+    """
+    from timm.data import resolve_data_config
+
+    config: dict[str, Any] = {}
+    if not getattr(model, "pretrained_cfg", None):
+        native = source.native_size or (3, 224, 224)
+        config["input_size"] = (3, *native[1:])
+    resolved: dict[str, Any] = resolve_data_config(config, model=model)
+    channels, height, width = resolved["input_size"]
+    if image_size is not None:
+        height = width = image_size
+    resolved["input_size"] = (channels, height, width)
+    return resolved
+
+
+def batches(
+    model: nn.Module,
+    source: ImageSource,
+    *,
+    image_size: int | None,
+    batch_size: int,
+    workers: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> Iterable[Batch]:
+    """All images of `source` in order, preprocessed as `model` expects."""
+    from unrolled.data import eval_loader, eval_transform
+
+    expects = preprocessing(model, source, image_size)
+    transform = eval_transform(
+        expects["input_size"],
+        expects["mean"],
+        expects["std"],
+        interpolation=expects["interpolation"],
+        crop_pct=expects["crop_pct"],
+    )
+    return eval_loader(source, transform, batch_size=batch_size, workers=workers, on_error=on_error)
+
+
+def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool) -> Iterator[T]:
+    """`items` with a bar on stderr, counted in batches."""
+    from tqdm import tqdm
+
+    # None: no bar where stderr is not a terminal
+    yield from tqdm(items, total=total, desc=what, unit="batch", disable=quiet or None, file=sys.stderr, leave=False)
+
+
+def default_folder(verb: str, model: str, data: str) -> Path:
+    """`runs/VERB-MODEL-DATA`, of a folder its name alone; other characters than A-Z a-z 0-9 . _ become dashes."""
+    spec = named(model)
+    parts = [Path(spec.removeprefix("local:")).name if spec.startswith("local:") else spec, data]
+    return Path("runs") / "-".join([verb, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)])
+
+
+def write_run(folder: Path, settings: dict[str, Any], report: Report) -> Path:
+    """Write `config.yaml`, which `--config` reads again, and the report; return the path of `report.html`."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    return report.write(folder).html
+
+
+def say_where(report: Path, *, quiet: bool) -> None:
+    """Say on stderr where the report is."""
+    if not quiet:
+        print(f"report: {report}", file=sys.stderr)
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """Rows under their columns, aligned to the right except for the first."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = []
+    for row in [columns, *rows]:
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""Where a verb's settings come from: defaults < recipe < YAML files < `UNROLLED_*` variables < flags.
+
+Each source fills only what the stronger ones left open, so they are applied strongest first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+from cyclopts import CycloptsError, Group, Parameter, Token
+from cyclopts.config import Dict, Env
+
+if TYPE_CHECKING:
+    from cyclopts import App, Argument, ArgumentCollection
+
+ENV_PREFIX = "UNROLLED_"
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+ConfigFiles = Annotated[
+    tuple[Path, ...],
+    Parameter(
+        name="--config",
+        negative="",
+        consume_multiple=False,
+        show_default=False,
+        help="YAML file of settings, such as the config.yaml of a run; may be repeated, the last one wins.",
+    ),
+]
+RecipeName = Annotated[
+    str | None, Parameter(name="--recipe", help="Start from a shipped recipe, below every other setting.")
+]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON on stdout.")]
+Quiet = Annotated[bool, Parameter(name="--quiet", negative="", show_default=False, help="No progress on stderr.")]
+ModelArgs = Annotated[
+    dict[str, Any] | None,
+    Parameter(name="--model-args", help="The model's own arguments, e.g. `--model-args.step-size 0.2`."),
+]
+Pretrained = Annotated[
+    bool,
+    Parameter(
+        name="--pretrained",
+        negative="",
+        show_default=False,
+        help="Load the weights that timm has for the name (downloaded if need be); folders and hf: come with theirs.",
+    ),
+]
+
+# first field of each block of TrainConfig -> the heading its flags get in --help
+_HEADINGS = {
+    "model": "Model",
+    "data": "Data",
+    "epochs": "Duration",
+    "optimizer": "Optimiser and schedule",
+    "augment": "Augmentation and loss",
+    "precision": "Machine",
+    "out": "Output",
+}
+
+T = TypeVar("T")
+
+
+def flags_of(config: type[T]) -> type[T]:
+    """A subclass of a configuration dataclass whose fields carry the heading `--help` lists them under."""
+    hints: dict[str, Any] = get_type_hints(config, include_extras=True)
+    specs: list[tuple[str, Any, Any]] = []
+    group: Group | None = None
+    for order, item in enumerate(dataclasses.fields(config)):  # type: ignore[arg-type]
+        if item.name in _HEADINGS or group is None:
+            group = Group(_HEADINGS.get(item.name, "Parameters"), sort_key=order)
+        parameter = Parameter(group=group, negative_iterable=(), consume_multiple=True)
+        default = dataclasses.field(default=item.default, default_factory=item.default_factory)  # type: ignore[call-overload]
+        annotated: Any = Annotated[hints[item.name], parameter]  # type: ignore[valid-type,name-defined]
+        specs.append((item.name, annotated, default))
+    flags = dataclasses.make_dataclass(config.__name__, specs, bases=(config,), kw_only=True)
+    flags.__module__ = config.__module__  # Python 3.11 says "types", which cyclopts takes for a builtin
+    return flags
+
+
+def as_config(config: type[T], flags: T) -> T:
+    """The plain configuration with the values of `flags`, an instance of `flags_of(config)`."""
+    return config(**{item.name: getattr(flags, item.name) for item in dataclasses.fields(config)})  # type: ignore[arg-type]
+
+
+def layered(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill what the flags left open from the environment, then the YAML files, then the recipe."""
+    model_args = arguments.get("--model-args", None)
+    flags = _take_tokens(model_args)
+    Env(ENV_PREFIX, command=False, show=False)(app, commands, arguments)
+    files = [*reversed(_given(arguments, "--config")), *map(_recipe_path, _given(arguments, "--recipe"))]
+    layers = [(file, read_yaml(file, arguments)) for file in files]
+    if model_args is not None:
+        _merge_model_args(model_args, [layer.pop("model_args", None) for _, layer in layers], flags)
+    for source, layer in layers:
+        Dict(layer, source=source, use_commands_as_keys=False)(app, commands, arguments)
+
+
+def read_yaml(path: str, arguments: ArgumentCollection) -> dict[str, Any]:
+    """The mapping in a YAML file, every key checked against the verb's flags and spelled with underscores."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CycloptsError(msg=f"--config: there is no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CycloptsError(msg=f"--config: cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise CycloptsError(msg=f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise CycloptsError(msg=f"--config: {path} must hold `name: value` lines, not a {type(data).__name__}")
+    known = {argument.name.lstrip("-").replace("-", "_") for argument in arguments if argument.parse}
+    known -= {"config", "recipe"}
+    settings = {str(key).replace("-", "_"): value for key, value in data.items()}
+    if not isinstance(settings.get("model_args") or {}, dict):
+        raise CycloptsError(msg=f"model_args in {path} must be a mapping of names to values")
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            raise CycloptsError(msg=f"unknown key {key!r} in {path}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    return settings
+
+
+def recipes() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """` Did you mean a or b?`, or an empty string if nothing is near."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def literal(text: str) -> Any:
+    """What a person means by the text of a flag: a number, true/false, none, a list or the text itself."""
+    import yaml
+
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _given(arguments: ArgumentCollection, name: str) -> list[str]:
+    argument = arguments.get(name, None)
+    return [token.value for token in argument.tokens] if argument is not None else []
+
+
+def _recipe_path(name: str) -> str:
+    if name not in recipes():
+        known = recipes()
+        hint = did_you_mean(name, known) or (f" There are: {', '.join(known)}." if known else "")
+        raise CycloptsError(msg=f"--recipe: there is no recipe {name!r}.{hint}")
+    return str(RECIPES / f"{name}.yaml")
+
+
+def _take_tokens(argument: Argument | None) -> list[Token]:
+    tokens = [] if argument is None else list(argument.tokens)
+    if argument is not None:
+        argument.tokens.clear()
+    return tokens
+
+
+def _merge_model_args(argument: Argument, layers: list[dict[str, Any] | None], flags: list[Token]) -> None:
+    """Make one typed mapping of `--model-args`: cyclopts would let any flag hide the whole mapping of a file."""
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        for key, value in (layer or {}).items():
+            merged[str(key).replace("-", "_")] = literal(value) if isinstance(value, str) else value
+    for token in _take_tokens(argument) + flags:  # the environment's, then the flags'
+        if len(token.keys) != 1:
+            example = "write --model-args.NAME VALUE, for example --model-args.step-size 0.2"
+            raise CycloptsError(msg=f"{token.keyword}: {example}")
+        merged[token.keys[0].replace("-", "_")] = literal(token.value)
+    if merged:
+        argument.append(Token(keyword="--model-args", source="merged", implicit_value=merged))

@@ -1,0 +1,189 @@
+"""`unrolled trace`."""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unrolled.commands.common import (
+    Device,
+    batches,
+    choose_device,
+    default_folder,
+    open_model,
+    progress,
+    run_settings,
+    say_where,
+    table,
+    write_run,
+)
+from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# key of a row -> heading on the terminal, title of its chart
+_SHOWN = {
+    "rate": ("R", "Coding rate R at Z+half (nats)"),
+    "subspace_rate": ("R^c", "Rate against the layer's subspaces, R^c (nats)"),
+    "nonzero": ("nonzero", "Non-zero entries (fraction)"),
+    "l1": ("l1", "Mean absolute entry of Z+1"),
+    "effective_rank": ("rank", "Effective rank at Z+half"),
+}
+
+
+def trace(
+    model: str,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: Literal["train", "test"] = "test",
+    images: int = 256,
+    eps: float = 0.1,
+    protocol: Literal["paper", "published"] = "paper",
+    weights: Path | None = None,
+    pretrained: Pretrained = False,
+    model_args: ModelArgs = None,
+    image_size: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: Device = "auto",
+    out: Path | None = None,
+    config: ConfigFiles = (),
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what every layer does to the coding rates and the sparsity of its tokens.
+
+    The same architecture with fresh weights is measured on the same images (the columns marked 0): an untrained CRATE
+    already compresses and sparsifies, so only what goes beyond it was learned.
+
+        unrolled trace runs/digits --images 1000
+        unrolled trace crate_nano_patch2_8 --weights runs/digits --data digits
+        unrolled trace timm:vit_tiny_patch16_224 --data cifar10 --data-dir data
+
+    Parameters
+    ----------
+    model
+        A run folder, or any model by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...).
+    data
+        Data set; default: the one of the run folder, else digits.
+    data_dir
+        Where the data are; default: that of the run folder.
+    split
+        Which part of the data.
+    images
+        How many images, drawn evenly from the whole split.
+    eps
+        Distortion of the coding rates.
+    protocol
+        `paper`: tokens divided by their norm, at Z+half; `published`: what the published code's hook computes.
+    weights
+        Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
+    image_size
+        Side in pixels; default: the model's own input size.
+    batch_size
+        Images in one forward pass.
+    seed
+        Of the untrained control's weights.
+    device
+        What to run on.
+    out
+        Where config.yaml, report.html and report.json go; default: runs/trace-MODEL-DATA.
+    """
+    if images < 1:
+        raise ValueError(f"--images {images}: give at least 1")
+    import numpy as np
+
+    from unrolled.data import open_images
+    from unrolled.data.sources import Subset
+    from unrolled.instruments import trace_report
+
+    run = run_settings(model)
+    data = data or run.get("data") or "digits"
+    data_dir = data_dir or (Path(run["data_dir"]) if run.get("data_dir") and data == run.get("data") else None)
+    image_size = image_size or run.get("image_size")
+    where = choose_device(device)
+    everything = open_images(data, split, data_dir=data_dir)
+    count = min(images, len(everything))
+    source = Subset(everything, np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
+    network = open_model(
+        model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
+    )
+    loader = batches(network, source, image_size=image_size, batch_size=batch_size)
+
+    def pixels() -> Iterator[Tensor]:
+        for batch in progress(loader, total=-(-count // batch_size), what="trace", quiet=quiet):
+            yield batch.images
+
+    began = time.perf_counter()
+    result = trace_report(network, pixels(), eps, protocol, device=where, seed=seed)
+    seconds = time.perf_counter() - began
+    settings: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "data_dir": data_dir,
+        "split": split,
+        "images": images,
+        "eps": eps,
+        "protocol": protocol,
+        "weights": weights,
+        "pretrained": pretrained,
+        "model_args": model_args or {},
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+    }
+    result = {"model": model, "data": data, "split": split, **result}
+    page = _report(out or default_folder("trace", model, data), settings, result, seconds)
+    say_where(page, quiet=quiet)
+    print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _table(result))
+
+
+def _table(result: dict[str, Any]) -> str:
+    columns = ["layer", *(name for heading, _ in _SHOWN.values() for name in (heading, f"{heading} 0"))]
+    rows = []
+    for row, control in zip(result["layers"], result["control"], strict=True):
+        cells = [f"{r[key]:.4g}" for key in _SHOWN for r in (row, control)]
+        rows.append([f"{int(row['layer'])}", *cells])
+    return table(columns, rows)
+
+
+def _report(folder: Path, settings: dict[str, Any], result: dict[str, Any], seconds: float) -> Path:
+    from unrolled.report import LineChart, Provenance, Report, Series
+
+    layers, control = result["layers"], result["control"]
+    report = Report(f"{result['model']}, layer by layer", question="What does every layer do to its objective?")
+    report.headline(
+        f"Measured on {result['images']:,} images of {result['data']} ({result['split']} split), {result['protocol']} "
+        "protocol, beside the same architecture with fresh weights."
+    )
+    charts = []
+    for key, (_, title) in _SHOWN.items():
+        series = [
+            Series(
+                label=label,
+                x=[row["layer"] for row in rows],
+                y=[row[key] for row in rows],
+                error=[row.get(f"{key}_se", 0.0) for row in rows],
+                color=0,
+                dashed=dashed,
+            )
+            for label, rows, dashed in (("model", layers, False), ("untrained", control, True))
+        ]
+        charts.append(LineChart(title=title, x_label="layer", series=series))
+    report.section("By layer").figure(
+        charts, name="layers", caption=f"Mean and standard error over {result['images']:,} images."
+    )
+    columns = ["layer", *(f"{key}{who}" for key in _SHOWN for who in ("", " (untrained)"))]
+    rows = [
+        [int(a["layer"]), *(r[key] for key in _SHOWN for r in (a, b))] for a, b in zip(layers, control, strict=True)
+    ]
+    report.section("Numbers").table(columns, rows)
+    report.results = result
+    report.provenance = Provenance.collect(config=settings, seeds=[result["seed"]], duration=seconds)
+    return write_run(folder, settings, report)

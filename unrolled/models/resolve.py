@@ -1,0 +1,169 @@
+"""Any model by one string: a registered name, `timm:NAME`, `hf:ORG/NAME`, `local:DIR` or `package.module:factory`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unrolled.errors import MissingData, require
+
+_FORMS = "a name from `unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR or package.module:factory"
+
+
+def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build the model a string names.
+
+    Args:
+        spec: one of
+            `crate_tiny_patch16_224`: registered by this package or by timm;
+            `timm:NAME`: the same, said explicitly;
+            `hf:ORG/NAME`: a model of the Hugging Face hub (or a folder in its format), through transformers;
+            `local:DIR`: a folder with `config.json` and weights as written by `save_pretrained` or `unrolled convert`,
+            or a run folder, whose `model/` is used;
+            `package.module:factory`: a function of your own that returns an `nn.Module`. It is imported and called,
+            so name only code you trust.
+        num_classes: outputs of the head; default: what the model comes with. A head of another size is drawn anew.
+        pretrained: load the weights that belong to `spec`; otherwise only its architecture is used.
+        **kwargs: the model's own arguments (`img_size`, `in_chans`, `step_size`, ...).
+
+    Raises:
+        ValueError: nothing is known under `spec` (the nearest names are given), or the model does not take an argument.
+        MissingData: the folder or the weights are not there.
+        MissingExtra: transformers is needed and not installed.
+    """
+    scheme, colon, rest = spec.partition(":")
+    if not spec or (colon and not rest):
+        raise ValueError(f"model={spec!r} names no model; give {_FORMS}")
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    build: Callable[..., nn.Module]
+    if not colon or scheme == "timm":
+        build, name = _build_registered, rest if colon else spec
+    elif scheme == "hf":
+        build, name = _build_transformers, rest
+    elif scheme == "local":
+        build, name = _build_local, rest
+    elif _is_import_path(scheme):
+        build, name = _build_factory, spec
+    else:
+        raise ValueError(f"model={spec!r}: {scheme!r} is not a known source; give {_FORMS}")
+    try:
+        return build(name, pretrained, kwargs)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        unknown = str(error).rsplit("unexpected keyword argument", 1)[1].strip().split(".")[0].strip("'\" ")
+        raise ValueError(f"model_args: {spec} does not take {unknown!r}; leave it out or correct its name") from error
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The folder with `config.json`: `folder` itself, or the `model/` of a run folder.
+
+    Raises:
+        MissingData: there is no such folder, or no model in it.
+    """
+    path = Path(folder).expanduser()
+    for candidate in (path, path / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not path.is_dir():
+        raise MissingData(f"model: there is no folder {path}")
+    raise MissingData(f"model: {path} holds no config.json, nor does its model/; is the run finished?")
+
+
+def _build_registered(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    from unrolled.models import create_model
+
+    return _with_weights(name, pretrained, lambda: create_model(name, pretrained=pretrained, **kwargs))
+
+
+def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    from unrolled.models import create_model
+
+    path = model_folder(folder)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"model: {path / 'config.json'} is not valid JSON: {error}") from error
+    if isinstance(config, dict) and "architecture" in config:
+        return _with_weights(
+            str(path), pretrained, lambda: create_model(f"local-dir:{path}", pretrained=pretrained, **kwargs)
+        )
+    if isinstance(config, dict) and "model_type" in config:
+        return _build_transformers(str(path), pretrained, kwargs)
+    raise ValueError(
+        f"model: {path / 'config.json'} names neither an `architecture` (timm) nor a `model_type` (transformers)"
+    )
+
+
+def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    transformers = require("transformers", extra="hf", feature=f"model hf:{name}")
+    kwargs = dict(kwargs)
+    loader = transformers.AutoModel
+    if "num_classes" in kwargs:
+        loader = transformers.AutoModelForImageClassification
+        kwargs["num_labels"] = kwargs.pop("num_classes")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **kwargs)
+        if not pretrained:
+            model = loader.from_config(config)
+        else:
+            model = loader.from_pretrained(
+                name, config=config, ignore_mismatched_sizes="num_labels" in kwargs, use_safetensors=True
+            )
+    except OSError as error:
+        raise MissingData(
+            f"model: hf:{name} could not be read: {_first_line(error)} (give a hub name ORG/NAME or a folder; "
+            "without a network only what is already in the Hugging Face cache can be used)"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: hf:{name} is a {type(model).__name__}, not a torch module")
+    return model.eval()
+
+
+def _build_factory(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    module_name, _, attribute = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"model={spec!r}: there is no module {module_name!r} here; give {_FORMS}, with the module importable"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise ValueError(f"model={spec!r}: {module_name} has no function {attribute!r}")
+    model = factory(**({"pretrained": True} if pretrained else {}), **kwargs)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={spec!r}: {attribute} returned a {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def _with_weights(name: str, pretrained: bool, build: Callable[[], nn.Module]) -> nn.Module:
+    """Call `build`, saying in one sentence when it is the weights that are missing."""
+    if not pretrained:
+        return build()
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return build()
+    except RuntimeError as error:
+        if "No pretrained weights" in str(error) or "No suitable checkpoints" in str(error):
+            raise MissingData(f"model: there are no weights for {name}; train it, or give --weights") from error
+        raise
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
+        raise MissingData(f"model: the weights of {name} could not be fetched: {_first_line(error)}") from error
+
+
+def _is_import_path(text: str) -> bool:
+    return bool(text) and all(part.isidentifier() for part in text.split("."))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
