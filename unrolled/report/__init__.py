@@ -3,7 +3,9 @@
 from unrolled.report.charts import LineChart, Series
 from unrolled.report.document import Claim, Fact, Report, ReportPaths, Section, mean_std
 from unrolled.report.images import ImageGrid, ImageRow, heat
+from unrolled.report.layers import trace_section
 from unrolled.report.provenance import Provenance
+from unrolled.report.runs import learning_curves, report_for_run
 
 __all__ = [
     "Claim",
@@ -17,5 +19,8 @@ __all__ = [
     "Section",
     "Series",
     "heat",
+    "learning_curves",
     "mean_std",
+    "report_for_run",
+    "trace_section",
 ]

@@ -1,19 +1,19 @@
 """Line charts as small SVG drawings that take their colours from CSS variables.
 
-A drawing of our own instead of a plotting library's: the same few kilobytes read well in light, dark and print, inside the
-page and as a file, and every panel is narrow enough for a phone without being scaled down.
+A drawing of our own instead of a plotting library's: the same few kilobytes read well in light, dark and print, inside
+the page and as a file, and every panel is narrow enough for a phone without being scaled down.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 400, 262
 _TOP, _BOTTOM, _LEFT = 46, 40, 46
-_CHARACTER = 6.1  # mean width in pixels of a character of the 11.5 px labels
+_CAPITAL, _OTHER = 8.8, 7.2  # widths in pixels of a bold character of the labels, in a wide system font
 _LABEL_STEP = 14.0
 
 # Okabe and Ito's colour-blind safe hues, darkened for white paper and lightened for a dark page.
@@ -94,7 +94,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class LineChart:
-    """One panel of a figure: a title that names the quantity and its unit, an x axis, and lines labelled where they end."""
+    """One panel of a figure: a title that names quantity and unit, an x axis, and lines labelled where they end."""
 
     title: str
     x_label: str
@@ -124,7 +124,9 @@ class LineChart:
         rows: list[list[str | float]] = []
         for series in self.series:
             errors = series.error if series.error is not None else [math.nan] * len(series.x)
-            rows += [[series.label, float(x), float(y), float(e)] for x, y, e in zip(series.x, series.y, errors, strict=True)]
+            rows += [
+                [series.label, float(x), float(y), float(e)] for x, y, e in zip(series.x, series.y, errors, strict=True)
+            ]
         return ["series", self.x_label, self.title, "error"], rows
 
     def svg(self, ident: str, *, standalone: bool = False) -> str:
@@ -198,8 +200,7 @@ def _y_limits(chart: LineChart) -> tuple[float, float]:
 
 
 def _draw(chart: LineChart) -> str:
-    longest = max(len(series.label) for series in chart.series)
-    right = WIDTH - min(longest * _CHARACTER + 26, 0.42 * WIDTH)
+    right = WIDTH - min(max(_width(series.label) for series in chart.series) + 18, 0.45 * WIDTH)
     bottom = HEIGHT - _BOTTOM
     xs = [float(x) for series in chart.series for x in series.x]
     x_low, x_high = min(xs), max(xs)
@@ -243,6 +244,10 @@ def _draw(chart: LineChart) -> str:
     return "".join(parts)
 
 
+def _width(label: str) -> float:
+    return sum(_CAPITAL if character.isupper() else _OTHER for character in label)
+
+
 def _x_ticks(low: float, high: float, values: Sequence[float]) -> list[float]:
     whole = all(value == int(value) for value in values)
     found = ticks(low, high, 6)
@@ -253,8 +258,10 @@ def _colour(series: Series, place: int) -> int:
     return (place if series.color is None else series.color) % COLOURS
 
 
-def _error_marks(series: Series, place: int, points: Sequence[tuple[float, float] | None], at_y: object) -> str:
-    if series.error is None or not callable(at_y):
+def _error_marks(
+    series: Series, place: int, points: Sequence[tuple[float, float] | None], at_y: Callable[[float], float]
+) -> str:
+    if series.error is None:
         return ""
     triples = [
         (point[0], at_y(y - e), at_y(y + e))
@@ -266,7 +273,9 @@ def _error_marks(series: Series, place: int, points: Sequence[tuple[float, float
         upper = [f"{x:.1f},{high:.1f}" for x, _, high in triples]
         lower = [f"{x:.1f},{low:.1f}" for x, low, _ in reversed(triples)]
         return f'<polygon class="band f{colour}" points="{" ".join(upper + lower)}"/>'
-    path = "".join(f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6" for x, low, high in triples)
+    path = "".join(
+        f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6" for x, low, high in triples
+    )
     return f'<path class="bar s{colour}" d="{path}"/>' if path else ""
 
 
@@ -283,7 +292,7 @@ def _curve(series: Series, place: int, points: Sequence[tuple[float, float] | No
     colour = _colour(series, place)
     drawn = [point for point in points if point is not None]
     every = max(1, math.ceil(len(drawn) / 8)) if len(drawn) > 14 else 1
-    chosen = drawn[:: -every][::-1]
+    chosen = drawn[::-every][::-1]
     marks = "".join(marker(place, x, y, colour, hollow=series.dashed) for x, y in chosen)
     return f'<path class="curve s{colour}{" dashed" if series.dashed else ""}" d="{path}"/>{marks}'
 
@@ -319,9 +328,10 @@ def _end_labels(ends: list[tuple[float, float, int, Series]], right: float, bott
         colour = _colour(series, place)
         if abs(label_y - y) > 3 or right - x > 12:
             text += (
-                f'<path class="leader s{colour}" fill="none" '
-                f'd="M{x + 5:.1f} {y:.1f}L{right + 2:.1f} {label_y:.1f}"/>'
+                f'<path class="leader s{colour}" fill="none" d="M{x + 5:.1f} {y:.1f}L{right + 2:.1f} {label_y:.1f}"/>'
             )
         text += marker(place, right + 8, label_y, colour, hollow=series.dashed)
-        text += f'<text class="label f{colour}" x="{right + 16:.1f}" y="{label_y + 4:.1f}">{escape(series.label)}</text>'
+        text += (
+            f'<text class="label f{colour}" x="{right + 16:.1f}" y="{label_y + 4:.1f}">{escape(series.label)}</text>'
+        )
     return text

@@ -96,7 +96,7 @@ class Section:
         return self
 
     def figure(self, panels: Panel | Sequence[Panel], *, caption: str = "", name: str = "") -> Section:
-        """Add charts or image grids under one caption that says what the reader sees and over how many seeds or images."""
+        """Add charts or image grids; the caption says what the reader sees and over how many seeds or images."""
         panels = (panels,) if isinstance(panels, LineChart | ImageGrid) else tuple(panels)
         if not panels:
             raise ValueError("panels is empty: give at least one LineChart or ImageGrid")
@@ -157,7 +157,9 @@ class Report:
             "claims": [plain_config(claim) for claim in self.claims],
             "reproduced": self.reproduced,
             "results": plain(self.results),
-            "sections": [{"title": s.title, "blocks": [_block_dict(block) for block in s.blocks]} for s in self.sections],
+            "sections": [
+                {"title": s.title, "blocks": [_block_dict(block) for block in s.blocks]} for s in self.sections
+            ],
             "provenance": plain_config(self.provenance),
         }
 
@@ -211,7 +213,9 @@ def _block_dict(block: Text | Table | Figure) -> dict[str, Any]:
     panels = []
     for panel in block.panels:
         columns, rows = panel.data()
-        panels.append({"title": panel.title, "description": panel.description(), "columns": columns, "rows": plain(rows)})
+        panels.append(
+            {"title": panel.title, "description": panel.description(), "columns": columns, "rows": plain(rows)}
+        )
     return {"kind": "figure", "name": block.name, "caption": block.caption, "panels": panels}
 
 

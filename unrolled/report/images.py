@@ -19,13 +19,22 @@ _LARGEST_CELL = 84.0
 
 # Dark to light with steadily rising lightness, so that order survives print in grey and colour-blind eyes.
 _HEAT = np.array(
-    [[10, 12, 38], [49, 22, 97], [105, 33, 116], [163, 49, 103], [213, 80, 70], [242, 132, 42], [249, 193, 70], [252, 250, 190]],
+    [
+        [10, 12, 38],
+        [49, 22, 97],
+        [105, 33, 116],
+        [163, 49, 103],
+        [213, 80, 70],
+        [242, 132, 42],
+        [249, 193, 70],
+        [252, 250, 190],
+    ],
     dtype=np.float64,
 )
 
 
 def heat(values: NDArray, low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:
-    """Colour a map [h, w] of any real dtype -> uint8 [h, w, 3]; `low` and `high` (default: the map's own) are the ends."""
+    """Colour a real map [h, w] -> uint8 [h, w, 3]; `low` and `high` are the ends, by default the map's own."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2:
         raise ValueError(f"values must be a map [h, w], not of shape {list(values.shape)}")
@@ -33,7 +42,9 @@ def heat(values: NDArray, low: float | None = None, high: float | None = None) -
     high = float(np.nanmax(values)) if high is None else high
     share = np.nan_to_num(np.clip((values - low) / (high - low if high > low else 1.0), 0, 1))
     place = share * (len(_HEAT) - 1)
-    return np.stack([np.interp(place, np.arange(len(_HEAT)), _HEAT[:, c]) for c in range(3)], -1).round().astype(np.uint8)
+    return (
+        np.stack([np.interp(place, np.arange(len(_HEAT)), _HEAT[:, c]) for c in range(3)], -1).round().astype(np.uint8)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +62,9 @@ class ImageRow:
             raise ValueError(f"image row {self.label!r}: give one name per image or none")
         for image in self.images:
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-                raise ValueError(f"image row {self.label!r}: images must be uint8 [h, w] or [h, w, 3]; see `heat` for maps")
+                raise ValueError(
+                    f"image row {self.label!r}: images must be uint8 [h, w] or [h, w, 3]; see `heat` for maps"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +103,11 @@ class ImageGrid:
                 y += _ROW_LABEL
             for i, image in enumerate(row.images):
                 x = i * (cell + _GAP)
-                parts.append(
-                    f'<image x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{cell:.1f}" href="{_data_address(image)}"/>'
-                )
+                place = f'x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{cell:.1f}"'
+                parts.append(f'<image {place} href="{_data_address(image)}"/>')
                 if row.names:
-                    middle = x + cell / 2
-                    parts.append(f'<text x="{middle:.1f}" y="{y + cell + 13:.1f}" text-anchor="middle">{escape(row.names[i])}</text>')
+                    place = f'x="{x + cell / 2:.1f}" y="{y + cell + 13:.1f}" text-anchor="middle"'
+                    parts.append(f"<text {place}>{escape(row.names[i])}</text>")
             y += cell + (_NAME if row.names else 0) + 8
         return svg_element("".join(parts), ident, self.title, self.description(), WIDTH, y, standalone=standalone)
 

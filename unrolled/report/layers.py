@@ -1,0 +1,112 @@
+"""The part of a report that shows what every layer does, from the records of `instruments.trace_report`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from unrolled.report.charts import LineChart, Series
+from unrolled.report.document import Report, Section
+
+TraceResult = Mapping[str, Any]
+Row = Mapping[str, float]
+
+_EXPLANATION = """
+A CRATE layer is one step on the sparse rate reduction objective: attention (MSSA) compresses the tokens against the \
+layer's own subspaces, which should lower Rᶜ, and ISTA makes them sparse in its dictionary, which should lower the \
+non-zero fraction, while R, the volume of all tokens together, should stay large. Lower Rᶜ at high R means tokens that \
+fit the subspaces and still differ. A plain ViT has no such objective; its subspaces are taken to be its heads' value \
+projections.
+"""
+
+
+def trace_section(
+    report: Report,
+    traces: Mapping[str, TraceResult | Sequence[TraceResult]],
+    *,
+    title: str = "What each layer does",
+    images: str = "images",
+) -> Section:
+    """Add a section with rates, sparsity, rank and incoherence by layer, every model beside its untrained control.
+
+    Args:
+        report: what the section is added to.
+        traces: label -> what `instruments.trace_report` returned, or several of these, one per seed.
+        title: heading of the section.
+        images: what the images are, for the caption, e.g. `"test images"`.
+
+    Returns:
+        The section, to which more can be added.
+
+    Raises:
+        ValueError: no traces, or seeds of one model with different numbers of layers.
+    """
+    if not traces:
+        raise ValueError("traces is empty: give at least one model's trace")
+    runs = {label: [found] if isinstance(found, Mapping) else list(found) for label, found in traces.items()}
+    first = next(iter(runs.values()))[0]
+    seeds = max(len(found) for found in runs.values())
+    spread = (
+        f"Mean over {seeds} seeds, each on the same {first['images']:,} {images}; bars are one standard deviation over "
+        "seeds."
+        if seeds > 1
+        else f"Mean over {first['images']:,} {images}; bars are one standard error of it."
+    )
+    controlled = any(result.get("control") for found in runs.values() for result in found)
+    dashes = " Dotted lines with hollow markers: the same architecture with fresh weights." if controlled else ""
+    published = " Rᶜ is the published hook's, whose scale differs." if first.get("protocol") == "published" else ""
+    panels = [_chart(name, read, error, runs) for name, read, error in _quantities()]
+    section = report.section(title, _EXPLANATION)
+    section.figure(
+        panels,
+        name="layers",
+        caption=f"{spread}{dashes} R and Rᶜ at ε = {first['eps']:g}, of tokens divided by their norms, at Z½, that is "
+        f"between attention and the second half of the layer.{published}",
+    )
+    return section
+
+
+def _quantities() -> list[tuple[str, Callable[[Row], float], Callable[[Row], float]]]:
+    def plain(key: str) -> tuple[Callable[[Row], float], Callable[[Row], float]]:
+        return (lambda row: row[key]), (lambda row: row.get(f"{key}_se", math.nan))
+
+    return [
+        ("Rᶜ, coding rate in the subspaces (nats)", *plain("subspace_rate")),
+        (
+            "Change of Rᶜ by attention, Z to Z½ (nats)",
+            lambda row: row["subspace_rate_half"] - row["subspace_rate_z"],
+            lambda row: math.nan,
+        ),
+        ("Non-zero fraction after the layer", *plain("nonzero")),
+        ("R, coding rate of all tokens (nats)", *plain("rate")),
+        ("Effective rank of the tokens", *plain("effective_rank")),
+        ("Incoherence of the heads' subspaces", lambda row: row["incoherence"], lambda row: math.nan),
+    ]
+
+
+def _chart(
+    title: str, read: Callable[[Row], float], error: Callable[[Row], float], runs: Mapping[str, Sequence[TraceResult]]
+) -> LineChart:
+    series = []
+    for color, (label, found) in enumerate(runs.items()):
+        for key, name in (("layers", label), ("control", f"{label} untrained")):
+            rows = [result[key] for result in found if result.get(key)]
+            if not rows:
+                continue
+            if len({len(layers) for layers in rows}) > 1:
+                raise ValueError(f"traces[{label!r}]: its seeds have different numbers of layers")
+            by_layer = list(zip(*rows, strict=True))
+            spread = [stdev(map(read, layer)) if len(layer) > 1 else float(error(layer[0])) for layer in by_layer]
+            series.append(
+                Series(
+                    label=name,
+                    x=[layer[0]["layer"] for layer in by_layer],
+                    y=[fmean(map(read, layer)) for layer in by_layer],
+                    error=spread,
+                    color=color,
+                    dashed=key == "control",
+                )
+            )
+    return LineChart(title=title, x_label="layer", series=series)

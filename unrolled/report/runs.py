@@ -1,0 +1,199 @@
+"""The report of one training run, made from what its folder holds; also of a run that was stopped half-way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+from unrolled.errors import CorruptFile, MissingData
+from unrolled.report.charts import LineChart, Series
+from unrolled.report.document import Fact, Report
+from unrolled.report.layers import TraceResult, trace_section
+from unrolled.report.provenance import Provenance
+
+Record = Mapping[str, Any]
+
+
+def report_for_run(
+    run_dir: str | Path,
+    *,
+    trace: TraceResult | None = None,
+    parameters: int | None = None,
+    duration: float | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Report:
+    """Describe the training run in `run_dir` from its `config.yaml`, `env.json`, `metrics.jsonl` and `status.json`.
+
+    Args:
+        run_dir: a run folder; the run may also have stopped or still be going on.
+        trace: what `instruments.trace_report` says of the trained model, for the layer curves.
+        parameters: of the model; default: counted in `model/model.safetensors` where that exists.
+        duration: seconds the run took.
+        notes: further sections, heading -> text.
+
+    Returns:
+        The report; `report.write(run_dir)` puts it beside the run.
+
+    Raises:
+        MissingData: no such folder, or no `config.yaml` or `metrics.jsonl` in it.
+        CorruptFile: one of them cannot be read.
+    """
+    run_dir = Path(run_dir)
+    config, environment, status = (
+        _read(run_dir / name, needed=name == "config.yaml") for name in ("config.yaml", "env.json", "status.json")
+    )
+    metrics = _metrics(run_dir)
+    parameters = parameters if parameters is not None else _parameters(run_dir)
+    started = "fine-tuned" if config.get("weights") else "trained"
+    report = Report(
+        f"{config.get('model', 'A model')} {started} on {config.get('data', 'images')}",
+        question="How well does it classify images it never saw?",
+    )
+    report.headline(*_headline(metrics, status, parameters))
+    panels = learning_curves({"": [metrics]})
+    if panels:
+        held_out = any(record.get("split") == "val" for record in metrics)
+        report.section("Learning curves").figure(
+            panels,
+            name="curves",
+            caption="One run. The training loss is what was minimised, with any label smoothing or mixing, averaged "
+            "since the point before." + (" Validation images were never trained on." if held_out else ""),
+        )
+    if trace is not None:
+        trace_section(report, {"trained": trace}, images="images")
+    for title, text in (notes or {}).items():
+        report.section(title, text)
+    skipped = sorted({name for record in metrics for name in record.get("skipped_names", ())})
+    if skipped:
+        report.section("Images that could not be read", ", ".join(f"`{name}`" for name in skipped[:50]))
+    report.results = {
+        "status": status,
+        "parameters": parameters,
+        "test": next((dict(record) for record in reversed(metrics) if record.get("split") == "test"), None),
+        "metrics": [dict(record) for record in metrics],
+        "trace": trace,
+    }
+    seeds = [config["seed"]] if isinstance(config.get("seed"), int) else []
+    report.provenance = Provenance.of_environment(environment, config=config, seeds=seeds, duration=duration)
+    return report
+
+
+def learning_curves(runs: Mapping[str, Sequence[Sequence[Record]]]) -> list[LineChart]:
+    """Charts of validation accuracy and of the losses against epochs.
+
+    Args:
+        runs: label -> the metrics of one run, or of several seeds; seeds become a mean with one standard deviation.
+
+    Returns:
+        The charts for which there are points.
+    """
+    wanted = [
+        ("Validation accuracy (%)", (("val", "accuracy", 100.0, ""),), False),
+        ("Loss (nats)", (("train", "loss", 1.0, "training"), ("val", "loss", 1.0, "validation")), True),
+    ]
+    charts = []
+    for title, parts, log_y in wanted:
+        series: list[Series] = []
+        for color, (label, seeds) in enumerate(runs.items()):
+            for split, key, scale, suffix in parts:
+                name = " ".join(word for word in (label, suffix) if word) or "validation"
+                colour = color if label else len(series)
+                found = _mean_curve(seeds, split, key, scale)
+                if found:
+                    x, y, error = found
+                    dashed = split == "val" and len(parts) > 1
+                    series.append(Series(label=name, x=x, y=y, error=error, color=colour, dashed=dashed))
+        if series:
+            charts.append(LineChart(title=title, x_label="epoch", series=series, log_y=log_y))
+    return charts
+
+
+def _mean_curve(
+    seeds: Sequence[Sequence[Record]], split: str, key: str, scale: float
+) -> tuple[list[float], list[float], list[float] | None] | None:
+    curves = [
+        {
+            float(r["epoch"]): scale * float(r[key])
+            for r in metrics
+            if r.get("split") == split and r.get(key) is not None
+        }
+        for metrics in seeds
+    ]
+    x = sorted(set(curves[0]).intersection(*curves[1:])) if curves else []
+    if not x:
+        return None
+    y = [fmean(curve[epoch] for curve in curves) for epoch in x]
+    return x, y, [stdev([curve[epoch] for curve in curves]) for epoch in x] if len(curves) > 1 else None
+
+
+def _metrics(run_dir: Path) -> list[dict[str, Any]]:
+    from unrolled.train.log import read_metrics  # brings torch with it
+
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        raise MissingData(f"{run_dir} holds no metrics.jsonl: is it a run folder of `unrolled train`?")
+    try:
+        return read_metrics(path)
+    except ValueError as error:
+        raise CorruptFile(f"{path} cannot be read: {error}") from error
+
+
+def _read(path: Path, *, needed: bool) -> dict[str, Any]:
+    if not path.is_file():
+        if needed:
+            raise MissingData(f"{path.parent} holds no {path.name}: is it a run folder of `unrolled train`?")
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CorruptFile(f"{path} holds no `name: value` pairs")
+    return found
+
+
+def _parameters(run_dir: Path) -> int | None:
+    path = run_dir / "model" / "model.safetensors"
+    if not path.is_file():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise CorruptFile(f"{path} cannot be read: {error}") from error
+
+
+def _headline(metrics: Sequence[Record], status: Record, parameters: int | None) -> tuple[str, list[Fact]]:
+    last = {
+        split: next((r for r in reversed(metrics) if r.get("split") == split), None)
+        for split in ("test", "val", "train")
+    }
+    facts: list[Fact] = []
+    summary = "There is no test split, so the model was not tested."
+    for split, words in (("val", "validation"), ("test", "test")):
+        record = last[split]
+        if record is not None:
+            accuracy = f"{100 * record['accuracy']:.2f} %"
+            images = f"{record['images']:,} {words} images"
+            facts.insert(0, Fact(label=f"{words.capitalize()} accuracy", value=accuracy, detail=images))
+            summary = f"{accuracy} of {images} are classified correctly."
+    state = status.get("state", "finished")
+    if state != "finished":
+        summary = (
+            f"The run has not finished ({state} at step {status.get('step')} of {status.get('total_steps')}). {summary}"
+        )
+    if parameters is not None:
+        facts.append(Fact(label="Parameters", value=f"{parameters:,}"))
+    speeds = [r["images_per_second"] for r in metrics if r.get("split") == "train" and r.get("images_per_second")]
+    if speeds:
+        detail = f"{last['train']['step']:,} steps" if last["train"] else ""
+        middle = sorted(speeds)[len(speeds) // 2]
+        facts.append(Fact(label="Training speed", value=f"{middle:,.0f} images/s", detail=detail))
+    return summary, facts
