@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from unrolled import cli
-from unrolled.commands import settings
 from unrolled.commands import train as train_verbs
 from unrolled.errors import CorruptFile, MissingData, MissingExtra, TrainingStopped
+from unrolled.train import config as config_module
 from unrolled.train.config import FinetuneConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,7 +100,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--precision", "fp31"], ["--precision", "fp31", "fp32"]),
         (["train", "digits"], ["unexpected argument: digits"]),
         (["train", "--config", "absent.yaml"], ["--config", "absent.yaml"]),
-        (["train", "--recipe", "absent"], ["--recipe", "absent"]),
+        (["train", "--recipe", "absent"], ["recipe", "absent"]),
         (["train", "--model-args.a.b", "1"], ["--model-args.NAME"]),
         (["list", "crete*"], ["crete*", "crate_tiny_patch16_224"]),
     ],
@@ -153,9 +153,8 @@ def test_layers(resolved: Callable[..., TrainConfig], tmp_path: Path, monkeypatc
     (tmp_path / "high.yaml").write_text("lr: 2e-3\n")
     monkeypatch.setenv("UNROLLED_SEED", "5")
     monkeypatch.setenv("UNROLLED_BATCH_SIZE", "32")
-    monkeypatch.setattr(settings, "RECIPES", tmp_path / "recipes")
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "mine.yaml").write_text("epochs: 100\nhflip: 0.25\n")
+    (tmp_path / "mine.yaml").write_text("epochs: 100\nhflip: 0.25\n")
+    monkeypatch.setattr(config_module, "recipes", lambda: {"mine": tmp_path / "mine.yaml"})
     files = ["--config", str(tmp_path / "low.yaml"), "--config", str(tmp_path / "high.yaml")]
     config = resolved("train", *files, "--recipe", "mine", "--batch-size", "64")
     assert config.hflip == 0.25  # the recipe alone says
@@ -211,7 +210,7 @@ def test_a_saved_configuration_replays(verb: str, resolved: Callable[..., TrainC
 
 
 def test_shipped_recipes_parse(resolved: Callable[..., TrainConfig]) -> None:
-    for name in settings.recipes():
+    for name in config_module.recipes():
         verb = "finetune" if "finetune" in name else "train"
         assert resolved(verb, "--recipe", name) != TrainConfig()
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 from cyclopts import CycloptsError, Group, Parameter, Token
 from cyclopts.config import Dict, Env
 
+from unrolled.train.config import recipe
+
 if TYPE_CHECKING:
     from cyclopts import App, Argument, ArgumentCollection
 
 ENV_PREFIX = "UNROLLED_"
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 ConfigFiles = Annotated[
     tuple[Path, ...],
@@ -89,7 +90,7 @@ def layered(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
     model_args = arguments.get("--model-args", None)
     flags = _take_tokens(model_args)
     Env(ENV_PREFIX, command=False, show=False)(app, commands, arguments)
-    files = [*reversed(_given(arguments, "--config")), *map(_recipe_path, _given(arguments, "--recipe"))]
+    files = [*reversed(_given(arguments, "--config")), *(str(recipe(name)) for name in _given(arguments, "--recipe"))]
     layers = [(file, read_yaml(file, arguments)) for file in files]
     if model_args is not None:
         _merge_model_args(model_args, [layer.pop("model_args", None) for _, layer in layers], flags)
@@ -125,11 +126,6 @@ def read_yaml(path: str, arguments: ArgumentCollection) -> dict[str, Any]:
     return settings
 
 
-def recipes() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
 def did_you_mean(name: str, known: list[str]) -> str:
     """` Did you mean a or b?`, or an empty string if nothing is near."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -154,14 +150,6 @@ def literal(text: str) -> Any:
 def _given(arguments: ArgumentCollection, name: str) -> list[str]:
     argument = arguments.get(name, None)
     return [token.value for token in argument.tokens] if argument is not None else []
-
-
-def _recipe_path(name: str) -> str:
-    if name not in recipes():
-        known = recipes()
-        hint = did_you_mean(name, known) or (f" There are: {', '.join(known)}." if known else "")
-        raise CycloptsError(msg=f"--recipe: there is no recipe {name!r}.{hint}")
-    return str(RECIPES / f"{name}.yaml")
 
 
 def _take_tokens(argument: Argument | None) -> list[Token]:
