@@ -64,7 +64,9 @@ def run_processes(config: TrainConfig, tmp_path: Path, *, torchrun: bool = False
 
 
 def assert_same_to_rounding(one: Path, other: Path) -> None:
-    first, second = ([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (one, other))
+    first, second = (
+        [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (one, other)
+    )
     assert [(r["split"], r["step"]) for r in first] == [(r["split"], r["step"]) for r in second]
     for a, b in zip(first, second, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
@@ -87,7 +89,11 @@ def test_two_processes_train_as_one_does(tmp_path):
 def test_a_run_may_change_its_number_of_processes_when_it_resumes(tmp_path, strategy):
     one, moved = settings(tmp_path / "one"), settings(tmp_path / "moved", resume="auto", val_fraction=0.1)
     fit(one)
-    for stop, changes in ((4, {"devices": 2, "strategy": strategy}), (8, {}), (None, {"devices": 2, "strategy": strategy})):
+    for stop, changes in (
+        (4, {"devices": 2, "strategy": strategy}),
+        (8, {}),
+        (None, {"devices": 2, "strategy": strategy}),
+    ):
         step = TrainConfig(**{**vars(moved), "max_steps": stop, **changes})
         if changes:
             run_processes(step, tmp_path, torchrun=True)

@@ -265,7 +265,8 @@ def _fit(
         raise _explained(error, state, last, main) from error
     finally:
         progress.close()
-        log.close()
+        with contextlib.suppress(OSError):  # on a full disk `metrics.csv`, a copy, is not what to complain about
+            log.close()
     return TrainResult(
         model=result_model.eval(),
         run_dir=out,

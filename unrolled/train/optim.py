@@ -59,6 +59,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         )
     except TypeError as error:
         raise ValueError(f"optimizer={config.optimizer!r} does not accept these settings: {error}") from error
+    if config.betas is not None and "betas" not in optimizer.param_groups[0]:
+        raise ValueError(f"optimizer={config.optimizer!r} has no betas; leave them unset")
     return optimizer
 
 
