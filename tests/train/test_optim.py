@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,9 +24,9 @@ from unrolled.train.optim import Mixing, MovingAverage, build_optimizer, learnin
 def test_the_schedule_rises_to_the_peak_then_falls_to_the_minimum(peak, warmup, extra, share):
     total, minimum = warmup + extra, share * peak
     rates = [learning_rate(s, peak=peak, warmup=warmup, total=total, minimum=minimum) for s in range(total + 1)]
-    assert all(a < b for a, b in zip(rates[:warmup], rates[1:warmup], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:warmup]))
     assert rates[max(0, warmup - 1)] == pytest.approx(peak)
-    assert all(a >= b - 1e-12 for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates[warmup:]))
     assert rates[total] == pytest.approx(minimum, abs=1e-12)
 
 
@@ -128,4 +128,3 @@ def test_an_average_reaches_the_folded_matrix_of_a_crate():
             fresh.load_state_dict(average.tensors)
             torch.testing.assert_close(scaled, fresh(images))
         assert torch.equal(model(images), own)
-    assert timm.__version__

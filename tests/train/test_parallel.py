@@ -1,4 +1,4 @@
-"""Two real processes on the CPU (gloo). Judged by the files they write; teardown must not turn a good run into a bad exit."""
+"""Two real processes on the CPU (gloo), judged by the files they write and by leaving with success."""
 
 from __future__ import annotations
 
