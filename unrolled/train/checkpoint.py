@@ -90,7 +90,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CorruptFile(f"{path} is not a complete checkpoint: {_TENSORS} cannot be read ({error})") from error
     if hashlib.sha256(payload).hexdigest() != document["sha256"]:
         raise CorruptFile(f"{path / _TENSORS} is truncated or damaged: its checksum does not match")
-    return tensors_from_bytes(payload), document
+    # safetensors returns them in an order of its own, another in every process; collective calls need one order
+    return dict(sorted(tensors_from_bytes(payload).items())), document
 
 
 def load_newest(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
@@ -122,8 +123,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` in one move, so that a reader sees the old or the new content and never a part."""
     temporary = path.with_name(path.name + _UNFINISHED)
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _canonical(document: dict[str, Any]) -> bytes:
@@ -177,7 +182,8 @@ def like(value: Tensor, reference: Tensor) -> Tensor:
         from torch.distributed.tensor import distribute_tensor
 
         sharded: Any = reference
-        return distribute_tensor(value, sharded.device_mesh, sharded.placements)
+        # every process has the whole value, so each takes its part and none is sent
+        return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
     return value
 
 
@@ -186,7 +192,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in sorted(optimizer.state.get(parameter, {}).items()):
             if isinstance(value, Tensor):
                 tensors[f"{name}/{key}"] = whole(value)
             else:

@@ -8,6 +8,7 @@ bit on a CPU (with the same number of threads: sums of another number of parts r
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 import traceback
@@ -23,7 +24,7 @@ from torch import nn
 from unrolled.errors import TrainingStopped
 from unrolled.models import load_weights
 from unrolled.train import engine
-from unrolled.train.checkpoint import disk_error
+from unrolled.train.checkpoint import disk_error, whole
 from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
 from unrolled.train.evaluation import check_labels, evaluate
 from unrolled.train.log import MetricsLog, Progress, write_status
@@ -118,6 +119,7 @@ def _fit(
     eval_every = max(1, round(config.eval_every * per_epoch))
 
     # --- processes, precision, optimiser
+    result_model = copy.deepcopy(model) if config.strategy == "fsdp" else model  # sharding is not undone in place
     wrapped = fabric.setup_module(torch.compile(model) if config.compile else model)
     strategy = engine.active_strategy(fabric, wrapped, config)
     optimizer = fabric.setup_optimizers(build_optimizer(model, config))
@@ -199,7 +201,7 @@ def _fit(
                         check_stop(1.0)
                     raise
                 check_labels(batch.labels, batch.indices, splits.classes)
-                seed_step(config.seed, state.step, rank)
+                seed_step(config.seed, state.step, rank, fabric.device)
                 rate = learning_rate(state.step, peak=config.lr, warmup=warmup, total=total, minimum=config.min_lr)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -254,16 +256,19 @@ def _fit(
             # --- the end: the chosen weights, one look at the test split, the model on the disk
             chosen = state.use_chosen()
             test = measure("test", splits.test) if splits.test is not None else None
-            engine.on_main(fabric, lambda: save_model(model, out / "model", config))
+            if result_model is not model:
+                result_model.load_state_dict({name: whole(tensor) for name, tensor in model.state_dict().items()})
+            engine.on_main(fabric, lambda: save_model(result_model, out / "model", config))
         if main:
             write_status(out, "finished", state.step, last)
     except (Interrupted, TrainingStopped, OSError) as error:
         raise _explained(error, state, last, main) from error
     finally:
         progress.close()
-        log.close()
+        with contextlib.suppress(OSError):  # on a full disk `metrics.csv`, a copy, is not what to complain about
+            log.close()
     return TrainResult(
-        model=model.eval(),
+        model=result_model.eval(),
         run_dir=out,
         metrics=log.records(),
         test=test,

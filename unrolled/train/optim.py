@@ -15,10 +15,15 @@ from torch import Tensor, nn
 from unrolled.train.config import TrainConfig
 
 
-def seed_step(seed: int, step: int, rank: int = 0) -> None:
+def seed_step(seed: int, step: int, rank: int = 0, device: torch.device | str = "cpu") -> None:
     """Make every random draw of this step (dropout, drop path, mixing) a function of `(seed, step, rank)`."""
     words = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    torch.default_generator.manual_seed(int(words[0]) << 32 | int(words[1]))  # torch.manual_seed costs 0.8 ms a call
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.manual_seed(int(words[0]))
+    elif kind == "mps":
+        torch.mps.manual_seed(int(words[0]))
     np.random.seed(words[0])
     random.seed(int(words[1]))
 
@@ -45,13 +50,17 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     named: Any = getattr(model, "no_weight_decay", None)
     exempt = named() if callable(named) else ()
     groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
-    options = {} if config.betas is None else {"betas": tuple(config.betas)}
+    options: dict[str, Any] = {} if config.betas is None else {"betas": tuple(config.betas)}
+    if config.optimizer.lower() in ("adam", "adamw") and config.precision != "fp16" and config.strategy != "fsdp":
+        options["fused"] = True  # one kernel; it would unscale fp16 gradients itself, after they are clipped
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **options
         )
     except TypeError as error:
         raise ValueError(f"optimizer={config.optimizer!r} does not accept these settings: {error}") from error
+    if config.betas is not None and "betas" not in optimizer.param_groups[0]:
+        raise ValueError(f"optimizer={config.optimizer!r} has no betas; leave them unset")
     return optimizer
 
 

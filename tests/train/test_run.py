@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from unrolled.errors import MissingExtra
+from unrolled.provenance import environment
+from unrolled.train import TrainConfig, fit
+from unrolled.train.log import Progress
+
+
+def test_a_run_leaves_what_is_needed_to_use_and_repeat_it(config, splits):
+    seen = []
+    result = fit(
+        config(), splits=splits, callbacks=[lambda record, model: seen.append((record["split"], record["step"]))]
+    )
+    out = result.run_dir
+    names = {"checkpoints", "config.yaml", "env.json", "metrics.csv", "metrics.jsonl", "model", "status.json"}
+    assert {path.name for path in out.iterdir()} == names
+    assert [(r["split"], r["step"]) for r in result.metrics] == seen
+    assert [step for split, step in seen if split == "train"] == [2, 4, 6, 8, 10, 12]
+    assert [step for split, step in seen if split == "val"] == [4, 8, 12]
+    assert [step for split, step in seen if split == "test"] == [12]
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"
+    with (out / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(result.metrics)
+    assert result.images_per_second > 0
+    assert result.steps == 12
+    assert not result.model.training
+
+
+def test_the_saved_model_is_the_one_that_was_tested(config, splits):
+    result = fit(config(model="crate_nano_patch2_8"), splits=splits)
+    loaded = timm.create_model(f"local-dir:{result.run_dir / 'model'}", pretrained=True).eval()
+    images = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), result.model(images))
+    cfg = json.loads((result.run_dir / "model" / "config.json").read_text())
+    assert cfg["num_classes"] == 4
+    assert cfg["pretrained_cfg"]["input_size"] == [1, 8, 8]
+
+
+def test_validation_chooses_and_the_test_is_looked_at_once(config, splits):
+    result = fit(config(lr=3e-2, epochs=6), splits=splits)
+    scores = {r["step"]: (r["accuracy"], -r["loss"]) for r in result.metrics if r["split"] == "val"}
+    assert result.chosen_step == max(scores, key=lambda step: (scores[step], -step))
+    assert len([r for r in result.metrics if r["split"] == "test"]) == 1
+    splits.val = None
+    last = fit(config(lr=3e-2, epochs=6, force=True), splits=splits)
+    assert last.chosen_step == 24
+    assert not [r for r in last.metrics if r["split"] == "val"]
+    splits.test = None
+    assert fit(config(force=True), splits=splits).test is None
+
+
+def test_with_an_average_that_is_what_is_saved(config, splits):
+    splits.val = None
+    result = fit(config(ema=0.5), splits=splits)
+    state = load_file(result.run_dir / "checkpoints" / "step-00000012" / "state.safetensors")
+    saved = load_file(result.run_dir / "model" / "model.safetensors")
+    assert all(torch.equal(saved[name], state[f"average/{name}"]) for name in saved)
+    assert not torch.equal(saved["head.weight"], state["model/head.weight"])
+
+
+def test_accumulation_changes_nothing_but_memory(config, splits, tmp_path):
+    whole = fit(config(out=tmp_path / "a"), splits=splits)
+    parts = fit(config(out=tmp_path / "b", accumulate=5), splits=splits)
+    for a, b in zip(whole.metrics, parts.metrics, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_evaluation_reports_plain_cross_entropy(config, splits):
+    result = fit(config(label_smoothing=0.9, mixup=1.0), splits=splits)
+    from unrolled.train.run import build_loaders
+
+    loaders = build_loaders(config(), splits, result.model, rank=0, world_size=1)
+    batches = list(loaders.evaluate(splits.test))
+    with torch.no_grad():
+        logits = torch.cat([result.model(batch.images) for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
+    assert result.test is not None
+    assert result.test["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    assert result.test["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    assert result.test["top5"] == 1.0
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(config, splits, tmp_path):
+    losses = []
+    for number, seed in enumerate((0, 0, 1)):
+        result = fit(config(seed=seed, out=tmp_path / str(number)), splits=splits)
+        losses.append([r["loss"] for r in result.metrics])
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_tensorboard_gets_the_same_numbers(config, splits):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    fit(config(loggers=("tensorboard",), max_steps=8), splits=splits)
+    result = fit(config(loggers=("tensorboard",), resume="auto"), splits=splits)
+    events = reader.EventAccumulator(str(result.run_dir / "tensorboard"))
+    events.Reload()
+    points = {event.step: event.value for event in events.Scalars("train/loss")}
+    expected = {r["step"]: r["loss"] for r in result.metrics if r["split"] == "train"}
+    assert points == pytest.approx(expected, rel=1e-6)
+    assert not (result.run_dir / "metrics.csv").exists()
+
+
+def test_a_logger_that_is_not_installed_is_named_before_training(config, splits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtra, match=r"wandb logger.*unrolled\[track\]"):
+        fit(config(loggers=("wandb",)), splits=splits)
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+def drive(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, show: bool = True) -> str:
+    stream = Stream(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = Progress(total=20, start=10, batch_size=64, show=show, every=0.0)
+    for step in range(11, 21):
+        progress.step(step, 1.5)
+    progress.note("a note")
+    progress.close()
+    return stream.getvalue()
+
+
+def test_progress_in_a_log_file_is_plain_lines(monkeypatch):
+    text = drive(monkeypatch, terminal=False)
+    assert "\r" not in text
+    assert "\x1b" not in text
+    line = text.splitlines()[3]
+    assert line.startswith("step 14/20  loss 1.5000  ")
+    assert "images/s" in line
+    assert line.endswith("0:00 left")
+    assert text.endswith("a note\n")
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = drive(monkeypatch, terminal=True)
+    assert "images/s" in text
+    assert "\x1b[3" not in text
+    assert "step 20/20" in text
+
+
+def test_no_progress_when_quiet(monkeypatch):
+    assert drive(monkeypatch, terminal=False, show=False) == ""
+
+
+def test_the_environment_is_recorded():
+    found = environment()
+    assert found["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert found["cpu_count"] >= 1
+    assert found["git"] is None or len(found["git"]["commit"]) == 40
+    json.dumps(found)
+
+
+def test_importing_the_configuration_imports_nothing_heavy():
+    import subprocess
+
+    code = "import sys, unrolled.train.config; print([m for m in ('torch', 'timm', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert TrainConfig.__module__ == "unrolled.train.config"
