@@ -35,8 +35,8 @@ _SPLIT_SEED = 0
 @dataclass(kw_only=True)
 class Config(StudyConfig):
     """The demo. Epochs, batch size and augmentation were chosen for CRATE on 20 % of the training images, never on test
-    images: 20 epochs cost half a point against 30, and random shifts by a pixel cost 3 points, because the digits fill the
-    image. The ViT was given the same recipe and no tuning of its own.
+    images: 30 epochs reached 98.6 % there, 20 cost half a point, and random shifts by one pixel cost 3 points, because
+    the digits fill the image; 25 epochs keep the whole demo short. The ViT was given the same recipe and no tuning.
     """
 
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
