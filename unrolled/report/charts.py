@@ -90,6 +90,8 @@ class Series:
             raise ValueError(f"series {self.label!r}: x, y and error must have the same length")
         if not self.x:
             raise ValueError(f"series {self.label!r} is empty: give at least one point")
+        if not all(math.isfinite(x) for x in self.x):
+            raise ValueError(f"series {self.label!r}: x must be finite; leave such points out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,13 +172,23 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     few = [10.0**p for p in powers if low <= 10.0**p <= high]
-    return few if len(few) >= 3 else [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    if len(few) >= 3:
+        return few[:: math.ceil(len(few) / 6)]
+    return [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+
+
+def _apart(low: float, high: float, pad: float) -> tuple[float, float]:
+    """The ends of an axis, `pad` of the way beyond the values; equal values get room on both sides."""
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-20):
+        room = 0.06 * abs(high) if abs(high) > 1e-20 else 0.5
+        return low - room, high + room
+    return low - pad * (high - low), high + pad * (high - low)
 
 
 def _y_limits(chart: LineChart) -> tuple[float, float]:
@@ -193,19 +205,16 @@ def _y_limits(chart: LineChart) -> tuple[float, float]:
     low, high = min(values), max(values)
     if chart.log_y:
         return low / 1.15, high * 1.15
-    if 0 <= low <= 0.5 * high:  # a zero that is near belongs on the axis
+    if high > 1e-20 and 0 <= low <= 0.5 * high:  # a zero that is near belongs on the axis
         return 0.0, high * 1.05
-    pad = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-    return low - pad, high + pad
+    return _apart(low, high, 0.06)
 
 
 def _draw(chart: LineChart) -> str:
     right = WIDTH - min(max(_width(series.label) for series in chart.series) + 18, 0.45 * WIDTH)
     bottom = HEIGHT - _BOTTOM
     xs = [float(x) for series in chart.series for x in series.x]
-    x_low, x_high = min(xs), max(xs)
-    if x_low == x_high:
-        x_low, x_high = x_low - 0.5, x_high + 0.5
+    x_low, x_high = _apart(min(xs), max(xs), 0.0)
     y_low, y_high = _y_limits(chart)
 
     def at_x(value: float) -> float:

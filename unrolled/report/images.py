@@ -34,12 +34,13 @@ _HEAT = np.array(
 
 
 def heat(values: NDArray, low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:
-    """Colour a real map [h, w] -> uint8 [h, w, 3]; `low` and `high` are the ends, by default the map's own."""
+    """Colour a map [h, w] -> uint8 [h, w, 3]; `low` and `high` are the ends, by default the map's own; NaN is dark."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2:
         raise ValueError(f"values must be a map [h, w], not of shape {list(values.shape)}")
-    low = float(np.nanmin(values)) if low is None else low
-    high = float(np.nanmax(values)) if high is None else high
+    known = values[np.isfinite(values)]
+    low = float(known.min(initial=np.inf)) if low is None else low
+    high = float(known.max(initial=-np.inf)) if high is None else high
     share = np.nan_to_num(np.clip((values - low) / (high - low if high > low else 1.0), 0, 1))
     place = share * (len(_HEAT) - 1)
     return (

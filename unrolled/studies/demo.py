@@ -35,8 +35,8 @@ _SPLIT_SEED = 0
 @dataclass(kw_only=True)
 class Config(StudyConfig):
     """The demo. Epochs, batch size and augmentation were chosen for CRATE on 20 % of the training images, never on test
-    images: 20 epochs cost half a point against 30, and random shifts by a pixel cost 3 points, because the digits fill the
-    image. The ViT was given the same recipe and no tuning of its own.
+    images: 30 epochs reached 98.6 % there, 20 cost half a point, and random shifts by one pixel cost 3 points, because
+    the digits fill the image; 20 keep the whole demo under two minutes. The ViT was given the same recipe and no tuning.
     """
 
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
@@ -49,10 +49,12 @@ class Config(StudyConfig):
     """Models of the digits' size, 8x8 pixels in one channel."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One run of each model for each seed: weights and order of the images. The split is always the same."""
-    epochs: float = 25.0
+    epochs: float = 20.0
     """Passes over the training images."""
     batch_size: int = 64
     """Images per step."""
+    eval_every: float = 2.0
+    """Epochs between looks at the validation images: the points of the learning curves."""
     lr: float = 2e-3
     """Peak learning rate of AdamW."""
     val_fraction: float = 0.1
@@ -173,6 +175,7 @@ def run_one(config: Config, model: str, seed: int) -> Outcome:
             augment=False,
             accelerator="cpu",
             keep=1,
+            eval_every=config.eval_every,
             log_every=max(1, len(train) // config.batch_size),
             checkpoint_every=1_000_000,
             out=config.out / "runs" / f"{model}-seed{seed}",
