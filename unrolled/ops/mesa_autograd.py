@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unrolled.ops.mesa_cg import conjugate_gradient
-from unrolled.ops.mesa_chunk import Carry, Problem, Segment, Woodbury, load, segments
+from unrolled.ops.mesa_cg import Operator, conjugate_gradient
+from unrolled.ops.mesa_chunk import MAX_DRIFT, SAFE_GROWTH, Carry, Problem, Segment, Woodbury, load, segments
 from unrolled.ops.mesa_recurrent import sherman_morrison, starting_inverse
 
 
@@ -47,23 +47,53 @@ class Solver:
     def solve(self, segment: Segment, rhs: Tensor, exact: bool) -> Tensor:
         """(H_t + diag(ridge_t))^-1 rhs_t for every step of the segment, [n, c, l, d]."""
         if self.method == "recurrent":
-            return sherman_morrison(segment, rhs, starting_inverse(segment))[0]
-        if self.method == "chunk":
+            inverse = starting_inverse(segment)
+            return refine(segment, rhs, lambda r: sherman_morrison(segment, r, inverse)[0], self.tolerance)
+        if self.method == "chunk" and exact:
             woodbury = Woodbury(segment)
-            start = woodbury.solve(rhs)
-            if exact:
-                return start
-        else:
-            woodbury = None
-            start = rhs / (segment.gram_diagonal() + segment.ridges)
+            if woodbury.growth() <= SAFE_GROWTH:
+                return woodbury.solve(rhs)
+            return refine(segment, rhs, woodbury.solve, self.tolerance)
+        ridges = segment.ridges
+        diagonal = segment.gram_diagonal() + ridges
+        precondition = _preconditioner(segment, diagonal) if self.method == "chunk" else None
         return conjugate_gradient(
-            lambda x: segment.apply_gram(x).addcmul_(segment.ridges, x),
+            lambda x: segment.apply_gram(x).addcmul_(ridges, x),
             rhs,
-            start,
+            rhs / diagonal if precondition is None else precondition(rhs),
             tolerance=self.tolerance,
             steps=self.steps,
-            precondition=None if woodbury is None else woodbury.solve,
+            precondition=precondition,
         )
+
+
+def _preconditioner(segment: Segment, diagonal: Tensor) -> Operator:
+    """Block Woodbury in the chunks it suits, the diagonal in those that forget too much for it."""
+    assert segment.log_decay is not None
+    woodbury = Woodbury(segment)
+    suits = segment.log_decay[..., :1] - segment.log_decay[..., -1:] < MAX_DRIFT  # [n, c, 1]
+    if bool(suits.all()):
+        return woodbury.solve
+    return lambda x: torch.where(suits[..., None], woodbury.solve(x), x / diagonal)
+
+
+def refine(segment: Segment, rhs: Tensor, solve: Operator, tolerance: float) -> Tensor:
+    """Solve, then correct by the solution of the residual for as long as that helps, three times at most.
+
+    Updates of an inverse subtract nearly equal terms where the new pairs far outweigh the old statistics (the first
+    steps under a small ridge), which costs digits in proportion; every correction wins them back.
+    """
+    x = solve(rhs)
+    goal = tolerance * rhs.norm(dim=-1, keepdim=True)
+    before = torch.full_like(goal, torch.inf)
+    for _ in range(3):
+        error = rhs - segment.apply_gram(x).addcmul_(segment.ridges, x)
+        size = error.norm(dim=-1, keepdim=True)
+        wanting = (size > goal) & (size < 0.5 * before)
+        if not bool(wanting.any()):
+            break
+        x, before = torch.where(wanting, x + solve(error), x), size
+    return x
 
 
 @dataclass
@@ -179,31 +209,23 @@ def _backward(
     spans = list(segments(k.shape[1], solver.chunk, solver.per_segment))
     for (first, count, length), start in zip(reversed(spans), reversed(starts), strict=True):
         span = slice(first, first + count * length)
-        segment, after = load(problem, start, first, count, length)
+        segment = load(problem, start, first, count, length)[0]
         errors, x = (z[:, span].unflatten(1, (count, length)) for z in (d_outputs, solutions))
         y = solver.solve(segment, segment.apply_transposed(errors), problem.exact)
         errors = torch.cat([errors, -y], dim=-1)  # [n, c, l, e + d]
         ends, adjoint = _adjoints(segment, errors, x, adjoint)
-        d_paired, d_keys = _pair_gradients(segment, errors, x, ends)
-        columns = (d_paired * segment.paired).sum(-1)  # dL/dgate
+        d_paired, d_keys, d_log_decay = _pair_gradients(segment, errors, x, ends)
         shrink = x * y
         rows = (shrink * segment.ridges).sum(-1)
         d_ridge -= _ridge_sum(segment, shrink)
-        if d_decay is not None:
-            following = torch.cat([segment.statistics[:, 1:], after.statistics[:, None]], dim=1)
-            crossing = (ends * following).sum((-2, -1))  # pairs joined across the end of each chunk, [n, c]
-            inside = -columns if segment.gate is None else -columns * segment.gate
+        if d_decay is not None and d_log_decay is not None:
+            d_log_decay = d_log_decay.flatten(1, 2)
             if ctx.ridge_decays:
-                later = rows.sum(-1).flip(-1).cumsum(-1).flip(-1)
-                crossing = crossing + tail[:, None] - (later - rows.sum(-1))
-            else:
-                inside = inside + rows
-            inside = inside.flip(-1).cumsum(-1).flip(-1)
-            log_gradient = (inside + crossing[..., None]).flatten(1, 2)
-            d_decay[:, span] = log_gradient / decay[:, span]
+                d_log_decay = d_log_decay + tail[:, None] - _from_here_on(rows.flatten(1, 2))
+            d_decay[:, span] = d_log_decay / decay[:, span]
         tail = tail - rows.sum((-2, -1))
         if d_gate is not None and segment.gate is not None:
-            d_gate[:, span] = columns.flatten(1, 2)
+            d_gate[:, span] = (d_paired * segment.paired).sum(-1).flatten(1, 2)
             d_paired, d_keys = d_paired * segment.gate[..., None], d_keys * segment.gate[..., None]
         d_q[:, span] = y.flatten(1, 2)
         d_v[:, span] = d_paired[..., : segment.width].flatten(1, 2)
@@ -222,15 +244,50 @@ def _adjoints(segment: Segment, errors: Tensor, x: Tensor, carried: Tensor) -> t
     return ends, carried
 
 
-def _pair_gradients(segment: Segment, errors: Tensor, x: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of sum_t [e; -y]_t^T S_t x_t in the two factors paired_s and k_s of each pair, per unit of gate."""
+def _pair_gradients(segment: Segment, errors: Tensor, x: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of sum_t [e; -y]_t^T S_t x_t in the two factors paired_s and k_s of each pair (per unit of gate) and in
+    log(decay_s), [n, c, l]."""
     to_end = segment.to_end
-    late = segment.keys if to_end is None else segment.keys * to_end[..., None]
-    reads = segment.weigh(x @ segment.keys.mT, gated=False)
-    d_paired = late @ ends.mT + reads.mT @ errors
-    late = segment.paired if to_end is None else segment.paired * to_end[..., None]
+    scores = x @ segment.keys.mT  # [n, c, l (step), l (pair)]
     matches = segment.weigh(errors @ segment.paired.mT, gated=False)
-    return d_paired, late @ ends + matches.mT @ x
+    joined = None if segment.log_decay is None else matches * scores
+    reads = segment.weigh(scores, gated=False)
+    late_keys = segment.keys if to_end is None else segment.keys * to_end[..., None]
+    late_paired = segment.paired if to_end is None else segment.paired * to_end[..., None]
+    from_later = late_keys @ ends.mT
+    d_paired = from_later + reads.mT @ errors
+    d_keys = late_paired @ ends + matches.mT @ x
+    if joined is None:
+        return d_paired, d_keys, None
+    return d_paired, d_keys, _log_decay_gradient(segment, errors, x, ends, joined, from_later)
+
+
+def _log_decay_gradient(
+    segment: Segment, errors: Tensor, x: Tensor, ends: Tensor, joined: Tensor, from_later: Tensor
+) -> Tensor:
+    """dL/dlog(decay_s): everything that steps t >= s read from pairs r < s, each term of which contains decay_s.
+
+    Summing just those terms, rather than differences of running totals, keeps the gradient of a small decay accurate.
+    """
+    from_start = segment.from_start
+    assert from_start is not None
+    passed_on = (segment.paired * from_later).sum(-1)  # from pair r to the steps after the chunk
+    if segment.gate is not None:
+        joined, passed_on = joined * segment.gate[..., None, :], passed_on * segment.gate
+    inside = _before(joined).tril().sum(-2)
+    inherited = from_start * (errors * (x @ segment.statistics.mT)).sum(-1)
+    through = from_start[..., -1:] * (ends * segment.statistics).sum((-2, -1))[..., None]
+    return inside + _from_here_on(inherited) + _before(passed_on) + through
+
+
+def _before(x: Tensor) -> Tensor:
+    """sum_{r < s} x_r along the last dimension."""
+    return torch.nn.functional.pad(x[..., :-1].cumsum(-1), (1, 0))
+
+
+def _from_here_on(x: Tensor) -> Tensor:
+    """sum_{t >= s} x_t along the last dimension."""
+    return x.flip(-1).cumsum(-1).flip(-1)
 
 
 def _ridge_sum(segment: Segment, shrink: Tensor) -> Tensor:

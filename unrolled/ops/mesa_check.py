@@ -97,7 +97,7 @@ def check_output(outputs: Tensor, inputs: Inputs) -> None:
 
 def _ridge(ridge: Tensor | float, q: Tensor, dtype: torch.dtype) -> Tensor:
     batch, heads, _, width = q.shape
-    ridge = torch.as_tensor(ridge, device=q.device).to(dtype)
+    ridge = torch.as_tensor(ridge, dtype=dtype, device=q.device)
     if ridge.shape not in ((), (heads,), (heads, width)):
         raise ValueError(f"ridge must be a float, [{heads}] or [{heads}, {width}], not {list(ridge.shape)}")
     if not bool(((ridge > 0) & ridge.isfinite()).all()):

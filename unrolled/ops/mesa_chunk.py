@@ -20,8 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# -log of the largest forgetting across one chunk whose ratios still fit float32 with room for the statistics
-MAX_REACH = 40.0
+# -log of the largest forgetting across one chunk that costs block Woodbury no more than half of float32's digits
+MAX_REACH = 8.0
+# the same, within which a preconditioner with a misplaced ridge (see Woodbury) beats the diagonal
+MAX_DRIFT = 4.0
+# growth of a chunk (see Woodbury.growth) up to which solutions need no refinement
+SAFE_GROWTH = 128.0
 
 
 @dataclass
@@ -231,9 +235,13 @@ class Woodbury:
         self.lower = cholesky(gram + torch.diag_embed(torch.maximum(ridge, rounding)))
         columns = segment.keys if scale is None else segment.keys * scale.sqrt()[..., None]
         self.whitened = torch.linalg.solve_triangular(self.lower.mT, columns, upper=True, left=False)
-        inner = self.whitened @ self.whitened.mT
+        self.inner = inner = self.whitened @ self.whitened.mT
         inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
         self.inner_lower = cholesky(inner)
+
+    def growth(self) -> float:
+        """Bound on |M|, how far the chunk's pairs outweigh what precedes them: the digits its solves lose."""
+        return float(torch.linalg.matrix_norm(self.inner, torch.inf).amax())
 
     def solve(self, rhs: Tensor) -> Tensor:
         """A_t^-1 rhs_t for every step, [n, c, l, d] -> [n, c, l, d]."""

@@ -13,6 +13,9 @@ def reference(problem: Problem, queries: Tensor, carry: Carry) -> tuple[Tensor, 
 
     Returns:
         outputs [n, t, e], solutions [n, t, d], and the last statistics and ridge scale.
+
+    Raises:
+        ValueError: a system is singular to working precision.
     """
     dtype = problem.ridge.dtype
     q, k, v = queries.to(dtype), problem.keys.to(dtype), problem.values.to(dtype)
@@ -26,7 +29,13 @@ def reference(problem: Problem, queries: Tensor, carry: Carry) -> tuple[Tensor, 
         pair = torch.cat([v[:, t], k[:, t]], dim=-1)[:, :, None] * k[:, t, None, :]
         statistics = statistics + (pair if problem.gate is None else pair * problem.gate[:, t, None, None])
         cross, gram = statistics.split([v.shape[-1], k.shape[-1]], dim=1)
-        solution = torch.linalg.solve(gram + torch.diag_embed(ridge_scale[:, None] * problem.ridge), q[:, t])
+        system = gram + torch.diag_embed(ridge_scale[:, None] * problem.ridge)
+        solution, failed = torch.linalg.solve_ex(system, q[:, t])
+        if bool(failed.any()):
+            raise ValueError(
+                f"ridge is too small for {dtype}: the system of step {t} is singular; raise it, pass float64, "
+                'or use method="chunk"'
+            )
         solutions.append(solution)
         outputs.append((cross @ solution[..., None])[..., 0])
     return torch.stack(outputs, 1), torch.stack(solutions, 1), statistics, ridge_scale

@@ -30,7 +30,7 @@ METHODS = ("auto", "reference", "recurrent", "chunk", "cg")
 # floats in one segment's [n, c, l, d] tensors: small enough for a CPU's cache, large enough to fill a GPU
 _SEGMENT_CPU, _SEGMENT_GPU = 2**17, 2**24
 # mean of -log(decay) above which a chunk forgets too much for its factors to pay as a preconditioner
-_FORGETFUL = 0.25
+_FORGETFUL = 0.2
 
 
 class MesaState(NamedTuple):
@@ -111,6 +111,12 @@ def mesa(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps must be 0 or more, not {steps}")
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"tolerance must be 0 or more, not {tolerance}")
     inputs = check(q, k, v, ridge, decay, input_gate, lengths, state)
     if method == "recurrent" and decay is not None and not ridge_decays:
         raise ValueError(
@@ -149,7 +155,7 @@ def mesa_plan(
     if exact:
         why = "the systems of a chunk differ by low-rank terms: block Woodbury is exact"
         return MesaPlan("chunk", chunk_size or _even(steps, max(16, min(width, 64))), why)
-    size = chunk_size or _even(steps, int(min(max(8, 2 / max(forgetting, 1e-9)), 64, max(16, width))))
+    size = chunk_size or _even(steps, int(min(max(16, 0.6 / max(forgetting, 1e-9)), max(16, width // 2), 64)))
     return MesaPlan("chunk", size, f"a fixed ridge under mild decay (mean -log decay {forgetting:.2g}): preconditioned")
 
 
@@ -161,12 +167,6 @@ def _even(steps: int, target: int) -> int:
 def _solver(
     method: str, chunk_size: int | None, inputs: Inputs, ridge_decays: bool, steps: int | None, tolerance: float | None
 ) -> Solver:
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-    if steps is not None and steps < 0:
-        raise ValueError(f"steps must be 0 or more, not {steps}")
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"tolerance must be 0 or more, not {tolerance}")
     count, length, width = inputs.q.shape
     if chunk_size is None:
         chunk_size = mesa_plan(inputs.q, inputs.v, inputs.decay, ridge_decays=ridge_decays).chunk_size
