@@ -117,7 +117,7 @@ def run(problem: Problem, queries: Tensor, carry: Carry, solver: Solver, *, keep
         starts.append(carry)
         segment, carry = load(problem, carry, first, count, length)
         span = slice(first, first + count * length)
-        x = solver.solve(segment, queries[:, span].unflatten(1, (count, length)).to(dtype), problem.exact)
+        x = solver.solve(segment, queries[:, span].unflatten(1, (count, length)).to(dtype).contiguous(), problem.exact)
         outputs[:, span] = segment.read(x).flatten(1, 2)
         if solutions is not None:
             solutions[:, span] = x.flatten(1, 2)
@@ -210,7 +210,7 @@ def _backward(
     for (first, count, length), start in zip(reversed(spans), reversed(starts), strict=True):
         span = slice(first, first + count * length)
         segment = load(problem, start, first, count, length)[0]
-        errors, x = (z[:, span].unflatten(1, (count, length)) for z in (d_outputs, solutions))
+        errors, x = (z[:, span].unflatten(1, (count, length)).contiguous() for z in (d_outputs, solutions))
         y = solver.solve(segment, segment.apply_transposed(errors), problem.exact)
         errors = torch.cat([errors, -y], dim=-1)  # [n, c, l, e + d]
         ends, adjoint = _adjoints(segment, errors, x, adjoint)

@@ -153,7 +153,7 @@ def load(problem: Problem, carry: Carry, start: int, chunks: int, length: int) -
 
     def cut(x: Tensor) -> Tensor:
         chunked: Tensor = x[:, start : start + chunks * length].unflatten(1, (chunks, length))
-        return chunked.to(dtype)
+        return chunked.to(dtype).contiguous()  # or every product below would copy it
 
     keys = cut(problem.keys)
     paired = torch.cat([cut(problem.values), keys], dim=-1)
@@ -187,18 +187,12 @@ def _advance(
     if gate is not None:
         weighted = weighted * gate[..., None]
     growth = paired.mT @ weighted
-    chunks = keys.shape[1]
-    if chunks == 1:
-        last = growth[:, 0] + (carried if log_decay is None else carried * log_decay[..., -1].exp()[..., None])
-        return carried[:, None], last
-    starts = torch.empty_like(growth)
     forget = None if log_decay is None else log_decay[..., -1].exp()[..., None, None]
-    for i in range(chunks):
+    starts = torch.empty_like(growth)
+    for i in range(keys.shape[1]):
         starts[:, i] = carried
-        carried = (
-            torch.add(growth[:, i], carried) if forget is None else torch.addcmul(growth[:, i], carried, forget[:, i])
-        )
-    return starts, carried
+        carried = growth[:, i].add_(carried if forget is None else carried * forget[:, i])
+    return starts, carried.clone()  # not a view, which would keep all of `growth` alive
 
 
 def _add_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -241,7 +235,7 @@ class Woodbury:
 
     def growth(self) -> float:
         """Bound on |M|, how far the chunk's pairs outweigh what precedes them: the digits its solves lose."""
-        return float(torch.linalg.matrix_norm(self.inner, torch.inf).amax())
+        return float(self.inner.abs().sum(-1).amax())
 
     def solve(self, rhs: Tensor) -> Tensor:
         """A_t^-1 rhs_t for every step, [n, c, l, d] -> [n, c, l, d]."""
