@@ -76,7 +76,7 @@ def test_dynamics_without_noise(variant: Any) -> None:
     torch.testing.assert_close(targets, inputs @ transition.mT)
     world = NonlinearDynamics(noise=0.0, variant=variant)
     inputs, targets, transition = world.sample(5, seed=0, dtype=torch.float64)
-    torch.testing.assert_close(targets, world.features(inputs) @ transition.mT)
+    torch.testing.assert_close(targets, (world.features(inputs) @ transition.mT).clamp(-10, 10))
     if variant == "code":
         torch.testing.assert_close(targets.norm(dim=-1), torch.ones(5, 50, dtype=torch.float64))
 
