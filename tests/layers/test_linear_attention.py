@@ -1,0 +1,82 @@
+"""Linear attention is a gradient step; the softmax twin shares its interface."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention, linear_attention
+from unrolled.tasks import constructed_tokens
+from unrolled.theory.in_context import gradient_descent_predictions, gradient_step, in_context_loss
+
+
+def states(b: int = 3, t: int = 9, d: int = 4) -> Tensor:
+    return torch.randn(b, t, d, dtype=torch.float64)
+
+
+def test_proposition_1_is_one_gradient_step_from_zero() -> None:
+    s = states()
+    layer = LinearSelfAttention.gradient_descent(state_dim=4, step_size=0.05, dtype=torch.float64)
+    update = layer(constructed_tokens(s))
+    assert (update[..., 4:] == 0).all()
+    for t in range(9):
+        phi = torch.zeros(3, 4, 4, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(in_context_loss(phi, s)[:, t].sum(), phi)
+        torch.testing.assert_close(update[:, t, :4], (-0.05 * gradient @ s[:, t, :, None])[..., 0], rtol=0, atol=1e-14)
+    torch.testing.assert_close(update[..., :4], gradient_descent_predictions(s, 0.05), rtol=0, atol=1e-14)
+
+
+def test_proposition_1_is_one_gradient_step_from_any_map() -> None:
+    s, initial = states(), torch.randn(4, 4, dtype=torch.float64)
+    layer = LinearSelfAttention.gradient_descent(state_dim=4, step_size=0.05, initial=initial)
+    tokens = constructed_tokens(s, initial)
+    after = (tokens + layer(tokens))[..., :4]
+    for t in range(9):
+        phi = gradient_step(initial, s[:, :t], s[:, 1 : t + 1], 0.05)
+        torch.testing.assert_close(after[:, t], (phi @ s[:, t, :, None])[..., 0], rtol=0, atol=1e-13)
+
+
+@settings(max_examples=20, deadline=None)
+@given(t=st.integers(1, 200), cut=st.integers(0, 200), dk=st.integers(1, 5), dv=st.integers(1, 5))
+def test_chunks_and_carried_state_change_nothing(t: int, cut: int, dk: int, dv: int) -> None:
+    q, k = torch.randn(2, 2, 3, t, dk, dtype=torch.float64)
+    v = torch.randn(2, 3, t, dv, dtype=torch.float64)
+    whole, state = linear_attention(q, k, v)
+    torch.testing.assert_close(whole, (q @ k.mT).tril() @ v)
+    torch.testing.assert_close(state, v.mT @ k)
+    cut = min(cut, t - 1)
+    if cut:
+        first, carried = linear_attention(q[:, :, :cut], k[:, :, :cut], v[:, :, :cut])
+        second, _ = linear_attention(q[:, :, cut:], k[:, :, cut:], v[:, :, cut:], carried)
+        torch.testing.assert_close(torch.cat([first, second], 2), whole)
+
+
+@pytest.mark.parametrize("layer_type", [LinearSelfAttention, SoftmaxSelfAttention])
+@pytest.mark.parametrize("cut", [1, 5, 8])
+def test_prefill_then_decode_is_one_pass(layer_type: type, cut: int) -> None:
+    layer = layer_type(dim=12, heads=2, dim_head=5, dim_value=3).double()
+    z = torch.randn(2, 9, 12, dtype=torch.float64)
+    whole = layer(z)
+    assert whole.shape == z.shape
+    out, state = layer(z[:, :cut], return_state=True)
+    pieces = [out]
+    for t in range(cut, 9):
+        out, state = layer(z[:, t : t + 1], state=state, return_state=True)
+        pieces.append(out)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole)
+
+
+def test_softmax_maps_are_those_of_the_forward_pass() -> None:
+    layer = SoftmaxSelfAttention(dim=6, heads=2, dim_head=3).double()
+    z = torch.randn(2, 7, 6, dtype=torch.float64)
+    maps = layer.attention(z)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(2, 2, 7, dtype=torch.float64))
+    torch.testing.assert_close(layer.merge(maps @ layer.heads_of(layer.value(z))), layer(z))
+
+
+def test_bad_sizes_are_named() -> None:
+    with pytest.raises(ValueError, match="heads"):
+        LinearSelfAttention(dim=4, heads=0, dim_head=2)

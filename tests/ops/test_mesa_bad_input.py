@@ -1,0 +1,126 @@
+"""Bad arguments are named; hard ones get a finite answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from unrolled.ops import MesaState, mesa
+
+METHODS = ("reference", "recurrent", "chunk", "cg")
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    return {
+        "q": torch.randn(2, 3, 5, 4),
+        "k": torch.randn(2, 3, 5, 4),
+        "v": torch.randn(2, 3, 5, 6),
+        "ridge": 1.0,
+    } | changes
+
+
+BAD = {
+    "zero ridge": ({"ridge": 0.0}, "ridge must be positive"),
+    "negative ridge": ({"ridge": torch.tensor([1.0, -1.0, 1.0])}, "ridge must be positive"),
+    "nan ridge": ({"ridge": float("nan")}, "ridge must be positive"),
+    "ridge heads": ({"ridge": torch.ones(2)}, "ridge must be a float"),
+    "zero decay": ({"decay": torch.zeros(2, 3, 5)}, "decay must lie in"),
+    "growth": ({"decay": torch.full((2, 3, 5), 1.1)}, "decay must lie in"),
+    "nan decay": ({"decay": torch.full((2, 3, 5), torch.nan)}, "decay must lie in"),
+    "decay shape": ({"decay": torch.ones(2, 3, 4)}, "decay must be"),
+    "negative gate": ({"input_gate": -torch.ones(2, 3, 5)}, "input_gate must be"),
+    "heads": ({"k": torch.randn(2, 2, 5, 4)}, "k must have the shape of q"),
+    "value heads": ({"v": torch.randn(2, 2, 5, 4)}, "v must agree"),
+    "empty": ({n: torch.randn(2, 3, 0, 4) for n in "qkv"}, "at least one step"),
+    "three dimensions": ({"q": torch.randn(2, 5, 4)}, "q must be"),
+    "integers": ({"v": torch.ones(2, 3, 5, 6, dtype=torch.long)}, "v must be a floating-point"),
+    "method": ({"method": "exact"}, "method must be one of"),
+    "chunk": ({"chunk_size": 0}, "chunk_size must be"),
+    "steps": ({"method": "cg", "steps": -1}, "steps must be"),
+    "lengths": ({"lengths": torch.tensor([6, 1])}, "lengths must lie"),
+    "lengths shape": ({"lengths": torch.tensor([1])}, "lengths must be"),
+    "unserved": ({"method": "recurrent", "decay": torch.full((2, 3, 5), 0.9)}, 'method="chunk"'),
+    "state width": (
+        {"state": MesaState(torch.zeros(2, 3, 5, 5), torch.zeros(2, 3, 6, 5), torch.ones(2, 3))},
+        r"state\.gram must be",
+    ),
+    "infinite": ({"q": torch.full((2, 3, 5, 4), torch.inf)}, "q holds values that are not finite"),
+    "overflow": ({"k": torch.full((2, 3, 5, 4), 1e25)}, "overflow torch.float32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_named(name: str) -> None:
+    changes, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        mesa(**arguments(**changes))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_saturates_instead_of_overflowing(method: str) -> None:
+    inputs = arguments(ridge=1e-3, method=method)
+    inputs |= {n: (inputs[n] * (6e4 if n == "v" else 1)).half().clamp(-65504, 65504) for n in "qkv"}
+    out = mesa(**inputs)
+    assert out.dtype == torch.float16
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("ridge_decays", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_repeated_keys_and_a_tiny_ridge_stay_finite(method: str, ridge_decays: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, v = torch.randn(2, 1, 2, 300, 16).to(dtype)
+    k = torch.randn(1, 2, 1, 16).expand(1, 2, 300, 16).to(dtype).clone()
+    decay = torch.full((1, 2, 300), 0.7) if ridge_decays else None
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    options: dict[str, Any] = {"method": method, "ridge_decays": ridge_decays}
+    if method == "reference" and not ridge_decays and dtype == torch.bfloat16:
+        with pytest.raises(ValueError, match="ridge is too small"):
+            mesa(*leaves, 1e-6, decay, **options)
+        return
+    out = mesa(*leaves, 1e-6, decay, **options)
+    assert torch.isfinite(out).all()
+    out.float().sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in leaves if x.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("floor", "ridge_decays"), [(1e-30, False), (1e-6, False), (0.05, False), (1e-3, True), (0.05, True)]
+)
+def test_resets_in_the_middle_of_a_chunk(floor: float, ridge_decays: bool) -> None:
+    q, k, v = torch.randn(3, 1, 2, 40, 4, dtype=torch.float64)
+    decay = torch.full((1, 2, 40), 0.99, dtype=torch.float64)
+    decay[:, :, [7, 8, 25]] = floor
+    gate = torch.rand(1, 2, 40, dtype=torch.float64)
+    options: dict[str, Any] = {"ridge_decays": ridge_decays}
+    decay.requires_grad_()
+    truth = mesa(q, k, v, 0.5, decay, gate, method="reference", **options)
+    out = mesa(q, k, v, 0.5, decay, gate, method="chunk", chunk_size=16, **options)
+    torch.testing.assert_close(out, truth, rtol=1e-8, atol=1e-8)
+    slow, fast = (torch.autograd.grad(o.sum(), decay)[0] for o in (truth, out))
+    torch.testing.assert_close(fast, slow, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("floor", [1e-37, 1e-12])
+def test_a_forgotten_ridge_stays_finite(floor: float) -> None:
+    q, k, v = torch.randn(3, 1, 2, 40, 4)
+    decay = torch.full((1, 2, 40), 0.5)
+    decay[:, :, [7, 8, 25]] = floor
+    decay.requires_grad_()
+    for chunk_size in (1, 5, 16):
+        out = mesa(q, k, v, 0.5, decay, ridge_decays=True, method="chunk", chunk_size=chunk_size)
+        assert torch.isfinite(out).all()
+        assert torch.isfinite(torch.autograd.grad(out.sum(), decay)[0]).all()
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 1e-4])
+def test_a_small_ridge_costs_no_more_digits_than_a_dense_solve(ridge: float) -> None:
+    q, k, v = torch.randn(3, 1, 4, 150, 16)
+    truth = mesa(q.double(), k.double(), v.double(), ridge, method="reference")
+    dense = (mesa(q, k, v, ridge, method="reference") - truth).abs().max()
+    for method in ("recurrent", "chunk", "cg"):
+        assert (mesa(q, k, v, ridge, method=method) - truth).abs().max() < 2 * dense

@@ -1,0 +1,76 @@
+"""Few-shot sequences: layout, answers, and what least squares makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from unrolled.tasks import FewShotRegression
+from unrolled.tasks.regression import EOS, PREFIX, X, Y
+from unrolled.theory.in_context import least_squares_predictions, ridge_regression
+
+
+def test_layout() -> None:
+    plain = FewShotRegression().sample(3, seed=0)
+    assert plain.tokens.shape == (3, 224, 10)
+    assert plain.kinds.tolist() == [X, Y] * 112
+    world = FewShotRegression(eos=True, prefix=20)
+    batch = world.sample(3, seed=0)
+    assert batch.kinds.tolist() == [PREFIX] * 20 + [X, Y, EOS] * 68
+    assert world.pairs == 68
+    assert (batch.tokens[:, batch.kinds >= EOS] == 0).all()
+    torch.testing.assert_close(batch.tokens[:, batch.queries + 1], batch.answers)
+    x = batch.tokens[:, batch.queries]
+    torch.testing.assert_close(batch.answers, x @ batch.maps[:, 0].mT)
+    assert torch.equal(world.sample(3, seed=0).tokens, batch.tokens)
+
+
+def test_learned_tokens_are_put_in_and_get_gradients() -> None:
+    batch = FewShotRegression(eos=True, prefix=4, steps=40).sample(2, seed=0)
+    eos, prefix = torch.randn(10, requires_grad=True), torch.randn(4, 10, requires_grad=True)
+    tokens = batch.with_tokens(eos, prefix)
+    torch.testing.assert_close(tokens[:, batch.kinds == EOS], eos.expand(2, 12, 10))
+    torch.testing.assert_close(tokens[1, :4], prefix)
+    torch.testing.assert_close(tokens[:, batch.queries], batch.tokens[:, batch.queries])
+    tokens.sum().backward()
+    assert eos.grad is not None
+    assert prefix.grad is not None
+    assert eos.grad[0] == 24
+
+
+def test_two_tasks_switch_at_a_pair() -> None:
+    batch = FewShotRegression(steps=228, switch_at=81).sample(2, seed=0)
+    assert batch.task.tolist() == [0] * 41 + [1] * 73
+    x = batch.tokens[:, batch.queries]
+    torch.testing.assert_close(batch.answers[:, 50], (batch.maps[:, 1] @ x[:, 50, :, None])[..., 0])
+
+
+def test_spurious_pairs_cost_what_the_published_numbers_show() -> None:
+    world = FewShotRegression()
+    batch = world.sample(400, seed=0, dtype=torch.float64)
+    predictions = torch.zeros(400, 224, 10, dtype=torch.float64)
+    predictions[:, :138] = least_squares_predictions(batch.tokens[:, :138], 1e-2)
+    losses = batch.pair_losses(predictions)
+    assert losses[0] == pytest.approx(1.667, abs=0.1)  # |y|^2 / 2 of ten U(-1, 1) coordinates
+    assert losses[:8].max() > 2 * losses[0]  # the early ascent
+    assert losses[29] == pytest.approx(0.68, abs=0.04)
+    assert losses[67] == pytest.approx(0.53, abs=0.03)
+    x, y = batch.tokens[:, batch.queries], batch.answers
+    clean = ridge_regression(x[:, :30], y[:, :30], 1e-2) @ x[:, 30, :, None]
+    assert 0.5 * (clean[..., 0] - y[:, 30]).square().sum(-1).mean() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "v2"}, "variant"),
+        ({"steps": 20, "prefix": 19}, "steps must leave room"),
+        ({"switch_at": 300}, "switch_at"),
+        ({"dim": 0}, "dim"),
+    ],
+)
+def test_bad_worlds_are_named(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FewShotRegression(**options)

@@ -1,0 +1,166 @@
+"""Causal self-attention without and with softmax, for sequences of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CHUNK = 64
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """sum_{s <= t} v_s (k_s . q_t), and the sum of v_s k_s^T over all steps.
+
+    Chunkwise: time and memory are linear in t.
+
+    Args:
+        q, k: [b, h, t, dk].
+        v: [b, h, t, dv].
+        state: [b, h, dv, dk] of earlier steps.
+
+    Returns:
+        outputs [b, h, t, dv] and the state after the last step [b, h, dv, dk].
+    """
+    steps = q.shape[2]
+    chunk = min(_CHUNK, steps)
+    q, k, v = (F.pad(x, (0, 0, 0, -steps % chunk)).unflatten(2, (-1, chunk)) for x in (q, k, v))
+    growth = v.mT @ k  # [b, h, c, dv, dk]
+    totals = growth.cumsum(2)
+    before = totals - growth
+    if state is not None:
+        before, totals = before + state[:, :, None], totals + state[:, :, None]
+    out = (q @ k.mT).tril() @ v + q @ before.mT
+    return out.flatten(2, 3)[:, :, :steps], totals[:, :, -1]
+
+
+class _Attention(nn.Module):
+    """Projections shared by the attention layers: `query`, `key`, `value` to heads, `output` back; no biases."""
+
+    def __init__(
+        self, *, dim: int, heads: int, dim_head: int, dim_value: int | None = None, init_std: float | None = None
+    ) -> None:
+        super().__init__()
+        if min(dim, heads, dim_head, dim_value or 1) < 1:
+            raise ValueError(f"dim, heads and dim_head must be positive, not {dim}, {heads}, {dim_head}")
+        self.dim, self.heads, self.dim_head = dim, heads, dim_head
+        self.dim_value = dim_head if dim_value is None else dim_value
+        self.query = nn.Linear(dim, heads * dim_head, bias=False)
+        self.key = nn.Linear(dim, heads * dim_head, bias=False)
+        self.value = nn.Linear(dim, heads * self.dim_value, bias=False)
+        self.output = nn.Linear(heads * self.dim_value, dim, bias=False)
+        if init_std is not None:
+            for layer in (self.query, self.key, self.value, self.output):
+                nn.init.normal_(layer.weight, std=init_std)
+
+    def heads_of(self, projected: Tensor) -> Tensor:
+        """[b, n, heads * width] -> [b, heads, n, width]."""
+        heads: Tensor = projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
+
+    def merge(self, per_head: Tensor) -> Tensor:
+        """[b, heads, n, dim_value] -> [b, n, dim] through `output`."""
+        merged: Tensor = self.output(per_head.transpose(1, 2).flatten(2))
+        return merged
+
+
+class LinearSelfAttention(_Attention):
+    r"""Linear self-attention (arXiv 2309.05858, equation 2).
+
+    $$ \Delta e_t = \sum_h P_h V_{h,t} K_{h,t}^\top q_{h,t},
+       \quad V_{h,t} = (W_v e_1 \dots W_v e_t),\; K_{h,t} = (W_k e_1 \dots W_k e_t),\; q_{h,t} = W_q e_t $$
+
+    | symbol | attribute | shape |
+    | --- | --- | --- |
+    | W_q, W_k | `query.weight`, `key.weight` | [heads * dim_head, dim] |
+    | W_v | `value.weight` | [heads * dim_value, dim] |
+    | P | `output.weight` | [dim, heads * dim_value] |
+
+    With the weights of Proposition 1 (`gradient_descent`) it is, exactly, one gradient step on
+    `unrolled.theory.in_context.in_context_loss`. It returns the update; the residual is the caller's.
+    Departures: none; like the published code it does not scale by 1 / sqrt(dim_head).
+    """
+
+    def forward(self, z: Tensor, *, state: Tensor | None = None, return_state: bool = False) -> Any:
+        """Update of every token, causal with the diagonal.
+
+        Args:
+            z: tokens [b, n, dim].
+            state: [b, heads, dim_value, dim_head] of earlier tokens.
+            return_state: also return the state after the last token.
+
+        Returns:
+            [b, n, dim], or that and the state.
+        """
+        q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
+        out, state = linear_attention(q, k, v, state)
+        update = self.merge(out)
+        return (update, state) if return_state else update
+
+    @classmethod
+    def gradient_descent(
+        cls, *, state_dim: int, step_size: float, initial: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> LinearSelfAttention:
+        """One head with the weights of Proposition 1: a gradient step on the sequence's own least squares.
+
+        Args:
+            state_dim: d, width of one state.
+            step_size: eta.
+            initial: Phi_0, [d, d]. Tokens are then [Phi_0 s_t, s_t, s_{t-1}]. None stands for Phi_0 = 0 and the four
+                channels [0, s_t, s_t, s_{t-1}] of the experiments; see `unrolled.tasks.constructed_tokens`.
+            dtype: of the weights; that of `initial` or PyTorch's default if None.
+
+        Returns:
+            a layer whose update adds eta * sum_{t'} (s_{t'} - Phi_0 s_{t'-1}) (s_{t'-1} . s_t) to the first channel.
+        """
+        channels = 4 if initial is None else 3
+        layer = cls(dim=channels * state_dim, heads=1, dim_head=state_dim)
+        layer.to(dtype or (torch.get_default_dtype() if initial is None else initial.dtype))
+        identity = torch.eye(state_dim, dtype=layer.query.weight.dtype)
+        with torch.no_grad():
+            for projection in (layer.query, layer.key, layer.value, layer.output):
+                projection.weight.zero_()
+            layer.query.weight[:, -2 * state_dim : -state_dim] = identity
+            layer.key.weight[:, -state_dim:] = identity
+            layer.value.weight[:, state_dim : 2 * state_dim] = step_size * identity
+            if initial is not None:
+                layer.value.weight[:, -state_dim:] = -step_size * initial
+            layer.output.weight[:state_dim] = identity
+        return layer
+
+
+class SoftmaxSelfAttention(_Attention):
+    r"""Causal softmax attention with the interface of `LinearSelfAttention`, its twin in every comparison.
+
+    $$ \Delta e_t = \sum_h P_h V_{h,t}\, \mathrm{softmax}(K_{h,t}^\top q_{h,t} / \sqrt{d_h}) $$
+    """
+
+    def forward(self, z: Tensor, *, state: tuple[Tensor, Tensor] | None = None, return_state: bool = False) -> Any:
+        """Update of every token.
+
+        Args:
+            z: tokens [b, n, dim].
+            state: keys [b, heads, m, dim_head] and values [b, heads, m, dim_value] of the m earlier tokens.
+            return_state: also return keys and values of all tokens so far.
+
+        Returns:
+            [b, n, dim], or that and the state.
+        """
+        q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
+        if state is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)
+            seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=z.device).tril(k.shape[2] - q.shape[2])
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        update = self.merge(out)
+        return (update, (k, v)) if return_state else update
+
+    def attention(self, z: Tensor) -> Tensor:
+        """Attention maps [b, heads, n, n], rows summing to one."""
+        q, k = self.heads_of(self.query(z)), self.heads_of(self.key(z))
+        scores: Tensor = q @ k.mT * self.dim_head**-0.5
+        future = torch.ones(z.shape[1], z.shape[1], dtype=torch.bool, device=z.device).triu(1)
+        return scores.masked_fill(future, -torch.inf).softmax(-1)

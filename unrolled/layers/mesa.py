@@ -1,0 +1,276 @@
+"""Mesa layers: each token reads the exact solution of the ridge regression its context defines."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unrolled.layers.linear_attention import _Attention
+from unrolled.ops.mesa_solve import MesaState, mesa
+
+# decay below which MesaNet keeps a pair written at full strength from counting as one of an endless run of repeats
+_DECAY_CAP = 0.9975
+
+
+class MesaLayer(_Attention):
+    r"""The mesa layer (arXiv 2309.05858, equations 4 to 8).
+
+    $$ \Delta e_t = \sum_h P_h \hat\Phi_{h,t}\, q_{h,t}, \quad
+       \hat\Phi_{h,t} = \arg\min_\Phi \tfrac12 \sum_{s \le t} |v_{h,s} - \Phi k_{h,s}|^2
+       + \tfrac{1}{2\lambda_h} |\Phi|^2 $$
+
+    | symbol | attribute | shape |
+    | --- | --- | --- |
+    | W_q, W_k, W_v, P | `query`, `key`, `value`, `output` | as in `LinearSelfAttention` |
+    | 1 / lambda | `ridge` = exp(`log_ridge`) | [heads] |
+    | gamma | sigmoid(`forget(z)`), with `forgetful` | [b, heads, n] |
+
+    The objective is `unrolled.theory.in_context.least_squares`, minimised exactly. As lambda goes to 0 the layer,
+    divided by lambda, is `LinearSelfAttention`. It returns the update; the residual is the caller's.
+
+    Departures: lambda is learned through the logarithm of its inverse, which keeps it positive. The solve is chunkwise
+    instead of a scan over tokens, with the same result. `forgetful` is the variant of the paper's appendix B, in which
+    the ridge decays with the statistics.
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        dim_head: width of queries and keys.
+        dim_value: width of values; `dim_head` if None.
+        ridge: initial 1 / lambda.
+        forgetful: learn a decay per head and token.
+        normalize: l2-normalise queries and keys.
+        init_std: of all projections; PyTorch's default if None.
+        method: of `unrolled.ops.mesa`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        dim_value: int | None = None,
+        ridge: float = 1.0,
+        forgetful: bool = False,
+        normalize: bool = False,
+        init_std: float | None = None,
+        method: str = "auto",
+    ) -> None:
+        super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
+        if not ridge > 0:
+            raise ValueError(f"ridge must be positive, not {ridge}")
+        self.log_ridge = nn.Parameter(torch.full((heads,), math.log(ridge)))
+        self.forget = nn.Linear(dim, heads) if forgetful else None
+        if self.forget is not None:
+            nn.init.zeros_(self.forget.weight)
+            nn.init.constant_(self.forget.bias, 5.0)  # starts by remembering: sigmoid(5) = 0.993
+        self.normalize, self.method = normalize, method
+
+    @property
+    def ridge(self) -> Tensor:
+        """1 / lambda of every head, [heads]."""
+        return self.log_ridge.exp()
+
+    def forward(
+        self,
+        z: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        state: MesaState | None = None,
+        return_state: bool = False,
+    ) -> Any:
+        """Update of every token.
+
+        Args:
+            z: tokens [b, n, dim].
+            lengths: [b] valid tokens of right-padded sequences.
+            state: of earlier tokens.
+            return_state: also return the state after the last token.
+
+        Returns:
+            [b, n, dim], or that and the state.
+        """
+        q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
+        if self.normalize:
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        decay = None if self.forget is None else _open_sigmoid(self.forget(z)).transpose(1, 2)
+        out, state = mesa(
+            q,
+            k,
+            v,
+            self.ridge,
+            decay,
+            method=self.method,
+            ridge_decays=decay is not None,
+            lengths=lengths,
+            state=state,
+            return_state=True,
+        )
+        update = self.merge(out)
+        return (update, state) if return_state else update
+
+
+class MesaNetState(NamedTuple):
+    """What a `MesaNetLayer` carries: the solve's state and the last inputs of its convolution."""
+
+    mesa: MesaState
+    window: Tensor  # [b, channels, width - 1]
+
+
+class MesaNetLayer(_Attention):
+    r"""The sequence-mixing layer of MesaNet (arXiv 2506.05233).
+
+    $$ G_t = \gamma_t G_{t-1} + \beta_t v_t k_t^\top, \quad H_t = \gamma_t H_{t-1} + \beta_t k_t k_t^\top, \quad
+       \Delta e_t = \sum_h P_h\, \mathrm{norm}\big(G_t (H_t + \Lambda)^{-1} q_t\big) $$
+
+    | symbol | attribute | shape |
+    | --- | --- | --- |
+    | q, k, v | l2norm(silu(conv(`query`))), same of `key`; `value` | [b, heads, n, dim_head] |
+    | Lambda | `ridge` = 0.25 + softplus(`raw_ridge`), 1 at the start | [heads, dim_head] |
+    | beta, gamma | sigmoids of `gates(z)`, with biases | [b, heads, n] |
+    | norm | `head_norm`, an RMSNorm over each head | [dim_value] |
+
+    The decay is capped by the gate, gamma (1 - (1 - 0.9975) beta^2), so that runs of one token do not pile up.
+
+    Departures: the paper leaves open whether values pass the convolution; here queries and keys do (`conv_values` adds
+    values, with SiLU). The systems are solved to rounding, where the paper stops after 30 steps of conjugate gradients.
+
+    Args:
+        dim: token width.
+        heads: number of heads.
+        dim_head: width of queries and keys.
+        dim_value: width of values; `dim_head` if None.
+        width: taps of the causal convolution.
+        conv_values: convolve the values too.
+        method: of `unrolled.ops.mesa`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        dim_value: int | None = None,
+        width: int = 4,
+        conv_values: bool = False,
+        method: str = "auto",
+    ) -> None:
+        super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value)
+        self.width, self.conv_values, self.method = width, conv_values, method
+        channels = heads * (2 * dim_head + (self.dim_value if conv_values else 0))
+        self.conv = nn.Conv1d(channels, channels, width, groups=channels, bias=False)
+        self.gates = nn.Linear(dim, 2 * heads)
+        self.raw_ridge = nn.Parameter(torch.full((heads, dim_head), math.log(math.expm1(0.75))))
+        self.head_norm = nn.RMSNorm(self.dim_value)
+
+    @property
+    def ridge(self) -> Tensor:
+        """Lambda, [heads, dim_head]."""
+        return 0.25 + F.softplus(self.raw_ridge)
+
+    def forward(
+        self,
+        z: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        state: MesaNetState | None = None,
+        return_state: bool = False,
+    ) -> Any:
+        """Update of every token; arguments and result as in `MesaLayer.forward`."""
+        mixed = [self.query(z), self.key(z), *([self.value(z)] if self.conv_values else [])]
+        convolved, window = self._convolve(torch.cat(mixed, dim=-1), lengths, None if state is None else state.window)
+        pieces = convolved.split([x.shape[-1] for x in mixed], dim=-1)
+        q, k = (F.normalize(self.heads_of(x), dim=-1) for x in pieces[:2])
+        v = self.heads_of(pieces[2] if self.conv_values else self.value(z))
+        gate, decay = _open_sigmoid(self.gates(z)).transpose(1, 2).chunk(2, dim=1)
+        decay = decay * (1 - (1 - _DECAY_CAP) * gate.square())
+        out, after = mesa(
+            q,
+            k,
+            v,
+            self.ridge,
+            decay,
+            gate,
+            method=self.method,
+            lengths=lengths,
+            state=None if state is None else state.mesa,
+            return_state=True,
+        )
+        update = self.merge(self.head_norm(out.to(self.head_norm.weight.dtype)))
+        return (update, MesaNetState(after, window)) if return_state else update
+
+    def _convolve(self, x: Tensor, lengths: Tensor | None, window: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Causal depthwise convolution and SiLU of [b, n, channels], and the window for the next call."""
+        history = self.width - 1
+        x = x.mT
+        x = F.pad(x, (history, 0)) if window is None else torch.cat([window.to(x.dtype), x], dim=-1)
+        if lengths is None:
+            after = x[..., x.shape[-1] - history :]
+        else:
+            index = lengths.to(x.device)[:, None, None] + torch.arange(history, device=x.device)
+            after = x.gather(-1, index.expand(-1, x.shape[1], -1))
+        return F.silu(self.conv(x)).mT, after
+
+
+class MesaNetBlock(nn.Module):
+    """One block of MesaNet: z + mixer(norm(z)), then z + SwiGLU(norm(z)), with RMSNorm before each.
+
+    Args:
+        dim, heads, dim_head, dim_value, width, conv_values, method: of `MesaNetLayer`.
+        mlp_ratio: hidden width of the SwiGLU over `dim`, 3 in the paper.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        dim_value: int | None = None,
+        width: int = 4,
+        conv_values: bool = False,
+        mlp_ratio: float = 3.0,
+        method: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(dim)
+        self.mixer = MesaNetLayer(
+            dim=dim,
+            heads=heads,
+            dim_head=dim_head,
+            dim_value=dim_value,
+            width=width,
+            conv_values=conv_values,
+            method=method,
+        )
+        hidden = int(mlp_ratio * dim)
+        self.norm2 = nn.RMSNorm(dim)
+        self.expand = nn.Linear(dim, 2 * hidden, bias=False)
+        self.contract = nn.Linear(hidden, dim, bias=False)
+
+    def forward(
+        self,
+        z: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        state: MesaNetState | None = None,
+        return_state: bool = False,
+    ) -> Any:
+        """[b, n, dim] -> [b, n, dim]; arguments as in `MesaLayer.forward`."""
+        update, after = self.mixer(self.norm1(z), lengths=lengths, state=state, return_state=True)
+        z = z + update
+        gate, value = self.expand(self.norm2(z)).chunk(2, dim=-1)
+        z = z + self.contract(F.silu(gate) * value)
+        return (z, after) if return_state else z
+
+
+def _open_sigmoid(x: Tensor) -> Tensor:
+    """Sigmoid in float32 at least, kept off exact zero, which would forget everything and leave no gradient."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.to(wide).sigmoid().clamp_min(1e-6)

@@ -1,0 +1,153 @@
+"""What `mesa` accepts: shapes, ranges, padding, and the flat form the solvers work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from unrolled.ops.mesa_solve import MesaState
+
+
+@dataclass
+class Inputs:
+    """Checked arguments with batch and heads flattened to n; statistics in the arithmetic dtype."""
+
+    shape: tuple[int, int]  # (b, h)
+    q: Tensor  # [n, t, d]
+    k: Tensor  # [n, t, d]
+    v: Tensor  # [n, t, e]
+    ridge: Tensor  # [n, d]
+    decay: Tensor | None  # [n, t]
+    gate: Tensor | None  # [n, t]
+    statistics: Tensor  # [n, e + d, d]
+    ridge_scale: Tensor  # [n]
+    inverse: Tensor | None  # [n, d, d]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all arithmetic."""
+        return self.ridge.dtype
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ridge: Tensor | float,
+    decay: Tensor | None,
+    input_gate: Tensor | None,
+    lengths: Tensor | None,
+    state: MesaState | None,
+) -> Inputs:
+    """Validate the arguments of `mesa`, blank what lies beyond `lengths`, and flatten.
+
+    Raises:
+        ValueError: naming the argument and what it should be.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be [batch, heads, steps, width], not {list(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, not {x.dtype}")
+    batch, heads = q.shape[:2]
+    if k.shape != q.shape:
+        raise ValueError(f"k must have the shape of q, {list(q.shape)}, not {list(k.shape)}")
+    if v.shape[:3] != q.shape[:3]:
+        raise ValueError(f"v must agree with q in batch, heads and steps, {list(q.shape[:3])}, not {list(v.shape[:3])}")
+    if min(*q.shape, v.shape[-1]) == 0:
+        raise ValueError(f"q and v must hold at least one step and one channel, not {list(q.shape)}, {list(v.shape)}")
+    double = torch.float64 in (q.dtype, k.dtype, v.dtype)
+    dtype = torch.float64 if double else torch.float32
+    decay = _per_step("decay", decay, q, dtype)
+    if decay is not None and not bool(((decay > 0) & (decay <= 1)).all()):
+        raise ValueError("decay must lie in (0, 1]: pass a sigmoid or exp(-softplus), clamped away from zero")
+    input_gate = _per_step("input_gate", input_gate, q, dtype)
+    if input_gate is not None and not bool(((input_gate >= 0) & input_gate.isfinite()).all()):
+        raise ValueError("input_gate must be finite and at least zero, or the systems lose their minimum")
+    if lengths is not None:
+        q, k, v, decay, input_gate = _blank(lengths, q, k, v, decay, input_gate)
+    statistics, ridge_scale, inverse = _carried(state, q, v, dtype)
+    return Inputs(
+        (batch, heads),
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        _ridge(ridge, q, dtype),
+        None if decay is None else decay.flatten(0, 1),
+        None if input_gate is None else input_gate.flatten(0, 1),
+        statistics,
+        ridge_scale,
+        inverse,
+    )
+
+
+def check_output(outputs: Tensor, inputs: Inputs) -> None:
+    """Raise a `ValueError` that says why, if any output is not finite."""
+    if bool(torch.isfinite(outputs.sum())) or bool(torch.isfinite(outputs).all()):
+        return
+    for name, x in (("q", inputs.q), ("k", inputs.k), ("v", inputs.v), ("state", inputs.statistics)):
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{name} holds values that are not finite")
+    raise ValueError(f"the statistics of k and v overflow {inputs.dtype}: scale k and v down, or pass float64")
+
+
+def _ridge(ridge: Tensor | float, q: Tensor, dtype: torch.dtype) -> Tensor:
+    batch, heads, _, width = q.shape
+    ridge = torch.as_tensor(ridge, dtype=dtype, device=q.device)
+    if ridge.shape not in ((), (heads,), (heads, width)):
+        raise ValueError(f"ridge must be a float, [{heads}] or [{heads}, {width}], not {list(ridge.shape)}")
+    if not bool(((ridge > 0) & ridge.isfinite()).all()):
+        raise ValueError("ridge must be positive and finite: without it the first steps have no unique solution")
+    if ridge.ndim == 1:
+        ridge = ridge[:, None]
+    return ridge.expand(batch, heads, width).reshape(batch * heads, width)
+
+
+def _per_step(name: str, x: Tensor | None, q: Tensor, dtype: torch.dtype) -> Tensor | None:
+    if x is None:
+        return None
+    if x.shape != q.shape[:3]:
+        raise ValueError(f"{name} must be [batch, heads, steps] = {list(q.shape[:3])}, not {list(x.shape)}")
+    return x.to(dtype)
+
+
+def _blank(
+    lengths: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, gate: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Make the steps beyond each length do nothing: no query, no pair, no forgetting."""
+    batch, _, steps, _ = q.shape
+    lengths = torch.as_tensor(lengths, device=q.device)
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise ValueError(
+            f"lengths must be {batch} integers, one per sequence, not {list(lengths.shape)} {lengths.dtype}"
+        )
+    if not bool(((lengths >= 0) & (lengths <= steps)).all()):
+        raise ValueError(f"lengths must lie in 0..{steps}")
+    valid = (torch.arange(steps, device=q.device) < lengths[:, None])[:, None]  # [b, 1, t]
+    q, k, v = (torch.where(valid[..., None], x, 0.0) for x in (q, k, v))
+    decay = None if decay is None else torch.where(valid, decay, 1.0)
+    return q, k, v, decay, None if gate is None else torch.where(valid, gate, 0.0)
+
+
+def _carried(state: MesaState | None, q: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    batch, heads, _, width = q.shape
+    lead, value_width = (batch, heads), v.shape[-1]
+    if state is None:
+        zeros = q.new_zeros(batch * heads, value_width + width, width, dtype=dtype)
+        return zeros, q.new_ones(batch * heads, dtype=dtype), None
+    wanted = {"gram": (*lead, width, width), "cross": (*lead, value_width, width), "ridge_scale": lead}
+    for name, shape in wanted.items():
+        if getattr(state, name).shape != shape:
+            found = list(getattr(state, name).shape)
+            raise ValueError(f"state.{name} must be {list(shape)} for these q and v, not {found}: use their own state")
+    statistics = torch.cat([state.cross, state.gram], dim=-2).to(q.device, dtype).flatten(0, 1)
+    inverse = state.inverse
+    if inverse is not None:
+        if inverse.shape != state.gram.shape:
+            raise ValueError(f"state.inverse must have the shape of state.gram, not {list(inverse.shape)}")
+        inverse = inverse.to(q.device, dtype).flatten(0, 1)
+    return statistics, state.ridge_scale.to(q.device, dtype).flatten(), inverse

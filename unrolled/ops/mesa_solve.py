@@ -1,0 +1,243 @@
+"""The mesa solve: at every step, the prediction of the ridge regression over all steps so far.
+
+    H_t = decay_t H_{t-1} + gate_t k_t k_t^T,   G_t = decay_t G_{t-1} + gate_t v_t k_t^T,
+    o_t = G_t (H_t + diag(ridge))^-1 q_t
+
+This is the mesa layer of arXiv 2309.05858 (equations 4-8, whose lambda is 1 / ridge) and the MesaNet layer of
+arXiv 2506.05233. Methods:
+
+    reference   a dense solve per step, under plain autograd: the truth, O(t d^3) time and O(t d^2) memory
+    recurrent   rank-one updates of the inverse (recursive least squares), also the O(d^2) decode step
+    chunk       block Woodbury: two Cholesky factorisations a chunk, exact where nothing decays or the ridge decays
+                with the statistics; with a fixed ridge and decay the same factors precondition conjugate gradients
+    cg          plain conjugate gradients from the Jacobi guess
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unrolled.ops.mesa_autograd import MesaFunction, Solver, residual, run
+from unrolled.ops.mesa_check import Inputs, check, check_output
+from unrolled.ops.mesa_chunk import MAX_REACH, Carry, Problem
+from unrolled.ops.mesa_recurrent import decode_step, reference
+
+METHODS = ("auto", "reference", "recurrent", "chunk", "cg")
+
+# floats in one segment's [n, c, l, d] tensors: small enough for a CPU's cache, large enough to fill a GPU
+_SEGMENT_CPU, _SEGMENT_GPU = 2**17, 2**24
+# mean of -log(decay) above which a chunk forgets too much for its factors to pay as a preconditioner
+_FORGETFUL = 0.2
+
+
+class MesaState(NamedTuple):
+    """Everything later steps need to know about earlier ones.
+
+    Attributes:
+        gram: H, [b, h, dk, dk], without the ridge.
+        cross: G, [b, h, dv, dk].
+        ridge_scale: [b, h], the product of all decays if the ridge decays, else ones.
+        inverse: (H + ridge)^-1 where a decode step left it, else None; it is rebuilt when it no longer fits.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    ridge_scale: Tensor
+    inverse: Tensor | None = None
+
+
+class MesaPlan(NamedTuple):
+    """What `method="auto"` does, and why."""
+
+    method: str
+    chunk_size: int
+    reason: str
+
+
+def mesa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ridge: Tensor | float,
+    decay: Tensor | None = None,
+    input_gate: Tensor | None = None,
+    *,
+    method: str = "auto",
+    chunk_size: int | None = None,
+    ridge_decays: bool = False,
+    lengths: Tensor | None = None,
+    state: MesaState | None = None,
+    return_state: bool = False,
+    return_residual: bool = False,
+    steps: int | None = None,
+    tolerance: float | None = None,
+) -> Any:
+    """Causal ridge regression from keys to values, evaluated at the queries.
+
+    Statistics are kept in float32 (float64 for float64 inputs) whatever the dtype of the inputs; outputs have the dtype
+    of `q`, saturated to its range. Gradients reach q, k, v, ridge, decay, input_gate and the state by implicit
+    differentiation, in O(t) memory; they are those of the exact solution.
+
+    Args:
+        q: queries, [b, h, t, dk].
+        k: keys, [b, h, t, dk].
+        v: values, [b, h, t, dv].
+        ridge: positive, float, [h] or [h, dk]; added to the diagonal of H.
+        decay: forgetting, [b, h, t] in (0, 1]; None for none. A step forgets before it adds its own pair.
+        input_gate: weight of each pair, [b, h, t], >= 0; None for ones.
+        method: "auto", "reference", "recurrent", "chunk" or "cg"; see the module.
+        chunk_size: steps in a chunk, at most; None chooses by size and decay.
+        ridge_decays: the ridge is multiplied by every decay too, as if it were the first key's trace. "recurrent" needs
+            this whenever there is a decay.
+        lengths: [b] integers in 0..t, valid steps of each (right-padded) sequence. Padding changes nothing, whatever it
+            holds, and its outputs are zero; the returned state is the one after the last valid step.
+        state: of earlier steps, from `return_state`.
+        return_state: also return the `MesaState` after the last step.
+        return_residual: also return |q - (H + ridge) x| / |q| of every step, [b, h, t], formed from the inputs in
+            float64: a bound on the error that trusts nothing the solver did.
+        steps: largest number of conjugate-gradient steps; None iterates until the tolerance or rounding is met. With 0,
+            "cg" is gated linear attention on q / diag(H + ridge).
+        tolerance: relative residual at which conjugate gradients stop; None is 1e-6 (1e-13 in float64).
+
+    Returns:
+        [b, h, t, dv]; with `return_state` or `return_residual` a tuple of that, then the state, then the residual.
+
+    Raises:
+        ValueError: shapes that do not fit, a value out of range, a method that cannot serve the arguments, or inputs
+            that are not finite or overflow the statistics.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps must be 0 or more, not {steps}")
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"tolerance must be 0 or more, not {tolerance}")
+    inputs = check(q, k, v, ridge, decay, input_gate, lengths, state)
+    if method == "recurrent" and decay is not None and not ridge_decays:
+        raise ValueError(
+            'method "recurrent" cannot hold the ridge fixed while the statistics decay: use method="chunk", '
+            "or ridge_decays=True"
+        )
+    if method == "auto":
+        method, chunk_size, _ = mesa_plan(
+            q, v, decay, chunk_size=chunk_size, ridge_decays=ridge_decays, state=state, return_state=return_state
+        )
+    solver = _solver(method, chunk_size, inputs, ridge_decays, steps, tolerance)
+    with torch.autocast(q.device.type, enabled=False):
+        return _solve(inputs, solver, ridge_decays, return_state, return_residual)
+
+
+def mesa_plan(
+    q: Tensor,
+    v: Tensor,
+    decay: Tensor | None = None,
+    *,
+    chunk_size: int | None = None,
+    ridge_decays: bool = False,
+    state: MesaState | None = None,
+    return_state: bool = False,
+) -> MesaPlan:
+    """The method and chunk size that `mesa(..., method="auto")` takes for these arguments, and the reason."""
+    steps, width = q.shape[-2], q.shape[-1]
+    exact = decay is None or ridge_decays
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, v, decay))
+    if steps == 1 and exact and (state is not None or return_state) and not differentiable:
+        return MesaPlan("recurrent", 1, "one step with a carried state: a rank-one update costs O(d^2)")
+    forgetting = 0.0 if decay is None else float(-decay.detach().float().log().mean())
+    if not exact and steps > 1 and forgetting > _FORGETFUL:
+        size = chunk_size or _even(steps, min(width, 32))
+        return MesaPlan("cg", size, f"a fixed ridge under strong decay (mean -log decay {forgetting:.2g}): few steps")
+    if exact:
+        why = "the systems of a chunk differ by low-rank terms: block Woodbury is exact"
+        return MesaPlan("chunk", chunk_size or _even(steps, max(16, min(width, 64))), why)
+    size = chunk_size or _even(steps, int(min(max(16, 0.6 / max(forgetting, 1e-9)), max(16, width // 2), 64)))
+    return MesaPlan("chunk", size, f"a fixed ridge under mild decay (mean -log decay {forgetting:.2g}): preconditioned")
+
+
+def _even(steps: int, target: int) -> int:
+    """The chunk length near `target` that cuts `steps` most evenly."""
+    return -(-steps // max(1, round(steps / target)))
+
+
+def _solver(
+    method: str, chunk_size: int | None, inputs: Inputs, ridge_decays: bool, steps: int | None, tolerance: float | None
+) -> Solver:
+    count, length, width = inputs.q.shape
+    if chunk_size is None:
+        chunk_size = mesa_plan(inputs.q, inputs.v, inputs.decay, ridge_decays=ridge_decays).chunk_size
+    chunk = min(chunk_size, length)
+    if method == "chunk" and ridge_decays and inputs.decay is not None:
+        chunk = _limit_reach(inputs.decay.detach(), chunk)
+    target = _SEGMENT_CPU if inputs.q.device.type == "cpu" else _SEGMENT_GPU
+    per_segment = 1 if method == "recurrent" else max(1, target // (count * chunk * width))
+    if tolerance is None:
+        tolerance = 1e-13 if inputs.dtype == torch.float64 else 1e-6
+    return Solver(method, chunk, per_segment, 4 * width + 16 if steps is None else steps, tolerance)
+
+
+def _limit_reach(decay: Tensor, chunk: int) -> int:
+    """The largest halving of `chunk` in which decays multiply to no less than what one exponent range can hold."""
+    forgetting = -decay.log()
+    while chunk > 1:
+        padded = torch.nn.functional.pad(forgetting, (0, -forgetting.shape[-1] % chunk))
+        if float(padded.unflatten(-1, (-1, chunk)).sum(-1).amax()) <= MAX_REACH:
+            break
+        chunk = (chunk + 1) // 2
+    return chunk
+
+
+def _solve(
+    inputs: Inputs,
+    solver: Solver,
+    ridge_decays: bool,
+    return_state: bool,
+    return_residual: bool,
+) -> Any:
+    problem = Problem(inputs.k, inputs.v, inputs.gate, inputs.decay, inputs.ridge, ridge_decays)
+    carry = Carry(inputs.statistics, inputs.ridge_scale)
+    tensors = (inputs.q, inputs.k, inputs.v, inputs.ridge, inputs.decay, inputs.gate, *_fields(carry))
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    inverse: Tensor | None = None
+    solutions: Tensor | None
+    if solver.method == "reference":
+        outputs, solutions, *last = reference(problem, inputs.q, carry)
+    elif differentiable:
+        outputs, *last, solutions = MesaFunction.apply(*tensors, ridge_decays, solver)
+    elif solver.method == "recurrent" and inputs.q.shape[1] == 1:
+        outputs, solutions, after, inverse = decode_step(problem, inputs.q, carry, inputs.inverse)
+        last = _fields(after)
+    else:
+        done = run(problem, inputs.q, carry, solver, keep=return_residual)
+        outputs, solutions, last = done.outputs, done.solutions, _fields(done.carry)
+    check_output(outputs.detach(), inputs)
+    result = [_saturate(outputs, inputs.q.dtype).unflatten(0, inputs.shape)]
+    if return_state:
+        result.append(_state(last[0], last[1], inverse, inputs))
+    if return_residual:
+        assert solutions is not None
+        error = residual(problem, inputs.q, carry, solutions, solver.chunk)
+        result.append(error.unflatten(0, inputs.shape))
+    return result[0] if len(result) == 1 else tuple(result)
+
+
+def _fields(carry: Carry) -> list[Tensor]:
+    return [carry.statistics, carry.ridge_scale]
+
+
+def _state(statistics: Tensor, ridge_scale: Tensor, inverse: Tensor | None, inputs: Inputs) -> MesaState:
+    cross, gram = statistics.unflatten(0, inputs.shape).split([inputs.v.shape[-1], inputs.k.shape[-1]], dim=-2)
+    inverse = None if inverse is None else inverse.unflatten(0, inputs.shape)
+    return MesaState(gram, cross, ridge_scale.unflatten(0, inputs.shape), inverse)
+
+
+def _saturate(outputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast, with values beyond a 16-bit dtype's range at its ends rather than infinite."""
+    if outputs.dtype == dtype:
+        return outputs
+    limit = torch.finfo(dtype).max
+    return outputs.clamp(-limit, limit).to(dtype)
