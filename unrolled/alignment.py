@@ -1,10 +1,28 @@
 """Measure how far two representations agree, and whether that is more than chance.
 
-This module gathers the public names of `unrolled.instruments.alignment` (metrics) and
-`unrolled.instruments.calibration` (nulls, intervals, corrections), so that `unrolled.alignment.cka(x, y)` works.
+This module gathers the public names of `unrolled.instruments`: metrics (`alignment`), layer grids (`alignment_grid`),
+and nulls, intervals and corrections (`calibration`), so that `unrolled.alignment.cka(x, y)` works.
 """
 
 from unrolled.instruments import alignment as _metrics
 from unrolled.instruments.alignment import *  # noqa: F403
+from unrolled.instruments.alignment_grid import Grid, Layers, layer_grid, prepare_layers
+from unrolled.instruments.calibration import (
+    Comparison,
+    HeldOut,
+    benjamini_hochberg,
+    bootstrap_interval,
+    calibrate,
+    chance_level,
+    compare,
+    held_out,
+    null_of_best,
+    permutation_p_value,
+    relabellings,
+)
 
-__all__ = [*_metrics.__all__]
+__all__ = [
+    *_metrics.__all__,
+    "Comparison", "Grid", "HeldOut", "Layers", "benjamini_hochberg", "bootstrap_interval", "calibrate", "chance_level",
+    "compare", "held_out", "layer_grid", "null_of_best", "permutation_p_value", "prepare_layers", "relabellings",
+]  # fmt: skip

@@ -222,8 +222,11 @@ class Metric(ABC):
     def relabel(self, prepared: Any, order: Tensor) -> Any:
         """`prepare(x[order])` from `prepare(x)`, without repeating the costly part. `order` is a permutation [n]."""
 
-    def null_moments(self, a: Any, b: Any) -> tuple[float, float] | None:
-        """Exact mean and variance of `compare(a, relabel(b, order))` over all orders, where a closed form is known."""
+    def null_moments(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """Exact mean and variance, [len(rows), len(columns)] each, of `grid` when the columns' samples are relabelled.
+
+        Over all orders with equal probability; None where no closed form is known. Missing layers give NaN.
+        """
         return None
 
     def grid(self, rows: Sequence[Any], columns: Sequence[Any]) -> Tensor:

@@ -128,12 +128,23 @@ class EmbeddingMetric(Metric):
         inverse = torch.argsort(order)
         return replace(prepared, columns=inverse[prepared.columns[order]], values=prepared.values[order])
 
-    def null_moments(self, a: Any, b: Any) -> tuple[float, float] | None:
+    def null_moments(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
         """Exact mean and variance over all relabellings; see the module docstring."""
-        if isinstance(a, SparseEmbedding):
-            return _mantel_moments(a.totals, b.totals, a.n)
-        (t_a, p_a, q_a), (t_b, p_b, q_b), n = a.components, b.components, a.n
-        return t_a * t_b, p_a * p_b / (n - 1) + (2 * q_a * q_b / (n * (n - 3)) if n > 3 else 0.0)
+        kept_rows, kept_columns = _present(rows), _present(columns)
+        a, b = [rows[i] for i in kept_rows], [columns[j] for j in kept_columns]
+        if not a or not b or not _embedded(a, b):
+            return None
+        n = a[0].n
+        if isinstance(a[0], DenseEmbedding):
+            components = [torch.tensor([e.components for e in side], dtype=torch.float64) for side in (a, b)]
+            moments = _schur_moments(components[0], components[1], n)
+        else:
+            totals = [torch.stack([e.totals for e in side]).double().cpu() for side in (a, b)]
+            moments = _mantel_moments(totals[0], totals[1], n)
+        where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
+        mean, variance = (torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64) for _ in range(2))
+        mean[where], variance[where] = moments
+        return mean, variance
 
     def grid(self, rows: Sequence[Any], columns: Sequence[Any]) -> Tensor:
         """All pairs by one matrix product; a missing (None) layer gives NaN."""
@@ -231,6 +242,9 @@ def _dense_index(order: Tensor, e: DenseEmbedding) -> Tensor:
 
 
 def _dense_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
+    if len(a) < len(b):  # moving the smaller side by the inverse order gives the same products
+        yield from (grid.T for grid in _dense_nulls(b, a, (torch.argsort(order) for order in orders)))
+        return
     left = torch.stack([e.vector for e in a])
     right = torch.stack([e.vector for e in b], 1)  # entries first, so that relabelling copies whole rows
     for order in orders:
@@ -273,9 +287,16 @@ def _mantel_totals(columns: Tensor, values: Tensor) -> Tensor:
     return torch.stack([equal, transposed, same_row, same_column, chained, disjoint, total])
 
 
-def _mantel_moments(a: Tensor, b: Tensor, n: int) -> tuple[float, float]:
+def _schur_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Moments from components [L, 3] and [M, 3]."""
+    mean, middle, rest = (a[:, None, i] * b[None, :, i] for i in range(3))
+    return mean, middle / (n - 1) + (rest * 2 / (n * (n - 3)) if n > 3 else 0 * rest)
+
+
+def _mantel_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Moments from totals [L, 7] and [M, 7]: each class of pairs of entries is relabelled onto itself, uniformly."""
     pairs, triples = n * (n - 1), n * (n - 1) * (n - 2)
-    counts = (pairs, pairs, triples, triples, triples / 2, triples * (n - 3))
-    mean = float(a[6] * b[6]) / pairs
-    second = sum(float(x * y) / count for x, y, count in zip(a[:6], b[:6], counts, strict=True) if count)
-    return mean, max(0.0, second - mean**2)
+    counts = torch.tensor([pairs, pairs, triples, triples, triples / 2, triples * (n - 3)], dtype=torch.float64)
+    mean = torch.outer(a[:, 6], b[:, 6]) / pairs
+    second = (a[:, :6] / counts.clamp_min(1)) @ b[:, :6].T
+    return mean, (second - mean.square()).clamp_min(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -100,12 +101,17 @@ class CKA(EmbeddingMetric):
             return CentredFeatures(prepared.x[order.to(prepared.x.device)], prepared.hsic)
         return super().relabel(prepared, order)
 
-    def null_moments(self, a: Any, b: Any) -> tuple[float, float] | None:
+    def null_moments(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
         """Exact moments; for features only those of the unbiased estimate, which depend on n alone."""
-        if isinstance(a, CentredFeatures):
-            n = a.x.shape[0]
-            return (0.0, 2 / (n * (n - 3))) if self.unbiased else None
-        return super().null_moments(a, b)
+        large = [a for a in rows if isinstance(a, CentredFeatures)]
+        if not large:
+            return super().null_moments(rows, columns)
+        if not self.unbiased:
+            return None
+        n = large[0].x.shape[0]
+        kept = torch.tensor([[a is not None and b is not None for b in columns] for a in rows])
+        nothing = torch.full(kept.shape, math.nan, dtype=torch.float64)
+        return torch.where(kept, 0.0, nothing), torch.where(kept, 2 / (n * (n - 3)), nothing)
 
 
 class RSA(EmbeddingMetric):
@@ -164,10 +170,6 @@ class RSA(EmbeddingMetric):
             if isinstance(prepared, Tensor)
             else super().relabel(prepared, order)
         )
-
-    def null_moments(self, a: Any, b: Any) -> tuple[float, float] | None:
-        """Exact moments, except for tau-a."""
-        return None if isinstance(a, Tensor) else super().null_moments(a, b)
 
 
 _DISSIMILARITIES = {
