@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unrolled.ops.gram import center_gram, gram
+from unrolled.ops.gram import gram
 from unrolled.ops.neighbours import Membership, membership, membership_of_scores
 
 Features = Tensor | np.ndarray | Sequence[Sequence[float]]
@@ -45,16 +45,16 @@ def as_features(x: Features, name: str = "x", *, min_samples: int = 2) -> Tensor
         raise ValueError(f"{name} has {tensor.shape[0]} samples: at least {min_samples} are needed")
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
-    finite = torch.isfinite(tensor).all(1)
-    if not bool(finite.all()):
+    # one sum finds any NaN or infinity; only then is it worth looking for the rows
+    if not bool(torch.isfinite(tensor.sum())) and not bool((finite := torch.isfinite(tensor).all(1)).all()):
         bad = (~finite).nonzero()[:, 0].tolist()
         rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         raise ValueError(
             f"{name} has NaN or infinite values in {len(bad)} of {len(finite)} rows ({rows}): "
             "drop these samples on both sides"
         )
-    spread = (tensor - tensor[0]).abs().max()
-    if float(spread) <= 8 * torch.finfo(tensor.dtype).eps * float(tensor[0].abs().max()):
+    slack = 8 * torch.finfo(tensor.dtype).eps * float(tensor[0].abs().max())
+    if not any(float((part - tensor[0]).abs().max()) > slack for part in tensor.split(64)):
         raise ValueError(f"{name} has zero variance: all {tensor.shape[0]} rows are equal, so similarity is undefined")
     return tensor
 
@@ -152,12 +152,12 @@ class Representation:
     def centred(self) -> Tensor:
         """[n, d] features with zero column means."""
         centred = self.x - self.mean
-        return centred - centred.mean(0)  # what rounding left over when the mean is large
+        return centred.sub_(centred.mean(0))  # what rounding left over when the mean is large
 
     @cached_property
     def gram(self) -> Tensor:
         """[n, n] inner products of centred rows."""
-        return center_gram(gram(self.centred))
+        return gram(self.centred)
 
     @cached_property
     def cosine(self) -> Tensor:
@@ -165,10 +165,10 @@ class Representation:
         if "gram" not in self.__dict__:
             return gram(torch.nn.functional.normalize(self.x, dim=1))
         # the raw Gram matrix follows from the centred one, which spares a second product
-        shift = self.centred @ self.mean
-        raw = self.gram + shift[:, None] + shift[None, :] + self.mean @ self.mean
-        norms = self.x.norm(dim=1).clamp_min(1e-12)
-        cosine: Tensor = raw / norms[:, None] / norms[None, :]
+        shift = self.centred @ self.mean + self.mean @ self.mean / 2
+        scale = 1 / self.x.norm(dim=1).clamp_min(1e-12)
+        cosine = self.gram + shift[:, None]
+        cosine.add_(shift).mul_(scale[:, None]).mul_(scale)
         return cosine
 
     def membership(self, k: int) -> Membership:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from unrolled.instruments.alignment_base import Metric
-from unrolled.ops.gram import accumulator, triangle, triangle_relabelling
+from unrolled.ops.gram import accumulator, from_triangle, triangle, triangle_relabelling
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
 _STACK = 2**31  # bytes of stacked layers for null grids
@@ -123,8 +123,12 @@ class EmbeddingMetric(Metric):
         """Embedding of the samples in another order: entries move, nothing is searched again."""
         order = order.to(prepared.columns.device if isinstance(prepared, SparseEmbedding) else prepared.vector.device)
         if isinstance(prepared, DenseEmbedding):
-            index = _dense_index(order, prepared)
-            return replace(prepared, vector=prepared.vector[index])
+            index = triangle_relabelling(order)
+            moved = (
+                prepared.vector[index],
+                prepared.vector[index.numel() :][order[: prepared.vector.numel() - index.numel()]],
+            )
+            return replace(prepared, vector=torch.cat(moved))
         inverse = torch.argsort(order)
         return replace(prepared, columns=inverse[prepared.columns[order]], values=prepared.values[order])
 
@@ -232,23 +236,32 @@ def _dense_rows(side: Sequence[SparseEmbedding], rows: slice) -> Tensor:
 
 def _stack_bytes(a: Sequence[Embedding], b: Sequence[Embedding]) -> int:
     if isinstance(a[0], DenseEmbedding):
-        return 4 * a[0].vector.numel() * (len(a) + 2 * len(b))
+        return 4 * a[0].vector.numel() * (len(a) + 2 * min(len(a), len(b)))
     return 4 * a[0].n ** 2 * len(a)
-
-
-def _dense_index(order: Tensor, e: DenseEmbedding) -> Tensor:
-    index = triangle_relabelling(order)
-    return index if e.vector.numel() == index.numel() else torch.cat([index, index.numel() + order])
 
 
 def _dense_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
     if len(a) < len(b):  # moving the smaller side by the inverse order gives the same products
         yield from (grid.T for grid in _dense_nulls(b, a, (torch.argsort(order) for order in orders)))
         return
+    n, above = b[0].n, b[0].n * (b[0].n - 1) // 2
     left = torch.stack([e.vector for e in a])
-    right = torch.stack([e.vector for e in b], 1)  # entries first, so that relabelling copies whole rows
+    # layers last: one row of all kernels is then a contiguous block that stays in cache while its columns are reordered
+    kernels = torch.stack([from_triangle(e.vector[:above], n) for e in b], 2)
+    diagonals = torch.stack([e.vector[above:] for e in b], 1)
+    starts = [row * (n - 1) - row * (row - 1) // 2 for row in range(n + 1)]
+    moved = kernels.new_empty(16 * n, len(b))
     for order in orders:
-        yield left @ right.index_select(0, _dense_index(order.to(right.device), b[0]))
+        order = order.to(kernels.device)
+        rows = order.tolist()
+        total = left[:, above:] @ diagonals[order[: diagonals.shape[0]]]
+        for group in range(0, n, 16):
+            first, last = starts[group], starts[min(group + 16, n)]
+            for row in range(group, min(group + 16, n)):
+                out = moved[starts[row] - first : starts[row + 1] - first]
+                torch.index_select(kernels[rows[row]], 0, order[row + 1 :], out=out)
+            total.addmm_(left[:, first:last], moved[: last - first])
+        yield total
 
 
 def _sparse_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:

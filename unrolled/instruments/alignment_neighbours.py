@@ -10,7 +10,6 @@ from torch import Tensor
 
 from unrolled.instruments.alignment_base import DENSE_LIMIT, Features, Metric, Representation
 from unrolled.instruments.alignment_embedding import EmbeddingMetric, SparseEmbedding
-from unrolled.ops.gram import u_center
 from unrolled.ops.neighbours import nearest_neighbours, top_k
 
 _ROW_INVARIANCES = frozenset({"rotation", "scale", "row_scale", "permutation"})
@@ -57,19 +56,19 @@ class CKNNA(EmbeddingMetric):
     def prepare(self, x: Features | Representation) -> SparseEmbedding:
         """Unit-norm matrix of masked, U-centred cosines."""
         rep = Representation.of(x, min_samples=self.min_samples)
-        if rep.n <= DENSE_LIMIT:
-            cosine = rep.cosine
-            found = rep.membership(self.k)
-            return SparseEmbedding.of(found.columns, u_center(cosine).gather(1, found.columns) * found.weights)
-        n, found = rep.n, rep.membership(self.k)
-        unit = torch.nn.functional.normalize(rep.x, dim=1)
-        sums = unit @ unit.sum(0) - unit.square().sum(1)
+        n, dense = rep.n, rep.cosine if rep.n <= DENSE_LIMIT else None
+        found = rep.membership(self.k)
+        near = found.columns
+        # U-centring needs the row sums of the hollow kernel, and then only its entries at the neighbours
+        if dense is not None:
+            sums, cosine = dense.sum(1) - dense.diagonal(), dense.gather(1, near)
+        else:
+            unit = torch.nn.functional.normalize(rep.x, dim=1)
+            sums = unit @ unit.sum(0) - unit.square().sum(1)
+            blocks = _row_blocks(n, near.shape[1] * rep.d)
+            cosine = torch.cat([(unit[near[rows]] @ unit[rows, :, None])[..., 0] for rows in blocks])
         shift, level = sums / (n - 2), sums.sum() / ((n - 1) * (n - 2))
-        values = torch.empty_like(found.weights)
-        for rows in _row_blocks(n, found.columns.shape[1] * rep.d):
-            near = found.columns[rows]
-            cosine = (unit[near] @ unit[rows, :, None])[..., 0]
-            values[rows] = (cosine - shift[rows, None] - shift[near] + level) * found.weights[rows]
+        values = (cosine - shift[:, None] - shift[near] + level) * found.weights
         return SparseEmbedding.of(found.columns, values)
 
 

@@ -60,8 +60,8 @@ def u_center(k: Tensor) -> Tensor:
     hollow = k.clone().fill_diagonal_(0)
     rows = hollow.sum(1)
     shift = rows / (n - 2)
-    centred = hollow - shift[:, None] - shift[None, :] + rows.sum() / ((n - 1) * (n - 2))
-    return centred.fill_diagonal_(0)
+    hollow.sub_(shift[:, None]).sub_(shift - rows.sum() / ((n - 1) * (n - 2)))
+    return hollow.fill_diagonal_(0)
 
 
 def hsic(k: Tensor, l: Tensor, *, unbiased: bool = False) -> Tensor:
@@ -107,8 +107,7 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 def triangle(k: Tensor) -> Tensor:
     """Entries above the diagonal, row by row: [n, n] -> [n (n - 1) / 2]."""
-    n = k.shape[0]
-    return k[torch.ones(n, n, dtype=torch.bool, device=k.device).triu(1)]
+    return torch.cat([row[i + 1 :] for i, row in enumerate(k.unbind())])
 
 
 def from_triangle(values: Tensor, n: int) -> Tensor:

@@ -129,7 +129,7 @@ def membership(
 
     Args:
         x, k, normalize, tile: as in `nearest_neighbours`.
-        tolerance: relative to the largest score; 1e-6 by default (1e-12 for float64), the rounding error of a score.
+        tolerance: relative to the largest score; 3e-7 by default (1e-12 for float64), the rounding error of a score.
 
     Raises:
         ValueError: more than 2**27 shared places, i.e. a large data set made of few distinct rows.
@@ -165,7 +165,7 @@ def _share(found: Neighbours, k: int, n: int, tolerance: float | None, rows_of_s
     if scores.shape[1] == k:
         return Membership(columns, weights, 0)
     if tolerance is None:
-        tolerance = 1e-12 if scores.dtype == torch.float64 else 1e-6
+        tolerance = 1e-12 if scores.dtype == torch.float64 else 3e-7
     slack = tolerance * float(scores.abs().max())
     rows = (scores[:, k] >= scores[:, k - 1] - slack).nonzero()[:, 0]
     if not rows.numel():
