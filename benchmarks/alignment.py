@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ LANGUAGE = {
     "llama-7b": (33, 4096), "llama-13b": (41, 5120), "llama-30b": (61, 6656), "llama-65b": (81, 8192),
 }  # fmt: skip
 VISION = {
-    "vit-tiny": (12, 192), "vit-small": (12, 384), "vit-base": (12, 768), "vit-large": (24, 1024), "mae-base": (12, 768),
+    "vit-tiny": (12, 192), "vit-small": (12, 384), "vit-base": (12, 768), "vit-large": (24, 1024),
+    "mae-base": (12, 768),
     "mae-large": (24, 1024), "mae-huge": (32, 1280), "dino-small": (12, 384), "dino-base": (12, 768),
     "dino-large": (24, 1024), "dino-giant": (40, 1536), "clip-base": (12, 768), "clip-large": (24, 1024),
     "clip-huge": (32, 1280), "clip-ft-base": (12, 768), "clip-ft-large": (24, 1024), "clip-ft-huge": (32, 1280),
@@ -92,7 +94,9 @@ def ratios(n: int, d: int) -> dict[str, Any]:
     naive_seconds, expected_cka = timed(lambda: naive_cka(x, y))
     return {
         "n": n, "d": d, "matmul_gflops": peak / 1e9,
-        "mutual_knn": {"seconds": ours, "naive_seconds": naive, "ratio": naive / ours, "difference": abs(value - expected)},
+        "mutual_knn": {
+            "seconds": ours, "naive_seconds": naive, "ratio": naive / ours, "difference": abs(value - expected),
+        },
         # multiplications actually done: each tile of scores serves rows and columns
         "search_share_of_peak": n * n * d / search / peak,
         "cka": {
@@ -115,7 +119,7 @@ def grid(n: int, language: Models, vision: Models, draws: int, pairs: int) -> di
     prepare, sides = timed(lambda: [al.prepare_layers(layers(m, n, seed), METRICS) for seed, m in models])
     out: dict[str, Any] = {"n": n, "layers": [len(side.names) for side in sides], "prepare_seconds": prepare}
     for metric in METRICS:
-        seconds, found = timed(lambda metric=metric: al.layer_grid(sides[0], sides[1], metric))
+        seconds, found = timed(partial(al.layer_grid, sides[0], sides[1], metric))
         z = (found.scores - found.null_mean) / found.null_std
         out[metric] = {"grid_seconds": seconds, "max": float(found.scores.max()), "z_std": float(z.std())}
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Alignment of large samples: an unbiased estimate from sampled queries, and how scores depend on the number of samples."""
+"""Alignment of large samples: an unbiased estimate from sampled queries, and how scores depend on sample size."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def mutual_knn_sampled(
 
 
 def mutual_knn_curve(
-    x: Tensor | np.ndarray, y: Tensor | np.ndarray, sizes: Sequence[int], *, k: int | None = 10, share: float | None = None,
+    x: Tensor | np.ndarray, y: Tensor | np.ndarray, sizes: Sequence[int], *,
+    k: int | None = 10, share: float | None = None,
     queries: int = 1024, seed: int = 0,
 ) -> list[SampledScore]:  # fmt: skip
     """Mutual k-NN of the same queries against growing galleries, at fixed k or at k proportional to the gallery.
