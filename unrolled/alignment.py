@@ -1,0 +1,33 @@
+"""Measure how far two representations agree, and whether that is more than chance.
+
+This module gathers the public names of `unrolled.instruments`: metrics (`alignment`), layer grids (`alignment_grid`),
+and nulls, intervals and corrections (`calibration`), so that `unrolled.alignment.cka(x, y)` works.
+"""
+
+from unrolled.instruments import alignment as _metrics
+from unrolled.instruments.alignment import *  # noqa: F403
+from unrolled.instruments.alignment_grid import Grid, Layers, layer_grid, prepare_layers
+from unrolled.instruments.alignment_losses import cka_loss, procrustes_loss, rsa_loss, soft_knn_loss
+from unrolled.instruments.alignment_scale import SampledScore, mutual_knn_curve, mutual_knn_sampled
+from unrolled.instruments.alignment_streaming import StreamingCKA, StreamingMetric
+from unrolled.instruments.calibration import (
+    Comparison,
+    HeldOut,
+    benjamini_hochberg,
+    bootstrap_interval,
+    calibrate,
+    chance_level,
+    compare,
+    held_out,
+    null_of_best,
+    permutation_p_value,
+    relabellings,
+)
+
+__all__ = [
+    *_metrics.__all__,
+    "Comparison", "Grid", "HeldOut", "Layers", "SampledScore", "StreamingCKA", "StreamingMetric",
+    "benjamini_hochberg", "bootstrap_interval", "calibrate", "chance_level", "cka_loss", "compare", "held_out",
+    "layer_grid", "mutual_knn_curve", "mutual_knn_sampled", "null_of_best", "permutation_p_value",
+    "prepare_layers", "procrustes_loss", "relabellings", "rsa_loss", "soft_knn_loss",
+]  # fmt: skip

@@ -1,0 +1,351 @@
+"""Exact nearest neighbours by inner product, tiled so that memory does not grow with n^2, on any device.
+
+Ties. Scores that are equal as floating-point numbers are ordered by index, so a list is reproducible. That order is
+arbitrary, and two representations with many duplicates would seem to agree because both prefer low indices; hence
+`membership`, which lets all samples tied for the last place share it (weights that sum to k), treats scores within
+`tolerance` as tied, and does not depend on the order of the samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unrolled.errors import require
+
+Rows = Tensor | np.ndarray  # [n, d]; a numpy memory map is read tile by tile
+_TILE_BYTES = 64 * 2**20
+_MAX_SHARED = 2**27
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """`indices` [q, k] int64, nearest first, equal scores by lower index, and their `scores` [q, k]."""
+
+    indices: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Who belongs to each neighbourhood and how much.
+
+    `columns` [q, m] int64 and `weights` [q, m]; the weights of a row sum to k. Without ties m = k and all weights are
+    1. Padding has weight 0. `tied` counts the rows whose last place was shared.
+    """
+
+    columns: Tensor
+    weights: Tensor
+    tied: int
+
+
+def nearest_neighbours(
+    x: Rows,
+    k: int,
+    *,
+    queries: Tensor | None = None,
+    normalize: bool = True,
+    tile: int | None = None,
+    device: torch.device | str | None = None,
+    backend: str = "torch",
+) -> Neighbours:
+    """The k rows of `x` with the largest inner product with each query row, the row itself excluded. Exact.
+
+    Args:
+        x: [n, d] float features; half precision is searched in float32. A numpy memory map is read tile by tile.
+        k: neighbours per query, 1 <= k < n.
+        queries: [q] indices of the rows to search for; all rows if None (then each tile of scores serves both its rows
+            and its columns, which halves the work).
+        normalize: l2-normalise rows first, so that scores are cosines.
+        tile: rows and columns of a score tile; by default tiles take 64 MiB. Memory is a few tiles plus O(q k).
+        device: where to search; by default where `x` is.
+        backend: "torch", or "faiss" for its flat inner-product index (optional package; the order among ties is its
+            own).
+
+    Raises:
+        ValueError: bad k, shape, tile, queries or backend.
+        MissingExtra: backend "faiss" without faiss installed.
+    """
+    n = _check(x, k)
+    if queries is not None and (
+        queries.ndim != 1 or queries.numel() == 0 or not 0 <= int(queries.min()) <= int(queries.max()) < n
+    ):
+        raise ValueError(f"queries must be a non-empty vector of row indices in 0..{n - 1}")
+    if backend == "faiss":
+        return _faiss(x, k, queries, normalize)
+    if backend != "torch":
+        raise ValueError(f"backend must be 'torch' or 'faiss', got {backend!r}")
+    target = (
+        torch.device(device) if device is not None else (x.device if isinstance(x, Tensor) else torch.device("cpu"))
+    )
+    size = tile_size(n, tile)
+    with _full_precision():
+        if queries is None:
+            return _all_pairs(x, k, normalize, size, target)
+        return _query_pairs(x, k, queries.to(target), normalize, size, target)
+
+
+def tile_size(n: int, tile: int | None = None) -> int:
+    """Side of a square score tile: `tile` if given, else what fits 64 MiB of float32."""
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be positive, got {tile}")
+    return min(n, tile if tile is not None else int((_TILE_BYTES / 4) ** 0.5))
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` along the last axis with a defined order: equal values by lower index, at the k-th place too."""
+    k = min(k, scores.shape[1])
+    values, indices = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
+    if values.shape[1] > k:
+        # topk may keep any of several values equal to the last one; such rows are sorted in full
+        unsure = (values[:, k] == values[:, k - 1]).nonzero()[:, 0]
+        values, indices = values[:, :k].contiguous(), indices[:, :k].contiguous()
+        if unsure.numel():
+            ordered = torch.sort(scores[unsure], dim=1, descending=True, stable=True)
+            values[unsure], indices[unsure] = ordered.values[:, :k], ordered.indices[:, :k]
+    if bool((values[:, 1:] == values[:, :-1]).any()):
+        indices, by_index = torch.sort(indices, dim=1)
+        values, by_value = torch.sort(values.gather(1, by_index), dim=1, descending=True, stable=True)
+        indices = indices.gather(1, by_value)
+    return values, indices
+
+
+def membership(
+    x: Rows, k: int, *, normalize: bool = True, tolerance: float | None = None, tile: int | None = None
+) -> Membership:
+    """Neighbourhoods in which all samples tied for the last place share it.
+
+    With v the k-th largest score of a row, samples above v + tolerance have weight 1, and the m samples within
+    `tolerance` of v share the places that are left equally. This is the expected membership if ties were broken at
+    random, and it moves with the samples when these are reordered.
+
+    Args:
+        x, k, normalize, tile: as in `nearest_neighbours`.
+        tolerance: relative to the largest score; 3e-7 by default (1e-12 for float64), the rounding error of a score.
+
+    Raises:
+        ValueError: more than 2**27 shared places, i.e. a large data set made of few distinct rows.
+    """
+    n = _check(x, k)
+    found = nearest_neighbours(x, min(k + 1, n - 1), normalize=normalize, tile=tile)
+
+    def rows_of_scores(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        size = tile_size(n, tile)
+        device = found.indices.device
+        step = max(1, size * size // n)
+        whole = _load(x, slice(None), normalize, device)
+        for start in range(0, rows.numel(), step):
+            part = rows[start : start + step]
+            scores = _load(x, part, normalize, device) @ whole.T
+            scores[torch.arange(part.numel(), device=device), part] = -torch.inf
+            yield slice(start, start + part.numel()), scores
+
+    return _share(found, k, n, tolerance, rows_of_scores)
+
+
+def membership_of_scores(scores: Tensor, k: int, *, tolerance: float | None = None) -> Membership:
+    """`membership` from a given [n, n] matrix of similarities; its diagonal is ignored."""
+    n = scores.shape[0]
+    scores = scores.clone().fill_diagonal_(-torch.inf)
+    values, indices = top_k(scores, min(k + 1, n - 1))
+    return _share(Neighbours(indices, values), k, n, tolerance, lambda rows: iter([(slice(None), scores[rows])]))
+
+
+def _share(found: Neighbours, k: int, n: int, tolerance: float | None, rows_of_scores: Any) -> Membership:
+    indices, scores = found.indices, found.scores
+    columns, weights = indices[:, :k], torch.ones_like(scores[:, :k])
+    if scores.shape[1] == k:
+        return Membership(columns, weights, 0)
+    if tolerance is None:
+        tolerance = 1e-12 if scores.dtype == torch.float64 else 3e-7
+    slack = tolerance * float(scores.abs().max())
+    rows = (scores[:, k] >= scores[:, k - 1] - slack).nonzero()[:, 0]
+    if not rows.numel():
+        return Membership(columns, weights, 0)
+    last = scores[rows, k - 1]
+    shared = torch.empty(rows.numel(), dtype=torch.long, device=rows.device)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    stored = 0
+    for part, block in rows_of_scores(rows):
+        boundary = (block - last[part, None]).abs() <= slack
+        above = block > last[part, None] + slack
+        row, column = (above | boundary).nonzero(as_tuple=True)
+        places = (k - above.sum(1)) / boundary.sum(1)
+        weight = torch.where(boundary[row, column], places[row], torch.ones_like(places[row]))
+        shared[part] = above.sum(1) + boundary.sum(1)
+        stored += row.numel()
+        if stored > _MAX_SHARED:
+            raise ValueError(
+                f"the last neighbour is tied in {rows.numel()} of {n} rows, with {stored / n:.0f} candidates each: "
+                "remove duplicate rows"
+            )
+        parts.append((row, column, weight))
+    width = max(k, int(shared.max()))
+    if columns.shape[0] * width > _MAX_SHARED:
+        raise ValueError(f"rows have up to {width} neighbours tied for the last place at n={n}: remove duplicate rows")
+    columns = torch.nn.functional.pad(columns, (0, width - k))
+    weights = torch.nn.functional.pad(weights, (0, width - k))
+    columns[rows], weights[rows] = 0, 0
+    offset = 0
+    for row, column, weight in parts:
+        local, counts = torch.unique_consecutive(row, return_counts=True)
+        slot = torch.arange(row.numel(), device=row.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        target = rows[offset + row]
+        columns[target, slot], weights[target, slot] = column, weight.to(weights)
+        offset += local.numel()
+    return Membership(columns, weights, rows.numel())
+
+
+def _all_pairs(x: Rows, k: int, normalize: bool, size: int, device: torch.device) -> Neighbours:
+    n = x.shape[0]
+    starts = range(0, n, size)
+    best: list[tuple[Tensor, Tensor] | None] = [None for _ in starts]
+    for i, start_i in enumerate(starts):
+        rows = _load(x, slice(start_i, start_i + size), normalize, device)
+        # block i meets the columns of blocks 0, 1, ... in ascending order, as the tie rule of `_merge` needs
+        for j in range(i, len(starts)):
+            columns = rows if j == i else _load(x, slice(starts[j], starts[j] + size), normalize, device)
+            scores = rows @ columns.T
+            if j == i:
+                scores.fill_diagonal_(-torch.inf)
+            else:
+                best[j] = _merge(best[j], scores.T.contiguous(), start_i, k)
+            best[i] = _merge(best[i], scores, starts[j], k)
+    done = [pair for pair in best if pair is not None]
+    return Neighbours(torch.cat([indices for _, indices in done]), torch.cat([values for values, _ in done]))
+
+
+def _query_pairs(x: Rows, k: int, queries: Tensor, normalize: bool, size: int, device: torch.device) -> Neighbours:
+    n = x.shape[0]
+    results: list[tuple[Tensor, Tensor]] = []
+    for part in queries.split(size):
+        rows = _load(x, part, normalize, device)
+        best: tuple[Tensor, Tensor] | None = None
+        for start in range(0, n, size):
+            scores = rows @ _load(x, slice(start, start + size), normalize, device).T
+            inside = ((part >= start) & (part < start + size)).nonzero()[:, 0]
+            scores[inside, part[inside] - start] = -torch.inf
+            best = _merge(best, scores, start, k)
+        assert best is not None
+        results.append(best)
+    return Neighbours(torch.cat([indices for _, indices in results]), torch.cat([values for values, _ in results]))
+
+
+def _merge(best: tuple[Tensor, Tensor] | None, scores: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
+    """Best k of the candidates so far and a tile whose columns, numbered from `start`, all come later."""
+    values, indices = top_k(scores, k)
+    indices = indices + start
+    if best is None:
+        return values, indices
+    values, indices = torch.cat([best[0], values], 1), torch.cat([best[1], indices], 1)
+    order = torch.sort(values, dim=1, descending=True, stable=True)
+    return order.values[:, :k], indices.gather(1, order.indices[:, :k])
+
+
+def neighbours_to_folder(
+    x: Rows,
+    k: int,
+    folder: str | Path,
+    *,
+    tile: int | None = None,
+    normalize: bool = True,
+    device: torch.device | str | None = None,
+) -> np.ndarray:
+    """All n neighbour lists, written block by block to `folder` and continued where an interrupted run stopped.
+
+    The folder holds `indices.npy` ([n, k] int64, memory-mapped) and `progress.json` (the request, and the rows done).
+    The result is the same however often the run was interrupted.
+
+    Returns:
+        Read-only memory map of the indices.
+
+    Raises:
+        ValueError: the folder belongs to another request (n, d, k, normalisation, tile or data differ).
+    """
+    n = _check(x, k)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    size = tile_size(n, tile)
+    probe = _load(x, slice(0, n, max(1, n // 64)), False, torch.device("cpu")).double()
+    request = {
+        "n": n,
+        "d": int(x.shape[1]),
+        "k": k,
+        "normalize": normalize,
+        "tile": size,
+        "probe": [float(probe.sum()), float(probe.square().sum())],
+    }
+    progress, target = folder / "progress.json", folder / "indices.npy"
+    done = 0
+    if progress.exists():
+        state = json.loads(progress.read_text())
+        if state["request"] != request:
+            raise ValueError(
+                f"folder {folder} holds neighbours of another request ({state['request']}): choose another folder"
+            )
+        done = int(state["done"])
+    store = np.lib.format.open_memmap(target, mode="r+" if done else "w+", dtype=np.int64, shape=(n, k))
+    while done < n:
+        stop = min(done + size, n)
+        found = nearest_neighbours(
+            x, k, queries=torch.arange(done, stop), normalize=normalize, tile=size, device=device
+        )
+        store[done:stop] = found.indices.cpu().numpy()
+        store.flush()  # the rows must be on disk before they are declared done
+        partial = progress.with_suffix(".part")
+        partial.write_text(json.dumps({"request": request, "done": stop}))
+        partial.replace(progress)
+        done = stop
+    stored: np.ndarray = np.load(target, mmap_mode="r", allow_pickle=False)
+    return stored
+
+
+def _check(x: Rows, k: int) -> int:
+    if x.ndim != 2:
+        raise ValueError(f"x must be [n, d], got shape {tuple(x.shape)}")
+    n = int(x.shape[0])
+    if not 1 <= k < n:
+        raise ValueError(f"k must be between 1 and n - 1 = {n - 1}, got {k}: lower k or give more samples")
+    return n
+
+
+def _load(x: Rows, rows: slice | Tensor, normalize: bool, device: torch.device) -> Tensor:
+    if isinstance(x, Tensor):
+        part = x[rows.to(x.device) if isinstance(rows, Tensor) else rows].detach().to(device)
+    else:
+        part = torch.from_numpy(np.array(x[rows.cpu().numpy() if isinstance(rows, Tensor) else rows])).to(device)
+    if part.dtype not in (torch.float32, torch.float64):
+        part = part.float()
+    return torch.nn.functional.normalize(part, dim=1) if normalize else part
+
+
+def _faiss(x: Rows, k: int, queries: Tensor | None, normalize: bool) -> Neighbours:
+    faiss = require("faiss", extra="faiss", feature="backend='faiss'")
+    data = _load(x, slice(None), normalize, torch.device("cpu")).float().contiguous().numpy()
+    wanted = np.arange(len(data)) if queries is None else queries.cpu().numpy()
+    index = faiss.IndexFlatIP(data.shape[1])
+    index.add(data)
+    scores, indices = index.search(data[wanted], k + 1)
+    # the query itself is usually first, but a duplicate or a longer vector may precede it or push it out of the list
+    keep = indices != wanted[:, None]
+    keep[keep.all(1), -1] = False
+    return Neighbours(torch.from_numpy(indices[keep].reshape(-1, k)), torch.from_numpy(scores[keep].reshape(-1, k)))
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Search in full float32: TF32 changes about 2 % of the ten nearest neighbours."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
