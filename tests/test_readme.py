@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from docs.readme_tree import ROOT, tree
+from tests.readme_tree import ROOT, tree
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 
 
 def test_the_tree_is_the_packages():
-    assert f"```text\n{tree()}\n```" in README, "run: python docs/readme_tree.py"
+    assert f"```text\n{tree()}\n```" in README, "run: python -m tests.readme_tree"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

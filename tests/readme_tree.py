@@ -1,4 +1,4 @@
-"""Rewrite the tree in README.md from the first line of every module's docstring: `python docs/readme_tree.py`."""
+"""Rewrite the tree in README.md from the first line of every module's docstring: `python -m tests.readme_tree`."""
 
 from __future__ import annotations
 
