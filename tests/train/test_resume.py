@@ -90,8 +90,8 @@ def wait_for_step(out: Path, step: int) -> None:
 
 
 def digits(config: Any, **changes: Any) -> Any:
-    """A run on the digits in several hundred steps, each logged, so that a kill can be timed."""
-    settings = {**EVERYTHING, "data": "digits", "batch_size": 16, "epochs": 3, "val_fraction": 0.1, "log_every": 1}
+    """A run on the digits in 112 steps, each logged, so that a kill can be timed."""
+    settings = {**EVERYTHING, "data": "digits", "batch_size": 16, "epochs": 1.4, "val_fraction": 0.1, "log_every": 1}
     return config(**{**settings, "checkpoint_every": 20, "auto_augment": None, "accumulate": 1, **changes})
 
 
@@ -102,7 +102,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(config,
     fit(straight)
     for attempt in range(2 if workers else 1):
         process = start(killed, tmp_path)
-        wait_for_step(killed.out, 25 + 60 * attempt)
+        wait_for_step(killed.out, 25 + 40 * attempt)
         time.sleep(random.random() / 2)
         process.kill()
         process.communicate()
@@ -131,6 +131,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(config, splits, tmp_path
     assert_same_run(straight.out, stopped.out)
 
 
+@pytest.mark.slow
 def test_sigterm_to_a_real_process_saves(config, tmp_path):
     settings = digits(config, out=tmp_path / "run", resume="auto")
     process = start(settings, tmp_path)
