@@ -50,6 +50,66 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert facts["software"]["torch"]
 
 
+# --- studies
+
+
+@pytest.fixture
+def fake_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A study that takes no time and misses its target; its configurations are recorded."""
+    from unrolled.report import Report
+    from unrolled.studies.base import Expectation, Study
+    from unrolled.studies.demo import Config
+
+    from unrolled import studies
+
+    seen: list[Any] = []
+    expectation = Expectation(statement="It works", source="nobody", published="1.0", low=1.0)
+
+    def run(config: Any, *, on_progress: Any = None) -> Report:
+        seen.append(config)
+        if on_progress is not None:
+            on_progress("half way")
+        report = Report("A study")
+        report.headline("It does not work.")
+        report.claims.append(expectation.judge(0.5, "0.5"))
+        report.write(config.out)
+        return report
+
+    study = Study(name="demo", title="A study", citation="nobody", config=Config, run=run)
+    real = studies.load
+    monkeypatch.setattr(studies, "load", lambda name: study if name == "demo" else real(name))
+    return seen
+
+
+def test_a_study_outside_its_tolerance_exits_with_4(
+    fake_study: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["study"]) == 0
+    assert "demo" in capsys.readouterr().out
+    assert cli.run(["study", "demo", "--out", str(tmp_path)]) == 4
+    captured = capsys.readouterr()
+    assert "NOT reproduced" in captured.out
+    assert captured.err.splitlines() == ["half way", f"report: {tmp_path / 'report.html'}"]
+    assert cli.run(["study", "demo", "--budget", "quick", "--out", str(tmp_path), "--quiet", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert json.loads(captured.out)["reproduced"] is False
+    assert fake_study[1].epochs < fake_study[0].epochs
+    assert cli.run(["study", "dmo"]) == 2
+    assert "'demo'" in capsys.readouterr().err
+
+
+def test_demo_takes_flags_and_replays_its_configuration(
+    fake_study: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["demo", "--seeds", "0", "4", "--epochs", "3", "--out", str(tmp_path)]) == 0
+    assert cli.run(["demo", "--config", str(tmp_path / "config.yaml")]) == 0
+    first, second = fake_study
+    assert first == second
+    assert first.seeds == (0, 4)
+    assert first.out == tmp_path
+
+
 # --- verbs that compute, each on a few digits
 
 

@@ -28,11 +28,13 @@ class Verb:
 
 
 VERBS = {
+    "demo": Verb("unrolled.commands.study:demo", "Train a small CRATE and a ViT on bundled digits and report on both."),
     "train": Verb("unrolled.commands.train:train", "Train an image classifier."),
     "finetune": Verb("unrolled.commands.train:finetune", "Fine-tune a classifier on another data set."),
     "eval": Verb("unrolled.commands.eval:evaluate", "Accuracy of a model or a run on a data set."),
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
     "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
+    "study": Verb("unrolled.commands.study:study", "Run a published claim and judge what came out."),
     "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),
     "doctor": Verb("unrolled.commands.doctor:doctor", "What of this machine will be used, and what is missing."),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -153,13 +153,23 @@ def default_folder(verb: str, model: str, data: str) -> Path:
     return Path("runs") / "-".join([verb, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)])
 
 
-def write_run(folder: Path, settings: dict[str, Any], report: Report) -> Path:
-    """Write `config.yaml`, which `--config` reads again, and the report; return the path of `report.html`."""
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write `config.yaml`, which `--config` reads again."""
     import yaml
 
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump({key: plain(value) for key, value in settings.items()}, sort_keys=False)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def write_run(folder: Path, settings: Mapping[str, Any], report: Report) -> Path:
+    """Write `config.yaml` and the report; return the path of `report.html`."""
+    write_settings(folder, settings)
     return report.write(folder).html
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -50,7 +51,7 @@ Pretrained = Annotated[
 ]
 
 # first field of each block of TrainConfig -> the heading its flags get in --help
-_HEADINGS = {
+TRAIN_HEADINGS = {
     "model": "Model",
     "data": "Data",
     "epochs": "Duration",
@@ -63,15 +64,22 @@ _HEADINGS = {
 T = TypeVar("T")
 
 
-def flags_of(config: type[T]) -> type[T]:
-    """A subclass of a configuration dataclass whose fields carry the heading `--help` lists them under."""
+def flags_of(config: type[T], headings: Mapping[str, str] | None = None) -> type[T]:
+    """A subclass of a configuration dataclass whose fields carry the heading `--help` lists them under.
+
+    Args:
+        config: the dataclass.
+        headings: first field of a block -> its heading; fields before the first come under "Parameters".
+    """
+    headings = headings or {}
     hints: dict[str, Any] = get_type_hints(config, include_extras=True)
     specs: list[tuple[str, Any, Any]] = []
     group: Group | None = None
     for order, item in enumerate(dataclasses.fields(config)):  # type: ignore[arg-type]
-        if item.name in _HEADINGS or group is None:
-            group = Group(_HEADINGS.get(item.name, "Parameters"), sort_key=order)
-        parameter = Parameter(group=group, negative_iterable=(), consume_multiple=True)
+        if item.name in headings:
+            group = Group(headings[item.name], sort_key=order)
+        heading: dict[str, Any] = {} if group is None else {"group": group}
+        parameter = Parameter(negative_iterable=(), consume_multiple=True, **heading)
         default = dataclasses.field(default=item.default, default_factory=item.default_factory)  # type: ignore[call-overload]
         annotated: Any = Annotated[hints[item.name], parameter]  # type: ignore[valid-type,name-defined]
         specs.append((item.name, annotated, default))

@@ -25,14 +25,8 @@ from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretraine
 if TYPE_CHECKING:
     from torch import Tensor
 
-# key of a row -> heading on the terminal, title of its chart
-_SHOWN = {
-    "rate": ("R", "Coding rate R at Z+half (nats)"),
-    "subspace_rate": ("R^c", "Rate against the layer's subspaces, R^c (nats)"),
-    "nonzero": ("nonzero", "Non-zero entries (fraction)"),
-    "l1": ("l1", "Mean absolute entry of Z+1"),
-    "effective_rank": ("rank", "Effective rank at Z+half"),
-}
+# key of a row -> heading of its column
+_SHOWN = {"rate": "R", "subspace_rate": "R^c", "nonzero": "nonzero", "l1": "l1", "effective_rank": "rank"}
 
 
 def trace(
@@ -145,7 +139,7 @@ def trace(
 
 
 def _table(result: dict[str, Any]) -> str:
-    columns = ["layer", *(name for heading, _ in _SHOWN.values() for name in (heading, f"{heading} 0"))]
+    columns = ["layer", *(name for heading in _SHOWN.values() for name in (heading, f"{heading} 0"))]
     rows = []
     for row, control in zip(result["layers"], result["control"], strict=True):
         cells = [f"{r[key]:.4g}" for key in _SHOWN for r in (row, control)]
@@ -154,7 +148,7 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _report(folder: Path, settings: dict[str, Any], result: dict[str, Any], seconds: float) -> Path:
-    from unrolled.report import LineChart, Provenance, Report, Series
+    from unrolled.report import Provenance, Report, trace_section
 
     layers, control = result["layers"], result["control"]
     report = Report(f"{result['model']}, layer by layer", question="What does every layer do to its objective?")
@@ -162,23 +156,7 @@ def _report(folder: Path, settings: dict[str, Any], result: dict[str, Any], seco
         f"Measured on {result['images']:,} images of {result['data']} ({result['split']} split), {result['protocol']} "
         "protocol, beside the same architecture with fresh weights."
     )
-    charts = []
-    for key, (_, title) in _SHOWN.items():
-        series = [
-            Series(
-                label=label,
-                x=[row["layer"] for row in rows],
-                y=[row[key] for row in rows],
-                error=[row.get(f"{key}_se", 0.0) for row in rows],
-                color=0,
-                dashed=dashed,
-            )
-            for label, rows, dashed in (("model", layers, False), ("untrained", control, True))
-        ]
-        charts.append(LineChart(title=title, x_label="layer", series=series))
-    report.section("By layer").figure(
-        charts, name="layers", caption=f"Mean and standard error over {result['images']:,} images."
-    )
+    trace_section(report, {"model": result}, images=f"images of the {result['split']} split")
     columns = ["layer", *(f"{key}{who}" for key in _SHOWN for who in ("", " (untrained)"))]
     rows = [
         [int(a["layer"]), *(r[key] for key in _SHOWN for r in (a, b))] for a, b in zip(layers, control, strict=True)

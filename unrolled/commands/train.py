@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from unrolled.commands.common import say_where
-from unrolled.commands.settings import AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.commands.settings import TRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
 from unrolled.train.config import FinetuneConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from unrolled.report import Report
     from unrolled.train import TrainResult
 
     TrainFlags = TrainConfig
     FinetuneFlags = FinetuneConfig
 else:
-    TrainFlags = flags_of(TrainConfig)
-    FinetuneFlags = flags_of(FinetuneConfig)
+    TrainFlags = flags_of(TrainConfig, TRAIN_HEADINGS)
+    FinetuneFlags = flags_of(FinetuneConfig, TRAIN_HEADINGS)
 
 _TRAIN = TrainFlags()
 _FINETUNE = FinetuneFlags()
@@ -66,13 +65,20 @@ def run_training(config: TrainConfig, *, json: bool) -> None:
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     import unrolled.train as training
+    from unrolled.report import report_for_run
 
     began = time.perf_counter()
     result = training.finetune(config) if isinstance(config, FinetuneConfig) else training.fit(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
     facts = summary(config, result)
-    page = report(config, result, facts, time.perf_counter() - began).write(result.run_dir).html
+    notes = (
+        {} if result.load_report is None else {"Weights it started from": f"`{config.weights}`: {result.load_report}"}
+    )
+    report = report_for_run(
+        result.run_dir, parameters=facts["parameters"], duration=time.perf_counter() - began, notes=notes
+    )
+    page = report.write(result.run_dir).html
     say_where(page, quiet=config.quiet)
     if json:
         print(json_module.dumps({**facts, "report": str(page)}, indent=2))
@@ -98,46 +104,3 @@ def summary(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
         "validation": [entry for entry in result.metrics if entry["split"] == "val"],
         "skipped": result.skipped,
     }
-
-
-def report(config: TrainConfig, result: TrainResult, facts: dict[str, Any], seconds: float) -> Report:
-    """The run's report: the score, the curves, and what could not be loaded or read."""
-    from unrolled.report import Fact, LineChart, Provenance, Report, Series
-
-    verb = "fine-tuned" if isinstance(config, FinetuneConfig) else "trained"
-    page = Report(f"{config.model} {verb} on {config.data}", question="How well does it classify images it never saw?")
-    shown = [
-        Fact(label="Parameters", value=f"{facts['parameters']:,}"),
-        Fact(label="Training", value=f"{facts['images_per_second']:,.0f} images/s", detail=f"{facts['steps']:,} steps"),
-    ]
-    headline = "There is no test split, so the model was not tested."
-    if result.test is not None:
-        accuracy = f"{100 * result.test['accuracy']:.2f} %"
-        headline = f"{accuracy} of {result.test['images']:,} test images are classified correctly."
-        shown.insert(0, Fact(label="Test accuracy", value=accuracy, detail=f"{result.test['images']:,} images"))
-    page.headline(headline, shown)
-
-    def curve(split: str, key: str, label: str, scale: float = 1.0) -> list[Series]:
-        points = [
-            (e["epoch"], scale * e[key]) for e in result.metrics if e["split"] == split and e.get(key) is not None
-        ]
-        if not points:
-            return []
-        x, y = zip(*points, strict=True)
-        return [Series(label=label, x=x, y=y)]
-
-    charts = [
-        ("Loss (nats)", curve("train", "loss", "training") + curve("val", "loss", "validation")),
-        ("Accuracy (%)", curve("val", "accuracy", "validation", 100.0)),
-        ("Learning rate", curve("train", "lr", "learning rate")),
-    ]
-    panels = [LineChart(title=title, x_label="epoch", series=series) for title, series in charts if series]
-    if panels:
-        page.section("Learning curves").figure(panels, name="curves")
-    if result.load_report is not None:
-        page.section("Weights it started from", f"`{config.weights}`: {result.load_report}")
-    if result.skipped:
-        page.section("Images that could not be read", ", ".join(f"`{name}`" for name in result.skipped[:50]))
-    page.results = facts
-    page.provenance = Provenance.collect(config=config, seeds=[config.seed], duration=seconds)
-    return page
