@@ -56,11 +56,10 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def fake_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A study that takes no time and misses its target; its configurations are recorded."""
+    from unrolled import studies
     from unrolled.report import Report
     from unrolled.studies.base import Expectation, Study
     from unrolled.studies.demo import Config
-
-    from unrolled import studies
 
     seen: list[Any] = []
     expectation = Expectation(statement="It works", source="nobody", published="1.0", low=1.0)
