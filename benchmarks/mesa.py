@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -173,9 +172,15 @@ def memory_of(name: str, t: int) -> float:
 
     run(*(x.requires_grad_() for x in inputs(8, 64, 64, "cpu")))  # code and thread pools, not data
     leaves = [x.requires_grad_() for x in inputs(8, t, 64, "cpu")]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     run(*leaves)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_mib() - before
+
+
+def peak_mib() -> float:
+    """Peak resident set of this process (Linux); getrusage would report the parent's where that was larger."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
