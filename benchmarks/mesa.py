@@ -153,7 +153,7 @@ def scaling(lengths: list[int], repeats: int, device: str) -> list[dict[str, flo
 def memory(t: int) -> dict[str, float]:
     """Peak growth of the resident set, MiB, of forward and backward in a process of its own, 8 heads of width 64."""
     out = {}
-    for name in ("chunk", "linear attention", "CG-30"):
+    for name in ("chunk", "linear attention"):
         command = [sys.executable, __file__, "--memory-of", name, "--steps", str(t)]
         out[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     out["ratio to linear attention"] = out["chunk"] / out["linear attention"]
@@ -164,8 +164,6 @@ def memory_of(name: str, t: int) -> float:
     def run(q: Tensor, k: Tensor, v: Tensor) -> None:
         if name == "chunk":
             out = mesa(q[None], k[None], v[None], RIDGE)
-        elif name == "CG-30":
-            out = cg30(q, k, v)
         else:
             out, _ = linear_attention(q[None], k[None], v[None])
         out.sum().backward()
@@ -208,7 +206,7 @@ def main() -> None:
         "scaling": scaling(lengths, repeats, device),
     }
     if device == "cpu":
-        report["memory_mib"] = memory(8192 if arguments.quick else 16384)
+        report["memory_mib"] = memory(4096 if arguments.quick else 16384)
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.out:
