@@ -16,6 +16,7 @@ _EXPORTS: dict[str, str | None] = {
     "list_models": "unrolled.models",
     "trace": "unrolled.instruments.trace",
     "Trace": "unrolled.instruments.trace",
+    "alignment": None,
     "data": None,
     "instruments": None,
     "layers": None,
@@ -23,6 +24,7 @@ _EXPORTS: dict[str, str | None] = {
     "ops": None,
     "report": None,
     "studies": None,
+    "tasks": None,
     "theory": None,
     "train": None,
 }

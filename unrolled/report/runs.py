@@ -74,6 +74,7 @@ def report_for_run(
     report.results = {
         "status": status,
         "parameters": parameters,
+        "steps": max((record["step"] for record in metrics if "step" in record), default=0),
         "test": next((dict(record) for record in reversed(metrics) if record.get("split") == "test"), None),
         "metrics": [dict(record) for record in metrics],
         "trace": trace,
