@@ -65,7 +65,7 @@ def evaluate(
             if collective and len(batch.labels) == 0:
                 model(batch.images.new_zeros(1, *batch.images.shape[1:]).to(device))
             if len(batch.labels):
-                logits = model(batch.images.to(device, non_blocking=True)).float()
+                logits = logits_of(model(batch.images.to(device, non_blocking=True))).float()
                 check_labels(batch.labels, batch.indices, logits.shape[-1])
                 labels = batch.labels.to(device, non_blocking=True)
                 hits = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
@@ -87,3 +87,8 @@ def evaluate(
         "images": int(images),
         "skipped": int(skipped),
     }
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits of a classifier's output: the tensor itself, or the `logits` of a Hugging Face output."""
+    return getattr(output, "logits", output)

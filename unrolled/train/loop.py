@@ -26,7 +26,7 @@ from unrolled.models import load_weights
 from unrolled.train import engine
 from unrolled.train.checkpoint import disk_error, whole
 from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
-from unrolled.train.evaluation import check_labels, evaluate
+from unrolled.train.evaluation import check_labels, evaluate, logits_of
 from unrolled.train.log import MetricsLog, Progress, write_status
 from unrolled.train.optim import Mixing, MovingAverage, build_optimizer, learning_rate, seed_step
 from unrolled.train.run import Splits, build_loaders, build_model, open_splits, save_model
@@ -216,7 +216,7 @@ def _fit(
                 parts = list(zip(inputs.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True))
                 for number, (part, target) in enumerate(parts, start=1):
                     with engine.no_sync(fabric, wrapped, skip=number < len(parts)):
-                        logits = wrapped(part).float()
+                        logits = logits_of(wrapped(part)).float()
                         part_loss = F.cross_entropy(logits, target, label_smoothing=smoothing) * (
                             len(part) / len(inputs)
                         )

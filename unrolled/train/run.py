@@ -67,18 +67,14 @@ def open_splits(config: TrainConfig) -> Splits:
 
 def build_model(config: TrainConfig, source: ImageSource) -> nn.Module:
     """The model `config` names, with as many classes and channels as the images have, randomly initialised."""
-    from unrolled.models import create_model
+    from unrolled.models.resolve import resolve_model
 
     arguments: dict[str, Any] = {"num_classes": len(source.classes), **config.model_args}
     if config.image_size is not None:
         arguments.setdefault("img_size", config.image_size)
     if source.native_size is not None and source.native_size[0] == 1:
         arguments.setdefault("in_chans", 1)
-    try:
-        model = create_model(config.model, **arguments)
-    except TypeError as error:
-        raise ValueError(f"model={config.model!r} does not accept these arguments: {error}") from error
-    return model
+    return resolve_model(config.model, **arguments)
 
 
 @dataclass(kw_only=True)
