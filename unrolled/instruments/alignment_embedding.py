@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,13 +78,11 @@ class SparseEmbedding:
 
     Attributes:
         columns: [n, m] int64; values: [n, m], zero where padded; their norm is 1 / `scale`.
-        totals: [7] the six class totals of Mantel's statistic, then the sum of all values.
     """
 
     columns: Tensor
     values: Tensor
     scale: float
-    totals: Tensor
 
     @classmethod
     def of(cls, columns: Tensor, values: Tensor) -> SparseEmbedding:
@@ -96,7 +95,12 @@ class SparseEmbedding:
         norm = float(wide.square().sum().sqrt())
         if not norm > 0:
             raise ValueError("x has no similarity structure: its centred kernel is zero on all neighbours")
-        return cls(columns, values, 1 / norm, _mantel_totals(columns, wide / norm))
+        return cls(columns, values, 1 / norm)
+
+    @cached_property
+    def totals(self) -> Tensor:
+        """[7] the six class totals of Mantel's statistic, then the sum of all values; needed for null moments only."""
+        return _mantel_totals(self.columns, self.values.to(accumulator(self.values)) * self.scale)
 
     @property
     def n(self) -> int:
