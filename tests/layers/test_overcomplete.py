@@ -14,7 +14,10 @@ def test_codes_are_exactly_two_proximal_steps(decoupled, learned):
         12, expansion=3, decoupled=decoupled, sparsity=0.4, learn_step_size=learned, learn_sparsity=learned
     ).double()
     x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
-    d, eta, lam = layer.dictionary, *(torch.as_tensor(s).item() for s in (layer.step_size, layer.sparsity))
+    d, eta, lam = (
+        layer.dictionary,
+        *(torch.as_tensor(s, dtype=torch.float64).item() for s in (layer.step_size, layer.sparsity)),
+    )
     first = theory.proximal_step(torch.zeros(2, 7, 36).double(), x, d, eta, lam)
     second = theory.proximal_step(first, x, d, eta, lam)
     torch.testing.assert_close(layer.codes(x), second, rtol=1e-10, atol=1e-12)
