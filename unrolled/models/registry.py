@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, NamedTuple
 
 import timm
@@ -254,6 +255,7 @@ def list_models(pattern: str = "*") -> list[ModelInfo]:
     return [ModelInfo(name, _count(name), _INFO[name], _weights(name)) for name in names]
 
 
+@cache
 def _count(name: str) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
