@@ -120,6 +120,7 @@ class CRATEBlock(nn.Module):
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if sparsifier == "none":
+            self.norm2 = nn.Identity()  # reads Z+half, which instruments look for between the halves of a layer
             return
         self.norm2 = norm_layer(dim, **placed)
         if sparsifier == "mlp":
@@ -134,7 +135,7 @@ class CRATEBlock(nn.Module):
         z = z + self.drop_path(self.attn(self.norm1(z), attn_mask=attn_mask, is_causal=is_causal))
         second = getattr(self, "ista", None) or getattr(self, "mlp", None)
         if second is None:
-            return z
+            return self.norm2(z)
         if self.residual:
             return z + self.drop_path(second(self.norm2(z)))
         return second(self.norm2(z))
