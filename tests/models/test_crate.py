@@ -174,7 +174,7 @@ def test_gradient_checkpointing_changes_nothing():
         ({"image_size": 30}, "image_size=30 x 30 is not divisible by patch_size=4"),
         ({"heads": 5}, "heads=5 does not divide dim=24"),
         ({"pool": "first"}, "pool='first'"),
-        ({"stem": "conv"}, "stem='conv'"),
+        ({"stem": "wavelet"}, "stem='wavelet'"),
         ({"depth": 0}, "depth=0"),
         ({"step_size": -1.0}, "step_size"),
     ],

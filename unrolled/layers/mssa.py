@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unrolled.layers.subspace import SubspaceAttention
 
-class MSSA(nn.Module):
+
+class MSSA(SubspaceAttention):
     r"""One approximate gradient step on the compression term R^c (arXiv 2306.01129, eq. 11 to 16).
 
     $$\mathrm{MSSA}(Z) = W\,[\,\mathrm{SSA}_1(Z); \dots; \mathrm{SSA}_K(Z)\,], \qquad
@@ -33,57 +35,11 @@ class MSSA(nn.Module):
     with q = k = v. As in the published model, one head of full width has no W at all.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        dim_head: int | None = None,
-        output: Literal["learned", "tied"] = "learned",
-        scale: float = 1.0,
-        dropout: float = 0.0,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Build the layer.
-
-        Args:
-            dim: d, width of the tokens.
-            heads: K, number of subspaces.
-            dim_head: p, dimension of each; default `dim / heads`.
-            output: `"learned"` W with bias, or `"tied"` to the subspaces.
-            scale: factor of the tied output, the paper's kappa p / (N eps^2).
-            dropout: on the learned output, in training.
-            device: where to put the parameters.
-            dtype: their type.
-
-        Raises:
-            ValueError: heads do not divide the width, or an option is unknown.
-        """
-        super().__init__()
-        if heads < 1 or dim < 1:
-            raise ValueError(f"dim={dim}, heads={heads}: both must be at least 1")
-        if dim_head is None and dim % heads:
-            raise ValueError(f"heads={heads} does not divide dim={dim}: change one of them, or give dim_head")
-        if output not in ("learned", "tied"):
-            raise ValueError(f"output={output!r}: choose 'learned' or 'tied'")
-        self.dim, self.heads, self.dim_head = dim, heads, dim_head or dim // heads
-        self.scale = scale
-        inner = self.heads * self.dim_head
-        self.subspaces = nn.Linear(dim, inner, bias=False, device=device, dtype=dtype)
-        self.output: nn.Module | None = None
-        if output == "learned":
-            bare = heads == 1 and inner == dim
-            self.output = nn.Identity() if bare else nn.Linear(inner, dim, device=device, dtype=dtype)
-        self.dropout = nn.Dropout(dropout)
-
-    def project(self, z: Tensor) -> Tensor:
-        """U_k^T z for every head: `[b, n, d]` -> `[b, h, n, p]`."""
-        return self.subspaces(z).unflatten(-1, (self.heads, self.dim_head)).transpose(-3, -2)
-
-    def bases(self) -> Tensor:
-        """The subspaces as `theory` takes them: `[h, d, p]`."""
-        return self.subspaces.weight.unflatten(0, (self.heads, self.dim_head)).mT
+    def __init__(self, dim: int, heads: int, **kwargs: Any) -> None:
+        """Build the layer; arguments and errors as in `SubspaceAttention`."""
+        super().__init__(dim, heads, **kwargs)
+        if self.output is not None and heads == 1 and self.dim_head == dim:
+            self.output = nn.Identity()
 
     def forward(self, z: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compress.
@@ -98,10 +54,7 @@ class MSSA(nn.Module):
         """
         w = self.project(z)
         y = F.scaled_dot_product_attention(w, w, w, attn_mask=attn_mask, is_causal=is_causal)
-        y = y.transpose(-3, -2).flatten(-2)
-        if self.output is None:
-            return self.scale * F.linear(y, self.subspaces.weight.mT)
-        return self.dropout(self.output(y))
+        return self.merge(y.transpose(-3, -2).flatten(-2))
 
     def attention(self, z: Tensor, *, query: int | slice | None = None, is_causal: bool = False) -> Tensor:
         """Attention weights, computed only when asked for.
@@ -124,8 +77,3 @@ class MSSA(nn.Module):
         if is_causal:
             logits = logits.masked_fill(torch.arange(n, device=w.device) > rows[:, None], float("-inf"))
         return logits.softmax(-1)
-
-    def extra_repr(self) -> str:
-        """Sizes, for `print(model)`."""
-        tied = f", output=tied, scale={self.scale}" if self.output is None else ""
-        return f"dim={self.dim}, heads={self.heads}, dim_head={self.dim_head}{tied}"

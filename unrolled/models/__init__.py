@@ -1,15 +1,22 @@
 """Models: stacks of layers, registered with timm. Importing this module registers them."""
 
 from unrolled.models.crate import CRATE, CRATEBlock
+from unrolled.models.masked import Completion, CRATEDecoderBlock, MaskedAutoencoder
 from unrolled.models.published import LoadReport, load_published
 from unrolled.models.registry import ModelInfo, create_model, list_models
+from unrolled.models.tost import ToST, ToSTBlock
 from unrolled.models.transfer import load_weights
 
 __all__ = [
     "CRATE",
     "CRATEBlock",
+    "CRATEDecoderBlock",
+    "Completion",
     "LoadReport",
+    "MaskedAutoencoder",
     "ModelInfo",
+    "ToST",
+    "ToSTBlock",
     "create_model",
     "list_models",
     "load_published",

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, LayerNorm
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import DropPath, Mlp
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
-from unrolled.layers import ISTA, MSSA
+from unrolled.layers import CBSA, ISTA, MSSA, TSSA, OvercompleteISTA
 from unrolled.models.hub import HubMixin
-from unrolled.models.stem import LayerNormStem, LinearStem
+from unrolled.models.stem import ConvStem, LayerNormStem, LinearStem
 
-STEMS = {"layernorm": LayerNormStem, "linear": LinearStem}
+STEMS = {"layernorm": LayerNormStem, "linear": LinearStem, "conv": ConvStem}
 POOLS = {"cls": "token", "mean": "avg", "token": "token", "avg": "avg", "max": "max", "avgmax": "avgmax", "": ""}
+
+
+def _mhsa(dim: int, heads: int, *, dim_head: int | None, output: str, bias: bool, dropout: float, **placed: Any) -> Any:
+    if dim_head not in (None, dim // heads) or output != "learned" or not bias:
+        raise ValueError("attention='mhsa' is the plain transformer's: leave out dim_head, output and bias")
+    return Attention(dim, num_heads=heads, qkv_bias=True, proj_drop=dropout, **placed)
+
+
+# the layers a block can be made of, by the name a saved configuration keeps
+ATTENTIONS: dict[str, Callable[..., nn.Module]] = {"mssa": MSSA, "tssa": TSSA, "cbsa": CBSA, "mhsa": _mhsa}
+SPARSIFIERS = ("ista", "overcomplete", "mlp", "none")
 
 
 class CRATEBlock(nn.Module):
@@ -23,14 +36,26 @@ class CRATEBlock(nn.Module):
     $$Z^{\ell+1/2} = Z^\ell + \mathrm{MSSA}(\mathrm{LN}(Z^\ell)), \qquad
       Z^{\ell+1} = \mathrm{ISTA}(\mathrm{LN}(Z^{\ell+1/2}))$$
 
-    | symbol  | attribute |
-    |---------|-----------|
-    | MSSA    | `attn`    |
-    | ISTA    | `ista`    |
-    | LN, LN  | `norm1`, `norm2` |
+    | symbol  | attribute                            |
+    |---------|--------------------------------------|
+    | MSSA    | `attn`                               |
+    | ISTA    | `ista`, or `mlp` if that is what it is |
+    | LN, LN  | `norm1`, `norm2`                     |
 
     The second half *replaces* the tokens: its identity is inside ISTA. Stochastic depth therefore acts on the first
-    half only.
+    half only. With `residual` the second half is added instead, and both halves are dropped.
+
+    The family, as configurations:
+
+    | model                           | attention | sparsifier     | decoupled | residual | bias  |
+    |---------------------------------|-----------|----------------|-----------|----------|-------|
+    | CRATE                           | `mssa`    | `ista`         | no        | no       | yes   |
+    | CRATE-alpha, first change       | `mssa`    | `overcomplete` | no        | no       | no    |
+    | second change                   | `mssa`    | `overcomplete` | yes       | no       | no    |
+    | third change: CRATE-alpha       | `mssa`    | `overcomplete` | yes       | yes      | no    |
+    | CBT; ToST on the same frame     | `cbsa`; `tssa` | `ista`    | no        | no       | yes   |
+    | attention-only (2506.03790)     | `mssa`    | `none`         |           |          | yes   |
+    | ViT, to swap halves with        | `mhsa`    | `mlp`          |           | yes      | yes   |
     """
 
     def __init__(
@@ -38,38 +63,82 @@ class CRATEBlock(nn.Module):
         dim: int,
         heads: int,
         *,
+        attention: Literal["mssa", "tssa", "cbsa", "mhsa"] = "mssa",
+        sparsifier: Literal["ista", "overcomplete", "mlp", "none"] = "ista",
+        expansion: int = 4,
+        decoupled: bool = False,
+        residual: bool = False,
         dim_head: int | None = None,
-        step_size: float = 0.1,
-        sparsity: float = 0.1,
-        learn_step_size: bool = False,
-        learn_sparsity: bool = False,
         output: Literal["learned", "tied"] = "learned",
+        bias: bool = True,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         norm_layer: Any = nn.LayerNorm,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **ista_args: Any,
     ) -> None:
-        """Build the layer; arguments as in `MSSA` and `ISTA`, `drop_path` is the probability of skipping MSSA."""
+        """Build the layer.
+
+        Args:
+            dim: d, width.
+            heads: K, subspaces.
+            attention: the compression step.
+            sparsifier: the second half; `"none"` leaves it out.
+            expansion: atoms of the overcomplete dictionary, or hidden units of the MLP, for each dimension.
+            decoupled: the overcomplete dictionary reads its codes out with a matrix of its own.
+            residual: add the second half to the tokens.
+            dim_head: p, dimension of a subspace.
+            output: `"learned"` or `"tied"`, see `SubspaceAttention`.
+            bias: of the attention's learned output.
+            dropout: on the attention's output.
+            drop_path: probability of skipping what is added to the tokens.
+            norm_layer: LN.
+            device: where to put the parameters.
+            dtype: their type.
+            **ista_args: `step_size`, `sparsity`, `learn_step_size`, `learn_sparsity` of `ISTA` or `OvercompleteISTA`.
+
+        Raises:
+            ValueError: an option is unknown or does not go with another.
+        """
         super().__init__()
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention={attention!r}: choose one of {sorted(ATTENTIONS)}")
+        if sparsifier not in SPARSIFIERS:
+            raise ValueError(f"sparsifier={sparsifier!r}: choose one of {sorted(SPARSIFIERS)}")
+        if decoupled and sparsifier != "overcomplete":
+            raise ValueError(
+                "decoupled: only the overcomplete dictionary has two matrices; set sparsifier='overcomplete'"
+            )
+        if ista_args and sparsifier not in ("ista", "overcomplete"):
+            raise ValueError(f"{', '.join(ista_args)}: sparsifier={sparsifier!r} has no such thing; leave it out")
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.residual = residual
         self.norm1 = norm_layer(dim, **placed)
-        self.attn = MSSA(dim, heads, dim_head=dim_head, output=output, dropout=dropout, **placed)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = norm_layer(dim, **placed)
-        self.ista = ISTA(
-            dim,
-            step_size=step_size,
-            sparsity=sparsity,
-            learn_step_size=learn_step_size,
-            learn_sparsity=learn_sparsity,
-            **placed,
+        self.attn = ATTENTIONS[attention](
+            dim, heads, dim_head=dim_head, output=output, bias=bias, dropout=dropout, **placed
         )
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        if sparsifier == "none":
+            self.norm2 = nn.Identity()  # reads Z+half, which instruments look for between the halves of a layer
+            return
+        self.norm2 = norm_layer(dim, **placed)
+        if sparsifier == "mlp":
+            self.mlp = Mlp(dim, expansion * dim, **placed)
+        elif sparsifier == "ista":
+            self.ista: nn.Module = ISTA(dim, **ista_args, **placed)
+        else:
+            self.ista = OvercompleteISTA(dim, expansion=expansion, decoupled=decoupled, **ista_args, **placed)
 
     def forward(self, z: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """One layer on tokens `[b, n, d]`."""
         z = z + self.drop_path(self.attn(self.norm1(z), attn_mask=attn_mask, is_causal=is_causal))
-        return self.ista(self.norm2(z))
+        second = getattr(self, "ista", None) or getattr(self, "mlp", None)
+        if second is None:
+            return self.norm2(z)
+        if self.residual:
+            return z + self.drop_path(second(self.norm2(z)))
+        return second(self.norm2(z))
 
 
 class CRATE(HubMixin, VisionTransformer):
@@ -96,9 +165,9 @@ class CRATE(HubMixin, VisionTransformer):
         dim_head: int | None = None,
         pool: str = "cls",
         channels: int = 3,
-        stem: Literal["layernorm", "linear"] = "layernorm",
-        step_size: float = 0.1,
-        sparsity: float = 0.1,
+        stem: Literal["layernorm", "linear", "conv"] = "layernorm",
+        norm_eps: float = 1e-5,
+        head_norm_eps: float = 1e-5,
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -119,16 +188,18 @@ class CRATE(HubMixin, VisionTransformer):
             pool: `"cls"`, or `"mean"` over all tokens, class token included, as published; timm's names work too
                 (`"token"`, `"avg"` without the class token, ...).
             channels: colour channels of the input.
-            stem: `"layernorm"` (published: normalised patches, projected, normalised) or `"linear"`, which small
-                patches need.
-            step_size: eta of ISTA.
-            sparsity: lambda of ISTA.
+            stem: `"layernorm"` (published: normalised patches, projected, normalised), `"linear"`, which small
+                patches need, or `"conv"` (of XCiT, ToST and CBT; patch sides are powers of two).
+            norm_eps: of the layers' LayerNorms.
+            head_norm_eps: of the last LayerNorm.
             dropout: on MSSA's output.
             emb_dropout: on the embedded tokens.
-            drop_path_rate: stochastic depth of the last layer's MSSA, growing linearly from 0.
+            drop_path_rate: stochastic depth of the last layer, growing linearly from 0.
             drop_rate: dropout before the classifier.
             fc_norm: normalise after pooling instead of before; default: when tokens are averaged.
-            **block_args: further arguments of `CRATEBlock`: `output`, `learn_step_size`, `learn_sparsity`.
+            **block_args: further arguments of `CRATEBlock`: `attention`, `sparsifier`, `expansion`, `decoupled`,
+                `residual`, `output`, `bias`; `step_size` (eta), `sparsity` (lambda), `learn_step_size`,
+                `learn_sparsity`.
 
         Raises:
             ValueError: sizes do not fit, or an option is unknown; the message names the argument.
@@ -146,11 +217,9 @@ class CRATE(HubMixin, VisionTransformer):
                 dim,
                 num_heads,
                 dim_head=dim_head,
-                step_size=step_size,
-                sparsity=sparsity,
                 dropout=dropout,
                 drop_path=drop_path,
-                norm_layer=norm_layer,
+                norm_layer=partial(nn.LayerNorm, eps=norm_eps),
                 device=placed["device"],
                 dtype=placed["dtype"],
                 **block_args,
@@ -172,7 +241,7 @@ class CRATE(HubMixin, VisionTransformer):
             pos_drop_rate=emb_dropout,
             drop_path_rate=drop_path_rate,
             embed_layer=STEMS[stem],
-            norm_layer=nn.LayerNorm,
+            norm_layer=partial(nn.LayerNorm, eps=head_norm_eps),
             block_fn=block,  # type: ignore[arg-type]
         )
         # timm's names for what it takes to build this model again; timm keeps them up to date and saves them
@@ -188,8 +257,8 @@ class CRATE(HubMixin, VisionTransformer):
             "pool": pool,
             "fc_norm": fc_norm,
             "stem": stem,
-            "step_size": step_size,
-            "sparsity": sparsity,
+            "norm_eps": norm_eps,
+            "head_norm_eps": head_norm_eps,
             **block_args,
         }
         self.pretrained_cfg = {"architecture": "crate", "input_size": (channels, *self.patch_embed.img_size)}
@@ -204,6 +273,12 @@ class CRATE(HubMixin, VisionTransformer):
             global_pool = POOLS[global_pool]
         super().reset_classifier(num_classes, global_pool)
 
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if isinstance(block.attn, CBSA):
+                block.attn.grid = (x.shape[1], x.shape[2])
+        return super()._pos_embed(x)
+
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initialise every parameter; the only place that does.
 
@@ -216,7 +291,9 @@ class CRATE(HubMixin, VisionTransformer):
         | LayerNorm                            | 1, 0                        | the same      | the same           |
         | step size, sparsity, if learned      | their starting values       | -             | -                  |
 
-        Unit-variance positions matter: ISTA has no outer skip, so positions that start small are rectified away.
+        Unit-variance positions matter: ISTA has no outer skip, so positions that start small are rectified away. With
+        `residual`, nothing is lost that way, and positions, class token, attention and classifier start as timm's ViT
+        does, which is what CRATE-alpha published.
 
         Args:
             mode: must be empty; timm's schemes do not apply.
@@ -224,13 +301,20 @@ class CRATE(HubMixin, VisionTransformer):
         """
         if mode not in ("", "reset"):
             raise ValueError(f"weight_init={mode!r}: CRATE has one initialisation; leave it out")
-        for parameter in (self.pos_embed, self.cls_token):
-            if parameter is not None:
-                nn.init.normal_(parameter)
         if needs_reset:
             for module in self.modules():
-                if isinstance(module, nn.Linear | nn.Conv2d | LayerNorm | nn.LayerNorm | ISTA):
+                if module is not self and hasattr(module, "reset_parameters"):
                     module.reset_parameters()
+        residual = self.blocks[0].residual
+        for parameter, std in ((self.pos_embed, 0.02 if residual else 1), (self.cls_token, 1e-6 if residual else 1)):
+            if parameter is not None:
+                nn.init.normal_(parameter, std=std)
+        if residual:
+            for module in (*self.blocks.modules(), self.head):
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
 
 
 def check_image_size(image_size: int | tuple[int, int], patch_size: int) -> None:

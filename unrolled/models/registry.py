@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, NamedTuple
 
 import timm
@@ -11,9 +12,11 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import nn
+from torch import Tensor, nn
 
 from unrolled.models.crate import CRATE
+from unrolled.models.masked import MaskedAutoencoder
+from unrolled.models.tost import ToST
 
 # width, heads, layers: tiny to large as published (arXiv 2306.01129, table 5); nano is ours, for a laptop
 SIZES: dict[str, dict[str, int]] = {
@@ -35,8 +38,27 @@ _PAIRS = [
     *((size, "patch4_32") for size in ("nano", "tiny", "small", "base")),
     ("nano", "patch2_8"),
 ]
+# the sizes of the other families, where they are not CRATE's
+ALPHA_SIZES: dict[str, dict[str, int]] = {
+    **SIZES,
+    "tiny": {"embed_dim": 192, "num_heads": 3, "depth": 12},
+    "huge": {"embed_dim": 1280, "num_heads": 16, "depth": 32},
+}
+CBT_SIZES: dict[str, dict[str, int]] = {
+    **SIZES,
+    "tiny": {"embed_dim": 192, "num_heads": 3, "depth": 12},
+    "small": {"embed_dim": 384, "num_heads": 6, "depth": 12},
+}
+TOST_SIZES: dict[str, dict[str, int]] = {
+    "nano": SIZES["nano"],
+    "tiny": {"embed_dim": 192, "num_heads": 4, "depth": 12},
+    "small": {"embed_dim": 384, "num_heads": 8, "depth": 12},
+    "medium": {"embed_dim": 512, "num_heads": 8, "depth": 24},
+    "large": {"embed_dim": 768, "num_heads": 16, "depth": 24},
+}
 _CRATE_NAMES = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "dim", "num_heads": "heads"}
 _CRATE_SOURCE = "CRATE, arXiv 2306.01129"
+_FIRST_CONV = "patch_embed.proj.0.0"
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
 
 
@@ -70,18 +92,41 @@ def _config(arch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _build_crate(**kwargs: Any) -> CRATE:
-    """timm's names to the published constructor's; an explicit `pool`, kept by saved models, wins over timm's."""
+def _rename(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """timm's names to the published constructor's."""
+    if isinstance(kwargs.get("img_size"), list):
+        kwargs["img_size"] = tuple(kwargs["img_size"])
+    return {_CRATE_NAMES.get(key, key): value for key, value in kwargs.items()}
+
+
+def _pool(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """An explicit `pool`, kept by saved models, wins over timm's `global_pool`."""
     pool = kwargs.pop("global_pool", None)
     if pool is not None:
         kwargs.setdefault("pool", pool)
-    if isinstance(kwargs.get("img_size"), list):
-        kwargs["img_size"] = tuple(kwargs["img_size"])
-    return CRATE(**{_CRATE_NAMES.get(key, key): value for key, value in kwargs.items()})
+    return kwargs
+
+
+def _build_crate(**kwargs: Any) -> CRATE:
+    return CRATE(**_rename(_pool(kwargs)))
+
+
+def _build_masked(**kwargs: Any) -> MaskedAutoencoder:
+    return MaskedAutoencoder(**_rename(_pool(kwargs)))
+
+
+def _build_tost(**kwargs: Any) -> ToST:
+    return ToST(**_rename(kwargs))
 
 
 def _build_vit(**kwargs: Any) -> VisionTransformer:
     return VisionTransformer(**kwargs)
+
+
+def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """timm's for vision transformers, which resamples positions; but it drops what it thinks classifiers never have."""
+    kept = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
+    return {**checkpoint_filter_fn(state, model), **kept}
 
 
 def register(
@@ -103,11 +148,13 @@ def register(
             build,
             name,
             pretrained,
-            pretrained_filter_fn=checkpoint_filter_fn,
+            pretrained_filter_fn=_filter_checkpoint,
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **{**arch, **kwargs},
         )
 
+    if name in _INFO:
+        raise ValueError(f"name={name!r}: registered already")
     entrypoint.__name__ = name
     entrypoint.__doc__ = f"{source}: {', '.join(f'{key} {value}' for key, value in arch.items())}."
     entrypoint.__module__ = __name__
@@ -120,12 +167,62 @@ def register(
 __all__: list[str] = []  # timm appends the registered names, because an entry point is also a function of this module
 default_cfgs: dict[str, Any] = {}
 
-for _size, _input in _PAIRS:
-    register(f"crate_{_size}_{_input}", _build_crate, {**SIZES[_size], **INPUTS[_input]}, source=_CRATE_SOURCE)
-register("crate", _build_crate, {**SIZES["tiny"], **INPUTS["patch16_224"]}, source=f"{_CRATE_SOURCE}, any size")
-for _input in ("patch4_32", "patch2_8"):
-    _arch = {**SIZES["nano"], **{key: value for key, value in INPUTS[_input].items() if key != "stem"}}
-    register(f"vit_nano_{_input}", _build_vit, {**_arch, "dynamic_img_size": True}, source=_VIT_SOURCE)
+
+def _side(patch: int) -> dict[str, int]:
+    return {"patch_size": patch, "img_size": 32 if patch < 8 else 224}
+
+
+def _register_families() -> None:
+    for size, image in _PAIRS:
+        register(f"crate_{size}_{image}", _build_crate, {**SIZES[size], **INPUTS[image]}, source=_CRATE_SOURCE)
+    register("crate", _build_crate, {**SIZES["tiny"], **INPUTS["patch16_224"]}, source=f"{_CRATE_SOURCE}, any size")
+    for image in ("patch4_32", "patch2_8"):
+        arch = {**SIZES["nano"], **{key: value for key, value in INPUTS[image].items() if key != "stem"}}
+        register(f"vit_nano_{image}", _build_vit, {**arch, "dynamic_img_size": True}, source=_VIT_SOURCE)
+
+    alpha = {
+        "stem": "linear",
+        "sparsifier": "overcomplete",
+        "decoupled": True,
+        "residual": True,
+        "bias": False,
+        "norm_eps": 1e-6,
+    }
+    for size, widths in ALPHA_SIZES.items():
+        for patch in (4,) if size == "nano" else (8, 14, 16, 32):
+            name = f"crate_alpha_{size}_patch{patch}_{_side(patch)['img_size']}"
+            register(name, _build_crate, {**widths, **_side(patch), **alpha}, source="CRATE-alpha, arXiv 2405.20299")
+    for size, widths in SIZES.items():
+        patch = 4 if size == "nano" else 16
+        name = f"{size}_patch{patch}_{_side(patch)['img_size']}"
+        stem = "linear" if size == "nano" else "layernorm"
+        arch = {**widths, **_side(patch), "stem": stem, "sparsifier": "none"}
+        register(f"aot_{name}", _build_crate, arch, source="attention-only transformer, arXiv 2506.03790")
+        arch = {**widths, **_side(patch)}
+        register(f"crate_mae_{name}", _build_masked, arch, source="CRATE-MAE, arXiv 2404.02446", num_classes=0)
+    for size, widths in CBT_SIZES.items():
+        patch = 4 if size == "nano" else 16
+        name = f"cbt_{size}_patch{patch}_{_side(patch)['img_size']}"
+        arch = {**widths, **_side(patch), "stem": "conv", "attention": "cbsa"}
+        register(name, _build_crate, arch, source="CBT, arXiv 2509.16875", first_conv=_FIRST_CONV)
+    for size, widths in TOST_SIZES.items():
+        for patch in (4,) if size == "nano" else (8, 16):
+            name = f"tost_{size}_patch{patch}_{_side(patch)['img_size']}"
+            arch = {**widths, **_side(patch)}
+            register(name, _build_tost, arch, source="ToST, arXiv 2412.17810", first_conv=_FIRST_CONV)
+    # names that saved models of any size go by, and the baseline of masked autoencoding
+    arch = {**SIZES["base"], **_side(16)}
+    register("crate_mae", _build_masked, arch, source="CRATE-MAE, any size", num_classes=0)
+    register("tost", _build_tost, {**TOST_SIZES["small"], **_side(16)}, source="ToST, any size", first_conv=_FIRST_CONV)
+    mae = {"attention": "mhsa", "sparsifier": "mlp", "residual": True}
+    source = "MAE of ViT blocks, the baseline of CRATE-MAE"
+    arch = {**SIZES["nano"], **_side(4), **mae}
+    register("vit_mae_nano_patch4_32", _build_masked, arch, source=source, num_classes=0)
+    arch = {**SIZES["base"], **_side(16), **mae, "decoder_depth": 8, "decoder_heads": 16}
+    register("vit_mae_base_patch16_224", _build_masked, arch, source=source, num_classes=0)
+
+
+_register_families()
 
 
 def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -158,6 +255,7 @@ def list_models(pattern: str = "*") -> list[ModelInfo]:
     return [ModelInfo(name, _count(name), _INFO[name], _weights(name)) for name in names]
 
 
+@cache
 def _count(name: str) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in timm.create_model(name).parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from timm.layers import PatchEmbed, to_2tuple
@@ -23,7 +24,8 @@ class LinearStem(PatchEmbed):
 
     def check(self, x: Tensor) -> None:
         """Raise `ValueError` for images that cannot be cut into this stem's patches."""
-        channels, (p, q) = self.proj.in_channels, self.patch_size
+        first = next(module for module in self.proj.modules() if isinstance(module, nn.Conv2d))
+        channels, (p, q) = first.in_channels, self.patch_size
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(
                 f"images: need [batch, {channels}, height, width], got {list(x.shape)}; set in_chans, or convert"
@@ -69,4 +71,42 @@ class LayerNormStem(LinearStem):
         """Change the input size; another patch size is refused: the patch normalisation has no resampled form."""
         if patch_size is not None and to_2tuple(patch_size) != tuple(self.patch_size):
             raise ValueError("patch_size: cannot change on a LayerNorm stem; build a model with stem='linear'")
+        super().set_input_size(img_size=img_size)
+
+
+class ConvStem(LinearStem):
+    """3 x 3 convolutions of stride 2 with batch normalisation and GELU between them, until a patch is one token.
+
+    The stem of XCiT (arXiv 2106.09681), ToST and CBT. `proj` holds a `Sequential(Conv2d, BatchNorm2d)` for each halving
+    and a GELU between two; the width doubles up to `embed_dim`.
+    """
+
+    def __init__(
+        self, *, patch_size: int, in_chans: int, embed_dim: int, device: Any = None, dtype: Any = None, **kwargs: Any
+    ) -> None:
+        """Arguments as timm's `PatchEmbed`.
+
+        Raises:
+            ValueError: the patch is no power of two, or the width cannot be halved that often.
+        """
+        placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        halvings = patch_size.bit_length() - 1
+        if patch_size < 2 or patch_size != 1 << halvings:
+            raise ValueError(f"patch_size={patch_size}: a convolutional stem needs a power of two; use stem='linear'")
+        if embed_dim % (1 << (halvings - 1)):
+            raise ValueError(
+                f"dim={embed_dim}: a convolutional stem of patch {patch_size} halves it {halvings - 1} times"
+            )
+        super().__init__(patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, **placed, **kwargs)
+        widths = [in_chans, *(embed_dim >> (halvings - 1 - i) for i in range(halvings))]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False, **placed)
+            layers += [nn.Sequential(convolution, nn.BatchNorm2d(after, **placed)), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1])  # type: ignore[assignment]
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        """Change the input size; another patch size is refused: it would take other convolutions."""
+        if patch_size is not None and to_2tuple(patch_size) != tuple(self.patch_size):
+            raise ValueError("patch_size: cannot change on a convolutional stem; build a model with stem='linear'")
         super().set_input_size(img_size=img_size)

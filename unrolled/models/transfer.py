@@ -65,7 +65,7 @@ def _read(model: nn.Module, path: Path) -> tuple[StateDict, str]:
                 return unwrap(read_tensors(candidate)), "saved folder"
         raise MissingData(f"weights: {path} has no model.safetensors, nor model/model.safetensors")
     state = unwrap(read_tensors(path))
-    if any(layout.marker in state for layout in LAYOUTS):
+    if any(layout.matches(state) for layout in LAYOUTS):
         heads = next((block.attn.heads for block in getattr(model, "blocks", []) if hasattr(block.attn, "heads")), None)
         source = load_published(path, heads=heads)
         return source.state_dict(), f"published {source.load_report.layout}"  # type: ignore[union-attr]

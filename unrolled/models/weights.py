@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 
@@ -31,7 +32,7 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
     """Read a checkpoint file; only tensors and plain containers are ever built.
 
     Args:
-        path: a `.safetensors` file, or anything `torch.save` wrote.
+        path: a `.safetensors` file, a `.npz` of arrays, or anything `torch.save` wrote.
         allow: names of `ALLOWED_GLOBALS` that may be constructed as well.
 
     Returns:
@@ -54,6 +55,8 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
             return load_file(path)
         except SafetensorError as error:
             raise CorruptFile(f"{path}: truncated or damaged safetensors file ({error})") from error
+    if path.suffix == ".npz":
+        return _read_arrays(path)
     permitted = [thing for name in allow for thing in ALLOWED_GLOBALS[name]]
     try:
         with torch.serialization.safe_globals(permitted):
@@ -69,6 +72,24 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise CorruptFile(f"{path}: truncated or damaged ({str(error).splitlines()[0]})") from error
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: _tensor(file[key]) for key in file.files}
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise UnsafeFile(f"{path}: holds pickled objects and was refused, not executed") from error
+        raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if array.dtype == np.dtype("V2"):  # how NumPy stores JAX's bfloat16
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
+    return torch.from_numpy(array)
 
 
 def _unsafe_globals(path: Path, permitted: list[Any]) -> list[str]:

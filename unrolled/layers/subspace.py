@@ -1,0 +1,87 @@
+"""What every attention over subspaces has: a projection on each head's subspace, and a way back."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SubspaceAttention(nn.Module):
+    """The parameters of `MSSA`, `TSSA` and `CBSA`, which differ in what happens between projection and output.
+
+    | symbol      | attribute         | shape                                                                          |
+    |-------------|-------------------|--------------------------------------------------------------------------------|
+    | U_1 ... U_K | `subspaces.weight`| `[h * p, d]`, head k is rows k p to (k + 1) p, transposed: U_k^T               |
+    | W           | `output`          | `[d, h * p]`; None with `output="tied"`, and then `scale` * [U_1 ... U_K] is W |
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        dim_head: int | None = None,
+        output: Literal["learned", "tied"] = "learned",
+        bias: bool = True,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the layer.
+
+        Args:
+            dim: d, width of the tokens.
+            heads: K, number of subspaces.
+            dim_head: p, dimension of each; default `dim / heads`.
+            output: `"learned"` W, or `"tied"` to the subspaces.
+            bias: of the learned output.
+            scale: factor of the tied output, the paper's kappa p / (N eps^2).
+            dropout: on the learned output, in training.
+            device: where to put the parameters.
+            dtype: their type.
+
+        Raises:
+            ValueError: heads do not divide the width, or an option is unknown.
+        """
+        super().__init__()
+        if heads < 1 or dim < 1:
+            raise ValueError(f"dim={dim}, heads={heads}: both must be at least 1")
+        if dim_head is None and dim % heads:
+            raise ValueError(f"heads={heads} does not divide dim={dim}: change one of them, or give dim_head")
+        if output not in ("learned", "tied"):
+            raise ValueError(f"output={output!r}: choose 'learned' or 'tied'")
+        self.dim, self.heads, self.dim_head = dim, heads, dim_head or dim // heads
+        self.scale = scale
+        inner = self.heads * self.dim_head
+        self.subspaces = nn.Linear(dim, inner, bias=False, device=device, dtype=dtype)
+        self.output: nn.Module | None = None
+        if output == "learned":
+            self.output = nn.Linear(inner, dim, bias=bias, device=device, dtype=dtype)
+        self.dropout = nn.Dropout(dropout)
+
+    def project(self, z: Tensor) -> Tensor:
+        """U_k^T z for every head: `[b, n, d]` -> `[b, h, n, p]`."""
+        return self.split(self.subspaces(z))
+
+    def split(self, w: Tensor) -> Tensor:
+        """Projected tokens `[b, n, h * p]` by head: `[b, h, n, p]`."""
+        return w.unflatten(-1, (self.heads, self.dim_head)).transpose(-3, -2)
+
+    def merge(self, y: Tensor) -> Tensor:
+        """What the heads computed, side by side `[b, n, h * p]`, back to tokens `[b, n, d]`."""
+        if self.output is None:
+            return self.scale * F.linear(y, self.subspaces.weight.mT)
+        return self.dropout(self.output(y))
+
+    def bases(self) -> Tensor:
+        """The subspaces as `theory` takes them: `[h, d, p]`."""
+        return self.subspaces.weight.unflatten(0, (self.heads, self.dim_head)).mT
+
+    def extra_repr(self) -> str:
+        """Sizes, for `print(model)`."""
+        tied = f", output=tied, scale={self.scale}" if self.output is None else ""
+        return f"dim={self.dim}, heads={self.heads}, dim_head={self.dim_head}{tied}"

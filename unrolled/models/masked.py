@@ -1,0 +1,320 @@
+"""CRATE-MAE: masked completion by structured denoising and diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from unrolled.layers import MSSA
+from unrolled.models.crate import CRATE, CRATEBlock
+
+
+class CRATEDecoderBlock(nn.Module):
+    r"""The steps of a CRATE layer, reversed: undo the sparse code, then undo the compression (arXiv 2404.02446).
+
+    $$Y^{\ell+1/2} = E\, \mathrm{LN}(Y^\ell), \qquad
+      Y^{\ell+1} = Y^{\ell+1/2} - \mathrm{MSSA}(\mathrm{LN}(Y^{\ell+1/2}))$$
+
+    | symbol | attribute              | shape               |
+    |--------|------------------------|---------------------|
+    | E      | `linear.weight`        | `[d, d]`, no bias   |
+    | MSSA   | `attn`                 |                     |
+    | LN, LN | `norm1`, `norm2`       |                     |
+
+    Objective: the one of `CRATEBlock`, ascended: the encoder's compression step run backwards in time. The reversal is
+    *approximate*, because MSSA is evaluated where the encoder's step ended, not where it began.
+
+    Departures: none in what is computed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        norm_layer: Any = nn.LayerNorm,
+        device: Any = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Build the layer; further arguments as in `MSSA`."""
+        super().__init__()
+        placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm1 = norm_layer(dim, **placed)
+        self.linear = nn.Linear(dim, dim, bias=False, **placed)
+        self.norm2 = norm_layer(dim, **placed)
+        self.attn = MSSA(dim, heads, **kwargs, **placed)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """One layer on tokens `[b, n, d]`."""
+        z = self.linear(self.norm1(z))
+        return z - self.attn(self.norm2(z))
+
+
+class Completion(NamedTuple):
+    """What a masked autoencoder returns.
+
+    Attributes:
+        loss: mean squared error on the removed patches, a scalar, float32 at least.
+        prediction: `[b, n, p * p * c]`, every patch as (row, column, channel); in units of the target.
+        mask: `[b, n]`, 1 where a patch was removed.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    mask: Tensor
+
+
+class MaskedAutoencoder(CRATE):
+    """CRATE-MAE (arXiv 2404.02446): a CRATE that encodes masked images, and a decoder that runs its steps backwards.
+
+    The encoder is this model's own `blocks`, so that everything a `CRATE` offers without a classifier works on unmasked
+    images: `forward_features`, `forward_intermediates`, `trace`. `classifier()` makes a classifier of it.
+
+    Departures from the published model: its dead parameters are absent (an unused table of positions, an unused linear
+        map between encoder and decoder); images need not be square nor of the size it was built for (positions are
+        resampled). `encoder="visible"` is not published.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        decoder_depth: int | None = None,
+        decoder_heads: int | None = None,
+        encoder: Literal["full", "visible"] = "full",
+        norm_pix_loss: bool = False,
+        num_classes: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        """Build the model.
+
+        Args:
+            image_size: side, or (height, width), in pixels.
+            patch_size: side of a patch in pixels.
+            dim: d, width of encoder and decoder.
+            depth: layers of the encoder.
+            heads: subspaces of its layers.
+            decoder_depth: layers of the decoder; default `depth`.
+            decoder_heads: subspaces of its layers; default `heads`.
+            encoder: `"full"` as published: mask tokens enter before the encoder, which sees all positions.
+                `"visible"`: it sees the visible patches only, a quarter of the work at a mask ratio of 0.75; mask
+                tokens and positions enter before the decoder.
+            norm_pix_loss: predict patches normalised to mean 0 and variance 1, each by itself.
+            num_classes: must be 0; see `classifier`.
+            **kwargs: further arguments of `CRATE`: `channels`, `attention`, `sparsifier`, `sparsity`, ... With
+                `sparsifier="mlp"` the decoder is made of the same blocks as the encoder: a ViT-MAE.
+
+        Raises:
+            ValueError: sizes do not fit, or an option is unknown.
+        """
+        if encoder not in ("full", "visible"):
+            raise ValueError(f"encoder={encoder!r}: choose 'full' or 'visible'")
+        if num_classes:
+            raise ValueError(
+                f"num_classes={num_classes}: a masked autoencoder has none; use model.classifier(num_classes)"
+            )
+        if kwargs.get("sparsifier", "ista") in ("ista", "overcomplete"):
+            kwargs.setdefault("sparsity", 0.5)
+        kwargs = {"stem": "linear", "head_norm_eps": 1e-6, **kwargs}
+        super().__init__(
+            image_size=image_size, patch_size=patch_size, num_classes=0, dim=dim, depth=depth, heads=heads, **kwargs
+        )
+        self.encoder, self.norm_pix_loss = encoder, norm_pix_loss
+        decoder_depth, decoder_heads = decoder_depth or depth, decoder_heads or heads
+        norm_layer = partial(nn.LayerNorm, eps=kwargs.get("norm_eps", 1e-5))
+        names: tuple[str, ...] = ("dim_head", "output", "bias")
+        layer: Callable[..., nn.Module] = CRATEDecoderBlock
+        if kwargs.get("sparsifier") == "mlp":
+            names, layer = ("attention", "sparsifier", "expansion", "residual"), CRATEBlock
+        choice = {"norm_layer": norm_layer, **{name: kwargs[name] for name in names if name in kwargs}}
+        blocks = [layer(dim, decoder_heads, **choice) for _ in range(decoder_depth)]
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.decoder_blocks = nn.Sequential(*blocks)
+        self.decoder_norm = nn.LayerNorm(dim, eps=kwargs["head_norm_eps"])
+        self.decoder_pred = nn.Linear(dim, self.patch_embed.proj.weight[0].numel())
+        self.pos_embed.requires_grad_(False)
+        self._model_args = {
+            **self._model_args,
+            "decoder_depth": decoder_depth,
+            "decoder_heads": decoder_heads,
+            "encoder": encoder,
+            "norm_pix_loss": norm_pix_loss,
+            **kwargs,
+        }
+        self._model_args["in_chans"] = self._model_args.pop("channels", 3)
+        self.pretrained_cfg = {**self.pretrained_cfg, "architecture": "crate_mae"}  # type: ignore[dict-item]
+        self.init_weights(needs_reset=False)
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initialise every parameter as published.
+
+        Positions are fixed sines and cosines; class and mask token N(0, 0.02^2); linear maps and the patch projection
+        uniform (Xavier), their biases 0; dictionaries and the decoder's square maps He-uniform.
+        """
+        if not hasattr(self, "decoder_pred"):  # called by timm's constructor, before the decoder exists
+            return
+        super().init_weights(mode, needs_reset)
+        rows, columns = self.patch_embed.grid_size
+        self.pos_embed.data.copy_(sincos_positions(rows, columns, self.embed_dim))
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        for token in (self.cls_token, self.mask_token):
+            nn.init.normal_(token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in self.decoder_blocks:
+            if isinstance(block, CRATEDecoderBlock):
+                nn.init.kaiming_uniform_(block.linear.weight)
+
+    def forward(  # type: ignore[override]
+        self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None
+    ) -> Completion:
+        """Remove patches and complete the image.
+
+        Args:
+            images: `[b, c, h, w]`, normalised; any size the patch divides.
+            mask_ratio: share of the patches to remove, in (0, 1); the number kept is rounded down.
+            noise: `[b, n]`; the patches with the lowest values are kept. Default: uniform.
+
+        Returns:
+            `(loss, prediction, mask)`.
+
+        Raises:
+            ValueError: nothing would be kept or nothing removed, or `noise` has another shape.
+        """
+        x = self.patch_embed(images)
+        grid = (x.shape[1], x.shape[2])
+        x, positions = x.flatten(1, 2), self._positions(grid)
+        order, kept = self._order(x, mask_ratio, noise)
+        restore = order.argsort(1)
+        mask = (restore >= kept).to(x.dtype)
+        latent = self._encode(x, positions, order[:, :kept], restore)
+        prediction = self.decode(latent)
+        return Completion(self.loss(images, prediction, mask), prediction, mask)
+
+    def _encode(self, x: Tensor, positions: Tensor, visible: Tensor, restore: Tensor) -> Tensor:
+        """Patches `[b, n, d]` to what the decoder takes, `[b, 1 + n, d]`."""
+        b, n, d = x.shape
+        index = visible.unsqueeze(-1).expand(-1, -1, d)
+        hidden = self.mask_token.to(x.dtype).expand(b, n - visible.shape[1], d)
+
+        def fill(tokens: Tensor) -> Tensor:
+            return torch.cat([tokens, hidden], 1).gather(1, restore.unsqueeze(-1).expand(-1, -1, d))
+
+        cls = self.cls_token.expand(b, -1, -1)
+        if self.encoder == "full":
+            z = torch.cat([cls, fill(x.gather(1, index))], 1) + positions
+            return self.norm(self.blocks(z))
+        z = torch.cat([cls, x.gather(1, index)], 1)
+        z = z + torch.cat([positions[:, :1].expand(b, -1, -1), positions[:, 1:].expand(b, -1, -1).gather(1, index)], 1)
+        z = self.norm(self.blocks(z))
+        return torch.cat([z[:, :1], fill(z[:, 1:])], 1) + positions
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Tokens `[b, 1 + n, d]` of the encoder to patches `[b, n, p * p * c]`."""
+        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(latent)))[:, 1:]
+
+    def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error on the removed patches, in float32 at least."""
+        target = self.patchify(images)
+        target = target.float() if target.dtype in (torch.float16, torch.bfloat16) else target
+        if self.norm_pix_loss:
+            variance, mean = torch.var_mean(target, -1, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        error = (prediction.to(target.dtype) - target).square().mean(-1)
+        return (error * mask).sum() / mask.sum()
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """Images `[b, c, h, w]` as patches `[b, n, p * p * c]`, each in the order (row, column, channel)."""
+        p, q = self.patch_embed.patch_size
+        x = images.unflatten(3, (-1, q)).unflatten(2, (-1, p))
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    def unpatchify(self, patches: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Patches `[b, n, p * p * c]` as images `[b, c, h, w]`; `size` is (h, w), default the model's input size."""
+        p, q = self.patch_embed.patch_size
+        h, w = size or self.patch_embed.img_size
+        if (h // p) * (w // q) != patches.shape[1]:
+            raise ValueError(f"size={h, w}: {patches.shape[1]} patches of {p} x {q} do not tile it")
+        x = patches.unflatten(1, (h // p, w // q)).unflatten(-1, (p, q, -1))
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def complete(self, images: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images with their removed patches filled in, and the mask, both `[b, c, h, w]` and `[b, 1, h, w]`.
+
+        With `norm_pix_loss`, predicted patches are scaled back with the true mean and variance, which the model does
+        not know: such pictures flatter it.
+        """
+        _, prediction, mask = self(images, mask_ratio, noise)
+        target = self.patchify(images)
+        if self.norm_pix_loss:
+            variance, mean = torch.var_mean(target, -1, keepdim=True)
+            prediction = prediction * (variance + 1e-6).sqrt() + mean
+        size = (images.shape[2], images.shape[3])
+        filled = torch.where(mask.unsqueeze(-1) > 0, prediction.to(target.dtype), target)
+        p, q = self.patch_embed.patch_size
+        return self.unpatchify(filled, size), self.unpatchify(mask.unsqueeze(-1).expand(-1, -1, p * q), size)
+
+    def classifier(self, num_classes: int, *, pool: str = "cls", **kwargs: Any) -> CRATE:
+        """A `CRATE` with this encoder's weights, positions that train, and a new classifier.
+
+        Args:
+            num_classes: outputs.
+            pool: as in `CRATE`.
+            **kwargs: further arguments of `CRATE`, e.g. `drop_path_rate`.
+        """
+        own = dict(self._model_args)
+        for key in ("decoder_depth", "decoder_heads", "encoder", "norm_pix_loss", "num_classes", "pool", "fc_norm"):
+            own.pop(key, None)
+        renamed = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "dim", "num_heads": "heads"}
+        arguments = {renamed.get(key, key): value for key, value in own.items()}
+        model = CRATE(**{**arguments, "num_classes": num_classes, "pool": pool, **kwargs})
+        state = {key: value for key, value in self.state_dict().items() if key in model.state_dict()}
+        if isinstance(model.norm, nn.Identity):
+            state |= {f"fc_norm.{kind}": self.state_dict()[f"norm.{kind}"] for kind in ("weight", "bias")}
+        model.load_state_dict(state, strict=False)
+        return model.train(self.training)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        return resample_abs_pos_embed(
+            self.pos_embed, new_size=list(grid), old_size=list(self.patch_embed.grid_size), num_prefix_tokens=1
+        )
+
+    def _order(self, x: Tensor, mask_ratio: float, noise: Tensor | None) -> tuple[Tensor, int]:
+        """Patches in order of their noise `[b, n]`, and how many of them are kept."""
+        b, n = x.shape[:2]
+        kept = int(n * (1 - mask_ratio))
+        if not 0 < mask_ratio < 1 or not 0 < kept < n:
+            raise ValueError(f"mask_ratio={mask_ratio}: must keep and remove at least one of the {n} patches")
+        if noise is None:
+            noise = torch.rand(b, n, device=x.device)
+        elif noise.shape != (b, n):
+            raise ValueError(f"noise: needs one value for each patch, [{b}, {n}], got {list(noise.shape)}")
+        return noise.argsort(dim=1, stable=True), kept
+
+
+def sincos_positions(rows: int, columns: int, dim: int) -> Tensor:
+    """Fixed positions `[1, 1 + rows * columns, dim]`: sines and cosines of column, then of row; zeros first.
+
+    Raises:
+        ValueError: `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"dim={dim}: positions of sines and cosines need a multiple of 4")
+    frequencies = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (x, y)]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
+    return torch.cat([torch.zeros(1, dim), table.float()])[None]

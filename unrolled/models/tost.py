@@ -1,0 +1,167 @@
+"""ToST: the token-statistics transformer for images, on timm's XCiT frame."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from timm.layers import DropPath, LayerScale, Mlp
+from timm.models.xcit import Xcit
+from torch import Tensor, nn
+
+from unrolled.layers import TSSA
+from unrolled.models.crate import check_image_size
+from unrolled.models.hub import HubMixin
+from unrolled.models.stem import ConvStem
+
+
+class ToSTBlock(nn.Module):
+    r"""One layer: a compression step, then an MLP (arXiv 2412.17810, section 4.1).
+
+    $$Z^{\ell+1/2} = Z^\ell + \gamma_1 \odot \mathrm{TSSA}(\mathrm{LN}(Z^\ell)), \qquad
+      Z^{\ell+1} = Z^{\ell+1/2} + \gamma_2 \odot \mathrm{MLP}(\mathrm{LN}(Z^{\ell+1/2}))$$
+
+    | symbol           | attribute                    | shape |
+    |------------------|------------------------------|-------|
+    | TSSA             | `attn`                       |       |
+    | MLP              | `mlp`                        |       |
+    | gamma_1, gamma_2 | `ls1.gamma`, `ls2.gamma`     | `[d]` |
+    | LN, LN           | `norm1`, `norm2`             |       |
+
+    Only the first half is derived from an objective (`TSSA`); the MLP is the transformer's.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        output: Literal["learned", "tied"] = "learned",
+        layer_scale: float = 1.0,
+        drop_path: float = 0.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the layer; `layer_scale` is what gamma starts at, `drop_path` the probability of skipping each half."""
+        super().__init__()
+        placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **placed)
+        self.attn = TSSA(dim, heads, output=output, **placed)
+        self.ls1 = LayerScale(dim, init_values=layer_scale, **placed)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **placed)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim), **placed)
+        self.ls2 = LayerScale(dim, init_values=layer_scale, **placed)
+
+    def forward(self, z: Tensor, rows: int = 0, columns: int = 0) -> Tensor:
+        """One layer on tokens `[b, n, d]`; the shape of their grid, which XCiT passes on, is not needed."""
+        z = z + self.drop_path(self.ls1(self.attn(self.norm1(z))))
+        return z + self.drop_path(self.ls2(self.mlp(self.norm2(z))))
+
+
+class _GridStem(ConvStem):
+    """A convolutional stem that returns tokens `[b, n, d]` and the shape of their grid, as XCiT expects."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:  # type: ignore[override]
+        """Embed images."""
+        self.check(x)
+        x = self.proj(x)
+        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+
+class ToST(HubMixin, Xcit):
+    """Token Statistics Transformer (arXiv 2412.17810): linear in the number of tokens.
+
+    As XCiT: a convolutional stem, Fourier positions (any image size), no class token until the last two layers, in
+    which it alone attends. The layers between are `ToSTBlock`s.
+
+    Departures: none in what is computed. In class attention query, key and value are separate maps, as in timm.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_classes: int = 1000,
+        dim: int = 384,
+        depth: int = 12,
+        heads: int = 8,
+        channels: int = 3,
+        mlp_ratio: float = 4.0,
+        output: Literal["learned", "tied"] = "learned",
+        layer_scale: float = 1.0,
+        drop_path_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Build the model.
+
+        Args:
+            image_size: side, or (height, width), in pixels.
+            patch_size: side of a patch in pixels, a power of two.
+            num_classes: outputs; 0 leaves out the classifier.
+            dim: d, width.
+            depth: number of layers before class attention.
+            heads: K, groups of each layer.
+            channels: colour channels of the input.
+            mlp_ratio: hidden units of the MLP for each dimension.
+            output: of `TSSA`, `"learned"` or `"tied"`.
+            layer_scale: what gamma starts at; published 1.
+            drop_path_rate: stochastic depth, the same for every layer.
+            **kwargs: further arguments of timm's `Xcit`: `global_pool`, `drop_rate`, `cls_attn_layers`, ...
+
+        Raises:
+            ValueError: sizes do not fit.
+        """
+        check_image_size(image_size, patch_size)
+        if depth < 1:
+            raise ValueError(f"depth={depth}: must be at least 1")
+        if heads < 1 or dim % heads:
+            raise ValueError(f"heads={heads} does not divide dim={dim}: change one of them")
+        super().__init__(
+            img_size=16,  # these two are of a stem that is replaced below
+            patch_size=16,
+            in_chans=channels,
+            num_classes=num_classes,
+            embed_dim=dim,
+            depth=0,
+            num_heads=heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=False,
+            eta=layer_scale,
+            tokens_norm=True,
+            **kwargs,
+        )
+        self.patch_embed = _GridStem(
+            img_size=image_size, patch_size=patch_size, in_chans=channels, embed_dim=dim, strict_img_size=False
+        )
+        self.blocks = nn.ModuleList(
+            ToSTBlock(
+                dim,
+                heads,
+                mlp_ratio=mlp_ratio,
+                output=output,
+                layer_scale=layer_scale,
+                drop_path=drop_path_rate,
+                device=kwargs.get("device"),
+                dtype=kwargs.get("dtype"),
+            )
+            for _ in range(depth)
+        )
+        self.blocks.apply(self._init_weights)
+        self.feature_info = [{"num_chs": dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)]
+        self._model_args = {
+            "img_size": image_size,
+            "patch_size": patch_size,
+            "in_chans": channels,
+            "num_classes": num_classes,
+            "embed_dim": dim,
+            "depth": depth,
+            "num_heads": heads,
+            "mlp_ratio": mlp_ratio,
+            "output": output,
+            "layer_scale": layer_scale,
+            **kwargs,
+        }
+        self.pretrained_cfg = {"architecture": "tost", "input_size": (channels, *self.patch_embed.img_size)}
