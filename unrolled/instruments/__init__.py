@@ -16,6 +16,11 @@ _EXPORTS = {
     "layerwise": "rates",
     "trace_report": "rates",
     "untrained_control": "control",
+    "Patches": "patches",
+    "read_patches": "patches",
+    "maskcut": "spectral",
+    "normalized_cut": "spectral",
+    "cluster_tokens": "spectral",
 }
 
 __all__ = sorted(_EXPORTS)
@@ -23,9 +28,14 @@ __all__ = sorted(_EXPORTS)
 if TYPE_CHECKING:
     from unrolled.instruments.anatomy import head_subspaces as head_subspaces
     from unrolled.instruments.control import untrained_control as untrained_control
+    from unrolled.instruments.patches import Patches as Patches
+    from unrolled.instruments.patches import read_patches as read_patches
     from unrolled.instruments.rates import incoherence as incoherence
     from unrolled.instruments.rates import layerwise as layerwise
     from unrolled.instruments.rates import trace_report as trace_report
+    from unrolled.instruments.spectral import cluster_tokens as cluster_tokens
+    from unrolled.instruments.spectral import maskcut as maskcut
+    from unrolled.instruments.spectral import normalized_cut as normalized_cut
     from unrolled.instruments.trace import Trace as Trace
 
 
