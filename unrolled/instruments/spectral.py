@@ -22,6 +22,7 @@ HELD_BELOW = 5000  # tokens; larger graphs stay boolean and are converted block 
 BLOCK = 512
 TOLERANCE = 1e-10  # of the residual of an eigenvector; the eigenvalues lie in 0..2
 STEPS = 400
+TIE = 1e-8  # entries of a unit eigenvector closer than this are equal, and the first is taken: twins differ by rounding
 
 
 def maskcut(
@@ -213,7 +214,7 @@ def _cut(joined: Tensor, free: np.ndarray, tau: float, eps: float, solver: Solve
     side = (vector > vector.mean()).reshape(free.shape)
     if side[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= 3:
         vector, side = -vector, ~side
-    seed = np.unravel_index(vector.argmax(), free.shape)
+    seed = np.unravel_index((vector > vector.max() - TIE).argmax(), free.shape)
     components, _ = ndimage.label(side)
     component: np.ndarray = components == components[seed]
     return component
@@ -240,7 +241,8 @@ def _eigenvectors(joined: Tensor, eps: float, count: int, solver: Solver) -> tup
         pairs = _dense(joined, scale, eps, first, start, count)
     vectors = scale[:, None] * pairs[1]
     vectors = vectors / vectors.norm(dim=0)
-    peak = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    size = vectors.abs()
+    peak = vectors.gather(0, (size > size.amax(0) - TIE).int().argmax(0, keepdim=True))
     return 1 - pairs[0], vectors * peak.sign()
 
 
