@@ -54,7 +54,8 @@ def test_parts_may_be_absent_and_grids_may_differ() -> None:
     labels = [torch.where(p == 2, -1, p) if i % 2 else p for i, p in enumerate(parts)]
     maps[0], labels[0] = maps[0][:, :30], labels[0][:30]
     found = head_semantics(maps, labels, draws=100, names=4)
-    assert found.images.tolist() == [12, 12, 6, 0] or found.images[3] == 0
+    assert found.images.tolist() == [sum(bool((label == p).any()) for label in labels) for p in range(4)]
+    assert found.images[3] == 0
     assert np.isnan(found.lift[:, 3]).all()
     assert found.p_value < 0.05
     assert (found.p[:, 3] == 1).all()
@@ -93,7 +94,7 @@ def test_copied_labels_follow_appearance() -> None:
 
 def test_pixels_to_patches() -> None:
     labels = torch.tensor([[0, 0, 1, 1, 2], [0, 0, 1, 2, 2], [0, 3, 2, 2, 2], [3, 0, 2, 2, 2]])
-    assert pool_labels(labels, (2, 2)).tolist() == [0, 1, -1, 2] or pool_labels(labels, (2, 2)).shape == (4,)
+    assert pool_labels(labels, (2, 2)).tolist() == [0, 2, -1, 2]
     whole = torch.arange(6).reshape(2, 3)
     assert torch.equal(pool_labels(whole.repeat_interleave(4, 0).repeat_interleave(4, 1), (2, 3)), torch.arange(6))
     half = torch.tensor([[0, 1], [1, 0]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -112,7 +112,8 @@ def head_semantics(
     )
 
 
-class Matches(NamedTuple):
+@dataclass(frozen=True)
+class Matches:
     """Record of `nearest_patches`, for each patch of the first image."""
 
     index: Tensor
