@@ -10,22 +10,82 @@ from typing import TYPE_CHECKING, Any
 
 # public name -> module of this package that holds it
 _EXPORTS = {
-    "Trace": "trace",
+    "average_precision": "detection",
+    "bootstrap_interval": "overlap",
+    "boundary_counts": "boundaries",
+    "boundary_f": "boundaries",
+    "BoundaryCounts": "boundaries",
+    "class_means": "overlap",
+    "cluster_tokens": "spectral",
+    "copy_segmentation": "semantics",
+    "covering": "overlap",
+    "head_semantics": "semantics",
     "head_subspaces": "anatomy",
+    "HeadSemantics": "semantics",
     "incoherence": "rates",
+    "jaccard": "overlap",
+    "label_boundary": "boundaries",
+    "layer_sweep": "overlap",
     "layerwise": "rates",
+    "maskcut": "spectral",
+    "Matches": "semantics",
+    "nearest_patches": "semantics",
+    "normalized_cut": "spectral",
+    "Patches": "patches",
+    "pca_colours": "segmentation",
+    "PCAColours": "segmentation",
+    "pool_labels": "semantics",
+    "read_patches": "patches",
+    "refine_mask": "segmentation",
+    "region_scores": "overlap",
+    "score_attention": "overlap",
+    "threshold_attention": "segmentation",
+    "token_pca": "segmentation",
+    "TokenPCA": "segmentation",
+    "Trace": "trace",
     "trace_report": "rates",
     "untrained_control": "control",
+    "upsample": "segmentation",
 }
 
 __all__ = sorted(_EXPORTS)
 
 if TYPE_CHECKING:
     from unrolled.instruments.anatomy import head_subspaces as head_subspaces
+    from unrolled.instruments.boundaries import BoundaryCounts as BoundaryCounts
+    from unrolled.instruments.boundaries import boundary_counts as boundary_counts
+    from unrolled.instruments.boundaries import boundary_f as boundary_f
+    from unrolled.instruments.boundaries import label_boundary as label_boundary
     from unrolled.instruments.control import untrained_control as untrained_control
+    from unrolled.instruments.detection import average_precision as average_precision
+    from unrolled.instruments.overlap import bootstrap_interval as bootstrap_interval
+    from unrolled.instruments.overlap import class_means as class_means
+    from unrolled.instruments.overlap import covering as covering
+    from unrolled.instruments.overlap import jaccard as jaccard
+    from unrolled.instruments.overlap import layer_sweep as layer_sweep
+    from unrolled.instruments.overlap import region_scores as region_scores
+    from unrolled.instruments.overlap import score_attention as score_attention
+    from unrolled.instruments.patches import Patches as Patches
+    from unrolled.instruments.patches import read_patches as read_patches
     from unrolled.instruments.rates import incoherence as incoherence
     from unrolled.instruments.rates import layerwise as layerwise
     from unrolled.instruments.rates import trace_report as trace_report
+    from unrolled.instruments.segmentation import PCAColours as PCAColours
+    from unrolled.instruments.segmentation import TokenPCA as TokenPCA
+    from unrolled.instruments.segmentation import pca_colours as pca_colours
+    from unrolled.instruments.segmentation import refine_mask as refine_mask
+    from unrolled.instruments.segmentation import threshold_attention as threshold_attention
+    from unrolled.instruments.segmentation import token_pca as token_pca
+    from unrolled.instruments.segmentation import upsample as upsample
+    from unrolled.instruments.semantics import HeadSemantics as HeadSemantics
+    from unrolled.instruments.semantics import Matches as Matches
+    from unrolled.instruments.semantics import copy_segmentation as copy_segmentation
+    from unrolled.instruments.semantics import head_semantics as head_semantics
+    from unrolled.instruments.semantics import nearest_patches as nearest_patches
+    from unrolled.instruments.semantics import pool_labels as pool_labels
+    from unrolled.instruments.spectral import cluster_tokens as cluster_tokens
+    from unrolled.instruments.spectral import maskcut as maskcut
+    from unrolled.instruments.spectral import normalized_cut as normalized_cut
     from unrolled.instruments.trace import Trace as Trace
 
 

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unrolled.errors import MissingExtra
+from unrolled.instruments import average_precision
+
+
+def boxes(*corners: tuple[int, int, int, int], size: tuple[int, int] = (80, 100)) -> Tensor:
+    masks = torch.zeros(len(corners), *size, dtype=torch.bool)
+    for mask, (top, left, bottom, right) in zip(masks, corners, strict=True):
+        mask[top:bottom, left:right] = True
+    return masks
+
+
+TRUTH = [boxes((5, 5, 45, 45), (50, 60, 70, 90)), boxes((10, 10, 60, 60))]
+
+
+@pytest.fixture(autouse=True)
+def _coco() -> None:
+    pytest.importorskip("pycocotools")
+
+
+def test_perfect_masks_score_one_and_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    got = average_precision(TRUTH, TRUTH)
+    for kind in ("bbox", "segm"):
+        assert got[kind]["AP"] == pytest.approx(1)
+        assert got[kind]["AR100"] == pytest.approx(1)
+        assert got[kind]["AR1"] == pytest.approx(2 / 3)
+    assert math.isnan(got["segm"]["AP_large"])
+    assert (got["images"], got["predicted"], got["instances"]) == (2, 3, 3)
+    assert "earlier" in got["confidence"]
+    assert capsys.readouterr().out == ""
+
+
+def test_boxes_forgive_what_masks_do_not() -> None:
+    ring = TRUTH[1].clone()
+    ring[0, 20:50, 20:50] = False
+    got = average_precision([boxes(), ring], [boxes(), TRUTH[1]])
+    assert got["bbox"]["AP"] == pytest.approx(1)
+    assert got["segm"]["AP"] == pytest.approx(0.3, abs=0.01)  # overlap 0.64: passes 0.5, 0.55 and 0.6
+
+
+def test_the_confidence_rule_decides_the_ranking() -> None:
+    false, right = boxes((0, 0, 4, 4)), TRUTH[1]
+    predicted = [torch.cat([false, right])]
+    order = average_precision(predicted, [right], confidence="order")["segm"]["AP"]
+    area = average_precision(predicted, [right], confidence="area")["segm"]["AP"]
+    given = average_precision(predicted, [right], confidence=[torch.tensor([0.1, 0.9])])
+    assert order == pytest.approx(0.5)
+    assert area == pytest.approx(1)
+    assert given["segm"]["AP"] == pytest.approx(1)
+    assert given["confidence"] == "scores given by the caller"
+    assert average_precision(predicted, [right], confidence="constant")["segm"]["AP"] == pytest.approx(0.5)
+
+
+def test_crowds_are_neither_right_nor_wrong() -> None:
+    predicted = [torch.cat([TRUTH[0][1:], TRUTH[0][:1]])]
+    assert average_precision(predicted, [TRUTH[0]], crowd=[[False, True]])["segm"]["AP"] == pytest.approx(1)
+    assert average_precision(predicted, [TRUTH[0][:1]])["segm"]["AP"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_nothing_found_and_nothing_to_find() -> None:
+    assert average_precision([boxes()], [TRUTH[1]])["segm"]["AP"] == 0
+    blank = torch.zeros(3, 80, 100, dtype=torch.bool)
+    assert average_precision([blank], [TRUTH[1]])["segm"]["AP"] == 0
+    assert math.isnan(average_precision([TRUTH[1]], [boxes()])["segm"]["AP"])
+
+
+def test_bad_input_is_named() -> None:
+    for argument, call in {
+        "predicted": lambda: average_precision(TRUTH[:1], TRUTH),
+        "resize": lambda: average_precision([boxes(size=(40, 40))], TRUTH[:1]),
+        "confidence": lambda: average_precision(TRUTH, TRUTH, confidence="depth"),  # type: ignore[arg-type]
+        "finite scores": lambda: average_precision(TRUTH[1:], TRUTH[1:], confidence=[torch.tensor([float("nan")])]),
+        "crowd": lambda: average_precision(TRUTH, TRUTH, crowd=[[False], [False]]),
+    }.items():
+        with pytest.raises(ValueError, match=argument):
+            call()
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str, *args: Any) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(MissingExtra, match=r"unrolled\[eval\]"):
+        average_precision(TRUTH, TRUTH)

@@ -1,0 +1,213 @@
+"""How well masks fit annotated regions: Jaccard by head, class, image and layer; foreground, background, boundary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unrolled.instruments.segmentation import Threshold, threshold_attention, upsample
+
+Row = dict[str, Any]
+
+
+def jaccard(predicted: Tensor, target: Tensor, *, ignore: Tensor | None = None) -> Tensor:
+    """Intersection over union of every predicted mask with every target.
+
+    Args:
+        predicted: boolean `[..., p, h, w]`.
+        target: boolean `[t, h, w]`.
+        ignore: boolean `[h, w]`, pixels that do not count.
+
+    Returns:
+        `[..., p, t]` float32 in 0..1; NaN where both masks are empty.
+
+    Raises:
+        ValueError: masks of different size, or not boolean.
+    """
+    for name, mask in {"predicted": predicted, "target": target}.items():
+        if mask.dtype != torch.bool or mask.dim() < 3:
+            raise ValueError(f"{name}: needs boolean masks [..., h, w], got {mask.dtype} {tuple(mask.shape)}")
+    size = target.shape[-2:]
+    if predicted.shape[-2:] != size or (ignore is not None and ignore.shape != size):
+        raise ValueError(
+            f"predicted: masks {tuple(predicted.shape[-2:])} do not fit targets {tuple(size)}; resize to the targets "
+            "with nearest neighbours"
+        )
+    p, t = predicted.flatten(-2).float(), target.flatten(-2).to(predicted.device).float()
+    if ignore is not None:
+        counted = (~ignore).flatten().to(p)
+        p, t = p * counted, t * counted
+    both = p @ t.mT
+    union = p.sum(-1)[..., None] + t.sum(-1) - both
+    return torch.where(union > 0, both / union, float("nan"))
+
+
+def region_scores(
+    predicted: Tensor, target: Tensor, *, ignore: Tensor | None = None, width: float = 0.02
+) -> dict[str, float]:
+    """Jaccard of the foreground, of the background, and of the two boundaries.
+
+    Args:
+        predicted: boolean `[h, w]`.
+        target: boolean `[h, w]`.
+        ignore: boolean `[h, w]`, pixels that do not count.
+        width: the boundary of a mask is its pixels within this share of the image's diagonal from its contour
+            (Boundary IoU, arXiv 2103.16562), at least one pixel. The image's border is no contour.
+
+    Returns:
+        `foreground`, `background`, `boundary`; NaN where neither mask has such pixels.
+    """
+    if not width > 0:
+        raise ValueError(f"width={width}: must be positive")
+    pair = torch.stack([predicted.cpu(), target.cpu()]) if predicted.shape == target.shape else predicted[None]
+    reach = max(1.0, width * math.hypot(*target.shape[-2:]))
+    pairs = {"foreground": pair, "background": ~pair, "boundary": _inner_boundary(pair, reach)}
+    # through `jaccard`, which checks sizes
+    ends = {name: (masks[:1], masks[1:] if len(masks) == 2 else target[None]) for name, masks in pairs.items()}
+    ignore = None if ignore is None else ignore.cpu()
+    return {name: float(jaccard(a, b, ignore=ignore)) for name, (a, b) in ends.items()}
+
+
+def score_attention(
+    attention: Tensor,
+    grid: tuple[int, int],
+    targets: Mapping[str, Tensor],
+    *,
+    by: Sequence[Threshold] = ("mass", "fraction"),
+    keep: float = 0.6,
+    ignore: Tensor | None = None,
+    layers: Sequence[int] | None = None,
+    image: str | int = 0,
+) -> list[Row]:
+    """Score one image's attention maps, by every layer, head and threshold rule, against its annotated regions.
+
+    Args:
+        attention: `[layers, h, n]` of one image, as in `read_patches(...).attention[:, i]`.
+        grid: (H, W) with H W = n. Masks are enlarged to the targets by nearest neighbours.
+        targets: class name -> boolean `[height, width]`; classes without a pixel that counts are left out.
+        by: threshold rules; every one is reported.
+        keep: see `threshold_attention`.
+        ignore: boolean `[height, width]`.
+        layers: numbers to report; default 0, 1, ...
+        image: what to call the image in the rows.
+
+    Returns:
+        One row for each layer, rule and class: `image, layer, by, class`, and Jaccard indices: `head00`, `head01`, ...
+        of each head; `best` of the head that fits this class best here, with its number `best_head` (the papers' score:
+        an oracle choice, higher than any fixed head's); `mean` over heads; `averaged`, of the mask of the heads' mean
+        map.
+    """
+    if attention.dim() != 3:
+        raise ValueError(f"attention: needs [layers, h, n] of one image, got {tuple(attention.shape)}")
+    numbers = list(range(len(attention))) if layers is None else list(layers)
+    if len(numbers) != len(attention):
+        raise ValueError(f"layers: {len(numbers)} numbers for {len(attention)} layers of attention")
+    named = {k: mask for k, mask in targets.items() if bool((mask if ignore is None else mask & ~ignore).any())}
+    if not named:
+        return []
+    stacked = torch.stack([mask.to(attention.device) for mask in named.values()])
+    if ignore is not None:
+        ignore = ignore.to(attention.device)
+    maps = torch.cat([attention, attention.mean(1, keepdim=True)], 1)
+    rows: list[Row] = []
+    for rule in by:
+        masks = threshold_attention(maps, keep, by=rule)
+        for number, layer in zip(numbers, masks, strict=True):
+            scores = jaccard(upsample(layer, grid, (stacked.shape[-2], stacked.shape[-1])), stacked, ignore=ignore)
+            for name, column in zip(named, scores.mT.cpu(), strict=True):
+                heads = column[:-1]
+                row: Row = {"image": image, "layer": number, "by": rule, "class": name}
+                row |= {"best": float(heads.max()), "best_head": int(heads.argmax())}
+                row |= {"mean": float(heads.mean()), "averaged": float(column[-1])}
+                rows.append(row | {f"head{k:02d}": float(value) for k, value in enumerate(heads)})
+    return rows
+
+
+def layer_sweep(rows: Iterable[Row]) -> list[Row]:
+    """Average the rows of `score_attention` by layer and rule: over the classes of an image, then over images.
+
+    Returns:
+        One row for each layer and rule, in order: `layer, by, images`, the means of every score of the input, and
+        `fixed` with `fixed_head`: the single head that is best on average over these images.
+    """
+    groups: dict[tuple[int, str], dict[str | int, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault((row["layer"], row["by"]), {}).setdefault(row["image"], []).append(row)
+    out: list[Row] = []
+    for (layer, by), images in sorted(groups.items()):
+        names = [k for k, v in next(iter(images.values()))[0].items() if isinstance(v, float)]
+        means = {
+            name: float(np.mean([np.mean([row[name] for row in own]) for own in images.values()])) for name in names
+        }
+        heads = {name: value for name, value in means.items() if name.startswith("head")}
+        fixed = max(heads, key=lambda name: heads[name])
+        summary: Row = {"layer": layer, "by": by, "images": len(images), "fixed": heads[fixed]}
+        out.append(summary | {"fixed_head": int(fixed.removeprefix("head"))} | means)
+    return out
+
+
+def class_means(rows: Iterable[Row], score: str = "best") -> list[Row]:
+    """Average `score` of the rows of `score_attention` by layer, rule and class: `layer, by, class, images, SCORE`."""
+    groups: dict[tuple[int, str, str], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row["layer"], row["by"], row["class"]), []).append(row[score])
+    return [
+        {"layer": layer, "by": by, "class": name, "images": len(values), score: float(np.mean(values))}
+        for (layer, by, name), values in sorted(groups.items())
+    ]
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean, resampling the values (one for each image); NaN values are left out.
+
+    Raises:
+        ValueError: no value, or a level outside (0, 1).
+    """
+    finite = np.asarray(values, np.float64)
+    finite = finite[~np.isnan(finite)]
+    if len(finite) == 0:
+        raise ValueError("values: hold no number to average")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: must lie between 0 and 1")
+    index = np.random.default_rng(seed).integers(len(finite), size=(draws, len(finite)))
+    low, high = np.quantile(finite[index].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def covering(predicted: Tensor, target: Tensor) -> float:
+    """Segmentation covering of `target` by `predicted` (Arbelaez et al., 2011): in 0..1, 1 where they are the same.
+
+    Args:
+        predicted: integer labels `[h, w]`.
+        target: integer labels `[h, w]`.
+
+    Returns:
+        Jaccard of every target region with the region that fits it best, weighted by its area.
+    """
+    if predicted.shape != target.shape:
+        raise ValueError(f"predicted: labels {tuple(predicted.shape)} do not fit targets {tuple(target.shape)}")
+    _, a = predicted.flatten().cpu().unique(return_inverse=True)
+    _, b = target.flatten().cpu().unique(return_inverse=True)
+    rows, columns = int(b.max()) + 1, int(a.max()) + 1
+    both = torch.bincount(b * columns + a, minlength=rows * columns).reshape(rows, columns).double()
+    area = both.sum(1)
+    overlap = both / (area[:, None] + both.sum(0) - both)
+    return float((area * overlap.amax(1)).sum() / area.sum())
+
+
+def _inner_boundary(masks: Tensor, reach: float) -> Tensor:
+    """Pixels of each mask `[k, h, w]` at most `reach` from one outside it."""
+    from scipy import ndimage
+
+    out = np.zeros(masks.shape, bool)
+    for k, mask in enumerate(masks.numpy()):
+        if mask.any() and not mask.all():
+            out[k] = mask & (ndimage.distance_transform_edt(mask) <= reach)
+    return torch.from_numpy(out)
