@@ -17,12 +17,16 @@ from torch import Tensor
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 
+# how a NumPy scalar is unpickled; files name it by where NumPy kept it when they were written
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+
 # what published training checkpoints are known to hold besides tensors; harmless to construct, allowed by name only
 ALLOWED_GLOBALS: dict[str, list[Any]] = {
     "argparse.Namespace": [argparse.Namespace],
     "numpy.scalar": [
         np.dtype,
-        np._core.multiarray.scalar,  # type: ignore[attr-defined]
+        (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+        (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
         *(getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType")),
     ],
 }
