@@ -17,6 +17,8 @@ from unrolled.instruments import (
     layer_sweep,
     region_scores,
     score_attention,
+    threshold_attention,
+    upsample,
 )
 
 
@@ -81,6 +83,19 @@ def test_attention_scores_by_head_and_layer() -> None:
     assert {(r["class"], r["images"]) for r in class_means(rows)} == {("cat", 1), ("dog", 1)}
 
 
+def test_scores_are_those_of_enlarged_masks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    attention = torch.rand(2, 3, 30, generator=generator)
+    targets = {str(k): torch.rand(33, 41, generator=generator) < 0.4 for k in range(3)}
+    ignore = torch.rand(33, 41, generator=generator) < 0.2
+    rows = score_attention(attention, (5, 6), targets, by=["mass"], ignore=ignore)
+    masks = upsample(threshold_attention(attention, 0.6, by="mass"), (5, 6), (33, 41))
+    want = jaccard(masks, torch.stack(list(targets.values())), ignore=ignore)
+    for row in rows:
+        for head in range(3):
+            assert row[f"head{head:02d}"] == pytest.approx(float(want[row["layer"], head, int(row["class"])]))
+
+
 def test_images_weigh_the_same_however_many_classes_they_have() -> None:
     def row(image: int, name: str, value: float) -> dict[str, object]:
         return {"image": image, "layer": 0, "by": "mass", "class": name, "best": value, "best_head": 0, "head00": value}
@@ -114,3 +129,12 @@ def test_covering() -> None:
     assert covering(target + 7, target) == 1
     assert covering(torch.zeros(4, 4, dtype=torch.int64), target) == pytest.approx(0.25)
     assert covering(target // 2, target) == pytest.approx(0.5)
+
+
+def test_bad_targets_are_named() -> None:
+    attention = torch.rand(1, 2, 4)
+    for targets in ({"a": square(0, 0, 2), "b": square(0, 0, 2, (8, 8))}, {"a": square(0, 0, 2).float()}):
+        with pytest.raises(ValueError, match="targets"):
+            score_attention(attention, (2, 2), targets)
+    with pytest.raises(ValueError, match="grid"):
+        score_attention(attention, (2, 3), {"a": square(0, 0, 2)})

@@ -73,6 +73,11 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 
+def test_images_of_one_colour_are_marked() -> None:
+    images = torch.stack([IMAGES[0], torch.ones(3, 32, 48) * torch.tensor([0.1, -2.0, 3.0])[:, None, None]])
+    assert read_patches(crate(), images).blank.tolist() == [False, True]
+
+
 def test_only_features() -> None:
     got = read_patches(crate(), IMAGES, facets=["value"], attention=False)
     assert got.attention is None

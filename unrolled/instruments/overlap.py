@@ -104,21 +104,26 @@ def score_attention(
     """
     if attention.dim() != 3:
         raise ValueError(f"attention: needs [layers, h, n] of one image, got {tuple(attention.shape)}")
+    if attention.shape[-1] != grid[0] * grid[1]:
+        raise ValueError(f"grid={tuple(grid)}: must be (H, W) with H * W = {attention.shape[-1]}")
+    sizes = {tuple(m.shape) for m in targets.values()} | (set() if ignore is None else {tuple(ignore.shape)})
+    if len(sizes) > 1 or any(m.dtype != torch.bool for m in targets.values()):
+        raise ValueError(f"targets: need boolean masks of one size, also with ignore; got sizes {sorted(sizes)}")
     numbers = list(range(len(attention))) if layers is None else list(layers)
     if len(numbers) != len(attention):
         raise ValueError(f"layers: {len(numbers)} numbers for {len(attention)} layers of attention")
     named = {k: mask for k, mask in targets.items() if bool((mask if ignore is None else mask & ~ignore).any())}
     if not named:
         return []
-    stacked = torch.stack([mask.to(attention.device) for mask in named.values()])
-    if ignore is not None:
-        ignore = ignore.to(attention.device)
+    stacked = torch.stack(list(named.values())).to(attention.device)
+    inside, area = _pixels_in_patches(stacked, grid, ignore)
     maps = torch.cat([attention, attention.mean(1, keepdim=True)], 1)
     rows: list[Row] = []
     for rule in by:
-        masks = threshold_attention(maps, keep, by=rule)
+        masks = threshold_attention(maps, keep, by=rule).to(inside)
         for number, layer in zip(numbers, masks, strict=True):
-            scores = jaccard(upsample(layer, grid, (stacked.shape[-2], stacked.shape[-1])), stacked, ignore=ignore)
+            both = layer @ inside.mT
+            scores = both / ((layer @ area)[:, None] + inside.sum(1) - both)
             for name, column in zip(named, scores.mT.cpu(), strict=True):
                 heads = column[:-1]
                 row: Row = {"image": image, "layer": number, "by": rule, "class": name}
@@ -126,6 +131,20 @@ def score_attention(
                 row |= {"mean": float(heads.mean()), "averaged": float(column[-1])}
                 rows.append(row | {f"head{k:02d}": float(value) for k, value in enumerate(heads)})
     return rows
+
+
+def _pixels_in_patches(targets: Tensor, grid: tuple[int, int], ignore: Tensor | None) -> tuple[Tensor, Tensor]:
+    """How many pixels of each target, and how many that count at all, each patch has when enlarged: `[t, n]`, `[n]`.
+
+    All that the Jaccard index of a mask of whole patches needs, without enlarging any mask.
+    """
+    size = (targets.shape[-2], targets.shape[-1])
+    n = grid[0] * grid[1]
+    patch = upsample(torch.arange(n, device=targets.device), grid, size).flatten()
+    counted = torch.ones(size, device=targets.device) if ignore is None else (~ignore).to(targets.device).float()
+    planes = torch.cat([targets.float() * counted, counted[None]]).flatten(1)
+    sums = planes.new_zeros(len(planes), n).index_add_(1, patch, planes)
+    return sums[:-1], sums[-1]
 
 
 def layer_sweep(rows: Iterable[Row]) -> list[Row]:

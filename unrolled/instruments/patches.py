@@ -36,6 +36,8 @@ class Patches:
     """`[layers, b, h, n]` float32: softmax over the patches of each head's logits, rows sum to 1."""
     features: dict[str, Tensor]
     """Facet -> `[layers, b, n, d]`, heads side by side, in the model's dtype."""
+    blank: Tensor
+    """Boolean `[b]`: images of one colour. Their patches differ by position alone: an object in one is invented."""
 
 
 @torch.no_grad()
@@ -123,6 +125,7 @@ def read_patches(
         query="class token" if has_class else "mean of patch tokens",
         attention=torch.stack([attend[i] for i in chosen]) if attention else None,
         features={facet: torch.stack([kept[facet, i] for i in chosen]) for facet in facets},
+        blank=(images.amax((-2, -1)) - images.amin((-2, -1)) <= 1e-6).all(1),
     )
 
 

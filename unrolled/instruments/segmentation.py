@@ -60,7 +60,7 @@ def upsample(maps: Tensor, grid: tuple[int, int], size: tuple[int, int], *, smoo
     """Grid maps at the size of the image.
 
     Args:
-        maps: `[..., n]`, boolean or floating.
+        maps: `[..., n]`, boolean, integer or floating.
         grid: (H, W) with H W = n.
         size: (height, width) wanted.
         smooth: bilinear instead of nearest; floating maps only.
