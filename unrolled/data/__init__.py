@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "Batch": "loader",
     "ImageSource": "sources",
+    "MaskSource": "masks",
+    "Region": "masks",
+    "Scene": "masks",
     "dataset_names": "images",
     "eval_loader": "loader",
     "eval_transform": "transforms",
     "index_shards": "shards",
     "open_images": "images",
+    "open_masks": "masks",
     "steps_per_epoch": "loader",
     "synthetic_images": "builtin",
     "train_loader": "loader",
@@ -22,11 +26,15 @@ _EXPORTS = {
 __all__ = [
     "Batch",
     "ImageSource",
+    "MaskSource",
+    "Region",
+    "Scene",
     "dataset_names",
     "eval_loader",
     "eval_transform",
     "index_shards",
     "open_images",
+    "open_masks",
     "steps_per_epoch",
     "synthetic_images",
     "train_loader",
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     from unrolled.data.builtin import synthetic_images
     from unrolled.data.images import dataset_names, open_images
     from unrolled.data.loader import Batch, eval_loader, steps_per_epoch, train_loader
+    from unrolled.data.masks import MaskSource, Region, Scene, open_masks
     from unrolled.data.shards import index_shards
     from unrolled.data.sources import ImageSource
     from unrolled.data.transforms import eval_transform, train_transform
