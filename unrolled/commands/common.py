@@ -96,25 +96,6 @@ def choose_device(choice: Device) -> torch.device:
     return torch.device(choice)
 
 
-def preprocessing(model: nn.Module, source: ImageSource, image_size: int | None) -> dict[str, Any]:
-    """`input_size` (channels, height, width), `mean`, `std`, `interpolation` and `crop_pct` that a model expects.
-
-    Models that carry no such description get ImageNet's, at the size of the images.
-    """
-    from timm.data import resolve_data_config
-
-    config: dict[str, Any] = {}
-    if not getattr(model, "pretrained_cfg", None):
-        native = source.native_size or (3, 224, 224)
-        config["input_size"] = (3, *native[1:])
-    resolved: dict[str, Any] = resolve_data_config(config, model=model)
-    channels, height, width = resolved["input_size"]
-    if image_size is not None:
-        height = width = image_size
-    resolved["input_size"] = (channels, height, width)
-    return resolved
-
-
 def batches(
     model: nn.Module,
     source: ImageSource,
@@ -125,9 +106,9 @@ def batches(
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Iterable[Batch]:
     """All images of `source` in order, preprocessed as `model` expects."""
-    from unrolled.data import eval_loader, eval_transform
+    from unrolled.data import eval_loader, eval_transform, model_input
 
-    expects = preprocessing(model, source, image_size)
+    expects = model_input(model, native_size=source.native_size, image_size=image_size)
     transform = eval_transform(
         expects["input_size"],
         expects["mean"],

@@ -12,6 +12,7 @@ _EXPORTS = {
     "eval_loader": "loader",
     "eval_transform": "transforms",
     "index_shards": "shards",
+    "model_input": "transforms",
     "open_images": "images",
     "steps_per_epoch": "loader",
     "synthetic_images": "builtin",
@@ -26,6 +27,7 @@ __all__ = [
     "eval_loader",
     "eval_transform",
     "index_shards",
+    "model_input",
     "open_images",
     "steps_per_epoch",
     "synthetic_images",
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from unrolled.data.loader import Batch, eval_loader, steps_per_epoch, train_loader
     from unrolled.data.shards import index_shards
     from unrolled.data.sources import ImageSource
-    from unrolled.data.transforms import eval_transform, train_transform
+    from unrolled.data.transforms import eval_transform, model_input, train_transform
 
 
 def __getattr__(name: str) -> Any:
