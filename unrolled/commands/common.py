@@ -80,6 +80,28 @@ def run_settings(spec: str) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
+def data_settings(
+    model: str, weights: Path | None, *, data: str | None, data_dir: Path | None, image_size: int | None
+) -> dict[str, Any]:
+    """`data`, `data_dir`, `image_size`, and the `seed` and `val_fraction` that divide the data.
+
+    What is not given is taken from the run the weights are from. Above all the division is: under another seed, images
+    the run was trained on would be among those it is tested on.
+    """
+    run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
+    chosen = data or run.get("data") or "digits"
+    same = chosen == run.get("data")
+    if data_dir is None and same and run.get("data_dir"):
+        data_dir = Path(run["data_dir"])
+    return {
+        "data": chosen,
+        "data_dir": data_dir,
+        "image_size": image_size or run.get("image_size"),
+        "seed": run.get("seed", 0) if same else 0,
+        "val_fraction": run.get("val_fraction", 0.0) if same else 0.0,
+    }
+
+
 def choose_device(choice: Device) -> torch.device:
     """The device a `--device` flag means.
 
