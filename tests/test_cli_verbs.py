@@ -220,6 +220,7 @@ def test_trace_shows_every_layer_beside_the_control(
         (["train", "--model", "crate_nano_patch2_9", "--out", "OUT"], 2, "crate_nano_patch2_8"),
         (["train", "--data", "digit", "--out", "OUT"], 2, "digits"),
         (["train", "--data", "folder", "--data-dir", "absent", "--out", "OUT"], 3, "absent"),
+        (["train", "--resume", "absent", "--out", "OUT"], 3, "no checkpoint at absent"),
         (["finetune", "--out", "OUT"], 2, "weights"),
         (["convert", "absent.pth", "OUT"], 3, "absent.pth"),
     ],
