@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from unrolled import cli
+from unrolled.commands.common import data_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -171,6 +172,25 @@ def test_eval_takes_weights_for_a_registered_name(
     assert "head does not fit" in capsys.readouterr().err
 
 
+def test_a_run_is_measured_on_the_split_it_was_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--seed", "3", "--val-fraction", "0.2", "--max-steps", "3", "--batch-size", "32", "--quiet"]
+    assert cli.run(["train", *flags, "--out", str(run), "--json"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    for model in ([str(run)], ["crate_nano_patch2_8", "--weights", str(run)]):
+        for split, expected in (("test", trained["test"]), ("val", trained["validation"][-1])):
+            out = ["--out", str(tmp_path / "eval"), "--json", "--quiet"]
+            assert cli.run(["eval", *model, "--split", split, *out]) == 0
+            scores = json.loads(capsys.readouterr().out)
+            assert scores["images"] == expected["images"]
+            assert scores["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    settings = data_settings(str(run), None, data=None, data_dir=None, image_size=None)
+    assert (settings["data"], settings["seed"], settings["val_fraction"]) == ("digits", 3, 0.2)
+    assert data_settings(str(run), None, data="cifar10", data_dir=None, image_size=None)["seed"] == 0
+
+
 def test_trace_shows_every_layer_beside_the_control(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +220,7 @@ def test_trace_shows_every_layer_beside_the_control(
         (["train", "--model", "crate_nano_patch2_9", "--out", "OUT"], 2, "crate_nano_patch2_8"),
         (["train", "--data", "digit", "--out", "OUT"], 2, "digits"),
         (["train", "--data", "folder", "--data-dir", "absent", "--out", "OUT"], 3, "absent"),
+        (["train", "--resume", "absent", "--out", "OUT"], 3, "no checkpoint at absent"),
         (["finetune", "--out", "OUT"], 2, "weights"),
         (["convert", "absent.pth", "OUT"], 3, "absent.pth"),
     ],

@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from unrolled.data.images import BadImage, eval_transform, train_transform
-from unrolled.data.transforms import crop_and_flip
+from unrolled.data.transforms import crop_and_flip, model_input
+from unrolled.models import create_model
 from unrolled.train.config import TrainConfig
 
 RGB = (0.4, 0.5, 0.6)
@@ -133,3 +134,31 @@ def test_batched_normalisation_is_the_same_arithmetic(native: int, channels: int
     assert transform.spec.batchable((native, 8, 8))
     assert not eval_transform((channels, 8, 8), RGB, (0.2, 0.3, 0.4), crop_pct=0.8).spec.batchable((native, 8, 8))
     assert torch.equal(transform.batch(pixels, None), torch.stack([transform(image) for image in pixels]))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "size"),
+    [
+        ("crate_nano_patch4_32", {}, (3, 32, 32)),
+        ("crate_nano_patch4_32", {"img_size": 64}, (3, 64, 64)),
+        ("crate_nano_patch4_32", {"in_chans": 1}, (1, 32, 32)),
+        ("vit_tiny_patch16_224", {"img_size": (96, 160)}, (3, 96, 160)),
+        ("resnet18", {"in_chans": 1}, (1, 224, 224)),
+    ],
+)
+def test_a_model_gets_images_of_the_size_and_channels_it_was_built_for(
+    name: str, changes: dict[str, object], size: tuple[int, int, int]
+) -> None:
+    model = create_model(name, **changes).eval()
+    found = model_input(model, native_size=(3, 8, 8))
+    assert found["input_size"] == size
+    assert model(torch.zeros(1, *size)).shape == (1, 1000)
+    assert model_input(model, image_size=48)["input_size"] == (size[0], 48, 48)
+
+
+def test_a_model_that_says_nothing_gets_images_as_they_are() -> None:
+    plain = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 2), torch.nn.Flatten())
+    found = model_input(plain, native_size=(1, 8, 8))
+    assert found["input_size"] == (1, 8, 8)
+    assert found["crop_pct"] == 1.0
+    assert model_input(plain)["input_size"] == (1, 224, 224)

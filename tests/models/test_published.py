@@ -203,3 +203,24 @@ def test_weights_of_another_architecture_are_refused_with_the_difference(tmp_pat
         load_weights(create_model("crate_nano_patch2_8"), tmp_path / "narrow.pth")
     with pytest.raises(MissingData, match=r"no model\.safetensors"):
         load_weights(wider, tmp_path)
+
+
+def test_a_new_head_is_kept_although_the_old_one_would_fit(tmp_path):
+    trained = create_model("crate_nano_patch2_8")
+    trained.save_pretrained(tmp_path)
+    model = create_model("crate_nano_patch2_8")
+    fresh = model.head.weight.detach().clone()
+    report = load_weights(model, tmp_path, head=False)
+    assert torch.equal(model.head.weight, fresh)
+    assert torch.equal(model.blocks[0].ista.dictionary, trained.blocks[0].ista.dictionary)
+    assert set(report.reshaped) == {"head.weight", "head.bias"}
+    assert "the classifier is new" in str(report)
+    load_weights(model, tmp_path)
+    assert torch.equal(model.head.weight, trained.head.weight)
+
+
+def test_weights_of_a_classifier_with_two_heads(tmp_path):
+    name = "deit_tiny_distilled_patch16_224"
+    torch.save(create_model(name, num_classes=10).state_dict(), tmp_path / "w.pth")
+    report = load_weights(create_model(name, num_classes=3), tmp_path / "w.pth")
+    assert {key.split(".")[0] for key in report.reshaped} == {"head", "head_dist"}

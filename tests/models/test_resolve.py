@@ -77,6 +77,9 @@ def test_local_folders_that_hold_no_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="architecture"):
         resolve_model(f"local:{tmp_path}")
     assert model_folder(tmp_path) == tmp_path
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "os:getcwd", "model_args": {}}))
+    with pytest.raises(ValueError, match="no file may call; give os:getcwd as the model"):
+        resolve_model(f"local:{tmp_path}")
 
 
 def test_weights_that_do_not_exist(tmp_path: Path) -> None:

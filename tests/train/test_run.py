@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -116,6 +117,31 @@ def test_a_logger_that_is_not_installed_is_named_before_training(config, splits,
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtra, match=r"wandb logger.*unrolled\[track\]"):
         fit(config(loggers=("wandb",)), splits=splits)
+
+
+@pytest.mark.parametrize("service", ["wandb", "trackio"])
+def test_a_resumed_run_continues_in_its_tracker_and_another_run_does_not(
+    config, splits, tmp_path, monkeypatch, service
+):
+    begun, logged = [], []
+    fake = SimpleNamespace(
+        init=lambda **options: begun.append(options),
+        log=lambda values, step: logged.append((step, values)),
+        finish=lambda: logged.append("finished"),
+    )
+    monkeypatch.setitem(sys.modules, service, fake)
+    first, other = tmp_path / "a" / "train", tmp_path / "b" / "train"
+    fit(config(loggers=(service,), out=first, max_steps=2, log_every=1), splits=splits)
+    assert logged[0][0] == 1
+    assert logged[0][1]["train/loss"] > 0
+    assert logged[-1] == "finished"
+    fit(config(loggers=(service,), out=first, max_steps=3, log_every=1, resume="auto"), splits=splits)
+    fit(config(loggers=(service,), out=other, max_steps=2), splits=splits)
+    fit(config(loggers=(service,), out=other, max_steps=2, force=True), splits=splits)
+    names = [options["name"] for options in begun]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+    assert all(name.startswith("train-") for name in names)
 
 
 class Stream(io.StringIO):

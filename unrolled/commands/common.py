@@ -80,6 +80,28 @@ def run_settings(spec: str) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
+def data_settings(
+    model: str, weights: Path | None, *, data: str | None, data_dir: Path | None, image_size: int | None
+) -> dict[str, Any]:
+    """`data`, `data_dir`, `image_size`, and the `seed` and `val_fraction` that divide the data.
+
+    What is not given is taken from the run the weights are from. Above all the division is: under another seed, images
+    the run was trained on would be among those it is tested on.
+    """
+    run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
+    chosen = data or run.get("data") or "digits"
+    same = chosen == run.get("data")
+    if data_dir is None and same and run.get("data_dir"):
+        data_dir = Path(run["data_dir"])
+    return {
+        "data": chosen,
+        "data_dir": data_dir,
+        "image_size": image_size or run.get("image_size"),
+        "seed": run.get("seed", 0) if same else 0,
+        "val_fraction": run.get("val_fraction", 0.0) if same else 0.0,
+    }
+
+
 def choose_device(choice: Device) -> torch.device:
     """The device a `--device` flag means.
 
@@ -96,25 +118,6 @@ def choose_device(choice: Device) -> torch.device:
     return torch.device(choice)
 
 
-def preprocessing(model: nn.Module, source: ImageSource, image_size: int | None) -> dict[str, Any]:
-    """`input_size` (channels, height, width), `mean`, `std`, `interpolation` and `crop_pct` that a model expects.
-
-    Models that carry no such description get ImageNet's, at the size of the images.
-    """
-    from timm.data import resolve_data_config
-
-    config: dict[str, Any] = {}
-    if not getattr(model, "pretrained_cfg", None):
-        native = source.native_size or (3, 224, 224)
-        config["input_size"] = (3, *native[1:])
-    resolved: dict[str, Any] = resolve_data_config(config, model=model)
-    channels, height, width = resolved["input_size"]
-    if image_size is not None:
-        height = width = image_size
-    resolved["input_size"] = (channels, height, width)
-    return resolved
-
-
 def batches(
     model: nn.Module,
     source: ImageSource,
@@ -125,9 +128,9 @@ def batches(
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Iterable[Batch]:
     """All images of `source` in order, preprocessed as `model` expects."""
-    from unrolled.data import eval_loader, eval_transform
+    from unrolled.data import eval_loader, eval_transform, model_input
 
-    expects = preprocessing(model, source, image_size)
+    expects = model_input(model, native_size=source.native_size, image_size=image_size)
     transform = eval_transform(
         expects["input_size"],
         expects["mean"],

@@ -11,10 +11,10 @@ from unrolled.commands.common import (
     Device,
     batches,
     choose_device,
+    data_settings,
     default_folder,
     open_model,
     progress,
-    run_settings,
     say_where,
     write_run,
 )
@@ -27,8 +27,8 @@ def evaluate(
     data: str | None = None,
     data_dir: Path | None = None,
     split: Literal["train", "val", "test"] = "test",
-    val_fraction: float = 0.1,
-    seed: int = 0,
+    val_fraction: float | None = None,
+    seed: int | None = None,
     weights: Path | None = None,
     pretrained: Pretrained = False,
     model_args: ModelArgs = None,
@@ -61,9 +61,9 @@ def evaluate(
     split
         Which part of the data.
     val_fraction
-        With --split val: share of the training split that is validation, as in the run.
+        Share of the training split that is validation; default: that of the run, else 0.1 with --split val.
     seed
-        With --split val: the seed of the run.
+        Which images belong to which split, where the data set does not say; default: that of the run, else 0.
     weights
         Load these instead: a folder of `unrolled convert`, a run folder or a published checkpoint.
     image_size
@@ -82,14 +82,13 @@ def evaluate(
     from unrolled.data import open_images
     from unrolled.train import evaluate as measure
 
-    run = run_settings(model)
-    data = data or run.get("data") or "digits"
-    data_dir = data_dir or (Path(run["data_dir"]) if run.get("data_dir") and data == run.get("data") else None)
-    image_size = image_size or run.get("image_size")
+    own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
+    data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
+    seed = own["seed"] if seed is None else seed
+    if val_fraction is None:
+        val_fraction = own["val_fraction"] or (0.1 if split == "val" else 0.0)
     where = choose_device(device)
-    source = open_images(
-        data, split, data_dir=data_dir, val_fraction=val_fraction if split != "test" else 0.0, seed=seed
-    )
+    source = open_images(data, split, data_dir=data_dir, val_fraction=val_fraction, seed=seed)
     network = open_model(
         model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes)
     ).to(where)

@@ -12,10 +12,10 @@ from unrolled.commands.common import (
     Device,
     batches,
     choose_device,
+    data_settings,
     default_folder,
     open_model,
     progress,
-    run_settings,
     say_where,
     table,
     write_run,
@@ -68,7 +68,7 @@ def trace(
     data_dir
         Where the data are; default: that of the run folder.
     split
-        Which part of the data.
+        Which part of the data, divided as in the run the weights are from.
     images
         How many images, drawn evenly from the whole split.
     eps
@@ -96,12 +96,10 @@ def trace(
     from unrolled.data.sources import Subset
     from unrolled.instruments import trace_report
 
-    run = run_settings(model)
-    data = data or run.get("data") or "digits"
-    data_dir = data_dir or (Path(run["data_dir"]) if run.get("data_dir") and data == run.get("data") else None)
-    image_size = image_size or run.get("image_size")
+    own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
+    data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
     where = choose_device(device)
-    everything = open_images(data, split, data_dir=data_dir)
+    everything = open_images(data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["seed"])
     count = min(images, len(everything))
     source = Subset(everything, np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
     network = open_model(

@@ -15,6 +15,7 @@ _EXPORTS = {
     "eval_loader": "loader",
     "eval_transform": "transforms",
     "index_shards": "shards",
+    "model_input": "transforms",
     "open_images": "images",
     "open_masks": "masks",
     "steps_per_epoch": "loader",
@@ -33,6 +34,7 @@ __all__ = [
     "eval_loader",
     "eval_transform",
     "index_shards",
+    "model_input",
     "open_images",
     "open_masks",
     "steps_per_epoch",
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from unrolled.data.masks import MaskSource, Region, Scene, open_masks
     from unrolled.data.shards import index_shards
     from unrolled.data.sources import ImageSource
-    from unrolled.data.transforms import eval_transform, train_transform
+    from unrolled.data.transforms import eval_transform, model_input, train_transform
 
 
 def __getattr__(name: str) -> Any:

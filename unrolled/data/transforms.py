@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from unrolled.data.sources import BadImage, Picture, as_uint8
 
@@ -171,6 +171,44 @@ def eval_transform(
     if not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct must lie in (0, 1], not {crop_pct}")
     return ImageTransform(TransformSpec(**_common(input_size, mean, std, interpolation), crop_pct=crop_pct))
+
+
+def model_input(
+    model: nn.Module, *, native_size: tuple[int, int, int] | None = None, image_size: int | None = None
+) -> dict[str, Any]:
+    """What a model expects of its images; the one place where training, evaluation and tracing ask.
+
+    Args:
+        model: a timm-style model, whose `pretrained_cfg` says it, or any other.
+        native_size: (channels, height, width) of the images, for a model that says nothing; without it, 224 pixels.
+        image_size: side in pixels to use instead.
+
+    Returns:
+        `input_size` (channels, height, width), `mean`, `std`, `interpolation` and `crop_pct`. The size is the one the
+        model was built for (`img_size=160`), and the channels those of its first convolution, whatever its
+        `pretrained_cfg` still says. Without a description, normalisation is ImageNet's.
+    """
+    from timm.data import resolve_data_config
+
+    described = bool(getattr(model, "pretrained_cfg", None))
+    given = {} if described or native_size is None else {"input_size": (3, *native_size[1:])}
+    found: dict[str, Any] = dict(resolve_data_config(given, model=model))
+    channels, height, width = found["input_size"]
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    own = getattr(getattr(model, "config", None), "image_size", None)  # Hugging Face's
+    if built is not None:
+        height, width = built
+    elif not described and isinstance(own, int):
+        height = width = own
+    if image_size is not None:
+        height = width = image_size
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is not None and first.in_channels in (1, 3):
+        channels = first.in_channels
+    found["input_size"] = (channels, height, width)
+    if max(height, width) <= 64:
+        found["crop_pct"] = 1.0
+    return found
 
 
 def to_pil(picture: Picture) -> Image.Image:

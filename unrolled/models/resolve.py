@@ -90,6 +90,12 @@ def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"model: {path / 'config.json'} is not valid JSON: {error}") from error
+    if isinstance(config, dict) and ":" in str(config.get("architecture")):  # a file must not choose code to run
+        built = config["architecture"]
+        raise ValueError(
+            f"model: {path} holds the weights of {built}, which no file may call; give {built} as the model, and this "
+            "folder as its weights (--weights)"
+        )
     if isinstance(config, dict) and "architecture" in config:
         return _with_weights(
             str(path), pretrained, lambda: create_model(f"local-dir:{path}", pretrained=pretrained, **kwargs)

@@ -13,7 +13,7 @@ from unrolled.models.published import LAYOUTS, LoadReport, StateDict, fill, load
 from unrolled.models.weights import read_tensors
 
 
-def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> LoadReport:
     """Copy weights into `model`: everything that fits, with positions resampled and a head of another size left as it
     is.
 
@@ -21,6 +21,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         model: a CRATE or timm vision transformer.
         path: a folder written by `save_pretrained` or `unrolled convert`, a run folder, a published checkpoint, or a
             file with a state dict.
+        head: also copy the classifier where its size fits; False keeps the model's own, since as many classes need not
+            be the same classes.
 
     Returns:
         What was loaded, reshaped, left out (`missing`) and not needed (`ignored`).
@@ -33,20 +35,23 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     own = model.state_dict()
     report = LoadReport(layout)
     tensors: StateDict = {}
-    head = getattr(model, "pretrained_cfg", {}).get("classifier", "head")
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    classifier = tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
     for key, tensor in state.items():
         if key not in own:
             report.ignored.append(key)
+        elif not head and key.startswith(classifier):
+            report.reshaped[key] = "not loaded: the classifier is new"
         elif tensor.shape == own[key].shape:
             tensors[key] = tensor
-        elif key.startswith(f"{head}."):
+        elif key.startswith(classifier):
             report.reshaped[key] = f"not loaded: {list(tensor.shape)} there, {list(own[key].shape)} here"
         elif key == "pos_embed":
             tensors[key] = _resample_positions(tensor, model)
             report.reshaped[key] = f"resampled from {tensor.shape[1]} to {own[key].shape[1]} tokens"
         else:
             tensors[key] = tensor  # `fill` reports it with everything else that does not fit
-    needed = [key for key in own.keys() - state.keys() if not key.startswith(f"{head}.")]
+    needed = [key for key in own.keys() - state.keys() if not key.startswith(classifier)]
     if needed or len(report.ignored) > 2:
         raise ValueError(
             f"weights: {path} belongs to another architecture than {type(model).__name__}: "

@@ -154,7 +154,7 @@ def _one_thread() -> None:
 
 def run_one(config: Config, model: str, seed: int) -> Outcome:
     """One model with one seed: trained, tested once, traced beside its untrained control; maps for the first seed."""
-    from unrolled.data import eval_loader, eval_transform, open_images
+    from unrolled.data import eval_loader, eval_transform, model_input, open_images
     from unrolled.instruments import trace_report
     from unrolled.train import Splits, TrainConfig, fit
 
@@ -185,7 +185,7 @@ def run_one(config: Config, model: str, seed: int) -> Outcome:
         splits=Splits(train=train, val=val, test=test),
     )
     assert result.test is not None  # the digits have a test split
-    cfg: dict[str, Any] = result.model.pretrained_cfg  # type: ignore[assignment]
+    cfg = model_input(result.model)
     transform = eval_transform(cfg["input_size"], cfg["mean"], cfg["std"], cfg["interpolation"], cfg["crop_pct"])
     return Outcome(
         model=model,

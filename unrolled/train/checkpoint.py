@@ -21,7 +21,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
-from unrolled.errors import CorruptFile, TrainingStopped
+from unrolled.errors import CorruptFile, MissingData, TrainingStopped
 
 FORMAT = 1
 _TENSORS, _STATE, _UNFINISHED = "state.safetensors", "state.json", ".unfinished"
@@ -69,10 +69,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         CorruptFile: truncated, damaged, or not a checkpoint; the message names the file.
-        FileNotFoundError: `path` does not exist.
+        MissingData: `path` does not exist.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise MissingData(f"no checkpoint at {path}; `--resume auto` continues the run in `out`")
     try:
         document = json.loads((path / _STATE).read_bytes())
         checksum = document.pop("checksum")

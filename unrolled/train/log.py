@@ -8,9 +8,11 @@ import io
 import json
 import math
 import os
+import secrets
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +105,17 @@ class _TensorBoard:
 
 
 class _Service:
-    """wandb, and trackio, which has the same calls. The run is named after its folder, so a resumed one continues
-    there; steps logged twice around a kill carry equal values."""
+    """wandb, and trackio, which has the same calls. The name a run has there is kept in its folder, so a resumed run
+    continues it and another run in a folder of the same name does not; steps logged twice around a kill carry equal
+    values."""
 
-    def __init__(self, module: str, config: TrainConfig, **options: Any) -> None:
+    def __init__(self, module: str, config: TrainConfig, resumed_at: int | None) -> None:
         self._module = importlib.import_module(module)
-        name = config.out.resolve().name
+        kept = config.out / f"{module}.txt"
+        if resumed_at is None or not kept.exists():
+            kept.write_text(f"{config.out.resolve().name}-{secrets.token_hex(4)}", encoding="utf-8")
+        name = kept.read_text(encoding="utf-8")
+        options = {"dir": str(config.out), "id": name} if module == "wandb" else {}
         self._module.init(project="unrolled", name=name, config=as_plain(config), resume="allow", **options)
 
     def add(self, record: dict[str, Any]) -> None:
@@ -118,15 +125,11 @@ class _Service:
         self._module.finish()
 
 
-def _wandb(config: TrainConfig, resumed_at: int | None) -> _Service:
-    return _Service("wandb", config, dir=str(config.out), id=config.out.resolve().name)
-
-
-def _trackio(config: TrainConfig, resumed_at: int | None) -> _Service:
-    return _Service("trackio", config)
-
-
-_MIRRORS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _wandb, "trackio": _trackio}
+_MIRRORS: dict[str, Any] = {
+    "tensorboard": _TensorBoard,
+    "wandb": partial(_Service, "wandb"),
+    "trackio": partial(_Service, "trackio"),
+}
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:

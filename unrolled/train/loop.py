@@ -108,7 +108,8 @@ def _fit(
     splits = splits or engine.main_first(fabric, lambda: open_splits(config))
     torch.manual_seed(config.seed)
     model = model or build_model(config, splits.train)
-    load_report = load_weights(model, config.weights) if config.weights else None
+    tuning = isinstance(config, FinetuneConfig)
+    load_report = load_weights(model, config.weights, head=not tuning) if config.weights else None
     loaders = build_loaders(config, splits, model, rank=rank, world_size=world)
 
     # --- the schedule, in optimiser steps

@@ -87,13 +87,13 @@ class Loaders:
 
 
 def build_loaders(config: TrainConfig, splits: Splits, model: nn.Module, *, rank: int, world_size: int) -> Loaders:
-    """Loaders with the preprocessing the model asks for (`model.pretrained_cfg`, `config.image_size`)."""
-    from unrolled.data import eval_loader, eval_transform, steps_per_epoch, train_loader, train_transform
+    """Loaders with the preprocessing the model asks for (`data.model_input`)."""
+    from unrolled.data import eval_loader, eval_transform, model_input, steps_per_epoch, train_loader, train_transform
 
-    cfg = preprocessing(model, config)
-    size, mean, std = cfg["input_size"], cfg["mean"], cfg["std"]
-    training = train_transform(config, size, mean, std)
-    evaluation = eval_transform(size, mean, std, interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"])
+    cfg = model_input(model, native_size=splits.train.native_size, image_size=config.image_size)
+    size, mean, std, interpolation = cfg["input_size"], cfg["mean"], cfg["std"], cfg["interpolation"]
+    training = train_transform(config, size, mean, std, interpolation=interpolation)
+    evaluation = eval_transform(size, mean, std, interpolation=interpolation, crop_pct=cfg["crop_pct"])
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "rank": rank,
@@ -108,22 +108,6 @@ def build_loaders(config: TrainConfig, splits: Splits, model: nn.Module, *, rank
     )
 
 
-def preprocessing(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
-    """`input_size`, `mean`, `std`, `interpolation` and `crop_pct` of a timm-style model."""
-    from timm.data import resolve_model_data_config
-
-    cfg: dict[str, Any] = dict(resolve_model_data_config(model))
-    embed: Any = getattr(model, "patch_embed", None)
-    height, width = getattr(embed, "img_size", None) or cfg["input_size"][1:]
-    if config.image_size is not None:
-        height = width = config.image_size
-    channels = embed.proj.in_channels if isinstance(getattr(embed, "proj", None), nn.Conv2d) else cfg["input_size"][0]
-    cfg["input_size"] = (getattr(model, "in_chans", None) or channels, height, width)
-    if max(height, width) <= 64:
-        cfg["crop_pct"] = 1.0
-    return cfg
-
-
 def save_model(model: nn.Module, folder: Path, config: TrainConfig) -> None:
     """`model.safetensors` and `config.json` in `folder`, as timm reads them: `timm.create_model("local-dir:FOLDER")`.
 
@@ -132,11 +116,14 @@ def save_model(model: nn.Module, folder: Path, config: TrainConfig) -> None:
     from safetensors.torch import save_file
     from timm.models import save_for_hf
 
+    from unrolled.data import model_input
+
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     if (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
-        save_for_hf(model, str(unfinished), safe_serialization=True, data_config=preprocessing(model, config))
+        expects = model_input(model, image_size=config.image_size)
+        save_for_hf(model, str(unfinished), safe_serialization=True, data_config=expects)
     else:
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, unfinished / "model.safetensors")
         described = {"architecture": config.model, "model_args": config.model_args}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unrolled.errors import MissingData
 from unrolled.provenance import environment
 from unrolled.train import engine
 from unrolled.train.checkpoint import (
@@ -203,6 +204,7 @@ def prepare(state: RunState, extra: dict[str, Any]) -> int | None:
     Raises:
         ValueError: `out` holds a run and neither `resume` nor `force` is set, or the checkpoint does not fit.
         CorruptFile: the checkpoint asked for, or every checkpoint, is damaged.
+        MissingData: the checkpoint asked for is not there.
     """
     config = state.config
     found = engine.on_main(state.fabric, lambda: _find(config, state.folder))
@@ -235,7 +237,7 @@ def _find(config: TrainConfig, folder: Path) -> Path | None:
         if (path / "checkpoints").is_dir():
             newest = load_newest(path / "checkpoints")
             if newest is None:
-                raise FileNotFoundError(f"resume={config.resume!r}: no checkpoint in that run")
+                raise MissingData(f"resume={config.resume!r}: no checkpoint in that run")
             return newest[0]
         load_checkpoint(path)
         return path
