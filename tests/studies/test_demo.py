@@ -15,7 +15,7 @@ from unrolled.studies.demo import Config, run
 
 
 def test_quick_demo_writes_a_report_of_every_model(tmp_path: Path) -> None:
-    config = Config.of_budget("quick", epochs=1.0, workers=1, out=tmp_path)
+    config = Config.of_budget("quick", epochs=0.5, workers=1, out=tmp_path)
     said: list[str] = []
     report = run(config, on_progress=said.append)
     assert len(said) == 2
@@ -24,7 +24,7 @@ def test_quick_demo_writes_a_report_of_every_model(tmp_path: Path) -> None:
     crate, vit = record["results"]["CRATE"], record["results"]["ViT"]
     assert crate["parameters"] < vit["parameters"]
     assert crate["test_images"] == 360
-    assert 0.1 < crate["test_accuracy_mean"] < 1
+    assert 0 < crate["test_accuracy_mean"] < 1
     assert len(crate["trace"][0]["layers"]) == len(crate["trace"][0]["control"]) == 6
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for words in (
@@ -36,8 +36,11 @@ def test_quick_demo_writes_a_report_of_every_model(tmp_path: Path) -> None:
     ):
         assert words in page
     assert report.provenance.seeds == (0,)
-    again = run(config)  # an earlier demo in the same place is replaced
-    assert again.results["CRATE"]["test_accuracy"] == report.results["CRATE"]["test_accuracy"]
+
+
+def test_a_demo_in_the_same_place_is_replaced_and_comes_out_the_same(tmp_path: Path) -> None:
+    config = Config.of_budget("quick", models=("crate_nano_patch2_8",), epochs=0.2, workers=1, out=tmp_path)
+    assert run(config).results["CRATE"]["trace"] == run(config).results["CRATE"]["trace"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from unrolled.report.charts import LineChart, Series
+from unrolled.report.charts import LineChart, Series, number
 from unrolled.report.document import Report, Section
 
 TraceResult = Mapping[str, Any]
@@ -46,6 +46,9 @@ def trace_section(
     if not traces:
         raise ValueError("traces is empty: give at least one model's trace")
     runs = {label: [found] if isinstance(found, Mapping) else list(found) for label, found in traces.items()}
+    for label, found in runs.items():
+        if len({len(result["layers"]) for result in found}) > 1:
+            raise ValueError(f"traces[{label!r}]: its seeds have different numbers of layers")
     first = next(iter(runs.values()))[0]
     seeds = max(len(found) for found in runs.values())
     spread = (
@@ -59,6 +62,8 @@ def trace_section(
     published = " Rᶜ is the published hook's, whose scale differs." if first.get("protocol") == "published" else ""
     panels = [_chart(name, read, error, runs) for name, read, error in _quantities()]
     section = report.section(title, _EXPLANATION)
+    for label, found in runs.items():
+        section.text(_in_words(label, found))
     section.figure(
         panels,
         name="layers",
@@ -66,6 +71,27 @@ def trace_section(
         f"between attention and the second half of the layer.{published}",
     )
     return section
+
+
+def _in_words(label: str, found: Sequence[TraceResult]) -> str:
+    """What the curves of one model do from the first layer to the last, beside the control."""
+
+    def ends(key: str, which: str) -> str:
+        first, last = (fmean(result[which][at][key] for result in found) for at in (0, -1))
+        return f"{number(first)} → {number(last)}"
+
+    def both(key: str) -> str:
+        control = f" (untrained {ends(key, 'control')})" if all(result.get("control") for result in found) else ""
+        return ends(key, "layers") + control
+
+    layers = list(zip(*(result["layers"] for result in found), strict=True))
+    changes = [fmean(row["subspace_rate_half"] - row["subspace_rate_z"] for row in layer) for layer in layers]
+    lowered = sum(change < 0 for change in changes)
+    return (
+        f"{label}, first layer → last: Rᶜ {both('subspace_rate')} nats, R {both('rate')} nats, non-zero fraction "
+        f"{both('nonzero')}. Attention lowers Rᶜ in {lowered} of {len(layers)} layers; its mean change is "
+        f"{number(fmean(changes))} nats."
+    )
 
 
 def _quantities() -> list[tuple[str, Callable[[Row], float], Callable[[Row], float]]]:
@@ -95,8 +121,6 @@ def _chart(
             rows = [result[key] for result in found if result.get(key)]
             if not rows:
                 continue
-            if len({len(layers) for layers in rows}) > 1:
-                raise ValueError(f"traces[{label!r}]: its seeds have different numbers of layers")
             by_layer = list(zip(*rows, strict=True))
             spread = [stdev(map(read, layer)) if len(layer) > 1 else float(error(layer[0])) for layer in by_layer]
             series.append(

@@ -62,7 +62,7 @@ def report_for_run(
             panels,
             name="curves",
             caption="One run. The training loss is what was minimised, with any label smoothing or mixing, averaged "
-            "since the point before." + (" Validation images were never trained on." if held_out else ""),
+            "since the point before." + (" Dotted: validation images, never trained on." if held_out else ""),
         )
     if trace is not None:
         trace_section(report, {"trained": trace}, images="images")

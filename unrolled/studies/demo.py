@@ -20,6 +20,7 @@ from unrolled.studies.base import Budget, Expectation, Study, StudyConfig
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
     from unrolled.report import Report
 
@@ -34,9 +35,11 @@ _SPLIT_SEED = 0
 
 @dataclass(kw_only=True)
 class Config(StudyConfig):
-    """The demo. Epochs, batch size and augmentation were chosen for CRATE on 20 % of the training images, never on test
-    images: 30 epochs reached 98.6 % there, 20 cost half a point, and random shifts by one pixel cost 3 points, because
-    the digits fill the image; 20 keep the demo short. The ViT was given the same recipe and no tuning.
+    """The demo. Epochs, rate and augmentation were chosen for CRATE on a fifth of the training images, never on test
+    images: 20 epochs at 2e-3 reached 98.3 % there (mean of three seeds, each on its own fold), 1e-3 reached 97.9 %;
+    random shifts by one pixel cost 3 points, because the digits fill the image. The last weights are the ones tested:
+    the best of several looks at so few validation images was often an early, worse model. The ViT was given the same
+    recipe and no tuning of its own.
     """
 
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
@@ -58,7 +61,7 @@ class Config(StudyConfig):
     lr: float = 2e-3
     """Peak learning rate of AdamW."""
     val_fraction: float = 0.1
-    """Share of the training images held out for the learning curves and to choose the weights that are tested."""
+    """Share of the training images held out for the learning curves, and for nothing else."""
     out: Path = Path("runs/demo")
     """Where the report and the runs go; earlier runs of the demo there are replaced."""
     workers: int | None = None
@@ -70,7 +73,7 @@ class Config(StudyConfig):
         if len(set(self.seeds)) < len(self.seeds) or len(set(self.models)) < len(self.models):
             raise ValueError("models and seeds must not repeat")
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction={self.val_fraction} must lie between 0 and 1: the weights are chosen by it")
+            raise ValueError(f"val_fraction={self.val_fraction} must lie between 0 and 1, for the learning curves")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers={self.workers} must be at least 1")
 
@@ -154,15 +157,25 @@ def _one_thread() -> None:
 
 def run_one(config: Config, model: str, seed: int) -> Outcome:
     """One model with one seed: trained, tested once, traced beside its untrained control; maps for the first seed."""
-    from unrolled.data import eval_loader, eval_transform, model_input, open_images
+    from unrolled.data import eval_loader, eval_transform, model_input, open_images, steps_per_epoch
     from unrolled.instruments import trace_report
-    from unrolled.train import Splits, TrainConfig, fit
+    from unrolled.models import create_model
+    from unrolled.train import Splits, TrainConfig, evaluate, fit
 
     began = time.perf_counter()
     train, val, test = (
         open_images("digits", split, val_fraction=config.val_fraction, seed=_SPLIT_SEED)
         for split in ("train", "val", "test")
     )
+    cfg = model_input(create_model(model))
+    transform = eval_transform(cfg["input_size"], cfg["mean"], cfg["std"], cfg["interpolation"], cfg["crop_pct"])
+    curve: list[dict[str, Any]] = []
+
+    def validate(record: dict[str, Any], network: nn.Module) -> None:
+        if record["split"] == "train":
+            scores = evaluate(network, eval_loader(val, transform, batch_size=len(val)))
+            curve.append({"split": "val", "step": record["step"], "epoch": record["epoch"], **scores})
+
     result = fit(
         TrainConfig(
             model=model,
@@ -171,22 +184,20 @@ def run_one(config: Config, model: str, seed: int) -> Outcome:
             epochs=config.epochs,
             batch_size=config.batch_size,
             lr=config.lr,
-            val_fraction=config.val_fraction,
             augment=False,
             accelerator="cpu",
             keep=1,
-            eval_every=config.eval_every,
-            log_every=max(1, len(train) // config.batch_size),
+            log_every=max(1, round(config.eval_every * steps_per_epoch(train, config.batch_size))),
             checkpoint_every=1_000_000,
             out=config.out / "runs" / f"{model}-seed{seed}",
             force=True,
             quiet=True,
         ),
-        splits=Splits(train=train, val=val, test=test),
+        # without a validation split `fit` keeps the last weights
+        splits=Splits(train=train, test=test),
+        callbacks=[validate],
     )
     assert result.test is not None  # the digits have a test split
-    cfg = model_input(result.model)
-    transform = eval_transform(cfg["input_size"], cfg["mean"], cfg["std"], cfg["interpolation"], cfg["crop_pct"])
     return Outcome(
         model=model,
         seed=seed,
@@ -195,7 +206,7 @@ def run_one(config: Config, model: str, seed: int) -> Outcome:
         images=result.test["images"],
         images_per_second=result.images_per_second,
         seconds=time.perf_counter() - began,
-        metrics=result.metrics,
+        metrics=[*result.metrics, *curve],
         trace=trace_report(result.model, eval_loader(test, transform, batch_size=120), seed=seed),
         attention=attention_maps(result.model, test, transform) if seed == config.seeds[0] else [],
     )

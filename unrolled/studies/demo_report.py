@@ -47,7 +47,8 @@ def build(config: Config, outcomes: Outcomes, *, seconds: float) -> Report:
         learning_curves({labels[model]: [run.metrics for run in runs] for model, runs in outcomes.items()}),
         name="curves",
         caption=f"{_over(config)} Validation images are {100 * config.val_fraction:g} % of the training images, held "
-        "out; the weights that did best on them were tested. The training loss is averaged over the epoch before.",
+        "out for these curves only: the last weights were tested. The training loss is averaged since the last point; "
+        "dotted lines are the validation loss.",
     )
     traces = {labels[model]: [run.trace for run in runs] for model, runs in outcomes.items()}
     trace_section(report, traces, images="test images")
@@ -82,7 +83,7 @@ def _labels(models: Sequence[str]) -> dict[str, str]:
 def _over(config: Config) -> str:
     if len(config.seeds) == 1:
         return "One seed."
-    return f"Mean over {len(config.seeds)} seeds; bands are one standard deviation."
+    return f"Mean over {len(config.seeds)} seeds; bars are one standard deviation."
 
 
 def _million(count: int) -> str:
