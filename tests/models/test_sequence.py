@@ -19,8 +19,9 @@ from unrolled.theory.in_context import gradient_descent_predictions
 
 STACKS: dict[str, dict[str, Any]] = {
     **{name: {"layers": (name, name)} for name in LAYERS},
+    "alpha": {"layers": ("mssa", "tssa"), "second": "overcomplete"},
     "hybrid": {"layers": ("softmax", "mesa", "linear")},
-    "crate": {"layers": ("mssa", "mssa"), "second": "ista", "embed_scale": 50.0},
+    "crate": {"layers": ("mssa", "mssa"), "second": "ista"},
     "tied crate": {"layers": ("mssa",), "second": "ista", "layer_args": {"mssa": {"output": "tied"}}},
     "swiglu, rms": {"layers": ("mesanet", "softmax"), "second": "swiglu", "norm": "rmsnorm", "positions": "none"},
     "first layer": {"layers": ("softmax", "linear"), "positions": "first_layer", "second": "relu"},
@@ -98,7 +99,13 @@ def test_a_regressor_saves_too(tmp_path: Path) -> None:
 
 
 def test_published_sizes() -> None:
-    millions = {"crate_gpt_base": 60.7, "gpt2_base": 124.4, "mesanet_140m": 146.2, "mesanet_440m": 433.9}
+    millions = {
+        "crate_gpt_base": 60.7,
+        "gpt2_base": 124.4,
+        "crate_alpha_gpt_base": 110.2,
+        "mesanet_140m": 146.2,
+        "mesanet_440m": 433.9,
+    }
     for name, expected in millions.items():
         with torch.device("meta"):
             model = LanguageModel(language_config(name))

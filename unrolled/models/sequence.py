@@ -17,7 +17,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from unrolled.layers.ista import ISTA
-from unrolled.layers.mssa import MSSA
+from unrolled.layers.subspace import SubspaceAttention
 from unrolled.models.sequence_blocks import NORMS, SequenceBlock, check_state, sinusoids
 from unrolled.models.sequence_config import (
     LANGUAGE_MODELS,
@@ -49,7 +49,6 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
     """Blocks, positions, final norm, saving and loading; subclasses add what goes in and what comes out."""
 
     config_class: ClassVar[type[SequenceConfig]]
-    embed_scale: float = 1.0
 
     def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
@@ -69,8 +68,7 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
             beside = sinusoids(start, z.shape[1], self.config.dim, z.device)
         elif self.positions is not None:
             z = z + self.positions.weight[start : start + z.shape[1]]
-        z = z * self.embed_scale
-        if self.config.positions == "sinusoidal":
+        elif self.config.positions == "sinusoidal":
             z = z + sinusoids(start, z.shape[1], self.config.dim, z.device).to(z.dtype)
         z = self.dropout(z)
         carried = state is not None or return_state
@@ -113,14 +111,14 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
         |------------------------------------|---------------------------------------------------------------|
         | weights of linear maps, embeddings | N(0, init_std^2); with init_std None PyTorch's defaults       |
         | of these, last maps of the halves  | divided by sqrt(2 * depth) in language models, as in GPT-2    |
-        | MSSA, ISTA                         | the layers' own, as in `CRATE`                                |
+        | MSSA, TSSA, both ISTAs             | the layers' own, as in `CRATE`                                |
         | norms, gates, convolutions, ridges | the layers' own                                               |
         """
         std = self.config.init_std
         if std is None:
             return
         shrink = (2 * len(self.blocks)) ** -0.5 if isinstance(self, LanguageModel) else 1.0
-        own = {inner for m in self.modules() if isinstance(m, MSSA | ISTA) for inner in m.modules()}
+        own = {inner for m in self.modules() if isinstance(m, SubspaceAttention | ISTA) for inner in m.modules()}
         for path, module in self.named_modules():
             if module in own or path.endswith(".gates") or path.endswith(".forget"):
                 continue
@@ -225,7 +223,6 @@ class LanguageModel(_SequenceModel):
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.embed.weight
-        self.embed_scale = config.embed_scale
         self.reset_parameters()
 
     def forward(self, tokens: Tensor, *, state: SequenceState | None = None, return_state: bool = False) -> Any:

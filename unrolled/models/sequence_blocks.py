@@ -14,6 +14,8 @@ from unrolled.layers.ista import ISTA
 from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention
 from unrolled.layers.mesa import MesaLayer, MesaNetLayer
 from unrolled.layers.mssa import MSSA
+from unrolled.layers.overcomplete import OvercompleteISTA
+from unrolled.layers.tssa import CausalTSSA, TokenStatistics
 
 if TYPE_CHECKING:
     from unrolled.models.sequence_config import SequenceConfig
@@ -50,11 +52,7 @@ class CausalMSSA(MSSA):
         if 1 < n < m:
             mask = torch.ones(n, m, dtype=torch.bool, device=z.device).tril(m - n)
         y = F.scaled_dot_product_attention(new, seen, seen, attn_mask=mask, is_causal=n == m)
-        y = y.transpose(-3, -2).flatten(-2)
-        if self.output is None:
-            update = self.scale * F.linear(y, self.subspaces.weight.mT)
-        else:
-            update = self.dropout(self.output(y))
+        update = self.merge(y.transpose(-3, -2).flatten(-2))
         return (update, seen) if return_state else update
 
     def attention(self, z: Tensor, *, query: int | slice | None = None, is_causal: bool = True) -> Tensor:
@@ -85,15 +83,16 @@ class MLP(nn.Module):
 
 
 class SequenceBlock(nn.Module):
-    r"""One block: z + attn(norm1(z)), then z + mlp(norm2(z)), or ISTA(norm2(z)) in its place.
+    r"""One block: z + attn(norm1(z)), then z + second(norm2(z)), or ISTA(norm2(z)) in its place.
 
     | part       | attribute        |
     | ---------- | ---------------- |
     | attention  | `attn`           |
-    | the second half | `mlp` or `ista`; none with `second="none"` |
+    | the second half | `mlp`, or `ista` for ISTA and the overcomplete dictionary; none with `second="none"` |
     | norms      | `norm1`, `norm2` |
 
-    ISTA replaces the tokens, as in `CRATEBlock`: its identity is inside the step.
+    ISTA replaces the tokens, as in `CRATEBlock`: its identity is inside the step. The overcomplete dictionary of
+    CRATE-alpha is added to them.
     """
 
     def __init__(self, config: SequenceConfig, index: int) -> None:
@@ -104,14 +103,12 @@ class SequenceBlock(nn.Module):
         self.attn = _positioned(config, name) if positioned else LAYERS[name](config, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         second = SECOND[config.second](config)
-        self.mlp: nn.Module | None = None
-        self.ista: nn.Module | None = None
-        if second is not None:
-            self.norm2 = NORMS[config.norm](config.dim)
-            if config.second in REPLACING:
-                self.ista = second
-            else:
-                self.mlp = second
+        self.replaces = config.second in REPLACING
+        # an identity too reads Z+half, which instruments look for between the halves of a layer
+        self.norm2 = nn.Identity() if second is None else NORMS[config.norm](config.dim)
+        sparse = isinstance(second, ISTA | OvercompleteISTA)
+        self.ista = second if sparse else None
+        self.mlp = None if sparse else second
 
     def forward(
         self, z: Tensor, *, positions: Tensor | None = None, state: Any = None, return_state: bool = False
@@ -135,10 +132,9 @@ class SequenceBlock(nn.Module):
         else:
             update = self.attn(x)
         z = z + self.dropout(update)
-        if self.ista is not None:
-            z = self.ista(self.norm2(z))
-        elif self.mlp is not None:
-            z = z + self.dropout(self.mlp(self.norm2(z)))
+        x, second = self.norm2(z), self.mlp if self.ista is None else self.ista
+        if second is not None:
+            z = second(x) if self.replaces else z + self.dropout(second(x))
         return (z, after) if return_state else z
 
 
@@ -157,7 +153,10 @@ def check_state(attention: nn.Module, state: Any, batch: int) -> None:
     expected: dict[str, tuple[int | None, ...]] = {}
     found: dict[str, Any] = {}
     a: Any = attention
-    if isinstance(a, MSSA):
+    if isinstance(a, CausalTSSA):
+        found = state._asdict() if isinstance(state, TokenStatistics) else {"energy": None}
+        expected = {"energy": (batch, a.heads, a.dim_head)}
+    elif isinstance(a, MSSA):
         expected, found = {"projections": (batch, a.heads, None, a.dim_head)}, {"projections": state}
     elif isinstance(a, SoftmaxSelfAttention):
         pair = state if isinstance(state, tuple) and len(state) == 2 else (None, None)
@@ -216,6 +215,16 @@ def _mssa(config: SequenceConfig, dim: int) -> nn.Module:
     return CausalMSSA(dim, config.heads, dim_head=config.width, **config.layer_args.get("mssa", {}))
 
 
+def _tssa(config: SequenceConfig, dim: int) -> nn.Module:
+    args = {"max_length": config.max_length, **config.layer_args.get("tssa", {})}
+    return CausalTSSA(dim, config.heads, dim_head=config.width, **args)
+
+
+def _overcomplete(config: SequenceConfig) -> nn.Module:
+    args = {"expansion": int(config.mlp_ratio), **config.layer_args.get("overcomplete", {})}
+    return OvercompleteISTA(config.dim, **args)
+
+
 def _mlp(config: SequenceConfig) -> nn.Module:
     return MLP(dim=config.dim, ratio=config.mlp_ratio, kind=config.second)
 
@@ -228,12 +237,14 @@ LAYERS: dict[str, Callable[[SequenceConfig, int], nn.Module]] = {
     "mesa": _projections(MesaLayer, "mesa"),
     "mesanet": _projections(MesaNetLayer, "mesanet"),
     "mssa": _mssa,
+    "tssa": _tssa,
 }
 # second halves by name; those in REPLACING return the new tokens, the others an update
 SECOND: dict[str, Callable[[SequenceConfig], nn.Module | None]] = {
     "mlp": _mlp,
     "relu": _mlp,
     "swiglu": _mlp,
+    "overcomplete": _overcomplete,
     "ista": lambda config: ISTA(config.dim, **config.layer_args.get("ista", {})),
     "none": lambda config: None,
 }

@@ -16,19 +16,21 @@ class SequenceConfig:
     """What regressors and language models share.
 
     Attributes:
-        layers: one name of `LAYERS` a block: "softmax", "linear", "mesa", "mesanet" or "mssa".
+        layers: one name of `LAYERS` a block: "softmax", "linear", "mesa", "mesanet", "mssa" or
+            "tssa".
         dim: d, token width.
         heads: heads of every layer.
         dim_head: width of a head; `dim / heads` if None.
         layer_args: further arguments by name, e.g. `{"mesa": {"normalize": True}, "ista": {"sparsity": 0.5}}`.
-        second: second half of every block, a name of `SECOND`: "mlp" (GELU), "relu", "swiglu", "ista" or "none".
+        second: second half of every block, a name of `SECOND`: "mlp" (GELU), "relu", "swiglu", "ista",
+            "overcomplete" (CRATE-alpha's) or "none".
         mlp_ratio: hidden width of the second half over `dim`; ISTA has none.
         norm: before each half and at the end: "layernorm", "rmsnorm" or "none".
         positions: "learned" rows added to the tokens, "sinusoidal" ones, "first_layer" (sinusoids of width
             `dim`, concatenated to what queries and keys of the first layer read and to nothing else), or "none".
-        max_length: rows of the learned table; the other kinds know no limit.
+        max_length: rows of the learned table, and of what "tssa" learns by position; all else knows no limit.
         dropout: on the embedded tokens and on what each half adds, in training.
-        init_std: of all weights but those of MSSA and ISTA, which keep their own; PyTorch's default if None.
+        init_std: of all weights but those of MSSA, TSSA and the ISTAs, which keep their own; PyTorch's default if None.
         clip: tokens are clipped to [-clip, clip] after every block; None for no clipping.
     """
 
@@ -113,29 +115,25 @@ class LanguageConfig(SequenceConfig):
     Attributes:
         vocab_size: number of tokens.
         tied: the output matrix is the embedding.
-        embed_scale: factor of the embedded tokens and their learned positions. Above 1 they are not drowned by what
-            the first layers add, although a tied embedding must start small for its logits' sake.
         logit_cap: c of c tanh(logits / c), 30 in MesaNet; None for none.
     """
 
     vocab_size: int
     tied: bool = True
-    embed_scale: float = 1.0
     logit_cap: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.vocab_size < 1:
             raise ValueError(f"vocab_size={self.vocab_size}: must be at least 1")
-        for argument in ("embed_scale", "logit_cap"):
-            value = getattr(self, argument)
-            if value is not None and not value > 0:
-                raise ValueError(f"{argument}={value}: must be positive")
+        if self.logit_cap is not None and not self.logit_cap > 0:
+            raise ValueError(f"logit_cap={self.logit_cap}: must be positive")
 
 
-# CRATE-GPT (60M parameters) and GPT-2 (124M) share their frame; MesaNet as in arXiv 2506.05233; nano is ours
+# CRATE-GPT (60M parameters) and GPT-2 (124M) share their frame; MesaNet as in arXiv 2506.05233. The widths of the other
+# published models are not known: alpha and ToST here have that of CRATE-GPT (110M; published: 120M for alpha)
 _GPT2: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024}
-_CRATE: dict[str, Any] = {"second": "ista", "embed_scale": 50.0}
+_ALPHA: dict[str, Any] = {"second": "overcomplete", "layer_args": {"mssa": {"bias": False}}, **_GPT2}
 _MESANET: dict[str, Any] = {
     "vocab_size": 50257,
     "max_length": 2048,
@@ -147,8 +145,10 @@ _MESANET: dict[str, Any] = {
     "logit_cap": 30.0,
 }
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
-    "crate_gpt_base": {"layers": ("mssa",) * 12, "dim": 768, "heads": 12, **_GPT2, **_CRATE},
-    "crate_gpt_nano": {"layers": ("mssa",) * 4, "dim": 128, "heads": 4, **_GPT2, **_CRATE},
+    "crate_gpt_base": {"layers": ("mssa",) * 12, "dim": 768, "heads": 12, "second": "ista", **_GPT2},
+    "crate_gpt_nano": {"layers": ("mssa",) * 4, "dim": 128, "heads": 4, "second": "ista", **_GPT2},
+    "crate_alpha_gpt_base": {"layers": ("mssa",) * 12, "dim": 768, "heads": 12, **_ALPHA},
+    "tost_gpt_base": {"layers": ("tssa",) * 12, "dim": 768, "heads": 12, **_GPT2},
     "gpt2_base": {"layers": ("softmax",) * 12, "dim": 768, "heads": 12, **_GPT2},
     "mesanet_140m": {"layers": ("mesanet",) * 14, "dim": 768, "heads": 6, **_MESANET},
     "mesanet_440m": {"layers": ("mesanet",) * 28, "dim": 1024, "heads": 8, **_MESANET},
