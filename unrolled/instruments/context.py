@@ -25,6 +25,7 @@ from unrolled.instruments.probes import (
     fit_readout,
     probe,
     run,
+    widen,
 )
 from unrolled.instruments.trace import trace
 from unrolled.theory.in_context import ridge_regression
@@ -88,7 +89,7 @@ def in_context_score(
     Raises:
         ValueError: the sequences are too short for the positions.
     """
-    losses = token_losses(model, inputs, targets, batch_size=batch_size).double()
+    losses = widen(token_losses(model, inputs, targets, batch_size=batch_size))
     if not 0 <= early < late:
         raise ValueError(f"early={early}, late={late}: must be 0 <= early < late")
     if window < 1 or late + window > losses.shape[1]:
@@ -229,8 +230,8 @@ def mesa_descent(
         raise ValueError(f"pairs={pairs} must be at least 1, and {count} sequences at least 8")
     if protocol not in ("held-out", "paper"):
         raise ValueError(f"protocol={protocol!r}: choose 'held-out' or 'paper'")
-    states = _states(model, inputs, states).double()
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(inputs.device)
+    states = widen(_states(model, inputs, states))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     tested = max(2, round(test_fraction * count))
     test, fit = order[:tested], order[tested:] if protocol == "held-out" else order[:tested]
     asked = torch.linspace(0, at - 2, min(pairs, at - 1)).round().long().unique()
@@ -274,7 +275,7 @@ def mesa_descent(
 
 
 def _readout(z: Tensor, want: Tensor, protocol: Protocol) -> Readout:
-    x, y = z.flatten(0, 1).double(), want.flatten(0, 1)
+    x, y = widen(z.flatten(0, 1)), want.flatten(0, 1)
     if protocol == "held-out":
         return fit_readout(x, y, groups=len(z))
     gram = x.mT @ x + PAPER_PENALTY * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
@@ -294,7 +295,7 @@ def _ask(
 ) -> dict[str, Tensor]:
     """Tokens [b, m, d] of every layer at position `at`, where tokens `asked` of `sources` stand in the contexts."""
     variants = inputs[contexts, : at + 1].repeat_interleave(len(asked), dim=0)
-    variants[:, at] = inputs[sources][:, asked.to(inputs.device)].flatten(0, 1)
+    variants[:, at] = inputs[sources][:, asked].flatten(0, 1)
     found = activations(model, variants, layers=layers, batch_size=batch_size, keep=lambda z: z[:, at])
     return {name: z.unflatten(0, (len(contexts), len(asked))) for name, z in found.items()}
 
@@ -341,7 +342,7 @@ def _attention(model: nn.Module, inputs: Tensor, layer: str, batch_size: int | N
     parts: list[Tensor] = []
 
     def keep_last(name: str, weights: Tensor) -> None:
-        parts.append(weights[:, :, -1].double())
+        parts.append(widen(weights[:, :, -1]))
 
     listening = trace(model, patterns=f"{layer}/attention", attention=True, reduce=keep_last)
     with evaluating(model), torch.no_grad(), listening:
@@ -382,7 +383,7 @@ def _sensitivity(
                 for i in range(directions):
                     u = torch.randn(z.shape, generator=generator).to(z)
                     [gradient] = torch.autograd.grad((u * z).sum(), leaves, retain_graph=i + 1 < directions)
-                    total += gradient.double().square().sum((0, 2)).cpu()
+                    total += gradient.cpu().double().square().sum((0, 2))
     finally:
         handle.remove()
     return (total / (directions * len(inputs))).sqrt()

@@ -45,7 +45,7 @@ class Readout(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., n, d] -> [..., n, e]."""
-        return (x.to(self.weight.dtype) - self.mean) @ self.weight + self.bias
+        return (widen(x) - self.mean) @ self.weight + self.bias
 
 
 def probe(
@@ -198,7 +198,7 @@ def fit_readout(x: Tensor, y: Tensor, *, penalties: Sequence[float] = PENALTIES,
     Returns:
         the readout, fitted on all n samples in float64.
     """
-    x, y = x.double(), y.double()
+    x, y = widen(x), widen(y)
     n = x.shape[-2]
     size = n // (groups or n)
     cut = n - max(1, round(_VALIDATION * (groups or n))) * size
@@ -209,6 +209,11 @@ def fit_readout(x: Tensor, y: Tensor, *, penalties: Sequence[float] = PENALTIES,
         errors = [float((readout(x[..., cut:, :]) - y[..., cut:, :]).square().mean()) for readout in trials]
         best = int(np.argmin(errors))
     return next(_ridge_path(x, y, penalties[best : best + 1]))
+
+
+def widen(x: Tensor) -> Tensor:
+    """In float64; on the CPU if the tensor's device has no such type."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
 def _ridge_path(x: Tensor, y: Tensor, penalties: Sequence[float]) -> Iterator[Readout]:
@@ -228,7 +233,7 @@ def _ridge_score(x: Tensor, y: Tensor, division: tuple[Tensor, Tensor] | None, p
     fit, test = (x, x) if division is None else (x[division[0]], x[division[1]])
     want, truth = (y, y) if division is None else (y[division[0]], y[division[1]])
     groups = len(fit)
-    fit, test, want, truth = (part.flatten(0, 1).double() for part in (fit, test, want, truth))
+    fit, test, want, truth = (widen(part.flatten(0, 1)) for part in (fit, test, want, truth))
     if division is None:
         gram = fit.mT @ fit + PAPER_PENALTY * torch.eye(fit.shape[-1], dtype=fit.dtype, device=fit.device)
         predicted, penalty = test @ torch.linalg.solve(gram, fit.mT @ want), PAPER_PENALTY
@@ -251,7 +256,7 @@ def _logistic_score(x: Tensor, y: Tensor, division: tuple[Tensor, Tensor] | None
     from sklearn.linear_model import LogisticRegression
 
     assert division is not None
-    fit, test = (x[part].flatten(0, 1).double().cpu() for part in division)
+    fit, test = (x[part].flatten(0, 1).cpu().double() for part in division)
     want, truth = (y[part].flatten().cpu().numpy() for part in division)
     spread = fit.std(0, correction=0)
     spread[spread == 0] = 1
@@ -335,7 +340,7 @@ def _check(
             f"features: {features.shape[0]} sequences of {features.shape[1]}; a probe needs at least 4 of 1"
         )
     if kind == "ridge":
-        targets = (targets if targets.ndim == 3 else targets[..., None]).double()
+        targets = targets if targets.ndim == 3 else targets[..., None]
     elif targets.ndim != 2 or targets.is_floating_point():
         raise ValueError("targets: a logistic probe needs one integer label a token; use kind='ridge'")
     if not torch.isfinite(features).all() or not torch.isfinite(targets).all():
