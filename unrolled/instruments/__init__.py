@@ -22,6 +22,7 @@ _EXPORTS = {
     "head_semantics": "semantics",
     "head_subspaces": "anatomy",
     "HeadSemantics": "semantics",
+    "in_context_score": "context",
     "incoherence": "rates",
     "jaccard": "overlap",
     "label_boundary": "boundaries",
@@ -29,17 +30,21 @@ _EXPORTS = {
     "layerwise": "rates",
     "maskcut": "spectral",
     "Matches": "semantics",
+    "mesa_descent": "context",
     "nearest_patches": "semantics",
     "normalized_cut": "spectral",
     "Patches": "patches",
     "pca_colours": "segmentation",
     "PCAColours": "segmentation",
     "pool_labels": "semantics",
+    "probe": "probes",
+    "probe_model": "probes",
     "read_patches": "patches",
     "refine_mask": "segmentation",
     "region_scores": "overlap",
     "score_attention": "overlap",
     "threshold_attention": "segmentation",
+    "token_binding": "context",
     "token_pca": "segmentation",
     "TokenPCA": "segmentation",
     "Trace": "trace",
@@ -56,6 +61,9 @@ if TYPE_CHECKING:
     from unrolled.instruments.boundaries import boundary_counts as boundary_counts
     from unrolled.instruments.boundaries import boundary_f as boundary_f
     from unrolled.instruments.boundaries import label_boundary as label_boundary
+    from unrolled.instruments.context import in_context_score as in_context_score
+    from unrolled.instruments.context import mesa_descent as mesa_descent
+    from unrolled.instruments.context import token_binding as token_binding
     from unrolled.instruments.control import untrained_control as untrained_control
     from unrolled.instruments.detection import average_precision as average_precision
     from unrolled.instruments.overlap import bootstrap_interval as bootstrap_interval
@@ -67,6 +75,8 @@ if TYPE_CHECKING:
     from unrolled.instruments.overlap import score_attention as score_attention
     from unrolled.instruments.patches import Patches as Patches
     from unrolled.instruments.patches import read_patches as read_patches
+    from unrolled.instruments.probes import probe as probe
+    from unrolled.instruments.probes import probe_model as probe_model
     from unrolled.instruments.rates import incoherence as incoherence
     from unrolled.instruments.rates import layerwise as layerwise
     from unrolled.instruments.rates import trace_report as trace_report

@@ -4,6 +4,7 @@ from unrolled.models.crate import CRATE, CRATEBlock
 from unrolled.models.masked import Completion, CRATEDecoderBlock, MaskedAutoencoder
 from unrolled.models.published import LoadReport, load_published
 from unrolled.models.registry import ModelInfo, create_model, list_models
+from unrolled.models.sequence import LanguageConfig, LanguageModel, RegressorConfig, SequenceRegressor, language_config
 from unrolled.models.tost import ToST, ToSTBlock
 from unrolled.models.transfer import load_weights
 
@@ -12,12 +13,17 @@ __all__ = [
     "CRATEBlock",
     "CRATEDecoderBlock",
     "Completion",
+    "LanguageConfig",
+    "LanguageModel",
     "LoadReport",
     "MaskedAutoencoder",
     "ModelInfo",
+    "RegressorConfig",
+    "SequenceRegressor",
     "ToST",
     "ToSTBlock",
     "create_model",
+    "language_config",
     "list_models",
     "load_published",
     "load_weights",

@@ -1,0 +1,339 @@
+"""Sequence models: stacks of attention layers into regressors and language models.
+
+A variant is its layers and its config: the twin of a softmax model differs in `layers` alone. Configs, and the sizes
+that have names, are in `unrolled.models.sequence_config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from unrolled.layers.ista import ISTA
+from unrolled.layers.subspace import SubspaceAttention
+from unrolled.models.sequence_blocks import NORMS, SequenceBlock, check_state, sinusoids
+from unrolled.models.sequence_config import (
+    LANGUAGE_MODELS,
+    LanguageConfig,
+    RegressorConfig,
+    SequenceConfig,
+    language_config,
+)
+
+__all__ = [
+    "LANGUAGE_MODELS",
+    "LanguageConfig",
+    "LanguageModel",
+    "RegressorConfig",
+    "SequenceRegressor",
+    "SequenceState",
+    "language_config",
+]
+
+
+class SequenceState(NamedTuple):
+    """What a model remembers of earlier tokens: their number, and each layer's own state."""
+
+    length: int
+    layers: tuple[Any, ...]
+
+
+class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"):  # type: ignore[call-arg]
+    """Blocks, positions, final norm, saving and loading; subclasses add what goes in and what comes out."""
+
+    config_class: ClassVar[type[SequenceConfig]]
+
+    def __init__(self, config: SequenceConfig) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise ValueError(f"config must be a {self.config_class.__name__}, not {type(config).__name__}")
+        self.config: Any = config
+        self.positions = nn.Embedding(config.max_length, config.dim) if config.positions == "learned" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(SequenceBlock(config, index) for index in range(len(config.layers)))
+        self.norm = NORMS[config.norm](config.dim)
+
+    def _run(self, z: Tensor, state: SequenceState | None, return_state: bool) -> tuple[Tensor, SequenceState | None]:
+        """Embedded tokens [b, n, d] through all blocks and the final norm."""
+        start = 0 if state is None else state.length
+        beside = None
+        if self.config.positions == "first_layer":
+            beside = sinusoids(start, z.shape[1], self.config.dim, z.device)
+        elif self.positions is not None:
+            z = z + self.positions.weight[start : start + z.shape[1]]
+        elif self.config.positions == "sinusoidal":
+            z = z + sinusoids(start, z.shape[1], self.config.dim, z.device).to(z.dtype)
+        z = self.dropout(z)
+        carried = state is not None or return_state
+        states = []
+        for index, block in enumerate(self.blocks):
+            given = None if state is None else state.layers[index]
+            place = beside if index == 0 else None
+            out = block(z, positions=place, state=given, return_state=carried)
+            z, after = out if carried else (out, None)
+            z = z if self.config.clip is None else z.clamp(-self.config.clip, self.config.clip)
+            states.append(after)
+        after = SequenceState(start + z.shape[1], tuple(states)) if return_state else None
+        return self.norm(z), after
+
+    def _check(self, inputs: Tensor, state: SequenceState | None) -> None:
+        """Sequence length and state; subclasses check what the tokens are."""
+        if inputs.shape[0] == 0 or inputs.shape[1] == 0:
+            raise ValueError(f"inputs: empty sequence, shape {tuple(inputs.shape)}; give at least one token")
+        start = 0
+        if state is not None:
+            if not isinstance(state, SequenceState) or len(state.layers) != len(self.blocks):
+                raise ValueError(f"state: must be a SequenceState of {len(self.blocks)} layers, as this model returns")
+            for block, given in zip(self.blocks, state.layers, strict=True):
+                check_state(block.get_submodule("attn"), given, inputs.shape[0])
+            start = state.length
+        self._check_length(start + inputs.shape[1])
+
+    def _check_length(self, length: int) -> None:
+        if self.positions is not None and length > self.config.max_length:
+            raise ValueError(
+                f"inputs: {length} tokens, but the learned position table has max_length={self.config.max_length}. "
+                "Rows beyond it were never learned, and stretching the table would move every token the model knows: "
+                "shorten the sequence, train with a larger max_length, or use positions='sinusoidal' or 'none'"
+            )
+
+    def reset_parameters(self) -> None:
+        """Initialise every parameter; the only place that does.
+
+        | parameter                          | here                                                          |
+        |------------------------------------|---------------------------------------------------------------|
+        | weights of linear maps, embeddings | N(0, init_std^2); with init_std None PyTorch's defaults       |
+        | of these, last maps of the halves  | divided by sqrt(2 * depth) in language models, as in GPT-2    |
+        | MSSA, TSSA, both ISTAs             | the layers' own, as in `CRATE`                                |
+        | norms, gates, convolutions, ridges | the layers' own                                               |
+        """
+        std = self.config.init_std
+        if std is None:
+            return
+        shrink = (2 * len(self.blocks)) ** -0.5 if isinstance(self, LanguageModel) else 1.0
+        own = {inner for m in self.modules() if isinstance(m, SubspaceAttention | ISTA) for inner in m.modules()}
+        for path, module in self.named_modules():
+            if module in own or path.endswith(".gates") or path.endswith(".forget"):
+                continue
+            if isinstance(module, nn.Linear | nn.Embedding):
+                last = path.endswith((".attn.output", ".mlp.contract"))
+                nn.init.normal_(module.weight, std=std * shrink if last else std)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, config: Any = None, **kwargs: Any) -> Any:
+        """The mixin's hook: read the config as a dataclass, load strictly, and say what does not fit."""
+        if isinstance(config, dict) or config is None:
+            fields, given = dataclasses.fields(cls.config_class), set(config or ())
+            # fields with a default may be absent: a config written before they existed
+            needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+            if not needed <= given <= {f.name for f in fields}:
+                raise ValueError(f"{model_id}: config.json does not describe a {cls.__name__}")
+            config = cls.config_class(**(config or {}))
+        strict, device = kwargs.pop("strict", True), kwargs.pop("map_location", "cpu")
+        if (weights := Path(model_id) / "model.safetensors").is_file():
+            return cls._load_as_safetensor(cls(config), str(weights), device, strict)
+        return super()._from_pretrained(model_id=model_id, config=config, strict=strict, map_location=device, **kwargs)
+
+
+class SequenceRegressor(_SequenceModel):
+    """Continuous tokens in, a prediction at every position out: the models of the in-context experiments.
+
+    `embed` (linear or none), `blocks`, `norm`, `head` (linear, or the first channels).
+    """
+
+    config_class: ClassVar[type[SequenceConfig]] = RegressorConfig
+
+    def __init__(self, config: RegressorConfig) -> None:
+        """Build the model; see `RegressorConfig`."""
+        super().__init__(config)
+        self.output_dim = config.output_dim or config.input_dim
+        linear = config.embedding == "linear"
+        self.embed = nn.Linear(config.input_dim, config.dim, bias=False) if linear else nn.Identity()
+        self.head = nn.Linear(config.dim, self.output_dim, bias=False) if linear else FirstChannels(self.output_dim)
+        self.reset_parameters()
+
+    def forward(self, inputs: Tensor, *, state: SequenceState | None = None, return_state: bool = False) -> Any:
+        """Predict.
+
+        Args:
+            inputs: observations or constructed tokens, [b, n, input_dim].
+            state: of earlier tokens.
+            return_state: also return the state after the last token.
+
+        Returns:
+            predictions [b, n, output_dim], or those and the state.
+
+        Raises:
+            ValueError: an empty sequence, one past the position table, other widths, or a state of another model.
+        """
+        if inputs.ndim != 3 or inputs.shape[-1] != self.config.input_dim:
+            raise ValueError(f"inputs: shape {tuple(inputs.shape)}, but must be [b, n, {self.config.input_dim}]")
+        self._check(inputs, state)
+        z, after = self._run(self.embed(inputs), state, return_state)
+        out = self.head(z)
+        return (out, after) if return_state else out
+
+    def generate(self, prompt: Tensor, steps: int, *, cache: bool = True) -> Tensor:
+        """Roll out: every prediction becomes the next observation.
+
+        Args:
+            prompt: [b, n, input_dim].
+            steps: number of observations to add.
+            cache: carry the state; False recomputes everything at every step, with the same result.
+
+        Returns:
+            [b, n + steps, input_dim].
+        """
+        if self.output_dim != self.config.input_dim:
+            raise ValueError("generate: predictions of width output_dim cannot be observations of width input_dim")
+        return _extend(self, prompt, steps, cache, lambda out: out[:, -1:])
+
+
+class FirstChannels(nn.Module):
+    """Reads the prediction off the first channels of constructed tokens."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[..., d] -> [..., count]."""
+        return z[..., : self.count]
+
+
+class LanguageModel(_SequenceModel):
+    """Token ids in, logits of the next token out.
+
+    `embed` (a table, tied to `head` by default), `positions`, `blocks`, `norm`, `head`.
+    """
+
+    config_class: ClassVar[type[SequenceConfig]] = LanguageConfig
+
+    def __init__(self, config: LanguageConfig) -> None:
+        """Build the model; see `LanguageConfig`."""
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.embed.weight
+        self.reset_parameters()
+
+    def forward(self, tokens: Tensor, *, state: SequenceState | None = None, return_state: bool = False) -> Any:
+        """Predict the next token at every position.
+
+        Args:
+            tokens: integer ids [b, n].
+            state: of earlier tokens.
+            return_state: also return the state after the last token.
+
+        Returns:
+            logits [b, n, vocab_size], or those and the state.
+
+        Raises:
+            ValueError: an empty sequence, one past the position table, an unknown token, or a state of another model.
+        """
+        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise ValueError(f"tokens: must be integers [b, n], not {tokens.dtype} {tuple(tokens.shape)}")
+        self._check(tokens, state)
+        if not torch.compiler.is_compiling():
+            low, high = (int(x) for x in torch.aminmax(tokens))
+            if low < 0 or high >= self.config.vocab_size:
+                unknown, last = low if low < 0 else high, self.config.vocab_size - 1
+                raise ValueError(
+                    f"tokens: unknown token {unknown}; ids run from 0 to {last}. Is this the model's tokenizer?"
+                )
+        z, after = self._run(self.embed(tokens), state, return_state)
+        logits = self.head(z)
+        if (cap := self.config.logit_cap) is not None:
+            logits = cap * torch.tanh(logits / cap)
+        return (logits, after) if return_state else logits
+
+    def generate(
+        self,
+        prompt: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        eos: int | None = None,
+        seed: int | None = None,
+        cache: bool = True,
+    ) -> Tensor:
+        """Continue prompts of equal length.
+
+        Args:
+            prompt: ids [b, n], e.g. `tokenizer(text, return_tensors="pt").input_ids`.
+            max_new_tokens: number of tokens to add.
+            temperature: 0 takes the likeliest token.
+            top_k: sample among the k likeliest only.
+            eos: id after which a sequence is over and repeats it; when all are over, generation stops.
+            seed: of the samples; None takes PyTorch's global generator.
+            cache: carry the state; False recomputes everything at every step, with the same result.
+
+        Returns:
+            ids [b, n + at most max_new_tokens].
+
+        Raises:
+            ValueError: as in `forward`; the whole length must fit into the position table.
+        """
+        if not temperature >= 0 or (top_k is not None and top_k < 1):
+            raise ValueError(f"temperature={temperature}, top_k={top_k}: must be >= 0 and at least 1")
+        generator = None if seed is None else torch.Generator(prompt.device).manual_seed(seed)
+        over = torch.zeros(len(prompt), 1, dtype=torch.bool, device=prompt.device)
+
+        def pick(logits: Tensor) -> Tensor | None:
+            nonlocal over
+            if bool(over.all()):
+                return None
+            last = logits[:, -1].float()
+            if top_k is not None:
+                kth = last.topk(min(top_k, last.shape[-1])).values[:, -1:]
+                last = last.masked_fill(last < kth, -torch.inf)
+            if temperature == 0:
+                token = last.argmax(-1, keepdim=True)
+            else:
+                token = torch.multinomial((last / temperature).softmax(-1), 1, generator=generator)
+            if eos is not None:
+                token = torch.where(over, eos, token)
+                over = over | (token == eos)
+            return token.to(prompt.dtype)
+
+        return _extend(self, prompt, max_new_tokens, cache, pick)
+
+
+def _extend(model: Any, prompt: Tensor, steps: int, cache: bool, pick: Any) -> Tensor:
+    """Append what `pick(output of the model)` returns, `steps` times or until it returns None."""
+    if steps < 0:
+        raise ValueError(f"{steps} new tokens: must be 0 or more")
+    if prompt.ndim > 1:
+        model._check_length(prompt.shape[1] + steps)
+    with _evaluating(model), torch.no_grad():
+        inputs, state = prompt, None
+        for _ in range(steps):
+            if cache:
+                out, state = model(inputs, state=state, return_state=True)
+            else:
+                out = model(prompt)
+            inputs = pick(out)
+            if inputs is None:
+                break
+            prompt = torch.cat([prompt, inputs], dim=1)
+    return prompt
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

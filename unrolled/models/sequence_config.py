@@ -1,0 +1,170 @@
+"""Configs of the sequence models, and the sizes that have names."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from unrolled.models.sequence_blocks import LAYERS, NORMS, SECOND
+
+POSITIONS = ("learned", "sinusoidal", "first_layer", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """What regressors and language models share.
+
+    Attributes:
+        layers: one name of `LAYERS` a block: "softmax", "linear", "mesa", "mesanet", "mssa" or
+            "tssa".
+        dim: d, token width.
+        heads: heads of every layer.
+        dim_head: width of a head; `dim / heads` if None.
+        layer_args: further arguments by name, e.g. `{"mesa": {"normalize": True}, "ista": {"sparsity": 0.5}}`.
+        second: second half of every block, a name of `SECOND`: "mlp" (GELU), "relu", "swiglu", "ista",
+            "overcomplete" (CRATE-alpha's) or "none".
+        mlp_ratio: hidden width of the second half over `dim`; ISTA has none.
+        norm: before each half and at the end: "layernorm", "rmsnorm" or "none".
+        positions: "learned" rows added to the tokens, "sinusoidal" ones, "first_layer" (sinusoids of width
+            `dim`, concatenated to what queries and keys of the first layer read and to nothing else), or "none".
+        max_length: rows of the learned table, and of what "tssa" learns by position; all else knows no limit.
+        dropout: on the embedded tokens and on what each half adds, in training.
+        init_std: of all weights but those of MSSA, TSSA and the ISTAs, which keep their own; PyTorch's default if None.
+        clip: tokens are clipped to [-clip, clip] after every block; None for no clipping.
+    """
+
+    layers: tuple[str, ...]
+    dim: int
+    heads: int
+    dim_head: int | None = None
+    layer_args: dict[str, dict[str, Any]] = field(default_factory=dict)
+    second: str = "mlp"
+    mlp_ratio: float = 4.0
+    norm: str = "layernorm"
+    positions: str = "learned"
+    max_length: int = 1024
+    dropout: float = 0.0
+    init_std: float | None = 0.02
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))  # JSON has no tuples
+        if not self.layers:
+            raise ValueError("layers: is empty; name at least one layer, e.g. ('softmax',)")
+        for name in self.layers:
+            if name not in LAYERS:
+                raise ValueError(f"layers: {name!r} is not known; choose from {', '.join(LAYERS)}")
+        for argument, known in (("second", SECOND), ("norm", NORMS), ("positions", POSITIONS)):
+            if getattr(self, argument) not in known:
+                raise ValueError(f"{argument}={getattr(self, argument)!r}: choose one of {', '.join(known)}")
+        if unknown := set(self.layer_args) - set(self.layers) - {self.second}:
+            raise ValueError(f"layer_args: {', '.join(sorted(unknown))} is neither a layer nor the second half here")
+        if min(self.dim, self.heads, self.dim_head or 1, self.max_length) < 1:
+            raise ValueError("dim, heads, dim_head and max_length must be at least 1")
+        if self.dim_head is None and self.dim % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: change one, or give dim_head")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
+        for argument in ("mlp_ratio", "init_std", "clip"):
+            value = getattr(self, argument)
+            if value is not None and not value > 0:
+                raise ValueError(f"{argument}={value}: must be positive")
+
+    @property
+    def width(self) -> int:
+        """Width of a head."""
+        return self.dim_head or self.dim // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressorConfig(SequenceConfig):
+    """Config of a `SequenceRegressor`, with the settings of the in-context experiments as defaults.
+
+    Attributes:
+        input_dim: width of an observation.
+        output_dim: width of a prediction; `input_dim` if None.
+        embedding: "linear" maps observations to tokens and tokens to predictions; "none" takes constructed tokens of
+            width `dim` as they are, and reads the prediction off their first `output_dim` channels.
+    """
+
+    input_dim: int
+    output_dim: int | None = None
+    embedding: str = "linear"
+    second: str = "none"
+    norm: str = "none"
+    positions: str = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embedding not in ("linear", "none"):
+            raise ValueError(f"embedding={self.embedding!r}: choose 'linear' or 'none'")
+        if min(self.input_dim, self.output_dim or 1) < 1:
+            raise ValueError("input_dim and output_dim must be at least 1")
+        if self.embedding == "none" and (self.input_dim != self.dim or (self.output_dim or self.dim) > self.dim):
+            raise ValueError(
+                f"embedding='none' takes tokens as they are: input_dim={self.input_dim} must be dim={self.dim}, and "
+                "output_dim at most that"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(SequenceConfig):
+    """Config of a `LanguageModel`, with GPT-2's frame as defaults.
+
+    Attributes:
+        vocab_size: number of tokens.
+        tied: the output matrix is the embedding.
+        logit_cap: c of c tanh(logits / c), 30 in MesaNet; None for none.
+    """
+
+    vocab_size: int
+    tied: bool = True
+    logit_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vocab_size < 1:
+            raise ValueError(f"vocab_size={self.vocab_size}: must be at least 1")
+        if self.logit_cap is not None and not self.logit_cap > 0:
+            raise ValueError(f"logit_cap={self.logit_cap}: must be positive")
+
+
+# CRATE-GPT (60M parameters) and GPT-2 (124M) share their frame; MesaNet as in arXiv 2506.05233. The widths of the other
+# published models are not known: alpha and ToST here have that of CRATE-GPT (110M; published: 120M for alpha)
+_GPT2: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024}
+_ALPHA: dict[str, Any] = {"second": "overcomplete", "layer_args": {"mssa": {"bias": False}}, **_GPT2}
+_MESANET: dict[str, Any] = {
+    "vocab_size": 50257,
+    "max_length": 2048,
+    "second": "swiglu",
+    "mlp_ratio": 3.0,
+    "norm": "rmsnorm",
+    "positions": "none",
+    "dim_head": 128,
+    "logit_cap": 30.0,
+}
+LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "crate_gpt_base": {"layers": ("mssa",) * 12, "dim": 768, "heads": 12, "second": "ista", **_GPT2},
+    "crate_gpt_nano": {"layers": ("mssa",) * 4, "dim": 128, "heads": 4, "second": "ista", **_GPT2},
+    "crate_alpha_gpt_base": {"layers": ("mssa",) * 12, "dim": 768, "heads": 12, **_ALPHA},
+    "tost_gpt_base": {"layers": ("tssa",) * 12, "dim": 768, "heads": 12, **_GPT2},
+    "gpt2_base": {"layers": ("softmax",) * 12, "dim": 768, "heads": 12, **_GPT2},
+    "mesanet_140m": {"layers": ("mesanet",) * 14, "dim": 768, "heads": 6, **_MESANET},
+    "mesanet_440m": {"layers": ("mesanet",) * 28, "dim": 1024, "heads": 8, **_MESANET},
+    "mesanet_940m": {"layers": ("mesanet",) * 28, "dim": 1536, "heads": 12, **_MESANET},
+}
+
+
+def language_config(name: str, **overrides: Any) -> LanguageConfig:
+    """The config of a model of `LANGUAGE_MODELS`; `overrides` are fields of `LanguageConfig`.
+
+    Raises:
+        ValueError: no model of that name, or a field that does not fit.
+    """
+    if name not in LANGUAGE_MODELS:
+        raise ValueError(f"name={name!r} is not known: choose one of {', '.join(LANGUAGE_MODELS)}")
+    known = {f.name for f in dataclasses.fields(LanguageConfig)}
+    if unknown := set(overrides) - known:
+        raise ValueError(f"{', '.join(sorted(unknown))}: not a field of LanguageConfig ({', '.join(sorted(known))})")
+    return LanguageConfig(**{**LANGUAGE_MODELS[name], **overrides})
