@@ -74,6 +74,14 @@ def test_zero_tokens_and_rank_deficiency_are_finite_with_finite_gradients(dtype)
     assert theory.coding_rate(zero, 0.1).eq(0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_small_tokens_are_normalised_in_half_precision_too(dtype):
+    z = torch.tensor([[1e-3, -1e-3, 1e-3, 1e-3], [0, 0, 0, 0]], dtype=dtype)
+    unit = theory.normalize_tokens(z)
+    assert unit.dtype == dtype
+    torch.testing.assert_close(unit.float(), torch.tensor([[0.5, -0.5, 0.5, 0.5], [0, 0, 0, 0]]), rtol=1e-2, atol=0)
+
+
 def test_huge_rank_deficient_tokens_keep_their_rate_in_float32():
     z = torch.randn(200, 2) @ torch.randn(2, 100) * 1e3
     singular = torch.linalg.svdvals(z.double())

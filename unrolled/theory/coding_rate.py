@@ -142,7 +142,8 @@ def proximal_step(z: Tensor, target: Tensor, dictionary: Tensor, step_size: floa
 
 def normalize_tokens(z: Tensor) -> Tensor:
     """Every token `[..., d]` divided by its l2 norm; zero tokens stay zero instead of becoming NaN."""
-    return F.normalize(z, dim=-1, eps=torch.finfo(z.dtype).tiny ** 0.5)
+    full = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z  # the squares of small halves underflow
+    return F.normalize(full, dim=-1, eps=torch.finfo(full.dtype).tiny ** 0.5).to(z.dtype)
 
 
 def _half_logdet(w: Tensor, alpha: float) -> Tensor:
