@@ -176,7 +176,7 @@ def test_a_run_is_measured_on_the_split_it_was_not_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    flags = ["--seed", "3", "--val-fraction", "0.2", "--max-steps", "3", "--batch-size", "32", "--quiet"]
+    flags = ["--split-seed", "3", "--val-fraction", "0.2", "--max-steps", "3", "--batch-size", "32", "--quiet"]
     assert cli.run(["train", *flags, "--out", str(run), "--json"]) == 0
     trained = json.loads(capsys.readouterr().out)
     for model in ([str(run)], ["crate_nano_patch2_8", "--weights", str(run)]):
@@ -187,8 +187,8 @@ def test_a_run_is_measured_on_the_split_it_was_not_trained_on(
             assert scores["images"] == expected["images"]
             assert scores["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     settings = data_settings(str(run), None, data=None, data_dir=None, image_size=None)
-    assert (settings["data"], settings["seed"], settings["val_fraction"]) == ("digits", 3, 0.2)
-    assert data_settings(str(run), None, data="cifar10", data_dir=None, image_size=None)["seed"] == 0
+    assert (settings["data"], settings["split_seed"], settings["val_fraction"]) == ("digits", 3, 0.2)
+    assert data_settings(str(run), None, data="cifar10", data_dir=None, image_size=None)["split_seed"] == 0
 
 
 def test_trace_shows_every_layer_beside_the_control(

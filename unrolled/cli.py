@@ -113,7 +113,7 @@ def explain(error: Exception) -> tuple[int, str]:
         return 3, message
     if isinstance(error, CorruptFile | UnsafeFile | TrainingStopped):
         return 1, message
-    if isinstance(error, ValueError) and type(error) is ValueError:
+    if isinstance(error, ValueError):
         return 2, message
     if isinstance(error, OSError) and error.strerror:
         return 1, f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"

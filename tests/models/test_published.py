@@ -224,3 +224,37 @@ def test_weights_of_a_classifier_with_two_heads(tmp_path):
     torch.save(create_model(name, num_classes=10).state_dict(), tmp_path / "w.pth")
     report = load_weights(create_model(name, num_classes=3), tmp_path / "w.pth")
     assert {key.split(".")[0] for key in report.reshaped} == {"head", "head_dist"}
+
+
+def test_weights_meet_models_that_timm_did_not_make(tmp_path):
+    class Tied(torch.nn.Module):
+        def __init__(self, positions=9):
+            super().__init__()
+            self.embed = torch.nn.Embedding(5, 4)
+            self.pos_embed = torch.nn.Parameter(torch.randn(1, positions, 4))
+            self.out = torch.nn.Linear(4, 5, bias=False)
+            self.out.weight = self.embed.weight
+
+    source = Tied()
+    save_file(
+        {"embed.weight": source.embed.weight.data, "pos_embed": source.pos_embed.data}, tmp_path / "w.safetensors"
+    )
+    model = Tied()
+    load_weights(model, tmp_path / "w.safetensors")
+    assert torch.equal(model.out.weight, source.embed.weight)
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        load_weights(Tied(positions=4), tmp_path / "w.safetensors")
+
+
+def test_unknown_body_tensors_are_not_swallowed(tmp_path):
+    model = create_model("crate_nano_patch2_8")
+    save_file({**model.state_dict(), "blocks.6.norm1.weight": torch.ones(96)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"has \['blocks.6.norm1.weight'\]"):
+        load_weights(model, tmp_path / "w.safetensors")
+
+
+def test_positions_that_are_no_square_are_not_guessed(tmp_path):
+    wide = create_model("crate_nano_patch4_32", img_size=(16, 32), num_classes=10)
+    save_file(wide.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="no square grid"):
+        load_weights(create_model("crate_nano_patch4_32", num_classes=10), tmp_path / "w.safetensors")

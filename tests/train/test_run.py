@@ -203,3 +203,34 @@ def test_importing_the_configuration_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert TrainConfig.__module__ == "unrolled.train.config"
+
+
+def test_seeds_of_one_recipe_share_their_test_images(config, tmp_path):
+    from unrolled.train.run import open_splits
+
+    first, second = (open_splits(config(data="digits", seed=seed, out=tmp_path)).test for seed in (0, 1))
+    assert [first.name(i) for i in range(5)] == [second.name(i) for i in range(5)]
+    other = open_splits(config(data="digits", split_seed=1, out=tmp_path)).test
+    assert [first.name(i) for i in range(5)] != [other.name(i) for i in range(5)]
+
+
+def test_a_model_with_tied_weights_can_be_saved_and_grey_images_reach_a_model_of_ones_own(
+    config, tmp_path, monkeypatch
+):
+    module = tmp_path / "own_model_for_a_test.py"
+    module.write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.a = torch.nn.Linear(3, num_classes, bias=False)\n"
+        "        self.b = torch.nn.Linear(3, num_classes, bias=False)\n"
+        "        self.b.weight = self.a.weight\n"
+        "    def forward(self, x):\n"
+        "        return self.a(x.mean((2, 3))) + self.b(x.amax((2, 3)))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = fit(
+        config(model="own_model_for_a_test:Net", model_args={}, data="digits", max_steps=2, out=tmp_path / "run"),
+    )
+    assert (result.run_dir / "model" / "model.safetensors").is_file()

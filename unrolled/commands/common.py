@@ -83,7 +83,7 @@ def run_settings(spec: str) -> dict[str, Any]:
 def data_settings(
     model: str, weights: Path | None, *, data: str | None, data_dir: Path | None, image_size: int | None
 ) -> dict[str, Any]:
-    """`data`, `data_dir`, `image_size`, and the `seed` and `val_fraction` that divide the data.
+    """`data`, `data_dir`, `image_size`, and the `split_seed` and `val_fraction` that divide the data.
 
     What is not given is taken from the run the weights are from. Above all the division is: under another seed, images
     the run was trained on would be among those it is tested on.
@@ -97,7 +97,7 @@ def data_settings(
         "data": chosen,
         "data_dir": data_dir,
         "image_size": image_size or run.get("image_size"),
-        "seed": run.get("seed", 0) if same else 0,
+        "split_seed": run.get("split_seed", 0) if same else 0,
         "val_fraction": run.get("val_fraction", 0.0) if same else 0.0,
     }
 

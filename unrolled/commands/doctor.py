@@ -22,6 +22,7 @@ OPTIONAL = {
     "webdataset": ("webdataset", "data named wds:PATTERN"),
     "tensorboard": ("track", "--loggers tensorboard"),
     "wandb": ("track", "--loggers wandb"),
+    "trackio": ("trackio", "--loggers trackio"),
 }
 REQUIRED = (
     "torch",

@@ -28,7 +28,7 @@ def evaluate(
     data_dir: Path | None = None,
     split: Literal["train", "val", "test"] = "test",
     val_fraction: float | None = None,
-    seed: int | None = None,
+    split_seed: int | None = None,
     weights: Path | None = None,
     pretrained: Pretrained = False,
     model_args: ModelArgs = None,
@@ -62,7 +62,7 @@ def evaluate(
         Which part of the data.
     val_fraction
         Share of the training split that is validation; default: that of the run, else 0.1 with --split val.
-    seed
+    split_seed
         Which images belong to which split, where the data set does not say; default: that of the run, else 0.
     weights
         Load these instead: a folder of `unrolled convert`, a run folder or a published checkpoint.
@@ -84,11 +84,11 @@ def evaluate(
 
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
-    seed = own["seed"] if seed is None else seed
+    split_seed = own["split_seed"] if split_seed is None else split_seed
     if val_fraction is None:
         val_fraction = own["val_fraction"] or (0.1 if split == "val" else 0.0)
     where = choose_device(device)
-    source = open_images(data, split, data_dir=data_dir, val_fraction=val_fraction, seed=seed)
+    source = open_images(data, split, data_dir=data_dir, val_fraction=val_fraction, seed=split_seed)
     network = open_model(
         model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes)
     ).to(where)
@@ -103,7 +103,7 @@ def evaluate(
         "data_dir": data_dir,
         "split": split,
         "val_fraction": val_fraction,
-        "seed": seed,
+        "split_seed": split_seed,
         "weights": weights,
         "pretrained": pretrained,
         "model_args": model_args or {},
@@ -143,5 +143,5 @@ def _report(folder: Path, settings: dict[str, Any], result: dict[str, Any], netw
         ],
     )
     report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
+    report.provenance = Provenance.collect(config=settings, seeds=[], duration=seconds)
     return write_run(folder, settings, report)

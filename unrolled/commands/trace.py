@@ -99,7 +99,7 @@ def trace(
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
     where = choose_device(device)
-    everything = open_images(data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["seed"])
+    everything = open_images(data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["split_seed"])
     count = min(images, len(everything))
     source = Subset(everything, np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
     network = open_model(

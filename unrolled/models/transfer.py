@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,20 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
             tensors[key] = tensor
         elif key.startswith(classifier):
             report.reshaped[key] = f"not loaded: {list(tensor.shape)} there, {list(own[key].shape)} here"
-        elif key == "pos_embed":
+        elif key == "pos_embed" and hasattr(model, "patch_embed"):
             tensors[key] = _resample_positions(tensor, model)
             report.reshaped[key] = f"resampled from {tensor.shape[1]} to {own[key].shape[1]} tokens"
         else:
             tensors[key] = tensor  # `fill` reports it with everything else that does not fit
-    needed = [key for key in own.keys() - state.keys() if not key.startswith(classifier)]
-    if needed or len(report.ignored) > 2:
+    # a tied parameter has several names and is stored under one of them
+    stored = {own[key].data_ptr() for key in tensors}
+    needed = [key for key in own if key not in state and not key.startswith(classifier)]
+    needed = [key for key in needed if own[key].data_ptr() not in stored]
+    foreign = [key for key in report.ignored if not key.startswith(classifier)]
+    if needed or foreign:
         raise ValueError(
             f"weights: {path} belongs to another architecture than {type(model).__name__}: "
-            f"it lacks {sorted(needed)[:5]} and has {sorted(report.ignored)[:5]} that the model has not"
+            f"it lacks {sorted(needed)[:5]} and has {sorted(foreign)[:5]} that the model has not"
         )
     report.mapped = {key: key for key in tensors}
     fill(model, tensors, report)
@@ -79,4 +84,9 @@ def _read(model: nn.Module, path: Path) -> tuple[StateDict, str]:
 
 def _resample_positions(table: Tensor, model: Any) -> Tensor:
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    if math.isqrt(table.shape[1] - prefix) ** 2 != table.shape[1] - prefix:
+        raise ValueError(
+            f"weights: their {table.shape[1] - prefix} positions are no square grid; build the model at the size they "
+            "were trained at, load them, and then call set_input_size"
+        )
     return resample_abs_pos_embed(table, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix)

@@ -38,6 +38,9 @@ class TrainConfig:
     val_fraction: float = 0.0
     """Share of the training split held out, stratified, for validation, which then chooses the weights that are kept;
     0 keeps the last ones. Either way the test split is looked at once, at the end."""
+    split_seed: int = 0
+    """Which images are held out, and which are the test split where the data set does not say. Runs that are compared,
+    seeds of one recipe above all, must share it."""
     workers: int = 0
     """Loader processes; 0 loads in the training process."""
     on_error: Literal["raise", "skip"] = "raise"

@@ -36,7 +36,7 @@ class MetricsLog:
         self._mirrors: list[Any] = []
         for name in config.loggers:  # a missing package is said before training, not after it
             if name in _MIRRORS:
-                require(name, extra="track", feature=f"the {name} logger")
+                require(name, extra="trackio" if name == "trackio" else "track", feature=f"the {name} logger")
 
     def open(self, position: int | None, step: int) -> None:
         """Start logging; when resuming, forget what was logged after the checkpoint of `step` was written (the log was

@@ -24,7 +24,7 @@ from torch import nn
 from unrolled.errors import TrainingStopped
 from unrolled.models import load_weights
 from unrolled.train import engine
-from unrolled.train.checkpoint import disk_error, whole
+from unrolled.train.checkpoint import checkpoints, disk_error, whole
 from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
 from unrolled.train.evaluation import check_labels, evaluate, logits_of
 from unrolled.train.log import MetricsLog, Progress, write_status
@@ -109,7 +109,8 @@ def _fit(
     torch.manual_seed(config.seed)
     model = model or build_model(config, splits.train)
     tuning = isinstance(config, FinetuneConfig)
-    load_report = load_weights(model, config.weights, head=not tuning) if config.weights else None
+    started = bool(config.resume) and bool(checkpoints(out / "checkpoints"))  # then the checkpoint has the weights
+    load_report = load_weights(model, config.weights, head=not tuning) if config.weights and not started else None
     loaders = build_loaders(config, splits, model, rank=rank, world_size=world)
 
     # --- the schedule, in optimiser steps

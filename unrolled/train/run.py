@@ -55,7 +55,11 @@ def open_splits(config: TrainConfig) -> Splits:
     """The splits `config.data` names; a data set without a test split is trained on without a final test."""
     from unrolled.data import open_images
 
-    options: dict[str, Any] = {"data_dir": config.data_dir, "val_fraction": config.val_fraction, "seed": config.seed}
+    options: dict[str, Any] = {
+        "data_dir": config.data_dir,
+        "val_fraction": config.val_fraction,
+        "seed": config.split_seed,
+    }
     train = open_images(config.data, "train", **options)
     val = open_images(config.data, "val", **options) if config.val_fraction > 0 else None
     try:
@@ -66,13 +70,18 @@ def open_splits(config: TrainConfig) -> Splits:
 
 
 def build_model(config: TrainConfig, source: ImageSource) -> nn.Module:
-    """The model `config` names, with as many classes and channels as the images have, randomly initialised."""
+    """The model `config` names, with as many classes as the images have, randomly initialised.
+
+    A registered model that starts from scratch gets one channel for grey images; any other keeps its own number, and
+    the images are converted.
+    """
     from unrolled.models.resolve import resolve_model
 
     arguments: dict[str, Any] = {"num_classes": len(source.classes), **config.model_args}
     if config.image_size is not None:
         arguments.setdefault("img_size", config.image_size)
-    if source.native_size is not None and source.native_size[0] == 1:
+    registered = config.model.removeprefix("timm:").find(":") < 0
+    if registered and config.weights is None and source.native_size is not None and source.native_size[0] == 1:
         arguments.setdefault("in_chans", 1)
     return resolve_model(config.model, **arguments)
 
@@ -113,7 +122,7 @@ def save_model(model: nn.Module, folder: Path, config: TrainConfig) -> None:
 
     A model that timm did not build is written as weights with its name and arguments.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save_model as save_untied
     from timm.models import save_for_hf
 
     from unrolled.data import model_input
@@ -125,7 +134,7 @@ def save_model(model: nn.Module, folder: Path, config: TrainConfig) -> None:
         expects = model_input(model, image_size=config.image_size)
         save_for_hf(model, str(unfinished), safe_serialization=True, data_config=expects)
     else:
-        save_file({name: t.contiguous() for name, t in model.state_dict().items()}, unfinished / "model.safetensors")
+        save_untied(model, str(unfinished / "model.safetensors"))
         described = {"architecture": config.model, "model_args": config.model_args}
         (unfinished / "config.json").write_text(json.dumps(described, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
