@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 # key of a row -> heading of its column
 _SHOWN = {"rate": "R", "subspace_rate": "R^c", "nonzero": "nonzero", "l1": "l1", "effective_rank": "rank"}
+_MEANING = {
+    "rate": "R, coding rate of all tokens (nats)",
+    "subspace_rate": "R^c, coding rate in the layer's own subspaces (nats)",
+    "nonzero": "Share of entries that are not zero",
+    "l1": "Mean absolute entry",
+    "effective_rank": "Effective rank of the tokens",
+}
 
 
 def trace(
@@ -155,11 +162,28 @@ def _report(folder: Path, settings: dict[str, Any], result: dict[str, Any], seco
         "protocol, beside the same architecture with fresh weights."
     )
     trace_section(report, {"model": result}, images=f"images of the {result['split']} split")
-    columns = ["layer", *(f"{key}{who}" for key in _SHOWN for who in ("", " (untrained)"))]
-    rows = [
-        [int(a["layer"]), *(r[key] for key in _SHOWN for r in (a, b))] for a, b in zip(layers, control, strict=True)
-    ]
-    report.section("Numbers").table(columns, rows)
+    numbers = report.section(
+        "Numbers", "Mean over images ± standard error, before the layer, between its halves, after."
+    )
+    columns = ["layer", *(f"{point}{who}" for who in ("", ", untrained") for point in ("Z", "Z½", "Z+1"))]
+    for key in _SHOWN:
+        rows: list[list[int | str]] = [
+            [
+                int(a["layer"]),
+                *(
+                    f"{r[f'{key}_{at}']:.4g} ± {r[f'{key}_{at}_se']:.1g}"
+                    for r in (a, b)
+                    for at in ("z", "half", "next")
+                ),
+            ]
+            for a, b in zip(layers, control, strict=True)
+        ]
+        numbers.table(columns, rows, caption=_MEANING[key])
+    numbers.table(
+        ["layer", "trained", "untrained"],
+        [[int(a["layer"]), a["incoherence"], b["incoherence"]] for a, b in zip(layers, control, strict=True)],
+        caption="Incoherence of the heads' subspaces: 1 when mutually orthogonal, 0 when they coincide",
+    )
     report.results = result
     report.provenance = Provenance.collect(config=settings, seeds=[result["seed"]], duration=seconds)
     return write_run(folder, settings, report)

@@ -23,8 +23,8 @@ class ISTA(nn.Module):
     Objective: `theory.lasso` with the tokens as target and start; the step is exact (`theory.proximal_step`).
 
     Departures: none in what is computed. There is no outer skip: the identity is inside the step, as in the published
-        model. What differs is how. The step is affine before the ReLU, so it is evaluated in one of two ways that
-        agree with the three products of the formula:
+    model. What differs is how. The step is affine before the ReLU, so it is evaluated in one of two ways that agree
+    with the three products of the formula:
 
     - *two products*: r = X - D X, then X + eta D^T r;
     - *folded*: one product with A = I + eta D^T (I - D), formed inside autograd.

@@ -72,6 +72,9 @@ def subspace_coding_rate_gradient(z: Tensor, subspaces: Tensor, eps: float) -> T
 
     Returns:
         `[..., n, d]`; `z - kappa * gradient` is the exact compression step that MSSA approximates.
+
+    Raises:
+        ValueError: as `subspace_coding_rate`.
     """
     z = _check(z, eps)
     subspaces = _check_subspaces(z, subspaces)
@@ -85,7 +88,10 @@ def subspace_coding_rate_gradient(z: Tensor, subspaces: Tensor, eps: float) -> T
 
 
 def rate_reduction(z: Tensor, subspaces: Tensor, eps: float) -> Tensor:
-    """R(Z) - R^c(Z | U): how much cheaper the tokens are to code head by head. Shapes as in `subspace_coding_rate`."""
+    """R(Z) - R^c(Z | U): how much cheaper the tokens are to code head by head.
+
+    Shapes and errors as in `subspace_coding_rate`.
+    """
     return coding_rate(z, eps) - subspace_coding_rate(z, subspaces, eps)
 
 
@@ -103,6 +109,9 @@ def sparse_rate_reduction(
 
     Returns:
         `[...]`, one value for each set of tokens.
+
+    Raises:
+        ValueError: an unknown norm, a negative sparsity, or as `subspace_coding_rate`.
     """
     if norm not in ("l0", "l1"):
         raise ValueError(f"norm={norm!r}: choose 'l0' or 'l1'")
