@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from unrolled.errors import MissingExtra
 from unrolled.provenance import environment
-from unrolled.train import TrainConfig, fit
+from unrolled.train import FinetuneConfig, TrainConfig, finetune, fit
 from unrolled.train.log import Progress
 
 
@@ -234,3 +235,23 @@ def test_a_model_with_tied_weights_can_be_saved_and_grey_images_reach_a_model_of
         config(model="own_model_for_a_test:Net", model_args={}, data="digits", max_steps=2, out=tmp_path / "run"),
     )
     assert (result.run_dir / "model" / "model.safetensors").is_file()
+
+
+def test_fine_tuning_takes_the_model_from_the_folder_of_its_weights(config, tmp_path):
+    trained = fit(
+        config(model="crate_nano_patch4_32", model_args={"depth": 2}, data="digits", max_steps=1, out=tmp_path / "a")
+    )
+    settings = FinetuneConfig(
+        weights=trained.run_dir,
+        data="synthetic",
+        max_steps=1,
+        batch_size=8,
+        accelerator="cpu",
+        quiet=True,
+        out=tmp_path / "b",
+    )
+    tuned = finetune(settings)
+    assert len(tuned.model.blocks) == 2
+    assert tuned.model.patch_embed.proj.in_channels == trained.model.patch_embed.proj.in_channels
+    with pytest.raises(ValueError, match="give --model NAME"):
+        finetune(replace(settings, weights=tmp_path / "a" / "model" / "model.safetensors", out=tmp_path / "c"))

@@ -206,6 +206,9 @@ def model_input(
     if first is not None and first.in_channels in (1, 3):
         channels = first.in_channels
     found["input_size"] = (channels, height, width)
+    for key in ("mean", "std"):  # one channel of a model described with three: their average
+        if len(found[key]) not in (1, channels):
+            found[key] = (sum(found[key]) / len(found[key]),)
     if max(height, width) <= 64:
         found["crop_pct"] = 1.0
     return found

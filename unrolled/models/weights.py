@@ -68,7 +68,7 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
     except pickle.UnpicklingError as error:
         wanted = _unsafe_globals(path, permitted)
         if not wanted:
-            raise CorruptFile(f"{path}: truncated or damaged ({str(error).splitlines()[0]})") from error
+            raise CorruptFile(f"{path}: truncated, damaged, or no checkpoint at all") from error
         options = [name for name in ALLOWED_GLOBALS if name not in allow]
         raise UnsafeFile(
             f"{path}: needs {', '.join(wanted)} to be read and was refused, not executed; if you trust it and that is "

@@ -138,6 +138,8 @@ class TrainConfig:
 class FinetuneConfig(TrainConfig):
     """Fine-tuning: new head, resized positions, a validation split, and the test split looked at once."""
 
+    model: str = "auto"
+    """Default: the model that the weights' folder describes; a checkpoint file does not tell."""
     val_fraction: float = 0.1
     epochs: float = 10.0
     lr: float = 5e-5

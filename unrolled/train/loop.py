@@ -13,7 +13,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
 from unrolled.train.evaluation import check_labels, evaluate, logits_of
 from unrolled.train.log import MetricsLog, Progress, write_status
 from unrolled.train.optim import Mixing, MovingAverage, build_optimizer, learning_rate, seed_step
-from unrolled.train.run import Splits, build_loaders, build_model, open_splits, save_model
+from unrolled.train.run import Splits, build_loaders, build_model, model_of, open_splits, save_model
 from unrolled.train.signals import Interrupted, StopRequest
 from unrolled.train.state import RunState, Window, prepare
 
@@ -63,6 +63,8 @@ def finetune(config: FinetuneConfig, **options: Any) -> TrainResult:
         raise ValueError("weights: fine-tuning starts from weights; give a folder, a run or a checkpoint file")
     if config.val_fraction == 0:
         raise ValueError("val_fraction=0 leaves nothing to choose the weights by; hold out a share, e.g. 0.1")
+    if config.model == "auto" and options.get("model") is None:
+        config = replace(config, **model_of(config))
     return fit(config, **options)
 
 

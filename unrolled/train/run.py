@@ -86,6 +86,22 @@ def build_model(config: TrainConfig, source: ImageSource) -> nn.Module:
     return resolve_model(config.model, **arguments)
 
 
+def model_of(config: TrainConfig) -> dict[str, Any]:
+    """The `model` and `model_args` that the folder of `config.weights` describes, below those of `config` itself.
+
+    Raises:
+        ValueError: the weights are no folder that says.
+    """
+    weights = config.weights or Path()
+    decided = {"num_classes", *(["img_size"] if config.image_size is not None else [])}
+    for described in (weights / "model" / "config.json", weights / "config.json"):
+        if described.is_file():
+            found = json.loads(described.read_text(encoding="utf-8"))
+            arguments = {k: v for k, v in found.get("model_args", {}).items() if k not in decided and v is not None}
+            return {"model": found["architecture"], "model_args": {**arguments, **config.model_args}}
+    raise ValueError(f"model: {weights} does not say what it is the weights of; give --model NAME")
+
+
 @dataclass(kw_only=True)
 class Loaders:
     """The loaders of one process."""
