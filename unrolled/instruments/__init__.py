@@ -19,6 +19,8 @@ _EXPORTS = {
     "cluster_tokens": "spectral",
     "copy_segmentation": "semantics",
     "covering": "overlap",
+    "extract": "features",
+    "FeatureSet": "features",
     "head_semantics": "semantics",
     "head_subspaces": "anatomy",
     "HeadSemantics": "semantics",
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from unrolled.instruments.context import token_binding as token_binding
     from unrolled.instruments.control import untrained_control as untrained_control
     from unrolled.instruments.detection import average_precision as average_precision
+    from unrolled.instruments.features import FeatureSet as FeatureSet
+    from unrolled.instruments.features import extract as extract
     from unrolled.instruments.overlap import bootstrap_interval as bootstrap_interval
     from unrolled.instruments.overlap import class_means as class_means
     from unrolled.instruments.overlap import covering as covering

@@ -2,6 +2,7 @@
 
 from unrolled.report.charts import LineChart, Series
 from unrolled.report.document import Claim, Fact, Report, ReportPaths, Section, mean_std
+from unrolled.report.heatmap import HeatMap
 from unrolled.report.images import ImageGrid, ImageRow, heat
 from unrolled.report.layers import trace_section
 from unrolled.report.provenance import Provenance
@@ -10,6 +11,7 @@ from unrolled.report.runs import learning_curves, report_for_run
 __all__ = [
     "Claim",
     "Fact",
+    "HeatMap",
     "ImageGrid",
     "ImageRow",
     "LineChart",

@@ -14,10 +14,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from unrolled.report.charts import LineChart, number
+from unrolled.report.heatmap import HeatMap
 from unrolled.report.images import ImageGrid
 from unrolled.report.provenance import Provenance, plain, plain_config
 
-Panel = LineChart | ImageGrid
+Panel = LineChart | ImageGrid | HeatMap
 Cell = str | int | float | None
 
 
@@ -97,9 +98,9 @@ class Section:
 
     def figure(self, panels: Panel | Sequence[Panel], *, caption: str = "", name: str = "") -> Section:
         """Add charts or image grids; the caption says what the reader sees and over how many seeds or images."""
-        panels = (panels,) if isinstance(panels, LineChart | ImageGrid) else tuple(panels)
+        panels = (panels,) if isinstance(panels, Panel) else tuple(panels)
         if not panels:
-            raise ValueError("panels is empty: give at least one LineChart or ImageGrid")
+            raise ValueError("panels is empty: give at least one LineChart, HeatMap or ImageGrid")
         self.blocks.append(Figure(slug(name or self.title), panels, caption))
         return self
 

@@ -1,0 +1,155 @@
+"""`unrolled extract` and `unrolled align` as a user meets them, on a few digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from unrolled import cli
+from unrolled.instruments import FeatureSet
+
+CRATE, VIT = "crate_nano_patch2_8", "vit_nano_patch2_8"
+
+
+def extract(folder: Path, *flags: str, model: str = CRATE) -> int:
+    return cli.run(["extract", model, "--images", "40", "--quiet", "--out", str(folder), *flags])
+
+
+def arrays(folder: Path, n: int = 60) -> tuple[Path, Path, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(n, 8)).astype(np.float32)
+    y = x @ generator.normal(size=(8, 5)).astype(np.float32)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", y)
+    return folder / "x.npy", folder / "y.npy", x, y
+
+
+# --- extract
+
+
+def test_extract_keeps_features_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert extract(tmp_path, "--json") == 0
+    first = json.loads(capsys.readouterr().out)
+    found = FeatureSet.load(tmp_path)
+    assert (found.samples, len(found), found.pooling) == (40, 6, "mean")
+    assert found.model == CRATE
+    assert found.data.startswith("digits (test), 40 of 360 images")
+    assert found.indices is not None
+    assert extract(tmp_path, "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (first["reused"], again["reused"]) == (False, True)
+    assert again["checksum"] == first["checksum"] == found.checksum
+    assert extract(tmp_path, "--config", str(tmp_path / "config.yaml"), "--pool", "cls", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["reused"] is False
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["pool"] == "cls"
+
+
+def test_extract_mends_a_damaged_folder(tmp_path: Path) -> None:
+    assert extract(tmp_path) == 0
+    path = tmp_path / "features.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert extract(tmp_path) == 0
+    assert FeatureSet.load(tmp_path).samples == 40
+
+
+def test_extract_of_several_patterns(tmp_path: Path) -> None:
+    assert extract(tmp_path, "--layers", "block0[12]/half", "--layers", "norm", model=VIT) == 0
+    assert list(FeatureSet.load(tmp_path)) == ["block01/half", "block02/half", "norm"]
+
+
+def test_a_pattern_without_a_match_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert extract(tmp_path, "--layers", "blok*") == 2
+    assert "block05" in capsys.readouterr().err
+
+
+# --- align
+
+
+def test_align_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--images", "40", "--k", "5", "--draws", "20", "--resamples", "10", "--quiet", "--out", str(tmp_path)]
+    assert cli.run(["align", CRATE, VIT, "--metric", "mutual_knn", "--metric", "cka", "--held-out", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["metric", "score", "null", "p"]
+    assert [line.split()[0] for line in lines[1:]] == ["mutual_knn", "cka"]
+    assert all("block0" in line for line in lines[1:])
+    results = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert results["n"] == 40
+    assert np.shape(results["comparisons"][0]["scores"]) == (6, 6)
+    page = (tmp_path / "report.html").read_text()
+    assert "<rect" in page
+    assert "judged on the other" in page
+    assert cli.run(["align", CRATE, VIT, "--config", str(tmp_path / "config.yaml"), *flags, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert [each["score"] for each in again["comparisons"]] == [each["score"] for each in results["comparisons"]]
+
+
+def test_layers_of_each_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--images", "40", "--draws", "5", "--resamples", "0", "--json", "--quiet"]
+    flags += ["--layers", "layer*", "--layers-b", "norm", "--out", str(tmp_path)]
+    assert cli.run(["align", "timm:resnet10t", "vit_nano_patch4_32", *flags, "--image-size", "32"]) == 0
+    found = json.loads(capsys.readouterr().out)["comparisons"][0]
+    assert found["layers"] == [["layer1", "layer2", "layer3", "layer4"], ["norm"]]
+
+
+def test_align_arrays_agrees_with_the_library(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from unrolled import alignment
+
+    a, b, x, y = arrays(tmp_path)
+    save_file({"one": torch.from_numpy(x), "two": torch.randn(60, 3)}, tmp_path / "x.safetensors")
+    flags = ["--draws", "50", "--json", "--quiet", "--out", str(tmp_path / "out")]
+    for first in (a, tmp_path / "x.safetensors"):
+        assert cli.run(["align", str(first), str(b), *flags]) == 0
+        found = json.loads(capsys.readouterr().out)["comparisons"][0]
+        assert found["score"] == pytest.approx(alignment.mutual_knn(x, y, k=10))
+        assert found["p_value"] == pytest.approx(1 / 51)
+        assert found["interval"][0] < found["score"] < found["interval"][1]
+        assert found["best"] == ["x" if first == a else "one", "y"]
+    np.save(tmp_path / "stack.npy", np.stack([x, x[::-1]], 1))
+    assert cli.run(["align", str(tmp_path / "stack.npy"), str(a), "--null", "moments", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)["comparisons"][0]
+    assert (found["best"], found["p_value"]) == (["layer00", "x"], None)
+    assert found["score"] == pytest.approx(1)
+
+
+def test_align_a_feature_folder_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert extract(tmp_path / "f") == 0
+    flags = ["--images", "40", "--k", "3", "--draws", "10", "--quiet", "--out", str(tmp_path / "out")]
+    assert cli.run(["align", str(tmp_path / "f"), VIT, *flags]) == 0
+    assert extract(tmp_path / "g", "--split", "train", model=VIT) == 0
+    capsys.readouterr()
+    assert cli.run(["align", str(tmp_path / "f"), str(tmp_path / "g"), *flags]) == 2
+    assert "not paired" in capsys.readouterr().err
+
+
+def test_bad_features_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, _, y = arrays(tmp_path)
+
+    def refused(first: Path, second: Path, *flags: str, code: int = 2) -> str:
+        assert cli.run(["align", str(first), str(second), "--quiet", "--out", str(tmp_path / "o"), *flags]) == code
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        return message
+
+    np.save(tmp_path / "short.npy", y[:-3])
+    assert "60 samples" in (message := refused(a, tmp_path / "short.npy"))
+    assert "57" in message
+    y[[4, 9]] = np.nan
+    np.save(tmp_path / "nan.npy", y)
+    assert "(4, 9)" in (message := refused(a, tmp_path / "nan.npy"))
+    assert "nan.npy" in message
+    assert "--k 60" in refused(a, b, "--k", "60")
+    assert "mutual_knn" in refused(a, b, "--metric", "mutual_nn")
+    np.save(tmp_path / "object.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
+    assert "pickled" in refused(a, tmp_path / "object.npy", code=1)
+    (tmp_path / "cut.npy").write_bytes(a.read_bytes()[:-50])
+    assert "cut.npy is truncated" in refused(a, tmp_path / "cut.npy", code=1)
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00\x00")
+    assert "cut.safetensors is truncated" in refused(a, tmp_path / "cut.safetensors", code=1)
+    assert "no such file" in refused(a, tmp_path / "absent.npy", code=3)
+    assert not (tmp_path / "o").exists()

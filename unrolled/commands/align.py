@@ -1,0 +1,354 @@
+"""`unrolled align`."""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unrolled.commands.common import (
+    Device,
+    choose_device,
+    data_settings,
+    default_folder,
+    open_model,
+    say_where,
+    table,
+    write_run,
+)
+from unrolled.commands.extract import Pool, Precision, Samples, features_in
+from unrolled.commands.settings import AsJson, ConfigFiles, Pretrained, Quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unrolled.alignment import Comparison, Metric
+
+_ARRAYS = (".npy", ".safetensors")
+
+
+def align(
+    a: str,
+    b: str,
+    *,
+    metric: tuple[str, ...] = ("mutual_knn",),
+    k: int = 10,
+    null: Literal["permutation", "moments"] = "permutation",
+    draws: int = 200,
+    resamples: int = 100,
+    held_out: bool = False,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: Literal["train", "test"] = "test",
+    images: int = 1024,
+    layers: tuple[str, ...] = ("block*",),
+    layers_b: tuple[str, ...] | None = None,
+    pool: Pool = "mean",
+    pretrained: Pretrained = False,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    precision: Precision = "fp32",
+    seed: int = 0,
+    device: Device = "auto",
+    out: Path | None = None,
+    config: ConfigFiles = (),
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """How far two representations of the same samples agree, and whether that is more than chance.
+
+    Every layer of A is compared with every layer of B; the best pair is judged against the best pairs of randomly
+    paired samples, which corrects for the search. Features of models stay in the folder and are used again.
+
+        unrolled align runs/crate runs/vit --metric mutual_knn --metric cka
+        unrolled align runs/crate timm:resnet18 --pretrained --layers-b "layer*"
+        unrolled align features/crate features/vit --k 20
+        unrolled align images.npy captions.npy --null moments
+
+    Parameters
+    ----------
+    a
+        A run folder or any model by one string, a folder of `unrolled extract`, or an array file: .npy [n, d] or
+        [n, layers, d], .safetensors with one [n, d] a layer.
+    b
+        As A; row i must be the same sample.
+    metric
+        Names of metrics; may be repeated.
+    k
+        Neighbours, for the metrics that have them.
+    null
+        `permutation` relabels samples; `moments` uses exact means and variances: instant, but without a p-value.
+    draws
+        Relabellings; the smallest p-value is 1 / (draws + 1).
+    resamples
+        Half-samples for the interval; 0 leaves it out.
+    held_out
+        Also choose the layers on one half of the samples and judge them on the other.
+    data
+        Data set both models see; default: the one of the first that is a run folder, else digits.
+    data_dir
+        Where the data are; default: that of the run folder.
+    split
+        Which part of the data.
+    images
+        How many images, drawn evenly from the whole split.
+    layers
+        Patterns of layer names of the models; `*` stays within one part of a name.
+    layers_b
+        The same for B alone; default: as for A.
+    pool
+        How the tokens of a layer become one vector.
+    image_size
+        Side in pixels; default: each model's own input size.
+    batch_size
+        Images in one forward pass.
+    precision
+        Of the forward passes.
+    seed
+        Of relabellings, half-samples and weights that are not loaded.
+    device
+        What to run on.
+    out
+        Where config.yaml, report.html, report.json and features go; default: runs/align-A-B.
+    """
+    if images < 2:
+        raise ValueError(f"--images {images}: give at least 2")
+    import torch
+
+    from unrolled.alignment import compare
+    from unrolled.report.provenance import plain
+
+    metrics = [_metric(name, k) for name in metric]
+    where = choose_device(device)
+    folder = out or default_folder("align", a, _stem(b))
+    sides = [_read(spec) for spec in (a, b)]
+    models = [spec for spec, side in zip((a, b), sides, strict=True) if side is None]
+    if models:
+        from unrolled.data import open_images
+
+        found = [data_settings(spec, None, data=data, data_dir=data_dir, image_size=None) for spec in models]
+        own = next((each for spec, each in zip(models, found, strict=True) if _is_run(spec)), found[0])
+        data, data_dir = own["data"], own["data_dir"]
+        everything = open_images(
+            data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["split_seed"]
+        )
+        samples = Samples.choose(everything, images, f"{data} ({split})")
+    wanted = layers, layers_b or layers
+    began = time.perf_counter()
+    for i, (spec, letter) in enumerate(((a, "a"), (b, "b"))):
+        if sides[i] is None:
+            size = image_size or data_settings(spec, None, data=data, data_dir=data_dir, image_size=None)["image_size"]
+            torch.manual_seed(seed + i)  # of weights that are not loaded; A and B must not be one model by accident
+            network = open_model(spec, pretrained=pretrained, classes=len(everything.classes)).to(where)
+            sides[i], _ = features_in(
+                folder / "features" / letter, network, samples, name=spec, layers=wanted[i], pool=pool, image_size=size,
+                batch_size=batch_size, precision=precision, quiet=quiet,
+            )  # fmt: skip
+    left, right = (_checked(side, spec) for side, spec in zip(sides, (a, b), strict=True))
+    n = _paired(left, right, a, b)
+    for chosen in metrics:
+        if getattr(chosen, "k", 1) >= n:
+            raise ValueError(f"--k {k}: must be less than the {n} samples; lower it or give more samples")
+    first, second = ({name: value.to(where) for name, value in side.items()} for side in (left, right))
+    results = [
+        compare(first, second, each, null=null, draws=draws, resamples=resamples, select_held_out=held_out, seed=seed)
+        for each in metrics
+    ]
+    seconds = time.perf_counter() - began
+    settings: dict[str, Any] = {
+        "a": a,
+        "b": b,
+        "metric": metric,
+        "k": k,
+        "null": null,
+        "draws": draws,
+        "resamples": resamples,
+        "held_out": held_out,
+        "data": data,
+        "data_dir": data_dir,
+        "split": split,
+        "images": images,
+        "layers": layers,
+        "layers_b": layers_b,
+        "pool": pool,
+        "pretrained": pretrained,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "precision": precision,
+        "seed": seed,
+        "device": device,
+    }
+    page = _report(folder, settings, results, n, seconds)
+    say_where(page, quiet=quiet)
+    if json:
+        said = {"a": a, "b": b, "n": n, "comparisons": [each.to_dict() for each in results], "report": str(page)}
+        print(json_module.dumps(plain(said), indent=2))
+    else:
+        print(table(_COLUMNS, [_row(name, each) for name, each in zip(metric, results, strict=True)]))
+
+
+_COLUMNS = ["metric", "score", "null", "p", "interval", "z", "layer of A", "layer of B"]
+
+
+def _row(name: str, result: Comparison) -> list[str]:
+    interval = "-" if result.interval is None else f"{result.interval[0]:.4g} to {result.interval[1]:.4g}"
+    p = "-" if result.p_value is None else f"{result.p_value:.2g}"
+    z = "-" if result.z is None else f"{result.z:.3g}"
+    return [name, f"{result.score:.4g}", f"{result.chance:.4g}", p, interval, z, *result.best]
+
+
+def _metric(name: str, k: int) -> Metric:
+    """The metric, with `k` neighbours if it has them."""
+    import inspect
+
+    from unrolled.alignment import METRICS, get_metric
+
+    if k < 1:
+        raise ValueError(f"--k {k}: give at least 1")
+    takes_k = name in METRICS and "k" in inspect.signature(METRICS[name]).parameters
+    return get_metric(name, **({"k": k} if takes_k else {}))
+
+
+def _is_run(spec: str) -> bool:
+    from unrolled.commands.common import run_settings
+
+    return bool(run_settings(spec).get("data"))
+
+
+def _stem(spec: str) -> str:
+    return Path(spec.removeprefix("local:")).stem if "/" in spec or Path(spec).suffix in _ARRAYS else spec
+
+
+def _read(spec: str) -> Mapping[str, Tensor] | None:
+    """Features of a folder or array file; None if `spec` is a model."""
+    from unrolled.errors import MissingData
+    from unrolled.instruments import FeatureSet
+
+    path = Path(spec).expanduser()
+    if path.suffix in _ARRAYS:
+        if not path.is_file():
+            raise MissingData(f"{spec}: there is no such file")
+        return _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
+    if (path / "features.json").is_file() or (path / "features.safetensors").is_file():
+        return FeatureSet.load(path)
+    return None
+
+
+def _read_npy(path: Path) -> Mapping[str, Tensor]:
+    import numpy as np
+    import torch
+
+    from unrolled.errors import CorruptFile, UnsafeFile
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        if "pickle" in str(error).lower() and "Object arrays" in str(error):
+            raise UnsafeFile(f"{path} holds pickled objects and was not read; save a plain array") from error
+        raise CorruptFile(f"{path} is truncated or not a .npy file: {error}") from error
+    if array.dtype.kind not in "fiu" or array.ndim not in (2, 3) or not array.size:
+        raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}")
+    values = torch.from_numpy(array.astype(np.float64 if array.dtype == np.float64 else np.float32))
+    if values.dim() == 2:
+        return {path.stem: values}
+    return {f"layer{i:02d}": values[:, i] for i in range(values.shape[1])}
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from unrolled.errors import CorruptFile
+
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{path} is truncated or not a .safetensors file: {error}") from error
+    wrong = {name: list(value.shape) for name, value in arrays.items() if value.dim() != 2}
+    if wrong or not arrays:
+        raise ValueError(f"{path}: every tensor must be the features [n, d] of one layer, not {wrong or 'empty'}")
+    return arrays
+
+
+def _checked(side: Mapping[str, Tensor] | None, spec: str) -> Mapping[str, Tensor]:
+    from unrolled.instruments.features import check_finite
+
+    assert side is not None
+    for name, value in side.items():
+        check_finite(value, f"{spec}, {name}", "drop these samples on both sides")
+    return side
+
+
+def _paired(left: Mapping[str, Tensor], right: Mapping[str, Tensor], a: str, b: str) -> int:
+    """The number of samples.
+
+    Raises:
+        ValueError: it differs, or the rows are known not to be the same samples.
+    """
+    from unrolled.instruments import FeatureSet
+
+    counts = [len(next(iter(side.values()))) for side in (left, right)]
+    if counts[0] != counts[1]:
+        raise ValueError(f"{a} has {counts[0]} samples and {b} {counts[1]}: rows must be the same samples in order")
+    if isinstance(left, FeatureSet) and isinstance(right, FeatureSet):
+        if left.data and right.data and left.data != right.data:
+            raise ValueError(f"{a} holds features of {left.data} and {b} of {right.data}: they are not paired")
+        if left.indices is not None and right.indices is not None and not left.indices.equal(right.indices):
+            raise ValueError(f"{a} and {b} hold features of different images of {left.data}: they are not paired")
+    return counts[0]
+
+
+def _report(folder: Path, settings: dict[str, Any], results: list[Comparison], n: int, seconds: float) -> Path:
+    from unrolled.report import Fact, HeatMap, Provenance, Report
+
+    a, b, named = settings["a"], settings["b"], list(zip(settings["metric"], results, strict=True))
+    report = Report(f"{a} and {b}", question="How far do two representations of the same samples agree?")
+    facts = [
+        Fact(
+            label=name,
+            value=f"{each.score:.3g}",
+            detail=f"by chance {each.chance:.3g}" + ("" if each.p_value is None else f", p = {each.p_value:.2g}"),
+        )
+        for name, each in named
+    ]
+    name, first = named[0]
+    report.headline(
+        f"The layers that agree best, {first.best[0]} of A and {first.best[1]} of B, have {name} {first.score:.3g} on "
+        f"{n:,} samples, where chance gives {first.chance:.3g}.",
+        facts,
+    )
+    section = report.section("Scores")
+    section.table(
+        _COLUMNS,
+        [_row(name, each) for name, each in named],
+        caption="Null: the best pair of layers where samples are paired at random (`moments`: this pair alone). "
+        "Interval: 95 %, over the choice of samples. In full: " + ", ".join(each.metric for each in results) + ".",
+    )
+    if results[0].held_out is not None:
+        rows: list[list[str | float]] = [
+            [name, *each.held_out.pair, each.held_out.score, each.held_out.chance, each.held_out.p_value]
+            for name, each in named
+            if each.held_out is not None
+        ]
+        columns = ["metric", "layer of A", "layer of B", "score", "null", "p"]
+        section.table(columns, rows, caption="Layers chosen on one half of the samples, judged on the other.")
+    layers = report.section("Layer by layer")
+    for name, each in named:
+        names_a, names_b = each.layers
+        panel = HeatMap(
+            title=name,
+            values=each.scores.cpu().double().numpy(),
+            rows=names_a,
+            columns=names_b,
+            row_label="A",
+            column_label="B",
+            mark=(names_a.index(each.best[0]), names_b.index(each.best[1])),
+        )
+        layers.figure(
+            panel, caption=f"{each.metric} of all layers of A ({a}) and B ({b}), {n:,} samples. Framed: best."
+        )
+    report.results = {"a": a, "b": b, "n": n, "comparisons": [each.to_dict() for each in results]}
+    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
+    return write_run(folder, settings, report)

@@ -1,0 +1,240 @@
+"""`unrolled extract`."""
+
+from __future__ import annotations
+
+import hashlib
+import json as json_module
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unrolled.commands.common import (
+    Device,
+    batches,
+    choose_device,
+    data_settings,
+    default_folder,
+    open_model,
+    progress,
+    table,
+    write_settings,
+)
+from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unrolled.data import ImageSource
+    from unrolled.instruments import FeatureSet
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Pool = Literal["cls", "mean", "max", "grid", "last"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images to compute features of: the source, what is said of it, and the digest that tells it from others."""
+
+    source: ImageSource
+    data: str
+
+    @classmethod
+    def choose(cls, everything: ImageSource, images: int, name: str) -> Samples:
+        """`images` of them, drawn evenly; all if there are fewer."""
+        import numpy as np
+
+        from unrolled.data.sources import Subset
+
+        count = min(images, len(everything))
+        source = Subset(everything, np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
+        return cls(source, f"{name}, {count:,} of {len(everything):,} images ({_digest(source)})")
+
+
+def extract(
+    model: str,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: Literal["train", "test"] = "test",
+    images: int = 1024,
+    layers: tuple[str, ...] = ("block*",),
+    pool: Pool = "mean",
+    weights: Path | None = None,
+    pretrained: Pretrained = False,
+    model_args: ModelArgs = None,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
+    precision: Precision = "fp32",
+    seed: int = 0,
+    device: Device = "auto",
+    out: Path | None = None,
+    config: ConfigFiles = (),
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a model over images and keep one vector per layer and image.
+
+    The folder holds features.safetensors, features.json (model, data, pooling, checksums) and config.yaml. Features of
+    the same model, weights, images and pooling that it holds already are left as they are.
+
+        unrolled extract runs/digits --out features/digits
+        unrolled extract timm:resnet18 --pretrained --data cifar10 --data-dir data --layers "layer*"
+        unrolled extract crate_nano_patch2_8 --layers "block*/half" norm --pool cls
+
+    Parameters
+    ----------
+    model
+        A run folder, or any model by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...).
+    data
+        Data set; default: the one of the run folder, else digits.
+    data_dir
+        Where the data are; default: that of the run folder.
+    split
+        Which part of the data, divided as in the run the weights are from.
+    images
+        How many images, drawn evenly from the whole split.
+    layers
+        Patterns of layer names; `*` stays within one part of a name. A pattern without a match names the nearest.
+    pool
+        How the tokens of a layer become one vector.
+    weights
+        Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
+    image_size
+        Side in pixels; default: the model's own input size.
+    batch_size
+        Images in one forward pass.
+    workers
+        Loader processes; 0 loads in this process.
+    on_error
+        An undecodable image stops the extraction, or is named and left out.
+    precision
+        Of the forward pass; features are stored as float32.
+    seed
+        Of weights that are not loaded.
+    device
+        What to run on.
+    out
+        Where the features go; default: runs/features-MODEL-DATA.
+    """
+    if images < 1:
+        raise ValueError(f"--images {images}: give at least 1")
+    import torch
+
+    from unrolled.data import open_images
+
+    own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
+    data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
+    where = choose_device(device)
+    everything = open_images(data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["split_seed"])
+    samples = Samples.choose(everything, images, f"{data} ({split})")
+    torch.manual_seed(seed)
+    network = open_model(
+        model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
+    ).to(where)
+    folder = out or default_folder("features", model, data)
+    began = time.perf_counter()
+    found, reused = features_in(
+        folder, network, samples, name=model, layers=layers, pool=pool, image_size=image_size, batch_size=batch_size,
+        workers=workers, on_error=on_error, precision=precision, quiet=quiet,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    settings: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "data_dir": data_dir,
+        "split": split,
+        "images": images,
+        "layers": layers,
+        "pool": pool,
+        "weights": weights,
+        "pretrained": pretrained,
+        "model_args": model_args or {},
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "workers": workers,
+        "on_error": on_error,
+        "precision": precision,
+        "seed": seed,
+        "device": device,
+    }
+    write_settings(folder, settings)
+    result = {
+        "model": model, "data": found.data, "pooling": found.pooling, "samples": found.samples,
+        "layers": {name: value.shape[1] for name, value in found.items()}, "skipped": found.skipped,
+        "checksum": found.checksum, "reused": reused, "seconds": seconds, "folder": str(folder),
+    }  # fmt: skip
+    if json:
+        print(json_module.dumps(result, indent=2))
+        return
+    print(table(["layer", "samples", "dim"], [[name, f"{len(x)}", f"{x.shape[1]}"] for name, x in found.items()]))
+    if not quiet:
+        for name in found.skipped:
+            print(f"skipped: {name}", file=sys.stderr)
+        print(f"features: {folder}{' (were there already)' if reused else ''}", file=sys.stderr)
+
+
+def features_in(
+    folder: Path,
+    network: nn.Module,
+    samples: Samples,
+    *,
+    name: str,
+    layers: Sequence[str],
+    pool: str,
+    image_size: int | None,
+    batch_size: int,
+    workers: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
+    precision: Precision = "fp32",
+    quiet: bool,
+) -> tuple[FeatureSet, bool]:
+    """The features, read if `folder` holds the same, else computed and written there; and whether they were read."""
+    import torch
+
+    from unrolled.data import model_input
+    from unrolled.errors import CorruptFile, MissingData
+    from unrolled.instruments import FeatureSet
+    from unrolled.instruments import extract as compute
+    from unrolled.instruments.features import feature_key, read_descriptors
+
+    expects = model_input(network, native_size=samples.source.native_size, image_size=image_size)
+    options: dict[str, Any] = {
+        "layers": layers,
+        "pooling": pool,
+        "data": samples.data,
+        "inputs": json_module.dumps({"on_error": on_error, **expects}, sort_keys=True, default=str),
+        "autocast": {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision],
+    }
+    key = feature_key(network, **options)
+    try:
+        if read_descriptors(folder)["key"] == key:
+            return FeatureSet.load(folder), True
+    except (CorruptFile, MissingData):
+        pass  # nothing usable there: computed anew, and what is damaged is written over
+    loader = batches(
+        network, samples.source, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error
+    )
+    bar = progress(loader, total=-(-len(samples.source) // batch_size), what=name, quiet=quiet)
+    found = compute(network, bar, name=name, **options)
+    found.save(folder)
+    return found, False
+
+
+def _digest(source: ImageSource) -> str:
+    """Tells apart data of one name: labels are not always cheap, so a few images spread over the source must do."""
+    import numpy as np
+
+    from unrolled.data.sources import BadImage
+
+    total = hashlib.sha256()
+    for index in np.unique(np.linspace(0, len(source) - 1, 16).round().astype(int)):
+        try:
+            total.update(np.ascontiguousarray(source.load(int(index))[0]).tobytes())
+        except BadImage as error:
+            total.update(str(error).encode())
+    return f"sha256 {total.hexdigest()[:16]}"
