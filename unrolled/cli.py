@@ -33,6 +33,8 @@ VERBS = {
     "finetune": Verb("unrolled.commands.train:finetune", "Fine-tune a classifier on another data set."),
     "eval": Verb("unrolled.commands.eval:evaluate", "Accuracy of a model or a run on a data set."),
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
+    "segment": Verb("unrolled.commands.segment:segment", "Show which parts of pictures a model tells apart."),
+    "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
     "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
     "study": Verb("unrolled.commands.study:study", "Run a published claim and judge what came out."),
     "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),
