@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.common import Device, choose_device, default_folder, open_model, say_where, table, write_run
-from unrolled.commands.pictures import Pixels, grid_section, origin, prepare, sheet, stems
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from unrolled.commands.pictures import Pixels
 
 _GREY = 128
 _NAMES = ("input", "mask", "completion", "prediction")
@@ -69,6 +70,7 @@ def complete(
     import torch
     from PIL import Image
 
+    from unrolled.commands.pictures import origin, prepare, sheet, stems
     from unrolled.data.pictures import find_pictures, read_picture
     from unrolled.models import MaskedAutoencoder
 
@@ -185,6 +187,7 @@ def _report(
     normalised: bool,
     seconds: float,
 ) -> Path:
+    from unrolled.commands.pictures import grid_section
     from unrolled.report import Provenance, Report
 
     report = Report(f"Completions by {result['model']}", question="What does the model put where patches were removed?")

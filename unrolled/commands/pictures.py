@@ -19,24 +19,6 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
-# Okabe and Ito's colours, told apart by colour-blind eyes, then Tol's "muted" ones
-COLOURS = np.array(
-    [
-        [230, 159, 0],
-        [86, 180, 233],
-        [0, 158, 115],
-        [204, 121, 167],
-        [240, 228, 66],
-        [0, 114, 178],
-        [213, 94, 0],
-        [136, 34, 85],
-        [68, 170, 153],
-        [221, 204, 119],
-        [51, 34, 136],
-        [153, 153, 51],
-    ],
-    dtype=np.float64,
-)
 _SMALLEST, _LARGEST = 384, 768  # longer side of what is written
 _THUMBNAIL = 240
 
@@ -52,6 +34,8 @@ class Preparation:
     std: tuple[float, ...]
     fixed: tuple[int, int] | None
     """(height, width), for a model that takes one size only."""
+    prefix: int | None = None
+    """Tokens before the patches, where the model itself says it wrongly."""
 
     def size_of(self, picture: Image.Image) -> tuple[int, int]:
         """(height, width) at which the picture goes in: its own shape, or the model's one size."""
@@ -115,6 +99,7 @@ def prepare(model: nn.Module, *, image_size: int | None) -> Preparation:
         mean=each(expects["mean"]),
         std=each(expects["std"]),
         fixed=None if any_size else (height, width),
+        prefix=0 if isinstance(model, Xcit) else None,  # its class token joins after the main blocks
     )
 
 
@@ -137,41 +122,6 @@ def canvas(picture: Image.Image) -> Image.Image:
     scale = min(max(longer, _SMALLEST), _LARGEST) / longer
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
-
-
-def blend(picture: Pixels, colours: NDArray, opacity: float | NDArray) -> Pixels:
-    """Colours over a picture, both `[h, w, 3]`; opacity in 0..1, one or `[h, w]`."""
-    share = np.asarray(opacity, np.float64)
-    share = share[..., None] if share.ndim == 2 else share
-    mixed: Pixels = (picture * (1 - share) + np.asarray(colours, np.float64) * share).round().astype(np.uint8)
-    return mixed
-
-
-def faded(picture: Pixels, strength: float = 0.65) -> Pixels:
-    """The picture in darkened grey, on which colours are read more easily."""
-    grey = picture @ np.array([0.299, 0.587, 0.114])
-    return blend(picture, np.repeat(grey[..., None] * 0.6, 3, -1), strength)
-
-
-def paint_labels(picture: Pixels, labels: NDArray, *, background: int | None = None, opacity: float = 0.5) -> Pixels:
-    """Regions in colours with bright borders.
-
-    Args:
-        picture: `[h, w, 3]`.
-        labels: integers `[h, w]` from 0.
-        background: the label that is not coloured; the picture fades there.
-        opacity: of the colours.
-    """
-    edges = np.zeros(labels.shape, bool)
-    for axis in (0, 1):
-        for step in (1, 2):
-            edges |= (np.roll(labels, step, axis) != labels) & (np.indices(labels.shape)[axis] >= step)
-    if background is None:
-        return blend(blend(picture, COLOURS[labels % len(COLOURS)], opacity), np.full(3, 255.0), 0.85 * edges)
-    inside = labels != background
-    index = np.where(labels > background, labels - 1, labels) % len(COLOURS)
-    out = np.where(inside[..., None], blend(picture, COLOURS[index], opacity), faded(picture))
-    return blend(out, np.full(3, 255.0), 0.9 * edges)
 
 
 def stems(paths: Sequence[Path]) -> list[str]:

@@ -6,7 +6,6 @@ import json as json_module
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,25 +21,13 @@ from unrolled.commands.common import (
     table,
     write_run,
 )
-from unrolled.commands.pictures import (
-    Pixels,
-    Preparation,
-    blend,
-    canvas,
-    grid_section,
-    origin,
-    paint_labels,
-    prepare,
-    sheet,
-    stems,
-)
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor, nn
+    from torch import nn
 
-    from unrolled.instruments import Patches
+    from unrolled.commands.overlays import Options, View
 
 Method = Literal["attention", "pca", "maskcut", "cluster"]
 METHODS: tuple[Method, ...] = ("attention", "pca", "maskcut", "cluster")
@@ -51,30 +38,6 @@ _SAID = {
     "maskcut": "objects found one after another by normalised cuts of the {facet} features, tau {tau:g}",
     "cluster": "{clusters} k-means clusters of the {facet} features",
 }
-
-
-@dataclass(frozen=True)
-class _Options:
-    methods: tuple[Method, ...]
-    facet: Literal["key", "query", "value", "token"]
-    mass: float
-    tau: float
-    objects: int
-    clusters: int
-    refine: bool
-    seed: int
-
-
-@dataclass(frozen=True)
-class _View:
-    """One picture at one layer."""
-
-    name: str
-    layer: int
-    row: dict[str, Any]
-    original: Pixels
-    overlays: dict[str, Pixels]
-    heads: list[Pixels]
 
 
 def segment(
@@ -149,9 +112,11 @@ def segment(
         raise ValueError("images: give at least one picture, or a folder of them")
     import torch
 
+    from unrolled.commands.overlays import Options, look
+    from unrolled.commands.pictures import origin, prepare, stems
     from unrolled.data.pictures import find_pictures
 
-    options = _Options(tuple(dict.fromkeys(method)), facet, mass, tau, objects, clusters, refine, seed)
+    options = Options(tuple(dict.fromkeys(method)), facet, mass, tau, objects, clusters, refine, seed)
     _check(options)
     paths = find_pictures(images)
     where = choose_device(device)
@@ -160,12 +125,12 @@ def segment(
     prepared = prepare(network, image_size=image_size)
     folder = out or default_folder("segment", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
     began = time.perf_counter()
-    views: list[_View] = []
+    views: list[View] = []
     skipped: list[str] = []
     for path, name in zip(progress(paths, total=len(paths), what="segment", quiet=quiet), stems(paths), strict=False):
         picture = _open(path, on_error, skipped)
         if picture is not None:
-            views += _look(network, prepared, picture, path, name, layers, options)
+            views += look(network, prepared, picture, path, name, layers, options)
     if not views:
         raise ValueError(f"images: none of {len(paths)} could be read; the first: {skipped[0]}")
     seconds = time.perf_counter() - began
@@ -197,8 +162,8 @@ def segment(
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result, options)))
 
 
-def _check(options: _Options) -> None:
-    from unrolled.commands.pictures import COLOURS
+def _check(options: Options) -> None:
+    from unrolled.commands.overlays import COLOURS
 
     if not 0 < options.mass <= 1:
         raise ValueError(f"--mass {options.mass:g}: must be above 0 and at most 1")
@@ -229,156 +194,10 @@ def _open(path: Path, on_error: str, skipped: list[str]) -> Image.Image | None:
         return None
 
 
-def _look(
-    network: nn.Module,
-    prepared: Preparation,
-    picture: Image.Image,
-    path: Path,
-    name: str,
-    layers: Sequence[int],
-    options: _Options,
-) -> list[_View]:
-    """Every layer of one picture."""
-    import numpy as np
-
-    from unrolled.instruments import read_patches
-
-    pixels = prepared.tensor(picture)
-    attention = "attention" in options.methods
-    try:
-        found = read_patches(
-            network,
-            pixels,
-            layers=list(layers),
-            facets=[options.facet] if set(options.methods) - {"attention"} else [],
-            attention=attention,
-            grid=(pixels.shape[2] // prepared.patch[0], pixels.shape[3] // prepared.patch[1]),
-        )
-    except ValueError as error:
-        if "attention weights are not known" not in str(error):
-            raise
-        raise ValueError(
-            f"{str(error).split(';')[0]}; give --facet token, and --method pca, maskcut or cluster"
-        ) from error
-    shown = canvas(picture)
-    original = np.asarray(shown)
-    views = []
-    for index, layer in enumerate(found.layers):
-        row: dict[str, Any] = {"image": str(path), "layer": layer, "size": list(pixels.shape[2:])}
-        row |= {"grid": list(found.grid), "blank": bool(found.blank[0]), "files": {}}
-        overlays: dict[str, Pixels] = {}
-        for method in options.methods:
-            row["files"][method] = f"{name}-layer{layer:02d}-{method}.png"
-            if found.blank[0]:
-                overlays[method] = original  # its patches differ by position alone
-            else:
-                overlays[method] = _PAINTERS[method](found, index, original, options, row)
-        heads = _heads(found, index, original) if attention and not found.blank[0] else []
-        views.append(_View(name, layer, row, original, overlays, heads))
-    return views
-
-
-def _attention(found: Patches, index: int, original: Pixels, options: _Options, row: dict[str, Any]) -> Pixels:
-    import numpy as np
-
-    from unrolled.commands.pictures import faded
-    from unrolled.instruments import threshold_attention
-    from unrolled.report import heat
-
-    assert found.attention is not None
-    mean = found.attention[index, 0].mean(0).cpu()
-    inside = threshold_attention(mean, options.mass, by="mass")
-    # 1 is uniform attention, which shows nothing
-    row |= {"attention_query": found.query, "attention_peak": float(mean.max() * len(mean))}
-    row["attention_area"] = float(inside.float().mean())
-    values = _enlarge(mean, found.grid, original)
-    low, high = float(mean.min()), float(mean.max())
-    share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
-    painted = blend(faded(original, 0.35), heat(values, low, high), 0.25 + 0.6 * share)
-    edge = _enlarge(inside.float(), found.grid, original) > 0.5
-    return _outline(painted, edge)
-
-
-def _pca(found: Patches, index: int, original: Pixels, options: _Options, row: dict[str, Any]) -> Pixels:
-    import numpy as np
-    import torch
-
-    from unrolled.instruments import token_pca
-
-    features = found.features[options.facet][index, 0].float().cpu()
-    record = token_pca(features, min(3, *features.shape))
-    row["pca_explained"] = [float(value) for value in record.explained]
-    low, high = (record.scores.quantile(q, 0) for q in (0.02, 0.98))
-    scaled = torch.where(high > low, (record.scores - low) / (high - low).clamp(min=1e-12), 0.5).clamp(0, 1)
-    planes = [_enlarge(scaled[:, c], found.grid, original) for c in range(scaled.shape[1])]
-    planes += [np.full_like(planes[0], 0.5)] * (3 - len(planes))
-    return blend(original, np.stack(planes, -1) * 255, 0.8)
-
-
-def _maskcut(found: Patches, index: int, original: Pixels, options: _Options, row: dict[str, Any]) -> Pixels:
-    import numpy as np
-    import torch
-
-    from unrolled.instruments import maskcut, refine_mask
-
-    features = found.features[options.facet][index, 0].float().cpu()
-    masks = maskcut(features, found.grid, options.tau, options.objects).flatten(1)
-    planes = [_enlarge(mask.float(), found.grid, original) > 0.5 for mask in masks if mask.any()]
-    if options.refine and planes:
-        image = torch.from_numpy(original.astype(np.float32) / 255).permute(2, 0, 1)
-        radius = max(2, max(original.shape[:2]) // max(found.grid))
-        planes = list(refine_mask(torch.from_numpy(np.stack(planes)), image, radius=radius).numpy())
-    row["objects"] = [float(plane.mean()) for plane in planes if plane.any()]
-    labels = np.zeros(original.shape[:2], np.int64)
-    for number, plane in reversed(list(enumerate(planes, 1))):  # the first found stays on top
-        labels[plane] = number
-    return paint_labels(original, labels, background=0)
-
-
-def _cluster(found: Patches, index: int, original: Pixels, options: _Options, row: dict[str, Any]) -> Pixels:
-    import numpy as np
-
-    from unrolled.instruments import cluster_tokens
-
-    features = found.features[options.facet][index, 0].float().cpu()
-    labels = cluster_tokens(features, min(options.clusters, len(features)), seed=options.seed)
-    count = int(labels.max()) + 1
-    row["clusters"] = [float((labels == label).float().mean()) for label in range(count)]
-    planes = [_enlarge((labels == label).float(), found.grid, original) for label in range(count)]
-    return paint_labels(original, np.stack(planes).argmax(0))
-
-
-_PAINTERS: dict[str, Callable[[Patches, int, Pixels, _Options, dict[str, Any]], Pixels]] = {
-    "attention": _attention,
-    "pca": _pca,
-    "maskcut": _maskcut,
-    "cluster": _cluster,
-}
-
-
-def _heads(found: Patches, index: int, original: Pixels) -> list[Pixels]:
-    from unrolled.report import heat
-
-    assert found.attention is not None
-    return [heat(_enlarge(row, found.grid, original)) for row in found.attention[index, 0].cpu()]
-
-
-def _enlarge(values: Tensor, grid: tuple[int, int], original: Pixels) -> Any:
-    from unrolled.instruments import upsample
-
-    return upsample(values, grid, (original.shape[0], original.shape[1]), smooth=True).numpy()
-
-
-def _outline(picture: Pixels, inside: Any) -> Pixels:
-    import numpy as np
-    from scipy import ndimage
-
-    edge = inside & ~ndimage.binary_erosion(inside, iterations=2, border_value=1)
-    return blend(picture, np.full(3, 255.0), 0.9 * edge)
-
-
-def _write_pictures(folder: Path, views: Sequence[_View], options: _Options) -> None:
+def _write_pictures(folder: Path, views: Sequence[View], options: Options) -> None:
     from PIL import Image
+
+    from unrolled.commands.pictures import sheet
 
     folder.mkdir(parents=True, exist_ok=True)
     for view in views:
@@ -388,13 +207,13 @@ def _write_pictures(folder: Path, views: Sequence[_View], options: _Options) -> 
     sheet(rows, ["picture", *options.methods]).save(folder / "contact-sheet.png")
 
 
-def _caption(view: _View) -> str:
+def _caption(view: View) -> str:
     rows, columns = view.row["grid"]
     said = f"{view.name}, layer {view.layer}, {rows} x {columns} patches"
     return said + (", one colour: nothing to tell apart" if view.row["blank"] else "")
 
 
-def _numbers(result: dict[str, Any], options: _Options) -> tuple[list[str], list[list[str]]]:
+def _numbers(result: dict[str, Any], options: Options) -> tuple[list[str], list[list[str]]]:
     columns = ["image", "layer", "patches", *(_COLUMNS[method][0] for method in options.methods)]
     rows = [
         [
@@ -420,10 +239,11 @@ def _report(
     folder: Path,
     settings: dict[str, Any],
     result: dict[str, Any],
-    views: Sequence[_View],
-    options: _Options,
+    views: Sequence[View],
+    options: Options,
     seconds: float,
 ) -> Path:
+    from unrolled.commands.pictures import grid_section
     from unrolled.report import Provenance, Report
 
     report = Report(f"What {result['model']} tells apart", question="Which parts of a picture does the model separate?")
@@ -462,9 +282,9 @@ def _report(
     return write_run(folder, settings, report)
 
 
-def _named(options: _Options) -> dict[str, Any]:
+def _named(options: Options) -> dict[str, Any]:
     return {"facet": options.facet, "tau": options.tau, "clusters": options.clusters}
 
 
-def _layers(views: Sequence[_View]) -> list[int]:
+def _layers(views: Sequence[View]) -> list[int]:
     return sorted({view.layer for view in views})
