@@ -218,3 +218,77 @@ def test_complete_says_what_is_wrong(
 ) -> None:
     assert run("complete", picture, *arguments, "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+# --- segment --eval
+
+
+def test_attention_is_scored_beside_its_baselines(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    mask = Image.new("L", (120, 60))
+    ImageDraw.Draw(mask).ellipse((60, 10, 100, 50), fill=255)
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.png").write_bytes(picture.read_bytes())
+        mask.save(tmp_path / "masks" / f"{i}.png")
+    out = tmp_path / "out"
+    arguments = ["--eval", "masks", "--data-dir", tmp_path, "--layers", 0, 5, "--out", out, "--limit", 2]
+    assert run("segment", *arguments, *MODEL, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    systems = [(row["system"], row["layer"]) for row in rows if row["by"] == "mass"]
+    assert systems == [("model", 0), ("untrained", 0), ("model", 5), ("untrained", 5), ("centre prior", None)]
+    for row in rows:
+        assert row["images"] == 2
+        assert 0 <= row["low"] <= row["averaged"] <= row["high"] <= 1
+        assert row["mean"] <= row["best"]
+    page = (out / "report.html").read_text()
+    assert "bootstrap over images" in page
+    assert "The weights are random" in page
+    assert run("segment", *arguments, *MODEL) == 0
+    assert "centre prior" in capsys.readouterr().out
+
+
+def test_covering_of_an_image_in_two_halves() -> None:
+    from unrolled.commands.pictures import prepare
+    from unrolled.commands.segment_eval import Settings, evaluate_covering
+    from unrolled.data import MaskSource, Scene
+    from unrolled.models import create_model
+
+    class Halves(MaskSource):
+        def __len__(self) -> int:
+            return 1
+
+        def load(self, index: int) -> Scene:
+            pixels = np.zeros((64, 64, 3), np.uint8)
+            pixels[:, 32:] = (250, 200, 0)
+            return Scene(Image.fromarray(pixels), segmentations=(np.repeat([[0] * 32 + [1] * 32], 64, 0),))
+
+        def name(self, index: int) -> str:
+            return "halves"
+
+    torch.manual_seed(0)
+    network = create_model("crate_nano_patch4_32").eval()
+    settings = Settings(layers=(0,), facet="key", mass=0.6, clusters=2, seed=0)
+    rows = evaluate_covering(network, prepare(network, image_size=None), Halves(), 1, settings, lambda items: items)
+    found = {row["system"]: row["covering"] for row in rows}
+    assert found["colour"] == 1
+    assert found["one region"] == pytest.approx(0.5)
+    assert set(found) == {"model", "untrained", "colour", "one region"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--eval", "masks"], 2, "--data-dir"),
+        (["--eval", "masks", "--data-dir", "gone"], 3, "gone"),
+        (["--eval", "masks", "--data-dir", ".", "--limit", "0"], 2, "--limit 0"),
+        ([], 2, "give at least one picture"),
+    ],
+)
+def test_eval_says_what_is_missing(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("segment", *MODEL, *arguments) == code
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -203,12 +203,13 @@ def _report(
         (name, f"{name}: the input, what was left of it, its completion and the bare prediction.", pictures, _NAMES)
         for name, pictures in shown
     ]
-    section = grid_section(report, "Pictures", panels)
+    caption = "Grey patches were removed. The prediction covers all patches, the completion keeps those that were left."
     if normalised:
-        section.text(
-            "This model predicts patches normalised one by one. They are shown with the mean and variance of the true "
+        caption += (
+            " This model predicts patches normalised one by one. They are shown with the mean and variance of the true "
             "patches, which it does not know: these pictures and their PSNR flatter it, the loss does not."
         )
+    grid_section(report, "Pictures", panels, caption)
     report.section("Numbers").table(
         *_numbers(result),
         caption="Loss: mean squared error on the removed patches in the model's units. PSNR: on the removed patches, "

@@ -168,12 +168,18 @@ def sheet(rows: Sequence[tuple[str, Sequence[Pixels]]], names: Sequence[str]) ->
     return out
 
 
-def grid_section(report: Report, title: str, panels: Sequence[tuple[str, str, Sequence[Pixels], Sequence[str]]]) -> Any:
-    """A section of image grids: for each panel its title, its description, its pictures and their names."""
+def grid_section(
+    report: Report, title: str, panels: Sequence[tuple[str, str, Sequence[Pixels], Sequence[str]]], caption: str = ""
+) -> None:
+    """A section of image grids in one figure: of each its title, description, pictures and their names."""
     from unrolled.report import ImageGrid, ImageRow
 
-    section = report.section(title)
-    for heading, alt, pictures, names in panels:
-        row = ImageRow(images=[thumbnail(pixels) for pixels in pictures], names=list(names))
-        section.figure(ImageGrid(title=heading, rows=[row], alt=alt), name=heading)
-    return section
+    grids = [
+        ImageGrid(
+            title=heading,
+            rows=[ImageRow(images=[thumbnail(pixels) for pixels in pictures], names=list(names))],
+            alt=alt,
+        )
+        for heading, alt, pictures, names in panels
+    ]
+    report.section(title).figure(grids, caption=caption)

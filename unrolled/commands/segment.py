@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unrolled.commands.overlays import Options, View
+    from unrolled.commands.pictures import Preparation
 
 Method = Literal["attention", "pca", "maskcut", "cluster"]
 METHODS: tuple[Method, ...] = ("attention", "pca", "maskcut", "cluster")
@@ -41,7 +42,7 @@ _SAID = {
 
 
 def segment(
-    images: tuple[Path, ...],
+    images: tuple[Path, ...] = (),
     *,
     model: str = "crate_tiny_patch16_224",
     method: Annotated[tuple[Method, ...], Parameter(negative="", consume_multiple=False)] = METHODS,
@@ -56,6 +57,9 @@ def segment(
     pretrained: Pretrained = False,
     model_args: ModelArgs = None,
     image_size: int | None = None,
+    eval_: Annotated[Literal["ade20k", "bsds", "coco", "masks", "voc"] | None, Parameter(name="--eval")] = None,
+    data_dir: Path | None = None,
+    limit: int = 200,
     seed: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     device: Device = "auto",
@@ -72,6 +76,10 @@ def segment(
         unrolled segment cat.jpg dog.jpg --model timm:vit_small_patch16_dinov3 --pretrained --method attention
         unrolled segment photos/ --model runs/crate --layers 3 5 --method maskcut --method pca
         unrolled segment cat.jpg --model crate_base_patch8_224 --weights models/crate-b8 --image-size 448
+        unrolled segment --eval coco --data-dir data/coco --model runs/crate --layers 3 4 5
+
+    With --eval nothing is painted: attention (on bsds: clusters) is scored against what people marked, beside the same
+    model with fresh weights and simple baselines.
 
     Parameters
     ----------
@@ -99,6 +107,12 @@ def segment(
         Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
     image_size
         What the shorter side becomes, in pixels; default: the model's own. Larger means a finer grid of patches.
+    eval_
+        Score against this set of annotated images instead.
+    data_dir
+        Where the annotated images are.
+    limit
+        How many of them, drawn evenly.
     seed
         Of random weights and of k-means.
     on_error
@@ -108,8 +122,8 @@ def segment(
     out
         Where overlays, config.yaml, report.html and report.json go; default: runs/segment-MODEL-PICTURE.
     """
-    if not images:
-        raise ValueError("images: give at least one picture, or a folder of them")
+    if bool(images) == bool(eval_):
+        raise ValueError("images: give at least one picture or a folder of them, or else --eval SET --data-dir DIR")
     import torch
 
     from unrolled.commands.overlays import Options, look
@@ -118,26 +132,6 @@ def segment(
 
     options = Options(tuple(dict.fromkeys(method)), facet, mass, tau, objects, clusters, refine, seed)
     _check(options)
-    paths = find_pictures(images)
-    where = choose_device(device)
-    torch.manual_seed(seed)
-    network = _encoder(open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)).to(where)
-    prepared = prepare(network, image_size=image_size)
-    folder = out or default_folder("segment", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
-    began = time.perf_counter()
-    views: list[View] = []
-    skipped: list[str] = []
-    for path, name in zip(progress(paths, total=len(paths), what="segment", quiet=quiet), stems(paths), strict=False):
-        picture = _open(path, on_error, skipped)
-        if picture is not None:
-            views += look(network, prepared, picture, path, name, layers, options)
-    if not views:
-        raise ValueError(f"images: none of {len(paths)} could be read; the first: {skipped[0]}")
-    seconds = time.perf_counter() - began
-    source = origin(model, weights=weights, pretrained=pretrained)
-    result: dict[str, Any] = {"model": model, "weights": source, "images": [view.row for view in views]}
-    result["skipped"] = skipped
-    _write_pictures(folder, views, options)
     settings: dict[str, Any] = {
         "images": list(images),
         "model": model,
@@ -153,10 +147,38 @@ def segment(
         "pretrained": pretrained,
         "model_args": model_args or {},
         "image_size": image_size,
+        "eval": eval_,
+        "data_dir": data_dir,
+        "limit": limit,
         "seed": seed,
         "on_error": on_error,
         "device": device,
     }
+    paths = find_pictures(images)
+    where = choose_device(device)
+    torch.manual_seed(seed)
+    network = _encoder(open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)).to(where)
+    prepared = prepare(network, image_size=image_size)
+    if eval_:
+        result, page = _evaluate(network, prepared, settings, options, out, quiet)
+        say_where(page, quiet=quiet)
+        print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_scores(result)))
+        return
+    folder = out or default_folder("segment", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
+    began = time.perf_counter()
+    views: list[View] = []
+    skipped: list[str] = []
+    for path, name in zip(progress(paths, total=len(paths), what="segment", quiet=quiet), stems(paths), strict=False):
+        picture = _open(path, on_error, skipped)
+        if picture is not None:
+            views += look(network, prepared, picture, path, name, layers, options)
+    if not views:
+        raise ValueError(f"images: none of {len(paths)} could be read; the first: {skipped[0]}")
+    seconds = time.perf_counter() - began
+    source = origin(model, weights=weights, pretrained=pretrained)
+    result = {"model": model, "weights": source, "images": [view.row for view in views]}
+    result["skipped"] = skipped
+    _write_pictures(folder, views, options)
     page = _report(folder, settings, result, views, options, seconds)
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result, options)))
@@ -264,16 +286,15 @@ def _report(
          [view.original, *view.overlays.values()], ["picture", *view.overlays])
         for view in views
     ]  # fmt: skip
-    section = grid_section(report, "Contact sheet", panels)
-    section.text("; ".join(said) + ". Maps are enlarged smoothly from the grid of patches; overlays in full size lie "
-                 "beside this report.")  # fmt: skip
+    caption = "; ".join(said) + ". Maps are enlarged smoothly from the grid of patches; the overlays lie in full size "
+    grid_section(report, "Contact sheet", panels, caption + "beside this report.")
     with_heads = [
         (_caption(view), f"{_caption(view)}: attention of the {query} in every head.", view.heads,
          [str(head) for head in range(len(view.heads))])
         for view in views if view.heads
     ]  # fmt: skip
     if with_heads:
-        grid_section(report, "Attention by head", with_heads)
+        grid_section(report, "Attention by head", with_heads, "Dark to light over each map's own range.")
     report.section("Numbers").table(*_numbers(result, options))
     if result["skipped"]:
         report.section("Left out", "\n\n".join(result["skipped"]))
@@ -288,3 +309,62 @@ def _named(options: Options) -> dict[str, Any]:
 
 def _layers(views: Sequence[View]) -> list[int]:
     return sorted({view.layer for view in views})
+
+
+def _evaluate(
+    network: nn.Module,
+    prepared: Preparation,
+    settings: dict[str, Any],
+    options: Options,
+    out: Path | None,
+    quiet: bool,
+) -> tuple[dict[str, Any], Path]:
+    from unrolled.commands.pictures import origin
+    from unrolled.commands.segment_eval import Settings, evaluate_covering, evaluate_regions
+    from unrolled.data import open_masks
+    from unrolled.report import Provenance, Report
+
+    model, data, limit = settings["model"], settings["eval"], settings["limit"]
+    if settings["data_dir"] is None:
+        raise ValueError(f"--eval {data}: give --data-dir, the folder where the annotated images are")
+    if limit < 1:
+        raise ValueError(f"--limit {limit}: give at least 1")
+    source = open_masks(data, data_dir=settings["data_dir"], split="all" if data == "coco" else "val")
+    asked = Settings(
+        tuple(settings["layers"]), options.facet, options.mass, clusters=options.clusters, seed=options.seed
+    )
+    measure = evaluate_covering if data == "bsds" else evaluate_regions
+    began = time.perf_counter()
+    count = min(limit, len(source))
+    rows = measure(
+        network, prepared, source, count, asked, lambda items: progress(items, total=count, what="eval", quiet=quiet)
+    )
+    seconds = time.perf_counter() - began
+    weights = origin(model, weights=settings["weights"], pretrained=settings["pretrained"])
+    result = {"model": model, "weights": weights, "data": source.description, "rows": rows}
+    report = Report(f"What {model} tells apart, scored", question="Does what it separates fit what people marked?")
+    said = "The weights are random." if weights == "random" else f"Weights: {weights}."
+    report.headline(f"{rows[0]['images']} images of {source.description}. {said}")
+    caption = (
+        f"Covering of whole segmentations by {options.clusters} k-means clusters of the {options.facet} features."
+        if data == "bsds"
+        else f"Jaccard index of class-token attention, cut at {options.mass:g} by mass or by fraction of entries, with "
+        "the pixels of each class of things; mean over classes, then images. The best head is chosen for each class by "
+        "looking at the answer, so its score is higher than any fixed head's."
+    )
+    report.section("Scores").table(*_scores(result), caption=caption + " Intervals: 95 %, bootstrap over images.")
+    report.results = result
+    report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
+    return result, write_run(out or default_folder("segment", model, data), settings, report)
+
+
+def _scores(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    covering = "covering" in result["rows"][0]
+    columns = ["system", "layer", *(["covering"] if covering else ["cut by", "best head", "mean head", "averaged"])]
+    rows = []
+    for row in result["rows"]:
+        cells = [row["system"], "-" if row["layer"] is None else str(row["layer"])]
+        cells += [] if covering else [row["by"], f"{row['best']:.3f}", f"{row['mean']:.3f}"]
+        cells += [f"{row['covering' if covering else 'averaged']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}"]
+        rows.append([*cells, str(row["images"])])
+    return [*columns, "95 %", "images"], rows
