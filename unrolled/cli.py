@@ -35,6 +35,8 @@ VERBS = {
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
     "align": Verb("unrolled.commands.align:align", "How far two representations agree, beside chance."),
+    "segment": Verb("unrolled.commands.segment:segment", "Show which parts of pictures a model tells apart."),
+    "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
     "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
     "study": Verb("unrolled.commands.study:study", "Run a published claim and judge what came out."),
     "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),

@@ -1,0 +1,220 @@
+"""`unrolled complete`."""
+
+from __future__ import annotations
+
+import json as json_module
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unrolled.commands.common import Device, choose_device, default_folder, open_model, say_where, table, write_run
+from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unrolled.commands.pictures import Pixels
+
+_GREY = 128
+_NAMES = ("input", "mask", "completion", "prediction")
+
+
+def complete(
+    images: tuple[Path, ...],
+    *,
+    model: str = "crate_mae_base_patch16_224",
+    mask_ratio: float = 0.75,
+    weights: Path | None = None,
+    pretrained: Pretrained = False,
+    model_args: ModelArgs = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    device: Device = "auto",
+    out: Path | None = None,
+    config: ConfigFiles = (),
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove patches of pictures and let a masked autoencoder fill them in.
+
+    Writes the input, what was left of it, its completion and the bare prediction, at the size the model sees. The error
+    on the removed patches stands beside that of filling them with the mean colour of the others.
+
+        unrolled complete cat.jpg --model crate_mae_base_patch16_224 --weights models/crate-mae
+        unrolled complete cat.jpg --model runs/mae --mask-ratio 0.5 --seed 3
+
+    Parameters
+    ----------
+    images
+        Pictures, or folders of them.
+    model
+        A masked autoencoder: crate_mae_*, vit_mae_* or a folder with one.
+    mask_ratio
+        Share of the patches to remove, in (0, 1).
+    weights
+        Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
+    image_size
+        What the shorter side becomes, in pixels; default: the model's own. Positions are interpolated.
+    seed
+        Which patches are removed; and of random weights.
+    device
+        What to run on.
+    out
+        Where pictures, config.yaml, report.html and report.json go; default: runs/complete-MODEL-PICTURE.
+    """
+    if not images:
+        raise ValueError("images: give at least one picture, or a folder of them")
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"--mask-ratio {mask_ratio:g}: must lie between 0 and 1, both excluded")
+    import torch
+    from PIL import Image
+
+    from unrolled.commands.pictures import origin, prepare, sheet, stems
+    from unrolled.data.pictures import find_pictures, read_picture
+    from unrolled.models import MaskedAutoencoder
+
+    paths = find_pictures(images)
+    where = choose_device(device)
+    torch.manual_seed(seed)
+    network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)
+    if not isinstance(network, MaskedAutoencoder):
+        raise ValueError(f"--model {model}: is no masked autoencoder; see `unrolled list '*mae*'`")
+    network = network.to(where)
+    prepared = prepare(network, image_size=image_size)
+    folder = out or default_folder("complete", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
+    began = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    shown: list[tuple[str, list[Pixels]]] = []
+    for path, name in zip(paths, stems(paths), strict=True):
+        pixels = prepared.tensor(read_picture(path))
+        pictures, row = _complete(network, pixels, mask_ratio, seed, prepared.pixels)
+        rows.append({"image": str(path), **row, "files": {kind: f"{name}-{kind}.png" for kind in _NAMES}})
+        shown.append((name, pictures))
+    seconds = time.perf_counter() - began
+    folder.mkdir(parents=True, exist_ok=True)
+    for row, (_, pictures) in zip(rows, shown, strict=True):
+        for kind, picture in zip(_NAMES, pictures, strict=True):
+            Image.fromarray(picture).save(folder / row["files"][kind])
+    sheet(shown, _NAMES).save(folder / "contact-sheet.png")
+    source = origin(model, weights=weights, pretrained=pretrained)
+    result = {"model": model, "weights": source, "mask_ratio": mask_ratio, "images": rows}
+    settings: dict[str, Any] = {
+        "images": list(images),
+        "model": model,
+        "mask_ratio": mask_ratio,
+        "weights": weights,
+        "pretrained": pretrained,
+        "model_args": model_args or {},
+        "image_size": image_size,
+        "seed": seed,
+        "device": device,
+    }
+    page = _report(folder, settings, result, shown, bool(network.norm_pix_loss), seconds)
+    say_where(page, quiet=quiet)
+    print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result)))
+
+
+def _complete(
+    network: Any, pixels: Tensor, mask_ratio: float, seed: int, back: Any
+) -> tuple[list[Pixels], dict[str, Any]]:
+    """Input, mask, completion and prediction, and the numbers, of one picture `[1, c, h, w]`."""
+    import numpy as np
+    import torch
+
+    size = (pixels.shape[2], pixels.shape[3])
+    rows, columns = (side // patch for side, patch in zip(size, network.patch_embed.patch_size, strict=True))
+    # drawn on the CPU, so that a seed means the same patches on every device
+    noise = torch.rand(1, rows * columns, generator=torch.Generator().manual_seed(seed))
+    weight = next(network.parameters())
+    with torch.no_grad():
+        filled, mask = network.complete(pixels.to(weight), mask_ratio, noise.to(weight.device))
+        loss, prediction, _ = network(pixels.to(weight), mask_ratio, noise.to(weight.device))
+        if network.norm_pix_loss:
+            prediction = _rescaled(network.patchify(pixels.to(weight)), prediction)
+        bare = network.unpatchify(prediction, size)
+    if not bool(bare.isfinite().all()):
+        raise ValueError("--weights: the model predicts NaN or infinite pixels; are these its weights?")
+    gone = mask[0, 0].bool().cpu().numpy()
+    original, completion = back(pixels[0]), back(filled[0])
+    left = np.where(gone[..., None], np.uint8(_GREY), original)
+    mean = original[~gone].mean(0)
+    row = {
+        "size": list(size),
+        "grid": [rows, columns],
+        "removed": round(float(gone.mean()) * rows * columns),
+        "loss": float(loss),
+        "psnr": _psnr(original[gone], completion[gone]),
+        "psnr_mean_colour": _psnr(original[gone], mean),
+    }
+    return [original, left, completion, back(bare[0])], row
+
+
+def _rescaled(target: Tensor, prediction: Tensor) -> Tensor:
+    """Normalised patches with the mean and variance of the true ones."""
+    import torch
+
+    variance, mean = torch.var_mean(target, -1, keepdim=True)
+    return prediction * (variance + 1e-6).sqrt() + mean
+
+
+def _psnr(true: Any, guess: Any) -> float | None:
+    """Peak signal-to-noise ratio in dB of 8-bit pixels; None where they are the same."""
+    error = float(((true.astype(float) - guess) ** 2).mean())
+    return None if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def _numbers(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    columns = ["image", "patches", "removed", "loss", "PSNR dB", "PSNR dB of the mean colour"]
+    rows = [
+        [
+            Path(row["image"]).name,
+            "{} x {}".format(*row["grid"]),
+            str(row["removed"]),
+            f"{row['loss']:.4g}",
+            *("exact" if row[key] is None else f"{row[key]:.2f}" for key in ("psnr", "psnr_mean_colour")),
+        ]
+        for row in result["images"]
+    ]
+    return columns, rows
+
+
+def _report(
+    folder: Path,
+    settings: dict[str, Any],
+    result: dict[str, Any],
+    shown: list[tuple[str, list[Pixels]]],
+    normalised: bool,
+    seconds: float,
+) -> Path:
+    from unrolled.commands.pictures import grid_section
+    from unrolled.report import Provenance, Report
+
+    report = Report(f"Completions by {result['model']}", question="What does the model put where patches were removed?")
+    headline = (
+        f"{len(shown)} picture{'s' if len(shown) > 1 else ''}, {result['mask_ratio']:.0%} of the patches removed. "
+    )
+    if result["weights"] == "random":
+        headline += "The weights are random, so the completion means nothing."
+    else:
+        headline += f"Weights: {result['weights']}."
+    report.headline(headline)
+    panels = [
+        (name, f"{name}: the input, what was left of it, its completion and the bare prediction.", pictures, _NAMES)
+        for name, pictures in shown
+    ]
+    caption = "Grey patches were removed. The prediction covers all patches, the completion keeps those that were left."
+    if normalised:
+        caption += (
+            " This model predicts patches normalised one by one. They are shown with the mean and variance of the true "
+            "patches, which it does not know: these pictures and their PSNR flatter it, the loss does not."
+        )
+    grid_section(report, "Pictures", panels, caption)
+    report.section("Numbers").table(
+        *_numbers(result),
+        caption="Loss: mean squared error on the removed patches in the model's units. PSNR: on the removed patches, "
+        "beside that of filling them with the mean colour of the others.",
+    )
+    report.results = result
+    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
+    return write_run(folder, settings, report)

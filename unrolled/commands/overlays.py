@@ -1,0 +1,242 @@
+"""What a model sees in a picture, painted over it: attention, colours of features, objects, clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unrolled.commands.pictures import Pixels, Preparation, canvas
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from unrolled.commands.segment import Method
+    from unrolled.instruments import Patches
+
+# Okabe and Ito's colours, told apart by colour-blind eyes, then Tol's "muted" ones
+COLOURS = np.array(
+    [
+        [230, 159, 0],
+        [86, 180, 233],
+        [0, 158, 115],
+        [204, 121, 167],
+        [240, 228, 66],
+        [0, 114, 178],
+        [213, 94, 0],
+        [136, 34, 85],
+        [68, 170, 153],
+        [221, 204, 119],
+        [51, 34, 136],
+        [153, 153, 51],
+    ],
+    dtype=np.float64,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `unrolled segment` was asked for; the meanings are in its help."""
+
+    methods: tuple[Method, ...]
+    facet: Literal["key", "query", "value", "token"]
+    mass: float
+    tau: float
+    objects: int
+    clusters: int
+    refine: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture at one layer."""
+
+    name: str
+    layer: int
+    row: dict[str, Any]
+    original: Pixels
+    overlays: dict[str, Pixels]
+    heads: list[Pixels]
+
+
+def look(
+    network: nn.Module,
+    prepared: Preparation,
+    picture: Image.Image,
+    path: Path,
+    name: str,
+    layers: Sequence[int],
+    options: Options,
+) -> list[View]:
+    """Every layer of one picture."""
+
+    from unrolled.instruments import read_patches
+
+    pixels = prepared.tensor(picture)
+    attention = "attention" in options.methods
+    try:
+        found = read_patches(
+            network,
+            pixels,
+            layers=list(layers),
+            facets=[options.facet] if set(options.methods) - {"attention"} else [],
+            attention=attention,
+            prefix=prepared.prefix,
+            grid=(pixels.shape[2] // prepared.patch[0], pixels.shape[3] // prepared.patch[1]),
+        )
+    except ValueError as error:
+        if "attention weights are not known" not in str(error):
+            raise
+        raise ValueError(
+            f"{str(error).split(';')[0]}; give --facet token, and --method pca, maskcut or cluster"
+        ) from error
+    shown = canvas(picture)
+    original = np.asarray(shown)
+    views = []
+    for index, layer in enumerate(found.layers):
+        row: dict[str, Any] = {"image": str(path), "layer": layer, "size": list(pixels.shape[2:])}
+        row |= {"grid": list(found.grid), "blank": bool(found.blank[0]), "files": {}}
+        overlays: dict[str, Pixels] = {}
+        for method in options.methods:
+            row["files"][method] = f"{name}-layer{layer:02d}-{method}.png"
+            if found.blank[0]:
+                overlays[method] = original  # its patches differ by position alone
+            else:
+                overlays[method] = _PAINTERS[method](found, index, original, options, row)
+        heads = _heads(found, index, original) if attention and not found.blank[0] else []
+        views.append(View(name, layer, row, original, overlays, heads))
+    return views
+
+
+def _attention(found: Patches, index: int, original: Pixels, options: Options, row: dict[str, Any]) -> Pixels:
+
+    from unrolled.instruments import threshold_attention
+    from unrolled.report import heat
+
+    assert found.attention is not None
+    mean = found.attention[index, 0].mean(0).cpu()
+    inside = threshold_attention(mean, options.mass, by="mass")
+    # 1 is uniform attention, which shows nothing
+    row |= {"attention_query": found.query, "attention_peak": float(mean.max() * len(mean))}
+    row["attention_area"] = float(inside.float().mean())
+    values = _enlarge(mean, found.grid, original)
+    low, high = float(mean.min()), float(mean.max())
+    share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
+    painted = blend(faded(original, 0.35), heat(values, low, high), 0.25 + 0.6 * share)
+    edge = _enlarge(inside.float(), found.grid, original) > 0.5
+    return _outline(painted, edge)
+
+
+def _pca(found: Patches, index: int, original: Pixels, options: Options, row: dict[str, Any]) -> Pixels:
+    import torch
+
+    from unrolled.instruments import token_pca
+
+    features = found.features[options.facet][index, 0].float().cpu()
+    record = token_pca(features, min(3, *features.shape))
+    row["pca_explained"] = [float(value) for value in record.explained]
+    low, high = (record.scores.quantile(q, 0) for q in (0.02, 0.98))
+    scaled = torch.where(high > low, (record.scores - low) / (high - low).clamp(min=1e-12), 0.5).clamp(0, 1)
+    planes = [_enlarge(scaled[:, c], found.grid, original) for c in range(scaled.shape[1])]
+    planes += [np.full_like(planes[0], 0.5)] * (3 - len(planes))
+    return blend(original, np.stack(planes, -1) * 255, 0.8)
+
+
+def _maskcut(found: Patches, index: int, original: Pixels, options: Options, row: dict[str, Any]) -> Pixels:
+    import torch
+
+    from unrolled.instruments import maskcut, refine_mask
+
+    features = found.features[options.facet][index, 0].float().cpu()
+    masks = maskcut(features, found.grid, options.tau, options.objects).flatten(1)
+    planes = [_enlarge(mask.float(), found.grid, original) > 0.5 for mask in masks if mask.any()]
+    if options.refine and planes:
+        image = torch.from_numpy(original.astype(np.float32) / 255).permute(2, 0, 1)
+        radius = max(2, max(original.shape[:2]) // max(found.grid))
+        planes = list(refine_mask(torch.from_numpy(np.stack(planes)), image, radius=radius).numpy())
+    row["objects"] = [float(plane.mean()) for plane in planes if plane.any()]
+    labels = np.zeros(original.shape[:2], np.int64)
+    for number, plane in reversed(list(enumerate(planes, 1))):  # the first found stays on top
+        labels[plane] = number
+    return paint_labels(original, labels, background=0)
+
+
+def _cluster(found: Patches, index: int, original: Pixels, options: Options, row: dict[str, Any]) -> Pixels:
+
+    from unrolled.instruments import cluster_tokens
+
+    features = found.features[options.facet][index, 0].float().cpu()
+    labels = cluster_tokens(features, min(options.clusters, len(features)), seed=options.seed)
+    count = int(labels.max()) + 1
+    row["clusters"] = [float((labels == label).float().mean()) for label in range(count)]
+    planes = [_enlarge((labels == label).float(), found.grid, original) for label in range(count)]
+    return paint_labels(original, np.stack(planes).argmax(0))
+
+
+_PAINTERS: dict[str, Callable[[Patches, int, Pixels, Options, dict[str, Any]], Pixels]] = {
+    "attention": _attention,
+    "pca": _pca,
+    "maskcut": _maskcut,
+    "cluster": _cluster,
+}
+
+
+def _heads(found: Patches, index: int, original: Pixels) -> list[Pixels]:
+    from unrolled.report import heat
+
+    assert found.attention is not None
+    return [heat(_enlarge(row, found.grid, original)) for row in found.attention[index, 0].cpu()]
+
+
+def _enlarge(values: Tensor, grid: tuple[int, int], original: Pixels) -> Any:
+    from unrolled.instruments import upsample
+
+    return upsample(values, grid, (original.shape[0], original.shape[1]), smooth=True).numpy()
+
+
+def _outline(picture: Pixels, inside: Any) -> Pixels:
+    from scipy import ndimage
+
+    edge = inside & ~ndimage.binary_erosion(inside, iterations=2, border_value=1)
+    return blend(picture, np.full(3, 255.0), 0.9 * edge)
+
+
+def blend(picture: Pixels, colours: NDArray, opacity: float | NDArray) -> Pixels:
+    """Colours over a picture, both `[h, w, 3]`; opacity in 0..1, one or `[h, w]`."""
+    share = np.asarray(opacity, np.float64)
+    share = share[..., None] if share.ndim == 2 else share
+    mixed: Pixels = (picture * (1 - share) + np.asarray(colours, np.float64) * share).round().astype(np.uint8)
+    return mixed
+
+
+def faded(picture: Pixels, strength: float = 0.65) -> Pixels:
+    """The picture in darkened grey, on which colours are read more easily."""
+    grey = picture @ np.array([0.299, 0.587, 0.114])
+    return blend(picture, np.repeat(grey[..., None] * 0.6, 3, -1), strength)
+
+
+def paint_labels(picture: Pixels, labels: NDArray, *, background: int | None = None, opacity: float = 0.5) -> Pixels:
+    """Regions in colours with bright borders.
+
+    Args:
+        picture: `[h, w, 3]`.
+        labels: integers `[h, w]` from 0.
+        background: the label that is not coloured; the picture fades there.
+        opacity: of the colours.
+    """
+    edges = np.zeros(labels.shape, bool)
+    for axis in (0, 1):
+        for step in (1, 2):
+            edges |= (np.roll(labels, step, axis) != labels) & (np.indices(labels.shape)[axis] >= step)
+    if background is None:
+        return blend(blend(picture, COLOURS[labels % len(COLOURS)], opacity), np.full(3, 255.0), 0.85 * edges)
+    inside = labels != background
+    index = np.where(labels > background, labels - 1, labels) % len(COLOURS)
+    out = np.where(inside[..., None], blend(picture, COLOURS[index], opacity), faded(picture))
+    return blend(out, np.full(3, 255.0), 0.9 * edges)

@@ -1,0 +1,185 @@
+"""What `segment` and `complete` share: pictures into a model, maps back onto pictures, sheets of the results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from unrolled.report import Report
+
+Pixels = NDArray[np.uint8]
+
+_SMALLEST, _LARGEST = 384, 768  # longer side of what is written
+_THUMBNAIL = 240
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a model wants its pictures."""
+
+    side: int
+    patch: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fixed: tuple[int, int] | None
+    """(height, width), for a model that takes one size only."""
+    prefix: int | None = None
+    """Tokens before the patches, where the model itself says it wrongly."""
+
+    def size_of(self, picture: Image.Image) -> tuple[int, int]:
+        """(height, width) at which the picture goes in: its own shape, or the model's one size."""
+        from unrolled.data.pictures import fit_size
+
+        return self.fixed or fit_size((picture.height, picture.width), self.side, self.patch)
+
+    def tensor(self, picture: Image.Image) -> Tensor:
+        """The whole picture, normalised, `[1, c, h, w]`."""
+        import torch
+
+        height, width = self.size_of(picture)
+        small = picture.resize((width, height), Image.Resampling.BICUBIC).convert("RGB" if self.channels == 3 else "L")
+        values = torch.from_numpy(np.array(small)).float().div(255).reshape(height, width, self.channels)
+        return ((values - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1)[None]
+
+    def pixels(self, image: Tensor) -> Pixels:
+        """Back from `[c, h, w]` to uint8 `[h, w, 3]`."""
+        import torch
+
+        values = image.detach().float().cpu().permute(1, 2, 0) * torch.tensor(self.std) + torch.tensor(self.mean)
+        colours: Pixels = (values.clamp(0, 1) * 255).round().byte().expand(-1, -1, 3).numpy()
+        return colours
+
+
+def prepare(model: nn.Module, *, image_size: int | None) -> Preparation:
+    """What `model` expects; timm's vision transformers are made to take pictures of any size.
+
+    Raises:
+        ValueError: `image_size` is smaller than a patch, or the model has one size and cannot take it.
+    """
+    from timm.layers.format import Format
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.xcit import Xcit
+
+    from unrolled.data import model_input
+
+    expects = model_input(model, image_size=image_size)
+    channels, height, width = expects["input_size"]
+    embedding: Any = getattr(model, "patch_embed", None)
+    size = getattr(embedding, "patch_size", None) or getattr(getattr(model, "config", None), "patch_size", None) or 16
+    patch = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    any_size = isinstance(model, VisionTransformer | Xcit)
+    if isinstance(model, VisionTransformer) and not model.dynamic_img_size and hasattr(embedding, "strict_img_size"):
+        # as timm's `dynamic_img_size=True` does, for models that exist already
+        model.dynamic_img_size, embedding.strict_img_size = True, False
+        embedding.flatten, embedding.output_fmt = False, Format.NHWC
+    if image_size is not None and image_size < max(patch):
+        raise ValueError(f"--image-size {image_size}: smaller than a patch of {patch[0]} x {patch[1]} pixels")
+    if not any_size and image_size is not None:
+        raise ValueError(f"--image-size: {type(model).__name__} takes pictures of {height} x {width} pixels only")
+
+    def each(values: Sequence[float]) -> tuple[float, ...]:
+        own = tuple(float(value) for value in values)
+        return own if len(own) == channels else (sum(own) / len(own),) * channels
+
+    return Preparation(
+        side=min(height, width),
+        patch=patch,
+        channels=channels,
+        mean=each(expects["mean"]),
+        std=each(expects["std"]),
+        fixed=None if any_size else (height, width),
+        prefix=0 if isinstance(model, Xcit) else None,  # its class token joins after the main blocks
+    )
+
+
+def origin(model: str, *, weights: Path | None, pretrained: bool) -> str:
+    """Where the weights of a verb's MODEL argument are from, in words; `"random"` if nowhere."""
+    from unrolled.commands.common import named
+
+    if weights is not None:
+        return str(weights)
+    if named(model).startswith(("local:", "hf:")):
+        return model
+    if pretrained:
+        return "pretrained"
+    return "random" if ":" not in model or model.startswith("timm:") else f"whatever {model} gives"
+
+
+def canvas(picture: Image.Image) -> Image.Image:
+    """The picture at the size of what is written: its longer side between 384 and 768 pixels."""
+    longer = max(picture.size)
+    scale = min(max(longer, _SMALLEST), _LARGEST) / longer
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+
+
+def stems(paths: Sequence[Path]) -> list[str]:
+    """A file name without ending for each path, all different, of safe characters."""
+    used: set[str] = set()
+    out: list[str] = []
+    for path in paths:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "picture"
+        name, number = stem, 1
+        while name.lower() in used:
+            number += 1
+            name = f"{stem}-{number}"
+        used.add(name.lower())
+        out.append(name)
+    return out
+
+
+def thumbnail(pixels: Pixels) -> Pixels:
+    """The same picture, its longer side at most 240 pixels."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[Pixels]]], names: Sequence[str]) -> Image.Image:
+    """A contact sheet: one row of pictures under a caption for each entry, names of the columns on top."""
+    gap, line = 8, 20
+    small = [(caption, [thumbnail(pixels) for pixels in pictures]) for caption, pictures in rows]
+    columns = max(len(pictures) for _, pictures in small)
+    heights = [max(p.shape[0] for p in pictures) + line + gap for _, pictures in small]
+    width = gap + columns * (_THUMBNAIL + gap)
+    out = Image.new("RGB", (width, gap + line + sum(heights)), "white")
+    draw = ImageDraw.Draw(out)
+    font = ImageFont.load_default(13)
+    for column, name in enumerate(names):
+        draw.text((gap + column * (_THUMBNAIL + gap), gap), name, "black", font)
+    top = gap + line
+    for (caption, pictures), height in zip(small, heights, strict=True):
+        draw.text((gap, top), caption, "dimgray", font)
+        for column, pixels in enumerate(pictures):
+            left = gap + column * (_THUMBNAIL + gap) + (_THUMBNAIL - pixels.shape[1]) // 2
+            out.paste(Image.fromarray(pixels), (left, top + line))
+        top += height
+    return out
+
+
+def grid_section(
+    report: Report, title: str, panels: Sequence[tuple[str, str, Sequence[Pixels], Sequence[str]]], caption: str = ""
+) -> None:
+    """A section of image grids in one figure: of each its title, description, pictures and their names."""
+    from unrolled.report import ImageGrid, ImageRow
+
+    grids = [
+        ImageGrid(
+            title=heading,
+            rows=[ImageRow(images=[thumbnail(pixels) for pixels in pictures], names=list(names))],
+            alt=alt,
+        )
+        for heading, alt, pictures, names in panels
+    ]
+    report.section(title).figure(grids, caption=caption)

@@ -1,0 +1,370 @@
+"""`unrolled segment`."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from unrolled.commands.common import (
+    Device,
+    choose_device,
+    default_folder,
+    open_model,
+    progress,
+    say_where,
+    table,
+    write_run,
+)
+from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import nn
+
+    from unrolled.commands.overlays import Options, View
+    from unrolled.commands.pictures import Preparation
+
+Method = Literal["attention", "pca", "maskcut", "cluster"]
+METHODS: tuple[Method, ...] = ("attention", "pca", "maskcut", "cluster")
+_SAID = {
+    "attention": "attention of the {query}, averaged over heads, dark to light over its own range; the line encloses "
+    "{mass:.0%} of it",
+    "pca": "first three principal components of the {facet} features as red, green and blue",
+    "maskcut": "objects found one after another by normalised cuts of the {facet} features, tau {tau:g}",
+    "cluster": "{clusters} k-means clusters of the {facet} features",
+}
+
+
+def segment(
+    images: tuple[Path, ...] = (),
+    *,
+    model: str = "crate_tiny_patch16_224",
+    method: Annotated[tuple[Method, ...], Parameter(negative="", consume_multiple=False)] = METHODS,
+    layers: Annotated[tuple[int, ...], Parameter(negative="", consume_multiple=True)] = (-2,),
+    facet: Literal["key", "query", "value", "token"] = "key",
+    mass: float = 0.6,
+    tau: float = 0.2,
+    objects: int = 3,
+    clusters: int = 5,
+    refine: Annotated[bool, Parameter(negative="")] = False,
+    weights: Path | None = None,
+    pretrained: Pretrained = False,
+    model_args: ModelArgs = None,
+    image_size: int | None = None,
+    eval_: Annotated[Literal["ade20k", "bsds", "coco", "masks", "voc"] | None, Parameter(name="--eval")] = None,
+    data_dir: Path | None = None,
+    limit: int = 200,
+    seed: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
+    device: Device = "auto",
+    out: Path | None = None,
+    config: ConfigFiles = (),
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show which parts of pictures a model tells apart, without labels.
+
+    Overlays are written for every picture, layer and method, and all of them side by side in contact-sheet.png and in
+    the report. Pictures keep their shape: positions are interpolated to it.
+
+        unrolled segment cat.jpg dog.jpg --model timm:vit_small_patch16_dinov3 --pretrained --method attention
+        unrolled segment photos/ --model runs/crate --layers 3 5 --method maskcut --method pca
+        unrolled segment cat.jpg --model crate_base_patch8_224 --weights models/crate-b8 --image-size 448
+        unrolled segment --eval coco --data-dir data/coco --model runs/crate --layers 3 4 5
+
+    With --eval nothing is painted: attention (on bsds: clusters) is scored against what people marked, beside the same
+    model with fresh weights and simple baselines.
+
+    Parameters
+    ----------
+    images
+        Pictures, or folders of them.
+    model
+        A run folder, or any model by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...).
+    method
+        `attention` of the class token, `pca` colours, `maskcut` objects or `cluster`s; may be repeated; default: all.
+    layers
+        Blocks to look at, from 0; negative ones count from the end. The papers look at the last but one.
+    facet
+        Features for pca, maskcut and cluster. In white-box attention key, query and value are one.
+    mass
+        Share of the attention that the outlined area holds.
+    tau
+        Cosine similarity above which maskcut joins two patches; the CRATE papers use 0.15.
+    objects
+        How many objects maskcut looks for.
+    clusters
+        How many clusters.
+    refine
+        Fit the objects of maskcut to the edges of the picture with a guided filter.
+    weights
+        Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
+    image_size
+        What the shorter side becomes, in pixels; default: the model's own. Larger means a finer grid of patches.
+    eval_
+        Score against this set of annotated images instead.
+    data_dir
+        Where the annotated images are.
+    limit
+        How many of them, drawn evenly.
+    seed
+        Of random weights and of k-means.
+    on_error
+        A picture that cannot be read stops the run, or is named and left out.
+    device
+        What to run on.
+    out
+        Where overlays, config.yaml, report.html and report.json go; default: runs/segment-MODEL-PICTURE.
+    """
+    if bool(images) == bool(eval_):
+        raise ValueError("images: give at least one picture or a folder of them, or else --eval SET --data-dir DIR")
+    import torch
+
+    from unrolled.commands.overlays import Options, look
+    from unrolled.commands.pictures import origin, prepare, stems
+    from unrolled.data.pictures import find_pictures
+
+    options = Options(tuple(dict.fromkeys(method)), facet, mass, tau, objects, clusters, refine, seed)
+    _check(options)
+    settings: dict[str, Any] = {
+        "images": list(images),
+        "model": model,
+        "method": list(options.methods),
+        "layers": list(layers),
+        "facet": facet,
+        "mass": mass,
+        "tau": tau,
+        "objects": objects,
+        "clusters": clusters,
+        "refine": refine,
+        "weights": weights,
+        "pretrained": pretrained,
+        "model_args": model_args or {},
+        "image_size": image_size,
+        "eval": eval_,
+        "data_dir": data_dir,
+        "limit": limit,
+        "seed": seed,
+        "on_error": on_error,
+        "device": device,
+    }
+    paths = find_pictures(images)
+    where = choose_device(device)
+    torch.manual_seed(seed)
+    network = _encoder(open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)).to(where)
+    prepared = prepare(network, image_size=image_size)
+    if eval_:
+        result, page = _evaluate(network, prepared, settings, options, out, quiet)
+        say_where(page, quiet=quiet)
+        print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_scores(result)))
+        return
+    folder = out or default_folder("segment", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
+    began = time.perf_counter()
+    views: list[View] = []
+    skipped: list[str] = []
+    for path, name in zip(progress(paths, total=len(paths), what="segment", quiet=quiet), stems(paths), strict=False):
+        picture = _open(path, on_error, skipped)
+        if picture is not None:
+            views += look(network, prepared, picture, path, name, layers, options)
+    if not views:
+        raise ValueError(f"images: none of {len(paths)} could be read; the first: {skipped[0]}")
+    seconds = time.perf_counter() - began
+    source = origin(model, weights=weights, pretrained=pretrained)
+    result = {"model": model, "weights": source, "images": [view.row for view in views]}
+    result["skipped"] = skipped
+    _write_pictures(folder, views, options)
+    page = _report(folder, settings, result, views, options, seconds)
+    say_where(page, quiet=quiet)
+    print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result, options)))
+
+
+def _check(options: Options) -> None:
+    from unrolled.commands.overlays import COLOURS
+
+    if not 0 < options.mass <= 1:
+        raise ValueError(f"--mass {options.mass:g}: must be above 0 and at most 1")
+    for flag, value in {"--objects": options.objects, "--clusters": options.clusters}.items():
+        if not 1 <= value <= len(COLOURS):
+            raise ValueError(f"{flag} {value}: give 1 to {len(COLOURS)}")
+    if not options.methods:
+        raise ValueError(f"--method: give at least one of {', '.join(METHODS)}")
+
+
+def _encoder(network: nn.Module) -> nn.Module:
+    """The model itself; of a masked autoencoder the encoder, which is then shown every patch."""
+    from unrolled.models import MaskedAutoencoder
+
+    return network.classifier(0).eval() if isinstance(network, MaskedAutoencoder) else network
+
+
+def _open(path: Path, on_error: str, skipped: list[str]) -> Image.Image | None:
+    from unrolled.data.pictures import read_picture
+
+    try:
+        return read_picture(path)
+    except (ValueError, OSError) as error:
+        if on_error == "raise":
+            raise
+        skipped.append(" ".join(str(error).split()))
+        print(f"skipped: {skipped[-1]}", file=sys.stderr)
+        return None
+
+
+def _write_pictures(folder: Path, views: Sequence[View], options: Options) -> None:
+    from PIL import Image
+
+    from unrolled.commands.pictures import sheet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for view in views:
+        for method, pixels in view.overlays.items():
+            Image.fromarray(pixels).save(folder / view.row["files"][method])
+    rows = [(_caption(view), [view.original, *view.overlays.values()]) for view in views]
+    sheet(rows, ["picture", *options.methods]).save(folder / "contact-sheet.png")
+
+
+def _caption(view: View) -> str:
+    rows, columns = view.row["grid"]
+    said = f"{view.name}, layer {view.layer}, {rows} x {columns} patches"
+    return said + (", one colour: nothing to tell apart" if view.row["blank"] else "")
+
+
+def _numbers(result: dict[str, Any], options: Options) -> tuple[list[str], list[list[str]]]:
+    columns = ["image", "layer", "patches", *(_COLUMNS[method][0] for method in options.methods)]
+    rows = [
+        [
+            Path(row["image"]).name,
+            str(row["layer"]),
+            "{} x {}".format(*row["grid"]),
+            *("-" if row["blank"] else _COLUMNS[method][1](row) for method in options.methods),
+        ]
+        for row in result["images"]
+    ]
+    return columns, rows
+
+
+_COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "attention": ("attention peak / uniform", lambda row: f"{row['attention_peak']:.3g}"),
+    "pca": ("variance in 3 components", lambda row: f"{sum(row['pca_explained']):.0%}"),
+    "maskcut": ("objects (area)", lambda row: " ".join(f"{a:.0%}" for a in row["objects"]) or "none"),
+    "cluster": ("clusters", lambda row: str(len(row["clusters"]))),
+}
+
+
+def _report(
+    folder: Path,
+    settings: dict[str, Any],
+    result: dict[str, Any],
+    views: Sequence[View],
+    options: Options,
+    seconds: float,
+) -> Path:
+    from unrolled.commands.pictures import grid_section
+    from unrolled.report import Provenance, Report
+
+    report = Report(f"What {result['model']} tells apart", question="Which parts of a picture does the model separate?")
+    count = len({view.name for view in views})
+    headline = f"{count} picture{'s' if count > 1 else ''}, layer {', '.join(str(v) for v in _layers(views))}. "
+    if result["weights"] == "random":
+        headline += "The weights are random: what these pictures show comes from the picture and the architecture, "
+        headline += "nothing was learned."
+    else:
+        headline += f"Weights: {result['weights']}."
+    report.headline(headline)
+    query = next((view.row["attention_query"] for view in views if "attention_query" in view.row), "class token")
+    said = [
+        f"{name}: {_SAID[name].format(query=query, mass=options.mass, **_named(options))}" for name in options.methods
+    ]
+    panels = [
+        (_caption(view), f"{_caption(view)}: the picture and overlays of {', '.join(view.overlays)}.",
+         [view.original, *view.overlays.values()], ["picture", *view.overlays])
+        for view in views
+    ]  # fmt: skip
+    caption = "; ".join(said) + ". Maps are enlarged smoothly from the grid of patches; the overlays lie in full size "
+    grid_section(report, "Contact sheet", panels, caption + "beside this report.")
+    with_heads = [
+        (_caption(view), f"{_caption(view)}: attention of the {query} in every head.", view.heads,
+         [str(head) for head in range(len(view.heads))])
+        for view in views if view.heads
+    ]  # fmt: skip
+    if with_heads:
+        grid_section(report, "Attention by head", with_heads, "Dark to light over each map's own range.")
+    report.section("Numbers").table(*_numbers(result, options))
+    if result["skipped"]:
+        report.section("Left out", "\n\n".join(result["skipped"]))
+    report.results = result
+    report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
+    return write_run(folder, settings, report)
+
+
+def _named(options: Options) -> dict[str, Any]:
+    return {"facet": options.facet, "tau": options.tau, "clusters": options.clusters}
+
+
+def _layers(views: Sequence[View]) -> list[int]:
+    return sorted({view.layer for view in views})
+
+
+def _evaluate(
+    network: nn.Module,
+    prepared: Preparation,
+    settings: dict[str, Any],
+    options: Options,
+    out: Path | None,
+    quiet: bool,
+) -> tuple[dict[str, Any], Path]:
+    from unrolled.commands.pictures import origin
+    from unrolled.commands.segment_eval import Settings, evaluate_covering, evaluate_regions
+    from unrolled.data import open_masks
+    from unrolled.report import Provenance, Report
+
+    model, data, limit = settings["model"], settings["eval"], settings["limit"]
+    if settings["data_dir"] is None:
+        raise ValueError(f"--eval {data}: give --data-dir, the folder where the annotated images are")
+    if limit < 1:
+        raise ValueError(f"--limit {limit}: give at least 1")
+    source = open_masks(data, data_dir=settings["data_dir"], split="all" if data == "coco" else "val")
+    asked = Settings(
+        tuple(settings["layers"]), options.facet, options.mass, clusters=options.clusters, seed=options.seed
+    )
+    measure = evaluate_covering if data == "bsds" else evaluate_regions
+    began = time.perf_counter()
+    count = min(limit, len(source))
+    rows = measure(
+        network, prepared, source, count, asked, lambda items: progress(items, total=count, what="eval", quiet=quiet)
+    )
+    seconds = time.perf_counter() - began
+    weights = origin(model, weights=settings["weights"], pretrained=settings["pretrained"])
+    result = {"model": model, "weights": weights, "data": source.description, "rows": rows}
+    report = Report(f"What {model} tells apart, scored", question="Does what it separates fit what people marked?")
+    said = "The weights are random." if weights == "random" else f"Weights: {weights}."
+    report.headline(f"{rows[0]['images']} images of {source.description}. {said}")
+    caption = (
+        f"Covering of whole segmentations by {options.clusters} k-means clusters of the {options.facet} features."
+        if data == "bsds"
+        else f"Jaccard index of class-token attention, cut at {options.mass:g} by mass or by fraction of entries, with "
+        "the pixels of each class of things; mean over classes, then images. The best head is chosen for each class by "
+        "looking at the answer, so its score is higher than any fixed head's."
+    )
+    report.section("Scores").table(*_scores(result), caption=caption + " Intervals: 95 %, bootstrap over images.")
+    report.results = result
+    report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
+    return result, write_run(out or default_folder("segment", model, data), settings, report)
+
+
+def _scores(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    covering = "covering" in result["rows"][0]
+    columns = ["system", "layer", *(["covering"] if covering else ["cut by", "best head", "mean head", "averaged"])]
+    rows = []
+    for row in result["rows"]:
+        cells = [row["system"], "-" if row["layer"] is None else str(row["layer"])]
+        cells += [] if covering else [row["by"], f"{row['best']:.3f}", f"{row['mean']:.3f}"]
+        cells += [f"{row['covering' if covering else 'averaged']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}"]
+        rows.append([*cells, str(row["images"])])
+    return [*columns, "95 %", "images"], rows
