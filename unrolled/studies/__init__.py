@@ -18,6 +18,7 @@ STUDIES: dict[str, str] = {
     "demo": "demo",
     "mesa-floors": "mesa_floors",
     "mesa-one-step": "mesa_one_step",
+    "mesa-stability": "mesa_stability",
 }
 
 

@@ -135,7 +135,7 @@ def _predictors(config: Config, world: Any) -> tuple[Mapping[str, Callable[[Tens
     exact = min(config.ridges, key=lambda r: score(lambda x: least_squares_predictions(x, r)))
     shifted = min(config.ridges, key=lambda r: score(lambda x: least_squares_predictions(x, r, include_newest=False)))
     grid = [(ridge, largest) for ridge in (0.3, 1.0, 3.0, 6.0, 10.0) for largest in (60.0, 80.0, 120.0, 170.0, 240.0)]
-    ridge, largest = min(grid, key=lambda g: score(lambda x: chebyshev_predictions(x, *g, config.iterations)))
+    ridge, largest = min(grid, key=lambda g: score(lambda x: chebyshev_predictions(x, g[0], g[1], config.iterations)))
     predictors: dict[str, Callable[[Tensor], Tensor]] = {
         "zero": lambda x: 0 * x,
         "gradient step": lambda x: gradient_descent_predictions(x, step),
@@ -198,8 +198,8 @@ def _report(
     report.section(
         "Every predictor",
         "Half the squared error, summed over the state, averaged over positions and sequences. Every setting was "
-        "chosen on other sequences; the Chebyshev iteration has one interval for all positions and sequences. The trained "
-        "layers are here for their published values only.",
+        "chosen on other sequences; the Chebyshev iteration has one interval for all positions and sequences. The "
+        "trained layers are here for their published values only.",
     ).table(
         ["predictor", "setting", "published", "here", "here, last position"],
         rows,
