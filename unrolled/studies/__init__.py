@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "demo": "demo",
+    "mesa-controls": "mesa_controls",
+    "mesa-floors": "mesa_floors",
+    "mesa-one-step": "mesa_one_step",
+    "mesa-stability": "mesa_stability",
 }
 
 

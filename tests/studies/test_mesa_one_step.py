@@ -1,0 +1,135 @@
+"""The claims of one trained linear layer: what the weights say is what they compute, and the study reports it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unrolled import studies
+from unrolled.layers.linear_attention import LinearSelfAttention
+from unrolled.studies import mesa_one_step
+from unrolled.studies.mesa_one_step import Config, run
+from unrolled.studies.mesa_train import TUNE_SEED, Recipe, best_step_size, remembered, structure, train
+from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
+from unrolled.theory.in_context import gradient_descent_predictions
+
+TINY: dict[str, Any] = {"steps": 6, "batch_size": 8, "test_sequences": 64, "points": 2}
+
+
+@given(size=st.floats(1e-3, 10.0), dim=st.integers(2, 6))
+@settings(max_examples=20, deadline=None)
+def test_the_construction_is_recognised_with_its_step_size(size: float, dim: int) -> None:
+    found = structure(LinearSelfAttention.gradient_descent(state_dim=dim, step_size=size), dim)
+    assert found.step_size == pytest.approx(size, rel=1e-6)
+    assert found.cosine == pytest.approx(1.0)
+    assert found.query_key_on_diagonals == found.output_value_on_diagonals == pytest.approx(1.0)
+    # d entries of each of two products of (4 d)^2 entries
+    assert found.nonzero == pytest.approx(1 / (16 * dim))
+
+
+def test_the_reading_does_not_depend_on_how_the_weights_are_factored() -> None:
+    torch.manual_seed(0)
+    layer = LinearSelfAttention(dim=12, heads=2, dim_head=5)
+    before = structure(layer, 3)
+    turn = torch.randn(5, 5)
+    with torch.no_grad():  # another basis of the first head's keys, and a scale moved from values to the output
+        layer.query.weight[:5] = turn.mT @ layer.query.weight[:5]
+        layer.key.weight[:5] = torch.linalg.inv(turn) @ layer.key.weight[:5]
+        layer.value.weight *= 3
+        layer.output.weight /= 3
+    after = structure(layer, 3)
+    assert after.cosine == pytest.approx(before.cosine, abs=1e-5)
+    assert after.step_size == pytest.approx(before.step_size, abs=1e-5)
+
+
+def test_random_weights_are_no_gradient_step() -> None:
+    torch.manual_seed(0)
+    found = structure(LinearSelfAttention(dim=40, heads=2, dim_head=20), 10)
+    assert abs(found.cosine) < 0.1
+    assert found.query_key_on_diagonals == pytest.approx(0.1, abs=0.03)
+    assert found.nonzero == 1
+    with pytest.raises(ValueError, match="layer"):
+        structure(LinearSelfAttention(dim=30, heads=1, dim_head=10), 10)
+
+
+def test_the_best_step_size_is_best() -> None:
+    world = LinearDynamics(dim=4, steps=20)
+    sample = world.sample(2048, seed=TUNE_SEED)
+    best = best_step_size(world)
+
+    def loss(step_size: float) -> float:
+        return float(sequence_loss(gradient_descent_predictions(sample.inputs, step_size), sample.targets))
+
+    assert loss(best) < min(loss(0.97 * best), loss(1.03 * best))
+
+
+def test_training_is_a_function_of_the_seed_and_leaves_the_global_generator_alone() -> None:
+    world = LinearDynamics(dim=3, steps=10)
+    before = torch.random.get_rng_state()
+    one, two, other = (train(world, Recipe(steps=3, batch_size=4), seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(before, torch.random.get_rng_state())
+    tokens = constructed_tokens(world.sample(2, seed=9).inputs)
+    assert torch.equal(one(tokens), two(tokens))
+    assert not torch.equal(one(tokens), other(tokens))
+
+
+def test_the_report_holds_the_claims_and_marks_short_training(tmp_path: Path) -> None:
+    config = Config(seeds=(0, 1), sizes=((1, 3),), out=tmp_path, **TINY)
+    said: list[str] = []
+    report = run(config, on_progress=said.append)
+    assert len(said) == 3
+    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert len(record["results"]["layers"]) == 3
+    assert len(report.claims) == 5
+    # six steps from weights near zero predict zero: the verdict must be negative
+    assert report.claims[0].reproduced is False
+    assert report.claims[3].reproduced is None
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "paper: 5000 of 256" in page
+    assert "By position" in page
+
+
+def test_an_interrupted_study_keeps_what_it_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(seeds=(0, 1), sizes=(), out=tmp_path, **TINY)
+    real = mesa_one_step.run_one
+    trained: list[int] = []
+
+    def stops(config: Config, **which: int) -> dict[str, Any]:
+        if which["seed"] == 1 and len(trained) == 1:
+            trained.append(-1)
+            raise KeyboardInterrupt
+        trained.append(which["seed"])
+        return real(config, **which)
+
+    monkeypatch.setattr(mesa_one_step, "run_one", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    run(config)
+    assert trained == [0, -1, 1]
+
+
+def test_a_kept_cell_counts_only_for_equal_settings(tmp_path: Path) -> None:
+    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 1}) == {"x": 1}
+    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 2}) == {"x": 1}
+    assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 2}) == {"x": 2}
+    (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 3}) == {"x": 3}
+
+
+@pytest.mark.slow
+def test_the_quick_budget_finds_the_gradient_step(tmp_path: Path) -> None:
+    report = run(Config.of_budget("quick", out=tmp_path))
+    assert report.reproduced
+
+
+def test_bad_settings_are_refused_by_name() -> None:
+    for settings_, match in (({"seeds": ()}, "seeds"), ({"steps": 0}, "steps"), ({"sizes": ((0, 3),)}, "sizes")):
+        with pytest.raises(ValueError, match=match):
+            Config(**settings_)
+    assert studies.load("mesa-one-step").config is Config

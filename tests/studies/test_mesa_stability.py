@@ -1,0 +1,76 @@
+"""The stability study measures against the truth, and notices what it is there to notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unrolled import studies
+from unrolled.ops import mesa
+from unrolled.ops import mesa_solve as solver
+from unrolled.studies.mesa_stability import Case, Config, cases, draw, measure, run, truth
+
+TINY = {"seeds": (0,), "steps": 24, "width": 6, "contexts": (40,)}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"decay": (0.5, 1.0)},
+        {"decay": (0.9, 1.0), "ridge_decays": True, "gate": True},
+        {"gate": True, "spread": 10.0},
+        {"repeated": True},
+    ],
+)
+def test_the_truth_is_the_dense_solve_in_float64(shape: dict[str, Any]) -> None:
+    case = Case(family="f", name="n", steps=16, ridge=0.3, dtype="float64", **shape)
+    q, k, v, decay, gate = draw(case, 5, seed=3)
+    exact, condition = truth(q, k, v, case, decay, gate, list(range(16)))
+    found = mesa(q, k, v, 0.3, decay, gate, method="reference", ridge_decays=case.ridge_decays)
+    torch.testing.assert_close(exact, found, rtol=1e-9, atol=1e-9)
+    assert condition > 1
+
+
+def test_every_case_is_finite_and_reported(tmp_path: Path) -> None:
+    config = Config(out=tmp_path, **TINY)  # type: ignore[arg-type]
+    report = run(config)
+    assert report.claims[0].measured == "0"
+    assert report.claims[0].reproduced is True
+    assert len(report.results["cases"]) == len(cases(config))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "does not apply" in page
+    for family in ("Condition number", "Precision", "Context", "Gates and extremes"):
+        assert family in page
+
+
+def test_thirty_unchecked_steps_err_where_the_chunkwise_solve_does_not() -> None:
+    config = Config(seeds=(0,), steps=256, contexts=(2,))
+    cell = measure(Case(family="f", name="n", steps=256, ridge=1e-2), config)
+    assert 100 < cell["condition"] < 1000
+    assert cell["errors"]["CG-30"] > 1e-2
+    assert cell["errors"]["chunk"] < 1e-4
+
+
+def test_a_method_that_breaks_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = solver.mesa
+
+    def broken(*args: Any, **options: Any) -> Any:
+        out = real(*args, **options)
+        return out * float("nan") if options["method"] == "chunk" else out
+
+    monkeypatch.setattr(solver, "mesa", broken)
+    report = run(Config(out=tmp_path, **TINY))  # type: ignore[arg-type]
+    assert [claim.reproduced for claim in report.claims] == [False, False, False]
+    assert "not finite" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert report.reproduced is False
+
+
+def test_bad_settings_are_refused_by_name() -> None:
+    for given, match in (({"seeds": ()}, "seeds"), ({"width": 1}, "width"), ({"contexts": ()}, "contexts")):
+        with pytest.raises(ValueError, match=match):
+            Config(**given)  # type: ignore[arg-type]
+    assert studies.load("mesa-stability").config is Config
