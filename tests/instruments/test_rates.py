@@ -241,3 +241,9 @@ def test_bad_input() -> None:
         model.blocks[1].attn.output.bias.fill_(float("inf"))
     with pytest.raises(ValueError, match="block01/half are not finite"):
         layerwise(model, IMAGES)
+
+
+def test_pytorchs_own_attention_has_subspaces_too() -> None:
+    layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    value = layer.self_attn.in_proj_weight[32:]
+    torch.testing.assert_close(head_subspaces(layer), value.unflatten(0, (4, 4)).mT)

@@ -255,3 +255,8 @@ def test_fine_tuning_takes_the_model_from_the_folder_of_its_weights(config, tmp_
     assert tuned.model.patch_embed.proj.in_channels == trained.model.patch_embed.proj.in_channels
     with pytest.raises(ValueError, match="give --model NAME"):
         finetune(replace(settings, weights=tmp_path / "a" / "model" / "model.safetensors", out=tmp_path / "c"))
+
+
+def test_an_image_size_reaches_models_that_do_not_ask_for_it(config, tmp_path):
+    result = fit(config(model="timm:resnet10t", model_args={}, data="digits", image_size=32, max_steps=1, out=tmp_path))
+    assert result.test["images"] == 360

@@ -85,11 +85,12 @@ def study(
         return None
     chosen = load(name)
     overrides: dict[str, Any] = {} if out is None else {"out": out}
-    report = run_study(chosen, chosen.config.of_budget(budget, **overrides), json=json, quiet=quiet)
-    return 4 if report.reproduced is False and budget != "quick" else 0
+    judged = budget != "quick"
+    report = run_study(chosen, chosen.config.of_budget(budget, **overrides), json=json, quiet=quiet, judged=judged)
+    return 4 if report.reproduced is False and judged else 0
 
 
-def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool) -> Report:
+def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool, judged: bool = True) -> Report:
     """Run a study with progress on stderr, and print its answer."""
 
     def say(line: str) -> None:
@@ -107,5 +108,6 @@ def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool) -> 
         print(f"{fact.label}: {fact.value}" + (f" ({fact.detail})" if fact.detail else ""))
     for claim in report.claims:
         verdict = {True: "reproduced", False: "NOT reproduced", None: "not judged"}[claim.reproduced]
+        verdict = verdict if judged else "not judged at this budget"
         print(f"{claim.statement}: {claim.measured}, {claim.source}: {claim.published}; {verdict}")
     return report

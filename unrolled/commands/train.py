@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +81,9 @@ def run_training(config: TrainConfig, *, json: bool) -> None:
     )
     page = report.write(result.run_dir).html
     say_where(page, quiet=config.quiet)
+    if result.skipped:
+        names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
+        print(f"{len(result.skipped)} images could not be read and were left out: {names}", file=sys.stderr)
     if json:
         print(json_module.dumps({**facts, "report": str(page)}, indent=2))
         return

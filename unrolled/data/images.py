@@ -117,6 +117,10 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
         return open_torchvision(plain, folder, split=split)
     if name in _PACKED:
         return open_packed(name, folder, split=split)
+    if Path(name).is_dir():
+        raise ValueError(
+            f"data: {name!r} is a folder; give data='folder' and data_dir={name!r} (--data folder --data-dir)"
+        )
     near = difflib.get_close_matches(name, dataset_names(), n=1) or difflib.get_close_matches(
         plain, dataset_names(), n=1
     )

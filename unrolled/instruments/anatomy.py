@@ -174,6 +174,10 @@ def head_subspaces(block: nn.Module) -> Tensor:
             weight = linear.weight.detach().chunk(fused)[-1]
             if weight.shape[0] % heads == 0:
                 return weight.unflatten(0, (heads, -1)).mT
+    if isinstance(attention, nn.MultiheadAttention):
+        fused_weight = attention.in_proj_weight
+        value = attention.v_proj_weight if fused_weight is None else fused_weight.chunk(3)[-1]
+        return value.detach().unflatten(0, (attention.num_heads, -1)).mT
     for module in attention.modules():
         linear = child(module, VALUE)
         width = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)

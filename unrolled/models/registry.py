@@ -238,7 +238,9 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """
     plain = name.split(":")[-1].split(".")[0]
     if ":" not in name and not timm.is_model(plain):
-        near = get_close_matches(plain, [*_INFO, *timm.list_models()], n=3)
+        known = timm.list_models()
+        family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
+        near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
         raise ValueError(f"model={name!r} is not known{hint}")
     return timm.create_model(name, pretrained=pretrained, **kwargs)

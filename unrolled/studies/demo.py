@@ -150,9 +150,20 @@ def _results(jobs: Sequence[tuple[Config, str, int]], *, workers: int) -> Iterat
 
 
 def _one_thread() -> None:
+    """Set up a worker: one thread for torch, and an end when the process that started it is gone."""
+    import threading
+
     import torch
 
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def run_one(config: Config, model: str, seed: int) -> Outcome:

@@ -144,6 +144,8 @@ def _fit(
     position = prepare(state, {"strategy": strategy, "processes": world, "device": str(fabric.device)})
     log.open(position, state.step)
     start = state.step
+    if main:
+        write_status(out, "running", start, last)
     progress = Progress(total=last, start=start, batch_size=config.batch_size, show=main and not config.quiet)
     stop = StopRequest()
     if load_report is not None:

@@ -78,11 +78,15 @@ def build_model(config: TrainConfig, source: ImageSource) -> nn.Module:
     from unrolled.models.resolve import resolve_model
 
     arguments: dict[str, Any] = {"num_classes": len(source.classes), **config.model_args}
-    if config.image_size is not None:
-        arguments.setdefault("img_size", config.image_size)
     registered = config.model.removeprefix("timm:").find(":") < 0
     if registered and config.weights is None and source.native_size is not None and source.native_size[0] == 1:
         arguments.setdefault("in_chans", 1)
+    if config.image_size is not None and "img_size" not in arguments:
+        try:
+            return resolve_model(config.model, **arguments, img_size=config.image_size)
+        except ValueError as error:
+            if "img_size" not in str(error):
+                raise  # a model that does not ask for the size takes any: the images are resized all the same
     return resolve_model(config.model, **arguments)
 
 
