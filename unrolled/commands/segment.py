@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_module
 import sys
 import time
@@ -171,14 +172,14 @@ def segment(
     for path, name in zip(progress(paths, total=len(paths), what="segment", quiet=quiet), stems(paths), strict=False):
         picture = _open(path, on_error, skipped)
         if picture is not None:
-            views += look(network, prepared, picture, path, name, layers, options)
+            views += [_kept(folder, view) for view in look(network, prepared, picture, path, name, layers, options)]
     if not views:
         raise ValueError(f"images: none of {len(paths)} could be read; the first: {skipped[0]}")
     seconds = time.perf_counter() - began
     source = origin(model, weights=weights, pretrained=pretrained)
     result = {"model": model, "weights": source, "images": [view.row for view in views]}
     result["skipped"] = skipped
-    _write_pictures(folder, views, options)
+    _write_sheet(folder, views, options)
     page = _report(folder, settings, result, views, options, seconds)
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result, options)))
@@ -216,15 +217,23 @@ def _open(path: Path, on_error: str, skipped: list[str]) -> Image.Image | None:
         return None
 
 
-def _write_pictures(folder: Path, views: Sequence[View], options: Options) -> None:
+def _kept(folder: Path, view: View) -> View:
+    """Write the overlays; what is kept for the sheets are thumbnails, so that a folder of any length fits in memory."""
     from PIL import Image
 
-    from unrolled.commands.pictures import sheet
+    from unrolled.commands.pictures import thumbnail
 
     folder.mkdir(parents=True, exist_ok=True)
-    for view in views:
-        for method, pixels in view.overlays.items():
-            Image.fromarray(pixels).save(folder / view.row["files"][method])
+    for method, pixels in view.overlays.items():
+        Image.fromarray(pixels).save(folder / view.row["files"][method])
+    small = {method: thumbnail(pixels) for method, pixels in view.overlays.items()}
+    heads = [thumbnail(pixels) for pixels in view.heads]
+    return dataclasses.replace(view, original=thumbnail(view.original), overlays=small, heads=heads)
+
+
+def _write_sheet(folder: Path, views: Sequence[View], options: Options) -> None:
+    from unrolled.commands.pictures import sheet
+
     rows = [(_caption(view), [view.original, *view.overlays.values()]) for view in views]
     sheet(rows, ["picture", *options.methods]).save(folder / "contact-sheet.png")
 
