@@ -25,4 +25,6 @@ def test_links_inside_the_repository_resolve(page: Path):
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
 def test_the_python_runs(code: str):
     small = code.replace("crate_tiny_patch16_224", "crate_nano_patch4_32").replace("224, 224", "32, 32")
-    exec(compile(small, "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    exec(compile(small, "README.md", "exec"), names)
+    assert len(names["t"]) > 10  # the trace the snippet reads from
