@@ -73,7 +73,9 @@ def model_folder(folder: str | Path) -> Path:
             return candidate
     if not path.is_dir():
         raise MissingData(f"model: there is no folder {path}")
-    raise MissingData(f"model: {path} holds no config.json, nor does its model/; is the run finished?")
+    raise MissingData(
+        f"model: {path} holds no config.json, nor does its model/; a run that was stopped goes on with --resume auto"
+    )
 
 
 def _build_registered(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
