@@ -79,7 +79,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text when each layer is trained.
     """
-    from unrolled.studies.mesa_train import remembered
+    from unrolled.studies.cells import remembered
 
     began = time.perf_counter()
     shared = {name: getattr(config, name) for name in ("steps", "batch_size", "test_sequences", "device")}
@@ -119,7 +119,8 @@ def run_one(config: Config, teacher: Any, seed: int) -> dict[str, Any]:
     inputs, targets = test.inputs.to(config.device), test.targets.to(config.device)
     best = best_step_size(world)
     recipe = Recipe(steps=config.steps, batch_size=config.batch_size)
-    model = train(world, recipe, seed=seed, device=config.device)
+    keep = config.out / "models" / f"{teacher}-seed{seed}.pt"
+    model, _ = train(world, recipe, seed=seed, device=config.device, keep=keep)
     predictors = {
         "loss": model_predictions(model),
         "gradient_step": lambda x: gradient_descent_predictions(x, best),

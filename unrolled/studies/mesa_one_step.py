@@ -95,7 +95,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text when each layer is trained.
     """
-    from unrolled.studies.mesa_train import remembered
+    from unrolled.studies.cells import remembered
 
     began = time.perf_counter()
     jobs = [(seed, 2, 10) for seed in config.seeds] + [(config.seeds[0], *size) for size in config.sizes]
@@ -139,16 +139,22 @@ def run_one(config: Config, *, seed: int, heads: int, dim: int) -> dict[str, Any
     inputs, targets = test.inputs.to(config.device), test.targets.to(config.device)
     best = best_step_size(world)
     gradient_step = position_losses(lambda x: gradient_descent_predictions(x, best), inputs, targets)
-    every = max(1, config.steps // config.points)
-    curve: list[dict[str, float]] = []
+    looks = {round(config.steps * point / config.points) for point in range(config.points + 1)}
 
-    def look(step: int, model: Any) -> None:
-        if step % every == 0 or step == config.steps:
-            loss = float(position_losses(model_predictions(model), inputs, targets).mean())
-            curve.append({"step": step, "loss": loss, **asdict(structure(model.blocks[0].attn, dim))})
+    def look(step: int, model: Any) -> dict[str, Any]:
+        loss = float(position_losses(model_predictions(model), inputs, targets).mean())
+        return {"loss": loss, **asdict(structure(model.blocks[0].attn, dim))}
 
     recipe = Recipe(steps=config.steps, batch_size=config.batch_size, heads=heads, dim_head=2 * dim)
-    model = train(world, recipe, seed=seed, device=config.device, each=look)
+    model, curve = train(
+        world,
+        recipe,
+        seed=seed,
+        device=config.device,
+        keep=config.out / "models" / f"seed{seed}-heads{heads}-dim{dim}.pt",
+        look=look,
+        look_at=looks,
+    )
     losses = position_losses(model_predictions(model), inputs, targets)
     return {
         "seed": seed,

@@ -6,11 +6,8 @@ The recipe is that of the published code: AdamW, constant rate, gradients clippe
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unrolled.models import RegressorConfig, SequenceRegressor
+from unrolled.studies.cells import train_kept
 from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
 from unrolled.theory.in_context import gradient_descent_predictions
 
@@ -71,9 +69,24 @@ def train(
     *,
     seed: int,
     device: str = "cpu",
-    each: Callable[[int, SequenceRegressor], None] | None = None,
-) -> SequenceRegressor:
-    """Train on sequences of `world`; `each` is called with the number of steps done, from 0 on, and the model."""
+    keep: Path | None = None,
+    look: Callable[[int, SequenceRegressor], dict[str, Any]] | None = None,
+    look_at: Iterable[int] = (),
+) -> tuple[SequenceRegressor, list[dict[str, Any]]]:
+    """Train on sequences of `world`.
+
+    Args:
+        world: what the sequences are of; those of a step depend on `seed` and the step alone.
+        recipe: how.
+        seed: of the initial weights and the sequences.
+        device: where.
+        keep: a file that the training is saved to and goes on from.
+        look: called with the number of steps done and the model; what it returns is logged.
+        look_at: when.
+
+    Returns:
+        The model, and the log.
+    """
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = SequenceRegressor(
@@ -90,60 +103,23 @@ def train(
         )
     ).to(device)
     torch.random.set_rng_state(state)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    for step in range(recipe.steps):
-        if each is not None:
-            each(step, model)
+
+    def loss_at(step: int) -> Tensor:
         batch = world.sample(recipe.batch_size, seed=seed * 10_000_000 + step, device=device)
-        loss = sequence_loss(model(constructed_tokens(batch.inputs)), batch.targets)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_value_(model.parameters(), 1.0)
-        optimizer.step()
-    if each is not None:
-        each(recipe.steps, model)
-    return model
+        return sequence_loss(model(constructed_tokens(batch.inputs)), batch.targets)
 
-
-def remembered(
-    folder: Path, name: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """The result of one cell of a study, kept in `folder` so that an interrupted study goes on where it stopped.
-
-    A kept result counts only for equal settings and an unchanged package.
-
-    Args:
-        folder: made if need be.
-        name: of the cell; its file is `name`.json.
-        settings: all that the result depends on, plain values.
-        compute: the result, plain values.
-    """
-    key = json.loads(json.dumps({**settings, "sources": _sources()}, default=str))
-    path = folder / f"{name}.json"
-    if path.is_file():
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:  # cut short while it was written
-            kept = {}
-        if kept.get("key") == key:
-            result: dict[str, Any] = kept["result"]
-            return result
-    result = compute()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"key": key, "result": result}), encoding="utf-8")
-    part.replace(path)
-    return result
-
-
-@cache
-def _sources() -> str:
-    """A fingerprint of the package's code."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    log = train_kept(
+        model,
+        torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
+        loss_at,
+        steps=recipe.steps,
+        settings={"world": asdict(world), "recipe": asdict(recipe), "seed": seed, "device": device},
+        keep=keep,
+        clip_value=1.0,
+        look=None if look is None else lambda step: look(step, model),
+        look_at=look_at,
+    )
+    return model, log
 
 
 @torch.no_grad()
