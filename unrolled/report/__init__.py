@@ -7,6 +7,8 @@ from unrolled.report.images import ImageGrid, ImageRow, heat
 from unrolled.report.layers import trace_section
 from unrolled.report.provenance import Provenance
 from unrolled.report.runs import learning_curves, report_for_run
+from unrolled.report.scatter import Scatter
+from unrolled.report.tree import Tree
 
 __all__ = [
     "Claim",
@@ -18,8 +20,10 @@ __all__ = [
     "Provenance",
     "Report",
     "ReportPaths",
+    "Scatter",
     "Section",
     "Series",
+    "Tree",
     "heat",
     "learning_curves",
     "mean_std",

@@ -17,8 +17,10 @@ from unrolled.report.charts import LineChart, number
 from unrolled.report.heatmap import HeatMap
 from unrolled.report.images import ImageGrid
 from unrolled.report.provenance import Provenance, plain, plain_config
+from unrolled.report.scatter import Scatter
+from unrolled.report.tree import Tree
 
-Panel = LineChart | ImageGrid | HeatMap
+Panel = LineChart | ImageGrid | HeatMap | Scatter | Tree
 Cell = str | int | float | None
 
 
