@@ -270,3 +270,13 @@ def test_bad_intervals_are_refused() -> None:
     with pytest.raises(ValueError, match="resamples"):
         al.bootstrap_interval(x, y, "cka", resamples=1)
     assert al.compare(x, y, "mutual_knn", k=10, draws=9).interval is None
+
+
+@pytest.mark.parametrize("name", sorted(al.METRICS))
+def test_models_of_different_precision_compare_as_if_they_had_one(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 6)
+    y = x @ torch.randn(6, 5) + torch.randn(40, 5)
+    mixed = al.compare(x, y.double(), name, draws=5, resamples=3)
+    assert mixed.score == pytest.approx(al.compare(x, y, name, draws=5, resamples=3).score, abs=1e-5)
+    assert al.compare(x.half(), y, name, draws=5, resamples=0).score == pytest.approx(mixed.score, abs=0.02)

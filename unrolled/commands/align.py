@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 
     from unrolled.alignment import Comparison, Metric
 
-_ARRAYS = (".npy", ".safetensors")
-
 
 def align(
-    a: str,
-    b: str,
+    a: str | None = None,
+    b: str | None = None,
     *,
+    grid: Path | None = None,
     metric: tuple[str, ...] = ("mutual_knn",),
     k: int = 10,
-    null: Literal["permutation", "moments"] = "permutation",
+    null: Literal["permutation", "moments"] | None = None,
     draws: int = 200,
     resamples: int = 100,
     held_out: bool = False,
@@ -52,6 +51,8 @@ def align(
     precision: Precision = "fp32",
     seed: int = 0,
     device: Device = "auto",
+    workers: int = 1,
+    scheduler: str | None = None,
     out: Path | None = None,
     config: ConfigFiles = (),
     json: AsJson = False,
@@ -66,6 +67,11 @@ def align(
         unrolled align runs/crate timm:resnet18 --pretrained --layers-b "layer*"
         unrolled align features/crate features/vit --k 20
         unrolled align images.npy captions.npy --null moments
+        unrolled align --grid models.yaml --metric mutual_knn --metric cka
+
+    `--grid` compares many models, every one with every other. The file names them: `models:` followed by lines
+    `NAME: MODEL`, or `NAME: {model: MODEL, group: vision, competence: 0.76, layers: ["block*"], pool: cls}`; the
+    competence is any number to set the alignment against.
 
     Parameters
     ----------
@@ -74,12 +80,15 @@ def align(
         [n, layers, d], .safetensors with one [n, d] a layer.
     b
         As A; row i must be the same sample.
+    grid
+        A YAML file of models; A and B are then left out.
     metric
         Names of metrics; may be repeated.
     k
         Neighbours, for the metrics that have them.
     null
-        `permutation` relabels samples; `moments` uses exact means and variances: instant, but without a p-value.
+        `permutation` (default for two) relabels samples; `moments` (default for many) uses exact means and variances:
+        instant, but without a p-value for two and with an approximate one for many.
     draws
         Relabellings; the smallest p-value is 1 / (draws + 1).
     resamples
@@ -110,11 +119,29 @@ def align(
         Of relabellings, half-samples and weights that are not loaded.
     device
         What to run on.
+    workers
+        Processes that compare the pairs of `--grid`; needs Dask: pip install 'unrolled[many]'.
+    scheduler
+        Address of a running Dask scheduler, such as tcp://host:8786, to compare on its workers instead.
     out
-        Where config.yaml, report.html, report.json and features go; default: runs/align-A-B.
+        Where config.yaml, report.html, report.json and features go; default: runs/align-A-B, runs/align-GRID.
     """
     if images < 2:
         raise ValueError(f"--images {images}: give at least 2")
+    if grid is not None:
+        if a is not None:
+            raise ValueError(f"--grid {grid}: takes its models from the file; leave {a!r} out, or --grid")
+        from unrolled.commands.align_grid import align_grid
+
+        return align_grid(
+            grid, metric=metric, k=k, null=null or "moments", draws=draws, data=data, data_dir=data_dir, split=split,
+            images=images, layers=layers, pool=pool, pretrained=pretrained, image_size=image_size,
+            batch_size=batch_size, precision=precision, seed=seed, device=device, workers=workers,
+            scheduler=scheduler, out=out, json=json, quiet=quiet,
+        )  # fmt: skip
+    if a is None or b is None:
+        raise ValueError("give two models, feature folders or arrays; or many in a file: --grid models.yaml")
+    null = null or "permutation"
     import torch
 
     from unrolled.alignment import compare
@@ -218,58 +245,16 @@ def _is_run(spec: str) -> bool:
 
 
 def _stem(spec: str) -> str:
-    return Path(spec.removeprefix("local:")).stem if "/" in spec or Path(spec).suffix in _ARRAYS else spec
+    from unrolled.instruments.feature_files import ARRAY_SUFFIXES
+
+    return Path(spec.removeprefix("local:")).stem if "/" in spec or Path(spec).suffix in ARRAY_SUFFIXES else spec
 
 
 def _read(spec: str) -> Mapping[str, Tensor] | None:
     """Features of a folder or array file; None if `spec` is a model."""
-    from unrolled.errors import MissingData
-    from unrolled.instruments import FeatureSet
+    from unrolled.instruments.feature_files import is_feature_file, read_features
 
-    path = Path(spec).expanduser()
-    if path.suffix in _ARRAYS:
-        if not path.is_file():
-            raise MissingData(f"{spec}: there is no such file")
-        return _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
-    if (path / "features.json").is_file() or (path / "features.safetensors").is_file():
-        return FeatureSet.load(path)
-    return None
-
-
-def _read_npy(path: Path) -> Mapping[str, Tensor]:
-    import numpy as np
-    import torch
-
-    from unrolled.errors import CorruptFile, UnsafeFile
-
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        if "pickle" in str(error).lower() and "Object arrays" in str(error):
-            raise UnsafeFile(f"{path} holds pickled objects and was not read; save a plain array") from error
-        raise CorruptFile(f"{path} is truncated or not a .npy file: {error}") from error
-    if array.dtype.kind not in "fiu" or array.ndim not in (2, 3) or not array.size:
-        raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}")
-    values = torch.from_numpy(array.astype(np.float64 if array.dtype == np.float64 else np.float32))
-    if values.dim() == 2:
-        return {path.stem: values}
-    return {f"layer{i:02d}": values[:, i] for i in range(values.shape[1])}
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from unrolled.errors import CorruptFile
-
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptFile(f"{path} is truncated or not a .safetensors file: {error}") from error
-    wrong = {name: list(value.shape) for name, value in arrays.items() if value.dim() != 2}
-    if wrong or not arrays:
-        raise ValueError(f"{path}: every tensor must be the features [n, d] of one layer, not {wrong or 'empty'}")
-    return arrays
+    return read_features(spec) if is_feature_file(spec) else None
 
 
 def _checked(side: Mapping[str, Tensor] | None, spec: str) -> Mapping[str, Tensor]:

@@ -116,6 +116,7 @@ class EmbeddingMetric(Metric):
 
     def compare(self, a: Any, b: Any) -> float:
         """Cosine of the two embeddings."""
+        (a,), (b,) = _alike([a], [b])
         if isinstance(a, DenseEmbedding):
             wide = accumulator(a.vector)
             value = float(a.vector.to(wide) @ b.vector.to(wide))
@@ -161,8 +162,9 @@ class EmbeddingMetric(Metric):
         kept_rows, kept_columns = _present(rows), _present(columns)
         out = torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64)
         if kept_rows and kept_columns:
-            values = _product([rows[i] for i in kept_rows], [columns[j] for j in kept_columns])
-            out[torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]] = values
+            a, b = _alike([rows[i] for i in kept_rows], [columns[j] for j in kept_columns])
+            # rounding must not lift a cosine above 1
+            out[torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]] = _product(a, b).clamp(-1, 1)
         return out
 
     def null_grids(self, rows: Sequence[Any], columns: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -172,6 +174,7 @@ class EmbeddingMetric(Metric):
         if not a or not b or not _embedded(a, b) or _stack_bytes(a, b) > _STACK:
             yield from super().null_grids(rows, columns, orders)
             return
+        a, b = _alike(a, b)
         products = _dense_nulls(a, b, orders) if isinstance(a[0], DenseEmbedding) else _sparse_nulls(a, b, orders)
         where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
         for values in products:
@@ -204,6 +207,14 @@ def _embedded(*sides: Sequence[Any]) -> bool:
 
 def _present(layers: Sequence[Any]) -> list[int]:
     return [i for i, layer in enumerate(layers) if layer is not None]
+
+
+def _alike(a: list[Any], b: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Both sides in float64 if their precisions differ, as they may between models or layers."""
+    field = "vector" if isinstance(a[0], DenseEmbedding) else "values"
+    if len({getattr(e, field).dtype for e in a + b}) == 1:
+        return a, b
+    return tuple([replace(e, **{field: getattr(e, field).double()}) for e in side] for side in (a, b))  # type: ignore[return-value]
 
 
 def _product(a: Sequence[Embedding], b: Sequence[Embedding]) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unrolled.report.charts import WIDTH, number, svg_element, ticks
 
-_TOP, _BOTTOM, _ROW, _CHARACTER = 30.0, 40.0, 17.0, 6.4
+_TOP, _BOTTOM, _ROW, _CHARACTER = 30.0, 40.0, 17.0, 6.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Tree:
     def svg(self, ident: str, *, standalone: bool = False) -> str:
         """The drawing, as wide as a chart; merges further right are of less alike clusters."""
         n = len(self.leaves)
-        left = min(0.4 * WIDTH, 12 + _CHARACTER * max(len(leaf) for leaf in self.leaves))
+        left = min(0.4 * WIDTH, 18 + _CHARACTER * max(len(leaf) for leaf in self.leaves))
         bottom, right = _TOP + _ROW * n, WIDTH - 14
         heights = [float(m[2]) for m in self.merges]
         low = min(0.0, *heights)

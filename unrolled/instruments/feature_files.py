@@ -1,0 +1,91 @@
+"""Features in files, whoever made them: folders of `unrolled extract`, `.npy` and `.safetensors`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+ARRAY_SUFFIXES = (".npy", ".safetensors")
+
+
+def is_feature_file(path: str | Path) -> bool:
+    """Whether `path` names features rather than a model: by its suffix, or by what the folder holds."""
+    path = Path(path).expanduser()
+    if path.suffix in ARRAY_SUFFIXES:
+        return True
+    return (path / "features.json").is_file() or (path / "features.safetensors").is_file()
+
+
+def read_features(path: str | Path) -> Mapping[str, Tensor]:
+    """Layers by name, [n, d] each.
+
+    Args:
+        path: a folder of `unrolled extract`, a `.npy` file [n, d] or [n, layers, d], or a `.safetensors` file with one
+            [n, d] a layer.
+
+    Raises:
+        MissingData: there is no such file.
+        CorruptFile: it is truncated or not what its name says.
+        UnsafeFile: reading it would unpickle objects.
+        ValueError: its arrays are not features.
+    """
+    from unrolled.errors import MissingData
+    from unrolled.instruments.features import FeatureSet
+
+    path = Path(path).expanduser()
+    if path.suffix not in ARRAY_SUFFIXES:
+        return FeatureSet.load(path)
+    if not path.is_file():
+        raise MissingData(f"{path}: there is no such file")
+    return _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
+
+
+def features_digest(path: str | Path) -> str:
+    """Tells these features from others: the checksum a folder keeps, else one of the whole file."""
+    import hashlib
+
+    from unrolled.instruments.features import read_descriptors
+
+    path = Path(path).expanduser()
+    if path.suffix not in ARRAY_SUFFIXES:
+        return str(read_descriptors(path)["checksum"])
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_npy(path: Path) -> Mapping[str, Tensor]:
+    import numpy as np
+    import torch
+
+    from unrolled.errors import CorruptFile, UnsafeFile
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        if "pickle" in str(error).lower() and "Object arrays" in str(error):
+            raise UnsafeFile(f"{path} holds pickled objects and was not read; save a plain array") from error
+        raise CorruptFile(f"{path} is truncated or not a .npy file: {error}") from error
+    if array.dtype.kind not in "fiu" or array.ndim not in (2, 3) or not array.size:
+        raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}")
+    values = torch.from_numpy(array.astype(np.float64 if array.dtype == np.float64 else np.float32))
+    if values.dim() == 2:
+        return {path.stem: values}
+    return {f"layer{i:02d}": values[:, i] for i in range(values.shape[1])}
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from unrolled.errors import CorruptFile
+
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{path} is truncated or not a .safetensors file: {error}") from error
+    wrong = {name: list(value.shape) for name, value in arrays.items() if value.dim() != 2}
+    if wrong or not arrays:
+        raise ValueError(f"{path}: every tensor must be the features [n, d] of one layer, not {wrong or 'empty'}")
+    return arrays
