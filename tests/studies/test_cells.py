@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unrolled.studies import cells
 from unrolled.studies.cells import remembered, train_kept, warmup_cosine
 
 
@@ -18,6 +19,16 @@ def test_a_kept_cell_counts_only_for_equal_settings(tmp_path: Path) -> None:
     assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 2}) == {"x": 2}
     (tmp_path / "a.json").write_text("{", encoding="utf-8")
     assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 3}) == {"x": 3}
+
+
+def test_other_code_counts_only_where_someone_vouches_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 1}) == {"x": 1}
+    monkeypatch.setattr(cells, "_sources", lambda: "other")
+    monkeypatch.setenv("UNROLLED_KEPT", "any-code")
+    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 2}) == {"x": 1}
+    assert remembered(tmp_path, "b", {"steps": 2}, lambda: {"x": 2}) == {"x": 2}
+    monkeypatch.delenv("UNROLLED_KEPT")
+    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 3}) == {"x": 3}
 
 
 class Toy:
