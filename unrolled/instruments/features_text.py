@@ -56,17 +56,7 @@ def extract_texts(
             finite.
         CorruptFile: the kept set is damaged.
     """
-    empty = [row for row, text in enumerate(texts) if not text.strip()]
-    if not len(texts) or empty:
-        named = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
-        raise ValueError(f"texts: {f'rows {named} are empty' if empty else 'there is not one'}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
-    # the ids, and not only the texts, tell apart what tokenizers and limits make of them
-    distinct = sorted(dict.fromkeys(texts), key=lambda text: (len(text), text))
-    batches = [collate(distinct[i : i + batch_size]) for i in range(0, len(distinct), batch_size)]
-    digest = _digest(texts, batches)
-    said = f"{data} texts {digest}".strip()
+    distinct, batches, said = _batched(texts, collate, batch_size, data)
     options: dict[str, Any] = {"layers": layers, "pooling": pooling, "dtype": dtype, "autocast": autocast}
     key = feature_key(model, data=said, **options)
     if cache is not None and (Path(cache) / key[:32] / "features.json").is_file():
@@ -80,6 +70,20 @@ def extract_texts(
     if cache is not None:
         result.save(Path(cache) / key[:32])
     return result
+
+
+def text_feature_key(
+    model: nn.Module,
+    texts: Sequence[str],
+    collate: Collate,
+    *,
+    layers: str | Sequence[str] = ("embed", "block*"),
+    batch_size: int = 64,
+    data: str = "",
+    **options: Any,
+) -> str:
+    """The key that `extract_texts` gives its result; texts are collated but not run. Arguments as there."""
+    return feature_key(model, layers=layers, data=_batched(texts, collate, batch_size, data)[2], **options)
 
 
 def extract_waveforms(
@@ -125,6 +129,22 @@ def extract_waveforms(
     )
     rows = torch.tensor(order).argsort()
     return replace(found, layers={layer: value[rows] for layer, value in found.items()}, key="")
+
+
+def _batched(
+    texts: Sequence[str], collate: Collate, batch_size: int, data: str
+) -> tuple[list[str], list[dict[str, Tensor]], str]:
+    """The distinct texts by length, their batches, and what tells these data from others."""
+    empty = [row for row, text in enumerate(texts) if not text.strip()]
+    if not len(texts) or empty:
+        named = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        raise ValueError(f"texts: {f'rows {named} are empty' if empty else 'there is not one'}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    distinct = sorted(dict.fromkeys(texts), key=lambda text: (len(text), text))
+    batches = [collate(distinct[i : i + batch_size]) for i in range(0, len(distinct), batch_size)]
+    # the ids, and not only the texts, tell apart what tokenizers and limits make of them
+    return distinct, batches, f"{data} texts {_digest(texts, batches)}".strip()
 
 
 def _digest(texts: Sequence[str], batches: Sequence[dict[str, Tensor]]) -> str:
