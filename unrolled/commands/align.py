@@ -20,6 +20,7 @@ from unrolled.commands.common import (
 )
 from unrolled.commands.extract import Pool, Precision, Samples, features_in
 from unrolled.commands.settings import AsJson, ConfigFiles, Pretrained, Quiet
+from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,11 @@ def align(
     held_out: bool = False,
     data: str | None = None,
     data_dir: Path | None = None,
-    split: Literal["train", "test"] = "test",
+    split: Literal["train", "test", "all"] = "test",
+    side: Side | None = None,
+    side_b: Side | None = None,
+    texts: Path | None = None,
+    captions: int | None = None,
     images: int = 1024,
     layers: tuple[str, ...] = ("block*",),
     layers_b: tuple[str, ...] | None = None,
@@ -67,6 +72,8 @@ def align(
         unrolled align runs/crate timm:resnet18 --pretrained --layers-b "layer*"
         unrolled align features/crate features/vit --k 20
         unrolled align images.npy captions.npy --null moments
+        unrolled align timm:resnet18 hf:ORG/NAME --pretrained --data wit --layers "layer*" --layers-b "block*"
+        unrolled align given:mobilenet_v1_075 given:minilm --data flickr8k --split all --data-dir data
         unrolled align --grid models.yaml --metric mutual_knn --metric cka
 
     `--grid` compares many models, every one with every other. The file names them: `models:` followed by lines
@@ -100,9 +107,18 @@ def align(
     data_dir
         Where the data are; default: that of the run folder.
     split
-        Which part of the data.
+        Which part of the data; `all` is for paired data.
+    side
+        What A is fed with of paired data (flickr8k, coco, wit, folder, packed, hf:ORG/NAME@REVISION, text): the image,
+        its captions as one text, or of pairs of texts the first (text) or the second (text2); default: image.
+    side_b
+        The same for B; default: text.
+    texts
+        A file with one text a line, or a .tsv of two columns, for two text models.
+    captions
+        How many of an image's captions make the text; default: all.
     images
-        How many images, drawn evenly from the whole split.
+        How many images or pairs, drawn evenly from the whole split.
     layers
         Patterns of layer names of the models; `*` stays within one part of a name.
     layers_b
@@ -152,9 +168,16 @@ def align(
     folder = out or default_folder("align", a, _stem(b))
     sides = [_read(spec) for spec in (a, b)]
     models = [spec for spec, side in zip((a, b), sides, strict=True) if side is None]
-    if models:
+    paired = is_paired(data, side or side_b, texts)
+    for spec in models:
+        check_alone(spec, paired)
+    if models and paired:
+        pairs = Paired.choose(data, split, data_dir, texts, images)
+    elif models:
         from unrolled.data import open_images
 
+        if split == "all":
+            raise ValueError("--split all: is for paired data; choose train or test")
         found = [data_settings(spec, None, data=data, data_dir=data_dir, image_size=None) for spec in models]
         own = next((each for spec, each in zip(models, found, strict=True) if _is_run(spec)), found[0])
         data, data_dir = own["data"], own["data_dir"]
@@ -165,7 +188,14 @@ def align(
     wanted = layers, layers_b or layers
     began = time.perf_counter()
     for i, (spec, letter) in enumerate(((a, "a"), (b, "b"))):
-        if sides[i] is None:
+        if sides[i] is None and paired:
+            torch.manual_seed(seed + i)
+            sides[i], _ = side_features(
+                folder / "features" / letter, spec, pairs, _side(i, (side, side_b), data, texts), where=where,
+                data_dir=data_dir, layers=wanted[i], pool=pool, captions=captions, pretrained=pretrained,
+                image_size=image_size, batch_size=batch_size, precision=precision, quiet=quiet,
+            )  # fmt: skip
+        elif sides[i] is None:
             size = image_size or data_settings(spec, None, data=data, data_dir=data_dir, image_size=None)["image_size"]
             torch.manual_seed(seed + i)  # of weights that are not loaded; A and B must not be one model by accident
             network = open_model(spec, pretrained=pretrained, classes=len(everything.classes)).to(where)
@@ -196,6 +226,10 @@ def align(
         "data": data,
         "data_dir": data_dir,
         "split": split,
+        "side": side,
+        "side_b": side_b,
+        "texts": texts,
+        "captions": captions,
         "images": images,
         "layers": layers,
         "layers_b": layers_b,
@@ -236,6 +270,17 @@ def _metric(name: str, k: int) -> Metric:
         raise ValueError(f"--k {k}: give at least 1")
     takes_k = name in METRICS and "k" in inspect.signature(METRICS[name]).parameters
     return get_metric(name, **({"k": k} if takes_k else {}))
+
+
+def _side(i: int, said: tuple[Side | None, Side | None], data: str | None, texts: Path | None) -> Side:
+    """What side `i` is fed with: as said, else images against captions, or first against second texts."""
+    given = said[i]
+    if given is not None:
+        return given
+    if texts is not None and texts.suffix != ".tsv":
+        return "text"
+    defaults: tuple[Side, Side] = ("text", "text2") if texts is not None or data == "text" else ("image", "text")
+    return defaults[i]
 
 
 def _is_run(spec: str) -> bool:

@@ -23,6 +23,7 @@ from unrolled.commands.common import (
     write_settings,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +59,10 @@ def extract(
     *,
     data: str | None = None,
     data_dir: Path | None = None,
-    split: Literal["train", "test"] = "test",
+    split: Literal["train", "test", "all"] = "test",
+    side: Side | None = None,
+    texts: Path | None = None,
+    captions: int | None = None,
     images: int = 1024,
     layers: tuple[str, ...] = ("block*",),
     pool: Pool = "mean",
@@ -77,7 +81,7 @@ def extract(
     json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a model over images and keep one vector per layer and image.
+    """Run a model over images or texts and keep one vector per layer and sample.
 
     The folder holds features.safetensors, features.json (model, data, pooling, checksums) and config.yaml. Features of
     the same model, weights, images and pooling that it holds already are left as they are.
@@ -85,6 +89,8 @@ def extract(
         unrolled extract runs/digits --out features/digits
         unrolled extract timm:resnet18 --pretrained --data cifar10 --data-dir data --layers "layer*"
         unrolled extract crate_nano_patch2_8 --layers "block*/half" norm --pool cls
+        unrolled extract hf:ORG/NAME --data wit --side text --pool mean
+        unrolled extract given:minilm --texts sentences.txt --data-dir data
 
     Parameters
     ----------
@@ -95,11 +101,19 @@ def extract(
     data_dir
         Where the data are; default: that of the run folder.
     split
-        Which part of the data, divided as in the run the weights are from.
+        Which part of the data, divided as in the run the weights are from; `all` is for paired data.
+    side
+        Of paired data (flickr8k, coco, wit, folder, packed, hf:ORG/NAME@REVISION, text): the image, its captions as one
+        text, or of pairs of texts the first (text) or the second (text2); default for them: image.
+    texts
+        A file with one text a line instead of data, or a .tsv of two columns.
+    captions
+        How many of an image's captions make the text; default: all.
     images
-        How many images, drawn evenly from the whole split.
+        How many images or texts, drawn evenly from the whole split.
     layers
-        Patterns of layer names; `*` stays within one part of a name. A pattern without a match names the nearest.
+        Patterns of layer names; `*` stays within one part of a name. A pattern without a match names the nearest. Given
+        models and text models have a default of their own.
     pool
         How the tokens of a layer become one vector.
     weights
@@ -125,29 +139,43 @@ def extract(
         raise ValueError(f"--images {images}: give at least 1")
     import torch
 
-    from unrolled.data import open_images
-
-    own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
-    data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
     where = choose_device(device)
-    everything = open_images(data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["split_seed"])
-    samples = Samples.choose(everything, images, f"{data} ({split})")
+    options: dict[str, Any] = {
+        "layers": layers, "pool": pool, "batch_size": batch_size, "workers": workers, "on_error": on_error,
+        "precision": precision, "quiet": quiet,
+    }  # fmt: skip
+    paired = is_paired(data, side, texts)
+    check_alone(model, paired)
     torch.manual_seed(seed)
-    network = open_model(
-        model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
-    ).to(where)
-    folder = out or default_folder("features", model, data)
-    began = time.perf_counter()
-    found, reused = features_in(
-        folder, network, samples, name=model, layers=layers, pool=pool, image_size=image_size, batch_size=batch_size,
-        workers=workers, on_error=on_error, precision=precision, quiet=quiet,
-    )  # fmt: skip
+    if paired:
+        pairs = Paired.choose(data, split, data_dir, texts, images)
+        side = side or ("image" if texts is None else "text")
+        folder = out or default_folder("features", model, f"{data or (texts and texts.stem)}-{side}")
+        began = time.perf_counter()
+        found, reused = side_features(
+            folder, model, pairs, side, where=where, data_dir=data_dir, captions=captions, weights=weights,
+            pretrained=pretrained, model_args=model_args, image_size=image_size, **options,
+        )  # fmt: skip
+    else:
+        own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
+        data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
+        folder = out or default_folder("features", model, str(data))
+        everything = _images(split, own)
+        samples = Samples.choose(everything, images, f"{data} ({split})")
+        network = open_model(
+            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
+        ).to(where)
+        began = time.perf_counter()
+        found, reused = features_in(folder, network, samples, name=model, image_size=image_size, **options)
     seconds = time.perf_counter() - began
     settings: dict[str, Any] = {
         "model": model,
         "data": data,
         "data_dir": data_dir,
         "split": split,
+        "side": side,
+        "texts": texts,
+        "captions": captions,
         "images": images,
         "layers": layers,
         "pool": pool,
@@ -176,6 +204,17 @@ def extract(
         for name in found.skipped:
             print(f"skipped: {name}", file=sys.stderr)
         print(f"features: {folder}{' (were there already)' if reused else ''}", file=sys.stderr)
+
+
+def _images(split: str, own: dict[str, Any]) -> ImageSource:
+    from unrolled.data import open_images
+
+    if split not in ("train", "test"):
+        raise ValueError(f"--split {split}: is for paired data; choose train or test")
+    part: Any = split
+    return open_images(
+        own["data"], part, data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"]
+    )
 
 
 def features_in(

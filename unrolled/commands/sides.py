@@ -1,0 +1,183 @@
+"""One side of paired data for `unrolled extract` and `unrolled align`: which samples, and their features."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unrolled.commands.common import batches, open_model, progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from unrolled.data.pairs import PairSource
+    from unrolled.instruments import FeatureSet
+    from unrolled.models.encoders import Encoder
+
+Side = Literal["image", "text", "text2"]
+_PAIRED = ("coco", "flickr8k", "text", "wit")
+_ALONE = ("given:", "tv:", "st:")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Pairs to compute features of, and what is said of them, which is the same for both sides."""
+
+    pairs: PairSource
+    data: str
+
+    @classmethod
+    def choose(cls, data: str | None, split: str, data_dir: Path | None, texts: Path | None, count: int) -> Paired:
+        """`count` pairs, drawn evenly from data of a name or from a file of texts; all if there are fewer."""
+        import hashlib
+
+        import numpy as np
+
+        from unrolled.data.pairs import open_pairs
+
+        if texts is not None:
+            everything = read_texts(texts)
+        else:
+            part: Any = split if data == "flickr8k" or str(data).startswith("hf:") else "all"
+            everything = open_pairs(str(data), part, data_dir=data_dir)
+        count = min(count, len(everything))
+        pairs = everything.take(np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
+        digest = hashlib.sha256(json_module.dumps([pairs.ids, pairs.captions, pairs.others]).encode()).hexdigest()
+        return cls(pairs, f"{everything.description}: {count:,} of {len(everything):,} pairs (sha256 {digest[:16]})")
+
+
+def is_paired(data: str | None, side: Side | None, texts: Path | None) -> bool:
+    """Whether the flags speak of paired data: their names, a side, or a file of texts."""
+    return side is not None or texts is not None or data in _PAIRED
+
+
+def check_alone(spec: str, paired: bool) -> None:
+    """Raise ValueError where a kind of model that only paired data knows is given other data."""
+    if not paired and spec.startswith(_ALONE):
+        raise ValueError(
+            f"model: {spec} needs to know what it is fed with: add --side image or --side text with paired data "
+            "(--data flickr8k), or --texts FILE"
+        )
+
+
+def read_texts(path: Path) -> PairSource:
+    """A text file, one text a line, or a .tsv of two columns.
+
+    Raises:
+        MissingData: no such file.
+        ValueError: an empty line; the first are named by number.
+    """
+    from unrolled.data.pairs import PairSource, open_pairs
+    from unrolled.errors import CorruptFile, MissingData
+
+    path = path.expanduser()
+    if not path.is_file():
+        raise MissingData(f"--texts: there is no file {path}")
+    if path.suffix == ".tsv":
+        return open_pairs("text", data_dir=path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"--texts: {path} is not UTF-8 text: {error}") from error
+    numbers = [f"line {number}" for number in range(1, len(lines) + 1)]
+    return PairSource(
+        ids=numbers, captions=[[line] for line in lines], description=f"{path.name}, {len(lines):,} texts"
+    )
+
+
+def side_features(
+    folder: Path,
+    spec: str,
+    samples: Paired,
+    side: Side,
+    *,
+    where: torch.device,
+    data_dir: Path | None,
+    layers: Sequence[str],
+    pool: str,
+    captions: int | None = None,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    model_args: dict[str, Any] | None = None,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
+    precision: str = "fp32",
+    quiet: bool,
+) -> tuple[FeatureSet, bool]:
+    """Features of one side, read if `folder` holds the same, else computed and written there; and which it was."""
+    import torch
+
+    from unrolled.instruments import extract as compute
+    from unrolled.instruments.features import feature_key
+    from unrolled.instruments.features_text import extract_texts, text_feature_key
+
+    encoder = _encoder(spec, side, data_dir, weights, pretrained, model_args)
+    module = encoder.module.to(where)
+    chosen = encoder.layers if tuple(layers) == ("block*",) else layers
+    options: dict[str, Any] = {
+        "layers": chosen,
+        "pooling": pool,
+        "autocast": {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision],
+    }
+    if side != "image":
+        assert encoder.collate is not None
+        texts = samples.pairs.column(side, use=None if samples.pairs.others else captions)
+        options |= {"data": samples.data, "batch_size": batch_size}
+        kept = _kept(folder, text_feature_key(module, texts, encoder.collate, **options))
+        if kept is not None:
+            return kept, True
+
+        def bar(items: Iterable[Any], total: int) -> Iterable[Any]:
+            return progress(items, total=total, what=spec, quiet=quiet)
+
+        found = extract_texts(module, texts, encoder.collate, name=spec, progress=bar, **options)
+        found.save(folder)
+        return found, False
+    from unrolled.data import model_input
+
+    source = samples.pairs.images()
+    expects = model_input(module, native_size=source.native_size, image_size=image_size)
+    options["data"] = samples.data
+    options["inputs"] = json_module.dumps({"on_error": on_error, **expects}, sort_keys=True, default=str)
+    kept = _kept(folder, feature_key(module, **options))
+    if kept is not None:
+        return kept, True
+    loader = batches(module, source, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error)
+    shown = progress(loader, total=-(-len(source) // batch_size), what=spec, quiet=quiet)
+    found = compute(module, shown, name=spec, **options)
+    found.save(folder)
+    return found, False
+
+
+def _kept(folder: Path, key: str) -> FeatureSet | None:
+    from unrolled.errors import CorruptFile, MissingData
+    from unrolled.instruments import FeatureSet
+    from unrolled.instruments.features import read_descriptors
+
+    try:
+        return FeatureSet.load(folder) if read_descriptors(folder)["key"] == key else None
+    except (CorruptFile, MissingData):
+        return None  # nothing usable there: computed anew, and what is damaged is written over
+
+
+def _encoder(
+    spec: str,
+    side: Side,
+    data_dir: Path | None,
+    weights: Path | None,
+    pretrained: bool,
+    model_args: dict[str, Any] | None,
+) -> Encoder:
+    from unrolled.models.encoders import Encoder, open_encoder
+
+    scheme = spec.partition(":")[0]
+    if side != "image" or scheme in ("given", "tv", "st", "hf"):
+        own = scheme in ("hf", "given", "st") or pretrained
+        return open_encoder(spec, "image" if side == "image" else "text", data_dir=data_dir, pretrained=own)
+    module = open_model(spec, weights=weights, pretrained=pretrained, model_args=model_args)
+    return Encoder(name=spec, module=module, kind="image")
