@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unrolled.data import Batch, ImageSource
+    from unrolled.instruments.features_parts import Processes
     from unrolled.report import Report
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -116,6 +118,31 @@ def choose_device(choice: Device) -> torch.device:
     if not there[choice]:
         raise ValueError(f"--device {choice}: torch sees none on this machine; use --device cpu (`unrolled doctor`)")
     return torch.device(choice)
+
+
+@contextlib.contextmanager
+def sharing(choice: Device) -> Iterator[tuple[torch.device, Processes]]:
+    """This process's device, and the processes torchrun started with it (only itself without torchrun)."""
+    from unrolled.instruments.features_parts import Processes
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield choose_device(choice), Processes()
+        return
+    import torch
+    from lightning_fabric import Fabric
+
+    from unrolled.train.engine import pick_accelerator
+
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    accelerator = pick_accelerator(choice, local)
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    try:
+        yield fabric.device, Processes(fabric.global_rank, fabric.world_size, fabric.barrier)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def batches(

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from unrolled.commands.common import (
     Device,
     batches,
-    choose_device,
     data_settings,
     default_folder,
     open_model,
     progress,
+    sharing,
     table,
     write_settings,
 )
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from unrolled.data import ImageSource
     from unrolled.instruments import FeatureSet
+    from unrolled.instruments.features_parts import Processes
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Pool = Literal["cls", "mean", "max", "grid", "last"]
@@ -91,6 +92,10 @@ def extract(
         unrolled extract crate_nano_patch2_8 --layers "block*/half" norm --pool cls
         unrolled extract hf:ORG/NAME --data wit --side text --pool mean
         unrolled extract given:minilm --texts sentences.txt --data-dir data
+        torchrun --nproc-per-node 4 -m unrolled extract timm:resnet18 --pretrained --data hf:ORG/NAME --images 1000000
+
+    Samples are taken in parts of about a thousand, which the processes of torchrun share, on one machine or on several
+    that see the same folder. An extraction that was killed goes on with the parts that are missing.
 
     Parameters
     ----------
@@ -139,35 +144,37 @@ def extract(
         raise ValueError(f"--images {images}: give at least 1")
     import torch
 
-    where = choose_device(device)
-    options: dict[str, Any] = {
-        "layers": layers, "pool": pool, "batch_size": batch_size, "workers": workers, "on_error": on_error,
-        "precision": precision, "quiet": quiet,
-    }  # fmt: skip
-    paired = is_paired(data, side, texts)
-    check_alone(model, paired)
-    torch.manual_seed(seed)
-    if paired:
-        pairs = Paired.choose(data, split, data_dir, texts, images)
-        side = side or ("image" if texts is None else "text")
-        folder = out or default_folder("features", model, f"{data or (texts and texts.stem)}-{side}")
-        began = time.perf_counter()
-        found, reused = side_features(
-            folder, model, pairs, side, where=where, data_dir=data_dir, captions=captions, weights=weights,
-            pretrained=pretrained, model_args=model_args, image_size=image_size, **options,
-        )  # fmt: skip
-    else:
-        own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
-        data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
-        folder = out or default_folder("features", model, str(data))
-        everything = _images(split, own)
-        samples = Samples.choose(everything, images, f"{data} ({split})")
-        network = open_model(
-            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
-        ).to(where)
-        began = time.perf_counter()
-        found, reused = features_in(folder, network, samples, name=model, image_size=image_size, **options)
-    seconds = time.perf_counter() - began
+    with sharing(device) as (where, processes):
+        options: dict[str, Any] = {
+            "layers": layers, "pool": pool, "batch_size": batch_size, "workers": workers, "on_error": on_error,
+            "precision": precision, "processes": processes, "quiet": quiet or processes.rank > 0,
+        }  # fmt: skip
+        paired = is_paired(data, side, texts)
+        check_alone(model, paired)
+        torch.manual_seed(seed)
+        if paired:
+            pairs = Paired.choose(data, split, data_dir, texts, images)
+            side = side or ("image" if texts is None else "text")
+            folder = out or default_folder("features", model, f"{data or (texts and texts.stem)}-{side}")
+            began = time.perf_counter()
+            found, reused = side_features(
+                folder, model, pairs, side, where=where, data_dir=data_dir, captions=captions, weights=weights,
+                pretrained=pretrained, model_args=model_args, image_size=image_size, **options,
+            )  # fmt: skip
+        else:
+            own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
+            data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
+            folder = out or default_folder("features", model, str(data))
+            everything = _images(split, own)
+            samples = Samples.choose(everything, images, f"{data} ({split})")
+            network = open_model(
+                model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
+            ).to(where)
+            began = time.perf_counter()
+            found, reused = features_in(folder, network, samples, name=model, image_size=image_size, **options)
+        seconds = time.perf_counter() - began
+    if processes.rank > 0:
+        return
     settings: dict[str, Any] = {
         "model": model,
         "data": data,
@@ -230,16 +237,20 @@ def features_in(
     workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     precision: Precision = "fp32",
+    processes: Processes | None = None,
     quiet: bool,
 ) -> tuple[FeatureSet, bool]:
     """The features, read if `folder` holds the same, else computed and written there; and whether they were read."""
+    import numpy as np
     import torch
 
     from unrolled.data import model_input
+    from unrolled.data.sources import Subset
     from unrolled.errors import CorruptFile, MissingData
     from unrolled.instruments import FeatureSet
     from unrolled.instruments import extract as compute
     from unrolled.instruments.features import feature_key, read_descriptors
+    from unrolled.instruments.features_parts import extract_in_parts
 
     expects = model_input(network, native_size=samples.source.native_size, image_size=image_size)
     options: dict[str, Any] = {
@@ -255,12 +266,17 @@ def features_in(
             return FeatureSet.load(folder), True
     except (CorruptFile, MissingData):
         pass  # nothing usable there: computed anew, and what is damaged is written over
-    loader = batches(
-        network, samples.source, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error
-    )
-    bar = progress(loader, total=-(-len(samples.source) // batch_size), what=name, quiet=quiet)
-    found = compute(network, bar, name=name, **options)
-    found.save(folder)
+
+    def part(start: int, stop: int) -> FeatureSet:
+        source = Subset(samples.source, np.arange(start, stop))
+        loader = batches(
+            network, source, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error
+        )
+        bar = progress(loader, total=-(-len(source) // batch_size), what=f"{name}, from {start:,}", quiet=quiet)
+        return compute(network, bar, name=name, **options)
+
+    total = len(samples.source)
+    found = extract_in_parts(folder, part, key=key, total=total, batch_size=batch_size, processes=processes)
     return found, False
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from unrolled.data.pairs import PairSource
     from unrolled.instruments import FeatureSet
+    from unrolled.instruments.features_parts import Processes
     from unrolled.models.encoders import Encoder
 
 Side = Literal["image", "text", "text2"]
@@ -107,13 +108,17 @@ def side_features(
     workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     precision: str = "fp32",
+    processes: Processes | None = None,
     quiet: bool,
 ) -> tuple[FeatureSet, bool]:
     """Features of one side, read if `folder` holds the same, else computed and written there; and which it was."""
+    import numpy as np
     import torch
 
+    from unrolled.data.sources import Subset
     from unrolled.instruments import extract as compute
     from unrolled.instruments.features import feature_key
+    from unrolled.instruments.features_parts import extract_in_parts
     from unrolled.instruments.features_text import extract_texts, text_feature_key
 
     encoder = _encoder(spec, side, data_dir, weights, pretrained, model_args)
@@ -128,15 +133,21 @@ def side_features(
         assert encoder.collate is not None
         texts = samples.pairs.column(side, use=None if samples.pairs.others else captions)
         options |= {"data": samples.data, "batch_size": batch_size}
-        kept = _kept(folder, text_feature_key(module, texts, encoder.collate, **options))
+        key = text_feature_key(module, texts, encoder.collate, **options)
+        kept = _kept(folder, key)
         if kept is not None:
             return kept, True
 
         def bar(items: Iterable[Any], total: int) -> Iterable[Any]:
             return progress(items, total=total, what=spec, quiet=quiet)
 
-        found = extract_texts(module, texts, encoder.collate, name=spec, progress=bar, **options)
-        found.save(folder)
+        def text_part(start: int, stop: int) -> FeatureSet:
+            assert encoder.collate is not None
+            return extract_texts(module, texts[start:stop], encoder.collate, name=spec, progress=bar, **options)
+
+        found = extract_in_parts(
+            folder, text_part, key=key, total=len(texts), batch_size=batch_size, processes=processes
+        )
         return found, False
     from unrolled.data import model_input
 
@@ -144,13 +155,20 @@ def side_features(
     expects = model_input(module, native_size=source.native_size, image_size=image_size)
     options["data"] = samples.data
     options["inputs"] = json_module.dumps({"on_error": on_error, **expects}, sort_keys=True, default=str)
-    kept = _kept(folder, feature_key(module, **options))
+    key = feature_key(module, **options)
+    kept = _kept(folder, key)
     if kept is not None:
         return kept, True
-    loader = batches(module, source, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error)
-    shown = progress(loader, total=-(-len(source) // batch_size), what=spec, quiet=quiet)
-    found = compute(module, shown, name=spec, **options)
-    found.save(folder)
+
+    def image_part(start: int, stop: int) -> FeatureSet:
+        images = Subset(source, np.arange(start, stop))
+        loader = batches(
+            module, images, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error
+        )
+        shown = progress(loader, total=-(-len(images) // batch_size), what=f"{spec}, from {start:,}", quiet=quiet)
+        return compute(module, shown, name=spec, **options)
+
+    found = extract_in_parts(folder, image_part, key=key, total=len(source), batch_size=batch_size, processes=processes)
     return found, False
 
 

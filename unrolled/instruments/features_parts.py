@@ -1,0 +1,91 @@
+"""Features of many samples, computed in parts: several processes share them, and a killed extraction goes on.
+
+A part is a fixed range of samples whatever the number of processes, so that features are the same, bit for bit on
+devices of one kind, however many there were and however often they were stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from unrolled.errors import CorruptFile, MissingData
+from unrolled.instruments.features import FeatureSet, read_descriptors
+
+PART = 1024
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share an extraction: this one's `rank` of `world`, and a `barrier` that waits for all."""
+
+    rank: int = 0
+    world: int = 1
+    barrier: Callable[[], object] = lambda: None
+
+
+def extract_in_parts(
+    folder: Path,
+    compute: Callable[[int, int], FeatureSet],
+    *,
+    key: str,
+    total: int,
+    batch_size: int,
+    processes: Processes | None = None,
+) -> FeatureSet:
+    """The features of samples 0 to `total`, computed part by part below `folder`/parts, joined and saved in `folder`.
+
+    Args:
+        folder: on a file system that all processes see.
+        compute: from the first sample and the one after the last to their features; `indices` count from the first.
+        key: tells these features from others; finished parts count only under the same key.
+        total: samples.
+        batch_size: parts hold whole batches.
+        processes: those that share the work; all must call this.
+    """
+    shared = processes or Processes()
+    size = -(-PART // batch_size) * batch_size
+    bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
+    if len(bounds) == 1 and shared.world == 1:
+        found = compute(0, total)
+        found.save(folder)
+        return found
+    where = [folder / "parts" / f"{start:09d}-{stop:09d}" for start, stop in bounds]
+    for i, (start, stop) in enumerate(bounds):
+        if i % shared.world == shared.rank and not _done(where[i], _part_key(key, start, stop)):
+            found = compute(start, stop)
+            indices = None if found.indices is None else found.indices + start
+            replace(found, key=_part_key(key, start, stop), indices=indices).save(where[i])
+    shared.barrier()
+    if shared.rank == 0:
+        _join([FeatureSet.load(part) for part in where], key).save(folder)
+        shutil.rmtree(folder / "parts")
+    shared.barrier()
+    return FeatureSet.load(folder)
+
+
+def _part_key(key: str, start: int, stop: int) -> str:
+    return f"{key}:{start}-{stop}"
+
+
+def _done(folder: Path, key: str) -> bool:
+    try:
+        return bool(read_descriptors(folder)["key"] == key and FeatureSet.load(folder).samples)
+    except (CorruptFile, MissingData):
+        return False
+
+
+def _join(parts: list[FeatureSet], key: str) -> FeatureSet:
+    first = parts[0]
+    indices = [part.indices for part in parts if part.indices is not None]
+    return replace(
+        first,
+        layers={name: torch.cat([part[name] for part in parts]) for name in first},
+        indices=torch.cat(indices) if len(indices) == len(parts) else None,
+        skipped=[name for part in parts for name in part.skipped],
+        key=key,
+    )
