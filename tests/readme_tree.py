@@ -20,7 +20,7 @@ def tree() -> str:
     """The package's folders and modules, each with its phrase."""
     package = ROOT / "unrolled"
     lines = []
-    folders = sorted(p for p in package.iterdir() if (p / "__init__.py").exists())
+    folders = sorted(p.parent for p in package.rglob("*/__init__.py"))
     for folder in [package, *folders]:
         lines.append(f"{folder.relative_to(ROOT)}/  {phrase(folder / '__init__.py')}")
         modules = sorted(p for p in folder.glob("*.py") if p.name != "__init__.py")

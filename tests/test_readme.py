@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import study_docs
 from tests.readme_tree import ROOT, tree
 
 README = (ROOT / "README.md").read_text()
@@ -13,6 +14,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.
 
 def test_the_tree_is_the_packages():
     assert f"```text\n{tree()}\n```" in README, "run: python -m tests.readme_tree"
+
+
+def test_the_page_of_studies_is_what_their_reports_say():
+    assert study_docs.PAGE.read_text() == study_docs.page(), "run: python -m tests.study_docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

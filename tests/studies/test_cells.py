@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.studies import cells
-from unrolled.studies.cells import remembered, train_kept, warmup_cosine
+from unrolled.studies.cells import remembered, seconds_spent, train_kept, warmup_cosine
 
 
 def test_a_kept_cell_counts_only_for_equal_settings(tmp_path: Path) -> None:
@@ -18,7 +18,9 @@ def test_a_kept_cell_counts_only_for_equal_settings(tmp_path: Path) -> None:
     assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 2}) == {"x": 1}
     assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 2}) == {"x": 2}
     (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    assert seconds_spent(tmp_path) == 0
     assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 3}) == {"x": 3}
+    assert 0 < seconds_spent(tmp_path) < 60
 
 
 def test_other_code_counts_only_where_someone_vouches_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +50,7 @@ def study(
     name: str | None = None,
     *,
     budget: Budget = "cpu",
+    data_dir: Path | None = None,
     out: Path | None = None,
     json: AsJson = False,
     quiet: Quiet = False,
@@ -67,6 +69,8 @@ def study(
         Which study.
     budget
         quick: seconds, to see that it runs; cpu: a laptop; gpu: one GPU.
+    data_dir
+        Where the data are, for studies of real data.
     out
         Where the report goes; default: the study's own, below runs/.
     """
@@ -85,6 +89,10 @@ def study(
         return None
     chosen = load(name)
     overrides: dict[str, Any] = {} if out is None else {"out": out}
+    if data_dir is not None:
+        if "data_dir" not in {field.name for field in fields(chosen.config)}:
+            raise ValueError(f"--data-dir: the study {name} makes its own data; leave it out")
+        overrides["data_dir"] = data_dir
     judged = budget != "quick"
     report = run_study(chosen, chosen.config.of_budget(budget, **overrides), json=json, quiet=quiet, judged=judged)
     return 4 if report.reproduced is False and judged else 0
@@ -96,8 +104,14 @@ def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool, jud
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    from unrolled.studies.cells import seconds_spent
+
     report = study.run(config, on_progress=None if quiet else say)
     folder = Path(getattr(config, "out", Path("runs") / study.name))
+    spent = seconds_spent(folder / "cells")
+    if report.provenance is not None and spent > (report.provenance.duration or 0):  # cells were there already
+        report.provenance = replace(report.provenance, duration=spent)
+        report.write(folder)
     write_settings(folder, vars(config))
     say_where(folder / "report.html", quiet=quiet)
     if json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -40,12 +41,26 @@ def remembered(
         if _counts(kept.get("key"), key):
             result: dict[str, Any] = kept["result"]
             return result
+    began = time.perf_counter()
     result = compute()
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"key": key, "result": result}), encoding="utf-8")
+    seconds = time.perf_counter() - began
+    part.write_text(json.dumps({"key": key, "seconds": seconds, "result": result}), encoding="utf-8")
     part.replace(path)
     return result
+
+
+def seconds_spent(folder: Path) -> float:
+    """How long the kept cells of `folder` took to compute, in all."""
+    total = 0.0
+    for path in folder.glob("*.json"):
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            total += kept.get("seconds", 0.0)
+        except (ValueError, AttributeError):  # cut short while it was written, or not a cell
+            continue
+    return total
 
 
 def train_kept(

@@ -1,0 +1,98 @@
+"""Commit the numbers of studies: `python -m tests.study_docs runs/NAME ...` copies reports and rewrites docs/studies.md.
+
+Without arguments it only rewrites the page from what docs/studies holds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES, PAGE = ROOT / "docs/studies", ROOT / "docs/studies.md"
+LINES_OF_WORK = {
+    "crate": "White-box transformers",
+    "mesa": "Mesa-optimisation",
+    "platonic": "The Platonic representation hypothesis",
+}
+INTRODUCTION = """# Studies
+
+Published claims, run here. Every entry comes from the `report.json` beside its figures in [`docs/studies`](studies),
+written by the command it shows; the page itself is written by `python -m tests.study_docs`. A verdict compares with a
+range that was fixed in the study's source before its result was known. *Not reproduced* at the `cpu` budget often means
+fewer training steps than the paper's: the entry says how many. *No range* means that the source gives no number to hold
+a result against. `DATA` is a folder with the data sets the study names.
+"""
+VERDICT = {True: "reproduced", False: "**not reproduced**", None: "no range"}
+
+
+def add(folder: Path) -> None:
+    """Copy a study's report and figures from the folder it ran in."""
+    target = STUDIES / folder.name
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "figures").mkdir(parents=True)
+    shutil.copy(folder / "report.json", target / "report.json")
+    for figure in sorted((folder / "figures").glob("*.svg")):
+        shutil.copy(figure, target / "figures" / figure.name)
+
+
+def page() -> str:
+    """The text of docs/studies.md."""
+    reports = {path.parent.name: json.loads(path.read_text()) for path in sorted(STUDIES.glob("*/report.json"))}
+    parts = [INTRODUCTION]
+    for prefix, title in LINES_OF_WORK.items():
+        names = [name for name in reports if name.startswith(f"{prefix}-")]
+        if names:
+            parts.append(f"## {title}\n")
+            parts += [entry(name, reports[name]) for name in names]
+    return "\n".join(parts)
+
+
+def entry(name: str, report: dict[str, Any]) -> str:
+    """One study: what came out, claim by claim, its first figure, and how to run it."""
+    record = report["provenance"]
+    minutes = record["duration"] / 60
+    hardware = f"{record['hardware'].get('cores', '?')} cores of {record['hardware'].get('processor', '?')}"
+    lines = [f"### {report['title']}\n", f"{report['question']} {report['summary']}\n"]
+    if report["claims"]:
+        lines += ["| claim | published | here | |", "|---|---|---|---|"]
+        lines += [
+            f"| {cell(claim['statement'])} | {cell(claim['published'])} | {cell(claim['measured'])} "
+            f"| {VERDICT[claim['reproduced']]} |"
+            for claim in report["claims"]
+        ]
+        lines.append("")
+    for figure in figures(name, report)[:2]:
+        lines.append(f"![{cell(figure.stem)}](studies/{name}/figures/{figure.name})\n")
+    lines.append(
+        f"`{record['command']}`: {minutes:.1f} min, {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
+        f"torch {record['versions']['torch']}, revision {record['versions'].get('revision', '?')}. "
+        f"[All numbers](studies/{name}/report.json).\n"
+    )
+    return "\n".join(lines)
+
+
+def figures(name: str, report: dict[str, Any]) -> list[Path]:
+    """The figures of a study, in the order of its report."""
+    names = [
+        block["name"] for section in report["sections"] for block in section["blocks"] if block["kind"] == "figure"
+    ]
+
+    def place(path: Path) -> tuple[int, str]:
+        return next((i for i, figure in enumerate(names) if path.stem.startswith(figure)), len(names)), path.stem
+
+    return sorted((STUDIES / name / "figures").glob("*.svg"), key=place)
+
+
+def cell(text: str) -> str:
+    """Text that does not end a cell of a table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:]:
+        add(Path(each))
+    PAGE.write_text(page())
