@@ -1,4 +1,4 @@
-"""Commit the numbers of studies: `python -m tests.study_docs runs/NAME ...` copies reports and rewrites docs/studies.md.
+"""Commit numbers of studies: `python -m tests.study_docs runs/NAME ...` copies reports and rewrites docs/studies.md.
 
 Without arguments it only rewrites the page from what docs/studies holds.
 """
