@@ -153,3 +153,21 @@ def test_bad_features_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "cut.safetensors is truncated" in refused(a, tmp_path / "cut.safetensors", code=1)
     assert "no such file" in refused(a, tmp_path / "absent.npy", code=3)
     assert not (tmp_path / "o").exists()
+
+
+def test_many_samples_are_estimated_and_other_metrics_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unrolled.instruments import alignment_scale, feature_files
+
+    monkeypatch.setattr(alignment_scale, "LARGE", 50)
+    monkeypatch.setattr(feature_files, "_MAPPED", 1)
+    x, y, *_ = arrays(tmp_path, n=1200)
+    out = ["--out", str(tmp_path / "out"), "--quiet"]
+    assert cli.run(["align", str(x), str(y), "--metric", "mutual_knn", "--metric", "unbiased_cka", *out, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["comparisons"]
+    assert "sampled queries" in first["metric"]
+    assert first["p_value"] < 0.01
+    assert second["p_value"] is None
+    assert cli.run(["align", str(x), str(y), "--metric", "svcca", *out]) == 2
+    assert "take mutual_knn or unbiased_cka" in capsys.readouterr().err

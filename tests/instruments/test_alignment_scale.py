@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import unrolled.alignment as al
+from unrolled.instruments.alignment_scale import compare_large
 
 
 def pair(n: int = 1200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,3 +64,33 @@ def test_bad_requests_are_named() -> None:
         al.mutual_knn_curve(x, y, [60])
     with pytest.raises(ValueError, match="k must be between"):
         al.mutual_knn_sampled(x, y, k=50)
+
+
+def test_a_large_comparison_estimates_what_the_exact_one_says(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(600, 4, generator=generator)
+    layers = [
+        {f"layer{i}": shared @ torch.randn(4, 8, generator=generator) + i * torch.randn(600, 8, generator=generator)
+         for i in (1, 3)}
+        for _ in range(2)
+    ]  # fmt: skip
+    exact = al.compare(*layers, "mutual_knn", draws=5, resamples=0)
+    every = compare_large(*layers, "mutual_knn", queries=600)
+    assert torch.allclose(every.scores, exact.scores)
+    some = compare_large(*layers, "mutual_knn", queries=200)
+    error = (some.interval[1] - some.score) / 1.96
+    assert abs(some.score - exact.score) < 4 * error < 0.1
+    assert some.best == ("layer1", "layer1")
+    assert some.p_value < 1e-6
+    np.save(tmp_path / "x.npy", layers[0]["layer1"].numpy())
+    mapped = {"layer1": np.load(tmp_path / "x.npy", mmap_mode="r")}
+    cka = compare_large(mapped, {"layer1": layers[1]["layer1"]}, "unbiased_cka")
+    assert cka.score == pytest.approx(al.cka(layers[0]["layer1"], layers[1]["layer1"], unbiased=True), abs=1e-6)
+    assert cka.p_value is None
+    with pytest.raises(ValueError, match="take mutual_knn or unbiased_cka"):
+        compare_large(*layers, "svcca")
+
+
+def test_chance_is_no_agreement_in_a_large_comparison() -> None:
+    x, y = torch.randn(2, 500, 8, generator=torch.Generator().manual_seed(1))
+    assert compare_large({"a": x}, {"b": y}, queries=300).p_value > 0.01

@@ -113,7 +113,8 @@ def test_a_tile_that_does_not_fit_memory_is_cut(tmp_path: Path, monkeypatch: pyt
         return real(job)
 
     monkeypatch.setattr(module, "_score_tile", small_memory)
-    assert model_grid(paths, null="moments", tile=6).pairs == whole.pairs
+    with pytest.warns(UserWarning, match="6 x 6 models did not fit"):
+        assert model_grid(paths, null="moments", tile=6).pairs == whole.pairs
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from unrolled.commands.settings import AsJson, ConfigFiles, Pretrained, Quiet
 from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
 
     from unrolled.alignment import Comparison, Metric
@@ -75,6 +76,9 @@ def align(
         unrolled align timm:resnet18 hf:ORG/NAME --pretrained --data wit --layers "layer*" --layers-b "block*"
         unrolled align given:mobilenet_v1_075 given:minilm --data flickr8k --split all --data-dir data
         unrolled align --grid models.yaml --metric mutual_knn --metric cka
+
+    Above 50,000 samples mutual_knn is estimated from 1,024 of them as queries against all, with its standard error, and
+    unbiased_cka takes one pass; other metrics are refused.
 
     `--grid` compares many models, every one with every other. The file names them: `models:` followed by lines
     `NAME: MODEL`, or `NAME: {model: MODEL, group: vision, competence: 0.76, layers: ["block*"], pool: cls}`; the
@@ -161,6 +165,7 @@ def align(
     import torch
 
     from unrolled.alignment import compare
+    from unrolled.instruments.alignment_scale import LARGE, compare_large
     from unrolled.report.provenance import plain
 
     metrics = [_metric(name, k) for name in metric]
@@ -208,11 +213,14 @@ def align(
     for chosen in metrics:
         if getattr(chosen, "k", 1) >= n:
             raise ValueError(f"--k {k}: must be less than the {n} samples; lower it or give more samples")
-    first, second = ({name: value.to(where) for name, value in side.items()} for side in (left, right))
-    results = [
-        compare(first, second, each, null=null, draws=draws, resamples=resamples, select_held_out=held_out, seed=seed)
-        for each in metrics
-    ]
+    if n > LARGE:
+        results = [compare_large(left, right, each, seed=seed) for each in metrics]
+    else:
+        first, second = (
+            {name: torch.as_tensor(value).to(where) for name, value in side.items()} for side in (left, right)
+        )
+        options: dict[str, Any] = {"null": null, "draws": draws, "resamples": resamples, "select_held_out": held_out}
+        results = [compare(first, second, each, seed=seed, **options) for each in metrics]
     seconds = time.perf_counter() - began
     settings: dict[str, Any] = {
         "a": a,
@@ -295,14 +303,14 @@ def _stem(spec: str) -> str:
     return Path(spec.removeprefix("local:")).stem if "/" in spec or Path(spec).suffix in ARRAY_SUFFIXES else spec
 
 
-def _read(spec: str) -> Mapping[str, Tensor] | None:
+def _read(spec: str) -> Mapping[str, Tensor | ndarray] | None:
     """Features of a folder or array file; None if `spec` is a model."""
     from unrolled.instruments.feature_files import is_feature_file, read_features
 
     return read_features(spec) if is_feature_file(spec) else None
 
 
-def _checked(side: Mapping[str, Tensor] | None, spec: str) -> Mapping[str, Tensor]:
+def _checked(side: Mapping[str, Tensor | ndarray] | None, spec: str) -> Mapping[str, Tensor | ndarray]:
     from unrolled.instruments.features import check_finite
 
     assert side is not None
@@ -311,7 +319,7 @@ def _checked(side: Mapping[str, Tensor] | None, spec: str) -> Mapping[str, Tenso
     return side
 
 
-def _paired(left: Mapping[str, Tensor], right: Mapping[str, Tensor], a: str, b: str) -> int:
+def _paired(left: Mapping[str, Tensor | ndarray], right: Mapping[str, Tensor | ndarray], a: str, b: str) -> int:
     """The number of samples.
 
     Raises:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unrolled.instruments.alignment import get_metric
+from unrolled.instruments.alignment_base import Metric
+from unrolled.instruments.alignment_streaming import StreamingCKA
+from unrolled.instruments.calibration import Comparison
 from unrolled.ops.neighbours import nearest_neighbours
+
+LARGE = 50_000
+"""Samples above which `unrolled align` takes `compare_large`: n x n kernels no longer fit."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,85 @@ def mutual_knn_sampled(
     # sampling without replacement: no error is left when every sample is a query
     error = float(overlap.std()) / math.sqrt(count) * math.sqrt(1 - count / n)
     return SampledScore(float(overlap.mean()), error, k / (n - 1), n, k, count)
+
+
+def compare_large(
+    features_a: Mapping[str, Tensor | np.ndarray],
+    features_b: Mapping[str, Tensor | np.ndarray],
+    metric: str | Metric = "mutual_knn",
+    *,
+    queries: int = 1024,
+    seed: int = 0,
+    **options: Any,
+) -> Comparison:
+    """All pairs of layers of two models on samples too many for n x n kernels; a few tiles of memory.
+
+    Mutual k-NN is estimated from sampled queries: the interval is 1.96 standard errors of the best pair's estimate, z
+    its distance from chance in standard errors, and the p-value the normal tail times the number of layer pairs.
+    Unbiased linear CKA is computed in one pass over all samples, with 0 as its chance and no p-value.
+
+    Args:
+        features_a, features_b: layer name -> [n, d]; numpy memory maps stay on disk.
+        metric: mutual k-NN or unbiased linear CKA, by name or as an object; `options` go with a name.
+        queries: samples whose neighbours are searched.
+        seed: of the choice of queries.
+
+    Raises:
+        ValueError: another metric, unequal numbers of samples, or k >= n.
+    """
+    chosen = get_metric(metric, **options)
+    names = list(features_a), list(features_b)
+    kind = type(chosen).__name__
+    n = len(next(iter(features_a.values())))
+    scores, errors = (torch.full((len(names[0]), len(names[1])), math.nan, dtype=torch.float64) for _ in range(2))
+    if kind == "MutualKNN":
+        k = int(chosen.k)  # type: ignore[attr-defined]
+        _paired(next(iter(features_a.values())), next(iter(features_b.values())))
+        found = _query_lists(features_a, k, queries, n, seed), _query_lists(features_b, k, queries, n, seed)
+        chance = k / (n - 1)
+        for i, left in enumerate(found[0]):
+            for j, right in enumerate(found[1]):
+                overlap = _overlap(left, right)
+                scores[i, j] = overlap.mean()
+                errors[i, j] = overlap.std() / math.sqrt(len(overlap)) * math.sqrt(1 - len(overlap) / n)
+    elif kind == "CKA" and chosen.unbiased and chosen.kernel == "linear":  # type: ignore[attr-defined]
+        chance = 0.0
+        for i, x in enumerate(features_a.values()):
+            for j, y in enumerate(features_b.values()):
+                scores[i, j] = _streamed_cka(x, y)
+    else:
+        raise ValueError(
+            f"metric: {chosen!r} needs n x n kernels, too large for {n:,} samples; take mutual_knn or unbiased_cka, or "
+            f"fewer samples (at most {LARGE:,})"
+        )
+    row, column = divmod(int(scores.argmax()), len(names[1]))
+    score, error = float(scores[row, column]), float(errors[row, column])
+    z = (score - chance) / error if error > 0 else None
+    p_value = None if z is None else min(1.0, scores.numel() * 0.5 * math.erfc(z / math.sqrt(2)))
+    return Comparison(
+        metric=f"{chosen!r}, {min(queries, n):,} sampled queries" if kind == "MutualKNN" else repr(chosen), n=n,
+        layers=names, scores=scores, best=(names[0][row], names[1][column]), score=score, chance=chance,
+        null_mean=None, null_std=None, null_best=None, p_value=p_value, threshold=None, calibrated=None, z=z,
+        alpha=0.05, interval=None if z is None else (score - 1.96 * error, score + 1.96 * error), held_out=None,
+        constant=([], []),
+    )  # fmt: skip
+
+
+def _query_lists(features: Mapping[str, Tensor | np.ndarray], k: int, queries: int, n: int, seed: int) -> list[Tensor]:
+    """Neighbours of the same queries in every layer."""
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: min(queries, n)].sort().values
+    return [nearest_neighbours(layer, k, queries=chosen).indices.cpu() for layer in features.values()]
+
+
+def _streamed_cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, block: int = 8192) -> float:
+    stream = StreamingCKA(unbiased=True)
+    for start in range(0, len(x), block):
+        rows = slice(start, start + block)
+        a, b = (
+            torch.as_tensor(np.asarray(side[rows])) if isinstance(side, np.ndarray) else side[rows] for side in (x, y)
+        )
+        stream.update(a.float(), b.float())
+    return stream.compute()
 
 
 def mutual_knn_curve(

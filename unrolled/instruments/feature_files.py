@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
+_MAPPED = 2**30
 ARRAY_SUFFIXES = (".npy", ".safetensors")
 
 
@@ -18,8 +21,8 @@ def is_feature_file(path: str | Path) -> bool:
     return (path / "features.json").is_file() or (path / "features.safetensors").is_file()
 
 
-def read_features(path: str | Path) -> Mapping[str, Tensor]:
-    """Layers by name, [n, d] each.
+def read_features(path: str | Path) -> Mapping[str, Tensor | np.ndarray]:
+    """Layers by name, [n, d] each. A `.npy` file [n, d] of a GiB or more is mapped, not read.
 
     Args:
         path: a folder of `unrolled extract`, a `.npy` file [n, d] or [n, layers, d], or a `.safetensors` file with one
@@ -55,20 +58,20 @@ def features_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_npy(path: Path) -> Mapping[str, Tensor]:
-    import numpy as np
-    import torch
-
+def _read_npy(path: Path) -> Mapping[str, Tensor | np.ndarray]:
     from unrolled.errors import CorruptFile, UnsafeFile
 
     try:
-        array = np.load(path, allow_pickle=False)
+        large = path.stat().st_size >= _MAPPED
+        array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         if "pickle" in str(error).lower() and "Object arrays" in str(error):
             raise UnsafeFile(f"{path} holds pickled objects and was not read; save a plain array") from error
         raise CorruptFile(f"{path} is truncated or not a .npy file: {error}") from error
     if array.dtype.kind not in "fiu" or array.ndim not in (2, 3) or not array.size:
         raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}")
+    if large and array.ndim == 2 and array.dtype.kind == "f":
+        return {path.stem: array}
     values = torch.from_numpy(array.astype(np.float64 if array.dtype == np.float64 else np.float32))
     if values.dim() == 2:
         return {path.stem: values}

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -324,12 +325,15 @@ def extract(
     return found
 
 
-def check_finite(features: Tensor, name: str, fix: str) -> None:
-    """Raise ValueError naming the rows of `features` [n, d] that hold NaN or infinite values."""
-    bad = (~torch.isfinite(features).all(1)).nonzero()[:, 0].tolist()
+def check_finite(features: Tensor | np.ndarray, name: str, fix: str, *, block: int = 65_536) -> None:
+    """Raise ValueError naming the rows of `features` [n, d] that hold NaN or infinite values; read block by block."""
+    bad = []
+    for start in range(0, len(features), block):
+        rows = torch.as_tensor(features[start : start + block])
+        bad += [start + row for row in (~torch.isfinite(rows).all(1)).nonzero()[:, 0].tolist()]
     if bad:
-        rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        raise ValueError(f"{name}: NaN or infinite values in {len(bad)} of {len(features)} rows ({rows}); {fix}")
+        named = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        raise ValueError(f"{name}: NaN or infinite values in {len(bad)} of {len(features)} rows ({named}); {fix}")
 
 
 def _arguments(batch: Any, like: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,6 +183,10 @@ def score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows, columns = job["rows"], job["columns"]
         if not _out_of_memory(error) or len(rows) + len(columns) <= 2:
             raise
+        warnings.warn(
+            f"a tile of {len(rows)} x {len(columns)} models did not fit memory: going on with tiles half as wide",
+            stacklevel=2,
+        )
         halves = [[side[: -(-len(side) // 2)], side[-(-len(side) // 2) :]] for side in (rows, columns)]
         found = []
         for i, first in enumerate(halves[0]):
@@ -202,16 +207,19 @@ def metric_of(name: str, options: Mapping[str, Any] | None) -> Metric:
 
 
 def _score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    import torch
+
     chosen = {name: metric_of(name, job["options"]) for name in job["metrics"]}
     prepared: dict[str, Layers] = {}
     for name in dict.fromkeys([*job["rows"], *job["columns"]]):
-        layers = {layer: value.to(job["device"]) for layer, value in read_features(job["paths"][name]).items()}
+        found = read_features(job["paths"][name])
+        layers = {layer: torch.as_tensor(value).to(job["device"]) for layer, value in found.items()}
         try:
             prepared[name] = prepare_layers(layers, list(chosen.values()))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     place = {name: i for i, name in enumerate(job["order"])}
-    found = []
+    scored = []
     for a in job["rows"]:
         for b in job["columns"]:
             if place[a] >= place[b]:
@@ -221,10 +229,10 @@ def _score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
                     f"{a} has {prepared[a].n} samples and {b} {prepared[b].n}: rows must be the same samples in order"
                 )
             for name, metric in chosen.items():
-                found.append(_score(a, b, name, metric, prepared, job))
+                scored.append(_score(a, b, name, metric, prepared, job))
                 if job["both_ways"] and not metric.symmetric:
-                    found.append(_score(b, a, name, metric, prepared, job))
-    return found
+                    scored.append(_score(b, a, name, metric, prepared, job))
+    return scored
 
 
 def _score(
