@@ -47,6 +47,15 @@ def test_two_tasks_switch_at_a_pair() -> None:
     torch.testing.assert_close(batch.answers[:, 50], (batch.maps[:, 1] @ x[:, 50, :, None])[..., 0])
 
 
+def test_noise_falls_on_answers_and_their_tokens_alike_and_on_nothing_else() -> None:
+    batch = FewShotRegression(noise=0.5).sample(200, seed=0)
+    x = batch.tokens[:, batch.queries]
+    torch.testing.assert_close(batch.tokens[:, batch.queries + 1], batch.answers)
+    assert float((batch.answers - x @ batch.maps[:, 0].mT).std()) == pytest.approx(0.5, rel=0.02)
+    quiet = FewShotRegression().sample(200, seed=0)
+    assert torch.equal(quiet.tokens[:, quiet.queries], x)
+
+
 def test_spurious_pairs_cost_what_the_published_numbers_show() -> None:
     world = FewShotRegression()
     batch = world.sample(400, seed=0, dtype=torch.float64)
@@ -69,6 +78,7 @@ def test_spurious_pairs_cost_what_the_published_numbers_show() -> None:
         ({"steps": 20, "prefix": 19}, "steps must leave room"),
         ({"switch_at": 300}, "switch_at"),
         ({"dim": 0}, "dim"),
+        ({"noise": -0.1}, "noise"),
     ],
 )
 def test_bad_worlds_are_named(options: Any, message: str) -> None:
