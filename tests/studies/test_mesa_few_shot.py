@@ -99,7 +99,7 @@ def test_a_masked_softmax_model_is_the_model_itself_where_all_is_seen() -> None:
         gated(model, ContentGate(40, 4))
 
 
-@pytest.mark.parametrize("gate", ["none", "content", "position", "position and ridge"])
+@pytest.mark.parametrize("gate", ["none", "content", "squares", "position", "position and ridge"])
 def test_tuning_moves_what_is_tuned_and_not_the_weights(gate: str) -> None:
     model, world = build("hybrid", PLAN, 0), PLAN.prompts(eos=True, prefix=4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -152,7 +152,7 @@ def test_the_report_holds_every_cell_and_a_second_run_trains_nothing(
     assert report.claims[1].reproduced is False
     assert report.claims[0].reproduced is not None
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "paper: 15000 of 128" in page
+    assert "paper: 7 layers, 15000 of 128" in page
     assert "not run" not in page
     monkeypatch.setattr("unrolled.studies.mesa_few_shot.run_one", lambda *a, **k: pytest.fail("trained again"))
     assert run(config).results == report.results

@@ -88,7 +88,7 @@ LEARNED = Expectation(
     high=0.05,
 )
 CONTENT = Expectation(
-    statement="And a gate that reads the tokens, tuned together with EOS: share left",
+    statement="And a gate that reads the tokens and their squares, tuned together with EOS: share left",
     source=_OWN,
     published="no value",
 )
@@ -108,8 +108,9 @@ PROMPTS: dict[str, tuple[str, bool, int, str]] = {
     "hybrid, raw, gate by position and ridge": ("hybrid", False, 0, "position and ridge"),
     "hybrid, raw, gate by content": ("hybrid", False, 0, "content"),
     "hybrid, EOS, gate by content": ("hybrid", True, 0, "content"),
+    "hybrid, EOS, gate by squares": ("hybrid", True, 0, "squares"),
 }
-BOTH = {"trained on both, EOS": "none", "trained on both, EOS, gate by content": "content"}
+BOTH = {"trained on both, EOS": "none", "trained on both, EOS, gate by squares": "squares"}
 PUBLISHED = {  # at pairs 10, 30 and 68
     "softmax, raw": ("1.43", "0.92", "0.77"),
     "softmax, EOS": ("1.16", "0.72", "0.59"),
@@ -128,12 +129,12 @@ class Config(StudyConfig):
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
         "quick": {
             "seeds": (0,),
-            "hybrid_steps": 250,
-            "softmax_steps": 250,
+            "tokens": 110,
+            "hybrid_steps": 400,
+            "softmax_steps": 120,
             "tune_steps": 40,
             "both_seeds": 0,
             "test_prompts": 256,
-            "batch_size": 12,
             "tune_batch": 8,
         },
         "cpu": {},
@@ -162,7 +163,7 @@ class Config(StudyConfig):
     """Layers of the softmax model; the paper's 7. The hybrid is one softmax and one mesa layer."""
     hybrid_steps: int = 1200
     """Training steps of a hybrid; the paper's code has 15000."""
-    softmax_steps: int = 1500
+    softmax_steps: int = 1200
     """Training steps of a softmax model."""
     batch_size: int = 16
     """Sequences per step; the paper's code has 128."""

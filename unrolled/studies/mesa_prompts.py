@@ -25,7 +25,7 @@ from unrolled.tasks import FewShotRegression, LinearDynamics, RegressionSequence
 from unrolled.tasks.regression import Y
 
 DIM = 10
-GATES = ("none", "content", "position", "position and ridge")
+GATES = ("none", "content", "squares", "position", "position and ridge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ class Plan:
         lr: peak learning rate.
         tune_steps: steps of tuning of EOS, prefix or gate, the weights frozen.
         tune_batch: prompts per step of tuning.
-        tune_lr: of tuned tokens and of a gate that reads tokens; one that reads positions has ten times that.
+        tune_lr: of tuned tokens and of a gate that reads tokens; one that reads positions has ten times that, one
+            that reads squares five times.
         noise: standard deviation of the process noise and of the noise on answers.
         device: where.
     """
@@ -64,16 +65,21 @@ class Plan:
 
 
 class ContentGate(nn.Module):
-    """sigmoid(W z + b) of every head: the gate of MesaNet, open at the start."""
+    """sigmoid(W z + b) of every head: the gate of MesaNet, open at the start. With `squares` it reads z^2 too.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    A linear gate cannot tell the zero vector from its surroundings; squares can.
+    """
+
+    def __init__(self, dim: int, heads: int, *, squares: bool = False) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, heads)
+        self.squares = squares
+        self.linear = nn.Linear(2 * dim if squares else dim, heads)
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, 2.0)
 
     def forward(self, z: Tensor) -> Tensor:
         """[b, t, dim] -> [b, heads, t]."""
+        z = torch.cat([z, z.square()], dim=-1) if self.squares else z
         gate: Tensor = self.linear(z).sigmoid().transpose(1, 2)
         return gate
 
@@ -221,8 +227,8 @@ class Tuned(nn.Module):
         self.eos = nn.Parameter(start * torch.randn(DIM, generator=draw)) if world.eos else None
         self.prefix = nn.Parameter(start * torch.randn(world.prefix, DIM, generator=draw)) if world.prefix else None
         self.gate: nn.Module = nn.Identity()
-        if gate == "content":
-            self.gate = ContentGate(dim, heads)
+        if gate in ("content", "squares"):
+            self.gate = ContentGate(dim, heads, squares=gate == "squares")
         elif gate != "none":
             self.gate = PositionGate(world.steps, heads if gate == "position and ridge" else None)
 
@@ -259,7 +265,7 @@ def tune(
         prompts = world.sample(plan.tune_batch, seed=TUNE_SEED + seed * 10_000_000 + step, device=plan.device)
         return prompts.pair_losses(user(tuned.tokens(prompts))).mean()
 
-    rate = plan.tune_lr * (10 if gate.startswith("position") else 1)
+    rate = plan.tune_lr * {"none": 1, "content": 1, "squares": 5}.get(gate, 10)
     settings = {"plan": asdict(plan), "world": asdict(world), "gate": gate, "seed": seed, "model": model.config}
     train_kept(
         tuned,
