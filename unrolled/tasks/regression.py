@@ -90,6 +90,12 @@ class FewShotRegression:
             raise ValueError(f"steps must leave room for a pair after {self.prefix} prefix tokens, not {self.steps}")
         if self.switch_at is not None and not 0 < self.switch_at < self.steps:
             raise ValueError(f"switch_at must lie inside the {self.steps} steps, not {self.switch_at}")
+        last = self.prefix + (3 if self.eos else 2) * (self.pairs - 1)
+        if self.switch_at is not None and not self.prefix < self.switch_at <= last:
+            raise ValueError(
+                f"switch_at must leave each task a pair: pairs begin at {self.prefix} to {last}, so between "
+                f"{self.prefix + 1} and {last}, not {self.switch_at}"
+            )
 
     @property
     def pairs(self) -> int:
