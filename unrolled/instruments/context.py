@@ -237,9 +237,7 @@ def mesa_descent(
         raise ValueError(f"protocol={protocol!r}: choose 'held-out' or 'paper'")
     states = widen(_states(model, inputs, states))
     if not 0 < test_fraction < 1 or count - round(test_fraction * count) < 4:
-        raise ValueError(
-            f"test_fraction={test_fraction}: must lie between 0 and 1 and leave 4 of the {count} sequences for fitting"
-        )
+        raise ValueError(f"test_fraction={test_fraction}: must lie between 0 and 1 and leave 4 sequences for fitting")
     if not torch.isfinite(states).all():
         raise ValueError("states: must be finite")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

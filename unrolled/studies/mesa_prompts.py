@@ -282,14 +282,7 @@ def tune(
 
 
 def train_on_both(plan: Plan, seed: int, *, gate: str, keep: Path | None) -> tuple[SequenceRegressor, Tuned]:
-    """A hybrid trained from the start on dynamics and on prompts with an EOS token, half the batch each.
-
-    Args:
-        plan: as for the other models.
-        seed: of weights and batches.
-        gate: "content" or "none"; trained with the rest.
-        keep: the file.
-    """
+    """A hybrid trained from the start on dynamics and on prompts with an EOS token, half the batch each, and a gate."""
     world, dynamics = plan.prompts(eos=True), LinearDynamics(dim=DIM, steps=plan.tokens, noise=plan.noise)
     model, tuned = build("hybrid", plan, seed), Tuned(world, gate=gate, seed=seed).to(plan.device)
     if gate != "none":
