@@ -118,6 +118,48 @@ def test_binding_finds_the_token_that_was_copied() -> None:
     assert "sensitivity" not in other[0]
 
 
+@pytest.mark.parametrize("norm", ["none", "layernorm"])
+def test_binding_reports_the_weights_of_a_softmax_layer_without_norms_too(norm: str) -> None:
+    torch.manual_seed(0)
+    model = SequenceRegressor(RegressorConfig(layers=("softmax", "softmax"), dim=8, heads=2, input_dim=3, norm=norm))
+    s = torch.randn(12, 9, 3)
+    for layer, index in (("block00", 0), ("block01", 1)):
+        records = token_binding(model, s, lags=2, layer=layer, attention=True, directions=0)
+        with torch.no_grad():
+            z = model.embed(s)
+            for block in model.blocks[:index]:
+                z = block(z)
+            weights = model.blocks[index].attn.attention(model.blocks[index].norm1(z)).mean((0, 1))[-1]  # type: ignore
+        found = torch.tensor([r["attention"] for r in records])
+        torch.testing.assert_close(found, weights.flip(0)[:3])
+
+
+@pytest.mark.parametrize("family", ["neox", "opt", "bloom", "qwen2"])
+def test_other_hugging_face_families_are_read_too(family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    shared = {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    if family == "neox":
+        model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**shared, intermediate_size=32))
+    elif family == "opt":
+        config = transformers.OPTConfig(**shared, ffn_dim=32, max_position_embeddings=64, word_embed_proj_dim=16)
+        model = transformers.OPTForCausalLM(config)
+    elif family == "bloom":
+        model = transformers.BloomForCausalLM(
+            transformers.BloomConfig(vocab_size=31, hidden_size=16, n_layer=2, n_head=2)
+        )
+    else:
+        config = transformers.Qwen2Config(**shared, intermediate_size=32, num_key_value_heads=1)
+        model = transformers.Qwen2ForCausalLM(config)
+    ids = torch.randint(31, (16, 10))
+    layers = [r["layer"] for r in mesa_descent(model, ids, pairs=2)]
+    assert layers == ["embed", "block00", "block01", "minimiser"]
+    binding = token_binding(model, ids, lags=1, directions=1)
+    assert all(r["sensitivity"] > 0 for r in binding)
+    assert len(in_context_score(model, ids, early=1, late=6)["curve"]) == 9
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def test_sensitivity_is_the_norm_of_the_jacobian() -> None:
     config = RegressorConfig(layers=("softmax", "mesa"), dim=6, heads=2, input_dim=3, norm="layernorm")
     model = SequenceRegressor(config).double()
@@ -253,3 +295,18 @@ def test_bad_input() -> None:
         mesa_descent(model, tokens[:5], states=s[:5])
     with pytest.raises(ValueError, match="protocol"):
         mesa_descent(model, tokens, states=s, protocol="train")  # type: ignore[arg-type]
+    for fraction in (-0.1, 0.0, 0.9, 1.0):
+        with pytest.raises(ValueError, match="test_fraction"):
+            mesa_descent(model, tokens, states=s, test_fraction=fraction)
+    with pytest.raises(ValueError, match="finite"):
+        mesa_descent(model, tokens, states=torch.full_like(s, torch.nan))
+    with pytest.raises(ValueError, match="nothing to predict"):
+        mesa_descent(model, tokens, states=torch.ones_like(s))
+    with pytest.raises(ValueError, match="directions"):
+        token_binding(model, tokens, states=s, directions=-1)
+    with pytest.raises(ValueError, match="no sequence"):
+        in_context_score(model, tokens[:0], s[:0], early=1, late=2)
+    with pytest.raises(ValueError, match="at least one token"):
+        in_context_score(model, tokens[:, :0], s[:, :0], early=1, late=2)
+    with pytest.raises(ValueError, match="batch_size"):
+        in_context_score(model, tokens, s, early=1, late=2, batch_size=-3)

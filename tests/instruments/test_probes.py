@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unrolled.instruments import probe, probe_model
 from unrolled.instruments.probes import fit_readout
-from unrolled.models import LanguageConfig, LanguageModel
+from unrolled.models import LanguageConfig, LanguageModel, RegressorConfig, SequenceRegressor
 
 
 def linear_world(b: int = 80, n: int = 3, d: int = 6) -> tuple[Tensor, Tensor]:
@@ -149,6 +149,11 @@ def hugging_face(transformers: Any, family: str) -> Any:
         ({"protocol": "train"}, "protocol"),
         ({"test_fraction": 1.0}, "test_fraction"),
         ({"positions": [3]}, "positions"),
+        ({"positions": []}, "positions"),
+        ({"penalties": []}, "penalties"),
+        ({"penalties": [-1.0]}, "penalties"),
+        ({"penalties": [float("nan")]}, "penalties"),
+        ({"kind": "logistic", "targets": torch.zeros(80, 3, dtype=torch.long), "penalties": [0.0]}, "penalties"),
         ({"targets": torch.zeros(80, 2, 1)}, "targets"),
         ({"types": torch.zeros(80, 2)}, "types"),
         ({"kind": "logistic"}, "integer label"),
@@ -162,3 +167,18 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
     x, y = linear_world()
     with pytest.raises(ValueError, match=message):
         probe(**{"features": x, "targets": y, **change})
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "message"), [(0, None, "no sequence"), (8, 0, "batch_size"), (8, -3, "batch_size")]
+)
+def test_nothing_to_run_is_named(count: int, batch_size: int | None, message: str) -> None:
+    model = SequenceRegressor(RegressorConfig(layers=("linear",), dim=8, heads=2, input_dim=3))
+    with pytest.raises(ValueError, match=message):
+        probe_model(model, torch.randn(count, 5, 3), torch.randn(count, 5, 1), batch_size=batch_size)
+
+
+def test_an_empty_sequence_is_named() -> None:
+    model = SequenceRegressor(RegressorConfig(layers=("linear",), dim=8, heads=2, input_dim=3))
+    with pytest.raises(ValueError, match="empty sequence"):
+        probe_model(model, torch.randn(8, 0, 3), torch.randn(8, 0, 1))

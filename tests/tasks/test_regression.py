@@ -47,6 +47,31 @@ def test_two_tasks_switch_at_a_pair() -> None:
     torch.testing.assert_close(batch.answers[:, 50], (batch.maps[:, 1] @ x[:, 50, :, None])[..., 0])
 
 
+def test_a_switch_between_pairs_leaves_room_for_the_learned_tokens() -> None:
+    world = FewShotRegression(steps=60, eos=True, prefix=6, switch_at=31)
+    batch = world.sample(2, seed=0)
+    # pairs begin at 6, 9, ...; the first one from 31 on is that at 33
+    assert batch.queries[batch.task == 1][0] == 33
+    assert batch.kinds.tolist() == [PREFIX] * 6 + [X, Y, EOS] * 18
+    x = batch.tokens[:, batch.queries]
+    expected = (batch.maps[:, batch.task] @ x[..., None])[..., 0]
+    torch.testing.assert_close(batch.answers, expected)
+    assert (batch.maps[:, 0] - batch.maps[:, 1]).abs().max() > 0.1
+    for switch_at in (7, 57):
+        assert set(
+            FewShotRegression(steps=60, eos=True, prefix=6, switch_at=switch_at).sample(1, seed=0).task.tolist()
+        ) == {0, 1}
+
+
+def test_noise_falls_on_answers_and_their_tokens_alike_and_on_nothing_else() -> None:
+    batch = FewShotRegression(noise=0.5).sample(200, seed=0)
+    x = batch.tokens[:, batch.queries]
+    torch.testing.assert_close(batch.tokens[:, batch.queries + 1], batch.answers)
+    assert float((batch.answers - x @ batch.maps[:, 0].mT).std()) == pytest.approx(0.5, rel=0.02)
+    quiet = FewShotRegression().sample(200, seed=0)
+    assert torch.equal(quiet.tokens[:, quiet.queries], x)
+
+
 def test_spurious_pairs_cost_what_the_published_numbers_show() -> None:
     world = FewShotRegression()
     batch = world.sample(400, seed=0, dtype=torch.float64)
@@ -68,7 +93,10 @@ def test_spurious_pairs_cost_what_the_published_numbers_show() -> None:
         ({"variant": "v2"}, "variant"),
         ({"steps": 20, "prefix": 19}, "steps must leave room"),
         ({"switch_at": 300}, "switch_at"),
+        ({"switch_at": 223}, "each task a pair"),
+        ({"switch_at": 20, "prefix": 20, "eos": True}, "each task a pair"),
         ({"dim": 0}, "dim"),
+        ({"noise": -0.1}, "noise"),
     ],
 )
 def test_bad_worlds_are_named(options: Any, message: str) -> None:

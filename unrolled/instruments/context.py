@@ -21,6 +21,7 @@ from unrolled.instruments.probes import (
     Readout,
     Record,
     activations,
+    check_batches,
     evaluating,
     fit_readout,
     probe,
@@ -53,7 +54,9 @@ def token_losses(
         if not discrete and inputs.ndim != 3:
             raise ValueError(f"inputs: observations must be [b, n, d], not {tuple(inputs.shape)}")
         targets = inputs[:, 1:]
-    step = batch_size or max(len(inputs), 1)
+    if targets.shape[1] < 1:
+        raise ValueError(f"inputs: {inputs.shape[1]} tokens; a loss needs at least one token and the one after it")
+    step = check_batches(len(inputs), batch_size)
     losses = []
     with evaluating(model), torch.no_grad():
         for truth, out in zip(targets.split(step), run(model, inputs, step), strict=True):
@@ -150,6 +153,8 @@ def token_binding(
     length = inputs.shape[1]
     if not -length <= position < length or position % length < lags or lags < 0:
         raise ValueError(f"position={position}: must be one of {length}, with lags={lags} tokens before it")
+    if directions < 0:
+        raise ValueError(f"directions={directions}: must be 0 (no sensitivity) or more")
     at = position % length
     states = _states(model, inputs, states)
     inputs, states = inputs[:, : at + 1], states[:, : at + 1]
@@ -231,6 +236,10 @@ def mesa_descent(
     if protocol not in ("held-out", "paper"):
         raise ValueError(f"protocol={protocol!r}: choose 'held-out' or 'paper'")
     states = widen(_states(model, inputs, states))
+    if not 0 < test_fraction < 1 or count - round(test_fraction * count) < 4:
+        raise ValueError(f"test_fraction={test_fraction}: must lie between 0 and 1 and leave 4 sequences for fitting")
+    if not torch.isfinite(states).all():
+        raise ValueError("states: must be finite")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     tested = max(2, round(test_fraction * count))
     test, fit = order[:tested], order[tested:] if protocol == "held-out" else order[:tested]
@@ -257,6 +266,8 @@ def mesa_descent(
         name: (value - (optimum.mean(0) if name == "optimum" else mean)).square().sum(-1).mean()
         for name, value in truth.items()
     }
+    if not all(value > 0 for value in scale.values()):
+        raise ValueError("states: do not differ between sequences, so there is nothing to predict; give varied inputs")
 
     def record(layer: str, **read: Tensor) -> Record:
         errors = {

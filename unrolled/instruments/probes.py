@@ -92,6 +92,8 @@ def probe(
     features, targets, types = _check(features, targets, types, kind, protocol, test_fraction)
     count, length = features.shape[:2]
     chosen = range(length) if positions is None else [_position(p, length) for p in positions]
+    if not len(chosen):
+        raise ValueError("positions: is empty; name at least one token, or pass None for all")
     index = torch.as_tensor(list(chosen), device=features.device)
     features, targets = features[:, index].detach(), targets[:, index].detach()
     generator = torch.Generator().manual_seed(seed)
@@ -100,6 +102,9 @@ def probe(
     parts = [slice(None)] if pooled else [slice(i, i + 1) for i in range(len(index))]
     score = _ridge_score if kind == "ridge" else _logistic_score
     tried = PENALTIES if penalties is None else tuple(penalties)
+    # a logistic probe divides by its penalty
+    if not tried or not all(0 <= p < float("inf") and (p > 0 or kind == "ridge") for p in tried):
+        raise ValueError(f"penalties={tried}: name at least one, all finite and positive (0 is allowed for ridge)")
     records = []
     for part in parts:
         position = None if pooled or alone else int(index[part])
@@ -168,10 +173,23 @@ def run(model: nn.Module, inputs: Tensor | Mapping[str, Any], batch_size: int | 
     extra = {"use_cache": False} if hasattr(config, "use_cache") else {}
     values = {"": inputs} if isinstance(inputs, Tensor) else dict(inputs)
     count = len(next(iter(values.values())))
-    step = batch_size or max(count, 1)
+    step = check_batches(count, batch_size)
     for start in range(0, count, step):
         part = {key: value[start : start + step] for key, value in values.items()}
         yield model(part[""], **extra) if isinstance(inputs, Tensor) else model(**part, **extra)
+
+
+def check_batches(count: int, batch_size: int | None) -> int:
+    """How many of `count` sequences to take at a time.
+
+    Raises:
+        ValueError: there are none, or a batch of fewer than one.
+    """
+    if count < 1:
+        raise ValueError("inputs: hold no sequence; give at least one")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1, or None for all sequences at once")
+    return batch_size or count
 
 
 @contextmanager

@@ -206,7 +206,9 @@ class Trace(Mapping[str, Any]):
             if site.name in call.recorded or (site.attention is not None and not call.attended):
                 return
             call.recorded.add(site.name)
-            if site.when == "before" and call.entered is not None and call.entered() is _input(args, kwargs, None):
+            # attention without a norm before it reads Z too, and so it should
+            half = site.when == "before" and site.attention is not None
+            if half and call.entered is not None and call.entered() is _input(args, kwargs, None):
                 return  # halves in parallel: what the second reads is Z, not Z+half
         self._paused = True
         try:

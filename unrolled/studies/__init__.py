@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STUDIES: dict[str, str] = {
     "demo": "demo",
     "mesa-controls": "mesa_controls",
+    "mesa-few-shot": "mesa_few_shot",
     "mesa-floors": "mesa_floors",
     "mesa-one-step": "mesa_one_step",
     "mesa-stability": "mesa_stability",

@@ -7,6 +7,7 @@ room for both and says where they are; the tokens themselves belong to the model
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ class FewShotRegression:
         eos: leave a position after every pair.
         prefix: positions left before the first pair, 20 in the paper's prefix tuning.
         switch_at: token at which a second task begins (81 of the paper's 228), at the next whole pair.
+        noise: standard deviation of what is added to every answer, in the tokens and in `answers` alike.
     """
 
     dim: int = 10
@@ -75,16 +77,25 @@ class FewShotRegression:
     eos: bool = False
     prefix: int = 0
     switch_at: int | None = None
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.variant not in ("paper", "code"):
             raise ValueError(f'variant must be "paper" or "code", not {self.variant!r}')
         if self.dim < 1 or self.prefix < 0:
             raise ValueError(f"dim must be at least 1 and prefix at least 0, not {self.dim}, {self.prefix}")
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            raise ValueError(f"noise must be 0 or more, not {self.noise}")
         if self.pairs < 1:
             raise ValueError(f"steps must leave room for a pair after {self.prefix} prefix tokens, not {self.steps}")
         if self.switch_at is not None and not 0 < self.switch_at < self.steps:
             raise ValueError(f"switch_at must lie inside the {self.steps} steps, not {self.switch_at}")
+        last = self.prefix + (3 if self.eos else 2) * (self.pairs - 1)
+        if self.switch_at is not None and not self.prefix < self.switch_at <= last:
+            raise ValueError(
+                f"switch_at must leave each task a pair: pairs begin at {self.prefix} to {last}, so between "
+                f"{self.prefix + 1} and {last}, not {self.switch_at}"
+            )
 
     @property
     def pairs(self) -> int:
@@ -104,6 +115,8 @@ class FewShotRegression:
         shape = (batch, self.pairs, self.dim)
         x = _normal(shape, generator, dtype) if self.variant == "paper" else _uniform(shape, generator, dtype, -1, 1)
         y = (maps[:, task] @ x[..., None])[..., 0]
+        if self.noise:
+            y = y + self.noise * _normal(shape, generator, dtype)
         total = self.prefix + stride * self.pairs
         kinds = torch.full((total,), EOS, device=device)
         kinds[: self.prefix] = PREFIX
