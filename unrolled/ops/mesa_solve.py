@@ -23,6 +23,7 @@ from torch import Tensor
 from unrolled.ops.mesa_autograd import MesaFunction, Solver, residual, run
 from unrolled.ops.mesa_check import Inputs, check, check_output
 from unrolled.ops.mesa_chunk import MAX_REACH, Carry, Problem
+from unrolled.ops.mesa_predict import predict
 from unrolled.ops.mesa_recurrent import decode_step, reference
 
 METHODS = ("auto", "reference", "recurrent", "chunk", "cg")
@@ -180,6 +181,12 @@ def _solver(
     return Solver(method, chunk, per_segment, 4 * width + 16 if steps is None else steps, tolerance)
 
 
+def _block(chunk: int, inputs: Inputs) -> int:
+    """Chunks that `predict` handles at once: its temporary tensors are a few times one chunk's keys."""
+    target = _SEGMENT_CPU // 2 if inputs.q.device.type == "cpu" else _SEGMENT_GPU
+    return max(1, target // (chunk * inputs.q.shape[-1]))
+
+
 def _limit_reach(decay: Tensor, chunk: int) -> int:
     """The largest halving of `chunk` in which decays multiply to no less than what one exponent range can hold."""
     forgetting = -decay.log()
@@ -212,8 +219,14 @@ def _solve(
         outputs, solutions, after, inverse = decode_step(problem, inputs.q, carry, inputs.inverse)
         last = _fields(after)
     else:
-        done = run(problem, inputs.q, carry, solver, keep=return_residual)
-        outputs, solutions, last = done.outputs, done.solutions, _fields(done.carry)
+        predicted = None
+        if solver.method == "chunk" and problem.decay is None and not return_residual:
+            predicted = predict(problem, inputs.q, carry, solver.chunk, _block(solver.chunk, inputs))
+        if predicted is not None:
+            outputs, solutions, last = predicted[0], None, _fields(predicted[1])
+        else:
+            done = run(problem, inputs.q, carry, solver, keep=return_residual)
+            outputs, solutions, last = done.outputs, done.solutions, _fields(done.carry)
     check_output(outputs.detach(), inputs)
     result = [_saturate(outputs, inputs.q.dtype).unflatten(0, inputs.shape)]
     if return_state:
