@@ -1,7 +1,7 @@
 """The mesa layer's outputs alone, without the solutions x_t: the chunkwise form of Gaussian-process prediction.
 
-Where nothing decays, with A = H + diag(ridge) = L L^T before a chunk, U its keys (weighed by the root of the gate), T its
-values (same weight), Q its queries and U_t the keys up to step t, the Woodbury identity gives
+Where nothing decays, with A = H + diag(ridge) = L L^T before a chunk, U its keys and T its values (both weighed by the
+root of the gate), Q its queries and U_t the keys up to step t, the Woodbury identity gives
 
     G_t A_t^-1 q = Phi q + (T - U Phi^T)_t^T M_t^-1 U_t A^-1 q,    Phi = G A^-1,   M = I + U A^-1 U^T .
 
@@ -131,8 +131,9 @@ def _block(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ridge: Tensor, scrat
     torch.bmm(keys, reads.mT, out=seen)
     torch.bmm(keys, cross.mT, out=errors)
     own = inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    # M is positive definite, so its trace bounds its norm, which is dearer; not (<=) also stops what is not finite
-    if not float(own.sum(-1).amax()) <= SAFE_GROWTH and not float(inner.abs().sum(-1).amax()) <= SAFE_GROWTH:
+    # M is positive definite, so its trace bounds its norm, which is dearer; ~(<=) also stops what is not finite
+    large = ~(own.sum(-1) <= SAFE_GROWTH)
+    if bool(large.any()) and not float(inner[large].abs().sum(-1).amax()) <= SAFE_GROWTH:
         return None
     torch.sub(v, errors, out=errors)
     white = torch.linalg.solve_triangular(

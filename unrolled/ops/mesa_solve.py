@@ -11,6 +11,7 @@ arXiv 2506.05233. Methods:
     chunk       block Woodbury: two Cholesky factorisations a chunk, exact where nothing decays or the ridge decays
                 with the statistics; with a fixed ridge and decay the same factors precondition conjugate gradients
     cg          plain conjugate gradients from the Jacobi guess
+    fla         the kernel of flash-linear-attention, where that is installed, for comparison; never chosen by "auto"
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from torch import Tensor
 from unrolled.ops.mesa_autograd import MesaFunction, Solver, residual, run
 from unrolled.ops.mesa_check import Inputs, check, check_output
 from unrolled.ops.mesa_chunk import MAX_REACH, Carry, Problem
+from unrolled.ops.mesa_fla import fla_mesa
+from unrolled.ops.mesa_packed import solve_packed
 from unrolled.ops.mesa_predict import predict
 from unrolled.ops.mesa_recurrent import decode_step, reference
 
-METHODS = ("auto", "reference", "recurrent", "chunk", "cg")
+METHODS = ("auto", "reference", "recurrent", "chunk", "cg", "fla")
 
 # floats in one segment's [n, c, l, d] tensors: small enough for a CPU's cache, large enough to fill a GPU
 _SEGMENT_CPU, _SEGMENT_GPU = 2**17, 2**24
@@ -70,6 +73,7 @@ def mesa(
     chunk_size: int | None = None,
     ridge_decays: bool = False,
     lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     state: MesaState | None = None,
     return_state: bool = False,
     return_residual: bool = False,
@@ -89,12 +93,14 @@ def mesa(
         ridge: positive, float, [h] or [h, dk]; added to the diagonal of H.
         decay: forgetting, [b, h, t] in (0, 1]; None for none. A step forgets before it adds its own pair.
         input_gate: weight of each pair, [b, h, t], >= 0; None for ones.
-        method: "auto", "reference", "recurrent", "chunk" or "cg"; see the module.
+        method: "auto", "reference", "recurrent", "chunk", "cg" or "fla"; see the module.
         chunk_size: steps in a chunk, at most; None chooses by size and decay.
         ridge_decays: the ridge is multiplied by every decay too, as if it were the first key's trace. "recurrent" needs
             this whenever there is a decay.
         lengths: [b] integers in 0..t, valid steps of each (right-padded) sequence. Padding changes nothing, whatever it
             holds, and its outputs are zero; the returned state is the one after the last valid step.
+        cu_seqlens: [s + 1] integers rising from 0 to t: the batch of one holds s sequences end to end, and statistics
+            start anew at each boundary. States are then those of the s sequences, [s, h, ...].
         state: of earlier steps, from `return_state`.
         return_state: also return the `MesaState` after the last step.
         return_residual: also return |q - (H + ridge) x| / |q| of every step, [b, h, t], formed from the inputs in
@@ -109,6 +115,7 @@ def mesa(
     Raises:
         ValueError: shapes that do not fit, a value out of range, a method that cannot serve the arguments, or inputs
             that are not finite or overflow the statistics.
+        MissingExtra: method "fla" without that package.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -118,7 +125,40 @@ def mesa(
         raise ValueError(f"steps must be 0 or more, not {steps}")
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"tolerance must be 0 or more, not {tolerance}")
+    if cu_seqlens is not None:
+        if lengths is not None:
+            raise ValueError("pass lengths for a padded batch or cu_seqlens for a packed one, not both")
+
+        def solve(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, input_gate: Tensor | None, **rest: Any) -> Any:
+            return mesa(
+                q,
+                k,
+                v,
+                ridge,
+                decay,
+                input_gate,
+                method=method,
+                chunk_size=chunk_size,
+                ridge_decays=ridge_decays,
+                return_state=return_state,
+                return_residual=return_residual,
+                steps=steps,
+                tolerance=tolerance,
+                **rest,
+            )
+
+        return solve_packed(solve, cu_seqlens, (q, k, v, decay, input_gate), state, return_state, return_residual)
     inputs = check(q, k, v, ridge, decay, input_gate, lengths, state)
+    if method == "fla":
+        asked = {
+            "state": state is not None,
+            "return_state": return_state,
+            "return_residual": return_residual,
+            "ridge_decays": ridge_decays and decay is not None,
+            "chunk_size": chunk_size is not None,
+            "tolerance": tolerance is not None,
+        }
+        return fla_mesa(inputs, dtype=q.dtype, steps=steps, asked=asked)
     if method == "recurrent" and decay is not None and not ridge_decays:
         raise ValueError(
             'method "recurrent" cannot hold the ridge fixed while the statistics decay: use method="chunk", '
