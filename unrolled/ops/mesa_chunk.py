@@ -13,12 +13,16 @@ product with the S at the chunk's start plus one masked product inside the chunk
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from unrolled.errors import MissingExtra
 
 # -log of the largest forgetting across one chunk that costs block Woodbury no more than half of float32's digits
 MAX_REACH = 8.0
@@ -41,6 +45,7 @@ class Problem:
         decay: [n, t] in (0, 1], or None for ones.
         ridge: [n, d], positive, in the dtype all arithmetic is done in.
         ridge_decays: the ridge is forgotten like the statistics (it then belongs to the state).
+        kernel: "torch", or "triton" for the products of each chunk.
     """
 
     keys: Tensor
@@ -49,6 +54,7 @@ class Problem:
     decay: Tensor | None
     ridge: Tensor
     ridge_decays: bool
+    kernel: str = "torch"
 
     @property
     def exact(self) -> bool:
@@ -77,6 +83,7 @@ class Segment:
     ridge_scale: Tensor  # [n, c]
     ridge: Tensor  # [n, 1, d]
     ridge_decays: bool
+    kernel: str = "torch"
 
     @property
     def width(self) -> int:
@@ -120,6 +127,8 @@ class Segment:
         return self._apply(vectors, self.keys, self.gram)
 
     def _apply(self, vectors: Tensor, values: Tensor, statistics: Tensor) -> Tensor:
+        if self.kernel == "triton":
+            return triton_kernels().causal_product(vectors, self.keys, values, statistics, self.log_decay, self.gate)
         out = vectors @ statistics.mT
         if self.log_decay is not None:
             out.mul_(self.log_decay.exp()[..., None])
@@ -127,6 +136,9 @@ class Segment:
 
     def apply_transposed(self, errors: Tensor) -> Tensor:
         """G_t^T e_t for every step: [n, c, l, e] -> [n, c, l, d]."""
+        if self.kernel == "triton":
+            values, cross = self.paired[..., : self.width], self.statistics[..., : self.width, :]
+            return triton_kernels().causal_product(errors, values, self.keys, cross.mT, self.log_decay, self.gate)
         out = errors @ self.statistics[..., : self.width, :]
         if self.log_decay is not None:
             out.mul_(self.log_decay.exp()[..., None])
@@ -138,6 +150,20 @@ class Segment:
         ones = torch.ones_like(self.keys[..., 0])
         squares = self.weigh(ones[..., :, None] * ones[..., None, :]) @ self.keys.square()
         return squares + (start if self.log_decay is None else start * self.log_decay.exp()[..., None])
+
+
+def triton_kernels() -> ModuleType:
+    """`unrolled.ops.mesa_triton`, imported when it is first asked for.
+
+    Raises:
+        MissingExtra: Triton is not installed.
+    """
+    try:
+        return importlib.import_module("unrolled.ops.mesa_triton")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise MissingExtra('kernel "triton" needs `triton`, which is not installed: pip install triton') from error
 
 
 def segments(steps: int, chunk: int, per_segment: int) -> Iterator[tuple[int, int, int]]:
@@ -174,7 +200,16 @@ def load(problem: Problem, carry: Carry, start: int, chunks: int, length: int) -
         last_scale = (carry.ridge_scale * total[:, -1]).clamp_min(floor)
         scale = (scale * torch.nn.functional.pad(total[:, :-1], (1, 0), value=1.0)).clamp_min(floor)
     segment = Segment(
-        keys, paired, gate, log_decay, between, statistics, scale, problem.ridge[:, None], problem.ridge_decays
+        keys,
+        paired,
+        gate,
+        log_decay,
+        between,
+        statistics,
+        scale,
+        problem.ridge[:, None],
+        problem.ridge_decays,
+        problem.kernel,
     )
     return segment, Carry(last, last_scale)
 

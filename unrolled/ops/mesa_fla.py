@@ -1,8 +1,8 @@
 """The MesaNet kernel of flash-linear-attention behind the arguments of `mesa`, to compare with.
 
-`fla.ops.mesa_net.chunk_mesa_net` solves by 30 steps of conjugate gradients from zero, in Triton on GPUs, for bfloat16 or
-float16 inputs. It takes [batch, steps, heads, width], the logarithm of the decay, the ridge (`lamb`, [heads, width]) and
-does not scale queries. Its answer is approximate, and its solutions are not returned, so no residual can be certified.
+`fla.ops.mesa_net.chunk_mesa_net` solves by 30 steps of conjugate gradients from zero, in Triton on GPUs, for bfloat16
+or float16 inputs. It takes [batch, steps, heads, width], the logarithm of the decay and the ridge (`lamb`, [heads,
+width]), and does not scale queries. Its answer is approximate and comes without solutions, so no residual is certified.
 """
 
 from __future__ import annotations

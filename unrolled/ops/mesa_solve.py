@@ -16,6 +16,7 @@ arXiv 2506.05233. Methods:
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,7 @@ class MesaPlan(NamedTuple):
     method: str
     chunk_size: int
     reason: str
+    kernel: str = "torch"
 
 
 def mesa(
@@ -79,6 +81,7 @@ def mesa(
     return_residual: bool = False,
     steps: int | None = None,
     tolerance: float | None = None,
+    kernel: str = "torch",
 ) -> Any:
     """Causal ridge regression from keys to values, evaluated at the queries.
 
@@ -107,6 +110,9 @@ def mesa(
             float64: a bound on the error that trusts nothing the solver did.
         steps: largest number of conjugate-gradient steps; None iterates until the tolerance or rounding is met. With 0,
             "cg" is gated linear attention on q / diag(H + ridge).
+        kernel: "torch", or "triton" for the products of each chunk and, with "cg", its whole iteration in one launch (a
+            single run, without restarts from the true residual); float32 arithmetic, widths to 128. It has been tested
+            in Triton's interpreter only and never measured, so nothing chooses it unasked.
         tolerance: relative residual at which conjugate gradients stop; None is 1e-6 (1e-13 in float64).
 
     Returns:
@@ -119,6 +125,8 @@ def mesa(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if kernel not in ("torch", "triton"):
+        raise ValueError(f"kernel must be torch or triton, not {kernel!r}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
     if steps is not None and steps < 0:
@@ -144,11 +152,14 @@ def mesa(
                 return_residual=return_residual,
                 steps=steps,
                 tolerance=tolerance,
+                kernel=kernel,
                 **rest,
             )
 
         return solve_packed(solve, cu_seqlens, (q, k, v, decay, input_gate), state, return_state, return_residual)
     inputs = check(q, k, v, ridge, decay, input_gate, lengths, state)
+    if kernel == "triton":
+        _check_triton(method, inputs)
     if method == "fla":
         asked = {
             "state": state is not None,
@@ -166,9 +177,16 @@ def mesa(
         )
     if method == "auto":
         method, chunk_size, _ = mesa_plan(
-            q, v, decay, chunk_size=chunk_size, ridge_decays=ridge_decays, state=state, return_state=return_state
+            q,
+            v,
+            decay,
+            chunk_size=chunk_size,
+            ridge_decays=ridge_decays,
+            state=state,
+            return_state=return_state,
+            kernel=kernel,
         )
-    solver = _solver(method, chunk_size, inputs, ridge_decays, steps, tolerance)
+    solver = _solver(method, chunk_size, inputs, ridge_decays, steps, tolerance, kernel)
     with torch.autocast(q.device.type, enabled=False):
         return _solve(inputs, solver, ridge_decays, return_state, return_residual)
 
@@ -182,22 +200,27 @@ def mesa_plan(
     ridge_decays: bool = False,
     state: MesaState | None = None,
     return_state: bool = False,
+    kernel: str = "torch",
 ) -> MesaPlan:
     """The method and chunk size that `mesa(..., method="auto")` takes for these arguments, and the reason."""
     steps, width = q.shape[-2], q.shape[-1]
     exact = decay is None or ridge_decays
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, v, decay))
-    if steps == 1 and exact and (state is not None or return_state) and not differentiable:
+    one_step = steps == 1 and exact and (state is not None or return_state) and kernel == "torch"
+    if one_step and not differentiable:
         return MesaPlan("recurrent", 1, "one step with a carried state: a rank-one update costs O(d^2)")
     forgetting = 0.0 if decay is None else float(-decay.detach().float().log().mean())
     if not exact and steps > 1 and forgetting > _FORGETFUL:
         size = chunk_size or _even(steps, min(width, 32))
-        return MesaPlan("cg", size, f"a fixed ridge under strong decay (mean -log decay {forgetting:.2g}): few steps")
+        return MesaPlan(
+            "cg", size, f"a fixed ridge under strong decay (mean -log decay {forgetting:.2g}): few steps", kernel
+        )
     if exact:
         why = "the systems of a chunk differ by low-rank terms: block Woodbury is exact"
-        return MesaPlan("chunk", chunk_size or _even(steps, max(16, min(width, 64))), why)
+        return MesaPlan("chunk", chunk_size or _even(steps, max(16, min(width, 64))), why, kernel)
     size = chunk_size or _even(steps, int(min(max(16, 0.6 / max(forgetting, 1e-9)), max(16, width // 2), 64)))
-    return MesaPlan("chunk", size, f"a fixed ridge under mild decay (mean -log decay {forgetting:.2g}): preconditioned")
+    why = f"a fixed ridge under mild decay (mean -log decay {forgetting:.2g}): preconditioned"
+    return MesaPlan("chunk", size, why, kernel)
 
 
 def _even(steps: int, target: int) -> int:
@@ -206,7 +229,13 @@ def _even(steps: int, target: int) -> int:
 
 
 def _solver(
-    method: str, chunk_size: int | None, inputs: Inputs, ridge_decays: bool, steps: int | None, tolerance: float | None
+    method: str,
+    chunk_size: int | None,
+    inputs: Inputs,
+    ridge_decays: bool,
+    steps: int | None,
+    tolerance: float | None,
+    kernel: str,
 ) -> Solver:
     count, length, width = inputs.q.shape
     if chunk_size is None:
@@ -218,7 +247,16 @@ def _solver(
     per_segment = 1 if method == "recurrent" else max(1, target // (count * chunk * width))
     if tolerance is None:
         tolerance = 1e-13 if inputs.dtype == torch.float64 else 1e-6
-    return Solver(method, chunk, per_segment, 4 * width + 16 if steps is None else steps, tolerance)
+    return Solver(method, chunk, per_segment, 4 * width + 16 if steps is None else steps, tolerance, kernel)
+
+
+def _check_triton(method: str, inputs: Inputs) -> None:
+    if method not in ("auto", "chunk", "cg"):
+        raise ValueError(f'kernel "triton" serves the methods auto, chunk and cg, not {method!r}')
+    if inputs.dtype != torch.float32:
+        raise ValueError('kernel "triton" computes in float32: pass float32 or shorter inputs, or kernel="torch"')
+    if inputs.q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError('kernel "triton" needs a GPU, and q is on the CPU: use kernel="torch"')
 
 
 def _block(chunk: int, inputs: Inputs) -> int:
@@ -245,7 +283,7 @@ def _solve(
     return_state: bool,
     return_residual: bool,
 ) -> Any:
-    problem = Problem(inputs.k, inputs.v, inputs.gate, inputs.decay, inputs.ridge, ridge_decays)
+    problem = Problem(inputs.k, inputs.v, inputs.gate, inputs.decay, inputs.ridge, ridge_decays, solver.kernel)
     carry = Carry(inputs.statistics, inputs.ridge_scale)
     tensors = (inputs.q, inputs.k, inputs.v, inputs.ridge, inputs.decay, inputs.gate, *_fields(carry))
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -260,7 +298,8 @@ def _solve(
         last = _fields(after)
     else:
         predicted = None
-        if solver.method == "chunk" and problem.decay is None and not return_residual:
+        plain = problem.decay is None and solver.kernel == "torch"
+        if solver.method == "chunk" and plain and not return_residual:
             predicted = predict(problem, inputs.q, carry, solver.chunk, _block(solver.chunk, inputs))
         if predicted is not None:
             outputs, solutions, last = predicted[0], None, _fields(predicted[1])
