@@ -176,7 +176,7 @@ def mesa(
             "or ridge_decays=True"
         )
     if method == "auto":
-        method, chunk_size, _ = mesa_plan(
+        plan = mesa_plan(
             q,
             v,
             decay,
@@ -186,6 +186,7 @@ def mesa(
             return_state=return_state,
             kernel=kernel,
         )
+        method, chunk_size = plan.method, plan.chunk_size
     solver = _solver(method, chunk_size, inputs, ridge_decays, steps, tolerance, kernel)
     with torch.autocast(q.device.type, enabled=False):
         return _solve(inputs, solver, ridge_decays, return_state, return_residual)
