@@ -202,8 +202,12 @@ def scaling(lengths: list[int], repeats: int, device: str) -> list[dict[str, Any
 def draw(rows: list[dict[str, Any]]) -> str:
     """Cost per step by length as a standalone SVG."""
     steps = [math.log2(row["t"]) for row in rows]
-    series = [Series(name, steps, [row["us_per_step"][name] for row in rows]) for name in rows[0]["us_per_step"]]
-    chart = LineChart("microseconds per step, one head of width 64", "log2 of the steps", series, log_y=True)
+    series = [
+        Series(label=name, x=steps, y=[row["us_per_step"][name] for row in rows]) for name in rows[0]["us_per_step"]
+    ]
+    chart = LineChart(
+        title="microseconds per step, one head of width 64", x_label="log2 of the steps", series=series, log_y=True
+    )
     return chart.svg("cost", standalone=True)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from unrolled.ops.mesa_cg import Operator, conjugate_gradient
 from unrolled.ops.mesa_chunk import (
@@ -208,9 +207,15 @@ class MesaFunction(torch.autograd.Function):
         return done.outputs, last.statistics, last.ridge_scale, done.solutions
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the eight tensors."""
+        """Gradients of the eight tensors.
+
+        Raises:
+            RuntimeError: under `create_graph`; `once_differentiable` would let gradients of a linear loss through as
+                constants, so that second derivatives lost their part in silence.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError('mesa is differentiable once: use method="reference" for second derivatives')
         device = ctx.saved_tensors[0].device.type
         with torch.autocast(device, enabled=False):
             return (*_backward(ctx, *grads), None, None)
