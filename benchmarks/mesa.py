@@ -1,17 +1,21 @@
 """Time and memory of the mesa solve against the forms it replaces, on this machine, in one run.
 
-    python benchmarks/mesa.py [--repeats 7] [--device cuda] [--quick] [--out FILE.json]
+    python benchmarks/mesa.py [--repeats 7] [--device cuda] [--quick] [--clock wall|cpu] [--out FILE.json]
 
 Contenders take turns (round-robin), so that a busy machine slows all of them alike; the least of `--repeats` times
-counts. Errors are the largest of |o - o64| over the largest |o64|, where o64 is the chunk solve in float64 (which the
-tests hold against dense solves). The baselines are written here in full: a Sherman-Morrison loop with nothing but the
-recursion, chunked CG with exactly 30 steps, and linear attention for memory.
+counts. `--clock cpu` counts this process's own time instead, where other work shares the cores. With `--out`, the cost
+by length is also drawn beside it (FILE.svg). Shares of peak are floating-point operations a second over those of a
+large matrix product in the same run. Errors are the largest of |o - o64| over the largest |o64|, where o64 is the chunk
+solve in float64 (which the tests hold against dense solves). The baselines are written here in full: the
+Sherman-Morrison recursion as the paper states it and with its updates fused, chunked CG with exactly 30 steps, linear
+and softmax attention for cost and memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -25,14 +29,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unrolled.errors import MissingExtra
 from unrolled.layers.linear_attention import linear_attention
-from unrolled.ops import mesa
+from unrolled.ops import mesa, mesa_plan
+from unrolled.ops.mesa_predict import flops
+from unrolled.report import LineChart, Series
 
 RIDGE = 0.25
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+clock = time.perf_counter
 
 
 def sherman_morrison_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The recursion as the paper states it, one step at a time: [n, t, d] -> [n, t, d]."""
+    """The recursion with its rank-one updates fused into products, one step at a time: [n, t, d] -> [n, t, d]."""
     n, steps, d = q.shape
     inverse = torch.eye(d, device=q.device).div(RIDGE).expand(n, d, d).contiguous()
     cross = q.new_zeros(n, v.shape[-1], d)
@@ -45,6 +54,27 @@ def sherman_morrison_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cross = torch.baddbmm(cross, v[:, t, :, None], kt.mT)
         out[:, t] = (cross @ (inverse @ q[:, t, :, None]))[..., 0]
     return out
+
+
+def literal_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The recursion as the paper writes it, R - (R k)(R k)^T / (1 + k^T R k): [n, t, d] -> [n, t, d]."""
+    n, steps, d = q.shape
+    inverse = torch.eye(d, device=q.device).div(RIDGE).expand(n, d, d)
+    cross = q.new_zeros(n, v.shape[-1], d)
+    out = torch.empty_like(v)
+    for t in range(steps):
+        kt = k[:, t, :, None]
+        image = inverse @ kt
+        inverse = inverse - image * image.mT / (1 + kt.mT @ image)
+        cross = cross + v[:, t, :, None] * kt.mT
+        out[:, t] = (cross @ (inverse @ q[:, t, :, None]))[..., 0]
+    return out
+
+
+def peak(device: str) -> float:
+    """GFLOP/s of a large float32 matrix product."""
+    x = torch.randn(1024, 1024, device=device)
+    return 2 * 1024**3 / race({"product": lambda: x @ x}, 7)["product"] / 1e6
 
 
 def cg30(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -76,12 +106,12 @@ def race(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, fl
     best = dict.fromkeys(contenders, float("inf"))
     for turn in range(repeats + 1):
         for name, run in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn:  # the first turn warms up
-                best[name] = min(best[name], 1e3 * (time.perf_counter() - start))
+                best[name] = min(best[name], 1e3 * (clock() - start))
     return best
 
 
@@ -101,7 +131,8 @@ def speed(n: int, t: int, d: int, repeats: int, device: str) -> dict[str, Any]:
     forward = {
         "chunk": lambda: mesa(q[None], k[None], v[None], RIDGE)[0],
         "recurrent": lambda: mesa(q[None], k[None], v[None], RIDGE, method="recurrent")[0],
-        "Sherman-Morrison loop": lambda: sherman_morrison_loop(q, k, v),
+        "Sherman-Morrison loop, fused": lambda: sherman_morrison_loop(q, k, v),
+        "Sherman-Morrison loop, as written": lambda: literal_loop(q, k, v),
         "CG-30": lambda: cg30(q, k, v),
     }
     errors = {name: error(run()) for name, run in forward.items()}
@@ -113,10 +144,18 @@ def speed(n: int, t: int, d: int, repeats: int, device: str) -> dict[str, Any]:
     with torch.no_grad():
         times = race(forward, repeats)
     backward = race(both, max(2, repeats // 2))
+    chunk = mesa_plan(q[None], v[None]).chunk_size
+    loop_flops = 10.0 * n * t * d * d  # two products with R, its update, the update of G and a product with it
+    work = {"chunk": n * flops(t, chunk, d, d), "Sherman-Morrison loop, fused": loop_flops}
+    top = peak(device)
+    rates = {name: work[name] / times[name] / 1e6 for name in work}
     return {
         "n": n,
         "t": t,
         "d": d,
+        "gflop": {name: x / 1e9 for name, x in work.items()},
+        "gflop_per_s": rates | {"large matrix product": top},
+        "share_of_peak": {name: x / top for name, x in rates.items()},
         "forward_ms": times,
         "error": errors,
         "forward_backward_ms": backward,
@@ -140,13 +179,64 @@ def decayed(n: int, t: int, d: int, repeats: int, device: str) -> list[dict[str,
     return rows
 
 
-def scaling(lengths: list[int], repeats: int, device: str) -> list[dict[str, float]]:
-    """Milliseconds per step of one head by length: flat means linear."""
+def scaling(lengths: list[int], repeats: int, device: str) -> list[dict[str, Any]]:
+    """Microseconds per step of one head of width 64 by length: flat means linear. Softmax attention for comparison."""
     rows = []
     for t in lengths:
         q, k, v = (x[None] for x in inputs(1, t, 64, device))
-        best = race({"chunk": lambda q=q, k=k, v=v: mesa(q, k, v, RIDGE)}, repeats)["chunk"]
-        rows.append({"t": t, "ms": best, "us_per_step": 1e3 * best / t})
+        best = race(
+            {
+                "chunk": lambda q=q, k=k, v=v: mesa(q, k, v, RIDGE),
+                "linear attention": lambda q=q, k=k, v=v: linear_attention(q, k, v),
+            },
+            repeats,
+        )
+        best |= race(
+            {"softmax attention": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True)},
+            repeats if t < 16384 else 1,
+        )
+        rows.append({"t": t, "us_per_step": {name: 1e3 * ms / t for name, ms in best.items()}})
+    return rows
+
+
+def draw(rows: list[dict[str, Any]]) -> str:
+    """Cost per step by length as a standalone SVG."""
+    steps = [math.log2(row["t"]) for row in rows]
+    series = [
+        Series(label=name, x=steps, y=[row["us_per_step"][name] for row in rows]) for name in rows[0]["us_per_step"]
+    ]
+    chart = LineChart(
+        title="microseconds per step, one head of width 64", x_label="log2 of the steps", series=series, log_y=True
+    )
+    return chart.svg("cost", standalone=True)
+
+
+def against_fla(sizes: list[tuple[int, int]], repeats: int) -> list[dict[str, Any]]:
+    """On a GPU: a fixed ridge under decay in bfloat16, 16 heads, beside flash-linear-attention where it is installed.
+
+    A contender that cannot run is reported with its reason and left out of the race.
+    """
+    rows = []
+    for d, t in sizes:
+        q, k, v = (x[None].bfloat16() for x in inputs(16, t, d, "cuda"))
+        decay = 0.9 + 0.1 * torch.rand(1, 16, t, device="cuda")
+        truth = mesa(*(x.double() for x in (q, k, v)), RIDGE, decay.double())
+        options: dict[str, dict[str, Any]] = {
+            "auto": {},
+            "cg": {"method": "cg", "tolerance": 1e-4},
+            "cg, triton": {"method": "cg", "kernel": "triton", "tolerance": 1e-4},
+            "fla": {"method": "fla"},
+        }
+        runs, errors, left_out = {}, {}, {}
+        for name, o in options.items():
+            runs[name] = lambda o=o, q=q, k=k, v=v, g=decay: mesa(q, k, v, RIDGE, g, **o)
+            try:
+                errors[name] = float((runs[name]() - truth).abs().max() / truth.abs().max())
+            except (MissingExtra, RuntimeError, ValueError, AssertionError) as reason:
+                left_out[name] = f"{type(reason).__name__}: {reason}"
+                del runs[name]
+        with torch.no_grad():
+            rows.append({"d": d, "t": t, "ms": race(runs, repeats), "error": errors, "left out": left_out})
     return rows
 
 
@@ -186,6 +276,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=4096, help=argparse.SUPPRESS)
@@ -194,6 +285,8 @@ def main() -> None:
     if arguments.memory_of:
         print(memory_of(arguments.memory_of, arguments.steps))
         return
+    global clock
+    clock = CLOCKS[arguments.clock]
     repeats, device = arguments.repeats, arguments.device
     sizes = [(4, 256, 32)] if arguments.quick else [(8, 2048, 64), (1024, 50, 20), (8, 2048, 128)]
     lengths = [256, 1024] if arguments.quick else [1024, 4096, 16384, 65536]
@@ -201,16 +294,21 @@ def main() -> None:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu, 1 thread",
         "repeats": repeats,
+        "clock": arguments.clock,
         "speed": [speed(*size, repeats, device) for size in sizes],
         "decayed": decayed(*sizes[0], repeats, device),
         "scaling": scaling(lengths, repeats, device),
     }
     if device == "cpu":
         report["memory_mib"] = memory(4096 if arguments.quick else 16384)
+    else:
+        lengths = [2048] if arguments.quick else [2048, 8192, 32768]
+        report["against_fla"] = against_fla([(d, t) for d in (64, 128) for t in lengths], repeats)
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")
+        arguments.out.with_suffix(".svg").write_text(draw(report["scaling"]))
 
 
 if __name__ == "__main__":

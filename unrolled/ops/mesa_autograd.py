@@ -19,10 +19,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from unrolled.ops.mesa_cg import Operator, conjugate_gradient
-from unrolled.ops.mesa_chunk import MAX_DRIFT, SAFE_GROWTH, Carry, Problem, Segment, Woodbury, load, segments
+from unrolled.ops.mesa_chunk import (
+    MAX_DRIFT,
+    SAFE_GROWTH,
+    Carry,
+    Problem,
+    Segment,
+    Woodbury,
+    load,
+    segments,
+    triton_kernels,
+)
 from unrolled.ops.mesa_recurrent import sherman_morrison, starting_inverse
 
 
@@ -36,6 +45,7 @@ class Solver:
         per_segment: chunks handled at once; bounds the temporary memory.
         steps: largest number of conjugate-gradient steps.
         tolerance: of conjugate gradients, relative.
+        kernel: as in `Problem`.
     """
 
     method: str
@@ -43,6 +53,7 @@ class Solver:
     per_segment: int
     steps: int
     tolerance: float
+    kernel: str = "torch"
 
     def solve(self, segment: Segment, rhs: Tensor, exact: bool) -> Tensor:
         """(H_t + diag(ridge_t))^-1 rhs_t for every step of the segment, [n, c, l, d]."""
@@ -56,6 +67,18 @@ class Solver:
             return refine(segment, rhs, woodbury.solve, self.tolerance)
         ridges = segment.ridges
         diagonal = segment.gram_diagonal() + ridges
+        if self.kernel == "triton" and self.method == "cg":
+            return triton_kernels().conjugate_gradients(
+                rhs,
+                segment.keys,
+                segment.gram,
+                ridges,
+                diagonal,
+                segment.log_decay,
+                segment.gate,
+                steps=self.steps,
+                tolerance=self.tolerance,
+            )
         precondition = _preconditioner(segment, diagonal) if self.method == "chunk" else None
         return conjugate_gradient(
             lambda x: segment.apply_gram(x).addcmul_(ridges, x),
@@ -132,7 +155,7 @@ def residual(problem: Problem, queries: Tensor, carry: Carry, solutions: Tensor,
     is too. Devices without float64 form it in the arithmetic dtype.
     """
     wide = problem.ridge.dtype if queries.device.type == "mps" else torch.float64
-    problem = replace(problem, ridge=problem.ridge.to(wide))
+    problem = replace(problem, ridge=problem.ridge.to(wide), kernel="torch")
     carry = Carry(carry.statistics.to(wide), carry.ridge_scale.to(wide))
     out = queries.new_empty(queries.shape[:2], dtype=wide)
     for first, count, length in segments(queries.shape[1], chunk, 1):
@@ -163,7 +186,7 @@ class MesaFunction(torch.autograd.Function):
         solver: Solver,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Shapes as in `Problem` and `Carry`."""
-        problem = Problem(k, v, gate, decay, ridge, ridge_decays)
+        problem = Problem(k, v, gate, decay, ridge, ridge_decays, solver.kernel)
         done = run(problem, q, Carry(statistics, ridge_scale), solver, keep=True)
         assert done.solutions is not None
         ctx.save_for_backward(
@@ -184,9 +207,15 @@ class MesaFunction(torch.autograd.Function):
         return done.outputs, last.statistics, last.ridge_scale, done.solutions
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the eight tensors."""
+        """Gradients of the eight tensors.
+
+        Raises:
+            RuntimeError: under `create_graph`; `once_differentiable` would let gradients of a linear loss through as
+                constants, so that second derivatives lost their part in silence.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError('mesa is differentiable once: use method="reference" for second derivatives')
         device = ctx.saved_tensors[0].device.type
         with torch.autocast(device, enabled=False):
             return (*_backward(ctx, *grads), None, None)
@@ -197,7 +226,8 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     k, v, ridge, decay, gate, solutions, last_scale, *flat = ctx.saved_tensors
     starts = [Carry(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
-    problem, solver = Problem(k, v, gate, decay, ridge, ctx.ridge_decays), ctx.solver
+    solver = ctx.solver
+    problem = Problem(k, v, gate, decay, ridge, ctx.ridge_decays, solver.kernel)
     d_q = k.new_empty(k.shape, dtype=ctx.query_dtype)
     d_k, d_v = torch.empty_like(k), torch.empty_like(v)
     d_decay = None if decay is None else torch.empty_like(decay)

@@ -13,12 +13,16 @@ product with the S at the chunk's start plus one masked product inside the chunk
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from unrolled.errors import MissingExtra
 
 # -log of the largest forgetting across one chunk that costs block Woodbury no more than half of float32's digits
 MAX_REACH = 8.0
@@ -26,6 +30,8 @@ MAX_REACH = 8.0
 MAX_DRIFT = 4.0
 # growth of a chunk (see Woodbury.growth) up to which solutions need no refinement
 SAFE_GROWTH = 128.0
+# width at which LAPACK's unblocked Cholesky is as fast as one in halves
+_LEAF = 32
 
 
 @dataclass
@@ -39,6 +45,7 @@ class Problem:
         decay: [n, t] in (0, 1], or None for ones.
         ridge: [n, d], positive, in the dtype all arithmetic is done in.
         ridge_decays: the ridge is forgotten like the statistics (it then belongs to the state).
+        kernel: "torch", or "triton" for the products of each chunk.
     """
 
     keys: Tensor
@@ -47,6 +54,7 @@ class Problem:
     decay: Tensor | None
     ridge: Tensor
     ridge_decays: bool
+    kernel: str = "torch"
 
     @property
     def exact(self) -> bool:
@@ -75,6 +83,7 @@ class Segment:
     ridge_scale: Tensor  # [n, c]
     ridge: Tensor  # [n, 1, d]
     ridge_decays: bool
+    kernel: str = "torch"
 
     @property
     def width(self) -> int:
@@ -118,6 +127,8 @@ class Segment:
         return self._apply(vectors, self.keys, self.gram)
 
     def _apply(self, vectors: Tensor, values: Tensor, statistics: Tensor) -> Tensor:
+        if self.kernel == "triton":
+            return triton_kernels().causal_product(vectors, self.keys, values, statistics, self.log_decay, self.gate)
         out = vectors @ statistics.mT
         if self.log_decay is not None:
             out.mul_(self.log_decay.exp()[..., None])
@@ -125,6 +136,9 @@ class Segment:
 
     def apply_transposed(self, errors: Tensor) -> Tensor:
         """G_t^T e_t for every step: [n, c, l, e] -> [n, c, l, d]."""
+        if self.kernel == "triton":
+            values, cross = self.paired[..., : self.width], self.statistics[..., : self.width, :]
+            return triton_kernels().causal_product(errors, values, self.keys, cross.mT, self.log_decay, self.gate)
         out = errors @ self.statistics[..., : self.width, :]
         if self.log_decay is not None:
             out.mul_(self.log_decay.exp()[..., None])
@@ -136,6 +150,20 @@ class Segment:
         ones = torch.ones_like(self.keys[..., 0])
         squares = self.weigh(ones[..., :, None] * ones[..., None, :]) @ self.keys.square()
         return squares + (start if self.log_decay is None else start * self.log_decay.exp()[..., None])
+
+
+def triton_kernels() -> ModuleType:
+    """`unrolled.ops.mesa_triton`, imported when it is first asked for.
+
+    Raises:
+        MissingExtra: Triton is not installed.
+    """
+    try:
+        return importlib.import_module("unrolled.ops.mesa_triton")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise MissingExtra('kernel "triton" needs `triton`, which is not installed: pip install triton') from error
 
 
 def segments(steps: int, chunk: int, per_segment: int) -> Iterator[tuple[int, int, int]]:
@@ -172,7 +200,16 @@ def load(problem: Problem, carry: Carry, start: int, chunks: int, length: int) -
         last_scale = (carry.ridge_scale * total[:, -1]).clamp_min(floor)
         scale = (scale * torch.nn.functional.pad(total[:, :-1], (1, 0), value=1.0)).clamp_min(floor)
     segment = Segment(
-        keys, paired, gate, log_decay, between, statistics, scale, problem.ridge[:, None], problem.ridge_decays
+        keys,
+        paired,
+        gate,
+        log_decay,
+        between,
+        statistics,
+        scale,
+        problem.ridge[:, None],
+        problem.ridge_decays,
+        problem.kernel,
     )
     return segment, Carry(last, last_scale)
 
@@ -254,17 +291,33 @@ def cholesky(matrix: Tensor) -> Tensor:
     The added diagonal starts at the rounding error of the matrix's largest entry and grows tenfold until every
     factorisation succeeds, so that a wound-up system (decayed ridge, repeated keys) gives a finite answer.
     """
-    lower: Tensor
-    lower, info = torch.linalg.cholesky_ex(matrix)
-    if not info.any():
+    lower, failed = _factor(matrix)
+    if not failed.any():
         return lower
     largest = matrix.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
     jitter = largest.clamp_min(torch.finfo(matrix.dtype).tiny ** 0.5) * torch.finfo(matrix.dtype).eps
-    failed = info > 0
     for _ in range(math.ceil(-math.log10(torch.finfo(matrix.dtype).eps))):
         extra = torch.where(failed[..., None], jitter, torch.zeros_like(jitter))
-        lower, info = torch.linalg.cholesky_ex(matrix + torch.diag_embed(extra.expand(matrix.shape[:-1])))
-        if not info.any():
+        lower, again = _factor(matrix + torch.diag_embed(extra.expand(matrix.shape[:-1])))
+        if not again.any():
             break
-        failed, jitter = failed | (info > 0), jitter * 10
+        failed, jitter = failed | again, jitter * 10
     return lower
+
+
+def _factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower factor and which matrices failed. On a CPU in halves down to `_LEAF`: LAPACK's own blocks are larger than
+    these matrices, so that it would run at a tenth of the speed of the products the halves are made of."""
+    width = matrix.shape[-1]
+    if matrix.device.type != "cpu" or width < 2 * _LEAF:
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        return lower, info > 0
+    half = width // 2
+    matrix, lead = matrix.flatten(0, -3), matrix.shape[:-2]
+    lower = matrix.new_empty(matrix.shape).mT
+    first, failed = _factor(matrix[:, :half, :half])
+    below = torch.linalg.solve_triangular(first.mT, matrix[:, half:, :half], upper=True, left=False)
+    last, again = _factor(torch.baddbmm(matrix[:, half:, half:], below, below.mT, alpha=-1))
+    lower[:, :half, :half], lower[:, half:, :half], lower[:, half:, half:] = first, below, last
+    lower[:, :half, half:] = 0.0
+    return lower.unflatten(0, lead), (failed | again).unflatten(0, lead)

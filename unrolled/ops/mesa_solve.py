@@ -11,10 +11,12 @@ arXiv 2506.05233. Methods:
     chunk       block Woodbury: two Cholesky factorisations a chunk, exact where nothing decays or the ridge decays
                 with the statistics; with a fixed ridge and decay the same factors precondition conjugate gradients
     cg          plain conjugate gradients from the Jacobi guess
+    fla         the kernel of flash-linear-attention, where that is installed, for comparison; never chosen by "auto"
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +25,12 @@ from torch import Tensor
 from unrolled.ops.mesa_autograd import MesaFunction, Solver, residual, run
 from unrolled.ops.mesa_check import Inputs, check, check_output
 from unrolled.ops.mesa_chunk import MAX_REACH, Carry, Problem
+from unrolled.ops.mesa_fla import fla_mesa
+from unrolled.ops.mesa_packed import solve_packed
+from unrolled.ops.mesa_predict import predict
 from unrolled.ops.mesa_recurrent import decode_step, reference
 
-METHODS = ("auto", "reference", "recurrent", "chunk", "cg")
+METHODS = ("auto", "reference", "recurrent", "chunk", "cg", "fla")
 
 # floats in one segment's [n, c, l, d] tensors: small enough for a CPU's cache, large enough to fill a GPU
 _SEGMENT_CPU, _SEGMENT_GPU = 2**17, 2**24
@@ -55,6 +60,7 @@ class MesaPlan(NamedTuple):
     method: str
     chunk_size: int
     reason: str
+    kernel: str = "torch"
 
 
 def mesa(
@@ -69,11 +75,13 @@ def mesa(
     chunk_size: int | None = None,
     ridge_decays: bool = False,
     lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     state: MesaState | None = None,
     return_state: bool = False,
     return_residual: bool = False,
     steps: int | None = None,
     tolerance: float | None = None,
+    kernel: str = "torch",
 ) -> Any:
     """Causal ridge regression from keys to values, evaluated at the queries.
 
@@ -88,18 +96,23 @@ def mesa(
         ridge: positive, float, [h] or [h, dk]; added to the diagonal of H.
         decay: forgetting, [b, h, t] in (0, 1]; None for none. A step forgets before it adds its own pair.
         input_gate: weight of each pair, [b, h, t], >= 0; None for ones.
-        method: "auto", "reference", "recurrent", "chunk" or "cg"; see the module.
+        method: "auto", "reference", "recurrent", "chunk", "cg" or "fla"; see the module.
         chunk_size: steps in a chunk, at most; None chooses by size and decay.
         ridge_decays: the ridge is multiplied by every decay too, as if it were the first key's trace. "recurrent" needs
             this whenever there is a decay.
         lengths: [b] integers in 0..t, valid steps of each (right-padded) sequence. Padding changes nothing, whatever it
             holds, and its outputs are zero; the returned state is the one after the last valid step.
+        cu_seqlens: [s + 1] integers rising from 0 to t: the batch of one holds s sequences end to end, and statistics
+            start anew at each boundary. States are then those of the s sequences, [s, h, ...].
         state: of earlier steps, from `return_state`.
         return_state: also return the `MesaState` after the last step.
         return_residual: also return |q - (H + ridge) x| / |q| of every step, [b, h, t], formed from the inputs in
             float64: a bound on the error that trusts nothing the solver did.
         steps: largest number of conjugate-gradient steps; None iterates until the tolerance or rounding is met. With 0,
             "cg" is gated linear attention on q / diag(H + ridge).
+        kernel: "torch", or "triton" for the products of each chunk and, with "cg", its whole iteration in one launch (a
+            single run, without restarts from the true residual); float32 arithmetic, widths to 128. It has been tested
+            in Triton's interpreter only and never measured, so nothing chooses it unasked.
         tolerance: relative residual at which conjugate gradients stop; None is 1e-6 (1e-13 in float64).
 
     Returns:
@@ -108,26 +121,73 @@ def mesa(
     Raises:
         ValueError: shapes that do not fit, a value out of range, a method that cannot serve the arguments, or inputs
             that are not finite or overflow the statistics.
+        MissingExtra: method "fla" without that package.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if kernel not in ("torch", "triton"):
+        raise ValueError(f"kernel must be torch or triton, not {kernel!r}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
     if steps is not None and steps < 0:
         raise ValueError(f"steps must be 0 or more, not {steps}")
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"tolerance must be 0 or more, not {tolerance}")
+    if cu_seqlens is not None:
+        if lengths is not None:
+            raise ValueError("pass lengths for a padded batch or cu_seqlens for a packed one, not both")
+
+        def solve(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, input_gate: Tensor | None, **rest: Any) -> Any:
+            return mesa(
+                q,
+                k,
+                v,
+                ridge,
+                decay,
+                input_gate,
+                method=method,
+                chunk_size=chunk_size,
+                ridge_decays=ridge_decays,
+                return_state=return_state,
+                return_residual=return_residual,
+                steps=steps,
+                tolerance=tolerance,
+                kernel=kernel,
+                **rest,
+            )
+
+        return solve_packed(solve, cu_seqlens, (q, k, v, decay, input_gate), state, return_state, return_residual)
     inputs = check(q, k, v, ridge, decay, input_gate, lengths, state)
+    if kernel == "triton":
+        _check_triton(method, inputs)
+    if method == "fla":
+        asked = {
+            "state": state is not None,
+            "return_state": return_state,
+            "return_residual": return_residual,
+            "ridge_decays": ridge_decays and decay is not None,
+            "chunk_size": chunk_size is not None,
+            "tolerance": tolerance is not None,
+        }
+        return fla_mesa(inputs, dtype=q.dtype, steps=steps, asked=asked)
     if method == "recurrent" and decay is not None and not ridge_decays:
         raise ValueError(
             'method "recurrent" cannot hold the ridge fixed while the statistics decay: use method="chunk", '
             "or ridge_decays=True"
         )
     if method == "auto":
-        method, chunk_size, _ = mesa_plan(
-            q, v, decay, chunk_size=chunk_size, ridge_decays=ridge_decays, state=state, return_state=return_state
+        plan = mesa_plan(
+            q,
+            v,
+            decay,
+            chunk_size=chunk_size,
+            ridge_decays=ridge_decays,
+            state=state,
+            return_state=return_state,
+            kernel=kernel,
         )
-    solver = _solver(method, chunk_size, inputs, ridge_decays, steps, tolerance)
+        method, chunk_size = plan.method, plan.chunk_size
+    solver = _solver(method, chunk_size, inputs, ridge_decays, steps, tolerance, kernel)
     with torch.autocast(q.device.type, enabled=False):
         return _solve(inputs, solver, ridge_decays, return_state, return_residual)
 
@@ -141,22 +201,27 @@ def mesa_plan(
     ridge_decays: bool = False,
     state: MesaState | None = None,
     return_state: bool = False,
+    kernel: str = "torch",
 ) -> MesaPlan:
     """The method and chunk size that `mesa(..., method="auto")` takes for these arguments, and the reason."""
     steps, width = q.shape[-2], q.shape[-1]
     exact = decay is None or ridge_decays
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, v, decay))
-    if steps == 1 and exact and (state is not None or return_state) and not differentiable:
+    one_step = steps == 1 and exact and (state is not None or return_state) and kernel == "torch"
+    if one_step and not differentiable:
         return MesaPlan("recurrent", 1, "one step with a carried state: a rank-one update costs O(d^2)")
     forgetting = 0.0 if decay is None else float(-decay.detach().float().log().mean())
     if not exact and steps > 1 and forgetting > _FORGETFUL:
         size = chunk_size or _even(steps, min(width, 32))
-        return MesaPlan("cg", size, f"a fixed ridge under strong decay (mean -log decay {forgetting:.2g}): few steps")
+        return MesaPlan(
+            "cg", size, f"a fixed ridge under strong decay (mean -log decay {forgetting:.2g}): few steps", kernel
+        )
     if exact:
         why = "the systems of a chunk differ by low-rank terms: block Woodbury is exact"
-        return MesaPlan("chunk", chunk_size or _even(steps, max(16, min(width, 64))), why)
+        return MesaPlan("chunk", chunk_size or _even(steps, max(16, min(width, 64))), why, kernel)
     size = chunk_size or _even(steps, int(min(max(16, 0.6 / max(forgetting, 1e-9)), max(16, width // 2), 64)))
-    return MesaPlan("chunk", size, f"a fixed ridge under mild decay (mean -log decay {forgetting:.2g}): preconditioned")
+    why = f"a fixed ridge under mild decay (mean -log decay {forgetting:.2g}): preconditioned"
+    return MesaPlan("chunk", size, why, kernel)
 
 
 def _even(steps: int, target: int) -> int:
@@ -165,7 +230,13 @@ def _even(steps: int, target: int) -> int:
 
 
 def _solver(
-    method: str, chunk_size: int | None, inputs: Inputs, ridge_decays: bool, steps: int | None, tolerance: float | None
+    method: str,
+    chunk_size: int | None,
+    inputs: Inputs,
+    ridge_decays: bool,
+    steps: int | None,
+    tolerance: float | None,
+    kernel: str,
 ) -> Solver:
     count, length, width = inputs.q.shape
     if chunk_size is None:
@@ -177,7 +248,22 @@ def _solver(
     per_segment = 1 if method == "recurrent" else max(1, target // (count * chunk * width))
     if tolerance is None:
         tolerance = 1e-13 if inputs.dtype == torch.float64 else 1e-6
-    return Solver(method, chunk, per_segment, 4 * width + 16 if steps is None else steps, tolerance)
+    return Solver(method, chunk, per_segment, 4 * width + 16 if steps is None else steps, tolerance, kernel)
+
+
+def _check_triton(method: str, inputs: Inputs) -> None:
+    if method not in ("auto", "chunk", "cg"):
+        raise ValueError(f'kernel "triton" serves the methods auto, chunk and cg, not {method!r}')
+    if inputs.dtype != torch.float32:
+        raise ValueError('kernel "triton" computes in float32: pass float32 or shorter inputs, or kernel="torch"')
+    if inputs.q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError('kernel "triton" needs a GPU, and q is on the CPU: use kernel="torch"')
+
+
+def _block(chunk: int, inputs: Inputs) -> int:
+    """Chunks that `predict` handles at once: its temporary tensors are a few times one chunk's keys."""
+    target = _SEGMENT_CPU // 2 if inputs.q.device.type == "cpu" else _SEGMENT_GPU
+    return max(1, target // (chunk * inputs.q.shape[-1]))
 
 
 def _limit_reach(decay: Tensor, chunk: int) -> int:
@@ -198,7 +284,7 @@ def _solve(
     return_state: bool,
     return_residual: bool,
 ) -> Any:
-    problem = Problem(inputs.k, inputs.v, inputs.gate, inputs.decay, inputs.ridge, ridge_decays)
+    problem = Problem(inputs.k, inputs.v, inputs.gate, inputs.decay, inputs.ridge, ridge_decays, solver.kernel)
     carry = Carry(inputs.statistics, inputs.ridge_scale)
     tensors = (inputs.q, inputs.k, inputs.v, inputs.ridge, inputs.decay, inputs.gate, *_fields(carry))
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -212,8 +298,15 @@ def _solve(
         outputs, solutions, after, inverse = decode_step(problem, inputs.q, carry, inputs.inverse)
         last = _fields(after)
     else:
-        done = run(problem, inputs.q, carry, solver, keep=return_residual)
-        outputs, solutions, last = done.outputs, done.solutions, _fields(done.carry)
+        predicted = None
+        plain = problem.decay is None and solver.kernel == "torch"
+        if solver.method == "chunk" and plain and not return_residual:
+            predicted = predict(problem, inputs.q, carry, solver.chunk, _block(solver.chunk, inputs))
+        if predicted is not None:
+            outputs, solutions, last = predicted[0], None, _fields(predicted[1])
+        else:
+            done = run(problem, inputs.q, carry, solver, keep=return_residual)
+            outputs, solutions, last = done.outputs, done.solutions, _fields(done.carry)
     check_output(outputs.detach(), inputs)
     result = [_saturate(outputs, inputs.q.dtype).unflatten(0, inputs.shape)]
     if return_state:
