@@ -166,7 +166,7 @@ class Config(StudyConfig):
     """Tokens of a sequence of dynamics and of a prompt; the paper's 224."""
     softmax_layers: int = 3
     """Layers of the softmax model; the paper's 7. The hybrid is one softmax and one mesa layer."""
-    hybrid_steps: int = 1100
+    hybrid_steps: int = 1200
     """Training steps of a hybrid; the paper's code has 15000."""
     softmax_steps: int = 1200
     """Training steps of a softmax model."""
@@ -174,7 +174,7 @@ class Config(StudyConfig):
     """Sequences per step; the paper's code has 128."""
     lr: float = 3e-3
     """Peak learning rate of training; the paper's code has 8e-4, for ten times the steps."""
-    tune_steps: int = 260
+    tune_steps: int = 300
     """Steps of tuning; the paper's 5000."""
     tune_batch: int = 16
     """Prompts per step of tuning."""
