@@ -74,9 +74,9 @@ class Config(StudyConfig):
     """One model of each depth for each."""
     models: tuple[str, ...] = ("1", "2", "6")
     """Numbers of linear layers."""
-    steps: tuple[int, ...] = (1500, 1500, 1500)
+    steps: tuple[int, ...] = (1500, 2000, 2500)
     """Training steps of each; the paper's are 5000, 5000 and 15000."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Sequences per step; the paper's 256."""
     published: bool = False
     """The models were trained with the paper's constant learning rates."""
@@ -320,7 +320,9 @@ def _report(config: Config, cells: dict[str, list[dict[str, Any]]], began: float
         ]
         for name, done in cells.items()
     ]
-    rows += [[name, "not run", "", "not run", "not run", "not run", "not run", ""] for name in RATIOS if name not in cells]
+    rows += [
+        [name, "not run", "", "not run", "not run", "not run", "not run", ""] for name in RATIOS if name not in cells
+    ]
     zero = fmean(cell["zero"] for done in cells.values() for cell in done)
     report.section(
         "Every depth",

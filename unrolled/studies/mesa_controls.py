@@ -94,7 +94,7 @@ class Config(StudyConfig):
     """Which worlds, by teacher."""
     steps: int = 4000
     """Training steps; the paper's 5000."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Sequences per step; the paper's 256."""
     deeper: tuple[str, ...] = ("mesa",)
     """Which of the published comparison's other models to train: "4" or "6" linear layers, "mesa"."""
@@ -176,9 +176,7 @@ def run_one(config: Config, teacher: Any, name: str, seed: int, steps: int) -> d
     inputs, targets = test.inputs.to(config.device), test.targets.to(config.device)
     best = best_step_size(world)
     recipe = constructed_recipe(name, steps=steps, batch_size=config.batch_size, published=config.published)
-    model, curve = constructed_model(
-        world, name, recipe, seed=seed, device=config.device, folder=config.out / "models"
-    )
+    model, curve = constructed_model(world, name, recipe, seed=seed, device=config.device, folder=config.out / "models")
     predictors = {
         "loss": model_predictions(model),
         "untrained": model_predictions(new_model(world, recipe, seed=seed).to(config.device)),

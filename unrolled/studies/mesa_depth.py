@@ -86,6 +86,7 @@ class Config(StudyConfig):
             "steps": (400, 500, 250),
             "batch_size": 32,
             "test_sequences": 512,
+            "tuning_sequences": 128,
         },
         "cpu": {},
         "gpu": {
@@ -101,14 +102,16 @@ class Config(StudyConfig):
     """One model of each kind for each: initial weights and training sequences. Test sequences are always the same."""
     models: tuple[str, ...] = ("1", "2", "4", "6", "mesa")
     """What to train: numbers of linear layers, and "mesa" for one mesa layer."""
-    steps: tuple[int, ...] = (1500, 1500, 1500, 1500, 800)
+    steps: tuple[int, ...] = (1500, 2000, 2000, 2500, 800)
     """Training steps of each; the paper's are 5000, 5000, 10000, 15000 and 5000."""
-    batch_size: int = 64
+    batch_size: int = 32
     """Sequences per step; the paper's 256."""
     published: bool = False
     """Train with the paper's constant learning rates."""
     test_sequences: int = 4096
     """Held-out sequences."""
+    tuning_sequences: int = 256
+    """Other sequences, on which the settings of the algorithms are chosen."""
     ridges: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     """Ridges to choose from, on other sequences."""
     shared: Path = Path("runs/mesa-models")
@@ -125,8 +128,8 @@ class Config(StudyConfig):
             raise ValueError(f"models must be of {', '.join(LOSSES)}, none twice")
         if len(self.steps) != len(self.models):
             raise ValueError(f"steps must have one number for each of {len(self.models)} models, not {len(self.steps)}")
-        if min(*self.steps, self.batch_size, self.test_sequences) < 1:
-            raise ValueError("steps, batch_size and test_sequences must be at least 1")
+        if min(*self.steps, self.batch_size, self.test_sequences, self.tuning_sequences) < 1:
+            raise ValueError("steps, batch_size, test_sequences and tuning_sequences must be at least 1")
         if not self.ridges or not min(self.ridges) > 0:
             raise ValueError("ridges must name at least one, all positive")
 
@@ -148,7 +151,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     def floors() -> dict[str, Any]:
         return algorithms(config)
 
-    references = remembered(config.out / "cells", "algorithms", {**data, "ridges": config.ridges}, floors)
+    settings: dict[str, Any] = {**data, "ridges": config.ridges, "tuning_sequences": config.tuning_sequences}
+    references = remembered(config.out / "cells", "algorithms", settings, floors)
     say(f"exact ridge {references['losses']['exact ridge']:.4f}")
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in config.models}
     for seed in config.seeds:
@@ -210,7 +214,7 @@ def algorithms(config: Config) -> dict[str, Any]:
 
     world = LinearDynamics()
     test = world.sample(config.test_sequences, seed=TEST_SEED)
-    tune = world.sample(256, seed=TUNE_SEED + 2, dtype=torch.float64)
+    tune = world.sample(config.tuning_sequences, seed=TUNE_SEED + 2, dtype=torch.float64)
 
     def score(predict: Callable[[Tensor], Tensor]) -> float:
         value = float(position_losses(predict, tune.inputs, tune.targets).mean())
@@ -222,7 +226,7 @@ def algorithms(config: Config) -> dict[str, Any]:
         found = position_losses(predict, test.inputs.double(), test.targets.double())
         losses[name], by_position[name], chosen[name] = float(found.mean()), found.tolist(), setting
 
-    keep("zero", "", lambda x: 0 * x)
+    keep("zero", "none", lambda x: 0 * x)
     for newest, name in ((True, "exact ridge"), (False, "without newest pair")):
 
         def ridge_predictions(x: Tensor, ridge: float, newest: bool = newest) -> Tensor:

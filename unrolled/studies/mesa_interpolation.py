@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from unrolled.report import Report, Series
 
 _SOURCE = "arXiv 2309.05858, figure 4; means of the released results"
-TRAINED = Expectation(
-    statement="Loss of the trained layer", source=_SOURCE, published="0.892", low=0.86, high=0.93
-)
+TRAINED = Expectation(statement="Loss of the trained layer", source=_SOURCE, published="0.892", low=0.86, high=0.93)
 MIXED = Expectation(
     statement="Halfway to the construction: loss over that of the trained layer",
     source=_SOURCE,
