@@ -26,7 +26,7 @@ _SOURCE = "arXiv 2309.05858, figure 4 and text"
 
 def _coincide(depth: str) -> Expectation:
     return Expectation(
-        statement=f"{depth} linear layer{'' if depth == '1' else 's'}: loss with 32 numbers a head over the trained loss",
+        statement=f"{depth} linear layer{'' if depth == '1' else 's'}: loss with 32 numbers a head over the trained",
         source=_SOURCE,
         published="about 1: losses coincide; no number" if depth != "2" else "no number",
         low=0.95,
@@ -149,7 +149,7 @@ def compressed(model: SequenceRegressor, state_dim: int) -> Numbers:
 
 
 def permuted(numbers: Numbers, seed: int) -> Numbers:
-    """The same numbers, those of every head and product in another order: what exchanging the blocks does to the means."""
+    """The same numbers, in another order in every head and product: the means after exchanging blocks."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -328,13 +328,13 @@ def _report(config: Config, cells: dict[str, list[dict[str, Any]]], began: float
         "Every depth",
         "Losses are half the squared error, summed over the state and averaged over positions and held-out sequences. "
         "Compressed: every d x d block of `W_q^T W_k` and `P W_v` of every head becomes its mean diagonal entry times "
-        f"the identity. Retrained: {config.retraining} further steps on these numbers alone. Permuted: the same numbers "
-        "of every head in random places.",
+        f"the identity. Retrained: {config.retraining} further steps on these numbers alone. Permuted: the same "
+        "numbers of every head in random places.",
     ).table(
         [*("layers", "training", "numbers", "trained", "compressed", "retrained", "permuted"), "of the squared norm"],
         rows,
-        caption=f"Mean ± standard deviation over {seeds}; predicting zero costs {zero:.3f}. The last column: how much of "
-        "the squared norm of all products the numbers stand for.",
+        caption=f"Mean ± standard deviation over {seeds}; predicting zero costs {zero:.3f}. The last column: how "
+        "much of the squared norm of all products the numbers stand for.",
     )
     report.section(
         "Untrained layers",

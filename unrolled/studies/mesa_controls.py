@@ -62,9 +62,9 @@ DEEPER = {
 class Config(StudyConfig):
     """Only `gpu` has the paper's recipe; the others train with a rate that rises higher and falls.
 
-    At the paper's constant rate of 1e-4 AdamW moves no weight by more than 1e-4 in a step, and these worlds need weights
-    further from zero than a few thousand such steps reach: 2500 steps of 32 sequences left the fixed teacher's layer at
-    0.74 times the gradient step's loss and still falling. The bounds of 0.8 are this package's.
+    At the paper's constant rate of 1e-4 AdamW moves no weight by more than 1e-4 in a step, and these worlds need
+    weights further from zero than a few thousand such steps reach: 2500 steps of 32 sequences left the fixed
+    teacher's layer at 0.74 times the gradient step's loss and still falling. The bounds of 0.8 are this package's.
     """
 
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
@@ -248,10 +248,10 @@ def _report(config: Config, cells: dict[str, dict[str, list[dict[str, Any]]]], b
     seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "One seed"
     report.section(
         "Every world",
-        "Half the squared error, summed over the state and averaged over positions and held-out sequences. The released "
-        "contracting systems have eigenvalues in [0.3, 0.9] but eigenvectors that are not orthogonal: states grow before "
-        "they shrink, until they are clipped at 2, so no linear map is exact and least squares is not a floor. Symmetric "
-        "ones shrink to the noise in a few steps.",
+        "Half the squared error, summed over the state and averaged over positions and held-out sequences. The "
+        "released contracting systems have eigenvalues in [0.3, 0.9] but eigenvectors that are not orthogonal: "
+        "states grow before they shrink, until they are clipped at 2, so no linear map is exact and least squares "
+        "is not a floor. Symmetric ones shrink to the noise in a few steps.",
     ).table(
         ["world", "predictor", "training", "published", "here", "cosine to Prop. 1"],
         rows,
@@ -273,8 +273,9 @@ def _report(config: Config, cells: dict[str, dict[str, list[dict[str, Any]]]], b
     report.section("During training").figure(
         LineChart(title=title, x_label=steps, series=lines, log_y=True),
         name="training",
-        caption=f"Mean over {seeds.lower()}, on 1024 sequences apart from those of the test; at 1 the layer is as good as "
-        "a gradient step. A fixed teacher is learned slowly: how far below 1 its curve ends is a matter of steps.",
+        caption=f"Mean over {seeds.lower()}, on 1024 sequences apart from those of the test; at 1 the layer is as "
+        "good as a gradient step. A fixed teacher is learned slowly: how far below 1 its curve ends is a matter of "
+        "steps.",
     )
     report.results = cells
     report.provenance = Provenance.collect(config=config, seeds=config.seeds, duration=time.perf_counter() - began)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unrolled.studies.base import Budget, Expectation, Study, StudyConfig
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unrolled.report import Report
+    from unrolled.tasks import Sequences
 
 _RELEASED = "arXiv 2309.05858, figure 4B and D; means of the released results"
 
@@ -232,7 +232,7 @@ def algorithms(config: Config) -> dict[str, Any]:
         def ridge_predictions(x: Tensor, ridge: float, newest: bool = newest) -> Tensor:
             return least_squares_predictions(x, ridge, include_newest=newest)
 
-        ridge = min(config.ridges, key=lambda r: score(lambda x: ridge_predictions(x, r)))  # noqa: B023
+        ridge = min(config.ridges, key=lambda r: score(lambda x: ridge_predictions(x, r)))
         keep(name, f"ridge {ridge:g}", lambda x: ridge_predictions(x, ridge))  # noqa: B023
     for steps in (1, 2, 4, 6):
 

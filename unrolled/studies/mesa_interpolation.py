@@ -133,8 +133,8 @@ def construction(like: Products, step_size: float) -> Products:
     """Proposition 1 with one step size, spread over as many heads as a trained layer has and scaled head by head alike.
 
     A head contributes the product of its two matrices, so a factor can move from one to the other without changing
-    anything, and an average of products would depend on it. Each head here has the trained head's ratio of norms and its
-    share of the whole step.
+    anything, and an average of products would depend on it. Each head here has the trained head's ratio of norms
+    and its share of the whole step.
     """
     import torch
 
@@ -288,9 +288,9 @@ def _report(config: Config, cells: list[dict[str, Any]], began: float) -> Report
     report.section(
         "Every layer",
         "Losses are half the squared error, summed over the state and averaged over positions and held-out sequences. "
-        "The layers have two heads. What is averaged are the products of weights of every head, `W_q^T W_k` and `P W_v`, "
-        "as they act on (s_t, s_{t-1}); the construction has as many heads and, head by head, the trained ratio of "
-        f"norms of the two products. Its one step size is the best one on other sequences, "
+        "The layers have two heads. What is averaged are the products of weights of every head, `W_q^T W_k` and "
+        "`P W_v`, as they act on (s_t, s_{t-1}); the construction has as many heads and, head by head, the trained "
+        f"ratio of norms of the two products. Its one step size is the best one on other sequences, "
         f"{cells[0]['best_step_size']:.4f}; that of the average is not tuned.",
     ).table(
         ["seed", "training", "trained", "mixed", "constructed", "mixed with random"],

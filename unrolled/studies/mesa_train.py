@@ -1,8 +1,8 @@
 """What the mesa studies share: regressors trained on constructed tokens, and what the weights of a linear layer say.
 
 On tokens [0, s_t, s_t, s_{t-1}], as in arXiv 2309.05858; the prediction of s_{t+1} is read off the first.
-The recipe is that of the published code: AdamW, constant rate, gradients clipped element by element. `constructed_recipe`
-also has one for fewer steps.
+The recipe is that of the published code: AdamW, constant rate, gradients clipped element by element. For fewer
+steps `constructed_recipe` has another.
 """
 
 from __future__ import annotations
