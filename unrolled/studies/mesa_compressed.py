@@ -248,7 +248,8 @@ def kept_share(model: SequenceRegressor, numbers: Numbers, state_dim: int) -> fl
 
     whole = 0.0
     for block in model.blocks:
-        whole += sum(float(x.square().sum()) for x in products(block.get_submodule("attn")))  # type: ignore[arg-type]
+        attn: Any = block.get_submodule("attn")
+        whole += float(sum(x.square().sum() for x in products(attn)))
     kept = state_dim * float(numbers.scores.square().sum() + numbers.values.square().sum())
     return kept / max(whole, 1e-300)
 
