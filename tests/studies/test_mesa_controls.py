@@ -1,4 +1,4 @@
-"""The negative control trains in both worlds and says what it did not run."""
+"""The negative control trains in every world and says what it did not run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,30 @@ from unrolled import studies
 from unrolled.studies.mesa_controls import Config, run
 
 
-def test_the_report_holds_both_worlds_and_prints_what_was_not_run(tmp_path: Path) -> None:
+def test_the_report_holds_all_worlds_and_prints_what_was_not_run(tmp_path: Path) -> None:
     said: list[str] = []
-    config = Config(seeds=(0, 1), steps=4, batch_size=8, test_sequences=64, out=tmp_path)
+    config = Config(
+        seeds=(0, 1),
+        worlds=("orthogonal", "fixed", "oblique"),
+        steps=2,
+        deeper_steps=1,
+        batch_size=4,
+        test_sequences=32,
+        out=tmp_path,
+    )
     report = run(config, on_progress=said.append)
-    assert len(said) == 4
-    # four steps from weights near zero: worse than a gradient step in either world
+    assert len(said) == 8  # three worlds of two seeds, and a mesa layer in two of them
+    # two steps from weights near zero: worse than a gradient step in every world
     assert report.claims[0].reproduced is False
     record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     rows = record["sections"][0]["blocks"][1]["rows"]
-    assert [row[4] for row in rows if row[1] in ("6 linear layers", "one mesa layer")] == ["not run", "not run"]
-    assert any("paper: 5000 of 256" in row[2] for row in rows)
+    assert all(cell for row in rows for cell in row)
+    assert [row[4] for row in rows if row[1] == "6 linear layers"] == ["not run", "not run"]
+    assert [row[4] for row in rows if row[0] == "contracting, symmetric"] == ["not run"]
+    assert all("paper: 5000 of 256" in row[2] for row in rows if row[1] == "1 mesa layer")
     for cells in record["results"].values():
-        assert all(cell["exact_ridge"] < cell["gradient_step"] < cell["zero"] for cell in cells)
+        assert all(cell["gradient_step"] < cell["zero"] for cell in cells["1"])
+        assert all(cell["untrained"] == pytest.approx(cell["zero"], rel=1e-3) for cell in cells["1"])
 
 
 @pytest.mark.slow
@@ -36,4 +47,8 @@ def test_bad_settings_are_refused_by_name() -> None:
         Config(seeds=())
     with pytest.raises(ValueError, match="steps"):
         Config(steps=0)
+    with pytest.raises(ValueError, match="worlds"):
+        Config(worlds=("oblique",))
+    with pytest.raises(ValueError, match="deeper"):
+        Config(deeper=("2",))
     assert studies.load("mesa-controls").config is Config

@@ -19,7 +19,7 @@ from unrolled.studies.mesa_train import TUNE_SEED, Recipe, best_step_size, struc
 from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
 from unrolled.theory.in_context import gradient_descent_predictions
 
-TINY: dict[str, Any] = {"steps": 6, "batch_size": 8, "test_sequences": 64, "points": 2}
+TINY: dict[str, Any] = {"steps": 6, "batch_size": 8, "sizes_batch_size": 8, "test_sequences": 64, "points": 2}
 
 
 @given(size=st.floats(1e-3, 10.0), dim=st.integers(2, 6))

@@ -21,7 +21,7 @@ WORLDS: dict[str, Any] = {
     f"{kind.__name__}-{variant}": kind(variant=variant)
     for kind in (LinearDynamics, PartialDynamics, NonlinearDynamics)
     for variant in ("paper", "code")
-} | {teacher: LinearDynamics(teacher=teacher) for teacher in ("contracting", "fixed")}
+} | {teacher: LinearDynamics(teacher=teacher) for teacher in ("contracting", "oblique", "fixed")}
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -59,6 +59,23 @@ def test_teachers() -> None:
     values = torch.linalg.eigvalsh(WORLDS["contracting"].sample(50, seed=0, dtype=torch.float64).transition)
     assert values.min() >= 0.3
     assert values.max() <= 0.9
+
+
+def test_the_oblique_world_shrinks_in_the_end_but_not_at_once() -> None:
+    inputs, targets, transition = WORLDS["oblique"].sample(200, seed=0, dtype=torch.float64)
+    sizes = torch.linalg.eigvals(transition).abs().sort(-1).values
+    assert sizes[:, 0].min() > 0.3 - 1e-6
+    assert (sizes[:, -1] - 0.9).abs().max() < 1e-4
+    assert sizes[:, :-1].std() > 0.1
+    assert inputs.abs().max() <= 2.0
+    # eigenvectors that are not orthogonal: most states grow at first, which no symmetric contraction does
+    growth = torch.linalg.matrix_norm(transition, ord=2)
+    assert (growth > 1).all()
+    symmetric = WORLDS["contracting"].sample(200, seed=0, dtype=torch.float64).transition
+    assert torch.linalg.matrix_norm(symmetric, ord=2).max() <= 0.9 + 1e-9
+    free, after, matrix = LinearDynamics(teacher="oblique", noise=0.0, clip=1e9).sample(5, seed=1, dtype=torch.float64)
+    torch.testing.assert_close(after, free @ matrix.mT)
+    assert targets.shape == inputs.shape
 
 
 def test_random_orthogonal_is_uniform_enough() -> None:

@@ -59,15 +59,17 @@ class Config(StudyConfig):
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
         "quick": {"seeds": (0,), "steps": 800, "batch_size": 64, "sizes": ((4, 10),), "test_sequences": 1024},
         "cpu": {},
-        "gpu": {"seeds": (0, 1, 2, 3, 4), "device": "cuda"},
+        "gpu": {"seeds": (0, 1, 2, 3, 4), "sizes_batch_size": 256, "device": "cuda"},
     }
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1)
     """One layer for each: initial weights and training sequences. Test sequences are always the same."""
     steps: int = 5000
     """Training steps; the paper's 5000."""
     batch_size: int = 256
     """Sequences per step; the paper's 256."""
+    sizes_batch_size: int = 64
+    """Sequences per step for the further layers."""
     sizes: tuple[tuple[int, int], ...] = ((1, 10), (4, 10), (2, 5), (2, 20))
     """Further layers, one each with the first seed: heads and width of the state. The paper's is (2, 10)."""
     test_sequences: int = 4096
@@ -82,8 +84,8 @@ class Config(StudyConfig):
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must name at least one, and none twice")
-        if min(self.steps, self.batch_size, self.test_sequences, self.points) < 1:
-            raise ValueError("steps, batch_size, test_sequences and points must be at least 1")
+        if min(self.steps, self.batch_size, self.sizes_batch_size, self.test_sequences, self.points) < 1:
+            raise ValueError("steps, batch_size, sizes_batch_size, test_sequences and points must be at least 1")
         if any(min(size) < 1 for size in self.sizes):
             raise ValueError("sizes: heads and width of the state must be at least 1")
 
@@ -98,16 +100,17 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     from unrolled.studies.cells import remembered
 
     began = time.perf_counter()
-    jobs = [(seed, 2, 10) for seed in config.seeds] + [(config.seeds[0], *size) for size in config.sizes]
+    jobs = [(seed, 2, 10, config.batch_size) for seed in config.seeds]
+    jobs += [(config.seeds[0], *size, config.sizes_batch_size) for size in config.sizes]
     cells: list[dict[str, Any]] = []
-    shared = {name: getattr(config, name) for name in ("steps", "batch_size", "test_sequences", "points", "device")}
-    for seed, heads, dim in jobs:
+    shared = {name: getattr(config, name) for name in ("steps", "test_sequences", "points", "device")}
+    for seed, heads, dim, batch in jobs:
 
-        def compute(seed: int = seed, heads: int = heads, dim: int = dim) -> dict[str, Any]:
-            return run_one(config, seed=seed, heads=heads, dim=dim)
+        def compute(seed: int = seed, heads: int = heads, dim: int = dim, batch: int = batch) -> dict[str, Any]:
+            return run_one(config, seed=seed, heads=heads, dim=dim, batch_size=batch)
 
         name = f"seed{seed}-heads{heads}-dim{dim}"
-        cell = remembered(config.out / "cells", name, shared, compute)
+        cell = remembered(config.out / "cells", name, {**shared, "batch_size": batch}, compute)
         cells.append(cell)
         if on_progress is not None:
             on_progress(
@@ -119,7 +122,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     return report
 
 
-def run_one(config: Config, *, seed: int, heads: int, dim: int) -> dict[str, Any]:
+def run_one(config: Config, *, seed: int, heads: int, dim: int, batch_size: int) -> dict[str, Any]:
     """One layer: trained, tested, its weights read, at `config.points` moments of the training."""
     from unrolled.studies.mesa_train import (
         TEST_SEED,
@@ -145,7 +148,7 @@ def run_one(config: Config, *, seed: int, heads: int, dim: int) -> dict[str, Any
         loss = float(position_losses(model_predictions(model), inputs, targets).mean())
         return {"loss": loss, **asdict(structure(model.blocks[0].attn, dim))}
 
-    recipe = Recipe(steps=config.steps, batch_size=config.batch_size, heads=heads, dim_head=2 * dim)
+    recipe = Recipe(steps=config.steps, batch_size=batch_size, heads=heads, dim_head=2 * dim)
     model, curve = train(
         world,
         recipe,

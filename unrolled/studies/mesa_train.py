@@ -1,7 +1,8 @@
-"""What the mesa studies share: a linear-attention regressor trained on constructed tokens, and what its weights say.
+"""What the mesa studies share: regressors trained on constructed tokens, and what the weights of a linear layer say.
 
 On tokens [0, s_t, s_t, s_{t-1}], as in arXiv 2309.05858; the prediction of s_{t+1} is read off the first.
-The recipe is that of the published code: AdamW, constant rate, gradients clipped element by element.
+The recipe is that of the published code: AdamW, constant rate, gradients clipped element by element. For fewer
+steps `constructed_recipe` has another.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unrolled.models import RegressorConfig, SequenceRegressor
-from unrolled.studies.cells import train_kept
+from unrolled.studies.cells import train_kept, warmup_cosine
 from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
 from unrolled.theory.in_context import gradient_descent_predictions
 
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from unrolled.layers.linear_attention import LinearSelfAttention
 
 PAPER = "arXiv 2309.05858"
-PAPER_STEPS, PAPER_BATCH = {1: 5000, 2: 5000, 4: 10_000, 6: 15_000}, 256
-# seeds of sampled batches: held-out sequences and those that step sizes are tuned on, apart from every training step
-TEST_SEED, TUNE_SEED = 2**41, 2**42
+PAPER_BATCH = 256
+# of the models on constructed tokens by name: linear layers, or one mesa layer
+PAPER_STEPS = {"1": 5000, "2": 5000, "4": 10_000, "6": 15_000, "mesa": 5000}
+# seeds of sampled batches, apart from every training step: held-out sequences, those that step sizes are tuned on, and
+# those that losses during training are taken on
+TEST_SEED, TUNE_SEED, LOOK_SEED = 2**41, 2**42, 2**43
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,32 +39,138 @@ class Recipe:
     Attributes:
         steps: of AdamW.
         batch_size: new sequences per step.
-        layers: linear-attention layers.
+        layers: of linear attention; with `kind` "mesa", of mesa layers.
+        kind: "linear" or "mesa".
         heads, dim_head: of every layer.
-        lr: constant learning rate.
+        lr: learning rate; the highest with `warmup`.
+        warmup: steps in which the rate rises, to fall as a cosine to a twentieth; None for a constant rate.
         weight_decay: of AdamW.
         init_std: standard deviation of the initial weights.
         clip: tokens are kept within [-clip, clip] after every layer.
+        clip_value: gradients are clipped to it, element by element.
     """
 
     steps: int
     batch_size: int
     layers: int = 1
+    kind: str = "linear"
     heads: int = 2
     dim_head: int = 20
     lr: float = 1e-4
+    warmup: int | None = None
     weight_decay: float = 0.1
     init_std: float = 2e-4
     clip: float = 4.0
+    clip_value: float = 1.0
 
     @property
     def extent(self) -> str:
-        """Steps and batch in words, marked where they are below the paper's."""
-        full = PAPER_STEPS.get(self.layers, 5000)
+        """Steps and batch in words, marked where they are below the paper's or the rate is another."""
+        full = PAPER_STEPS.get("mesa" if self.kind == "mesa" else str(self.layers), 5000)
         text = f"{self.steps} steps of {self.batch_size}"
         if self.steps < full or self.batch_size < PAPER_BATCH:
             text += f" (paper: {full} of {PAPER_BATCH})"
-        return text
+        return text if self.warmup is None else f"{text}, rate {self.lr:g} with warm-up and cosine"
+
+
+def constructed_recipe(name: str, *, steps: int, batch_size: int, published: bool = False) -> Recipe:
+    """The recipe of a model on constructed tokens: "1", "2", "4", "6" linear layers or "mesa", one mesa layer.
+
+    The published one has a constant rate of 1e-4 (mesa: 4e-4), with which AdamW moves no weight further than that in a
+    step: too little for far fewer steps than the paper's. The other one starts higher and ends lower; rates were chosen
+    on sequences that no study tests on.
+
+    Args:
+        name: of the model.
+        steps: of training.
+        batch_size: sequences per step.
+        published: take the paper's recipe.
+
+    Raises:
+        ValueError: no such model.
+    """
+    if name not in PAPER_STEPS:
+        raise ValueError(f"name={name!r}: choose one of {', '.join(PAPER_STEPS)}")
+    mesa = name == "mesa"
+    layers = 1 if mesa else int(name)
+    shape: dict[str, Any] = {"layers": layers, "kind": "mesa" if mesa else "linear", "heads": 2 if name == "1" else 4}
+    if published:
+        return Recipe(steps=steps, batch_size=batch_size, lr=4e-4 if mesa else 1e-4, **shape)
+    lr, clip_value, init_std = FAST[name]
+    return Recipe(
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=max(1, steps // 10),
+        clip_value=clip_value,
+        init_std=init_std,
+        **shape,
+    )
+
+
+# highest rate, element-wise bound on gradients, standard deviation of the initial weights. Deep linear attention has
+# spikes of the gradient that a bound of 1 lets through, and from near zero it stays long where its layers act alike
+FAST = {
+    "1": (3e-3, 1.0, 2e-4),
+    "2": (1.5e-3, 0.02, 0.02),
+    "4": (1.5e-3, 0.02, 0.02),
+    "6": (1.5e-3, 0.02, 0.02),
+    "mesa": (6e-3, 1.0, 2e-4),
+}
+
+
+def constructed_model(
+    world: LinearDynamics, name: str, recipe: Recipe, *, seed: int, device: str, folder: Path
+) -> tuple[SequenceRegressor, list[dict[str, Any]]]:
+    """The trained model of a name, taken from `folder` if a study has trained it with the same recipe.
+
+    Args:
+        world: what the sequences are of.
+        name: as in `constructed_recipe`.
+        recipe: how to train it.
+        seed: of the initial weights and the sequences.
+        device: where.
+        folder: that studies share.
+
+    Returns:
+        The model, and its loss on 1024 sequences of their own at 20 moments of the training.
+    """
+    sample = world.sample(1024, seed=LOOK_SEED)
+    inputs, targets = sample.inputs.to(device), sample.targets.to(device)
+
+    def look(step: int, model: SequenceRegressor) -> dict[str, Any]:
+        return {"loss": float(position_losses(model_predictions(model), inputs, targets).mean())}
+
+    return train(
+        world,
+        recipe,
+        seed=seed,
+        device=device,
+        keep=folder / f"constructed-{world.teacher}-{name}-seed{seed}.pt",
+        look=look,
+        look_at={round(recipe.steps * point / 20) for point in range(21)},
+    )
+
+
+def new_model(world: LinearDynamics, recipe: Recipe, *, seed: int) -> SequenceRegressor:
+    """The regressor of a recipe with the initial weights of a seed, untrained."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = SequenceRegressor(
+        RegressorConfig(
+            layers=(recipe.kind,) * recipe.layers,
+            dim=4 * world.dim,
+            input_dim=4 * world.dim,
+            output_dim=world.dim,
+            embedding="none",
+            heads=recipe.heads,
+            dim_head=recipe.dim_head,
+            init_std=recipe.init_std,
+            clip=recipe.clip,
+        )
+    )
+    torch.random.set_rng_state(state)
+    return model
 
 
 def train(
@@ -87,22 +197,10 @@ def train(
     Returns:
         The model, and the log.
     """
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    model = SequenceRegressor(
-        RegressorConfig(
-            layers=("linear",) * recipe.layers,
-            dim=4 * world.dim,
-            input_dim=4 * world.dim,
-            output_dim=world.dim,
-            embedding="none",
-            heads=recipe.heads,
-            dim_head=recipe.dim_head,
-            init_std=recipe.init_std,
-            clip=recipe.clip,
-        )
-    ).to(device)
-    torch.random.set_rng_state(state)
+    model = new_model(world, recipe, seed=seed).to(device)
+    rate = None
+    if recipe.warmup is not None:
+        rate = warmup_cosine(recipe.lr, warmup=recipe.warmup, steps=recipe.steps, floor=recipe.lr / 20)
 
     def loss_at(step: int) -> Tensor:
         batch = world.sample(recipe.batch_size, seed=seed * 10_000_000 + step, device=device)
@@ -115,7 +213,8 @@ def train(
         steps=recipe.steps,
         settings={"world": asdict(world), "recipe": asdict(recipe), "seed": seed, "device": device},
         keep=keep,
-        clip_value=1.0,
+        rate=rate,
+        clip_value=recipe.clip_value,
         look=None if look is None else lambda step: look(step, model),
         look_at=look_at,
     )

@@ -8,13 +8,14 @@ nonlinear feature map) is drawn once from `world_seed`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Variant = Literal["paper", "code"]
+Teacher = Literal["orthogonal", "contracting", "oblique", "fixed"]
 
 
 class Sequences(NamedTuple):
@@ -39,10 +40,14 @@ class LinearDynamics:
         dim: width of the state, 10 in the paper.
         steps: tokens of a sequence, 50 in the paper.
         noise: standard deviation of the process noise; the paper does not say, its code has 0.01.
-        clip: states are clipped to [-clip, clip]; None takes the code's 10 (2 when contracting), or none for "paper".
+        clip: states are clipped to [-clip, clip]; None takes the code's 10 (2 for "contracting" and "oblique"), or none
+            for "paper".
         teacher: "orthogonal" draws W* uniformly from the orthogonal group for every sequence; "contracting" draws a
-            symmetric W* with eigenvalues uniform in [0.3, 0.9]; "fixed" uses one orthogonal W* for all sequences, the
-            negative control, where nothing has to be learned in context.
+            symmetric W* with eigenvalues uniform in [0.3, 0.9]; "oblique" draws W* = M diag(eigenvalues) M^-1 with M
+            standard normal, one eigenvalue 0.9 and the others uniform in [0.3, 0.9]; "fixed" uses one orthogonal W* for
+            all sequences, the negative control, where nothing has to be learned in context. The code's contracting
+            world is the oblique one: eigenvectors that are not orthogonal let a state grow far before it shrinks, so
+            the clip is at work there, and least squares is not exact. A symmetric W* shrinks every state at once.
         variant: "code" draws s_1 from U(-1, 1), "paper" from N(0, 1).
         world_seed: of the fixed teacher.
     """
@@ -51,14 +56,14 @@ class LinearDynamics:
     steps: int = 50
     noise: float = 0.01
     clip: float | None = None
-    teacher: Literal["orthogonal", "contracting", "fixed"] = "orthogonal"
+    teacher: Teacher = "orthogonal"
     variant: Variant = "code"
     world_seed: int = 0
 
     def __post_init__(self) -> None:
         _check(self.dim, self.steps, self.noise, self.variant)
-        if self.teacher not in ("orthogonal", "contracting", "fixed"):
-            raise ValueError(f"teacher must be orthogonal, contracting or fixed, not {self.teacher!r}")
+        if self.teacher not in get_args(Teacher):
+            raise ValueError(f"teacher must be one of {', '.join(get_args(Teacher))}, not {self.teacher!r}")
 
     def sample(
         self, batch: int, *, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -68,6 +73,8 @@ class LinearDynamics:
         shared = torch.Generator(device).manual_seed(self.world_seed)
         if self.teacher == "fixed":
             transition = random_orthogonal(1, self.dim, shared, dtype).expand(batch, -1, -1)
+        elif self.teacher == "oblique":
+            transition = _oblique(batch, self.dim, generator, dtype)
         else:
             transition = random_orthogonal(batch, self.dim, generator, dtype)
         if self.teacher == "contracting":
@@ -76,7 +83,7 @@ class LinearDynamics:
         state = _start((batch, self.dim), self.variant, 1.0, generator, dtype)
         clip = self.clip
         if clip is None and self.variant == "code":
-            clip = 2.0 if self.teacher == "contracting" else 10.0
+            clip = 2.0 if self.teacher in ("contracting", "oblique") else 10.0
         states = [state]
         for _ in range(self.steps):
             state = (transition @ state[..., None])[..., 0] + self.noise * _normal(state.shape, generator, dtype)
@@ -209,6 +216,15 @@ def random_orthogonal(batch: int, dim: int, generator: torch.Generator, dtype: t
     signs: Tensor = r.diagonal(dim1=-2, dim2=-1).sign()
     out: Tensor = q * torch.where(signs == 0, 1.0, signs)[:, None, :]
     return out
+
+
+def _oblique(batch: int, dim: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """M diag(eigenvalues) M^-1 with M standard normal; one eigenvalue is 0.9, the others are uniform in [0.3, 0.9]."""
+    vectors = _normal((batch, dim, dim), generator, torch.float64)  # M can be close to singular
+    values = _uniform((batch, 1, dim), generator, torch.float64, 0.3, 0.9)
+    values[..., 0] = 0.9
+    matrix: Tensor = torch.linalg.solve(vectors, vectors * values, left=False)
+    return matrix.to(dtype)
 
 
 def _check(dim: int, steps: int, noise: float, variant: str) -> None:
