@@ -25,7 +25,10 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None = Non
         outputs [b, h, t, dv] and the state after the last step [b, h, dv, dk].
     """
     steps = q.shape[2]
-    chunk = min(_CHUNK, steps)
+    if steps <= _CHUNK:
+        out, total = (q @ k.mT).tril() @ v, v.mT @ k
+        return (out, total) if state is None else (out + q @ state.mT, total + state)
+    chunk = _CHUNK
     q, k, v = (F.pad(x, (0, 0, 0, -steps % chunk)).unflatten(2, (-1, chunk)) for x in (q, k, v))
     growth = v.mT @ k  # [b, h, c, dv, dk]
     totals = growth.cumsum(2)
