@@ -21,6 +21,7 @@ STUDIES: dict[str, str] = {
     "mesa-floors": "mesa_floors",
     "mesa-one-step": "mesa_one_step",
     "mesa-stability": "mesa_stability",
+    "mesa-worlds": "mesa_worlds",
 }
 
 
