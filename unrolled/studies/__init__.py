@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "demo": "demo",
+    "mesa-binding": "mesa_binding",
     "mesa-controls": "mesa_controls",
     "mesa-few-shot": "mesa_few_shot",
     "mesa-floors": "mesa_floors",
