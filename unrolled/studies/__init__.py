@@ -20,6 +20,7 @@ STUDIES: dict[str, str] = {
     "mesa-controls": "mesa_controls",
     "mesa-few-shot": "mesa_few_shot",
     "mesa-floors": "mesa_floors",
+    "mesa-linearise": "mesa_linearise",
     "mesa-one-step": "mesa_one_step",
     "mesa-probes": "mesa_probes",
     "mesa-stability": "mesa_stability",

@@ -368,7 +368,7 @@ def _section(report: Report, config: Config, kind: str, done: list[dict[str, Any
     section.figure(
         maps, name=f"{kind}-maps", caption=f"Mean over {seeds}. Values below 0, where a probe only overfits, show as 0."
     )
-    series = []
+    series: list[Series] = []
     for name in ("next", "exact"):
         line = [fmean(_column(cell, "held_out", name, "score")[place] for cell in done) for place in range(len(layers))]
         flat = [

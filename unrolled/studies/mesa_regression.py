@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from unrolled.ops import mesa
 from unrolled.studies.mesa_models import recipe, world_of
 from unrolled.studies.mesa_train import TEST_SEED, TUNE_SEED, position_losses
+from unrolled.tasks import LinearDynamics
 from unrolled.theory.in_context import chebyshev_inputs
 
 
@@ -123,3 +124,34 @@ def references(world: str, sequences: int, *, lags: Iterable[int], depths: Itera
         "by_position": {name: value.tolist() for name, value in losses.items()},
         "noise": 0.5 * place.dim * place.noise**2,
     }
+
+
+def kernel_errors(width: int, sequences: int) -> dict[str, float]:
+    """Error of a coordinate of least squares and of softmax-kernel regression on pairs seen, tuned on other sequences.
+
+    Softmax-kernel regression predicts sum_t' p_t' s_{t'+1} with p = softmax(beta s_t' . s_t) over the earlier t'.
+    """
+    world = LinearDynamics(dim=width, steps=4 * width)
+    test, tune = (
+        [part.double() for part in world.sample(count, seed=seed)[:2]]
+        for count, seed in ((sequences, TEST_SEED), (min(sequences, 128), TUNE_SEED))
+    )
+
+    def tuned(predict: Callable[[Tensor, float], Tensor], grid: tuple[float, ...]) -> tuple[float, float]:
+        def score(setting: float, inputs: Tensor, targets: Tensor) -> float:
+            return float((predict(inputs, setting) - targets).square().mean())
+
+        best = min(grid, key=lambda setting: score(setting, *tune))
+        return best, score(best, *test)
+
+    ridge, least = tuned(lambda x, r: ridge_predictions(x, x, r), (1e-4, 1e-3, 1e-2, 1e-1))
+    beta, kernel = tuned(softmax_kernel_predictions, (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 3.0, 5.0))
+    return {"least_squares": least, "ridge": ridge, "softmax_kernel": kernel, "beta": beta}
+
+
+def softmax_kernel_predictions(states: Tensor, beta: float) -> Tensor:
+    """s_{t+1} predicted by softmax-kernel regression on the pairs seen, zero at the first: [b, t, d]."""
+    scores = beta * (states[:, 1:] @ states[:, :-1].mT)
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=states.device).triu(1)
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    return torch.cat([torch.zeros_like(states[:, :1]), weights @ states[:, 1:]], dim=1)
