@@ -22,20 +22,20 @@ _RELEASED = "released results of arXiv 2309.05858"
 LIKE_STEPS = Expectation(
     statement="Fully observed: loss of the softmax stack over that of Proposition 2 with as many steps",
     source=_RELEASED,
-    published="0.315 / 0.305 = 1.03 (3 layers), 0.230 / 0.232 = 0.99 (7)",
+    published="1.03 (3 layers), 0.99 (7)",
     low=0.9,
     high=1.1,
 )
 BELOW_LAGS = Expectation(
     statement="Partially observed: loss of the softmax stack over that of Proposition 2 on 16 lags",
     source=_RELEASED,
-    published="0.795 / 1.03 = 0.77 (7 layers)",
+    published="0.77 (7 layers)",
     high=1.0,
 )
 BELOW_LINEAR = Expectation(
     statement="Nonlinear: loss of the softmax stack over that of linear regression on the states",
     source=_RELEASED,
-    published="0.0392 / 0.092 = 0.43 (7 layers)",
+    published="0.43 (7 layers)",
     high=1.0,
 )
 PARTIAL_LATE = Expectation(
@@ -79,9 +79,9 @@ class Config(StudyConfig):
     """Budgets change the effort of the trainings, which four studies share, and the numbers of seeds and sequences."""
 
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
-        "quick": {"effort": "quick", "seeds": (0,), "test_sequences": 256},
+        "quick": {"effort": "quick", "seeds": (0,), "test_sequences": 128, "lags": (1, 4), "workers": 1},
         "cpu": {},
-        "gpu": {"effort": "gpu", "seeds": (0, 1, 2, 3, 4), "device": "cuda", "workers": 1},
+        "gpu": {"effort": "gpu", "seeds": (0, 1, 2, 3, 4), "one_seed": (), "device": "cuda", "workers": 1},
     }
 
     kinds: tuple[str, ...] = ("softmax", "hybrid", "mesa")
@@ -90,6 +90,8 @@ class Config(StudyConfig):
     """Fully observed, partially observed, or with a nonlinear teacher."""
     seeds: tuple[int, ...] = (0, 1)
     """One model of each kind and world for each."""
+    one_seed: tuple[str, ...] = ("partial", "nonlinear")
+    """Worlds that get the first seed alone, for longer trainings in the same time."""
     effort: str = "cpu"
     """Depth, steps and rate of the trainings: quick, cpu or gpu, which is the paper's."""
     steps: int | None = None
@@ -141,7 +143,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         for world in config.worlds
         for kind in config.kinds
     }
-    jobs = [(each, seed) for seed in config.seeds for each in recipes.values()]
+    jobs = [(each, seed) for each in recipes.values() for seed in seeds_of(config, each.world)]
     train_all(
         jobs,
         folder=config.models,
@@ -152,7 +154,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     shared = {"test_sequences": config.test_sequences, "device": config.device}
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for which, each in recipes.items():
-        for seed in config.seeds:
+        for seed in seeds_of(config, each.world):
 
             def compute(each: Any = each, seed: int = seed) -> dict[str, Any]:
                 return run_one(config, each, seed)
@@ -171,6 +173,11 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     report = _report(config, cells, controls, began)
     report.write(config.out)
     return report
+
+
+def seeds_of(config: Config, world: str) -> tuple[int, ...]:
+    """The seeds that a world gets."""
+    return config.seeds[:1] if world in config.one_seed else config.seeds
 
 
 def run_one(config: Config, recipe: Any, seed: int) -> dict[str, Any]:
@@ -290,8 +297,9 @@ def _section(section: Section, config: Config, world: str, cells: Cells, control
             [name, control["settings"][name], paper[0], f"{loss:.4f}", paper[1], f"{control['late'][name]:.4f}"]
         )
     rows.append(["noise", "", "", f"{control['noise']:.1e}", "", f"{control['noise']:.1e}"])
-    seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "1 seed"
-    over = f"Mean ± standard deviation over {seeds}" if len(config.seeds) > 1 else "One seed"
+    count = len(seeds_of(config, world))
+    seeds = f"{count} seeds" if count > 1 else "1 seed"
+    over = f"Mean ± standard deviation over {seeds}" if count > 1 else "One seed"
     section.table(
         ["predictor", "training or setting", "published", "here", "published, t = 49", "here, t = 49"],
         rows,
