@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "demo": "demo",
+    "mesa-binding": "mesa_binding",
     "mesa-compressed": "mesa_compressed",
     "mesa-controls": "mesa_controls",
     "mesa-depth": "mesa_depth",
     "mesa-few-shot": "mesa_few_shot",
     "mesa-floors": "mesa_floors",
     "mesa-interpolation": "mesa_interpolation",
+    "mesa-linearise": "mesa_linearise",
     "mesa-one-step": "mesa_one_step",
+    "mesa-probes": "mesa_probes",
     "mesa-stability": "mesa_stability",
+    "mesa-worlds": "mesa_worlds",
 }
 
 

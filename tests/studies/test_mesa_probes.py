@@ -1,0 +1,63 @@
+"""Probes by depth: the preconditioned input is what it says, and every score has its controls beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unrolled import studies
+from unrolled.studies.mesa_probes import Config, preconditioned, run
+from unrolled.tasks import LinearDynamics
+from unrolled.theory.in_context import chebyshev_inputs, least_squares_predictions
+
+TINY: dict[str, Any] = {
+    "effort": "quick",
+    "steps": 2,
+    "batch_size": 4,
+    "sequences": 256,
+    "paper_sequences": 64,
+    "positions": (9,),
+    "workers": 1,
+}
+
+
+def test_the_preconditioned_input_predicts_least_squares_and_is_the_limit_of_chebyshev() -> None:
+    states = LinearDynamics(dim=4, steps=12).sample(3, seed=0).inputs.double()
+    inputs = preconditioned(states, 0.5)
+    predicted = (inputs @ states[:, :-1].mT).tril(-1) @ states[:, 1:]
+    torch.testing.assert_close(predicted, least_squares_predictions(states, 0.5))
+    torch.testing.assert_close(chebyshev_inputs(states, 0.5, 300)[-1], inputs, rtol=1e-5, atol=1e-7)
+
+
+def test_the_report_sets_held_out_scores_beside_controls_and_the_papers_protocol(tmp_path: Path) -> None:
+    config = Config(seeds=(0,), out=tmp_path / "out", models=tmp_path / "models", **TINY)
+    assert config.positions == (9, 29)
+    report = run(config)
+    assert len(report.claims) == 5
+    # two steps of training hold no next state: the verdict must be negative
+    assert report.claims[0].reproduced is False
+    record = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    cell = record["results"]["models"]["linear"][0]
+    at = {r["layer"]: r for r in cell["held_out"]["chebyshev"] if r["position"] == 29}
+    assert at["embed"]["score"] > at["embed"]["control"] + 0.2
+    fitted = {r["layer"]: r for r in cell["paper"]["next"]}
+    held_out = {r["layer"]: r for r in cell["held_out"]["next"] if r["position"] == 29}
+    assert fitted["embed"]["error"] < held_out["embed"]["error"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "paper&#x27;s protocol" in page
+    assert "shuffled" in page
+
+
+def test_bad_settings_are_refused_by_name() -> None:
+    for settings_, match in (
+        ({"seeds": ()}, "seeds"),
+        ({"positions": (50,)}, "positions"),
+        ({"effort": "x"}, "effort"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Config(**settings_)  # type: ignore[arg-type]
+    assert studies.load("mesa-probes").config is Config
