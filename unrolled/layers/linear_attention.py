@@ -81,7 +81,15 @@ class LinearSelfAttention(_Attention):
     With the weights of Proposition 1 (`gradient_descent`) it is, exactly, one gradient step on
     `unrolled.theory.in_context.in_context_loss`. It returns the update; the residual is the caller's.
     Departures: none; like the published code it does not scale by 1 / sqrt(dim_head).
+
+    Args:
+        normalize: l2-normalise queries and keys, as the paper's language models do. The other arguments are those of
+            `MesaLayer`.
     """
+
+    def __init__(self, *, normalize: bool = False, **projections: Any) -> None:
+        super().__init__(**projections)
+        self.normalize = normalize
 
     def forward(self, z: Tensor, *, state: Tensor | None = None, return_state: bool = False) -> Any:
         """Update of every token, causal with the diagonal.
@@ -95,6 +103,8 @@ class LinearSelfAttention(_Attention):
             [b, n, dim], or that and the state.
         """
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
+        if self.normalize:
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         out, state = linear_attention(q, k, v, state)
         update = self.merge(out)
         return (update, state) if return_state else update

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.layers.delta import DeltaLayer
 from unrolled.layers.ista import ISTA
 from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention
 from unrolled.layers.mesa import MesaLayer, MesaNetLayer
@@ -162,7 +163,7 @@ def check_state(attention: nn.Module, state: Any, batch: int) -> None:
         pair = state if isinstance(state, tuple) and len(state) == 2 else (None, None)
         found = dict(zip(("keys", "values"), pair, strict=True))
         expected = {"keys": (batch, a.heads, None, a.dim_head), "values": (batch, a.heads, None, a.dim_value)}
-    elif isinstance(a, LinearSelfAttention):
+    elif isinstance(a, LinearSelfAttention | DeltaLayer):
         expected, found = {"sums": (batch, a.heads, a.dim_value, a.dim_head)}, {"sums": state}
     elif isinstance(a, MesaLayer | MesaNetLayer):
         inner = getattr(state, "mesa", state)
@@ -234,6 +235,7 @@ def _mlp(config: SequenceConfig) -> nn.Module:
 LAYERS: dict[str, Callable[[SequenceConfig, int], nn.Module]] = {
     "softmax": _projections(SoftmaxSelfAttention, "softmax"),
     "linear": _projections(LinearSelfAttention, "linear"),
+    "delta": _projections(DeltaLayer, "delta"),
     "mesa": _projections(MesaLayer, "mesa"),
     "mesanet": _projections(MesaNetLayer, "mesanet"),
     "mssa": _mssa,

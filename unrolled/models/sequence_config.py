@@ -16,7 +16,7 @@ class SequenceConfig:
     """What regressors and language models share.
 
     Attributes:
-        layers: one name of `LAYERS` a block: "softmax", "linear", "mesa", "mesanet", "mssa" or
+        layers: one name of `LAYERS` a block: "softmax", "linear", "delta", "mesa", "mesanet", "mssa" or
             "tssa".
         dim: d, token width.
         heads: heads of every layer.
