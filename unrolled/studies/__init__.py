@@ -18,6 +18,7 @@ STUDIES: dict[str, str] = {
     "demo": "demo",
     "mesa-controls": "mesa_controls",
     "mesa-floors": "mesa_floors",
+    "mesa-language": "mesa_language",
     "mesa-one-step": "mesa_one_step",
     "mesa-stability": "mesa_stability",
 }
