@@ -145,7 +145,15 @@ class SoftmaxSelfAttention(_Attention):
     r"""Causal softmax attention with the interface of `LinearSelfAttention`, its twin in every comparison.
 
     $$ \Delta e_t = \sum_h P_h V_{h,t}\, \mathrm{softmax}(K_{h,t}^\top q_{h,t} / \sqrt{d_h}) $$
+
+    Args:
+        causal: False lets every token see all of them, and there is then no state. The other arguments are those of
+            `MesaLayer`.
     """
+
+    def __init__(self, *, causal: bool = True, **projections: Any) -> None:
+        super().__init__(**projections)
+        self.causal = causal
 
     def forward(self, z: Tensor, *, state: tuple[Tensor, Tensor] | None = None, return_state: bool = False) -> Any:
         """Update of every token.
@@ -159,8 +167,10 @@ class SoftmaxSelfAttention(_Attention):
             [b, n, dim], or that and the state.
         """
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
+        if not self.causal and (state is not None or return_state):
+            raise ValueError("state: attention that is not causal has none; decode with a causal model")
         if state is None:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         else:
             k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)
             seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=z.device).tril(k.shape[2] - q.shape[2])
@@ -172,5 +182,7 @@ class SoftmaxSelfAttention(_Attention):
         """Attention maps [b, heads, n, n], rows summing to one."""
         q, k = self.heads_of(self.query(z)), self.heads_of(self.key(z))
         scores: Tensor = q @ k.mT * self.dim_head**-0.5
+        if not self.causal:
+            return scores.softmax(-1)
         future = torch.ones(z.shape[1], z.shape[1], dtype=torch.bool, device=z.device).triu(1)
         return scores.masked_fill(future, -torch.inf).softmax(-1)

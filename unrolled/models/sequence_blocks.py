@@ -212,8 +212,15 @@ def _projections(layer: type[nn.Module], name: str) -> Callable[[SequenceConfig,
     return build
 
 
+def _softmax(config: SequenceConfig, dim: int) -> nn.Module:
+    args = {"causal": config.causal, **config.layer_args.get("softmax", {})}
+    return SoftmaxSelfAttention(dim=dim, heads=config.heads, dim_head=config.width, **args)
+
+
 def _mssa(config: SequenceConfig, dim: int) -> nn.Module:
-    return CausalMSSA(dim, config.heads, dim_head=config.width, **config.layer_args.get("mssa", {}))
+    return (CausalMSSA if config.causal else MSSA)(
+        dim, config.heads, dim_head=config.width, **config.layer_args.get("mssa", {})
+    )
 
 
 def _tssa(config: SequenceConfig, dim: int) -> nn.Module:
@@ -233,7 +240,7 @@ def _mlp(config: SequenceConfig) -> nn.Module:
 # attention layers by name: (config, width of what they read) -> a module called as
 # `layer(z, state=None, return_state=False)`, which returns the update
 LAYERS: dict[str, Callable[[SequenceConfig, int], nn.Module]] = {
-    "softmax": _projections(SoftmaxSelfAttention, "softmax"),
+    "softmax": _softmax,
     "linear": _projections(LinearSelfAttention, "linear"),
     "delta": _projections(DeltaLayer, "delta"),
     "mesa": _projections(MesaLayer, "mesa"),
