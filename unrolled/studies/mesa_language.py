@@ -67,13 +67,14 @@ class Config(StudyConfig):
         "cpu": {},
         "gpu": {
             "corpora": ("brown", "bronte", "tinyshakespeare"),
-            "elsewhere": MODELS,
+            "compared": MODELS,
             "seeds": (0, 1, 2),
             "seeds_elsewhere": 3,
             "steps": 4000,
             "dim": 512,
             "heads": 8,
             "length": 1024,
+            "mlp_from": 3,
             "batch_size": 32,
             "early": 32,
             "late": 992,
@@ -87,15 +88,18 @@ class Config(StudyConfig):
     corpora: tuple[str, ...] = ("tinyshakespeare", "wikitext2-small")
     """Names of `unrolled.data.text.open_text`; the paper's is the Pile."""
     depths: tuple[int, ...] = (2, 4)
-    """Layers: as in the paper, 2 are attention alone and more have a ReLU MLP each."""
+    """Layers."""
+    mlp_from: int = 2
+    """Models of so many layers have a ReLU MLP in each. The paper's has 3: its 2 layers are attention alone, which at
+    this budget do not even learn which byte follows which."""
     models: tuple[str, ...] = MODELS
     """Of the first corpus and depth."""
-    elsewhere: tuple[str, ...] = ("softmax", "hybrid-linear", "hybrid-mesa")
-    """Models of the other corpora and depths."""
+    compared: tuple[str, ...] = ("softmax", "hybrid-linear", "hybrid-mesa")
+    """Models of the other corpora and depths, which the claims are about."""
     seeds: tuple[int, ...] = (0, 1)
-    """One training for each: initial weights and excerpts."""
+    """One training for each, of the compared models at the first corpus and depth: initial weights and excerpts."""
     seeds_elsewhere: int = 1
-    """How many of them the other corpora and depths get."""
+    """How many of them everything else gets."""
     dim: int = 128
     """Width; the paper's 756."""
     heads: int = 4
@@ -130,7 +134,7 @@ class Config(StudyConfig):
             raise ValueError("seeds must name at least one, and none twice")
         if not self.corpora or not self.depths or min(self.depths) < 2:
             raise ValueError("corpora and depths must name at least one, and depths must be at least 2")
-        if unknown := {*self.models, *self.elsewhere} - set(MODELS):
+        if unknown := {*self.models, *self.compared} - set(MODELS):
             raise ValueError(f"models: {', '.join(sorted(unknown))} is not one of {', '.join(MODELS)}")
         if not 0 <= self.early < self.late or self.late + self.window > self.length:
             raise ValueError("early, late, window: must be 0 <= early < late, and late + window at most length")
@@ -153,7 +157,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     from unrolled.studies.mesa_language_report import build_report
 
     began = time.perf_counter()
-    left_out = ("out", "data_dir", "corpora", "depths", "models", "elsewhere", "seeds", "seeds_elsewhere")
+    left_out = ("out", "data_dir", "corpora", "depths", "models", "compared", "seeds", "seeds_elsewhere")
     shared = {name: value for name, value in vars(config).items() if name not in left_out}
     tokens: dict[str, dict[str, Tensor]] = {}
     tokenizer = ByteTokenizer()
@@ -192,8 +196,9 @@ def jobs(config: Config) -> Iterator[tuple[str, int, str, int]]:
             first = (corpus, depth) == (config.corpora[0], config.depths[0])
             if not first and corpus != config.corpora[0] and depth != config.depths[0] and config.seeds_elsewhere == 1:
                 continue  # with one seed elsewhere, one size of each further corpus is enough
-            for model in config.models if first else config.elsewhere:
-                for seed in config.seeds if first else config.seeds[: config.seeds_elsewhere]:
+            for model in config.models if first else config.compared:
+                whole = first and model in config.compared
+                for seed in config.seeds if whole else config.seeds[: config.seeds_elsewhere]:
                     yield corpus, depth, model, seed
 
 
@@ -212,8 +217,9 @@ def build(config: Config, *, model: str, depth: int, seed: int) -> nn.Module:
             layers=layers,
             dim=config.dim,
             heads=config.heads,
-            second="none" if depth == 2 else "relu",
+            second="relu" if depth >= config.mlp_from else "none",
             max_length=config.length,
+            tied=False,  # attention alone has no other path for which byte follows which
             layer_args={name: {"normalize": True} for name in ("linear", "mesa") if name in layers},
         )
     ).to(config.device)
@@ -353,7 +359,7 @@ def _open_prints(parts: dict[str, Tensor]) -> str:
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    names = ("dim", "heads", "length", "batch_size", "rate", "points", "device")
+    names = ("dim", "heads", "length", "mlp_from", "batch_size", "rate", "points", "device")
     return {name: getattr(config, name) for name in names}
 
 

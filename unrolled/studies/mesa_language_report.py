@@ -55,9 +55,10 @@ def build_report(config: Config, cells: Cells, controls: Cells, began: float) ->
         "paper does not say between which positions its score is taken: here it is the mean loss at positions "
         f"{config.late} to {config.late + config.window - 1} less that at {config.early} to "
         f"{config.early + config.window - 1}, counted from 0. Of the paper's sizes the one-layer model with shifted "
-        "keys is left out. Keys and queries are l2-normalised, without the feature map the paper gives its linear "
-        "layers. The delta rule is not part of the paper's comparison. `wikitext2-small` trains on WikiText-2's "
-        "validation part, so its numbers are not comparable with published ones.",
+        f"keys is left out, and models have MLPs from {config.mlp_from} layers on (the paper's from 4). Keys and "
+        "queries are l2-normalised, without the feature map the paper gives its linear layers. The delta rule is not "
+        "part of the paper's comparison. `wikitext2-small` trains on WikiText-2's validation part, so its numbers are "
+        "not comparable with published ones.",
     )
     report.results = {"cells": cells, "controls": controls}
     report.provenance = Provenance.collect(config=config, seeds=config.seeds, duration=time.perf_counter() - began)
@@ -140,7 +141,7 @@ def _tables(report: Report, config: Config, cells: Cells, controls: Cells) -> No
         rows: list[list[Any]] = []
         for depth in config.depths:
             here = _at(cells, corpus, depth)
-            for model in dict.fromkeys((*config.models, *config.elsewhere)):
+            for model in dict.fromkeys((*config.models, *config.compared)):
                 if model not in here:
                     rows.append([depth, model, *["not run"] * 7])
                     continue
