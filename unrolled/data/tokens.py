@@ -38,6 +38,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Tensor) -> str:
         """The text of ids [n]."""
 
+    def bytes_of(self, token: int) -> int:
+        """Length in UTF-8 of what a token stands for."""
+
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, which `load_tokenizer` reads."""
 
@@ -58,6 +61,10 @@ class ByteTokenizer:
         pieces = ids.tolist()
         _check_ids(pieces, self.vocab_size)
         return b"".join("█".encode() if i == 256 else bytes([i]) for i in pieces).decode("utf-8", errors="replace")
+
+    def bytes_of(self, token: int) -> int:
+        """One."""
+        return 1
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
@@ -103,6 +110,10 @@ class CharacterTokenizer:
         _check_ids(pieces, self.vocab_size)
         return "".join("█" if i == self.mask_id else self.characters[i] for i in pieces)
 
+    def bytes_of(self, token: int) -> int:
+        """Of the character, in UTF-8."""
+        return len(self.decode(torch.tensor([token])).encode("utf-8"))
+
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
         _write(path, {"type": "characters", "characters": self.characters, "mask": self.mask_id is not None})
@@ -127,6 +138,13 @@ class HubTokenizer:
         _check_ids(pieces, self.vocab_size)
         text: str = self.tokenizer.decode(pieces, skip_special_tokens=False)
         return text
+
+    def bytes_of(self, token: int) -> int:
+        """Of the token: in byte-level vocabularies each of its characters is one byte."""
+        piece = self.tokenizer.id_to_token(token)
+        if type(self.tokenizer.decoder).__name__ == "ByteLevel" and token != self.mask_id:
+            return len(piece)
+        return len(self.tokenizer.decode([token]).encode("utf-8"))
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json` in Hugging Face's own format."""
