@@ -19,6 +19,7 @@ from unrolled.commands.common import (
     write_run,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.commands.text import evaluate_run, is_text_run
 
 
 def evaluate(
@@ -44,7 +45,8 @@ def evaluate(
 ) -> None:
     """Accuracy and loss of a model, or of the model a run ended with, on a data set.
 
-    Preprocessing is the model's own; a folder with config.yaml, report.html and report.json says what was measured.
+    Preprocessing is the model's own; a folder with config.yaml, report.html and report.json says what was measured. Of
+    a run on text it is loss and bits per byte, with the tokenizer and context of the run.
 
         unrolled eval runs/digits
         unrolled eval local:models/crate-small --data folder --data-dir val
@@ -79,6 +81,19 @@ def evaluate(
     out
         Where config.yaml, report.html and report.json go; default: runs/eval-MODEL-DATA.
     """
+    if is_text_run(model):
+        evaluate_run(
+            model,
+            data=data,
+            data_dir=data_dir,
+            split=split,
+            batch_size=batch_size,
+            device=device,
+            out=out,
+            json=json,
+            quiet=quiet,
+        )
+        return
     from unrolled.data import open_images
     from unrolled.train import evaluate as measure
 

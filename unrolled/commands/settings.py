@@ -52,8 +52,9 @@ Pretrained = Annotated[
 
 # first field of each block of TrainConfig -> the heading its flags get in --help
 TRAIN_HEADINGS = {
-    "model": "Model",
+    "task": "Model",
     "data": "Data",
+    "tokenizer": "Text",
     "epochs": "Duration",
     "optimizer": "Optimiser and schedule",
     "augment": "Augmentation and loss",

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from unrolled.commands.common import say_where
 from unrolled.commands.settings import TRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.commands.text import run_text
 from unrolled.train.config import FinetuneConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -33,15 +34,20 @@ def train(
     recipe: RecipeName = None,
     json: AsJson = False,
 ) -> None:
-    """Train an image classifier; everything about the run goes into one folder.
+    """Train an image classifier, or with `--task` a language model; everything about the run goes into one folder.
 
     Ctrl-C saves and stops; the same command with `--resume auto` goes on, bit for bit.
 
         unrolled train --data digits --epochs 20 --out runs/digits
         unrolled train --config runs/digits/config.yaml --seed 1 --out runs/digits-1
         unrolled train --data cifar10 --data-dir data --precision bf16
+        unrolled train --task lm --model crate_gpt_nano --data tinyshakespeare --data-dir texts --out runs/text
     """
-    run_training(as_config(TrainConfig, settings), json=json)
+    chosen = as_config(TrainConfig, settings)
+    if chosen.task == "classify":
+        run_training(chosen, json=json)
+    else:
+        run_text(chosen, json=json)
 
 
 def finetune(

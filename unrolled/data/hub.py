@@ -79,7 +79,7 @@ def open_hub(name: str, data_dir: Path | None, *, split: str) -> Splits:
         MissingData: no such data set, or no network to fetch it.
     """
     datasets = require("datasets", extra="hf", feature=f"data `hf:{name}`")
-    table = _load(datasets, name, data_dir)
+    table = load_dataset(datasets, name, data_dir)
     if set(table) and "train" not in table and len(table) == 1:
         only = next(iter(table))
         return {"all": HubSource(table[only], title=f"hf:{name}/{only}")}
@@ -96,7 +96,8 @@ def open_hub(name: str, data_dir: Path | None, *, split: str) -> Splits:
     return found
 
 
-def _load(datasets: Any, name: str, data_dir: Path | None) -> Any:
+def load_dataset(datasets: Any, name: str, data_dir: Path | None) -> Any:
+    """The splits of what follows `hf:`, by their published names; arguments and errors as in `open_hub`."""
     path, _, config = name.partition("@")
     folder = Path(path).expanduser()
     try:

@@ -84,7 +84,15 @@ class LinearSelfAttention(_Attention):
     With the weights of Proposition 1 (`gradient_descent`) it is, exactly, one gradient step on
     `unrolled.theory.in_context.in_context_loss`. It returns the update; the residual is the caller's.
     Departures: none; like the published code it does not scale by 1 / sqrt(dim_head).
+
+    Args:
+        normalize: l2-normalise queries and keys, as the paper's language models do. The other arguments are those of
+            `MesaLayer`.
     """
+
+    def __init__(self, *, normalize: bool = False, **projections: Any) -> None:
+        super().__init__(**projections)
+        self.normalize = normalize
 
     def forward(self, z: Tensor, *, state: Tensor | None = None, return_state: bool = False) -> Any:
         """Update of every token, causal with the diagonal.
@@ -98,6 +106,8 @@ class LinearSelfAttention(_Attention):
             [b, n, dim], or that and the state.
         """
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
+        if self.normalize:
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         out, state = linear_attention(q, k, v, state)
         update = self.merge(out)
         return (update, state) if return_state else update
@@ -138,7 +148,15 @@ class SoftmaxSelfAttention(_Attention):
     r"""Causal softmax attention with the interface of `LinearSelfAttention`, its twin in every comparison.
 
     $$ \Delta e_t = \sum_h P_h V_{h,t}\, \mathrm{softmax}(K_{h,t}^\top q_{h,t} / \sqrt{d_h}) $$
+
+    Args:
+        causal: False lets every token see all of them, and there is then no state. The other arguments are those of
+            `MesaLayer`.
     """
+
+    def __init__(self, *, causal: bool = True, **projections: Any) -> None:
+        super().__init__(**projections)
+        self.causal = causal
 
     def forward(self, z: Tensor, *, state: tuple[Tensor, Tensor] | None = None, return_state: bool = False) -> Any:
         """Update of every token.
@@ -152,8 +170,10 @@ class SoftmaxSelfAttention(_Attention):
             [b, n, dim], or that and the state.
         """
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
+        if not self.causal and (state is not None or return_state):
+            raise ValueError("state: attention that is not causal has none; decode with a causal model")
         if state is None:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         else:
             k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)
             seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=z.device).tril(k.shape[2] - q.shape[2])
@@ -165,5 +185,7 @@ class SoftmaxSelfAttention(_Attention):
         """Attention maps [b, heads, n, n], rows summing to one."""
         q, k = self.heads_of(self.query(z)), self.heads_of(self.key(z))
         scores: Tensor = q @ k.mT * self.dim_head**-0.5
+        if not self.causal:
+            return scores.softmax(-1)
         future = torch.ones(z.shape[1], z.shape[1], dtype=torch.bool, device=z.device).triu(1)
         return scores.masked_fill(future, -torch.inf).softmax(-1)

@@ -1,4 +1,4 @@
-"""The published layouts, one function each: CRATE, CRATE-alpha (torch and JAX), CRATE-MAE, ToST."""
+"""The published layouts, one function each: CRATE, CRATE-alpha (torch and JAX), CRATE-MAE, ToST, CRATE-BERT."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from functools import partial
 from torch import Tensor, nn
 
 from unrolled.models.crate import CRATE
+from unrolled.models.encoder import MaskedLanguageModel
 from unrolled.models.mapping import Layout, Options, Reader, StateDict, find_grid, find_heads, find_patch
 from unrolled.models.masked import MaskedAutoencoder
+from unrolled.models.sequence_config import EncoderConfig
 from unrolled.models.tost import ToST
 
 # width -> heads of the published models
@@ -241,6 +243,56 @@ def _build_tost(state: StateDict, options: Options) -> nn.Module:
     return reader.finish(model, options, None)
 
 
+def _build_bert(state: StateDict, options: Options) -> nn.Module:
+    """CRATE-BERT in the layout of its pull request to transformers: RoBERTa's names around CRATE's blocks."""
+    options.refuse("a masked language model", "decoder_heads", "pool", "image_size")
+    reader = Reader(state, "CRATE-BERT")
+    base = "crate." if any(key.startswith("crate.encoder.") for key in state) else ""
+    depth = reader.depth(f"{base}encoder.layer.")
+    embeddings = f"{base}embeddings"
+    reader.take(f"{embeddings}.word_embeddings.weight", "embed.weight")
+    reader.take(f"{embeddings}.position_embeddings.weight", "positions.weight")
+    reader.take(f"{embeddings}.token_type_embeddings.weight", "segments.weight")
+    reader.pair(f"{embeddings}.LayerNorm", "embed_norm")
+    for i in range(depth):
+        theirs, ours = f"{base}encoder.layer.{i}", f"blocks.{i}"
+        reader.pair(f"{theirs}.attention.self.prenorm", f"{ours}.norm1")
+        reader.take(f"{theirs}.attention.self.qkv.weight", f"{ours}.attn.subspaces.weight")
+        reader.pair(f"{theirs}.attention.output.dense", f"{ours}.attn.output")
+        reader.pair(f"{theirs}.output.prenorm", f"{ours}.norm2")
+        reader.take(f"{theirs}.output.weight", f"{ours}.ista.dictionary")
+    bert = "cls.predictions.bias" in state
+    head = "cls.predictions" if bert else "lm_head"
+    reader.pair(f"{head}.transform.dense" if bert else f"{head}.dense", "transform")
+    reader.pair(f"{head}.transform.LayerNorm" if bert else f"{head}.layer_norm", "transform_norm")
+    reader.take(f"{head}.bias", "head_bias")
+    reader.take(f"{head}.decoder.weight", "head.weight", optional=True)
+    tensors = reader.tensors
+    words = tensors["embed.weight"]
+    tied = "head.weight" not in tensors or bool((tensors["head.weight"] == words).all())
+    tensors["head.weight"] = words if tied else tensors["head.weight"]
+    rows = len(tensors["positions.weight"])
+    if rows % 8 == 2:  # RoBERTa counts positions from 2; the rows before are padding's
+        tensors["positions.weight"] = tensors["positions.weight"][2:].contiguous()
+        reader.report.reshaped["positions.weight"] = "without the two rows of padding"
+    width = words.shape[1]
+    inner = _rows(state, f"{base}encoder.layer.0.attention.self.qkv.weight")
+    heads, dim_head = find_heads(options, width, inner, _CRATE_HEADS)
+    config = EncoderConfig(
+        vocab_size=len(words),
+        layers=("mssa",) * depth,
+        dim=width,
+        heads=heads,
+        dim_head=dim_head,
+        second="ista",
+        layer_args={"ista": options.ista()},
+        max_length=len(tensors["positions.weight"]),
+        segments=len(tensors["segments.weight"]),
+        tied=tied,
+    )
+    return reader.finish(MaskedLanguageModel(config), options, None)
+
+
 def _take_attention(reader: Reader, published: str, norm: str, attention: str) -> None:
     reader.pair(f"{published}.norm", norm)
     reader.take(f"{published}.fn.qkv.weight", f"{attention}.subspaces.weight")
@@ -295,4 +347,9 @@ LAYOUTS = [
     Layout("CRATE-alpha (JAX)", ("Transformer/encoderblock_0/OvercompleteISTABlock_0/D",), _build_alpha_jax),
     Layout("CRATE-MAE", ("decoder_blocks.0.layers.0.0.fn.weight",), _build_masked),
     Layout("ToST", ("pos_embeder.token_projection.weight", "blocks.0.attn.temp"), _build_tost),
+    Layout(
+        "CRATE-BERT",
+        ("crate.encoder.layer.0.attention.self.qkv.weight", "encoder.layer.0.attention.self.qkv.weight"),
+        _build_bert,
+    ),
 ]

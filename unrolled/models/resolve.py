@@ -86,6 +86,7 @@ def _build_registered(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn
 
 def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     from unrolled.models import create_model
+    from unrolled.models.encoder import build_language_model, is_language_config, load_language_model
 
     path = model_folder(folder)
     try:
@@ -98,6 +99,11 @@ def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
             f"model: {path} holds the weights of {built}, which no file may call; give {built} as the model, and this "
             "folder as its weights (--weights)"
         )
+    if is_language_config(config):
+        if kwargs:
+            raise ValueError(f"model_args: {path} is a language model and decides them itself; leave them out")
+        trained = load_language_model(path)
+        return trained if pretrained else build_language_model(trained.config)
     if isinstance(config, dict) and "architecture" in config:
         return _with_weights(
             str(path), pretrained, lambda: create_model(f"local-dir:{path}", pretrained=pretrained, **kwargs)

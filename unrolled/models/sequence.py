@@ -56,6 +56,7 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
             raise ValueError(f"config must be a {self.config_class.__name__}, not {type(config).__name__}")
         self.config: Any = config
         self.positions = nn.Embedding(config.max_length, config.dim) if config.positions == "learned" else None
+        self.embed_norm: nn.Module = nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(SequenceBlock(config, index) for index in range(len(config.layers)))
         self.norm = NORMS[config.norm](config.dim)
@@ -70,7 +71,7 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
             z = z + self.positions.weight[start : start + z.shape[1]]
         elif self.config.positions == "sinusoidal":
             z = z + sinusoids(start, z.shape[1], self.config.dim, z.device).to(z.dtype)
-        z = self.dropout(z)
+        z = self.dropout(self.embed_norm(z))
         carried = state is not None or return_state
         states = []
         for index, block in enumerate(self.blocks):
@@ -242,13 +243,7 @@ class LanguageModel(_SequenceModel):
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
             raise ValueError(f"tokens: must be integers [b, n], not {tokens.dtype} {tuple(tokens.shape)}")
         self._check(tokens, state)
-        if not torch.compiler.is_compiling():
-            low, high = (int(x) for x in torch.aminmax(tokens))
-            if low < 0 or high >= self.config.vocab_size:
-                unknown, last = low if low < 0 else high, self.config.vocab_size - 1
-                raise ValueError(
-                    f"tokens: unknown token {unknown}; ids run from 0 to {last}. Is this the model's tokenizer?"
-                )
+        check_ids(tokens, self.config.vocab_size)
         z, after = self._run(self.embed(tokens), state, return_state)
         logits = self.head(z)
         if (cap := self.config.logit_cap) is not None:
@@ -326,6 +321,16 @@ def _extend(model: Any, prompt: Tensor, steps: int, cache: bool, pick: Any) -> T
                 break
             prompt = torch.cat([prompt, inputs], dim=1)
     return prompt
+
+
+def check_ids(tokens: Tensor, vocab_size: int) -> None:
+    """Raise `ValueError` for ids outside the vocabulary (not while compiling)."""
+    if torch.compiler.is_compiling():
+        return
+    low, high = (int(x) for x in torch.aminmax(tokens))
+    if low < 0 or high >= vocab_size:
+        unknown, last = low if low < 0 else high, vocab_size - 1
+        raise ValueError(f"tokens: unknown token {unknown}; ids run from 0 to {last}. Is this the model's tokenizer?")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.layers.delta import DeltaLayer
 from unrolled.layers.ista import ISTA
 from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention
 from unrolled.layers.mesa import MesaLayer, MesaNetLayer
@@ -162,7 +163,7 @@ def check_state(attention: nn.Module, state: Any, batch: int) -> None:
         pair = state if isinstance(state, tuple) and len(state) == 2 else (None, None)
         found = dict(zip(("keys", "values"), pair, strict=True))
         expected = {"keys": (batch, a.heads, None, a.dim_head), "values": (batch, a.heads, None, a.dim_value)}
-    elif isinstance(a, LinearSelfAttention):
+    elif isinstance(a, LinearSelfAttention | DeltaLayer):
         expected, found = {"sums": (batch, a.heads, a.dim_value, a.dim_head)}, {"sums": state}
     elif isinstance(a, MesaLayer | MesaNetLayer):
         inner = getattr(state, "mesa", state)
@@ -211,8 +212,15 @@ def _projections(layer: type[nn.Module], name: str) -> Callable[[SequenceConfig,
     return build
 
 
+def _softmax(config: SequenceConfig, dim: int) -> nn.Module:
+    args = {"causal": config.causal, **config.layer_args.get("softmax", {})}
+    return SoftmaxSelfAttention(dim=dim, heads=config.heads, dim_head=config.width, **args)
+
+
 def _mssa(config: SequenceConfig, dim: int) -> nn.Module:
-    return CausalMSSA(dim, config.heads, dim_head=config.width, **config.layer_args.get("mssa", {}))
+    return (CausalMSSA if config.causal else MSSA)(
+        dim, config.heads, dim_head=config.width, **config.layer_args.get("mssa", {})
+    )
 
 
 def _tssa(config: SequenceConfig, dim: int) -> nn.Module:
@@ -232,8 +240,9 @@ def _mlp(config: SequenceConfig) -> nn.Module:
 # attention layers by name: (config, width of what they read) -> a module called as
 # `layer(z, state=None, return_state=False)`, which returns the update
 LAYERS: dict[str, Callable[[SequenceConfig, int], nn.Module]] = {
-    "softmax": _projections(SoftmaxSelfAttention, "softmax"),
+    "softmax": _softmax,
     "linear": _projections(LinearSelfAttention, "linear"),
+    "delta": _projections(DeltaLayer, "delta"),
     "mesa": _projections(MesaLayer, "mesa"),
     "mesanet": _projections(MesaNetLayer, "mesanet"),
     "mssa": _mssa,

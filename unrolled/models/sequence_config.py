@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ class SequenceConfig:
     """What regressors and language models share.
 
     Attributes:
-        layers: one name of `LAYERS` a block: "softmax", "linear", "mesa", "mesanet", "mssa" or
+        layers: one name of `LAYERS` a block: "softmax", "linear", "delta", "mesa", "mesanet", "mssa" or
             "tssa".
         dim: d, token width.
         heads: heads of every layer.
@@ -32,6 +33,7 @@ class SequenceConfig:
         dropout: on the embedded tokens and on what each half adds, in training.
         init_std: of all weights but those of MSSA, TSSA and the ISTAs, which keep their own; PyTorch's default if None.
         clip: tokens are clipped to [-clip, clip] after every block; None for no clipping.
+        causal: each token sees itself and those before it. False, for encoders, is for "softmax" and "mssa".
     """
 
     layers: tuple[str, ...]
@@ -47,6 +49,7 @@ class SequenceConfig:
     dropout: float = 0.0
     init_std: float | None = 0.02
     clip: float | None = None
+    causal: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))  # JSON has no tuples
@@ -58,6 +61,8 @@ class SequenceConfig:
         for argument, known in (("second", SECOND), ("norm", NORMS), ("positions", POSITIONS)):
             if getattr(self, argument) not in known:
                 raise ValueError(f"{argument}={getattr(self, argument)!r}: choose one of {', '.join(known)}")
+        if not self.causal and (recurrent := set(self.layers) - {"softmax", "mssa"}):
+            raise ValueError(f"causal=False: {', '.join(sorted(recurrent))} reads one way only; use softmax or mssa")
         if unknown := set(self.layer_args) - set(self.layers) - {self.second}:
             raise ValueError(f"layer_args: {', '.join(sorted(unknown))} is neither a layer nor the second half here")
         if min(self.dim, self.heads, self.dim_head or 1, self.max_length) < 1:
@@ -124,16 +129,41 @@ class LanguageConfig(SequenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.causal and not isinstance(self, EncoderConfig):
+            raise ValueError("causal=False: use EncoderConfig and a MaskedLanguageModel")
         if self.vocab_size < 1:
             raise ValueError(f"vocab_size={self.vocab_size}: must be at least 1")
         if self.logit_cap is not None and not self.logit_cap > 0:
             raise ValueError(f"logit_cap={self.logit_cap}: must be positive")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(LanguageConfig):
+    """Config of a `MaskedLanguageModel`, with RoBERTa's frame as defaults.
+
+    Attributes:
+        segments: number of segment embeddings; 0 for none.
+        final_norm: normalise what leaves the last block. The head has a norm of its own.
+    """
+
+    causal: bool = False
+    max_length: int = 512
+    segments: int = 1
+    final_norm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.causal:
+            raise ValueError("causal=True: a masked language model looks both ways; use LanguageConfig")
+        if self.segments < 0:
+            raise ValueError(f"segments={self.segments}: must not be negative")
+
+
 # CRATE-GPT (60M parameters) and GPT-2 (124M) share their frame; MesaNet as in arXiv 2506.05233. The widths of the other
 # published models are not known: alpha and ToST here have that of CRATE-GPT (110M; published: 120M for alpha)
 _GPT2: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024}
 _ALPHA: dict[str, Any] = {"second": "overcomplete", "layer_args": {"mssa": {"bias": False}}, **_GPT2}
+_ROBERTA: dict[str, Any] = {"vocab_size": 50265, "max_length": 512}
 _MESANET: dict[str, Any] = {
     "vocab_size": 50257,
     "max_length": 2048,
@@ -147,24 +177,43 @@ _MESANET: dict[str, Any] = {
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "crate_gpt_base": {"layers": ("mssa",) * 12, "dim": 768, "heads": 12, "second": "ista", **_GPT2},
     "crate_gpt_nano": {"layers": ("mssa",) * 4, "dim": 128, "heads": 4, "second": "ista", **_GPT2},
+    "crate_alpha_gpt_nano": {"layers": ("mssa",) * 4, "dim": 128, "heads": 4, **_ALPHA},
     "crate_alpha_gpt_base": {"layers": ("mssa",) * 12, "dim": 768, "heads": 12, **_ALPHA},
     "tost_gpt_base": {"layers": ("tssa",) * 12, "dim": 768, "heads": 12, **_GPT2},
+    "tost_gpt_nano": {"layers": ("tssa",) * 4, "dim": 128, "heads": 4, **_GPT2},
+    "gpt2_nano": {"layers": ("softmax",) * 4, "dim": 128, "heads": 4, **_GPT2},
     "gpt2_base": {"layers": ("softmax",) * 12, "dim": 768, "heads": 12, **_GPT2},
+    "mesanet_nano": {"layers": ("mesanet",) * 4, "dim": 128, "heads": 4, **{**_MESANET, "dim_head": 32}},
     "mesanet_140m": {"layers": ("mesanet",) * 14, "dim": 768, "heads": 6, **_MESANET},
     "mesanet_440m": {"layers": ("mesanet",) * 28, "dim": 1024, "heads": 8, **_MESANET},
     "mesanet_940m": {"layers": ("mesanet",) * 28, "dim": 1536, "heads": 12, **_MESANET},
 }
 
+ENCODERS: dict[str, dict[str, Any]] = {
+    "crate_bert_base": {"layers": ("mssa",) * 12, "dim": 768, "heads": 12, "second": "ista", **_ROBERTA},
+    "crate_bert_nano": {"layers": ("mssa",) * 4, "dim": 128, "heads": 4, "second": "ista", **_ROBERTA},
+    "bert_base": {"layers": ("softmax",) * 12, "dim": 768, "heads": 12, **_ROBERTA},
+    "bert_nano": {"layers": ("softmax",) * 4, "dim": 128, "heads": 4, **_ROBERTA},
+}
+
 
 def language_config(name: str, **overrides: Any) -> LanguageConfig:
-    """The config of a model of `LANGUAGE_MODELS`; `overrides` are fields of `LanguageConfig`.
+    """The config of a model of `LANGUAGE_MODELS` or, an `EncoderConfig`, of `ENCODERS`.
+
+    Args:
+        name: of the model.
+        overrides: fields of the config.
 
     Raises:
         ValueError: no model of that name, or a field that does not fit.
     """
-    if name not in LANGUAGE_MODELS:
-        raise ValueError(f"name={name!r} is not known: choose one of {', '.join(LANGUAGE_MODELS)}")
-    known = {f.name for f in dataclasses.fields(LanguageConfig)}
+    sizes = {**LANGUAGE_MODELS, **ENCODERS}
+    if name not in sizes:
+        near = difflib.get_close_matches(name, sizes, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sizes)}"
+        raise ValueError(f"name={name!r} is not known: {hint}")
+    kind = EncoderConfig if name in ENCODERS else LanguageConfig
+    known = {f.name for f in dataclasses.fields(kind)}
     if unknown := set(overrides) - known:
-        raise ValueError(f"{', '.join(sorted(unknown))}: not a field of LanguageConfig ({', '.join(sorted(known))})")
-    return LanguageConfig(**{**LANGUAGE_MODELS[name], **overrides})
+        raise ValueError(f"{', '.join(sorted(unknown))}: not a field of {kind.__name__} ({', '.join(sorted(known))})")
+    return kind(**{**sizes[name], **overrides})

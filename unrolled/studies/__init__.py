@@ -23,6 +23,7 @@ STUDIES: dict[str, str] = {
     "mesa-few-shot": "mesa_few_shot",
     "mesa-floors": "mesa_floors",
     "mesa-interpolation": "mesa_interpolation",
+    "mesa-language": "mesa_language",
     "mesa-linearise": "mesa_linearise",
     "mesa-one-step": "mesa_one_step",
     "mesa-probes": "mesa_probes",

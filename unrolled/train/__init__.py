@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "FinetuneConfig": "config",
+    "LanguageResult": "language",
     "Interrupted": "signals",
     "Splits": "run",
     "TrainConfig": "config",
@@ -17,6 +18,7 @@ _EXPORTS = {
     "evaluate": "evaluation",
     "finetune": "loop",
     "fit": "loop",
+    "fit_text": "language",
     "load_config": "config",
     "recipe": "config",
     "recipes": "config",
@@ -26,12 +28,14 @@ _EXPORTS = {
 __all__ = [
     "FinetuneConfig",
     "Interrupted",
+    "LanguageResult",
     "Splits",
     "TrainConfig",
     "TrainResult",
     "evaluate",
     "finetune",
     "fit",
+    "fit_text",
     "load_config",
     "recipe",
     "recipes",
@@ -41,6 +45,7 @@ __all__ = [
 if TYPE_CHECKING:
     from unrolled.train.config import FinetuneConfig, TrainConfig, load_config, recipe, recipes, save_config
     from unrolled.train.evaluation import evaluate
+    from unrolled.train.language import LanguageResult, fit_text
     from unrolled.train.loop import TrainResult, finetune, fit
     from unrolled.train.run import Splits
     from unrolled.train.signals import Interrupted

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Task = Literal["classify", "lm", "mlm"]
 
 
 @dataclass(kw_only=True)
@@ -21,8 +22,11 @@ class TrainConfig:
     """One training run. Sizes are in images, durations in epochs unless the name says otherwise."""
 
     # --- what is trained
+    task: Task = "classify"
+    """`classify` images, predict the next token (`lm`) or masked tokens (`mlm`) of a text."""
     model: str = "crate_nano_patch2_8"
-    """Any registered name (see `unrolled list`), or `timm:NAME`, `local:DIR`, `package.module:factory`."""
+    """Any registered name (see `unrolled list`), or `timm:NAME`, `local:DIR`, `package.module:factory`. For text a
+    name such as `crate_gpt_nano`, which is the default there, or `crate_bert_nano`, that of `mlm`."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Extra keyword arguments of the model, e.g. `--model-args.step-size 0.2`."""
     weights: Path | None = None
@@ -30,7 +34,8 @@ class TrainConfig:
 
     # --- on what
     data: str = "digits"
-    """`digits`, `cifar10`, another torchvision name, `folder`, `hf:ORG/NAME`, `wds:PATTERN` or `packed`."""
+    """`digits`, `cifar10`, another torchvision name, `folder`, `hf:ORG/NAME`, `wds:PATTERN` or `packed`. Texts:
+    `tinyshakespeare` (the default there), `wikitext2`, `brown`, `bronte`, `darwin`, `folder`, `hf:ORG/NAME`."""
     data_dir: Path | None = None
     """Where the data are (or are downloaded to)."""
     image_size: int | None = None
@@ -46,13 +51,21 @@ class TrainConfig:
     on_error: Literal["raise", "skip"] = "raise"
     """An undecodable image stops the run, or is named, counted and left out."""
 
+    # --- text
+    tokenizer: str = "bytes"
+    """`bytes`, `characters`, `bpe:SIZE` learned from the training part, or the path of a `tokenizer.json`."""
+    length: int = 256
+    """Tokens of context. An epoch is as many excerpts, at random places, as hold the tokens of the training part."""
+    mask_share: float = 0.15
+    """Share of the tokens that are to be predicted in masked language modelling."""
+
     # --- for how long
     epochs: float = 30.0
     """Passes over the training split."""
     max_steps: int | None = None
     """Stop after this many optimiser steps (the schedule still spans `epochs`)."""
     batch_size: int = 128
-    """Images per optimiser step, over all processes and accumulation."""
+    """Images, or excerpts of text, per optimiser step, over all processes and accumulation."""
     accumulate: int = 1
     """Split every batch into this many forward/backward passes."""
     seed: int = 0
@@ -270,7 +283,8 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         ValueError: at the first such value.
     """
-    for name in ("batch_size", "accumulate", "devices", "num_nodes", "checkpoint_every", "keep", "log_every"):
+    counts = ("batch_size", "accumulate", "devices", "num_nodes", "checkpoint_every", "keep", "log_every", "length")
+    for name in counts:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
     for name in ("epochs", "lr", "eval_every"):
@@ -285,6 +299,8 @@ def check_config(config: TrainConfig) -> None:
     for name in ("hflip", "random_erasing"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name}={getattr(config, name)} is a probability: 0 to 1")
+    if not 0 < config.mask_share < 1:
+        raise ValueError(f"mask_share={config.mask_share} must lie between 0 and 1, e.g. 0.15")
     if config.seed < 0:
         raise ValueError(f"seed={config.seed} must not be negative")
     if config.max_steps is not None and config.max_steps < 1:

@@ -149,10 +149,12 @@ def write_status(folder: Path, state: str, step: int, total: int, message: str =
 
 
 class Progress:
-    """Images/s and time left on stderr: a bar on a terminal, a plain line every so often in a log file."""
+    """Speed and time left on stderr: a bar on a terminal, a plain line every so often in a log file."""
 
-    def __init__(self, *, total: int, start: int, batch_size: int, show: bool, every: float = 10.0) -> None:
-        self._total, self._start, self._batch, self._show = total, start, batch_size, show
+    def __init__(
+        self, *, total: int, start: int, batch_size: int, show: bool, every: float = 10.0, unit: str = "images"
+    ) -> None:
+        self._total, self._start, self._batch, self._show, self._unit = total, start, batch_size, show, unit
         self._every, self._began = every, time.monotonic()
         self._last = self._began
         self._bar: Any = None
@@ -162,7 +164,7 @@ class Progress:
             self._bar = tqdm(
                 total=total * batch_size,
                 initial=start * batch_size,
-                unit=" images",
+                unit=f" {unit}",
                 unit_scale=True,
                 file=sys.stderr,
                 dynamic_ncols=True,
@@ -178,7 +180,9 @@ class Progress:
             self._last = now
             rate = (done - self._start) / (now - self._began)
             left = _duration((self._total - done) / rate) if rate else "?"
-            self.note(f"step {done}/{self._total}  loss {loss:.4f}  {rate * self._batch:.0f} images/s  {left} left")
+            self.note(
+                f"step {done}/{self._total}  loss {loss:.4f}  {rate * self._batch:.0f} {self._unit}/s  {left} left"
+            )
 
     def note(self, text: str) -> None:
         """One line, above the bar if there is one."""

@@ -89,6 +89,8 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM, after saving; the message says how to resume.
     """
     check_config(config)
+    if config.task != "classify":
+        raise ValueError(f"task={config.task!r}: `fit` classifies images; call `fit_text`")
     fabric = engine.launch(config)
     try:
         return _fit(config, fabric, splits, model, callbacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -75,6 +76,10 @@ class RunState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     saved: int = -1
+    what: str = "images"
+    """What it is trained on, in messages."""
+    goodness: Callable[[dict[str, Any]], Any] = lambda scores: (scores["accuracy"], -scores["loss"])
+    """Of validation scores: the best are those of the largest value. Accuracy first, then loss."""
 
     @property
     def folder(self) -> Path:
@@ -131,7 +136,7 @@ class RunState:
         if not self.config.force:
             check_same(as_plain(self.config), scalars["config"], path)
             if scalars["data"] != self.fingerprint:
-                raise ValueError(f"{path} was made on other training images; give the same data, or force")
+                raise ValueError(f"{path} was made on other training {self.what}; give the same data, or force")
         own = self.model.state_dict()
         self.model.load_state_dict({name: like(tensor, own[name]) for name, tensor in parts["model"].items()})
         unpack_optimizer(self.optimizer, self.model, parts["optimizer"], scalars["optimizer"])
@@ -148,9 +153,8 @@ class RunState:
         return int(scalars["log_position"])
 
     def keep_if_best(self, scores: dict[str, Any]) -> None:
-        """Remember these weights if no earlier validation was better (accuracy first, then loss)."""
-        old = self.best
-        if old is None or (scores["accuracy"], -scores["loss"]) > (old["accuracy"], -old["loss"]):
+        """Remember these weights if no earlier validation was as good."""
+        if self.best is None or self.goodness(scores) > self.goodness(self.best):
             tensors = self.average.tensors if self.average else self.model.state_dict()
             self.best_weights = {name: whole(tensor) for name, tensor in tensors.items()}
             self.best = {**scores, "step": self.step}
@@ -179,6 +183,8 @@ def check_same(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: listing every difference.
     """
+    # a checkpoint may be older than a setting, and was then made with what is its default now
+    then = {**{f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in now}, **then}
     changed = [
         f"{key}: {then.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())

@@ -1,0 +1,234 @@
+"""Training on text: kill and resume to the same bits, bits per byte, the run folder, and what generates from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import assert_same_run
+
+from unrolled.data.tokens import load_tokenizer
+from unrolled.errors import MissingData
+from unrolled.models.encoder import MaskedLanguageModel, load_language_model
+from unrolled.models.resolve import resolve_model
+from unrolled.train import TrainConfig, fit, fit_text, save_config
+from unrolled.train.checkpoint import checkpoints
+from unrolled.train.text_run import evaluate_text, open_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+Make = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    lines = [f"line {i} says that {i} and {i % 7} are numbers" for i in range(250)]
+    (folder / "tinyshakespeare.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def make(text: Path, tmp_path: Path) -> Make:
+    """Makes the configuration of a run of about 12 steps in two epochs, with everything that has state."""
+
+    def build(**changes: Any) -> TrainConfig:
+        settings: dict[str, Any] = {
+            "task": "lm",
+            "model": "crate_gpt_nano",
+            "model_args": {"layers": ["mssa", "mssa"], "dim": 16, "heads": 2, "dropout": 0.1},
+            "data_dir": text,
+            "length": 32,
+            "batch_size": 32,
+            "accumulate": 2,
+            "epochs": 2,
+            "warmup_epochs": 1,
+            "ema": 0.9,
+            "log_every": 2,
+            "checkpoint_every": 5,
+            "accelerator": "cpu",
+            "quiet": True,
+            "out": tmp_path / "run",
+        }
+        return TrainConfig(**{**settings, **changes})
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"task": "mlm", "model": "crate_bert_nano"}, {"tokenizer": "bpe:280", "model": "gpt2_nano", "batch_size": 16}],
+)
+def test_a_crashed_run_resumes_to_the_same_bits(make: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
+    if changes.get("model") == "gpt2_nano":
+        changes = {**changes, "model_args": {"layers": ["softmax", "delta"], "dim": 16, "heads": 2}}
+
+    class Crash(Exception):
+        pass
+
+    def crash(record: dict[str, Any], model: Any) -> None:
+        if record["step"] >= 6:
+            raise Crash
+
+    straight, broken = (make(**changes, out=tmp_path / name, resume="auto") for name in ("straight", "broken"))
+    fit_text(straight)
+    with pytest.raises(Crash):
+        fit_text(broken, callbacks=[crash])
+    fit_text(broken)
+    _forget_speed(straight.out, broken.out)
+    assert_same_run(straight.out, broken.out)
+
+
+def _forget_speed(*runs: Path) -> None:
+    for run in runs:
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for record in records:
+            record.pop("tokens_per_second", None)
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_a_killed_process_resumes_to_the_same_bits(make: Make, tmp_path: Path) -> None:
+    long = {"epochs": 4, "eval_every": 2, "log_every": 1, "checkpoint_every": 5, "ema": None}
+    straight, killed = (make(**long, out=tmp_path / name, resume="auto") for name in ("straight", "killed"))
+    fit_text(straight)
+    script, file = tmp_path / "run.py", tmp_path / "run.yaml"
+    script.write_text(
+        "import sys, torch\nfrom unrolled.train import TrainConfig, fit_text, load_config\n"
+        "torch.set_num_threads(1)\nfit_text(load_config(sys.argv[1], TrainConfig))\n"
+    )
+    save_config(killed, file)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, str(script), str(file)], env=environment, stderr=subprocess.PIPE)
+    deadline, status = time.monotonic() + 120, killed.out / "status.json"
+    while not (status.exists() and json.loads(status.read_text())["step"] >= 8):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert json.loads(status.read_text())["state"] == "running"
+    fit_text(killed)
+    _forget_speed(straight.out, killed.out)
+    assert_same_run(straight.out, killed.out)
+
+
+def test_a_run_learns_reports_bits_per_byte_and_generates_from_its_folder(make: Make) -> None:
+    result = fit_text(make(epochs=10, eval_every=5, lr=2e-2, ema=None))
+    assert result.test["bits_per_byte"] < 0.7 * 8
+    assert result.test["bits_per_byte"] == pytest.approx(result.test["loss"] / math.log(2), rel=1e-9), "bytes"
+    val = [record for record in result.metrics if record["split"] == "val"]
+    assert result.chosen_step == min(val, key=lambda record: record["loss"])["step"]
+    assert all("bits_per_byte" in record for record in result.metrics)
+    assert json.loads((result.run_dir / "status.json").read_text())["state"] == "finished"
+
+    model, tokenizer = load_language_model(result.run_dir), load_tokenizer(result.run_dir)
+    prompt = tokenizer.encode("line 7 ")[None]
+    continued = model.generate(prompt, 12)
+    assert torch.equal(continued, model.generate(prompt, 12, cache=False))
+    assert tokenizer.decode(continued[0]).startswith("line 7 ")
+    again = resolve_model(f"local:{result.run_dir}", pretrained=True)
+    torch.testing.assert_close(again(prompt), result.model(prompt))
+    corpus = open_corpus(result.config, tokenizer)
+    assert evaluate_text(model, corpus, "test", result.config) == {
+        key: pytest.approx(value) for key, value in result.test.items()
+    }
+
+
+def test_subword_tokens_are_measured_in_bytes(make: Make) -> None:
+    result = fit_text(make(tokenizer="bpe:300", max_steps=2))
+    corpus = open_corpus(result.config)
+    nats = result.test["loss"] * result.test["tokens"]
+    first = corpus.tokenizer.decode(corpus.tokens["test"][:1])
+    held_out = corpus.tokenizer.decode(corpus.tokens["test"])
+    assert result.test["bytes"] == len(held_out.encode()) - len(first.encode())
+    assert result.test["bits_per_byte"] == pytest.approx(nats / math.log(2) / result.test["bytes"])
+    assert result.test["tokens"] == len(corpus.tokens["test"]) - 1
+
+
+def test_masked_training_starts_at_chance_and_learns(make: Make) -> None:
+    result = fit_text(make(task="mlm", model="crate_bert_nano", epochs=8, eval_every=4, lr=2e-2, ema=None))
+    assert isinstance(load_language_model(result.run_dir), MaskedLanguageModel)
+    first = next(record for record in result.metrics if record["split"] == "train")
+    assert first["loss"] == pytest.approx(math.log(257), abs=0.7)
+    assert result.test["loss"] < 0.8 * math.log(257)
+    assert "bits_per_byte" not in result.test
+    assert result.tokenizer.mask_id == 256
+
+
+def test_an_interrupted_run_saves_and_says_how_to_go_on(make: Make) -> None:
+    from unrolled.train import Interrupted
+
+    def interrupt(record: dict[str, Any], model: Any) -> None:
+        if record["step"] == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    config = make(resume="auto")
+    with pytest.raises(Interrupted, match="--resume auto"):
+        fit_text(config, callbacks=[interrupt])
+    assert checkpoints(config.out / "checkpoints")
+    assert fit_text(config).steps > 5
+
+
+def test_a_model_of_the_callers_own_is_trained_and_kept(make: Make) -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(256, 8), torch.nn.Linear(8, 256))
+    result = fit_text(make(max_steps=2), model=model)
+    assert (result.run_dir / "model" / "model.safetensors").is_file()
+    assert load_tokenizer(result.run_dir).vocab_size == 256
+
+
+def test_settings_that_cannot_work_are_named(make: Make, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean 'crate_gpt_nano'"):
+        fit_text(make(model="crate_gpt_nan"))
+    with pytest.raises(ValueError, match="crate_bert_nano"):
+        fit_text(make(task="mlm"))
+    with pytest.raises(ValueError, match="fit_text"):
+        fit(make())
+    with pytest.raises(ValueError, match="mask_share"):
+        fit_text(make(mask_share=1.5))
+    with pytest.raises(ValueError, match="lower length"):
+        fit_text(make(length=100_000))
+    with pytest.raises(MissingData, match="data_dir"):
+        fit_text(make(data="brown"))
+    with pytest.raises(ValueError, match="weights"):
+        fit_text(make(weights=text))
+    fit_text(make(max_steps=1))
+    with pytest.raises(ValueError, match=r"mask_share: 0\.15 -> 0\.2"):
+        fit_text(make(max_steps=2, resume="auto", mask_share=0.2))
+    (text / "tinyshakespeare.txt").write_text("another text\n" * 500)
+    with pytest.raises(ValueError, match="other training text"):
+        fit_text(make(max_steps=2, resume="auto"))
+
+
+def test_defaults_of_a_text_run_are_those_of_its_task(text: Path, tmp_path: Path) -> None:
+    from unrolled.train.text_run import text_defaults
+
+    lm, mlm = (text_defaults(TrainConfig(task=task)) for task in ("lm", "mlm"))
+    assert (lm.model, lm.data) == ("crate_gpt_nano", "tinyshakespeare")
+    assert mlm.model == "crate_bert_nano"
+
+
+def test_the_command_trains_and_evaluates_text(
+    make: Make, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unrolled.cli import run
+
+    save_config(make(max_steps=2), tmp_path / "run.yaml")
+    assert run(["train", "--config", str(tmp_path / "run.yaml"), "--json"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "bits per byte" in page
+    assert "A sample" in page
+    assert run(["eval", str(tmp_path / "run"), "--out", str(tmp_path / "eval"), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["bits_per_byte"] == pytest.approx(trained["test"]["bits_per_byte"])
+    assert (tmp_path / "eval" / "report.json").is_file()

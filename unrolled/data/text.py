@@ -1,0 +1,239 @@
+"""Text: corpora by name, in train, validation and test parts that never overlap."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from unrolled.data.sources import existing_folder
+from unrolled.errors import MissingData, require
+
+Split = Literal["train", "val", "test"]
+_NAMES: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_HELD = 0.05
+_BLOCKS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """One part of a corpus."""
+
+    name: str
+    split: Split
+    text: str
+    description: str
+
+    @property
+    def bytes(self) -> int:
+        """Its length in UTF-8, which bits per byte are counted over."""
+        return len(self.text.encode("utf-8"))
+
+    def fingerprint(self) -> str:
+        """A short hash of the text."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Corpus:
+    """Where a named corpus is, and how it is divided: `parts` are published ones, "tail" and "blocks" are ours."""
+
+    files: dict[str, tuple[str, ...]]
+    division: Literal["parts", "tail", "blocks"]
+
+
+_CORPORA: dict[str, _Corpus] = {
+    "tinyshakespeare": _Corpus(files={"all": ("tinyshakespeare.txt",)}, division="tail"),
+    "wikitext2": _Corpus(
+        files={
+            "train": ("wikitext2_train.txt", "wiki.train.tokens"),
+            "val": ("wikitext2_valid.txt", "wiki.valid.tokens"),
+            "test": ("wikitext2_test.txt", "wiki.test.tokens"),
+        },
+        division="parts",
+    ),
+    "wikitext2-small": _Corpus(
+        files={
+            "train": ("wikitext2_valid.txt", "wiki.valid.tokens"),
+            "test": ("wikitext2_test.txt", "wiki.test.tokens"),
+        },
+        division="parts",
+    ),
+    "brown": _Corpus(files={"all": ("brown_sentences.txt",)}, division="blocks"),
+    "bronte": _Corpus(files={"all": ("bronte.txt",)}, division="blocks"),
+    "darwin": _Corpus(files={"all": ("darwin.txt",)}, division="blocks"),
+}
+
+
+def text_names() -> list[str]:
+    """Names that `open_text` knows, besides `folder` and `hf:ORG/NAME`."""
+    return sorted(_CORPORA)
+
+
+def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None = None) -> Text:
+    """One part of a corpus; the three parts of a corpus have no character in common, and are always the same.
+
+    | name | files in `data_dir`, each also as .gz | parts |
+    | --- | --- | --- |
+    | `tinyshakespeare` | `tinyshakespeare.txt` | first 90 %, next 5 %, last 5 %, cut at line ends |
+    | `wikitext2` | `wikitext2_{train,valid,test}.txt` or `wiki.*.tokens` | the published ones |
+    | `wikitext2-small` | the last two of these | train and val are cut from the published validation part |
+    | `brown`, `bronte`, `darwin` | `brown_sentences.txt`, `bronte.txt`, `darwin.txt` | blocks, see below |
+    | `folder` | any `.txt` | sub-folders or files called train, val (valid, validation), test; else blocks |
+    | `hf:ORG/NAME`, `hf:ORG/NAME@CONFIG`, `hf:FOLDER` | cache of downloads | published; else cut from train |
+
+    Blocks: the text is cut at line ends into pieces of 1/400, and of every 20 in a row one is for validation and one
+    for the test, so that the held-out parts are spread over genres and books.
+
+    Args:
+        name: see the table. Numbers on `wikitext2-small` are not comparable with published WikiText-2 ones.
+        split: "train", "val" or "test".
+        data_dir: the folder with the files.
+
+    Raises:
+        ValueError: no such name or split, an empty text, or one that is not UTF-8.
+        MissingData: the files are not there.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split={split!r}: choose one of {', '.join(get_args(Split))}")
+    folder = None if data_dir is None else Path(data_dir)
+    if name.startswith("hf:"):
+        parts = _hub(name.removeprefix("hf:"), folder)
+    elif name == "folder":
+        parts = _folder(existing_folder(folder, what=name))
+    elif name in _CORPORA:
+        parts = _packed(name, existing_folder(folder, what=name))
+    else:
+        raise ValueError(f"data={name!r}: is no text; choose one of {', '.join(text_names())}, folder, hf:ORG/NAME")
+    text = parts[split]
+    if not text.strip():
+        raise ValueError(f"data={name!r}: the {split} part is empty; give longer files, or files for every part")
+    return Text(name=name, split=split, text=text, description=f"{name} ({split}), {len(text):,} characters")
+
+
+def divide(text: str, *, fraction: float = _HELD) -> dict[Split, str]:
+    """Train, validation and test parts of a text, in blocks (see `open_text`).
+
+    Args:
+        text: the whole.
+        fraction: share of the validation part, and of the test part.
+
+    Raises:
+        ValueError: no share of the whole, or a text of too few lines.
+    """
+    if not 0 < fraction < 0.5:
+        raise ValueError(f"fraction={fraction}: must lie between 0 and 0.5")
+    every = max(3, round(1 / fraction))
+    blocks = _cut(text, every * _BLOCKS)
+    if len(blocks) < every:
+        raise ValueError(
+            f"text: {len(text):,} characters in {len(blocks)} lines are too few to hold out a part; give a longer "
+            "text, one with line ends, or separate train, val and test files"
+        )
+    places: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
+    for index, block in enumerate(blocks):
+        place: Split = {every - 2: "val", every - 1: "test"}.get(index % every, "train")  # type: ignore[assignment]
+        places[place].append(block)
+    return {place: "".join(found) for place, found in places.items()}
+
+
+def _cut(text: str, count: int) -> list[str]:
+    """About `count` pieces of equal length, each ending with its line."""
+    size, pieces, start = max(1, len(text) // count), [], 0
+    while start < len(text):
+        end = text.find("\n", min(len(text), start + size - 1))
+        end = len(text) if end < 0 else end + 1
+        pieces.append(text[start:end])
+        start = end
+    return pieces
+
+
+def _tail(text: str) -> dict[Split, str]:
+    cuts = [0]
+    for share in (1 - 2 * _HELD, 1 - _HELD):
+        end = text.find("\n", int(share * len(text)))
+        cuts.append(len(text) if end < 0 else end + 1)
+    first, second = cuts[1:]
+    return {"train": text[:first], "val": text[first:second], "test": text[second:]}
+
+
+def _complete(parts: dict[Split, str]) -> dict[Split, str]:
+    """Parts that are missing are cut from the training part, which loses them."""
+    if missing := [part for part in ("val", "test") if part not in parts]:
+        cut = divide(parts["train"])
+        kept: Any = {"train": cut["train"], **{part: cut[part] for part in missing}}  # type: ignore[index]
+        if len(missing) == 1:  # only one is needed: the other stays in training
+            other: Any = "test" if missing == ["val"] else "val"
+            kept["train"] += cut[other]  # type: ignore[index]
+        parts = {**parts, **kept}
+    return parts
+
+
+def _packed(name: str, folder: Path) -> dict[Split, str]:
+    corpus = _CORPORA[name]
+    found = {}
+    for part, names in corpus.files.items():
+        present = [path for stem in names for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()]
+        if not present:
+            hint = "; `wikitext2-small` needs only valid and test" if name == "wikitext2" else ""
+            raise MissingData(f"data_dir: {folder} has no {' or '.join(names)} (or .gz), for {name}{hint}")
+        found[part] = _read(present[0])
+    if corpus.division == "tail":
+        return _tail(found["all"])
+    return divide(found["all"]) if corpus.division == "blocks" else _complete(found)  # type: ignore[arg-type]
+
+
+def _folder(folder: Path) -> dict[Split, str]:
+    files = sorted(path for path in folder.rglob("*") if path.name.endswith((".txt", ".txt.gz")) and path.is_file())
+    if not files:
+        raise MissingData(f"data_dir: {folder} has no .txt or .txt.gz files")
+    parts: dict[Split, list[str]] = {}
+    rest = []
+    for path in files:
+        names = [*path.relative_to(folder).parts[:-1], path.name.removesuffix(".gz").removesuffix(".txt")]
+        known: list[Split] = [_NAMES[name.lower()] for name in names if name.lower() in _NAMES]
+        if known:
+            parts.setdefault(known[0], []).append(_read(path))
+        else:
+            rest.append(_read(path))
+    if parts and (rest or "train" not in parts):
+        raise ValueError(
+            f"data_dir: some files of {folder} are named as parts (train, val, test) and some are not, or train is "
+            "missing; name all of them, or none"
+        )
+    if not parts:
+        return divide("\n".join(rest))
+    return _complete({part: "\n".join(texts) for part, texts in parts.items()})
+
+
+def _hub(name: str, folder: Path | None) -> dict[Split, str]:
+    from unrolled.data.hub import load_dataset
+
+    datasets = require("datasets", extra="hf", feature=f"data `hf:{name}`")
+    table = load_dataset(datasets, name, folder)
+    parts: dict[Split, str] = {}
+    for part, rows in table.items():
+        if part in _NAMES and _NAMES[part] not in parts:
+            text = [key for key, f in rows.features.items() if getattr(f, "dtype", "") in ("string", "large_string")]
+            if not text:
+                raise ValueError(f"hf:{name} has no text column; its columns are {', '.join(rows.features)}")
+            column = "text" if "text" in text else text[0]
+            lines = (row if row.endswith("\n") else row + "\n" for row in rows[column][:] if row)
+            parts[_NAMES[part]] = "".join(lines)
+    if "train" not in parts:
+        raise MissingData(f"data: hf:{name} has no train split; it has {', '.join(table)}")
+    return _complete(parts)
+
+
+def _read(path: Path) -> str:
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be decompressed: {error}") from error
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 (byte {error.start}); convert it first") from error

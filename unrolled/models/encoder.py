@@ -1,0 +1,120 @@
+"""Masked language models: the sequence blocks without causality, segment embeddings, a head for masked tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unrolled.errors import MissingData
+from unrolled.models.sequence import LanguageModel, check_ids
+from unrolled.models.sequence_config import EncoderConfig, LanguageConfig, SequenceConfig
+
+
+class MaskedLanguageModel(LanguageModel):
+    """Token ids, some of them masked, in; logits of every token out: CRATE-BERT, and BERT with softmax layers.
+
+    `embed`, `positions` and `segments` are added and normalised (`embed_norm`); after the blocks come `transform`, a
+    GELU, `transform_norm`, and `head`, tied to `embed` with a bias of its own, as in RoBERTa.
+    """
+
+    config_class: ClassVar[type[SequenceConfig]] = EncoderConfig
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Build the model; see `EncoderConfig`."""
+        super().__init__(config)
+        self.segments = nn.Embedding(config.segments, config.dim) if config.segments else None
+        self.embed_norm = nn.LayerNorm(config.dim)
+        if not config.final_norm:
+            self.norm = nn.Identity()
+        self.transform = nn.Linear(config.dim, config.dim)
+        self.transform_norm = nn.LayerNorm(config.dim)
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.reset_parameters()
+        nn.init.zeros_(self.transform.bias)
+
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, *, segments: Tensor | None = None, features: bool = False
+    ) -> Tensor:
+        """Predict every token from all others.
+
+        Args:
+            tokens: integer ids [b, n]; sequences of a batch are of one length.
+            segments: ids of the segment of each token, [b, n]; all 0 if None.
+            features: return the tokens that leave the last block instead.
+
+        Returns:
+            logits [b, n, vocab_size], or features [b, n, dim].
+
+        Raises:
+            ValueError: an empty sequence, one past the position table, or an unknown token or segment.
+        """
+        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise ValueError(f"tokens: must be integers [b, n], not {tokens.dtype} {tuple(tokens.shape)}")
+        self._check(tokens, None)
+        check_ids(tokens, self.config.vocab_size)
+        z = self.embed(tokens)
+        if self.segments is not None:
+            z = z + self.segments(self._segments(segments, tokens))
+        elif segments is not None:
+            raise ValueError("segments: this model has none; leave them out, or build it with segments=2")
+        z, _ = self._run(z, None, False)
+        if features:
+            return z
+        logits: Tensor = self.head(self.transform_norm(F.gelu(self.transform(z)))) + self.head_bias
+        if (cap := self.config.logit_cap) is not None:
+            logits = cap * torch.tanh(logits / cap)
+        return logits
+
+    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Not for this model.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("generate: a masked language model looks both ways and cannot continue a text")
+
+    def _segments(self, segments: Tensor | None, tokens: Tensor) -> Tensor:
+        if segments is None:
+            return torch.zeros_like(tokens)
+        if segments.shape != tokens.shape:
+            raise ValueError(f"segments: must be {tuple(tokens.shape)} as the tokens, not {tuple(segments.shape)}")
+        if int(segments.min()) < 0 or int(segments.max()) >= self.config.segments:
+            raise ValueError(f"segments: ids run from 0 to {self.config.segments - 1}")
+        return segments
+
+
+def build_language_model(config: LanguageConfig) -> LanguageModel:
+    """The model of a config: a `MaskedLanguageModel` of an `EncoderConfig`, else a `LanguageModel`."""
+    return MaskedLanguageModel(config) if isinstance(config, EncoderConfig) else LanguageModel(config)
+
+
+def is_language_config(config: Any) -> bool:
+    """Whether the content of a `config.json` describes a model of this module or a `LanguageModel`."""
+    return isinstance(config, dict) and {"layers", "dim", "heads", "vocab_size"} <= config.keys()
+
+
+def load_language_model(folder: Path | str) -> LanguageModel:
+    """The language model that a run, or `save_pretrained`, left in a folder, in eval mode.
+
+    Raises:
+        MissingData: there is none.
+        ValueError: the folder holds another kind of model.
+    """
+    path = Path(folder).expanduser()
+    found = [place for place in (path, path / "model") if (place / "config.json").is_file()]
+    if not found:
+        raise MissingData(
+            f"model: neither {path} nor its model/ holds a config.json; a run that was stopped goes on with "
+            "--resume auto"
+        )
+    config = json.loads((found[0] / "config.json").read_text(encoding="utf-8"))
+    if not is_language_config(config):
+        raise ValueError(f"model: {found[0]} holds no language model of this package")
+    kind = MaskedLanguageModel if "segments" in config else LanguageModel
+    model: LanguageModel = kind.from_pretrained(found[0])
+    return model.eval()

@@ -1,0 +1,201 @@
+"""What a run on text is made of: its corpus, its model, how it is measured, and the folder the model ends in."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unrolled.data.tokens import IGNORED, Tokenizer, mask_tokens, open_tokenizer, token_windows
+from unrolled.train.config import TrainConfig
+from unrolled.train.evaluation import logits_of
+
+_DEFAULTS = {"lm": "crate_gpt_nano", "mlm": "crate_bert_nano"}
+_MASK_SEED = 0  # held-out text is masked the same way in every run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The tokens of the three parts of a text, by name, and what they were made with."""
+
+    tokenizer: Tokenizer
+    tokens: dict[str, Tensor]
+    bytes: dict[str, int]
+    fingerprint: str
+
+    def tokens_per_byte(self, split: str) -> float:
+        """How many tokens a byte of a part is."""
+        return len(self.tokens[split]) / self.bytes[split]
+
+    def predicted_bytes(self, split: str) -> int:
+        """UTF-8 bytes of all tokens of a part but the first, which nothing predicts."""
+        return self.bytes[split] - self.tokenizer.bytes_of(int(self.tokens[split][0]))
+
+
+def text_defaults(config: TrainConfig) -> TrainConfig:
+    """`config` with the model and corpus of its task in place of an image run's defaults.
+
+    Raises:
+        ValueError: its task is not one of text, or it asks for what text runs do not have.
+    """
+    if config.task not in _DEFAULTS:
+        raise ValueError(f"task={config.task!r}: choose 'lm' or 'mlm' for text")
+    if config.weights is not None:
+        raise ValueError("weights: a run on text starts from random weights; pass a loaded model from Python")
+    unset = TrainConfig()
+    if config.model == unset.model:
+        config = replace(config, model=_DEFAULTS[config.task])
+    return replace(config, data="tinyshakespeare") if config.data == unset.data else config
+
+
+def open_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corpus:
+    """The parts of the text `config.data` names, as tokens; a tokenizer that is learned sees the training part alone.
+
+    Args:
+        config: of the run.
+        tokenizer: that of an earlier run, instead of the one `config` names.
+    """
+    from unrolled.data.text import Split, open_text
+
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    parts = {split: open_text(config.data, split, data_dir=config.data_dir) for split in splits}
+    if tokenizer is None:
+        tokenizer = open_tokenizer(config.tokenizer, parts["train"].text, mask=config.task == "mlm")
+    tokens: dict[str, Tensor] = {}
+    for split, part in parts.items():
+        try:
+            tokens[split] = tokenizer.encode(part.text)
+        except ValueError as error:
+            raise ValueError(f"{part.description}: {error}") from error
+        if len(tokens[split]) < config.length + 1:
+            raise ValueError(
+                f"length={config.length}: {part.description}, is {len(tokens[split])} tokens, fewer than one sequence; "
+                "lower length, or give a longer text"
+            )
+    digest = hashlib.sha256()
+    for part_tokens in tokens.values():
+        digest.update(part_tokens.numpy().tobytes())
+    return Corpus(
+        tokenizer=tokenizer,
+        tokens=tokens,
+        bytes={str(split): part.bytes for split, part in parts.items()},
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+def build_language_model_of(config: TrainConfig, tokenizer: Tokenizer) -> nn.Module:
+    """The model `config` names, with the tokenizer's vocabulary and positions for `config.length` tokens.
+
+    Raises:
+        ValueError: no such model, or one that is not for this task.
+    """
+    from unrolled.models.encoder import build_language_model
+    from unrolled.models.resolve import resolve_model
+    from unrolled.models.sequence_config import EncoderConfig, language_config
+
+    if ":" in config.model:
+        return resolve_model(config.model, **config.model_args)
+    arguments = {"max_length": config.length, **config.model_args, "vocab_size": tokenizer.vocab_size}
+    described = language_config(config.model, **arguments)
+    if isinstance(described, EncoderConfig) != (config.task == "mlm"):
+        fit = _DEFAULTS[config.task]
+        raise ValueError(f"model={config.model!r} is not for task={config.task!r}; choose one such as {fit}")
+    return build_language_model(described)
+
+
+def token_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in nats, summed over the targets that are not -100: logits [b, n, v], targets [b, n]."""
+    return F.cross_entropy(
+        logits.float().flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
+
+
+@torch.no_grad()
+def evaluate_text(
+    model: nn.Module,
+    corpus: Corpus,
+    split: str,
+    config: TrainConfig,
+    device: torch.device | str = "cpu",
+    *,
+    on_batch: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Loss of a model on all of a part of the corpus; every process of a run looks at all of it.
+
+    Args:
+        model: ids [b, n] to logits [b, n, v]; its training mode is restored afterwards.
+        corpus: the text.
+        split: which part.
+        config: for `task`, `length`, `batch_size` and `mask_share`.
+        device: where the batches go.
+        on_batch: called after each batch.
+
+    Returns:
+        `loss` in nats per predicted token, `accuracy` of the likeliest token (a fraction), `tokens` predicted, and for
+        "lm" `perplexity`, `bits_per_byte` and `bytes`: every token but the first is predicted once, from at most
+        `length` tokens before it. For "mlm" the same tokens are masked every time.
+    """
+    was_training = model.training
+    model.eval()
+    total, hits, count = 0.0, 0, 0
+    tokens, tokenizer = corpus.tokens[split], corpus.tokenizer
+    try:
+        windows = token_windows(tokens, length=config.length, batch_size=config.batch_size)
+        for number, (inputs, targets) in enumerate(windows):
+            if config.task == "mlm":
+                assert tokenizer.mask_id is not None
+                inputs, targets = mask_tokens(
+                    inputs,
+                    vocab_size=tokenizer.vocab_size,
+                    mask_id=tokenizer.mask_id,
+                    seed=_MASK_SEED,
+                    step=number,
+                    share=config.mask_share,
+                )
+            inputs, targets = inputs.to(device), targets.to(device)
+            logits = logits_of(model(inputs))
+            known = targets != IGNORED
+            total += float(token_loss(logits, targets))
+            hits += int((logits.argmax(-1) == targets)[known].sum())
+            count += int(known.sum())
+            if on_batch is not None:
+                on_batch()
+    finally:
+        model.train(was_training)
+    scores: dict[str, Any] = {"loss": total / count, "accuracy": hits / count, "tokens": count}
+    if config.task == "lm":
+        predicted = corpus.predicted_bytes(split)
+        scores["perplexity"] = math.exp(min(total / count, 700.0))
+        scores |= {"bits_per_byte": total / math.log(2) / predicted, "bytes": predicted}
+    return scores
+
+
+def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, config: TrainConfig) -> None:
+    """`model.safetensors`, `config.json` and `tokenizer.json` in `folder`, for `load_language_model`."""
+    from unrolled.models.sequence import LanguageModel
+    from unrolled.train.run import save_model
+
+    if not isinstance(model, LanguageModel):
+        save_model(model, folder, config)  # a model of the caller's own
+        tokenizer.save(folder / "tokenizer.json")
+        return
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save: Any = model.save_pretrained
+    save(unfinished)
+    tokenizer.save(unfinished / "tokenizer.json")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
