@@ -4,9 +4,9 @@ One program holds one chunk: its keys and the statistics before it are read once
 G_t of the chunk is three matrix products on tiles that stay on the chip. The forward and the backward pass are built on
 the same products, so both use them. Arithmetic is float32 whatever the inputs, without TF32.
 
-The tests hold these kernels against plain torch in Triton's interpreter, and those for widths of 64 have been compiled
-for compute capability 9.0. They have never run on a GPU and their speed is unknown: `mesa` takes them only where
-`kernel="triton"` asks for them.
+The tests hold these kernels against plain torch in Triton's interpreter, and at width 64 the compiler took the products
+and the undecayed conjugate gradients for compute capability 9.0. They have never run on a GPU and their speed is
+unknown: `mesa` takes them only where `kernel="triton"` asks for them.
 
 Legend: n chunks of all sequences, l steps in a chunk, d width of what is read with, e width of what is read.
 """
