@@ -124,8 +124,8 @@ _QUICK_STEPS = 40
 # what two cores train in thirteen minutes, two seeds of the fully observed world and one of the others
 _CPU_STEPS: dict[Place, dict[Kind, int]] = {
     "full": {"softmax": 1500, "hybrid": 600, "mesa": 600, "linear": 1000},
-    "partial": {"softmax": 3600, "hybrid": 2000, "mesa": 1200},
-    "nonlinear": {"softmax": 2000, "hybrid": 1200, "mesa": 900},
+    "partial": {"softmax": 4000, "hybrid": 2000, "mesa": 1200},
+    "nonlinear": {"softmax": 2400, "hybrid": 1400, "mesa": 1000},
 }
 _WIDTHS: dict[Place, int] = {"full": 40, "partial": 80, "nonlinear": 60}
 
