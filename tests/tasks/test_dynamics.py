@@ -125,3 +125,25 @@ def test_constructed_tokens() -> None:
 def test_bad_worlds_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        LinearDynamics(),
+        LinearDynamics(teacher="contracting"),
+        LinearDynamics(teacher="fixed", variant="paper"),
+        LinearDynamics(teacher="oblique"),
+        PartialDynamics(),
+        NonlinearDynamics(),
+    ],
+)
+def test_a_seed_means_the_same_world_in_any_precision(
+    world: LinearDynamics | PartialDynamics | NonlinearDynamics,
+) -> None:
+    single, double = (world.sample(3, seed=1, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    assert double.inputs.dtype == torch.float64
+    assert torch.allclose(single.inputs[:, :5].double(), double.inputs[:, :5], atol=1e-3)
+    if isinstance(world, NonlinearDynamics):
+        states = double.inputs[:, :5]
+        assert torch.allclose(world.features(states.float()).double(), world.features(states), atol=1e-4)

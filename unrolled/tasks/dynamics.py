@@ -245,8 +245,9 @@ def _start(
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+    # drawn in float32 whatever the dtype: generators give other numbers in float64, so that it would be another world
+    return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, low: float, high: float) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype) * (high - low) + low
+    return torch.rand(shape, generator=generator, device=generator.device).to(dtype) * (high - low) + low
