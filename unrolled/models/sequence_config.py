@@ -210,8 +210,8 @@ def language_config(name: str, **overrides: Any) -> LanguageConfig:
     sizes = {**LANGUAGE_MODELS, **ENCODERS}
     if name not in sizes:
         near = difflib.get_close_matches(name, sizes, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sizes)}"
-        raise ValueError(f"name={name!r} is not known: {hint}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"name={name!r} is not known: {hint}choose one of {', '.join(sizes)}")
     kind = EncoderConfig if name in ENCODERS else LanguageConfig
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := set(overrides) - known:
