@@ -29,6 +29,7 @@ STUDIES: dict[str, str] = {
     "mesa-probes": "mesa_probes",
     "mesa-stability": "mesa_stability",
     "mesa-worlds": "mesa_worlds",
+    "platonic-vision": "platonic_vision",
 }
 
 
