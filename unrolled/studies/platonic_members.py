@@ -11,6 +11,7 @@ from torch import Tensor, nn
 Kind = Literal["crate", "vit", "cnn"]
 Taught = Literal["labels", "half shuffled", "all shuffled", "nothing"]
 KINDS: tuple[Kind, ...] = ("crate", "vit", "cnn")
+WORDS = {"crate": "CRATE", "vit": "ViT", "cnn": "CNN"}
 # width and number of blocks; a CNN has three stages, whose widths are 1, 2 and 4 times the first
 SIZES: dict[str, dict[str, tuple[int, int]]] = {
     "crate": {"small": (48, 3), "large": (96, 4)},

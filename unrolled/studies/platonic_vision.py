@@ -16,6 +16,7 @@ from unrolled.studies.base import Budget, Expectation, Study
 from unrolled.studies.platonic_zoo import ZooConfig, settings_of, zoo
 
 if TYPE_CHECKING:
+    from unrolled.instruments.alignment_base import Metric
     from unrolled.report import Report
     from unrolled.studies.platonic_zoo_stats import Pairs
 
@@ -98,8 +99,10 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     began = time.perf_counter()
     records = zoo(config, on_progress=on_progress)
     best, last, others = aligned(config, on_progress=on_progress)
+    given = aligned_with_given(config)
     found = analysed(config, records, best, last, others)
-    report = build(config, records, found, best, last, seconds=time.perf_counter() - began)
+    found["given"] = [] if given is None else _with_given(records, given)
+    report = build(config, records, found, best, last, given, seconds=time.perf_counter() - began)
     report.write(config.out)
     return report
 
@@ -147,6 +150,74 @@ def aligned(
     return best, last, others
 
 
+def aligned_with_given(config: Config) -> Pairs | None:
+    """Mutual k-NN of all members with the networks of `GIVEN_VISION`; None without their weights."""
+    from unrolled.studies.cells import remembered
+    from unrolled.studies.platonic_members import roster
+    from unrolled.studies.platonic_zoo import features
+    from unrolled.studies.platonic_zoo_given import given_features
+    from unrolled.studies.platonic_zoo_stats import Pairs, pair_scores
+
+    others = given_features(config)
+    if not others:
+        return None
+
+    def compute() -> dict[str, Any]:
+        sets = [dict(features(config, member)) for member in roster(config.members)]
+        metric = _mutual(config)
+        return pair_scores(sets, metric, against=[dict(found) for found in others.values()], draws=19).to_dict()
+
+    settings = {**settings_of(config), "samples": config.samples, "k": config.k, "members": config.members}
+    return Pairs.of(remembered(config.out / "cells", "given", settings, compute))
+
+
+def _mutual(config: Config) -> Metric:
+    from unrolled.instruments.alignment import MutualKNN
+
+    return MutualKNN(k=config.k)
+
+
+def _with_given(records: dict[str, dict[str, Any]], given: Pairs) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from unrolled.studies.platonic_members import KINDS
+    from unrolled.studies.platonic_zoo_given import GIVEN_VISION
+    from unrolled.studies.platonic_zoo_stats import over_models, spearman
+
+    rows = list(records.values())
+    competence = competence_of(rows)
+    kinds = np.array([row["member"]["kind"] for row in rows])
+    untrained = np.array([row["member"]["taught"] == "nothing" for row in rows])
+    sound = sound_of(rows)
+    found = []
+    for place, name in enumerate(GIVEN_VISION):
+        gain = given.gain[:, place]
+
+        def rho(drawn: Any, gain: Any = gain) -> float:
+            return spearman(competence[drawn], gain[drawn])
+
+        low, high = over_models(rho, len(rows))
+        mean: dict[str, float] = {kind: float(gain[(kinds == kind) & sound].mean()) for kind in KINDS}
+        mean["untrained"] = float(gain[untrained].mean())
+        found.append({"name": name, "mean": mean, "rho": rho(np.arange(len(rows))), "low": low, "high": high})
+    return found
+
+
+def competence_of(rows: list[dict[str, Any]]) -> Any:
+    """[m] transfer accuracy of the members, or their probe's on their own data where there are no others."""
+    import numpy as np
+
+    transfers = all(row["transfer"] is not None for row in rows)
+    return np.array([row["transfer"] if transfers else row["probe"] for row in rows])
+
+
+def sound_of(rows: list[dict[str, Any]]) -> Any:
+    """[m] whether a member was taught true labels of all classes."""
+    import numpy as np
+
+    return np.array([row["member"]["taught"] == "labels" and not row["member"]["classes"] for row in rows])
+
+
 def analysed(
     config: Config, records: dict[str, dict[str, Any]], best: Pairs, last: Pairs, others: dict[str, Pairs]
 ) -> dict[str, Any]:
@@ -160,9 +231,9 @@ def analysed(
 
     rows = list(records.values())
     transfers = all(row["transfer"] is not None for row in rows)
-    competence = np.array([row["transfer"] if transfers else row["probe"] for row in rows])
+    competence = competence_of(rows)
     kinds = np.array([row["member"]["kind"] for row in rows])
-    sound = np.array([row["member"]["taught"] == "labels" and not row["member"]["classes"] for row in rows])
+    sound = sound_of(rows)
     count = len(rows)
     everyone = np.ones((count, count), dtype=bool)
     selections = {

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unrolled.studies.platonic_members import KINDS, Member
-from unrolled.studies.platonic_zoo_stats import Pairs, classical_mds, cloud
+from unrolled.studies.platonic_members import KINDS, WORDS, Member
+from unrolled.studies.platonic_zoo_stats import Pairs, classical_mds
 
 if TYPE_CHECKING:
     from unrolled.report import Report
     from unrolled.studies.platonic_vision import Config
 
-_WORDS = {"crate": "CRATE", "vit": "ViT", "cnn": "CNN"}
-
 
 def build(
-    config: Config, records: dict[str, dict[str, Any]], found: dict[str, Any], best: Pairs, last: Pairs, *,
-    seconds: float,
+    config: Config, records: dict[str, dict[str, Any]], found: dict[str, Any], best: Pairs, last: Pairs,
+    given: Pairs | None, *, seconds: float,
 ) -> Report:  # fmt: skip
     """The report from what `platonic_vision.analysed` found."""
     from unrolled.report import Fact, Provenance, Report
@@ -57,6 +55,7 @@ def build(
     _bins(report, config, found)
     _map(report, records, best)
     _metrics(report, found, best)
+    _given(report, found, given)
     _members(report, config, records, best)
     report.results = {
         **found, "members": records, "mutual_knn": best.to_dict(), "unbiased_cka": last.to_dict(),
@@ -147,21 +146,13 @@ def _bins(report: Report, config: Config, found: dict[str, Any]) -> None:
 
 
 def _map(report: Report, records: dict[str, dict[str, Any]], best: Pairs) -> None:
-    from unrolled.report import HeatMap, LineChart
+    from unrolled.report import HeatMap, Scatter
 
     rows = list(records.values())
     distance = 1 - np.clip(best.gain, 0, 1)
     np.fill_diagonal(distance, 0.0)
     points, share = classical_mds(distance)
-    series = []
-    for colour, kind in enumerate(KINDS):
-        for sound in (True, False):
-            own = [i for i, row in enumerate(rows) if row["member"]["kind"] == kind and _sound(row) == sound]
-            if own:
-                label = _WORDS[kind] + ("" if sound else ", spoiled")
-                series.append(
-                    cloud(label, points[own, 0].tolist(), points[own, 1].tolist(), color=colour, hollow=not sound)
-                )
+    groups = [WORDS[row["member"]["kind"]] + ("" if _sound(row) else ", spoiled") for row in rows]
     names = [_short(row["member"]) for row in rows]
     section = report.section(
         "A map of the models",
@@ -172,16 +163,25 @@ def _map(report: Report, records: dict[str, dict[str, Any]], best: Pairs) -> Non
     )
     section.figure(
         [
-            LineChart(title="second dimension", x_label="first dimension", series=series),
+            Scatter(
+                title="map of the models",
+                x_label="first dimension",
+                y_label="second dimension",
+                x=points[:, 0].tolist(),
+                y=points[:, 1].tolist(),
+                names=names,
+                groups=groups,
+                equal=True,
+            ),
             HeatMap(title="mutual k-NN above chance", values=best.gain, rows=names, columns=_places(names)),
         ],
         name="map",
         caption="Left: one point a model. Right: all pairs, columns in the order of the rows.",
     )
-    section.text(_umap(distance, records, section))
+    section.text(_umap(distance, names, groups, section))
 
 
-def _umap(distance: Any, records: dict[str, dict[str, Any]], section: Any) -> str:
+def _umap(distance: Any, names: list[str], groups: list[str], section: Any) -> str:
     """Draw the paper's embedding where its package is installed; say so otherwise."""
     from importlib.util import find_spec
 
@@ -189,17 +189,14 @@ def _umap(distance: Any, records: dict[str, dict[str, Any]], section: Any) -> st
         return "UMAP, which the paper draws, is not installed: not run."
     import umap  # type: ignore[import-not-found, unused-ignore]
 
-    from unrolled.report import LineChart
+    from unrolled.report import Scatter
 
     near = min(15, len(distance) - 1)
     points = umap.UMAP(metric="precomputed", n_neighbors=near, random_state=0).fit_transform(distance)
-    kinds = [row["member"]["kind"] for row in records.values()]
-    series = []
-    for colour, kind in enumerate(KINDS):
-        own = [i for i, other in enumerate(kinds) if other == kind]
-        if own:
-            series.append(cloud(_WORDS[kind], points[own, 0].tolist(), points[own, 1].tolist(), color=colour))
-    section.figure(LineChart(title="UMAP, second dimension", x_label="first dimension", series=series), name="umap")
+    x, y = points[:, 0].tolist(), points[:, 1].tolist()
+    section.figure(
+        Scatter(title="UMAP", x_label="first dimension", x=x, y=y, names=names, groups=groups, equal=True), name="umap"
+    )
     return f"UMAP with {near} neighbours and one seed; distances between clusters mean little."
 
 
@@ -220,6 +217,31 @@ def _metrics(report: Report, found: dict[str, Any], best: Pairs) -> None:
     )
 
 
+def _given(report: Report, found: dict[str, Any], given: Pairs | None) -> None:
+    section = report.section(
+        "Networks trained by others",
+        "Three networks of CIFAR-10 and four of ImageNet, none of which this study trained; those of ImageNet see "
+        "the same images enlarged to 96 px, far from what they were trained on. Does the zoo come nearer to them as it "
+        "gets better?",
+    )
+    if given is None:
+        section.text("Their weights are not in `data_dir`, or the images are not CIFAR-10's: not run.")
+        return
+    section.table(
+        ["network", *(f"{WORDS[kind]}, sound" for kind in KINDS), "untrained", "rank correlation", "95 % interval"],
+        [
+            [
+                entry["name"],
+                *(_number(entry["mean"][kind]) for kind in (*KINDS, "untrained")),
+                *(_number(entry["rho"], 2), f"{_number(entry['low'], 2)} to {_number(entry['high'], 2)}"),
+            ]
+            for entry in found["given"]
+        ],
+        caption="Mutual k-NN above chance at the best pair of layers, mean over members; rank correlation over all "
+        "members between competence and this alignment, with a bootstrap interval over members.",
+    )
+
+
 def _members(report: Report, config: Config, records: dict[str, dict[str, Any]], best: Pairs) -> None:
     rows = list(records.values())
     kinds = [row["member"]["kind"] for row in rows]
@@ -230,13 +252,11 @@ def _members(report: Report, config: Config, records: dict[str, dict[str, Any]],
         member = row["member"]
         table.append(
             [
-                *(_WORDS[member["kind"]], member["size"], _taught(member), member["seed"]),
+                *(WORDS[member["kind"]], member["size"], _taught(member), member["seed"]),
                 *(f"{row['parameters']:,}", f"{row['images']:,}", f"{100 * row['accuracy']:.1f}"),
                 *(f"{100 * row['probe']:.1f}", _percent(row["transfer"]), _number(mean)),
             ]
         )
-    for name in ("ResNet-20, ResNet-56 and ViT trained on CIFAR-10 by others", "four ImageNet networks"):
-        table.append([name, *["not run"] * 9])
     report.section("Every model").table(
         [
             "kind",
@@ -271,7 +291,7 @@ def _taught(member: dict[str, Any]) -> str:
 def _short(member: dict[str, Any]) -> str:
     marks = {"nothing": " untrained", "half shuffled": " 50 %", "all shuffled": " 100 %"}.get(member["taught"], "")
     marks += " 5 cl." if member["classes"] else ""
-    return f"{_WORDS[member['kind']]} {member['size'][0]}{member['seed']}{marks}"
+    return f"{WORDS[member['kind']]} {member['size'][0]}{member['seed']}{marks}"
 
 
 def _places(names: list[str]) -> list[str]:

@@ -13,14 +13,13 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from unrolled.instruments.alignment_base import Metric
-    from unrolled.report import Series
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """All pairs of m models, [m, m] each and symmetric.
+    """All pairs of m models, [m, m] each and symmetric, or of m models with q others, [m, q].
 
     Attributes:
         score: alignment of the best pair of layers.
@@ -48,12 +47,18 @@ class Pairs:
 
 
 def pair_scores(
-    models: Sequence[Mapping[str, Tensor]], metric: str | Metric, *, draws: int = 0, seed: int = 0
+    models: Sequence[Mapping[str, Tensor]],
+    metric: str | Metric,
+    *,
+    against: Sequence[Mapping[str, Tensor]] | None = None,
+    draws: int = 0,
+    seed: int = 0,
 ) -> Pairs:
     """Align every model with every other, every layer prepared once.
 
     Args:
         models: layers [n, d] of each, of the same samples.
+        against: align the models with these instead of with each other.
         metric: a symmetric one for which higher is closer.
         draws: relabellings of the samples, the same ones for all pairs; without any, chance and p-values are NaN.
 
@@ -61,44 +66,58 @@ def pair_scores(
         ValueError: a metric of another sort, or different numbers of samples.
     """
     from unrolled.instruments.alignment import get_metric
-    from unrolled.instruments.alignment_grid import prepare_layers
     from unrolled.instruments.calibration import relabellings
 
     chosen = get_metric(metric)
     if not (chosen.symmetric and chosen.higher_is_closer):
         raise ValueError(f"metric={chosen!r}: must be symmetric, and higher must mean closer")
-    prepared: list[Any] = []
-    owner: list[int] = []
-    samples = {len(next(iter(layers.values()))) for layers in models}
+    everyone = [*models, *(against or ())]
+    samples = {len(next(iter(layers.values()))) for layers in everyone}
     if len(samples) != 1:
         raise ValueError(f"models have {sorted(samples)} samples: rows must be the same samples")
-    for place, layers in enumerate(models):
-        own = prepare_layers(layers, [chosen]).of(chosen)
-        prepared += own
-        owner += [place] * len(own)
-    score = _best(chosen.grid(prepared, prepared), owner)
+    rows, row_of = _prepared(models, chosen)
+    columns, column_of = (rows, row_of) if against is None else _prepared(against, chosen)
+
+    def scores(grid: Tensor) -> Array:
+        best = _best(grid, row_of, column_of)
+        # of symmetric pairs, relabelling one side or the other is the same test
+        return (best + best.T) / 2 if against is None else best
+
+    score = scores(chosen.grid(rows, columns))
     total, reached = np.zeros_like(score), np.zeros_like(score)
-    for grid in chosen.null_grids(prepared, prepared, relabellings(samples.pop(), draws, seed)):
-        null = _best(grid, owner)
-        null = (null + null.T) / 2  # relabelling one side or the other is the same test
+    for grid in chosen.null_grids(rows, columns, relabellings(samples.pop(), draws, seed)):
+        null = scores(grid)
         total += null
         reached += null >= score - 1e-7 - 1e-6 * np.abs(score)
     p_value = (1 + reached) / (draws + 1) if draws else np.full_like(score, math.nan)
     chance = total / draws if draws else np.full_like(score, math.nan)
-    np.fill_diagonal(p_value, 1.0)
-    return Pairs(score=(score + score.T) / 2, chance=chance, p_value=p_value)
+    if against is None:
+        np.fill_diagonal(p_value, 1.0)
+    return Pairs(score=score, chance=chance, p_value=p_value)
 
 
-def _best(grid: Tensor, owner: Sequence[int]) -> Array:
-    """[layers, layers] to the best pair of layers of each pair of models, [m, m]."""
-    place = torch.as_tensor(owner, device=grid.device)
-    count = int(place.max()) + 1
+def _prepared(models: Sequence[Mapping[str, Tensor]], metric: Metric) -> tuple[list[Any], list[int]]:
+    """Prepared layers of all models in a row, and the place of the model each belongs to."""
+    from unrolled.instruments.alignment_grid import prepare_layers
+
+    prepared: list[Any] = []
+    owner: list[int] = []
+    for place, layers in enumerate(models):
+        own = prepare_layers(layers, [metric]).of(metric)
+        prepared += own
+        owner += [place] * len(own)
+    return prepared, owner
+
+
+def _best(grid: Tensor, row_of: Sequence[int], column_of: Sequence[int]) -> Array:
+    """[layers, layers] to the best pair of layers of each pair of models, [m, q]."""
     filled = torch.nan_to_num(grid, nan=-math.inf)
-    rows = filled.new_full((count, filled.shape[1]), -math.inf)
-    rows = rows.scatter_reduce(0, place[:, None].expand_as(filled), filled, "amax")
-    both = rows.new_full((count, count), -math.inf)
-    both = both.scatter_reduce(1, place[None, :].expand_as(rows), rows, "amax")
-    return np.asarray(both.cpu().numpy(), dtype=np.float64)
+    rows, columns = (torch.as_tensor(owner, device=grid.device) for owner in (row_of, column_of))
+    tall = filled.new_full((int(rows.max()) + 1, filled.shape[1]), -math.inf)
+    tall = tall.scatter_reduce(0, rows[:, None].expand_as(filled), filled, "amax")
+    best = tall.new_full((len(tall), int(columns.max()) + 1), -math.inf)
+    best = best.scatter_reduce(1, columns[None, :].expand_as(tall), tall, "amax")
+    return np.asarray(best.cpu().numpy(), dtype=np.float64)
 
 
 def spearman(x: Any, y: Any) -> float:
@@ -159,13 +178,3 @@ def classical_mds(distance: Array) -> tuple[Array, float]:
     positive = np.clip(values, 0, None)
     points = vectors[:, top] * np.sqrt(positive[top])
     return points, float(positive[top].sum() / positive.sum()) if positive.sum() > 0 else 0.0
-
-
-def cloud(label: str, x: Sequence[float], y: Sequence[float], *, color: int, hollow: bool = False) -> Series:
-    """Points that no line joins, as a series of a line chart."""
-    from unrolled.report import Series
-
-    order = np.argsort(np.asarray(x), kind="stable")
-    xs = [float(x[i]) for i in order for _ in range(2)]
-    ys = [value for i in order for value in (float(y[i]), math.nan)]
-    return Series(label=label, x=xs[:-1], y=ys[:-1], color=color, dashed=hollow)
