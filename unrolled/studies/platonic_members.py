@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,13 @@ def roster(which: Literal["full", "few"]) -> tuple[Member, ...]:
 
 
 _SHUFFLED: tuple[Taught, Taught] = ("half shuffled", "all shuffled")
+
+
+def short_name(member: dict[str, Any]) -> str:
+    """A name for figures, from a member's fields: `ViT l0`, `CNN s3 50 %` (large or small, seed, what was spoiled)."""
+    marks = {"nothing": " untrained", "half shuffled": " 50 %", "all shuffled": " 100 %"}.get(member["taught"], "")
+    marks += " 5 cl." if member["classes"] else ""
+    return f"{WORDS[member['kind']]} {member['size'][0]}{member['seed']}{marks}"
 
 
 def build(member: Member, *, side: int, channels: int, classes: int) -> nn.Module:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unrolled.studies.base import Budget, Expectation, Study
-from unrolled.studies.platonic_zoo import ZooConfig, settings_of, zoo
+from unrolled.studies.platonic_zoo import GPU, QUICK, ZooConfig, settings_of, zoo
 
 if TYPE_CHECKING:
     from unrolled.instruments.alignment_base import Metric
@@ -56,17 +56,9 @@ class Config(ZooConfig):
     """Budgets change the zoo's training and the draws."""
 
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
-        "quick": {
-            "data": "digits",
-            "members": "few",
-            "steps": 60,
-            "samples": 300,
-            "workers": 1,
-            "draws": 39,
-            "zoo": Path("runs/platonic-zoo-quick"),
-        },
+        "quick": {**QUICK, "draws": 39},
         "cpu": {},
-        "gpu": {"steps": 20000, "draws": 999, "device": "cuda", "workers": 1, "zoo": Path("runs/platonic-zoo-gpu")},
+        "gpu": {**GPU, "draws": 999},
     }
 
     k: int = 10

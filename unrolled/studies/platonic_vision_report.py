@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unrolled.studies.platonic_members import KINDS, WORDS, Member
-from unrolled.studies.platonic_zoo_stats import Pairs, classical_mds
+from unrolled.studies.platonic_members import KINDS, WORDS, Member, short_name
+from unrolled.studies.platonic_zoo_stats import Pairs, classical_mds, interval, number
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -32,19 +32,19 @@ def build(
     agree = found["agreement"][0][1:]
     weakest = min(range(len(agree)), key=lambda place: agree[place])
     report.claims = [
-        RISES.judge(overall["low"], _interval(overall)),
-        ACROSS.judge(across["low"], _interval(across)),
+        RISES.judge(overall["low"], interval(overall)),
+        ACROSS.judge(across["low"], interval(across)),
         METRICS.judge(agree[weakest], f"{agree[weakest]:.2f} ({found['metrics'][weakest + 1]})"),
     ]
     bottom, top = found["bins"][0]["knn all"], found["bins"][-1]["knn all"]
     report.headline(
-        f"Mutual k-NN alignment above chance goes from {_number(bottom['gain'])} among the least to "
-        f"{_number(top['gain'])} among the most competent of {len(records)} models in {config.bins} bins; rank "
-        f"correlation with competence {_interval(overall)} over all pairs and {_interval(across)} between "
+        f"Mutual k-NN alignment above chance goes from {number(bottom['gain'])} among the least to "
+        f"{number(top['gain'])} among the most competent of {len(records)} models in {config.bins} bins; rank "
+        f"correlation with competence {interval(overall)} over all pairs and {interval(across)} between "
         "different kinds.",
         [
-            Fact(label="Rank correlation, all pairs", value=_interval(overall), detail=f"{overall['count']} pairs"),
-            Fact(label="Different kinds only", value=_interval(across), detail=f"{across['count']} pairs"),
+            Fact(label="Rank correlation, all pairs", value=interval(overall), detail=f"{overall['count']} pairs"),
+            Fact(label="Different kinds only", value=interval(across), detail=f"{across['count']} pairs"),
             Fact(
                 label="Pairs above chance",
                 value=f"{found['significant']['mutual k-NN']} of {found['pairs']}",
@@ -119,7 +119,7 @@ def _bins(report: Report, config: Config, found: dict[str, Any]) -> None:
         [
             [
                 *(place + 1, len(entry["members"]), f"{100 * entry['competence']:.1f}"),
-                *(_share(entry["knn all"]), _number(entry["knn all"]["chance"])),
+                *(_share(entry["knn all"]), number(entry["knn all"]["chance"])),
                 *(_share(entry["knn across"]), entry["knn across"]["pairs"]),
                 *(_share(entry["cka all"]), _share(entry["cka across"])),
             ]
@@ -134,8 +134,8 @@ def _bins(report: Report, config: Config, found: dict[str, Any]) -> None:
                 e["metric"],
                 e["pairs"],
                 e["count"],
-                _number(e["rho"], 2),
-                f"{_number(e['low'], 2)} to {_number(e['high'], 2)}",
+                number(e["rho"], 2),
+                f"{number(e['low'], 2)} to {number(e['high'], 2)}",
             ]
             for e in found["trends"]
         ],
@@ -153,7 +153,7 @@ def _map(report: Report, records: dict[str, dict[str, Any]], best: Pairs) -> Non
     np.fill_diagonal(distance, 0.0)
     points, share = classical_mds(distance)
     groups = [WORDS[row["member"]["kind"]] + ("" if _sound(row) else ", spoiled") for row in rows]
-    names = [_short(row["member"]) for row in rows]
+    names = [short_name(row["member"]) for row in rows]
     section = report.section(
         "A map of the models",
         "Models near each other agree about which images are alike. Distance is 1 minus mutual k-NN alignment above "
@@ -232,8 +232,8 @@ def _given(report: Report, found: dict[str, Any], given: Pairs | None) -> None:
         [
             [
                 entry["name"],
-                *(_number(entry["mean"][kind]) for kind in (*KINDS, "untrained")),
-                *(_number(entry["rho"], 2), f"{_number(entry['low'], 2)} to {_number(entry['high'], 2)}"),
+                *(number(entry["mean"][kind]) for kind in (*KINDS, "untrained")),
+                *(number(entry["rho"], 2), f"{number(entry['low'], 2)} to {number(entry['high'], 2)}"),
             ]
             for entry in found["given"]
         ],
@@ -254,7 +254,7 @@ def _members(report: Report, config: Config, records: dict[str, dict[str, Any]],
             [
                 *(WORDS[member["kind"]], member["size"], _taught(member), member["seed"]),
                 *(f"{row['parameters']:,}", f"{row['images']:,}", f"{100 * row['accuracy']:.1f}"),
-                *(f"{100 * row['probe']:.1f}", _percent(row["transfer"]), _number(mean)),
+                *(f"{100 * row['probe']:.1f}", _percent(row["transfer"]), number(mean)),
             ]
         )
     report.section("Every model").table(
@@ -288,26 +288,12 @@ def _taught(member: dict[str, Any]) -> str:
     return Member(**fields).group + (", brief" if member["share"] < 1 else "")
 
 
-def _short(member: dict[str, Any]) -> str:
-    marks = {"nothing": " untrained", "half shuffled": " 50 %", "all shuffled": " 100 %"}.get(member["taught"], "")
-    marks += " 5 cl." if member["classes"] else ""
-    return f"{WORDS[member['kind']]} {member['size'][0]}{member['seed']}{marks}"
-
-
 def _places(names: list[str]) -> list[str]:
     return [str(place + 1) for place in range(len(names))]
 
 
-def _interval(entry: dict[str, Any]) -> str:
-    return f"{_number(entry['rho'], 2)} [{_number(entry['low'], 2)}, {_number(entry['high'], 2)}]"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "not run" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
 def _share(entry: dict[str, Any]) -> str:
-    return "no pair" if not entry["pairs"] else _number(entry["score"])
+    return "no pair" if not entry["pairs"] else number(entry["score"])
 
 
 def _percent(value: float | None) -> str:

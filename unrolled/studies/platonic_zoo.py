@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 Images = Literal["held-out", "other"]
 LAYERS = ("block*", "layer*")
+QUICK: dict[str, Any] = {
+    "data": "digits",
+    "members": "few",
+    "steps": 60,
+    "samples": 300,
+    "workers": 1,
+    "zoo": Path("runs/platonic-zoo-quick"),
+}
+GPU: dict[str, Any] = {"steps": 20000, "device": "cuda", "workers": 1, "zoo": Path("runs/platonic-zoo-gpu")}
 _PEAK, _WEIGHT_DECAY = 2e-3, 0.05
 _PROBE_FIT, _PROBE_TEST = 4000, 2000
 _OTHER_CLASSES = 100
@@ -235,7 +244,8 @@ def last_layer(model: nn.Module, images: Tensor, device: str = "cpu") -> Tensor:
             tokens = as_input(part).to(device)
             for stage in stages(model)[:-1]:
                 tokens = stage(tokens)
-            rows.append((tokens.mean((2, 3)) if tokens.ndim == 4 else tokens.mean(1)).cpu())
+            first = int(getattr(model, "num_prefix_tokens", 0))  # the class token is not read out
+            rows.append((tokens.mean((2, 3)) if tokens.ndim == 4 else tokens[:, first:].mean(1)).cpu())
     return torch.cat(rows)
 
 
@@ -296,9 +306,11 @@ def other_pictures(config: ZooConfig) -> Pictures | None:
     if config.data != "cifar10":
         return None
     try:
-        return pictures("tiny-imagenet-32", "test", config.data_dir)
+        found = pictures("tiny-imagenet-32", "test", config.data_dir)
     except MissingData:
         return None
+    keep = found.labels < _OTHER_CLASSES
+    return Pictures(images=found.images[keep], labels=found.labels[keep], classes=found.classes[:_OTHER_CLASSES])
 
 
 @cache
@@ -319,20 +331,14 @@ def pictures(data: str, split: Literal["train", "test"], data_dir: Path) -> Pict
         raise MissingData(f"data_dir: {data_dir} holds no {data}; say where it is (--data-dir). {error}") from error
     labels = torch.as_tensor(np.asarray(source.labels), dtype=torch.int64)
     order = torch.arange(len(labels))
-    classes = len(source.classes)
     if split == "train" or data != "cifar10":
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    if data == "tiny-imagenet-32":
-        classes = _OTHER_CLASSES
-        order = order[labels[order] < classes]
     if source.in_memory():
         pixels = torch.from_numpy(source.take(order.numpy())[0])
     else:
         pixels = torch.stack([torch.from_numpy(np.asarray(source.load(int(i))[0])) for i in order])
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    return Pictures(
-        images=pixels.movedim(-1, 1).contiguous(), labels=labels[order], classes=tuple(source.classes[:classes])
-    )
+    return Pictures(images=pixels.movedim(-1, 1).contiguous(), labels=labels[order], classes=tuple(source.classes))
 
 
 def as_input(images: Tensor) -> Tensor:

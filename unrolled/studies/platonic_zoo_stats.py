@@ -178,3 +178,15 @@ def classical_mds(distance: Array) -> tuple[Array, float]:
     positive = np.clip(values, 0, None)
     points = vectors[:, top] * np.sqrt(positive[top])
     return points, float(positive[top].sum() / positive.sum()) if positive.sum() > 0 else 0.0
+
+
+def interval(entry: Mapping[str, Any]) -> str:
+    """`0.61 [0.40, 0.78]` from `rho`, `low` and `high`."""
+    return f"{number(entry['rho'], 2)} [{number(entry['low'], 2)}, {number(entry['high'], 2)}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many decimals, `not run` for None and `undefined` for NaN."""
+    if value is None:
+        return "not run"
+    return f"{value:.{digits}f}" if math.isfinite(value) else "undefined"
