@@ -291,7 +291,8 @@ def _sections(
         "Alignment and a task",
         "The paper scores language models on Hellaswag and GSM8K by their alignment with a vision model. There is no "
         "large language model here, so the roles are turned: vision models are scored on visual tasks by their "
-        "alignment with other vision models and with words. The tasks are stand-ins, and say nothing about those benchmarks.",
+        "alignment with other vision models and with words. The tasks are stand-ins, and say nothing about those "
+        "benchmarks.",
     ).figure(
         panels,
         name="tasks",
