@@ -259,7 +259,7 @@ def _correlations(rows: list[dict[str, Any]], aligned: dict[str, Any], tasks: di
                 def rho(drawn: Any, x: Any = x, y: Any = y) -> float:
                     return spearman(x[drawn], y[drawn])
 
-                low, high = over_models(rho, len(x), draws=1000)
+                low, high = over_models(rho, len(x))
                 entry = {"aligned": words, "task": task, "members": members, "count": len(x)}
                 table.append({**entry, "rho": spearman(x, y), "low": low, "high": high})
     return table

@@ -42,7 +42,9 @@ def build(config: Config, records: dict[str, dict[str, Any]], found: dict[str, A
     farther = [target for target, value in clear.items() if value < 0]
     bare = all(e is None or e["matched"]["low"] is None for e in found["differences"].values())
     if not found["matched"]:
-        said = f"No CRATE and ViT here are within {points:.0f} points of accuracy: nothing is compared at equal accuracy."
+        said = (
+            f"No CRATE and ViT here are within {points:.0f} points of accuracy: nothing is compared at equal accuracy."
+        )
     elif bare:
         said = f"{len(found['members'])} networks are too few to say whether CRATE or ViT is closer to anything."
     else:
