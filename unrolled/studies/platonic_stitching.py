@@ -29,7 +29,7 @@ SEEDS = Expectation(
     low=0.9,
 )
 CONTROL = Expectation(
-    statement="A trained front is worth more than an untrained one (accuracy kept, other kinds less untrained, mean)",
+    statement="A trained front is worth more than an untrained one (accuracy kept, another seed less untrained, mean)",
     source="control of this package",
     published="not measured",
     low=0.0,

@@ -27,10 +27,10 @@ def build(config: Config, stitched: list[dict[str, Any]], matched: list[dict[str
         "Stitching networks, and units they share",
         question="Can one network go on from another's layer through one affine map, and do they have units in common?",
     )
-    spare = means["another kind"] - means["untrained"]
+    spare = means["another seed"] - means["untrained"]
     report.claims = [
         SEEDS.judge(means["another seed"], f"{means['another seed']:.2f}"),
-        CONTROL.judge(spare, f"{means['another kind']:.2f} - {means['untrained']:.2f} = {spare:.2f}"),
+        CONTROL.judge(spare, f"{means['another seed']:.2f} - {means['untrained']:.2f} = {spare:.2f}"),
         EARLY.judge(early, f"{early:+.2f}") if len(config.cuts) > 1 else _not_run(),
         ROSETTA.judge(fewest["found"], f"{fewest['found']} of {min(fewest['units'])} possible"),
     ]

@@ -138,7 +138,7 @@ def _sections(report: Report, config: Config, records: dict[str, dict[str, Any]]
 
 def _shown(entry: dict[str, float | None]) -> str:
     if entry["value"] is None:
-        return "no pair"
+        return "undefined"
     if entry["low"] is None:
         return f"{entry['value']:+.3f}, too few for an interval"
     return f"{entry['value']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"
