@@ -29,6 +29,11 @@ STUDIES: dict[str, str] = {
     "mesa-probes": "mesa_probes",
     "mesa-stability": "mesa_stability",
     "mesa-worlds": "mesa_worlds",
+    "platonic-downstream": "platonic_downstream",
+    "platonic-samples": "platonic_samples",
+    "platonic-stitching": "platonic_stitching",
+    "platonic-vision": "platonic_vision",
+    "platonic-whitebox": "platonic_whitebox",
 }
 
 

@@ -1,0 +1,186 @@
+"""The studies over the zoo: each measures right where the answer is known, and reports with its controls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unrolled import studies
+from unrolled.studies import platonic_downstream, platonic_samples, platonic_stitching, platonic_whitebox
+from unrolled.studies.platonic_zoo import ZooConfig, zoo
+
+TINY: dict[str, Any] = {
+    "data": "digits", "members": "few", "steps": 2, "batch_size": 8, "samples": 60, "workers": 1,
+}  # fmt: skip
+SAMPLES: dict[str, Any] = {"sizes": (100, 200, 359), "simulated": (400,), "queries": 50}
+STITCHING: dict[str, Any] = {
+    "cuts": (1, 2), "stitch_steps": 2, "matched": 64, "tested": 100, "units": 40, "draws": 5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    settings = {**TINY, "zoo": tmp_path_factory.mktemp("zoo")}
+    zoo(ZooConfig(**settings))
+    yield settings
+    torch.set_num_threads(threads)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], str]:
+    record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return record, (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_few_shot_classifies_what_is_separable_and_guesses_on_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(5).repeat_interleave(20)
+    noise = torch.randn(100, 12, generator=generator)
+    apart = 20 * torch.eye(12)[labels] + noise
+    assert platonic_downstream.few_shot(apart, labels, 5, shots=3, episodes=5) > 0.98
+    assert platonic_downstream.few_shot(noise, labels, 5, shots=3, episodes=20) == pytest.approx(0.2, abs=0.08)
+    means = platonic_downstream.class_means(apart, labels, 5)
+    assert torch.allclose(means[2], apart[40:60].mean(0), atol=1e-5)
+
+
+def test_downstream_says_what_it_stands_in_for_and_what_was_not_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    report = platonic_downstream.run(platonic_downstream.Config(**tiny, out=tmp_path, k=5))
+    record, page = read(tmp_path)
+    assert [claim.measured for claim in report.claims] == ["not run", "not run"]  # digits have no other data
+    assert "in place of Hellaswag" in page
+    assert record["results"]["aligned"]["MiniLM"] is None
+    near = [e for e in record["results"]["correlations"] if e["members"] == "all"]
+    assert [e["task"] for e in near] == ["ten-way probe"]
+    assert -1 <= near[0]["low"] <= near[0]["rho"] <= near[0]["high"] <= 1
+
+
+def test_the_twin_has_the_features_moments() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4000, 3, generator=generator)
+    x, y = z @ torch.randn(3, 4, generator=generator) + 2, z @ torch.randn(3, 5, generator=generator)
+    a, b = platonic_samples.gaussian_twin(x, y, 40_000)
+    assert a.shape == (40_000, 4)
+    one, two = torch.cat([x, y], 1), torch.cat([a, b], 1)
+    assert torch.allclose(two.mean(0), one.mean(0), atol=0.05)
+    assert torch.allclose(two.T.cov(), one.T.cov(), atol=0.15)
+    # features that are Gaussian already score as their twin does
+    curve = platonic_samples.curves(platonic_samples.Config(sizes=(500, 4000), simulated=(4000,), queries=400), x, y)
+    for words in ("k = 10", "k = n / 100"):
+        real, twin = (curve[name][-1]["score"] for name in (words, f"{words}, simulated"))
+        assert twin == pytest.approx(real, abs=0.05)
+
+
+def test_scores_at_fixed_k_fall_and_at_a_fixed_share_stay() -> None:
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(6000, 12, generator=generator)
+    x, y = (z + 0.5 * torch.randn(6000, 12, generator=generator) for _ in range(2))
+    found = platonic_samples.curves(platonic_samples.Config(sizes=(600, 6000), simulated=(), queries=500), x, y)
+    ten, share = ([point["score"] for point in found[words]] for words in ("k = 10", "k = n / 100"))
+    assert ten[1] < 0.7 * ten[0]
+    assert share[1] > 0.75 * share[0]
+    assert [point["n"] for point in found["unbiased CKA"]] == [600, 6000]
+
+
+def test_samples_are_reported_against_n_with_chance(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = platonic_samples.Config(**tiny, **SAMPLES, out=tmp_path)
+    report = platonic_samples.run(config)
+    record, page = read(tmp_path)
+    assert "untrained CNN and ViT" in record["results"]["pairs"]
+    curve = record["results"]["pairs"]["CNN and ViT"]["k = 10"]
+    assert [point["n"] for point in curve] == [100, 200, 359]
+    assert curve[0]["chance"] == pytest.approx(10 / 99)
+    assert report.claims[0].reproduced is not None
+    assert "Simulated beyond" in page
+
+
+def test_stitching_is_reported_by_depth_with_both_controls(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = platonic_stitching.Config(**tiny, **STITCHING, out=tmp_path)
+    report = platonic_stitching.run(config)
+    record, _ = read(tmp_path)
+    stitched = record["results"]["stitched"]
+    assert {cell["sort"] for cell in stitched} == {"itself", "another seed", "another kind", "untrained"}
+    assert {cell["cut"] for cell in stitched} == {1, 2}
+    assert len(report.claims) == 4
+    pairs = [frozenset((pair["a"], pair["b"])) for pair in record["results"]["rosetta"]]
+    assert len(pairs) == len(set(pairs)) == 8
+    said: list[str] = []
+    platonic_stitching.run(config, on_progress=said.append)  # from what was kept
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["results"] == record["results"]
+
+
+def test_a_network_stitched_to_itself_loses_little_before_any_training(tmp_path: Path) -> None:
+    settings = {**TINY, "steps": 50, "batch_size": 16, "zoo": tmp_path}
+    config = platonic_stitching.Config(**settings, out=tmp_path, stitch_steps=1, matched=256, tested=200)
+    found = platonic_stitching.stitch(config, "cnn-small-seed0", "cnn-small-seed0", 1)
+    assert found["reference"] > 0.4
+    assert found["regressed"] == pytest.approx(found["reference"], abs=0.05)
+
+
+def test_a_difference_at_equal_accuracy_is_found_and_accuracy_alone_is_none() -> None:
+    generator = np.random.default_rng(0)
+    accuracy = np.concatenate([np.linspace(0.4, 0.5, 8), np.linspace(0.45, 0.6, 10)])
+    kinds = ["crate"] * 8 + ["vit"] * 10
+    names = [f"{kind}{i}" for i, kind in enumerate(kinds)]
+    records = {
+        name: {"accuracy": a, "member": {"kind": kind, "size": "small", "share": 1.0}}
+        for name, a, kind in zip(names, accuracy, kinds, strict=True)
+    }
+    noise = 0.01 * generator.normal(size=18)
+    crate = np.array([kind == "crate" for kind in kinds])
+    scores = np.full((18, 18), 0.5)
+    scores[np.ix_(crate, ~crate)] = scores[np.ix_(~crate, crate)] = 0.3
+    values = {
+        "nearer": (accuracy + 0.2 * crate + noise).tolist(),
+        "as accurate": (accuracy + noise).tolist(),
+        "no": None,
+    }
+    found = platonic_whitebox.compared(platonic_whitebox.Config(), records, names, {"m": scores.tolist()}, values)
+    for which in ("matched", "adjusted"):
+        assert found["differences"]["nearer"][which]["value"] == pytest.approx(0.2, abs=0.02)
+        entry = found["differences"]["as accurate"][which]
+        assert entry["low"] - 0.01 < 0 < entry["high"] + 0.01
+    # the means differ, because ViTs are more accurate: that is what matching takes out
+    assert found["differences"]["as accurate"]["vit"] > found["differences"]["as accurate"]["crate"] + 0.05
+    assert found["differences"]["no"] is None
+    assert found["between"]["m"]["gap"]["value"] == pytest.approx(0.2)
+    assert found["between"]["m"]["CRATE-CRATE"]["value"] == pytest.approx(0.5)
+
+
+def test_white_and_black_box_are_reported_without_a_verdict(tiny: dict[str, Any], tmp_path: Path) -> None:
+    report = platonic_whitebox.run(platonic_whitebox.Config(**tiny, out=tmp_path))
+    record, page = read(tmp_path)
+    assert all(claim.reproduced is None for claim in report.claims)
+    assert "not run" in page
+    assert len(record["results"]["members"]) == 4
+    assert record["results"]["values"]["human IT"] is None
+    # two networks of a kind are too few for an interval, and the page says so
+    assert record["results"]["differences"]["CNNs"]["adjusted"]["low"] is None
+
+
+def test_bad_settings_are_refused_by_name() -> None:
+    for module, settings, match in (
+        (platonic_downstream, {"shots": 0}, "shots"),
+        (platonic_samples, {"sizes": (1000, 500)}, "sizes"),
+        (platonic_samples, {"queries": 1}, "queries"),
+        (platonic_stitching, {"cuts": (9,)}, "cuts"),
+        (platonic_stitching, {"units": 3}, "units"),
+        (platonic_whitebox, {"within": 0.0}, "within"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            module.Config(**settings)
+    for name in ("downstream", "samples", "stitching", "vision", "whitebox"):
+        assert studies.load(f"platonic-{name}").name == f"platonic-{name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [platonic_downstream, platonic_samples, platonic_stitching, platonic_whitebox])
+def test_the_quick_budget_runs_without_files(module: Any, tmp_path: Path) -> None:
+    report = module.run(module.Config.of_budget("quick", out=tmp_path / "out", zoo=tmp_path / "zoo"))
+    assert report.summary
