@@ -1,0 +1,211 @@
+"""Paired data by name: `open_pairs("flickr8k", data_dir=...)` gives images with their texts, or texts with texts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from unrolled.data.sources import BadImage, ImageSource, Picture
+
+Part = Literal["all", "train", "test"]
+
+_NAMES = ("coco", "flickr8k", "folder", "packed", "text", "wit")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairSource:
+    """Pairs in a fixed order: image i and its texts, or, for pairs of texts, a text and its counterpart.
+
+    Attributes:
+        ids: one a pair, no two alike; for messages and for checking that features are paired.
+        captions: the texts of every pair, at least one, none empty.
+        description: what this is, in words for a report.
+        others: the first texts of pairs of texts; empty where images are paired with texts.
+        load: from an index to the picture; None for pairs of texts.
+    """
+
+    ids: list[str]
+    captions: list[list[str]] = field(repr=False)
+    description: str
+    others: list[str] = field(default_factory=list, repr=False)
+    load: Callable[[int], Picture] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.captions) or (self.others and len(self.others) != len(self.ids)):
+            raise ValueError(f"{self.description}: {len(self.ids)} ids for {len(self.captions)} rows of texts")
+        if not self.ids:
+            raise ValueError(f"{self.description}: there is not one pair")
+        _none_of("given twice", _twice(self.ids), self.description)
+        _none_of("without a text", [i for i, texts in zip(self.ids, self.captions, strict=True) if not texts],
+                 self.description)  # fmt: skip
+        rows = self.captions if not self.others else [[*a, b] for a, b in zip(self.captions, self.others, strict=True)]
+        empty = [i for i, texts in zip(self.ids, rows, strict=True) if any(not text.strip() for text in texts)]
+        _none_of("with an empty text", empty, self.description)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, index: int) -> Picture:
+        """The image of pair `index`.
+
+        Raises:
+            ValueError: these are pairs of texts.
+            BadImage: it cannot be decoded.
+        """
+        if self.load is None:
+            raise ValueError(f"{self.description}: pairs of texts have no images; use the side 'text' or 'text2'")
+        return self.load(index)
+
+    def texts(self, index: int) -> list[str]:
+        """The texts of pair `index`: its captions, or its second text."""
+        return list(self.captions[index])
+
+    def images(self) -> ImageSource:
+        """The images as a source that loaders take; the labels are all 0.
+
+        Raises:
+            ValueError: these are pairs of texts.
+        """
+        if self.load is None:
+            raise ValueError(f"{self.description}: pairs of texts have no images; use the side 'text' or 'text2'")
+        return _Images(self)
+
+    def column(self, side: Literal["text", "text2"] = "text", *, use: int | None = None) -> list[str]:
+        """One text a pair.
+
+        Args:
+            side: "text" is the captions, or the first of two texts; "text2" is the second of two texts.
+            use: how many captions are joined by a space; default all.
+
+        Raises:
+            ValueError: `text2` of images, or a pair has fewer captions than `use`.
+        """
+        if side == "text2" and not self.others:
+            raise ValueError(f"{self.description}: side='text2' is for pairs of texts; images have the side 'text'")
+        if side == "text" and self.others:
+            return list(self.others)
+        count = self.fewest if use is None else use
+        if not 1 <= count <= self.fewest:
+            raise ValueError(
+                f"use={use}: {self.description} has {self.fewest} texts or more a pair; give 1 to that many"
+            )
+        return [" ".join(texts if use is None else texts[:count]) for texts in self.captions]
+
+    @property
+    def fewest(self) -> int:
+        """The smallest number of texts that a pair has."""
+        return min(len(texts) for texts in self.captions)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> PairSource:
+        """Some of the pairs, in the order given."""
+        rows = [int(i) for i in indices]
+        load = self.load
+        return PairSource(
+            ids=[self.ids[i] for i in rows], captions=[self.captions[i] for i in rows],
+            others=[self.others[i] for i in rows] if self.others else [],
+            description=f"{len(rows):,} of {self.description}",
+            load=None if load is None else lambda index: load(rows[index]),
+        )  # fmt: skip
+
+
+class _Images(ImageSource):
+    classes = ["any"]  # noqa: RUF012
+
+    def __init__(self, pairs: PairSource) -> None:
+        self._pairs = pairs
+        self.labels = np.zeros(len(pairs), np.int64)
+        self.description = f"images of {pairs.description}"
+        sizes = {self._size(i) for i in np.unique(np.linspace(0, len(pairs) - 1, 4).astype(int))}
+        self.native_size = sizes.pop() if len(sizes) == 1 else None
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def load(self, index: int) -> tuple[Picture, int]:
+        return self._pairs.image(index), 0
+
+    def name(self, index: int) -> str:
+        return f"{self._pairs.description}: {self._pairs.ids[index]}"
+
+    def _size(self, index: int) -> tuple[int, int, int] | None:
+        try:
+            picture = self._pairs.image(int(index))
+        except BadImage:  # named when it is asked for
+            return None
+        if isinstance(picture, np.ndarray):
+            return (picture.shape[-1], *picture.shape[:2]) if picture.ndim == 3 else None
+        return (1 if picture.mode == "L" else 3, picture.height, picture.width)
+
+
+def pair_names() -> list[str]:
+    """Every name `open_pairs` takes."""
+    return [*_NAMES, "hf:ORG/NAME@REVISION"]
+
+
+def open_pairs(name: str, split: Part = "all", *, data_dir: str | Path | None = None) -> PairSource:
+    """Open paired data.
+
+    Args:
+        name: one of
+            `flickr8k`: 2,000 packed photos with five captions, in `data_dir` or `data_dir/flickr8k-2000`;
+            `coco`: packed photos with their captions, in `data_dir` or `data_dir/coco-panoptic-200`; photos that come
+            without captions are left out;
+            `folder`: a folder of images with `captions.json` (file -> text or texts, records with `image` and
+            `caption`, or COCO's annotations), with `captions.tsv` or `captions.txt` (file, tab, caption; one line a
+            caption), or with one .txt file beside each image, a caption a line;
+            `hf:ORG/NAME`, `hf:ORG/NAME@REVISION` or `hf:FOLDER`: a Hugging Face data set with a column of images and
+            one of texts (`text`, `caption`, `captions`, ...), or with two columns of texts;
+            `wit`: the 1,024 pairs of the Platonic Representation Hypothesis, `hf:minhuh/prh@wit_1024`;
+            `packed`: one .npz with `payload` and `offsets` (encoded images) or `images` [n, h, w, c], and `texts` [n]
+            or [n, captions], optionally `ids` [n];
+            `text`: a .tsv file of two columns, the texts of a pair.
+        split: "all", or for `flickr8k` "train" and "test" (its own division), for `hf:` a split of the data set.
+        data_dir: where the data are; for `hf:` the cache of downloads.
+
+    Raises:
+        ValueError: unknown name or split, ids without a partner or given twice, empty texts; the first are named.
+        MissingData: the data are not there and cannot be fetched.
+        CorruptFile, UnsafeFile: a file is damaged, or holds more than plain arrays.
+        MissingExtra: `hf:` without `datasets`.
+    """
+    from unrolled.data import pair_files
+
+    if split not in ("all", "train", "test"):
+        raise ValueError(f"split must be 'all', 'train' or 'test', not {split!r}")
+    folder = None if data_dir is None else Path(data_dir)
+    if name == "wit":
+        return pair_files.open_hub_pairs("minhuh/prh@wit_1024", folder, split)
+    if name.startswith("hf:"):
+        return pair_files.open_hub_pairs(name[3:], folder, split)
+    if name not in _NAMES:
+        near = difflib.get_close_matches(name, _NAMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(pair_names())}"
+        raise ValueError(f"data: unknown paired data {name!r}; {hint}")
+    if name != "flickr8k" and split != "all":
+        raise ValueError(f"split={split!r}: {name} pairs are not divided; use 'all'")
+    if name == "flickr8k":
+        return pair_files.open_flickr8k(folder, split)
+    readers = {
+        "coco": pair_files.open_coco,
+        "folder": pair_files.open_folder_pairs,
+        "packed": pair_files.open_packed_pairs,
+        "text": pair_files.open_text_pairs,
+    }
+    return readers[name](folder)
+
+
+def _twice(ids: Sequence[str]) -> list[str]:
+    seen: set[str] = set()
+    return [i for i in ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
+
+
+def _none_of(what: str, offenders: Sequence[str], where: str) -> None:
+    """Raise ValueError naming the first ids that are wrong in this way."""
+    if offenders:
+        more = f" and {len(offenders) - 5:,} more" if len(offenders) > 5 else ""
+        raise ValueError(f"{where}: {what}: {', '.join(map(repr, offenders[:5]))}{more}; correct or remove them")
