@@ -20,6 +20,7 @@ STUDIES: dict[str, str] = {
     "mesa-floors": "mesa_floors",
     "mesa-one-step": "mesa_one_step",
     "mesa-stability": "mesa_stability",
+    "platonic-brain": "platonic_brain",
     "platonic-pmi": "platonic_pmi",
 }
 
