@@ -21,6 +21,7 @@ STUDIES: dict[str, str] = {
     "mesa-one-step": "mesa_one_step",
     "mesa-stability": "mesa_stability",
     "platonic-brain": "platonic_brain",
+    "platonic-colour": "platonic_colour",
     "platonic-pmi": "platonic_pmi",
 }
 
