@@ -21,7 +21,9 @@ STUDIES: dict[str, str] = {
     "mesa-one-step": "mesa_one_step",
     "mesa-stability": "mesa_stability",
     "platonic-brain": "platonic_brain",
+    "platonic-causes": "platonic_causes",
     "platonic-colour": "platonic_colour",
+    "platonic-implications": "platonic_implications",
     "platonic-pmi": "platonic_pmi",
 }
 
