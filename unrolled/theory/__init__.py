@@ -10,6 +10,19 @@ from unrolled.theory.coding_rate import (
     subspace_coding_rate,
     subspace_coding_rate_gradient,
 )
+from unrolled.theory.cooccurrence import (
+    Exactness,
+    binary_nce_loss,
+    exactness,
+    infonce_loss,
+    mutual_information,
+    nce_offset,
+    normalized_joint,
+    offset_and_error,
+    pointwise_mutual_information,
+    smallest_eigenvalue,
+    smallest_offset,
+)
 from unrolled.theory.token_statistics import (
     membership_coding_rate,
     representative_coding_rate,
@@ -17,13 +30,24 @@ from unrolled.theory.token_statistics import (
 )
 
 __all__ = [
+    "Exactness",
+    "binary_nce_loss",
     "coding_rate",
+    "exactness",
+    "infonce_loss",
     "lasso",
     "membership_coding_rate",
+    "mutual_information",
+    "nce_offset",
     "normalize_tokens",
+    "normalized_joint",
+    "offset_and_error",
+    "pointwise_mutual_information",
     "proximal_step",
     "rate_reduction",
     "representative_coding_rate",
+    "smallest_eigenvalue",
+    "smallest_offset",
     "sparse_rate_reduction",
     "subspace_coding_rate",
     "subspace_coding_rate_gradient",

@@ -1,0 +1,114 @@
+"""Learners in the co-occurrence world reach what theory says they reach, and the study reports it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unrolled import studies
+from unrolled.studies import platonic_pmi, platonic_pmi_report
+from unrolled.studies.platonic_pmi import Config, run
+from unrolled.studies.platonic_toy import kernel_alignment, learn_expected, learn_from_samples
+from unrolled.tasks import CooccurrenceWorld
+from unrolled.theory import nce_offset, offset_and_error, pointwise_mutual_information
+
+TINY: dict[str, Any] = {
+    "events": 8, "dim": 9, "steps": 20, "batch_size": 32, "points": 3, "symbols": (8, 2), "noise": (0.0, 0.5),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _two_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
+    worlds = (platonic_pmi.WORLDS[0], platonic_pmi.WORLDS[-1])
+    for module in (platonic_pmi, platonic_pmi_report):
+        monkeypatch.setattr(module, "WORLDS", worlds)
+
+
+def test_the_end_of_training_is_pmi_with_the_constant_of_the_loss() -> None:
+    joint = CooccurrenceWorld(events=8).joint()
+    kernel = pointwise_mutual_information(joint)
+    for loss in ("infonce", "nce"):
+        learner = learn_expected(joint, loss=loss, seed=0, dim=9)  # type: ignore[arg-type]
+        offset, error = offset_and_error(learner.kernel().detach(), kernel)
+        assert error < 1e-2
+        if loss == "nce":
+            assert offset == pytest.approx(nce_offset(0.9), abs=1e-2)
+
+
+def test_samples_lead_there_and_shuffled_pairs_do_not() -> None:
+    world = CooccurrenceWorld(events=8)
+    kernel = pointwise_mutual_information(world.joint())
+
+    def error(**more: Any) -> float:
+        learner, _ = learn_from_samples(world.joint(), seed=1, dim=9, steps=400, batch_size=512, **more)
+        return offset_and_error(learner.kernel().detach(), kernel)[1]
+
+    assert error(loss="infonce") < 0.25
+    assert error(loss="nce") < 0.25
+    assert error(loss="infonce", shuffled=True) > 0.9
+
+
+def test_training_is_a_function_of_the_seed_and_leaves_the_global_generator_alone() -> None:
+    joint = CooccurrenceWorld(events=8).joint()
+    before = torch.random.get_rng_state()
+    one, two, other = (
+        learn_from_samples(joint, loss="infonce", seed=s, dim=4, steps=3, batch_size=16)[0].features()
+        for s in (0, 0, 1)
+    )
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_learners_that_learnt_nothing_agree_with_nothing() -> None:
+    same = torch.ones(8, 3, dtype=torch.float64)
+    assert kernel_alignment(same, torch.eye(8, dtype=torch.float64), k=2) == {"cka": 0.0, "knn": 0.0}
+
+
+def test_the_report_holds_the_claims_and_a_second_run_takes_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    config = Config(seeds=(0, 1), out=tmp_path, **TINY)
+    report = run(config, on_progress=said.append)
+    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert len(said) == 6 + 8 + 2
+    assert {key: len(value) for key, value in record["results"].items()} == {"trained": 6, "blurred": 8, "worlds": 2}
+    assert len(report.claims) == 6
+    # twenty steps do not converge, and the report must say so; the worlds are solved whatever the budget
+    assert report.claims[0].reproduced is False
+    assert report.claims[4].reproduced is True
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "pairs shuffled" in page
+    assert "untrained" in page
+
+    def fails(*_: Any) -> dict[str, Any]:
+        raise AssertionError("computed again")
+
+    for name in ("_learn", "_blur", "_world_cell"):
+        monkeypatch.setattr(platonic_pmi, name, fails)
+    assert run(config).results == report.results
+
+
+@pytest.mark.slow
+def test_the_quick_budget_reproduces_the_theorem(tmp_path: Path) -> None:
+    report = run(Config.of_budget("quick", out=tmp_path))
+    assert all(claim.reproduced for claim in report.claims[:3])
+
+
+def test_bad_settings_are_refused_by_name() -> None:
+    for settings, match in (
+        ({"seeds": ()}, "seeds"),
+        ({"steps": 0}, "steps"),
+        ({"symbols": (30,)}, "symbols"),
+        ({"noise": (1.0,)}, "noise"),
+        ({"share_of_true_pairs": 1.0}, "share_of_true_pairs"),
+        ({"neighbours": 24}, "neighbours"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Config(**settings)  # type: ignore[arg-type]
+    assert studies.load("platonic-pmi").config is Config
