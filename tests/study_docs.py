@@ -6,6 +6,7 @@ Without arguments it only rewrites the page from what docs/studies holds.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def entry(name: str, report: dict[str, Any]) -> str:
     for figure in figures(name, report)[:2]:
         lines.append(f"![{cell(figure.stem)}](studies/{name}/figures/{figure.name})\n")
     lines.append(
-        f"`{record['command']}`: {minutes:.1f} min, {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
+        f"`{re.sub(r'(--data-dir) [^ ]+', r'\1 DATA', record['command'])}`: {minutes:.1f} min, {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
         f"torch {record['versions']['torch']}, revision {record['versions'].get('revision', '?')}. "
         f"[All numbers](studies/{name}/report.json).\n"
     )

@@ -91,7 +91,7 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
     Args:
         name: see the table. Numbers on `wikitext2-small` are not comparable with published WikiText-2 ones.
         split: "train", "val" or "test".
-        data_dir: the folder with the files.
+        data_dir: the folder with the files, or with a folder `text` that has them.
 
     Raises:
         ValueError: no such name or split, an empty text, or one that is not UTF-8.
@@ -100,6 +100,8 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
     if split not in get_args(Split):
         raise ValueError(f"split={split!r}: choose one of {', '.join(get_args(Split))}")
     folder = None if data_dir is None else Path(data_dir)
+    if folder is not None and name in _CORPORA and (folder / "text").is_dir():
+        folder = folder / "text"
     if name.startswith("hf:"):
         parts = _hub(name.removeprefix("hf:"), folder)
     elif name == "folder":

@@ -122,7 +122,7 @@ class Config(StudyConfig):
     """Looks at the validation part during training."""
     test_bytes: int = 50_000
     """At most so many bytes of the test part are predicted."""
-    data_dir: Path = Path("../shared/data/text")
+    data_dir: Path = Path("data")
     """Where the corpora are."""
     device: str = "cpu"
     """Where to train."""

@@ -75,7 +75,7 @@ class Config(StudyConfig):
         "gpu": {"draws": 1000, "concepts": 1000, "device": "cuda"},
     }
 
-    data_dir: Path = Path("../shared/data")
+    data_dir: Path = Path("data")
     """Folder with `brain-92images`, `human-similarity` and `weights`."""
     zoo: Path = Path("runs/platonic-zoo")
     """Kept members of the zoo of `platonic-vision`; without them their rows are not run."""

@@ -62,7 +62,7 @@ class Config(StudyConfig):
         "gpu": {"images": 50_000, "seeds": (0, 1, 2, 3, 4), "fits": 50},
     }
 
-    data_dir: Path = Path("../shared/data")
+    data_dir: Path = Path("data")
     """Folder with `cifar10`, `human-similarity` and `weights`; rows without their data are not run."""
     images: int = 10_000
     """Images of CIFAR-10 that pixels are drawn from."""

@@ -45,7 +45,7 @@ class ZooConfig(StudyConfig):
 
     data: Literal["cifar10", "digits"] = "cifar10"
     """Images the members learn; `digits` (8x8, with scikit-learn) need no files."""
-    data_dir: Path = Path("../shared/data")
+    data_dir: Path = Path("data")
     """Folder with `cifar10` and, for transfer, `tiny-imagenet-32`."""
     zoo: Path = Path("runs/platonic-zoo")
     """Where members are kept, for all studies."""
