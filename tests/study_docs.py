@@ -56,6 +56,7 @@ def entry(name: str, report: dict[str, Any]) -> str:
     """One study: what came out, claim by claim, its first figure, and how to run it."""
     record = report["provenance"]
     minutes = record["duration"] / 60
+    command = re.sub(r"(--data-dir) [^ ]+", r"\1 DATA", record["command"])
     hardware = f"{record['hardware'].get('cores', '?')} cores of {record['hardware'].get('processor', '?')}"
     lines = [f"### {report['title']}\n", f"{report['question']} {report['summary']}\n"]
     if report["claims"]:
@@ -69,7 +70,7 @@ def entry(name: str, report: dict[str, Any]) -> str:
     for figure in figures(name, report)[:2]:
         lines.append(f"![{cell(figure.stem)}](studies/{name}/figures/{figure.name})\n")
     lines.append(
-        f"`{re.sub(r'(--data-dir) [^ ]+', r'\1 DATA', record['command'])}`: {minutes:.1f} min, {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
+        f"`{command}`: {minutes:.1f} min, {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
         f"torch {record['versions']['torch']}, revision {record['versions'].get('revision', '?')}. "
         f"[All numbers](studies/{name}/report.json).\n"
     )
