@@ -105,9 +105,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     say = on_progress or (lambda line: None)
     place = config.data_dir.expanduser()
     if not place.is_dir():
-        raise MissingData(
-            f"data_dir: there is no folder {config.data_dir}; it must hold flickr8k-2000 and weights (--data-dir)"
-        )
+        raise MissingData(f"data_dir: there is no folder {config.data_dir}; it must hold flickr8k-2000 and weights")
     source = PairFeatures(data_dir=place, count=config.pairs, keep=config.features, device=config.device, say=say)
     rows = np.linspace(0, len(source) - 1, min(config.photos, len(source))).round().astype(np.int64)
     settings = {name: getattr(config, name) for name in ("pairs", "photos", "k", "draws", "seed")}
@@ -247,8 +245,8 @@ def _report(config: Config, cells: list[dict[str, Any]], words: list[float], n: 
     report.section(
         "Every pair of models",
         f"Mutual {config.k}-NN of the last layers. Averaged: every caption is read alone and the unit vectors are "
-        "averaged; joined: the captions are read as one text; foreign (control): one caption of the photo, the others of "
-        "another photo, averaged.",
+        "averaged; joined: the captions are read as one text; foreign (control): one caption of the photo, the others "
+        "of another photo, averaged.",
     ).table(
         ["image network", "text model", "captions are", *(f"{i + 1}" for i in range(total)), "chance", "p"],
         rows,

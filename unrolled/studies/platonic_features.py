@@ -141,7 +141,7 @@ class PairFeatures:
 
 
 def drawn_anew(module: nn.Module, seed: int, images: Tensor | None = None) -> nn.Module:
-    """A copy with PyTorch's own initial weights; norms without one are 1.
+    """A copy with initial weights: He's for convolutions, else PyTorch's own; norms without one are 1.
 
     With `images`, batch norms take their means and variances from them, since with those of no data a deep network
     would be almost linear.
@@ -150,7 +150,11 @@ def drawn_anew(module: nn.Module, seed: int, images: Tensor | None = None) -> nn
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for part in fresh.modules():
-            if hasattr(part, "reset_parameters"):
+            if isinstance(part, nn.Conv2d):  # PyTorch's own would leave a deep network without norms all but dead
+                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+                if part.bias is not None:
+                    part.bias.zero_()
+            elif hasattr(part, "reset_parameters"):
                 part.reset_parameters()  # type: ignore[operator]
             else:
                 for parameter in part.parameters(recurse=False):

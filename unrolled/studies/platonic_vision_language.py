@@ -65,7 +65,7 @@ BEYOND_CHANCE = Expectation(
     low=1.0,
 )
 UNTRAINED = Expectation(
-    statement="Training makes the agreement (best score of an untrained image network / worst of a trained one)",
+    statement="Training makes the agreement (score above chance: best of untrained image networks / worst of trained)",
     source=_PAPER,
     published="implied, no number",
     high=1.0,
@@ -152,9 +152,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     began = time.perf_counter()
     say = on_progress or (lambda line: None)
     if not config.data_dir.expanduser().is_dir():
-        raise MissingData(
-            f"data_dir: there is no folder {config.data_dir}; it must hold flickr8k-2000 and weights (--data-dir)"
-        )
+        raise MissingData(f"data_dir: there is no folder {config.data_dir}; it must hold flickr8k-2000 and weights")
     place = config.data_dir.expanduser()
     source = PairFeatures(data_dir=place, count=config.pairs, keep=config.features, device=config.device, say=say)
     report = make_report(config, measure(config, source, say), began)

@@ -105,15 +105,20 @@ def _claims(config: Config, found: dict[str, Any], trained: list[Cell], anchored
         claims.append(_unjudged(study.LANGUAGE, f"not run: {len(points)} states with bits per byte are too few"))
     share = sum(cell["significant"] for cell in trained) / len(trained)
     claims.append(study.BEYOND_CHANCE.judge(share, f"{share:.2f} of {len(trained)} pairs"))
-    raw = [cell["best"]["score"] for cell in found["cells"] if cell["image_state"]]
+    raw = [_above_chance(cell) for cell in found["cells"] if cell["image_state"]]
     if raw:
-        ratio = max(raw) / min(cell["best"]["score"] for cell in anchored)
+        ratio = max(raw) / min(_above_chance(cell) for cell in anchored)
         claims.append(study.UNTRAINED.judge(ratio, f"{ratio:.2f} ({len(raw)} untrained networks)"))
     else:
         claims.append(_unjudged(study.UNTRAINED, "not run"))
     largest = max(cell["best"]["score"] for cell in trained)
     claims.append(study.LARGEST.judge(largest, f"{largest:.3f} at n = {found['n']:,}"))
     return claims
+
+
+def _above_chance(cell: Cell) -> float:
+    """Ties, as of features that are all but constant, raise a score and its chance level alike."""
+    return float(cell["best"]["score"] - cell["best"]["chance"])
 
 
 def _unjudged(expectation: Any, measured: str) -> Any:
@@ -161,7 +166,7 @@ def _tables(report: Report, config: Config, found: dict[str, Any], cells: list[C
         if spec in found["not_run"]:
             rows.append([spec, *["not run"] * 7, found["not_run"][spec]])
     if not config.more_texts and not config.more_images:
-        rows.append(["models of the hub (--more-images, --more-texts)", *["not run"] * 8])
+        rows.append(["models of the hub (more_images, more_texts)", *["not run"] * 8])
     columns = [
         "image network",
         "text model",
