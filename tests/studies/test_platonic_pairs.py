@@ -14,7 +14,7 @@ from unrolled import studies
 from unrolled.data.pairs import PairSource
 from unrolled.errors import MissingData
 from unrolled.studies import platonic_captions, platonic_features, platonic_vision_language
-from unrolled.studies.platonic_features import PairFeatures, bits_per_byte, damaged, drawn_anew
+from unrolled.studies.platonic_features import PairFeatures, damaged, drawn_anew
 from unrolled.studies.platonic_vision_language import compare_pair
 
 FAST: dict[str, Any] = {"pairs": 120, "draws": 40, "resamples": 10}
@@ -53,7 +53,7 @@ class MadeUp:
         return Speaker(sharp=0.0 if untrained is not None else 4.0 - damage)
 
     def tokenizer(self, spec: str) -> Any:
-        return letters
+        return Letters()
 
 
 class Speaker(nn.Module):
@@ -63,17 +63,18 @@ class Speaker(nn.Module):
         super().__init__()
         self.sharp = nn.Parameter(torch.tensor(sharp))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         logits = self.sharp * nn.functional.one_hot((input_ids + 1) % 27, 27).float()
         return type("Output", (), {"logits": logits})()
 
 
-def letters(texts: list[str]) -> dict[str, Tensor]:
-    rows = [[26, *(ord(c) - 97 for c in text)] for text in texts]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
+class Letters:
+    """a to z are 0 to 25, and 26 begins a text."""
+
+    bos_id = 26
+
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+        return [self.bos_id] * bos + [ord(character) - 97 for character in text]
 
 
 def vision_language(tmp_path: Path, **overrides: Any) -> tuple[Any, MadeUp]:
@@ -85,14 +86,6 @@ def vision_language(tmp_path: Path, **overrides: Any) -> tuple[Any, MadeUp]:
     source = MadeUp(tmp_path)
     found = platonic_vision_language.measure(config, source, lambda line: None)  # type: ignore[arg-type]
     return make_report(config, found, 0.0), source
-
-
-def test_a_bits_per_byte_of_known_models() -> None:
-    text = "abcdefghijklmnopqrstuvwxyz" * 8
-    uniform = bits_per_byte(Speaker(sharp=0.0), letters, text, size=50)  # type: ignore[arg-type]
-    assert uniform == pytest.approx(torch.log2(torch.tensor(27.0)).item(), abs=1e-4)
-    sure = bits_per_byte(Speaker(sharp=30.0), letters, text, size=26)  # type: ignore[arg-type]
-    assert sure == pytest.approx(0.0, abs=1e-4)
 
 
 def test_made_up_features_give_the_order_that_was_put_in(tmp_path: Path) -> None:

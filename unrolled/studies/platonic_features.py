@@ -179,25 +179,3 @@ def damaged(module: nn.Module, amount: float, seed: int = 0) -> nn.Module:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.add_(amount * parameter.std() * noise)
     return worse
-
-
-@torch.no_grad()
-def bits_per_byte(
-    model: Any, collate: Callable[[Sequence[str]], dict[str, Tensor]], text: str, *, size: int = 400
-) -> float:
-    """Bits that a causal language model needs for each byte of a text, read in pieces that do not see each other.
-
-    Args:
-        model: its output has `logits` [b, n, vocabulary]; the first token of a piece is given, not predicted.
-        collate: from texts to `input_ids` and `attention_mask`; it puts a token of its own in front.
-        text: what to read.
-        size: characters of a piece.
-    """
-    device = next(model.parameters()).device
-    total, pieces = 0.0, [text[i : i + size] for i in range(0, len(text), size)]
-    for start in range(0, len(pieces), 16):
-        batch = {name: value.to(device) for name, value in collate(pieces[start : start + 16]).items()}
-        log_p = model(**batch).logits[:, :-1].float().log_softmax(-1)
-        ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:]
-        total -= float((log_p.gather(2, ids.unsqueeze(-1))[..., 0] * mask).sum())
-    return total / torch.log(torch.tensor(2.0)).item() / len(text.encode())

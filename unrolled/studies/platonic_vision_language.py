@@ -248,8 +248,8 @@ def compare_pair(config: Config, left: dict[str, Tensor], right: dict[str, Tenso
 
 def _language(config: Config, source: PairFeatures) -> list[dict[str, Any]]:
     """Bits per byte of every state of the language model; None where there is no corpus."""
+    from unrolled.instruments.bits_per_byte import bits_per_byte
     from unrolled.studies.cells import remembered
-    from unrolled.studies.platonic_features import bits_per_byte
 
     states: list[tuple[str, dict[str, Any]]] = [("", {})]
     states += [(f"damaged {damage:g}", {"damage": damage}) for damage in config.damages]
@@ -261,7 +261,11 @@ def _language(config: Config, source: PairFeatures) -> list[dict[str, Any]]:
         def compute(options: dict[str, Any] = options) -> dict[str, Any]:
             text = corpus.read_text(encoding="utf-8")[: config.corpus_bytes]
             model = source.variant(config.language_model, **options)
-            return {"bits_per_byte": bits_per_byte(model, source.tokenizer(config.language_model), text)}
+            tokenizer = source.tokenizer(config.language_model)
+            found = bits_per_byte(
+                model, text, lambda piece: tokenizer.encode(piece, bos=False), length=256, start=tokenizer.bos_id
+            )
+            return {"bits_per_byte": found["bits_per_byte"]}
 
         settings = {"model": config.language_model, "options": options, "bytes": config.corpus_bytes}
         name = "language-" + (state or "trained").replace(" ", "-")
