@@ -30,6 +30,7 @@ STUDIES: dict[str, str] = {
     "mesa-stability": "mesa_stability",
     "mesa-worlds": "mesa_worlds",
     "platonic-brain": "platonic_brain",
+    "platonic-captions": "platonic_captions",
     "platonic-causes": "platonic_causes",
     "platonic-colour": "platonic_colour",
     "platonic-downstream": "platonic_downstream",
@@ -38,6 +39,7 @@ STUDIES: dict[str, str] = {
     "platonic-samples": "platonic_samples",
     "platonic-stitching": "platonic_stitching",
     "platonic-vision": "platonic_vision",
+    "platonic-vision-language": "platonic_vision_language",
     "platonic-whitebox": "platonic_whitebox",
 }
 
