@@ -78,7 +78,7 @@ class Config(StudyConfig):
     """Lengths of training after which modalities are matched; the last row is unlimited training."""
     batch_size: int = 1024
     """Pairs a step."""
-    starts: int = 30
+    starts: int = 20
     """Starts of the matching; the best objective counts."""
     symbols: tuple[int, ...] = (12, 8, 6, 4)
     """Symbols of each of two lossy modalities that are joined."""

@@ -102,8 +102,8 @@ def _translation(report: Report, config: Config, cells: Cells, networks: Cells) 
     ).table(
         ["networks on digits", "classes matched without pairs"],
         [[kind, mean_std([c["matched"][kind] for c in networks], digits=2)] for kind in networks[0]["matched"]],
-        caption="Ten class means of two networks, matched by their inner products; by chance 0.10. Untrained networks "
-        "keep the geometry of pixels, so matching them is no sign of learning.",
+        caption="Ten class means of two networks, matched by their inner products; by chance 0.10. Untrained networks, "
+        "which still pass on some of the geometry of pixels, are the control.",
     )
 
 

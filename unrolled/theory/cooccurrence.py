@@ -116,7 +116,8 @@ def mutual_information(joint: Tensor) -> float:
     joint = normalized_joint(joint)
     occurs = joint > 0
     independent = joint.sum(1)[:, None] * joint.sum(0)[None, :]
-    return float((joint[occurs] * (joint[occurs] / independent[occurs]).log()).sum())
+    value = float((joint[occurs] * (joint[occurs] / independent[occurs]).log()).sum())
+    return max(0.0, value)  # rounding can leave independence just below zero
 
 
 def offset_and_error(kernel: Tensor, target: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
