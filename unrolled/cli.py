@@ -29,9 +29,12 @@ class Verb:
 
 VERBS = {
     "demo": Verb("unrolled.commands.study:demo", "Train a small CRATE and a ViT on bundled digits and report on both."),
-    "train": Verb("unrolled.commands.train:train", "Train an image classifier."),
+    "train": Verb("unrolled.commands.train:train", "Train an image classifier or a language model."),
     "finetune": Verb("unrolled.commands.train:finetune", "Fine-tune a classifier on another data set."),
-    "eval": Verb("unrolled.commands.eval:evaluate", "Accuracy of a model or a run on a data set."),
+    "eval": Verb(
+        "unrolled.commands.eval:evaluate",
+        "Accuracy of a model or a run on a data set; bits per byte of a language model.",
+    ),
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
     "align": Verb("unrolled.commands.align:align", "How far two representations agree, beside chance."),

@@ -57,7 +57,7 @@ class Config(StudyConfig):
         "gpu": {"device": "cuda", "photos": 2000, "draws": 1000},
     }  # fmt: skip
 
-    data_dir: Path = Path("../shared/data")
+    data_dir: Path = Path("data")
     """Holds `flickr8k-2000` and `weights`."""
     pairs: int = 2000
     """Photos whose features are computed or read; the same as in platonic-vision-language, so that they are shared."""

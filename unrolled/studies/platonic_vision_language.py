@@ -95,7 +95,7 @@ class Config(StudyConfig):
         },
     }  # fmt: skip
 
-    data_dir: Path = Path("../shared/data")
+    data_dir: Path = Path("data")
     """Holds `flickr8k-2000`, `weights` and `text`."""
     pairs: int = 2000
     """Photos with their five captions, drawn evenly from the 2,000."""
