@@ -23,7 +23,7 @@ from unrolled.commands.common import (
     write_settings,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
-from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features
+from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features, sound_features
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,6 +63,7 @@ def extract(
     split: Literal["train", "test", "all"] = "test",
     side: Side | None = None,
     texts: Path | None = None,
+    sounds: Path | None = None,
     captions: int | None = None,
     images: int = 1024,
     layers: tuple[str, ...] = ("block*",),
@@ -82,7 +83,7 @@ def extract(
     json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a model over images or texts and keep one vector per layer and sample.
+    """Run a model over images, texts or sounds and keep one vector per layer and sample.
 
     The folder holds features.safetensors, features.json (model, data, pooling, checksums) and config.yaml. Features of
     the same model, weights, images and pooling that it holds already are left as they are.
@@ -92,6 +93,7 @@ def extract(
         unrolled extract crate_nano_patch2_8 --layers "block*/half" norm --pool cls
         unrolled extract hf:ORG/NAME --data wit --side text --pool mean
         unrolled extract given:minilm --texts sentences.txt --data-dir data
+        unrolled extract hf:facebook/wav2vec2-base --sounds recordings/
         torchrun --nproc-per-node 4 -m unrolled extract timm:resnet18 --pretrained --data hf:ORG/NAME --images 1000000
 
     Samples are taken in parts of about a thousand, which the processes of torchrun share, on one machine or on several
@@ -112,10 +114,12 @@ def extract(
         text, or of pairs of texts the first (text) or the second (text2); default for them: image.
     texts
         A file with one text a line instead of data, or a .tsv of two columns.
+    sounds
+        A folder of .wav files instead of data, for audio models (hf:ORG/NAME).
     captions
         How many of an image's captions make the text; default: all.
     images
-        How many images or texts, drawn evenly from the whole split.
+        How many images, texts or sounds, drawn evenly from the whole split.
     layers
         Patterns of layer names; `*` stays within one part of a name. A pattern without a match names the nearest. Given
         models and text models have a default of their own.
@@ -150,9 +154,17 @@ def extract(
             "precision": precision, "processes": processes, "quiet": quiet or processes.rank > 0,
         }  # fmt: skip
         paired = is_paired(data, side, texts)
-        check_alone(model, paired)
         torch.manual_seed(seed)
-        if paired:
+        if sounds is not None:
+            if paired or data is not None:
+                raise ValueError("--sounds: is data by itself; leave --data, --side and --texts out")
+            folder = out or default_folder("features", model, sounds.name)
+            began = time.perf_counter()
+            found, reused = sound_features(
+                folder, model, sounds, images, where=where, layers=layers, pool=pool, pretrained=pretrained,
+                batch_size=batch_size, precision=precision,
+            )  # fmt: skip
+        elif paired:
             pairs = Paired.choose(data, split, data_dir, texts, images)
             side = side or ("image" if texts is None else "text")
             folder = out or default_folder("features", model, f"{data or (texts and texts.stem)}-{side}")
@@ -162,6 +174,7 @@ def extract(
                 pretrained=pretrained, model_args=model_args, image_size=image_size, **options,
             )  # fmt: skip
         else:
+            check_alone(model, paired)
             own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
             data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
             folder = out or default_folder("features", model, str(data))
@@ -182,6 +195,7 @@ def extract(
         "split": split,
         "side": side,
         "texts": texts,
+        "sounds": sounds,
         "captions": captions,
         "images": images,
         "layers": layers,

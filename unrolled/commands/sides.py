@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -169,6 +169,53 @@ def side_features(
         return compute(module, shown, name=spec, **options)
 
     found = extract_in_parts(folder, image_part, key=key, total=len(source), batch_size=batch_size, processes=processes)
+    return found, False
+
+
+def sound_features(
+    folder: Path,
+    spec: str,
+    sounds: Path,
+    count: int,
+    *,
+    where: torch.device,
+    layers: Sequence[str],
+    pool: str,
+    pretrained: bool,
+    batch_size: int,
+    precision: str,
+) -> tuple[FeatureSet, bool]:
+    """Features of at most `count` sounds of a folder; read or computed as in `side_features`."""
+    import hashlib
+
+    import numpy as np
+    import torch
+
+    from unrolled.data.sounds import open_sounds
+    from unrolled.instruments.features import feature_key
+    from unrolled.instruments.features_text import extract_waveforms
+    from unrolled.models.encoders import open_encoder, waveform
+
+    source = open_sounds(sounds)
+    encoder = open_encoder(spec, "audio", pretrained=pretrained or spec.startswith("hf:"))
+    assert encoder.collate is not None
+    module = encoder.module.to(where)
+    rows = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+    waves = [waveform(*source.load(int(row)), encoder.rate) for row in rows]
+    digest = hashlib.sha256(b"".join(wave.tobytes() for wave in waves)).hexdigest()[:16]
+    options: dict[str, Any] = {
+        "layers": encoder.layers if tuple(layers) == ("block*",) else layers,
+        "pooling": pool,
+        "data": f"sounds of {sounds.name}: {len(waves):,} of {len(source):,} (sha256 {digest})",
+        "autocast": {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision],
+    }
+    key = feature_key(module, **options)
+    kept = _kept(folder, key)
+    if kept is not None:
+        return kept, True
+    found = extract_waveforms(module, waves, encoder.collate, batch_size=batch_size, name=spec, **options)
+    found = replace(found, key=key)
+    found.save(folder)
     return found, False
 
 
