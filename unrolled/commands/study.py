@@ -109,8 +109,11 @@ def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool, jud
     report = study.run(config, on_progress=None if quiet else say)
     folder = Path(getattr(config, "out", Path("runs") / study.name))
     spent = seconds_spent(folder / "cells")
-    if report.provenance is not None and spent > (report.provenance.duration or 0):  # cells were there already
+    if spent > (report.provenance.duration or 0):  # cells were there already
         report.provenance = replace(report.provenance, duration=spent)
+        report.write(folder)
+    if not judged and report.claims:
+        report.claims = [replace(claim, reproduced=None) for claim in report.claims]
         report.write(folder)
     write_settings(folder, vars(config))
     say_where(folder / "report.html", quiet=quiet)

@@ -30,6 +30,9 @@ _VARIABLES = (
 )
 
 
+_LONG = 32
+
+
 def render(report: Report) -> str:
     """The page, complete: every address in it is a fragment or data."""
     style = files("unrolled.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -78,8 +81,9 @@ def _claims(claims: Sequence[Claim]) -> str:
         return ""
     verdicts = {True: '<td class="yes">met</td>', False: '<td class="no">not met</td>', None: "<td>not judged</td>"}
     rows = "".join(
-        f'<tr><td class="wide">{_inline(claim.statement)}</td><td class="wide">{_inline(claim.source)}</td>'
-        f"<td>{escape(claim.published)}</td><td>{escape(claim.measured)}</td>{verdicts[claim.reproduced]}</tr>"
+        f'<tr><td class="wide">{_inline(claim.statement)}</td><td class="fit">{_inline(claim.source)}</td>'
+        f'<td class="fit">{escape(claim.published)}</td><td class="fit">{escape(claim.measured)}</td>'
+        f"{verdicts[claim.reproduced]}</tr>"
         for claim in claims
     )
     head = "".join(
@@ -133,7 +137,7 @@ def _table(
         first, *rest = (escape(_cell(cell)) for cell in row)
         body += f'<tr><th scope="row"{_number_class(numeric[0])}>{first}</th>'
         body += (
-            "".join(f"<td{_number_class(right)}>{cell}</td>" for cell, right in zip(rest, numeric[1:], strict=True))
+            "".join(f"<td{_cell_class(cell, right)}>{cell}</td>" for cell, right in zip(rest, numeric[1:], strict=True))
             + "</tr>"
         )
     title = f"<caption>{_inline(caption)}</caption>" if caption else ""
@@ -145,6 +149,11 @@ def _table(
 
 def _number_class(right: bool) -> str:
     return ' class="num"' if right else ""
+
+
+def _cell_class(text: str, right: bool) -> str:
+    """Numbers stand to the right; long texts wrap."""
+    return ' class="fit"' if len(text) > _LONG else _number_class(right)
 
 
 def _cell(cell: Cell) -> str:
