@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES, PAGE = ROOT / "docs/studies", ROOT / "docs/studies.md"
+_LARGEST = 120_000  # bytes of a figure; larger ones stay in the report that the command writes
 LINES_OF_WORK = {
     "crate": "White-box transformers",
     "mesa": "Mesa-optimisation",
@@ -23,9 +24,10 @@ INTRODUCTION = """# Studies
 
 Published claims, run here. Every entry comes from the `report.json` beside its figures in [`docs/studies`](studies),
 written by the command it shows; the page itself is written by `python -m tests.study_docs`. A verdict compares with a
-range that was fixed in the study's source before its result was known. *Not reproduced* at the `cpu` budget often means
-fewer training steps than the paper's: the entry says how many. *No range* means that the source gives no number to hold
-a result against. `DATA` is a folder with the data sets the study names.
+range that stood in the study's source before the run shown here; where trial runs had been seen when it was set, the
+source says so. *Not reproduced* at the `cpu` budget often means fewer training steps than the paper's: the report says
+how many. *No range* means that nothing was judged. Times are of a machine that was busy with other work. `DATA` is a
+folder with the data sets the study names.
 """
 VERDICT = {True: "reproduced", False: "**not reproduced**", None: "no range"}
 
@@ -35,9 +37,11 @@ def add(folder: Path) -> None:
     target = STUDIES / folder.name
     shutil.rmtree(target, ignore_errors=True)
     (target / "figures").mkdir(parents=True)
-    shutil.copy(folder / "report.json", target / "report.json")
+    report = json.loads((folder / "report.json").read_text())
+    (target / "report.json").write_text(json.dumps(report, separators=(",", ":"), ensure_ascii=False) + "\n")
     for figure in sorted((folder / "figures").glob("*.svg")):
-        shutil.copy(figure, target / "figures" / figure.name)
+        if figure.stat().st_size <= _LARGEST:
+            shutil.copy(figure, target / "figures" / figure.name)
 
 
 def page() -> str:
