@@ -30,12 +30,12 @@ class _Mesa(_Attention):
             )
         if not z.is_floating_point():
             raise ValueError(f"z must be a floating-point tensor, not {z.dtype}: embed the tokens first")
-        return None if lengths is None else check_lengths(lengths, *z.shape[:2], z.device)
+        return None if lengths is None else check_lengths(lengths, z.shape[0], z.shape[1], z.device)
 
-    def solve(self, z: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **options: Any) -> Any:
+    def solve(self, z: Tensor, q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, *rest: Any, **options: Any) -> Any:
         """`mesa`, tracing what is not finite to the tokens, a parameter, or the range of the dtype."""
         try:
-            return mesa(q, k, v, *rest, **options)
+            return mesa(q, k, v, ridge, *rest, **options)
         except ValueError as error:
             lengths = options.get("lengths")
             if lengths is not None:
@@ -272,9 +272,11 @@ class MesaNetLayer(_Mesa):
             state=None if state is None else state.mesa,
             return_state=return_state,
         )
-        out, after = out if return_state else (out, None)
+        after: MesaState | None = None
+        if return_state:
+            out, after = out
         update = self.merge(self.head_norm(out.to(self.head_norm.weight.dtype)))
-        return (update, MesaNetState(after, window)) if return_state else update
+        return update if after is None else (update, MesaNetState(after, window))
 
     def _window(self, state: MesaNetState | None, joined: Tensor) -> Tensor | None:
         """The last inputs of the convolution that `state` carries."""
