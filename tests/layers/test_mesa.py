@@ -135,3 +135,129 @@ def test_causality() -> None:
 def test_bad_ridge_is_named() -> None:
     with pytest.raises(ValueError, match="ridge"):
         MesaLayer(dim=4, heads=1, dim_head=2, ridge=0.0)
+
+
+@pytest.mark.parametrize("make", [LAYERS["forgetful"], LAYERS["mesanet"], LAYERS["block"]])
+def test_float16_padding_tokens_of_zeros_give_finite_updates(make: Any) -> None:
+    layer = make().half()
+    z = torch.randn(2, 5, 12).half()
+    z[0] = 0
+    assert torch.isfinite(layer(z)).all()
+    assert (layer(z)[0] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e3, 1e4, 6e4])
+@pytest.mark.parametrize("name", ["mesa", "forgetful", "mesanet"])
+def test_large_float16_tokens_give_a_finite_update_or_an_error_that_says_overflow(name: str, scale: float) -> None:
+    layer = LAYERS[name]().half()
+    z = torch.randn(2, 5, 12).clamp(-1, 1).mul(scale).half()
+    failure = ""
+    try:
+        assert torch.isfinite(layer(z)).all()
+    except ValueError as error:
+        failure = str(error)
+    assert not failure or ("overflow" in failure and "bfloat16" in failure and scale > 1e2)
+
+
+def test_an_update_beyond_float16_is_an_error() -> None:
+    layer = MesaLayer(dim=2, heads=1, dim_head=2, ridge=1e-3).half()
+    with torch.no_grad():
+        for projection in (layer.query, layer.key, layer.value):
+            projection.weight.copy_(torch.eye(2))
+        layer.output.weight.copy_(4 * torch.eye(2))
+    z = torch.full((1, 3, 2), 3e4).half()
+    with pytest.raises(ValueError, match="the update overflows float16: scale z down"):
+        layer(z)
+    with pytest.raises(ValueError, match="the projections of z overflow"):
+        MesaLayer(dim=2, heads=1, dim_head=2).half()(torch.full((1, 3, 2), 6e4).half() * torch.tensor([1, -1]).half())
+    assert torch.isfinite(layer.bfloat16()(z.bfloat16())).all()
+
+
+def test_a_small_ridge_survives_float16() -> None:
+    layer = MesaLayer(dim=4, heads=1, dim_head=2, ridge=1e-8).half()
+    torch.testing.assert_close(layer.ridge, torch.tensor([1e-8]), rtol=1e-2, atol=0)
+    assert torch.isfinite(layer(torch.randn(1, 3, 4).half())).all()
+
+
+WRONG_TOKENS: dict[str, tuple[Any, str]] = {
+    "no tokens": (lambda: torch.zeros(2, 0, 12), "z must hold at least one sequence and one token"),
+    "no sequences": (lambda: torch.zeros(0, 3, 12), "z must hold at least one sequence and one token"),
+    "width": (lambda: torch.zeros(2, 3, 9), r"z must be tokens \[batch, n, 12\]"),
+    "two dimensions": (lambda: torch.zeros(3, 12), r"z must be tokens \[batch, n, 12\]"),
+    "integers": (lambda: torch.zeros(2, 3, 12, dtype=torch.long), "z must be a floating-point tensor"),
+    "nan": (lambda: torch.full((2, 3, 12), torch.nan), "z holds tokens that are not finite"),
+    "infinite": (lambda: torch.full((2, 3, 12), torch.inf), "z holds tokens that are not finite"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("wrong", WRONG_TOKENS)
+def test_tokens_that_do_not_fit_are_named(name: str, wrong: str) -> None:
+    make, message = WRONG_TOKENS[wrong]
+    with pytest.raises(ValueError, match=message):
+        LAYERS[name]()(make())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_state_or_lengths_that_do_not_fit_are_named(name: str) -> None:
+    layer, z = LAYERS[name](), torch.randn(3, 4, 12)
+    _, state = layer(z, return_state=True)
+    with pytest.raises(ValueError, match=r"state\.(gram|window) must be"):
+        layer(z[:2], state=state)
+    _, other = type(layer)(dim=12, heads=2, dim_head=9)(z, return_state=True)
+    with pytest.raises(ValueError, match=r"state\.(gram|window) must be"):
+        layer(z, state=other)
+    foreign = (
+        MesaLayer(dim=12, heads=2, dim_head=5)
+        if "Net" in type(layer).__name__
+        else MesaNetLayer(dim=12, heads=2, dim_head=5)
+    )
+    with pytest.raises(ValueError, match="state must be a Mesa"):
+        layer(z, state=foreign(z, return_state=True)[1])
+    with pytest.raises(ValueError, match=r"lengths must lie in 0\.\.4"):
+        layer(z, lengths=torch.tensor([5, 1, 1]))
+    torch.testing.assert_close(layer(z, lengths=[4, 2, 1]), layer(z, lengths=torch.tensor([4, 2, 1])))
+
+
+def test_a_state_of_other_taps_is_named() -> None:
+    z = torch.randn(2, 4, 12)
+    _, state = MesaNetLayer(dim=12, heads=2, dim_head=5, width=3)(z, return_state=True)
+    with pytest.raises(ValueError, match=r"state\.window must be \[2, 20, 3\]"):
+        MesaNetLayer(dim=12, heads=2, dim_head=5)(z, state=state)
+
+
+@pytest.mark.parametrize("name", ["mesa", "forgetful", "mesanet", "mesanet values"])
+def test_padding_may_hold_anything(name: str) -> None:
+    layer, z = LAYERS[name]().double(), tokens()
+    lengths = torch.tensor([11, 1, 6])
+    padded = z.masked_fill((torch.arange(11) >= lengths[:, None])[..., None], torch.nan)
+    torch.testing.assert_close(layer(padded, lengths=lengths), layer(z, lengths=lengths))
+    padded[0, 3] = torch.nan
+    with pytest.raises(ValueError, match="z holds tokens that are not finite"):
+        layer(padded, lengths=lengths)
+
+
+def test_a_parameter_that_diverged_is_named() -> None:
+    layer = MesaNetLayer(dim=12, heads=2, dim_head=5)
+    nn.init.constant_(layer.gates.bias, torch.nan)
+    with pytest.raises(ValueError, match=r"parameter gates\.bias is not finite"):
+        layer(torch.randn(2, 3, 12))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (MesaLayer, {"dim_value": 0}, "dim_value must be positive"),
+        (MesaNetBlock, {"dim_value": 0}, "dim_value must be positive"),
+        (LinearSelfAttention, {"dim_value": 0}, "dim_value must be positive"),
+        (MesaNetLayer, {"width": 0}, "width must be at least 1"),
+        (MesaLayer, {"method": "exact"}, "method must be one of auto"),
+        (MesaNetBlock, {"method": "exact"}, "method must be one of auto"),
+        (MesaNetLayer, {"method": "recurrent"}, "method must be one of auto"),
+        (MesaLayer, {"ridge": float("inf")}, "ridge must be positive and finite"),
+        (MesaNetBlock, {"mlp_ratio": 0.0}, "mlp_ratio must leave"),
+    ],
+)
+def test_constructors_refuse_what_no_forward_pass_serves(kind: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**{"dim": 4, "heads": 1, "dim_head": 2} | changes)

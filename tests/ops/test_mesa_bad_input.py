@@ -47,6 +47,19 @@ BAD = {
         {"state": MesaState(torch.zeros(2, 3, 5, 5), torch.zeros(2, 3, 6, 5), torch.ones(2, 3))},
         r"state\.gram must be",
     ),
+    "text ridge": ({"ridge": "1"}, "ridge must be a positive number or tensor, not str"),
+    "no ridge": ({"ridge": None}, "ridge must be a positive number or tensor, not NoneType"),
+    "complex ridge": ({"ridge": torch.tensor(1 + 1j)}, "ridge must be real"),
+    "denormal ridge": ({"ridge": 1e-42}, "ridge holds 1e-42, which torch.float32 cannot divide by"),
+    "underflowing ridge": ({"ridge": torch.tensor(1e-50, dtype=torch.float64)}, "ridge holds 1e-50"),
+    "underflowing number": ({"ridge": 1e-50}, "ridge holds 1e-50"),
+    "barely normal ridge": ({"ridge": 1.2e-38}, "ridge, 1.2e-38 at its smallest, is too small"),
+    "number decay": ({"decay": 0.9}, "decay must be a tensor"),
+    "list gate": ({"input_gate": [1.0]}, "input_gate must be a tensor"),
+    "array": ({"q": torch.ones(2, 3, 5, 4).numpy()}, "q must be a tensor"),
+    "state type": ({"state": "x"}, "state must be a MesaState, .* not str"),
+    "plain tuple state": ({"state": (torch.zeros(2, 3, 4, 4),) * 3}, "state must be a MesaState, .* not tuple"),
+    "empty state": ({"state": MesaState(None, None, None)}, r"state\.gram must be"),  # type: ignore[arg-type]
     "infinite": ({"q": torch.full((2, 3, 5, 4), torch.inf)}, "q holds values that are not finite"),
     "overflow": ({"k": torch.full((2, 3, 5, 4), 1e25)}, "overflow torch.float32"),
 }
@@ -124,3 +137,34 @@ def test_a_small_ridge_costs_no_more_digits_than_a_dense_solve(ridge: float) -> 
     dense = (mesa(q, k, v, ridge, method="reference") - truth).abs().max()
     for method in ("recurrent", "chunk", "cg"):
         assert (mesa(q, k, v, ridge, method=method) - truth).abs().max() < 2 * dense
+
+
+@pytest.mark.parametrize("cu_seqlens", [None, torch.tensor([0, 2, 5])])
+def test_a_state_of_another_kind_is_named(cu_seqlens: torch.Tensor | None) -> None:
+    inputs = arguments(state={"gram": 1}, cu_seqlens=cu_seqlens)
+    with pytest.raises(ValueError, match="state must be a MesaState, as return_state=True gives"):
+        mesa(**inputs)
+
+
+@pytest.mark.parametrize("method", ["reference", "chunk", "cg"])
+def test_decay_and_gate_of_padding_may_hold_anything(method: str) -> None:
+    lengths = torch.tensor([3, 5])
+    decay, gate = torch.full((2, 3, 5), 0.9), torch.rand(2, 3, 5)
+    plain = mesa(**arguments(decay=decay, input_gate=gate, lengths=lengths, method=method))
+    decay[0, :, 3:], gate[0, :, 3:] = 0.0, torch.nan
+    torch.testing.assert_close(mesa(**arguments(decay=decay, input_gate=gate, lengths=lengths, method=method)), plain)
+
+
+@pytest.mark.parametrize("method", ["auto", "recurrent", "cg", "reference"])
+def test_the_residual_shows_an_answer_without_meaning(method: str) -> None:
+    q, v = torch.randn(2, 1, 2, 100, 4)
+    k = torch.randn(1, 2, 1, 4).expand(1, 2, 100, 4)
+    _, residual = mesa(q, k, v, 1e-12, method=method, return_residual=True)
+    assert residual.max() > 1
+    _, residual = mesa(q, k, v, 1.0, method=method, return_residual=True)
+    assert residual.max() < 1e-4
+
+
+def test_a_ridge_given_as_a_number_keeps_its_digits() -> None:
+    inputs = {name: x.double() for name, x in arguments().items() if name != "ridge"}
+    assert torch.equal(mesa(**inputs, ridge=0.1), mesa(**inputs, ridge=torch.tensor(0.1, dtype=torch.float64)))

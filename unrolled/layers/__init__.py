@@ -1,6 +1,7 @@
 """Layers: each is one step of an optimiser on an objective of `unrolled.theory`."""
 
 from unrolled.layers.cbsa import CBSA
+from unrolled.layers.delta import DeltaLayer
 from unrolled.layers.ista import ISTA
 from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention
 from unrolled.layers.mesa import MesaLayer, MesaNetBlock, MesaNetLayer
@@ -14,6 +15,7 @@ __all__ = [
     "MSSA",
     "TSSA",
     "CausalTSSA",
+    "DeltaLayer",
     "LinearSelfAttention",
     "MesaLayer",
     "MesaNetBlock",

@@ -46,8 +46,10 @@ class _Attention(nn.Module):
         self, *, dim: int, heads: int, dim_head: int, dim_value: int | None = None, init_std: float | None = None
     ) -> None:
         super().__init__()
-        if min(dim, heads, dim_head, dim_value or 1) < 1:
+        if min(dim, heads, dim_head) < 1:
             raise ValueError(f"dim, heads and dim_head must be positive, not {dim}, {heads}, {dim_head}")
+        if dim_value is not None and dim_value < 1:
+            raise ValueError(f"dim_value must be positive, or None for dim_head, not {dim_value}")
         self.dim, self.heads, self.dim_head = dim, heads, dim_head
         self.dim_value = dim_head if dim_value is None else dim_value
         self.query = nn.Linear(dim, heads * dim_head, bias=False)

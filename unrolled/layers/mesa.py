@@ -10,13 +10,65 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.layers.linear_attention import _Attention
-from unrolled.ops.mesa_solve import MesaState, mesa
+from unrolled.ops.mesa_check import check_lengths
+from unrolled.ops.mesa_solve import METHODS, MesaState, mesa
 
 # decay below which MesaNet keeps a pair written at full strength from counting as one of an endless run of repeats
 _DECAY_CAP = 0.9975
 
 
-class MesaLayer(_Attention):
+class _Mesa(_Attention):
+    """What the mesa layers share: checks of their tokens, and errors that speak of tokens instead of q and decay."""
+
+    def check(self, z: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """`lengths` as a tensor, after a `ValueError` if it or the tokens do not fit this layer."""
+        if z.ndim != 3 or z.shape[-1] != self.dim:
+            raise ValueError(f"z must be tokens [batch, n, {self.dim}], not {list(z.shape)}")
+        if z.numel() == 0:
+            raise ValueError(
+                f"z must hold at least one sequence and one token, not {list(z.shape)}: skip empty batches"
+            )
+        if not z.is_floating_point():
+            raise ValueError(f"z must be a floating-point tensor, not {z.dtype}: embed the tokens first")
+        return None if lengths is None else check_lengths(lengths, z.shape[0], z.shape[1], z.device)
+
+    def solve(self, z: Tensor, q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, *rest: Any, **options: Any) -> Any:
+        """`mesa`, tracing what is not finite to the tokens, a parameter, or the range of the dtype."""
+        try:
+            return mesa(q, k, v, ridge, *rest, **options)
+        except ValueError as error:
+            lengths = options.get("lengths")
+            if lengths is not None:
+                valid = torch.arange(z.shape[1], device=z.device) < lengths[:, None]
+                z, q, k, v = z[valid], *(x.transpose(1, 2)[valid] for x in (q, k, v))
+            if not bool(z.isfinite().all()):
+                raise ValueError("z holds tokens that are not finite") from error
+            for name, parameter in self.named_parameters():
+                if not bool(parameter.isfinite().all()):
+                    raise ValueError(f"the parameter {name} is not finite: training diverged") from error
+            if not all(bool(x.isfinite().all()) for x in (q, k, v)):
+                raise ValueError(
+                    f"the projections of z overflow {q.dtype}: scale z down, by a norm before the layer, or use "
+                    "bfloat16 or float32"
+                ) from error
+            raise
+
+    def merge(self, per_head: Tensor) -> Tensor:
+        """[b, heads, n, dim_value] -> [b, n, dim] through `output`.
+
+        Raises:
+            ValueError: the update is beyond the range of float16. A clipped update would be wrong without a sign of it.
+        """
+        update = super().merge(per_head)
+        # only float16 is looked at: bfloat16 has the range of the solve itself, and a look makes a GPU wait
+        if update.dtype == torch.float16 and not bool(update.isfinite().all()):
+            raise ValueError(
+                "the update overflows float16: scale z down, by a norm before the layer, or use bfloat16 or float32"
+            )
+        return update
+
+
+class MesaLayer(_Mesa):
     r"""The mesa layer (arXiv 2309.05858, equations 4 to 8).
 
     $$ \Delta e_t = \sum_h P_h \hat\Phi_{h,t}\, q_{h,t}, \quad
@@ -35,6 +87,9 @@ class MesaLayer(_Attention):
     Departures: lambda is learned through the logarithm of its inverse, which keeps it positive. The solve is chunkwise
     instead of a scan over tokens, with the same result. `forgetful` is the variant of the paper's appendix B, in which
     the ridge decays with the statistics.
+
+    In float16 the norms, the ridge and the solve are computed in float32 and a solve beyond 65504 is clipped there. An
+    update that overflows float16 is a `ValueError`, never inf or NaN.
 
     Args:
         dim: token width.
@@ -62,8 +117,9 @@ class MesaLayer(_Attention):
         method: str = "auto",
     ) -> None:
         super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
-        if not ridge > 0:
-            raise ValueError(f"ridge must be positive, not {ridge}")
+        if not 0 < ridge < math.inf:
+            raise ValueError(f"ridge must be positive and finite, not {ridge}")
+        _check_method(method, recurrent=True)
         self.log_ridge = nn.Parameter(torch.full((heads,), math.log(ridge)))
         self.forget = nn.Linear(dim, heads) if forgetful else None
         if self.forget is not None:
@@ -73,8 +129,8 @@ class MesaLayer(_Attention):
 
     @property
     def ridge(self) -> Tensor:
-        """1 / lambda of every head, [heads]."""
-        return self.log_ridge.exp()
+        """1 / lambda of every head, [heads], in float32 at least."""
+        return _wide(self.log_ridge).exp()
 
     def forward(
         self,
@@ -94,12 +150,17 @@ class MesaLayer(_Attention):
 
         Returns:
             [b, n, dim], or that and the state.
+
+        Raises:
+            ValueError: tokens, lengths or a state that do not fit, tokens that are not finite, or an overflow.
         """
+        lengths = self.check(z, lengths)
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
         if self.normalize:
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+            q, k = _unit(q), _unit(k)
         decay = None if self.forget is None else _open_sigmoid(self.forget(z)).transpose(1, 2)
-        out, state = mesa(
+        out = self.solve(
+            z,
             q,
             k,
             v,
@@ -109,10 +170,12 @@ class MesaLayer(_Attention):
             ridge_decays=decay is not None,
             lengths=lengths,
             state=state,
-            return_state=True,
+            return_state=return_state,
         )
-        update = self.merge(out)
-        return (update, state) if return_state else update
+        if return_state:
+            out, after = out
+            return self.merge(out), after
+        return self.merge(out)
 
 
 class MesaNetState(NamedTuple):
@@ -122,7 +185,7 @@ class MesaNetState(NamedTuple):
     window: Tensor  # [b, channels, width - 1]
 
 
-class MesaNetLayer(_Attention):
+class MesaNetLayer(_Mesa):
     r"""The sequence-mixing layer of MesaNet (arXiv 2506.05233).
 
     $$ G_t = \gamma_t G_{t-1} + \beta_t v_t k_t^\top, \quad H_t = \gamma_t H_{t-1} + \beta_t k_t k_t^\top, \quad
@@ -139,6 +202,7 @@ class MesaNetLayer(_Attention):
 
     Departures: the paper leaves open whether values pass the convolution; here queries and keys do (`conv_values` adds
     values, with SiLU). The systems are solved to rounding, where the paper stops after 30 steps of conjugate gradients.
+    Overflow in float16 is treated as in `MesaLayer`.
 
     Args:
         dim: token width.
@@ -147,7 +211,7 @@ class MesaNetLayer(_Attention):
         dim_value: width of values; `dim_head` if None.
         width: taps of the causal convolution.
         conv_values: convolve the values too.
-        method: of `unrolled.ops.mesa`.
+        method: of `unrolled.ops.mesa`, but for "recurrent", which cannot hold a ridge fixed under decay.
     """
 
     def __init__(
@@ -162,6 +226,9 @@ class MesaNetLayer(_Attention):
         method: str = "auto",
     ) -> None:
         super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value)
+        if width < 1:
+            raise ValueError(f"width must be at least 1, which mixes no steps, not {width}")
+        _check_method(method, recurrent=False)
         self.width, self.conv_values, self.method = width, conv_values, method
         channels = heads * (2 * dim_head + (self.dim_value if conv_values else 0))
         self.conv = nn.Conv1d(channels, channels, width, groups=channels, bias=False)
@@ -171,8 +238,8 @@ class MesaNetLayer(_Attention):
 
     @property
     def ridge(self) -> Tensor:
-        """Lambda, [heads, dim_head]."""
-        return 0.25 + F.softplus(self.raw_ridge)
+        """Lambda, [heads, dim_head], in float32 at least."""
+        return 0.25 + F.softplus(_wide(self.raw_ridge))
 
     def forward(
         self,
@@ -183,14 +250,17 @@ class MesaNetLayer(_Attention):
         return_state: bool = False,
     ) -> Any:
         """Update of every token; arguments and result as in `MesaLayer.forward`."""
+        lengths = self.check(z, lengths)
         mixed = [self.query(z), self.key(z), *([self.value(z)] if self.conv_values else [])]
-        convolved, window = self._convolve(torch.cat(mixed, dim=-1), lengths, None if state is None else state.window)
+        joined = torch.cat(mixed, dim=-1)
+        convolved, window = self._convolve(joined, lengths, self._window(state, joined))
         pieces = convolved.split([x.shape[-1] for x in mixed], dim=-1)
-        q, k = (F.normalize(self.heads_of(x), dim=-1) for x in pieces[:2])
+        q, k = (_unit(self.heads_of(x)) for x in pieces[:2])
         v = self.heads_of(pieces[2] if self.conv_values else self.value(z))
         gate, decay = _open_sigmoid(self.gates(z)).transpose(1, 2).chunk(2, dim=1)
         decay = decay * (1 - (1 - _DECAY_CAP) * gate.square())
-        out, after = mesa(
+        out = self.solve(
+            z,
             q,
             k,
             v,
@@ -200,10 +270,30 @@ class MesaNetLayer(_Attention):
             method=self.method,
             lengths=lengths,
             state=None if state is None else state.mesa,
-            return_state=True,
+            return_state=return_state,
         )
+        after: MesaState | None = None
+        if return_state:
+            out, after = out
         update = self.merge(self.head_norm(out.to(self.head_norm.weight.dtype)))
-        return (update, MesaNetState(after, window)) if return_state else update
+        return update if after is None else (update, MesaNetState(after, window))
+
+    def _window(self, state: MesaNetState | None, joined: Tensor) -> Tensor | None:
+        """The last inputs of the convolution that `state` carries."""
+        if state is None:
+            return None
+        if not isinstance(state, MesaNetState):
+            raise ValueError(
+                "state must be a MesaNetState, as return_state=True gives after the earlier tokens, not "
+                f"{type(state).__name__}"
+            )
+        shape = (joined.shape[0], joined.shape[-1], self.width - 1)
+        if not isinstance(state.window, Tensor) or state.window.shape != shape:
+            found = list(state.window.shape) if isinstance(state.window, Tensor) else type(state.window).__name__
+            raise ValueError(
+                f"state.window must be {list(shape)} for this layer and z, not {found}: use their own state"
+            )
+        return state.window
 
     def _convolve(self, x: Tensor, lengths: Tensor | None, window: Tensor | None) -> tuple[Tensor, Tensor]:
         """Causal depthwise convolution and SiLU of [b, n, channels], and the window for the next call."""
@@ -213,7 +303,7 @@ class MesaNetLayer(_Attention):
         if lengths is None:
             after = x[..., x.shape[-1] - history :]
         else:
-            index = lengths.to(x.device)[:, None, None] + torch.arange(history, device=x.device)
+            index = lengths[:, None, None] + torch.arange(history, device=x.device)
             after = x.gather(-1, index.expand(-1, x.shape[1], -1))
         return F.silu(self.conv(x)).mT, after
 
@@ -250,6 +340,8 @@ class MesaNetBlock(nn.Module):
             method=method,
         )
         hidden = int(mlp_ratio * dim)
+        if hidden < 1:
+            raise ValueError(f"mlp_ratio must leave the SwiGLU a hidden width of at least 1, not {mlp_ratio} * {dim}")
         self.norm2 = nn.RMSNorm(dim)
         self.expand = nn.Linear(dim, 2 * hidden, bias=False)
         self.contract = nn.Linear(hidden, dim, bias=False)
@@ -263,7 +355,9 @@ class MesaNetBlock(nn.Module):
         return_state: bool = False,
     ) -> Any:
         """[b, n, dim] -> [b, n, dim]; arguments as in `MesaLayer.forward`."""
-        update, after = self.mixer(self.norm1(z), lengths=lengths, state=state, return_state=True)
+        self.mixer.check(z, lengths)
+        update = self.mixer(self.norm1(z), lengths=lengths, state=state, return_state=return_state)
+        update, after = update if return_state else (update, None)
         z = z + update
         gate, value = self.expand(self.norm2(z)).chunk(2, dim=-1)
         z = z + self.contract(F.silu(gate) * value)
@@ -272,5 +366,19 @@ class MesaNetBlock(nn.Module):
 
 def _open_sigmoid(x: Tensor) -> Tensor:
     """Sigmoid in float32 at least, kept off exact zero, which would forget everything and leave no gradient."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return x.to(wide).sigmoid().clamp_min(1e-6)
+    return _wide(x).sigmoid().clamp_min(1e-6)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """l2-normalised over the last dimension; the norm in float32, for float16 holds neither its square nor its eps."""
+    return F.normalize(_wide(x), dim=-1).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_method(method: str, *, recurrent: bool) -> None:
+    served = [name for name in METHODS if recurrent or name != "recurrent"]
+    if method not in served:
+        raise ValueError(f"method must be one of {', '.join(served)}, not {method!r}")

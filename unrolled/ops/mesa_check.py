@@ -49,6 +49,8 @@ def check(
         ValueError: naming the argument and what it should be.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} must be a tensor [batch, heads, steps, width], not {type(x).__name__}")
         if x.ndim != 4:
             raise ValueError(f"{name} must be [batch, heads, steps, width], not {list(x.shape)}")
         if not x.is_floating_point():
@@ -63,13 +65,14 @@ def check(
     double = torch.float64 in (q.dtype, k.dtype, v.dtype)
     dtype = torch.float64 if double else torch.float32
     decay = _per_step("decay", decay, q, dtype)
-    if decay is not None and not bool(((decay > 0) & (decay <= 1)).all()):
-        raise ValueError("decay must lie in (0, 1]: pass a sigmoid or exp(-softplus), clamped away from zero")
     input_gate = _per_step("input_gate", input_gate, q, dtype)
-    if input_gate is not None and not bool(((input_gate >= 0) & input_gate.isfinite()).all()):
-        raise ValueError("input_gate must be finite and at least zero, or the systems lose their minimum")
+    # first, because padding may hold anything
     if lengths is not None:
         q, k, v, decay, input_gate = _blank(lengths, q, k, v, decay, input_gate)
+    if decay is not None and not bool(((decay > 0) & (decay <= 1)).all()):
+        raise ValueError("decay must lie in (0, 1]: pass a sigmoid or exp(-softplus), clamped away from zero")
+    if input_gate is not None and not bool(((input_gate >= 0) & input_gate.isfinite()).all()):
+        raise ValueError("input_gate must be finite and at least zero, or the systems lose their minimum")
     statistics, ridge_scale, inverse = _carried(state, q, v, dtype)
     return Inputs(
         (batch, heads),
@@ -92,16 +95,52 @@ def check_output(outputs: Tensor, inputs: Inputs) -> None:
     for name, x in (("q", inputs.q), ("k", inputs.k), ("v", inputs.v), ("state", inputs.statistics)):
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"{name} holds values that are not finite")
+    steps = inputs.k.shape[1] * (1.0 if inputs.gate is None else float(inputs.gate.max()))
+    largest = [float(x.abs().amax()) for x in (inputs.k, inputs.v, inputs.statistics)]
+    if steps * largest[0] * max(largest[:2]) + largest[2] < torch.finfo(inputs.dtype).max ** 0.5:
+        raise ValueError(
+            f"the solve overflows {inputs.dtype}, and k and v are not large: ridge, {float(inputs.ridge.min()):.2g} at "
+            "its smallest, is too small to divide by; raise it, or pass float64"
+        )
     raise ValueError(f"the statistics of k and v overflow {inputs.dtype}: scale k and v down, or pass float64")
+
+
+def check_lengths(lengths: Tensor, batch: int, steps: int, device: torch.device) -> Tensor:
+    """`lengths` as a tensor [batch] on the device.
+
+    Raises:
+        ValueError: they are not integers in 0..steps, one per sequence.
+    """
+    lengths = torch.as_tensor(lengths, device=device)
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise ValueError(
+            f"lengths must be {batch} integers, one per sequence, not {list(lengths.shape)} {lengths.dtype}"
+        )
+    if not bool(((lengths >= 0) & (lengths <= steps)).all()):
+        raise ValueError(f"lengths must lie in 0..{steps}")
+    return lengths
 
 
 def _ridge(ridge: Tensor | float, q: Tensor, dtype: torch.dtype) -> Tensor:
     batch, heads, _, width = q.shape
-    ridge = torch.as_tensor(ridge, dtype=dtype, device=q.device)
+    try:
+        # numbers in float64: as float32 they would lose digits, or become zero
+        given = ridge if isinstance(ridge, Tensor) else torch.as_tensor(ridge, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"ridge must be a positive number or tensor, not {type(ridge).__name__}") from error
+    if given.is_complex():
+        raise ValueError(f"ridge must be real, not {given.dtype}")
+    ridge = given.to(dtype).to(q.device)
     if ridge.shape not in ((), (heads,), (heads, width)):
         raise ValueError(f"ridge must be a float, [{heads}] or [{heads}, {width}], not {list(ridge.shape)}")
-    if not bool(((ridge > 0) & ridge.isfinite()).all()):
+    if not bool((given > 0).all() & ridge.isfinite().all()):
         raise ValueError("ridge must be positive and finite: without it the first steps have no unique solution")
+    smallest = torch.finfo(dtype).tiny
+    if bool((ridge < smallest).any()):
+        raise ValueError(
+            f"ridge holds {float(given.min()):.2g}, which {dtype} cannot divide by: its smallest normal number is "
+            f"{smallest:.2g}; raise the ridge, to 1e-6 or more for answers that mean something, or pass float64"
+        )
     if ridge.ndim == 1:
         ridge = ridge[:, None]
     return ridge.expand(batch, heads, width).reshape(batch * heads, width)
@@ -110,6 +149,9 @@ def _ridge(ridge: Tensor | float, q: Tensor, dtype: torch.dtype) -> Tensor:
 def _per_step(name: str, x: Tensor | None, q: Tensor, dtype: torch.dtype) -> Tensor | None:
     if x is None:
         return None
+    if not isinstance(x, Tensor):
+        wanted = f"[batch, heads, steps] = {list(q.shape[:3])}"
+        raise ValueError(f"{name} must be a tensor {wanted}, not {type(x).__name__}: torch.full serves a constant")
     if x.shape != q.shape[:3]:
         raise ValueError(f"{name} must be [batch, heads, steps] = {list(q.shape[:3])}, not {list(x.shape)}")
     return x.to(dtype)
@@ -120,13 +162,7 @@ def _blank(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Make the steps beyond each length do nothing: no query, no pair, no forgetting."""
     batch, _, steps, _ = q.shape
-    lengths = torch.as_tensor(lengths, device=q.device)
-    if lengths.shape != (batch,) or lengths.is_floating_point():
-        raise ValueError(
-            f"lengths must be {batch} integers, one per sequence, not {list(lengths.shape)} {lengths.dtype}"
-        )
-    if not bool(((lengths >= 0) & (lengths <= steps)).all()):
-        raise ValueError(f"lengths must lie in 0..{steps}")
+    lengths = check_lengths(lengths, batch, steps, q.device)
     valid = (torch.arange(steps, device=q.device) < lengths[:, None])[:, None]  # [b, 1, t]
     q, k, v = (torch.where(valid[..., None], x, 0.0) for x in (q, k, v))
     decay = None if decay is None else torch.where(valid, decay, 1.0)
@@ -141,8 +177,9 @@ def _carried(state: MesaState | None, q: Tensor, v: Tensor, dtype: torch.dtype) 
         return zeros, q.new_ones(batch * heads, dtype=dtype), None
     wanted = {"gram": (*lead, width, width), "cross": (*lead, value_width, width), "ridge_scale": lead}
     for name, shape in wanted.items():
-        if getattr(state, name).shape != shape:
-            found = list(getattr(state, name).shape)
+        field = getattr(state, name)
+        if not isinstance(field, Tensor) or field.shape != shape:
+            found = list(field.shape) if isinstance(field, Tensor) else type(field).__name__
             raise ValueError(f"state.{name} must be {list(shape)} for these q and v, not {found}: use their own state")
     statistics = torch.cat([state.cross, state.gram], dim=-2).to(q.device, dtype).flatten(0, 1)
     inverse = state.inverse
