@@ -285,3 +285,11 @@ def test_other_bad_input() -> None:
         language_config("crate_gpt_base", depth=3)
     with pytest.raises(ValueError, match="LanguageConfig"):
         LanguageModel(RegressorConfig(layers=("linear",), dim=8, heads=1, input_dim=3))
+
+
+def test_a_misspelt_argument_of_a_layer_is_named() -> None:
+    config = RegressorConfig(
+        layers=("mesa",), dim=8, heads=2, input_dim=4, output_dim=4, layer_args={"mesa": {"ridg": 1}}
+    )
+    with pytest.raises(ValueError, match=r"layer_args\['mesa'\].*did you mean 'ridge'"):
+        SequenceRegressor(config)

@@ -82,7 +82,8 @@ def in_context_score(
 
     Args:
         model, inputs, targets, batch_size: as in `token_losses`.
-        early, late: positions, counted from 0; the paper's protocol is one position each.
+        early, late: positions, counted from 0; the paper's protocol is one position each. The defaults are for text of
+            some hundred tokens; for sequences of 50 steps take e.g. 5 and 45.
         window: average so many positions from each of them on, for less noise.
 
     Returns:

@@ -6,6 +6,7 @@ same probe on targets that the model cannot know, and the difference, its *selec
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -132,7 +133,8 @@ def probe_model(
         targets: as in `probe`, at every position of the input.
         layers: names or patterns of `unrolled.trace`.
         batch_size: run the model on so many sequences at a time.
-        **options: of `probe`. If the inputs are token ids, `types` defaults to them.
+        **options: of `probe`. If the inputs are token ids, `types` defaults to them: the control is then a random
+            function of the current token, which early layers hold, so that it can score higher than the target.
 
     Returns:
         the records of `probe`, each with its `layer`, in the order of the model.
@@ -288,7 +290,9 @@ def _logistic_score(x: Tensor, y: Tensor, division: tuple[Tensor, Tensor] | None
         if len(np.unique(found)) < 2:
             return lambda part: np.full(len(part), found[0])
         model = LogisticRegression(C=1 / (penalty * len(found)), max_iter=2000)
-        predict: Callable[[Any], Any] = model.fit(fit_x[rows], found).predict
+        with warnings.catch_warnings():  # scikit-learn takes many classes for a regression; these are token ids
+            warnings.filterwarnings("ignore", message=".*regression problem.*", category=UserWarning)
+            predict: Callable[[Any], Any] = model.fit(fit_x[rows], found).predict
         return predict
 
     best = penalties[0]

@@ -112,7 +112,7 @@ class Trace(Mapping[str, Any]):
         if attention and not any(site.name.endswith("/attention") for site in sites):
             raise ValueError(
                 "attention=True: this model has no attention layer whose weights can be had; known are MSSA, timm's "
-                'Attention, and Hugging Face models loaded with attn_implementation="eager"'
+                'Attention, and Hugging Face models after model.set_attn_implementation("eager")'
             )
         self._sites = sites if patterns is None else _select(sites, inner, patterns)
         self._reduce, self._grad = reduce, grad

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -206,8 +208,16 @@ def _positioned(config: SequenceConfig, name: str) -> nn.Module:
 
 
 def _projections(layer: type[nn.Module], name: str) -> Callable[[SequenceConfig, int], nn.Module]:
+    known = inspect.signature(layer.__init__).parameters
+
     def build(config: SequenceConfig, dim: int) -> nn.Module:
-        return layer(dim=dim, heads=config.heads, dim_head=config.width, **config.layer_args.get(name, {}))
+        args = config.layer_args.get(name, {})
+        for argument in args:
+            if argument not in known:
+                near = difflib.get_close_matches(argument, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(list(known)[1:])}"
+                raise ValueError(f"layer_args[{name!r}]: no argument {argument!r}; {hint}")
+        return layer(dim=dim, heads=config.heads, dim_head=config.width, **args)
 
     return build
 
