@@ -90,6 +90,37 @@ def test_no_token_sees_a_later_one() -> None:
     assert not torch.allclose(layer(z)[:, 20:], layer(changed)[:, 20:])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_dtypes_are_served_with_a_float32_state(dtype: torch.dtype) -> None:
+    inputs = [x.to(dtype) for x in _sequence(70, 0)]
+    out, state = delta_rule(*inputs)
+    want, after = delta_rule_reference(*(x.double() for x in inputs))
+    assert (out.dtype, state.dtype) == (dtype, torch.float32)
+    torch.testing.assert_close(state.double(), after, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.double(), want, atol=1e-2, rtol=1e-2)
+    pieces = [delta_rule(*(x[:, :, :40] for x in inputs))]
+    pieces.append(delta_rule(*(x[:, :, 40:] for x in inputs), pieces[0][1]))
+    torch.testing.assert_close(torch.cat([piece for piece, _ in pieces], 2), out, atol=1e-2, rtol=1e-2)
+
+
+def test_it_trains_under_autocast() -> None:
+    layer = DeltaLayer(dim=8, heads=2, dim_head=4)
+    z = torch.randn(2, 40, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(z)
+        out.float().square().sum().backward()
+    torch.testing.assert_close(out.float(), layer(z), rtol=0.1, atol=0.1)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_a_float16_token_of_zeros_is_not_divided_by_its_norm() -> None:
+    layer = DeltaLayer(dim=8, heads=2, dim_head=4).half()
+    z = torch.randn(1, 5, 8).half()
+    z[0, 2] = 0
+    assert layer(z).isfinite().all()
+    assert (layer(z)[0, 2] == 0).all()
+
+
 def test_shapes_that_do_not_fit_are_named() -> None:
     q, k, v, beta = _sequence(3, 0)
     with pytest.raises(ValueError, match="beta"):

@@ -69,6 +69,25 @@ def test_prefill_then_decode_is_one_pass(layer_type: type, cut: int) -> None:
     torch.testing.assert_close(torch.cat(pieces, 1), whole)
 
 
+def test_a_float16_token_of_zeros_is_not_divided_by_its_norm() -> None:
+    layer = LinearSelfAttention(dim=8, heads=2, dim_head=4, normalize=True).half()
+    z = torch.randn(1, 5, 8).half()
+    z[0, 2] = 0
+    assert layer(z).isfinite().all()
+    assert (layer(z)[0, 2] == 0).all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_sums_in_bfloat16_do_not_stop_growing(autocast: bool) -> None:
+    q, k, v = (torch.ones(1, 1, 8192, 1).bfloat16() for _ in range(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        out, state = linear_attention(q, k, v)
+        last, state = linear_attention(q[:, :, :1], k[:, :, :1], v[:, :, :1], state)
+    assert out.dtype == last.dtype == torch.bfloat16
+    assert float(out[0, 0, -1]) == 8192
+    assert float(state) == 8193
+
+
 def test_softmax_maps_are_those_of_the_forward_pass() -> None:
     layer = SoftmaxSelfAttention(dim=6, heads=2, dim_head=3).double()
     z = torch.randn(2, 7, 6, dtype=torch.float64)

@@ -155,6 +155,14 @@ def test_decay_and_gate_of_padding_may_hold_anything(method: str) -> None:
     torch.testing.assert_close(mesa(**arguments(decay=decay, input_gate=gate, lengths=lengths, method=method)), plain)
 
 
+def test_padding_does_not_choose_the_method() -> None:
+    lengths, decay = torch.tensor([3, 5]), torch.full((2, 3, 5), 0.999)
+    plain = mesa(**arguments(decay=decay, lengths=lengths))
+    for padding in (1e-30, torch.nan, -1.0):
+        decay[0, :, 3:] = padding
+        assert torch.equal(mesa(**arguments(decay=decay, lengths=lengths)), plain)
+
+
 @pytest.mark.parametrize("method", ["auto", "recurrent", "cg", "reference"])
 def test_the_residual_shows_an_answer_without_meaning(method: str) -> None:
     q, v = torch.randn(2, 1, 2, 100, 4)

@@ -110,6 +110,13 @@ def test_what_it_cannot_serve_is_named(calls: list[dict[str, Any]], changes: dic
     assert not calls
 
 
+def test_what_is_not_finite_is_an_error(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = sys.modules["fla.ops.mesa_net"]
+    monkeypatch.setattr(kernel, "chunk_mesa_net", lambda q, **rest: (q * torch.nan, None, None))
+    with pytest.raises(ValueError, match=r'not finite.*method="chunk"'):
+        mesa(**arguments(), method="fla")
+
+
 def test_a_state_is_not_served(calls: list[dict[str, Any]]) -> None:
     _, state = mesa(**arguments(), return_state=True)
     with pytest.raises(ValueError, match="state"):

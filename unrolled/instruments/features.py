@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.anatomy import unwrap
 from unrolled.instruments.pooling import Pooling, as_tokens, get_pooling, prefix_tokens
+from unrolled.instruments.probes import evaluating
 from unrolled.instruments.trace import trace
 
 FORMAT = "unrolled.features/1"
@@ -293,7 +293,7 @@ def extract(
         return out.to("cpu", dtype)
 
     where = next((p for p in model.parameters()), torch.zeros(()))
-    with _evaluating(model), torch.no_grad(), trace(model, patterns=chosen, reduce=reduce) as recorded:
+    with evaluating(model), torch.no_grad(), trace(model, patterns=chosen, reduce=reduce) as recorded:
         for batch in source:
             skipped += list(getattr(batch, "skipped", ()))
             arguments, current["mask"] = _arguments(batch, where)
@@ -351,17 +351,6 @@ def _arguments(batch: Any, like: Tensor) -> tuple[dict[str, Tensor], Tensor | No
     }
     mask = moved.get("attention_mask")
     return moved, None if mask is None else mask.bool()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _parts_match(name: Sequence[str], pattern: Sequence[str]) -> bool:

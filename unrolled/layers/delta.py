@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unrolled.layers.linear_attention import _Attention
+from unrolled.layers.linear_attention import _Attention, _unit, _wide
 
 _CHUNK = 32
 
@@ -24,7 +24,7 @@ def delta_rule(
     $$ (I + \mathrm{diag}(\beta)\, \mathrm{tril}(K K^\top, -1))\, U = \mathrm{diag}(\beta) (V - K S^\top), $$
 
     so S after the chunk is S + U^T K and no state within it is formed (the WY form of arXiv 2406.06484). Time is linear
-    in t.
+    in t. Arithmetic is in float32 at least, under autocast too.
 
     Args:
         q, k: [b, h, t, dk]. The rule is stable where beta |k|^2 < 2.
@@ -34,7 +34,7 @@ def delta_rule(
         chunk_size: steps in a chunk; changes the cost and not the result.
 
     Returns:
-        outputs [b, h, t, dv] and S after the last step [b, h, dv, dk].
+        outputs [b, h, t, dv] in the dtype of q, and S after the last step [b, h, dv, dk].
 
     Raises:
         ValueError: no steps, or shapes that do not fit.
@@ -42,8 +42,18 @@ def delta_rule(
     _check(q, k, v, beta, state)
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
+    dtype = q.dtype
+    with torch.autocast(q.device.type, enabled=False):  # triangular systems are not solved in 16 bits
+        before = None if state is None else _wide(state)
+        out, after = _chunkwise(_wide(q), _wide(k), _wide(v), _wide(beta), before, min(chunk_size, q.shape[2]))
+    return out.to(dtype), after
+
+
+def _chunkwise(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """`delta_rule` in the dtype of its arguments, which fit."""
     steps = q.shape[2]
-    chunk = min(chunk_size, steps)
     # a padded step has beta = 0 and k = 0: it writes nothing
     q, k, v = (F.pad(x, (0, 0, 0, -steps % chunk)).unflatten(2, (-1, chunk)) for x in (q, k, v))
     weighted = F.pad(beta, (0, -steps % chunk)).unflatten(2, (-1, chunk))[..., None]
@@ -131,7 +141,7 @@ class DeltaLayer(_Attention):
         """
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
         if self.normalize:
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+            q, k = _unit(q), _unit(k)
         out, state = delta_rule(q, k, v, self.gates(z).sigmoid().transpose(1, 2), state)
         update = self.merge(out)
         return (update, state) if return_state else update

@@ -14,7 +14,8 @@ _CHUNK = 64
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """sum_{s <= t} v_s (k_s . q_t), and the sum of v_s k_s^T over all steps.
 
-    Chunkwise: time and memory are linear in t.
+    Chunkwise: time and memory are linear in t. The sums are kept in float32 at least, under autocast too: in bfloat16
+    they would stop growing once a step adds less than a 256th of them.
 
     Args:
         q, k: [b, h, t, dk].
@@ -22,8 +23,16 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None = Non
         state: [b, h, dv, dk] of earlier steps.
 
     Returns:
-        outputs [b, h, t, dv] and the state after the last step [b, h, dv, dk].
+        outputs [b, h, t, dv] in the dtype of q, and the state after the last step [b, h, dv, dk].
     """
+    dtype = q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        out, total = _chunkwise(_wide(q), _wide(k), _wide(v), None if state is None else _wide(state))
+    return out.to(dtype), total
+
+
+def _chunkwise(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`linear_attention` in the dtype of its arguments."""
     steps = q.shape[2]
     if steps <= _CHUNK:
         out, total = (q @ k.mT).tril() @ v, v.mT @ k
@@ -37,6 +46,16 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None = Non
         before, totals = before + state[:, :, None], totals + state[:, :, None]
     out = (q @ k.mT).tril() @ v + q @ before.mT
     return out.flatten(2, 3)[:, :, :steps], totals[:, :, -1]
+
+
+def _unit(x: Tensor) -> Tensor:
+    """l2-normalised over the last dimension; the norm in float32, for float16 holds neither its square nor its eps."""
+    return F.normalize(_wide(x), dim=-1).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Attention(nn.Module):
@@ -109,7 +128,7 @@ class LinearSelfAttention(_Attention):
         """
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
         if self.normalize:
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+            q, k = _unit(q), _unit(k)
         out, state = linear_attention(q, k, v, state)
         update = self.merge(out)
         return (update, state) if return_state else update

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unrolled.layers.linear_attention import _Attention
+from unrolled.layers.linear_attention import _Attention, _unit, _wide
 from unrolled.ops.mesa_check import check_lengths
 from unrolled.ops.mesa_solve import METHODS, MesaState, mesa
 
@@ -367,15 +367,6 @@ class MesaNetBlock(nn.Module):
 def _open_sigmoid(x: Tensor) -> Tensor:
     """Sigmoid in float32 at least, kept off exact zero, which would forget everything and leave no gradient."""
     return _wide(x).sigmoid().clamp_min(1e-6)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """l2-normalised over the last dimension; the norm in float32, for float16 holds neither its square nor its eps."""
-    return F.normalize(_wide(x), dim=-1).to(x.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_method(method: str, *, recurrent: bool) -> None:

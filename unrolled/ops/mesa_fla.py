@@ -27,7 +27,7 @@ def fla_mesa(inputs: Inputs, *, dtype: torch.dtype, steps: int | None, asked: di
         asked: arguments of `mesa` it cannot serve, by name, and whether they were given.
 
     Raises:
-        ValueError: an argument it cannot serve.
+        ValueError: an argument it cannot serve, or an output that is not finite.
         MissingExtra: flash-linear-attention is not installed.
     """
     for name, given in asked.items():
@@ -67,7 +67,13 @@ def fla_mesa(inputs: Inputs, *, dtype: torch.dtype, steps: int | None, asked: di
         max_CG_iteration=_STEPS if steps is None else steps,
         output_final_state=False,
     )[0]
-    return out.transpose(1, 2).to(dtype)
+    out = out.transpose(1, 2).to(dtype)
+    if not bool(out.isfinite().all()):
+        raise ValueError(
+            'method "fla" gave outputs that are not finite, from inputs that are not or from an overflow in its 16-bit '
+            'statistics: scale k and v down, or use method="chunk"'
+        )
+    return out
 
 
 def _on_gpu(x: Tensor) -> bool:

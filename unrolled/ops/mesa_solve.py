@@ -196,9 +196,9 @@ def mesa(
         )
     if method == "auto":
         plan = mesa_plan(
-            q,
-            v,
-            decay,
+            inputs.q,
+            inputs.v,
+            inputs.decay,
             chunk_size=chunk_size,
             ridge_decays=ridge_decays,
             state=state,
