@@ -166,6 +166,7 @@ def align(
 
     from unrolled.alignment import compare
     from unrolled.instruments.alignment_scale import LARGE, compare_large
+    from unrolled.instruments.feature_files import Rows, check_same_samples
     from unrolled.report.provenance import plain
 
     metrics = [_metric(name, k) for name in metric]
@@ -209,7 +210,8 @@ def align(
                 batch_size=batch_size, precision=precision, quiet=quiet,
             )  # fmt: skip
     left, right = (_checked(side, spec) for side, spec in zip(sides, (a, b), strict=True))
-    n = _paired(left, right, a, b)
+    check_same_samples(Rows.of(left), Rows.of(right), a, b)
+    n = Rows.of(left).count
     for chosen in metrics:
         if getattr(chosen, "k", 1) >= n:
             raise ValueError(f"--k {k}: must be less than the {n} samples; lower it or give more samples")
@@ -317,25 +319,6 @@ def _checked(side: Mapping[str, Tensor | ndarray] | None, spec: str) -> Mapping[
     for name, value in side.items():
         check_finite(value, f"{spec}, {name}", "drop these samples on both sides")
     return side
-
-
-def _paired(left: Mapping[str, Tensor | ndarray], right: Mapping[str, Tensor | ndarray], a: str, b: str) -> int:
-    """The number of samples.
-
-    Raises:
-        ValueError: it differs, or the rows are known not to be the same samples.
-    """
-    from unrolled.instruments import FeatureSet
-
-    counts = [len(next(iter(side.values()))) for side in (left, right)]
-    if counts[0] != counts[1]:
-        raise ValueError(f"{a} has {counts[0]} samples and {b} {counts[1]}: rows must be the same samples in order")
-    if isinstance(left, FeatureSet) and isinstance(right, FeatureSet):
-        if left.data and right.data and left.data != right.data:
-            raise ValueError(f"{a} holds features of {left.data} and {b} of {right.data}: they are not paired")
-        if left.indices is not None and right.indices is not None and not left.indices.equal(right.indices):
-            raise ValueError(f"{a} and {b} hold features of different images of {left.data}: they are not paired")
-    return counts[0]
 
 
 def _report(folder: Path, settings: dict[str, Any], results: list[Comparison], n: int, seconds: float) -> Path:
