@@ -169,5 +169,14 @@ def test_many_samples_are_estimated_and_other_metrics_refused(
     assert "sampled queries" in first["metric"]
     assert first["p_value"] < 0.01
     assert second["p_value"] is None
+    assert "over the choice of queries alone" in (tmp_path / "out" / "report.html").read_text()
     assert cli.run(["align", str(x), str(y), "--metric", "svcca", *out]) == 2
     assert "take mutual_knn or unbiased_cka" in capsys.readouterr().err
+    assert cli.run(["align", str(x), str(y), "--held-out", *out]) == 2
+    assert "--held-out: needs at most 50 samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", [["--held-out"], ["--side", "text"], ["--layers-b", "norm"], ["--captions", "2"]])
+def test_flags_for_two_models_are_refused_beside_a_grid(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["align", "--grid", "models.yaml", *flag]) == 2
+    assert f"{flag[0]}: is for two models" in capsys.readouterr().err

@@ -94,3 +94,24 @@ def test_a_large_comparison_estimates_what_the_exact_one_says(tmp_path: Path) ->
 def test_chance_is_no_agreement_in_a_large_comparison() -> None:
     x, y = torch.randn(2, 500, 8, generator=torch.Generator().manual_seed(1))
     assert compare_large({"a": x}, {"b": y}, queries=300).p_value > 0.01
+
+
+def test_many_queries_do_not_make_chance_significant() -> None:
+    generator = torch.Generator().manual_seed(2)
+    found = []
+    for _ in range(60):
+        x, y = torch.randn(2, 150, 8, generator=generator)
+        found.append(compare_large({"a": x}, {"b": y}, queries=149).p_value)
+    assert sum(p <= 0.05 for p in found) <= 8  # a level of 5 % gives more with probability 0.003
+
+
+def test_constant_layers_agree_with_nothing_in_a_large_comparison() -> None:
+    x, y = torch.randn(2, 300, 8, generator=torch.Generator().manual_seed(1))
+    same = torch.ones(300, 4)
+    for metric in ("mutual_knn", "unbiased_cka"):
+        found = compare_large({"start": same, "end": x}, {"start": same.numpy(), "end": y}, metric, queries=100)
+        assert found.best == ("end", "end")
+        assert found.constant == (["start"], ["start"])
+        assert int(found.scores.isnan().sum()) == 3
+    with pytest.raises(ValueError, match="all layers have zero variance"):
+        compare_large({"start": same}, {"end": y})

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from unrolled.instruments import FeatureSet
 from unrolled.instruments import model_grid as module
 from unrolled.instruments.calibration import compare
 from unrolled.instruments.feature_files import features_digest, is_feature_file, read_features
@@ -131,6 +133,19 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         model_grid(paths, tile=0)
     with pytest.raises(ValueError, match="mutual_knn"):
         model_grid(paths, ("mutual_nkn",))
+
+
+def test_models_of_different_images_are_not_compared(tmp_path: Path) -> None:
+    values = torch.randn(20, 4)
+    paths = {name: tmp_path / name for name in ("a", "b", "c")}
+    for name, path in paths.items():
+        FeatureSet(layers={"x": values}, data="digits (train)" if name == "c" else "digits (test)").save(path)
+    with pytest.raises(ValueError, match=r"a holds features of digits \(test\) and c of digits \(train\)"):
+        model_grid(paths, null="moments")
+    FeatureSet(layers={"x": values}, data="digits (test)", indices=torch.arange(20)).save(paths["a"])
+    FeatureSet(layers={"x": values}, data="digits (test)", indices=torch.arange(1, 21)).save(paths["b"])
+    with pytest.raises(ValueError, match="a and b hold features of different images"):
+        model_grid({name: paths[name] for name in "ab"}, null="moments")
 
 
 def test_digests_tell_files_apart(tmp_path: Path) -> None:

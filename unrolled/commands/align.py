@@ -151,6 +151,13 @@ def align(
     if grid is not None:
         if a is not None:
             raise ValueError(f"--grid {grid}: takes its models from the file; leave {a!r} out, or --grid")
+        for_two = {
+            "--held-out": held_out, "--side": side, "--side-b": side_b, "--texts": texts, "--captions": captions,
+            "--layers-b": layers_b,
+        }  # fmt: skip
+        for flag, value in for_two.items():
+            if value:
+                raise ValueError(f"{flag}: is for two models, and --grid would ignore it; leave one of them out")
         from unrolled.commands.align_grid import align_grid
 
         return align_grid(
@@ -166,6 +173,7 @@ def align(
 
     from unrolled.alignment import compare
     from unrolled.instruments.alignment_scale import LARGE, compare_large
+    from unrolled.instruments.feature_files import Rows, check_same_samples
     from unrolled.report.provenance import plain
 
     metrics = [_metric(name, k) for name in metric]
@@ -209,11 +217,14 @@ def align(
                 batch_size=batch_size, precision=precision, quiet=quiet,
             )  # fmt: skip
     left, right = (_checked(side, spec) for side, spec in zip(sides, (a, b), strict=True))
-    n = _paired(left, right, a, b)
+    check_same_samples(Rows.of(left), Rows.of(right), a, b)
+    n = Rows.of(left).count
     for chosen in metrics:
         if getattr(chosen, "k", 1) >= n:
             raise ValueError(f"--k {k}: must be less than the {n} samples; lower it or give more samples")
     if n > LARGE:
+        if held_out:
+            raise ValueError(f"--held-out: needs at most {LARGE:,} samples, not {n:,}; leave it out or give fewer")
         results = [compare_large(left, right, each, seed=seed) for each in metrics]
     else:
         first, second = (
@@ -223,32 +234,12 @@ def align(
         results = [compare(first, second, each, seed=seed, **options) for each in metrics]
     seconds = time.perf_counter() - began
     settings: dict[str, Any] = {
-        "a": a,
-        "b": b,
-        "metric": metric,
-        "k": k,
-        "null": null,
-        "draws": draws,
-        "resamples": resamples,
-        "held_out": held_out,
-        "data": data,
-        "data_dir": data_dir,
-        "split": split,
-        "side": side,
-        "side_b": side_b,
-        "texts": texts,
-        "captions": captions,
-        "images": images,
-        "layers": layers,
-        "layers_b": layers_b,
-        "pool": pool,
-        "pretrained": pretrained,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "precision": precision,
-        "seed": seed,
-        "device": device,
-    }
+        "a": a, "b": b, "metric": metric, "k": k, "null": null, "draws": draws, "resamples": resamples,
+        "held_out": held_out, "data": data, "data_dir": data_dir, "split": split, "side": side, "side_b": side_b,
+        "texts": texts, "captions": captions, "images": images, "layers": layers, "layers_b": layers_b, "pool": pool,
+        "pretrained": pretrained, "image_size": image_size, "batch_size": batch_size, "precision": precision,
+        "seed": seed, "device": device,
+    }  # fmt: skip
     page = _report(folder, settings, results, n, seconds)
     say_where(page, quiet=quiet)
     if json:
@@ -319,23 +310,24 @@ def _checked(side: Mapping[str, Tensor | ndarray] | None, spec: str) -> Mapping[
     return side
 
 
-def _paired(left: Mapping[str, Tensor | ndarray], right: Mapping[str, Tensor | ndarray], a: str, b: str) -> int:
-    """The number of samples.
+def _how(settings: dict[str, Any], n: int) -> str:
+    """What null, p and interval of the table mean in this run."""
+    from unrolled.instruments.alignment_scale import LARGE
 
-    Raises:
-        ValueError: it differs, or the rows are known not to be the same samples.
-    """
-    from unrolled.instruments import FeatureSet
-
-    counts = [len(next(iter(side.values()))) for side in (left, right)]
-    if counts[0] != counts[1]:
-        raise ValueError(f"{a} has {counts[0]} samples and {b} {counts[1]}: rows must be the same samples in order")
-    if isinstance(left, FeatureSet) and isinstance(right, FeatureSet):
-        if left.data and right.data and left.data != right.data:
-            raise ValueError(f"{a} holds features of {left.data} and {b} of {right.data}: they are not paired")
-        if left.indices is not None and right.indices is not None and not left.indices.equal(right.indices):
-            raise ValueError(f"{a} and {b} hold features of different images of {left.data}: they are not paired")
-    return counts[0]
+    if n > LARGE:
+        return (
+            "Null: one pair of layers where samples are paired at random. p: normal tail of z times the number of "
+            "pairs of layers. Interval: 95 %, over the choice of queries alone; relabellings and half-samples are not "
+            f"drawn above {LARGE:,} samples."
+        )
+    null = (
+        f"Null: mean of the best pair of layers in {settings['draws']} relabellings of the samples; p: the share of "
+        "them that reach the score, so the search over layers is corrected."
+        if settings["null"] == "permutation"
+        else "Null and z: of this pair of layers alone, exact under random pairing; the search over layers is not "
+        "corrected, and there is no p."
+    )
+    return f"{null} Interval: 95 %, over the choice of samples for this pair, not over the search."
 
 
 def _report(folder: Path, settings: dict[str, Any], results: list[Comparison], n: int, seconds: float) -> Path:
@@ -361,8 +353,7 @@ def _report(folder: Path, settings: dict[str, Any], results: list[Comparison], n
     section.table(
         _COLUMNS,
         [_row(name, each) for name, each in named],
-        caption="Null: the best pair of layers where samples are paired at random (`moments`: this pair alone). "
-        "Interval: 95 %, over the choice of samples. In full: " + ", ".join(each.metric for each in results) + ".",
+        caption=_how(settings, n) + " In full: " + ", ".join(each.metric for each in results) + ".",
     )
     if results[0].held_out is not None:
         rows: list[list[str | float]] = [

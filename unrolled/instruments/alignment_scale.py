@@ -79,9 +79,11 @@ def compare_large(
 ) -> Comparison:
     """All pairs of layers of two models on samples too many for n x n kernels; a few tiles of memory.
 
-    Mutual k-NN is estimated from sampled queries: the interval is 1.96 standard errors of the best pair's estimate, z
-    its distance from chance in standard errors, and the p-value the normal tail times the number of layer pairs.
-    Unbiased linear CKA is computed in one pass over all samples, with 0 as its chance and no p-value.
+    Mutual k-NN is estimated from sampled queries: the interval is 1.96 standard errors of the best pair's estimate, and
+    concerns the choice of queries alone. z is the distance from chance in standard errors that count the samples as
+    drawn too, so that it does not grow without end as queries become all samples; the p-value is its normal tail times
+    the number of layer pairs. Unbiased linear CKA is computed in one pass over all samples, with 0 as its chance and no
+    p-value. Layers without variance score NaN and are listed in `constant`.
 
     Args:
         features_a, features_b: layer name -> [n, d]; numpy memory maps stay on disk.
@@ -90,50 +92,74 @@ def compare_large(
         seed: of the choice of queries.
 
     Raises:
-        ValueError: another metric, unequal numbers of samples, or k >= n.
+        ValueError: another metric, unequal numbers of samples, k >= n, or no layer with variance on one side.
     """
     chosen = get_metric(metric, **options)
     names = list(features_a), list(features_b)
+    constant = (
+        [name for name, x in features_a.items() if _constant(x)],
+        [name for name, x in features_b.items() if _constant(x)],
+    )
+    for side, all_names in zip(constant, names, strict=True):
+        if len(side) == len(all_names):
+            raise ValueError(f"all layers have zero variance ({', '.join(side)}): similarity is undefined")
+    used_a, used_b = (
+        [(i, x) for i, (name, x) in enumerate(side.items()) if name not in left_out]
+        for side, left_out in zip((features_a, features_b), constant, strict=True)
+    )
     kind = type(chosen).__name__
     n = len(next(iter(features_a.values())))
     scores, errors = (torch.full((len(names[0]), len(names[1])), math.nan, dtype=torch.float64) for _ in range(2))
     if kind == "MutualKNN":
         k = int(chosen.k)  # type: ignore[attr-defined]
         _paired(next(iter(features_a.values())), next(iter(features_b.values())))
-        found = _query_lists(features_a, k, queries, n, seed), _query_lists(features_b, k, queries, n, seed)
+        found_a, found_b = (_query_lists([x for _, x in used], k, queries, n, seed) for used in (used_a, used_b))
         chance = k / (n - 1)
-        for i, left in enumerate(found[0]):
-            for j, right in enumerate(found[1]):
+        for (i, _), left in zip(used_a, found_a, strict=True):
+            for (j, _), right in zip(used_b, found_b, strict=True):
                 overlap = _overlap(left, right)
                 scores[i, j] = overlap.mean()
-                errors[i, j] = overlap.std() / math.sqrt(len(overlap)) * math.sqrt(1 - len(overlap) / n)
+                errors[i, j] = overlap.std() / math.sqrt(len(overlap))
     elif kind == "CKA" and chosen.unbiased and chosen.kernel == "linear":  # type: ignore[attr-defined]
         chance = 0.0
-        for i, x in enumerate(features_a.values()):
-            for j, y in enumerate(features_b.values()):
+        for i, x in used_a:
+            for j, y in used_b:
                 scores[i, j] = _streamed_cka(x, y)
     else:
         raise ValueError(
             f"metric: {chosen!r} needs n x n kernels, too large for {n:,} samples; take mutual_knn or unbiased_cka, or "
             f"fewer samples (at most {LARGE:,})"
         )
-    row, column = divmod(int(scores.argmax()), len(names[1]))
+    row, column = divmod(int(scores.nan_to_num(nan=-math.inf).argmax()), len(names[1]))
     score, error = float(scores[row, column]), float(errors[row, column])
+    reach = 1.96 * error * math.sqrt(1 - min(queries, n) / n)  # no choice is left when every sample is a query
     z = (score - chance) / error if error > 0 else None
     p_value = None if z is None else min(1.0, scores.numel() * 0.5 * math.erfc(z / math.sqrt(2)))
     return Comparison(
         metric=f"{chosen!r}, {min(queries, n):,} sampled queries" if kind == "MutualKNN" else repr(chosen), n=n,
         layers=names, scores=scores, best=(names[0][row], names[1][column]), score=score, chance=chance,
         null_mean=None, null_std=None, null_best=None, p_value=p_value, threshold=None, calibrated=None, z=z,
-        alpha=0.05, interval=None if z is None else (score - 1.96 * error, score + 1.96 * error), held_out=None,
-        constant=([], []),
+        alpha=0.05, interval=None if z is None else (score - reach, score + reach), held_out=None,
+        constant=constant,
     )  # fmt: skip
 
 
-def _query_lists(features: Mapping[str, Tensor | np.ndarray], k: int, queries: int, n: int, seed: int) -> list[Tensor]:
+def _constant(x: Tensor | np.ndarray, block: int = 8192) -> bool:
+    """Whether all rows are equal up to rounding; reads blocks until one differs."""
+    first = torch.as_tensor(np.array(x[0]) if isinstance(x, np.ndarray) else x[0]).float()
+    slack = 8 * torch.finfo(torch.float32).eps * float(first.abs().max())
+    for start in range(0, len(x), block):
+        part = x[start : start + block]
+        rows = torch.as_tensor(np.array(part) if isinstance(part, np.ndarray) else part).float()
+        if float((rows - first).abs().max()) > slack:
+            return False
+    return True
+
+
+def _query_lists(layers: Sequence[Tensor | np.ndarray], k: int, queries: int, n: int, seed: int) -> list[Tensor]:
     """Neighbours of the same queries in every layer."""
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: min(queries, n)].sort().values
-    return [nearest_neighbours(layer, k, queries=chosen).indices.cpu() for layer in features.values()]
+    return [nearest_neighbours(layer, k, queries=chosen).indices.cpu() for layer in layers]
 
 
 def _streamed_cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, block: int = 8192) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +57,38 @@ def features_digest(path: str | Path) -> str:
         return str(read_descriptors(path)["checksum"])
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Rows(NamedTuple):
+    """Which samples features are of: how many, of what data in words ("" if nobody said), and int64 [n] indices."""
+
+    count: int
+    data: str
+    indices: Tensor | None
+
+    @classmethod
+    def of(cls, features: Mapping[str, Tensor | np.ndarray]) -> Rows:
+        """Of layers by name, [n, d] each, as `read_features` gives them."""
+        from unrolled.instruments.features import FeatureSet
+
+        count = len(next(iter(features.values())))
+        return cls(count, features.data, features.indices) if isinstance(features, FeatureSet) else cls(count, "", None)
+
+
+def check_same_samples(left: Rows, right: Rows, a: str, b: str) -> None:
+    """Raise ValueError if rows of features called `a` and `b` are known not to be the same samples."""
+    if left.count != right.count:
+        raise ValueError(f"{a} has {left.count} samples and {b} {right.count}: rows must be the same samples in order")
+    if left.data and right.data and left.data != right.data:
+        raise ValueError(
+            f"{a} holds features of {left.data} and {b} of {right.data}: they are not paired; extract both from the "
+            "same data"
+        )
+    if left.indices is not None and right.indices is not None and not left.indices.equal(right.indices):
+        raise ValueError(
+            f"{a} and {b} hold features of different images of {left.data}: they are not paired; extract both with the "
+            "same --images and --on-error"
+        )
 
 
 def _read_npy(path: Path) -> Mapping[str, Tensor | np.ndarray]:

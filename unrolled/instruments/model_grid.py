@@ -28,7 +28,7 @@ from unrolled.instruments.alignment import get_metric
 from unrolled.instruments.alignment_base import Metric
 from unrolled.instruments.alignment_grid import Layers, layer_grid, prepare_layers
 from unrolled.instruments.calibration import benjamini_hochberg, compare
-from unrolled.instruments.feature_files import features_digest, read_features
+from unrolled.instruments.feature_files import Rows, check_same_samples, features_digest, read_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def model_grid(
         on_progress: given finished and all tiles, after each.
 
     Raises:
-        ValueError: fewer than two models, tile below 1, models with different samples (both are named), bad features.
+        ValueError: fewer than two models, tile below 1, models of different samples (both are named), bad features.
     """
     names = list(features)
     if len(names) < 2:
@@ -211,6 +211,7 @@ def _score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     chosen = {name: metric_of(name, job["options"]) for name in job["metrics"]}
     prepared: dict[str, Layers] = {}
+    rows: dict[str, Rows] = {}
     for name in dict.fromkeys([*job["rows"], *job["columns"]]):
         found = read_features(job["paths"][name])
         layers = {layer: torch.as_tensor(value).to(job["device"]) for layer, value in found.items()}
@@ -218,16 +219,16 @@ def _score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
             prepared[name] = prepare_layers(layers, list(chosen.values()))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        own = Rows.of(found)
+        for other, known in rows.items():
+            check_same_samples(known, own, other, name)
+        rows[name] = own
     place = {name: i for i, name in enumerate(job["order"])}
     scored = []
     for a in job["rows"]:
         for b in job["columns"]:
             if place[a] >= place[b]:
                 continue
-            if prepared[a].n != prepared[b].n:
-                raise ValueError(
-                    f"{a} has {prepared[a].n} samples and {b} {prepared[b].n}: rows must be the same samples in order"
-                )
             for name, metric in chosen.items():
                 scored.append(_score(a, b, name, metric, prepared, job))
                 if job["both_ways"] and not metric.symmetric:
