@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from unrolled.layers import CBSA, ISTA, MSSA, TSSA, OvercompleteISTA
+from unrolled.layers.mssa import Compression
 from unrolled.models.hub import HubMixin
 from unrolled.models.stem import ConvStem, LayerNormStem, LinearStem
 
@@ -72,6 +73,9 @@ class CRATEBlock(nn.Module):
         output: Literal["learned", "tied"] = "learned",
         bias: bool = True,
         dropout: float = 0.0,
+        orthogonal: bool = False,
+        compression: Compression = "softmax",
+        eps: float | None = None,
         drop_path: float = 0.0,
         norm_layer: Any = nn.LayerNorm,
         device: Any = None,
@@ -92,6 +96,9 @@ class CRATEBlock(nn.Module):
             output: `"learned"` or `"tied"`, see `SubspaceAttention`.
             bias: of the attention's learned output.
             dropout: on the attention's output.
+            orthogonal: keep the subspaces orthonormal and mutually orthogonal, see `SubspaceAttention`.
+            compression: the form of MSSA's step, see `MSSA`.
+            eps: distortion of the coding rate in the forms that have one.
             drop_path: probability of skipping what is added to the tokens.
             norm_layer: LN.
             device: where to put the parameters.
@@ -112,11 +119,17 @@ class CRATEBlock(nn.Module):
             )
         if ista_args and sparsifier not in ("ista", "overcomplete"):
             raise ValueError(f"{', '.join(ista_args)}: sparsifier={sparsifier!r} has no such thing; leave it out")
+        if attention != "mssa" and (compression != "softmax" or eps is not None):
+            raise ValueError(f"compression, eps: are MSSA's; leave them out with attention={attention!r}")
+        if attention == "mhsa" and orthogonal:
+            raise ValueError("orthogonal: attention='mhsa' has no subspaces; leave it out")
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        form: dict[str, Any] = {"compression": compression, "eps": eps} if attention == "mssa" else {}
+        form |= {"orthogonal": True} if orthogonal else {}
         self.residual = residual
         self.norm1 = norm_layer(dim, **placed)
         self.attn = ATTENTIONS[attention](
-            dim, heads, dim_head=dim_head, output=output, bias=bias, dropout=dropout, **placed
+            dim, heads, dim_head=dim_head, output=output, bias=bias, dropout=dropout, **form, **placed
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if sparsifier == "none":
@@ -202,8 +215,8 @@ class CRATE(HubMixin, VisionTransformer):
                 a position row of its own. Layers use them as room for what belongs to no patch; no pooling reads them,
                 and weights trained without them load, the registers being left as they start.
             **block_args: further arguments of `CRATEBlock`: `attention`, `sparsifier`, `expansion`, `decoupled`,
-                `residual`, `output`, `bias`; `step_size` (eta), `sparsity` (lambda), `learn_step_size`,
-                `learn_sparsity`.
+                `residual`, `output`, `bias`, `orthogonal`, `compression`, `eps`; `step_size` (eta), `sparsity`
+                (lambda), `learn_step_size`, `learn_sparsity`.
 
         Raises:
             ValueError: sizes do not fit, or an option is unknown; the message names the argument.
@@ -304,6 +317,7 @@ class CRATE(HubMixin, VisionTransformer):
         | positions, class token, registers    | N(0, 1)                     | N(0, 1)       | std 0.02, std 1e-6 |
         | subspaces, output, patch projection  | PyTorch's linear, std (3 d)^-1/2 | the same | std 0.02           |
         | biases of these                      | uniform, PyTorch's linear   | the same      | 0                  |
+        | subspaces, if kept orthogonal        | a uniform orthonormal frame | -             | -                  |
         | dictionary                           | He-uniform, std (2 / d)^1/2 | the same      | -                  |
         | LayerNorm                            | 1, 0                        | the same      | the same           |
         | step size, sparsity, if learned      | their starting values       | -             | -                  |

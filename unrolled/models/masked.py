@@ -134,7 +134,7 @@ class MaskedAutoencoder(CRATE):
         self.encoder, self.norm_pix_loss = encoder, norm_pix_loss
         decoder_depth, decoder_heads = decoder_depth or depth, decoder_heads or heads
         norm_layer = partial(nn.LayerNorm, eps=kwargs.get("norm_eps", 1e-5))
-        names: tuple[str, ...] = ("dim_head", "output", "bias")
+        names: tuple[str, ...] = ("dim_head", "output", "bias", "orthogonal", "compression", "eps")
         layer: Callable[..., nn.Module] = CRATEDecoderBlock
         if kwargs.get("sparsifier") == "mlp":
             names, layer = ("attention", "sparsifier", "expansion", "residual"), CRATEBlock
