@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unrolled.layers.subspace import SubspaceAttention
+
+Compression = Literal["softmax", "negated", "derived", "neumann", "exact"]
+COMPRESSIONS = ("softmax", "negated", "derived", "neumann", "exact")
 
 
 class MSSA(SubspaceAttention):
@@ -33,11 +36,51 @@ class MSSA(SubspaceAttention):
     [U_1 ... U_K] (`output="learned"`; the derivation's is `"tied"`); logits are divided by sqrt(p); the U_k are not
     kept orthonormal. A single projection serves as query, key and value, so attention runs in PyTorch's fused kernel
     with q = k = v. As in the published model, one head of full width has no W at all.
+
+    Other forms of the step, `compression`; with W_k = U_k^T Z and alpha = p / (N eps^2), each head contributes
+
+    | `compression` | contribution of head k        | cosine, unit tokens   | tokens of norm sqrt(d) | source         |
+    |---------------|-------------------------------|-----------------------|------------------------|----------------|
+    | `"softmax"`   | SSA_k(Z), the published       | -0.24, -0.23, -0.21   | -0.93, -0.91, -0.91    | as published   |
+    | `"negated"`   | -SSA_k(Z)                     | 0.24, 0.23, 0.21      | 0.93, 0.91, 0.91       | 2411.17182     |
+    | `"derived"`   | SSA_k(Z) - W_k                | 0.995, 0.982, 0.934   | 0.42, 0.42, 0.42       | the derivation |
+    | `"neumann"`   | -(W_k - alpha W_k W_k^T W_k)  | 0.998, -0.18, -0.78   | -0.78, -0.78, -0.78    | before softmax |
+    | `"exact"`     | -(I + alpha W_k W_k^T)^-1 W_k | 1.000, 1.000, 1.000   | 1.000, 1.000, 1.000    | eq. 10         |
+
+    The cosines are with -grad R^c, for tied output on the tokens above, at eps 1, 0.5, 0.1 (means of 3 draws).
+    `"softmax"` added to Z ascends: it keeps the second-order term of the expansion and drops the first, which is
+    larger; `"negated"` corrects that sign, and is nearly the gradient for tokens as LayerNorm leaves them. `"neumann"`
+    is meant for alpha ||W_k||^2 < 1; beyond, it ascends. `"exact"` is the gradient to rounding, and with orthonormal
+    subspaces and `scale` at most 1 it enlarges no singular value of W_k. A learned W may undo any sign. `attention`
+    gives the softmax weights whatever the form.
     """
 
-    def __init__(self, dim: int, heads: int, **kwargs: Any) -> None:
-        """Build the layer; arguments and errors as in `SubspaceAttention`."""
+    def __init__(
+        self, dim: int, heads: int, *, compression: Compression = "softmax", eps: float | None = None, **kwargs: Any
+    ) -> None:
+        """Build the layer.
+
+        Args:
+            dim: d, width of the tokens.
+            heads: K, number of subspaces.
+            compression: the form of the step, see the table.
+            eps: distortion of the coding rate, for `"neumann"` and `"exact"`, which need it.
+            **kwargs: further arguments of `SubspaceAttention`.
+
+        Raises:
+            ValueError: as `SubspaceAttention`; an unknown form; `eps` is missing, not positive, or of no use.
+        """
         super().__init__(dim, heads, **kwargs)
+        if compression not in COMPRESSIONS:
+            raise ValueError(f"compression={compression!r}: choose one of {', '.join(map(repr, COMPRESSIONS))}")
+        if (eps is not None) != (compression in ("neumann", "exact")):
+            raise ValueError(
+                f"eps={eps}: compression='neumann' and 'exact' need a distortion, the others have none; "
+                f"compression is {compression!r}"
+            )
+        if eps is not None and not eps > 0:
+            raise ValueError(f"eps={eps}: must be positive")
+        self.compression, self.eps = compression, eps
         if self.output is not None and heads == 1 and self.dim_head == dim:
             self.output = nn.Identity()
 
@@ -51,10 +94,39 @@ class MSSA(SubspaceAttention):
 
         Returns:
             `[b, n, d]`, the step to be added to the residual stream.
+
+        Raises:
+            ValueError: a mask is given to a form of the step that is about all tokens at once.
         """
         w = self.project(z)
-        y = F.scaled_dot_product_attention(w, w, w, attn_mask=attn_mask, is_causal=is_causal)
+        if self.eps is not None:
+            if attn_mask is not None or is_causal:
+                raise ValueError(
+                    f"attn_mask, is_causal: compression={self.compression!r} is a gradient in all tokens at once; "
+                    "use 'softmax', 'negated' or 'derived' with masks"
+                )
+            y = self._gradient(w)
+        else:
+            y = self.signed(F.scaled_dot_product_attention(w, w, w, attn_mask=attn_mask, is_causal=is_causal), w)
         return self.merge(y.transpose(-3, -2).flatten(-2))
+
+    def signed(self, attended: Tensor, w: Tensor) -> Tensor:
+        """What softmax attention `[b, h, n, p]` on the projections `w` contributes to the step."""
+        if self.compression == "negated":
+            return -attended
+        return attended - w if self.compression == "derived" else attended
+
+    def _gradient(self, w: Tensor) -> Tensor:
+        """-grad R^c in the heads' coordinates over alpha, exact or to first order, for `w` [b, h, n, p]."""
+        assert self.eps is not None
+        n, p = w.shape[-2:]
+        with torch.autocast(w.device.type, enabled=False):
+            full = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
+            gram = p / (n * self.eps**2) * (full.mT @ full)
+            if self.compression == "neumann":
+                return (full @ gram - full).to(w.dtype)
+            factor = torch.linalg.cholesky(gram + torch.eye(p, dtype=full.dtype, device=full.device))
+            return -torch.cholesky_solve(full.mT, factor).mT.to(w.dtype)
 
     def attention(self, z: Tensor, *, query: int | slice | None = None, is_causal: bool = False) -> Tensor:
         """Attention weights, computed only when asked for.
@@ -77,3 +149,8 @@ class MSSA(SubspaceAttention):
         if is_causal:
             logits = logits.masked_fill(torch.arange(n, device=w.device) > rows[:, None], float("-inf"))
         return logits.softmax(-1)
+
+    def extra_repr(self) -> str:
+        """Sizes, for `print(model)`."""
+        form = "" if self.compression == "softmax" else f", compression={self.compression}"
+        return super().extra_repr() + form + ("" if self.eps is None else f", eps={self.eps}")

@@ -7,10 +7,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 
 class SubspaceAttention(nn.Module):
     """The parameters of `MSSA`, `TSSA` and `CBSA`, which differ in what happens between projection and output.
+
+    With `orthogonal` the U_k are orthonormal and orthogonal to each other whatever the optimiser does, as the theory
+    assumes: U_k^T U_k = I, U_h^T U_k = 0. The weight used is the orthonormal factor of a QR decomposition of a free
+    matrix of the same shape, `subspaces.parametrizations.weight.original`, so gradients follow the manifold and weight
+    decay changes nothing. It is taken anew whenever `subspaces.weight` is read, once a call (twice with tied output).
+    `theory.orthogonality_penalty` is the soft form.
 
     | symbol      | attribute         | shape                                                                          |
     |-------------|-------------------|--------------------------------------------------------------------------------|
@@ -28,6 +35,7 @@ class SubspaceAttention(nn.Module):
         bias: bool = True,
         scale: float = 1.0,
         dropout: float = 0.0,
+        orthogonal: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -41,11 +49,12 @@ class SubspaceAttention(nn.Module):
             bias: of the learned output.
             scale: factor of the tied output, the paper's kappa p / (N eps^2).
             dropout: on the learned output, in training.
+            orthogonal: keep all subspaces orthonormal and mutually orthogonal; they then start as a random such frame.
             device: where to put the parameters.
             dtype: their type.
 
         Raises:
-            ValueError: heads do not divide the width, or an option is unknown.
+            ValueError: heads do not divide the width, an option is unknown, or orthogonal subspaces have no room.
         """
         super().__init__()
         if heads < 1 or dim < 1:
@@ -57,7 +66,12 @@ class SubspaceAttention(nn.Module):
         self.dim, self.heads, self.dim_head = dim, heads, dim_head or dim // heads
         self.scale = scale
         inner = self.heads * self.dim_head
-        self.subspaces = nn.Linear(dim, inner, bias=False, device=device, dtype=dtype)
+        if orthogonal and inner > dim:
+            raise ValueError(
+                f"orthogonal: {heads} subspaces of {self.dim_head} dimensions do not fit in dim={dim}; lower dim_head"
+            )
+        linear = _OrthonormalRows if orthogonal else nn.Linear
+        self.subspaces = linear(dim, inner, bias=False, device=device, dtype=dtype)
         self.output: nn.Module | None = None
         if output == "learned":
             self.output = nn.Linear(inner, dim, bias=bias, device=device, dtype=dtype)
@@ -84,4 +98,29 @@ class SubspaceAttention(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for `print(model)`."""
         tied = f", output=tied, scale={self.scale}" if self.output is None else ""
-        return f"dim={self.dim}, heads={self.heads}, dim_head={self.dim_head}{tied}"
+        orthogonal = ", orthogonal" if is_parametrized(self.subspaces) else ""
+        return f"dim={self.dim}, heads={self.heads}, dim_head={self.dim_head}{tied}{orthogonal}"
+
+
+class _OrthonormalRows(nn.Linear):
+    """A linear map whose rows are orthonormal: `[U_1 ... U_K]^T`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        register_parametrization(self, "weight", _Orthonormalize())
+
+    def reset_parameters(self) -> None:
+        """A frame drawn uniformly."""
+        nn.init.orthogonal_(self.parametrizations.weight.original if is_parametrized(self) else self.weight)
+
+
+class _Orthonormalize(nn.Module):
+    """Rows `[m, d]` of full rank to the orthonormal rows that Gram and Schmidt would make of them."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The same shape and dtype, computed in float32 at least."""
+        with torch.autocast(weight.device.type, enabled=False):
+            full = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+            q, r = torch.linalg.qr(full.mT)
+            # the sign is chosen so that rows which are orthonormal already stay what they are
+            return (q * r.diagonal().detach().sign()).mT.to(weight.dtype)

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from unrolled.layers import CBSA, ISTA, MSSA, TSSA, OvercompleteISTA
+from unrolled.layers.mssa import Compression
 from unrolled.models.hub import HubMixin
 from unrolled.models.stem import ConvStem, LayerNormStem, LinearStem
 
@@ -72,6 +73,9 @@ class CRATEBlock(nn.Module):
         output: Literal["learned", "tied"] = "learned",
         bias: bool = True,
         dropout: float = 0.0,
+        orthogonal: bool = False,
+        compression: Compression = "softmax",
+        eps: float | None = None,
         drop_path: float = 0.0,
         norm_layer: Any = nn.LayerNorm,
         device: Any = None,
@@ -92,6 +96,9 @@ class CRATEBlock(nn.Module):
             output: `"learned"` or `"tied"`, see `SubspaceAttention`.
             bias: of the attention's learned output.
             dropout: on the attention's output.
+            orthogonal: keep the subspaces orthonormal and mutually orthogonal, see `SubspaceAttention`.
+            compression: the form of MSSA's step, see `MSSA`.
+            eps: distortion of the coding rate in the forms that have one.
             drop_path: probability of skipping what is added to the tokens.
             norm_layer: LN.
             device: where to put the parameters.
@@ -112,11 +119,17 @@ class CRATEBlock(nn.Module):
             )
         if ista_args and sparsifier not in ("ista", "overcomplete"):
             raise ValueError(f"{', '.join(ista_args)}: sparsifier={sparsifier!r} has no such thing; leave it out")
+        if attention != "mssa" and (compression != "softmax" or eps is not None):
+            raise ValueError(f"compression, eps: are MSSA's; leave them out with attention={attention!r}")
+        if attention == "mhsa" and orthogonal:
+            raise ValueError("orthogonal: attention='mhsa' has no subspaces; leave it out")
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        form: dict[str, Any] = {"compression": compression, "eps": eps} if attention == "mssa" else {}
+        form |= {"orthogonal": True} if orthogonal else {}
         self.residual = residual
         self.norm1 = norm_layer(dim, **placed)
         self.attn = ATTENTIONS[attention](
-            dim, heads, dim_head=dim_head, output=output, bias=bias, dropout=dropout, **placed
+            dim, heads, dim_head=dim_head, output=output, bias=bias, dropout=dropout, **form, **placed
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if sparsifier == "none":
@@ -173,6 +186,7 @@ class CRATE(HubMixin, VisionTransformer):
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         fc_norm: bool | None = None,
+        reg_tokens: int = 0,
         **block_args: Any,
     ) -> None:
         """Build the model.
@@ -197,9 +211,12 @@ class CRATE(HubMixin, VisionTransformer):
             drop_path_rate: stochastic depth of the last layer, growing linearly from 0.
             drop_rate: dropout before the classifier.
             fc_norm: normalise after pooling instead of before; default: when tokens are averaged.
+            reg_tokens: registers (arXiv 2309.16588): further learned tokens between class token and patches, each with
+                a position row of its own. Layers use them as room for what belongs to no patch; no pooling reads them,
+                and weights trained without them load, the registers being left as they start.
             **block_args: further arguments of `CRATEBlock`: `attention`, `sparsifier`, `expansion`, `decoupled`,
-                `residual`, `output`, `bias`; `step_size` (eta), `sparsity` (lambda), `learn_step_size`,
-                `learn_sparsity`.
+                `residual`, `output`, `bias`, `orthogonal`, `compression`, `eps`; `step_size` (eta), `sparsity`
+                (lambda), `learn_step_size`, `learn_sparsity`.
 
         Raises:
             ValueError: sizes do not fit, or an option is unknown; the message names the argument.
@@ -211,6 +228,8 @@ class CRATE(HubMixin, VisionTransformer):
             raise ValueError(f"pool={pool!r}: choose 'cls' or 'mean', or one of timm's {sorted(set(POOLS.values()))}")
         if depth < 1:
             raise ValueError(f"depth={depth}: must be at least 1")
+        if reg_tokens < 0:
+            raise ValueError(f"reg_tokens={reg_tokens}: must be at least 0")
 
         def block(dim: int, num_heads: int, drop_path: float, norm_layer: Any, **placed: Any) -> CRATEBlock:
             return CRATEBlock(
@@ -236,6 +255,7 @@ class CRATE(HubMixin, VisionTransformer):
             num_heads=heads,
             pool_include_prefix=pool == "mean",
             fc_norm=fc_norm,
+            reg_tokens=reg_tokens,
             dynamic_img_size=True,
             drop_rate=drop_rate,
             pos_drop_rate=emb_dropout,
@@ -244,6 +264,9 @@ class CRATE(HubMixin, VisionTransformer):
             norm_layer=partial(nn.LayerNorm, eps=head_norm_eps),
             block_fn=block,  # type: ignore[arg-type]
         )
+        for layer in self.blocks:
+            if isinstance(layer.attn, CBSA):
+                layer.attn.prefix_tokens = self.num_prefix_tokens
         # timm's names for what it takes to build this model again; timm keeps them up to date and saves them
         self._model_args = {
             "img_size": image_size,
@@ -256,6 +279,7 @@ class CRATE(HubMixin, VisionTransformer):
             "dim_head": dim_head,
             "pool": pool,
             "fc_norm": fc_norm,
+            "reg_tokens": reg_tokens,
             "stem": stem,
             "norm_eps": norm_eps,
             "head_norm_eps": head_norm_eps,
@@ -273,6 +297,12 @@ class CRATE(HubMixin, VisionTransformer):
             global_pool = POOLS[global_pool]
         super().reset_classifier(num_classes, global_pool)
 
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Tokens `[b, n, d]` to features `[b, d]`; registers are never averaged."""
+        if self.num_reg_tokens and self.pool_include_prefix and (pool_type or self.global_pool) != "token":
+            x = torch.cat([x[:, :1], x[:, self.num_prefix_tokens :]], 1)
+        return super().pool(x, pool_type)
+
     def _pos_embed(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             if isinstance(block.attn, CBSA):
@@ -284,9 +314,10 @@ class CRATE(HubMixin, VisionTransformer):
 
         | parameter                            | here                        | published     | timm's ViT         |
         |--------------------------------------|-----------------------------|---------------|--------------------|
-        | positions, class token               | N(0, 1)                     | N(0, 1)       | std 0.02, std 1e-6 |
+        | positions, class token, registers    | N(0, 1)                     | N(0, 1)       | std 0.02, std 1e-6 |
         | subspaces, output, patch projection  | PyTorch's linear, std (3 d)^-1/2 | the same | std 0.02           |
         | biases of these                      | uniform, PyTorch's linear   | the same      | 0                  |
+        | subspaces, if kept orthogonal        | a uniform orthonormal frame | -             | -                  |
         | dictionary                           | He-uniform, std (2 / d)^1/2 | the same      | -                  |
         | LayerNorm                            | 1, 0                        | the same      | the same           |
         | step size, sparsity, if learned      | their starting values       | -             | -                  |
@@ -306,15 +337,32 @@ class CRATE(HubMixin, VisionTransformer):
                 if module is not self and hasattr(module, "reset_parameters"):
                     module.reset_parameters()
         residual = self.blocks[0].residual
-        for parameter, std in ((self.pos_embed, 0.02 if residual else 1), (self.cls_token, 1e-6 if residual else 1)):
-            if parameter is not None:
-                nn.init.normal_(parameter, std=std)
+        nn.init.normal_(self.pos_embed, std=0.02 if residual else 1)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6 if residual else 1)
         if residual:
             for module in (*self.blocks.modules(), self.head):
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
+
+
+def add_registers(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """`state` of a model without registers, with those that `model` starts with and their position rows.
+
+    Anything else is returned as it is: a state that has registers, or a model that has none.
+    """
+    table = state.get("pos_embed")
+    if not getattr(model, "num_reg_tokens", 0) or "reg_token" in state or table is None:
+        return state
+    state = {**state, "reg_token": model.reg_token.detach().clone()}
+    if not model.no_embed_class:
+        first = model.num_prefix_tokens - model.num_reg_tokens
+        own = model.pos_embed.detach()[:, first : model.num_prefix_tokens].to(table)
+        state["pos_embed"] = torch.cat([table[:, :first], own, table[:, first:]], 1)
+    return state
 
 
 def check_image_size(image_size: int | tuple[int, int], patch_size: int) -> None:

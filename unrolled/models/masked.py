@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from unrolled.layers import MSSA
-from unrolled.models.crate import CRATE, CRATEBlock
+from unrolled.models.crate import CRATE, CRATEBlock, add_registers
 
 
 class CRATEDecoderBlock(nn.Module):
@@ -123,6 +123,8 @@ class MaskedAutoencoder(CRATE):
             raise ValueError(
                 f"num_classes={num_classes}: a masked autoencoder has none; use model.classifier(num_classes)"
             )
+        if kwargs.get("reg_tokens"):
+            raise ValueError("reg_tokens: a masked autoencoder has none; give them to model.classifier(...)")
         if kwargs.get("sparsifier", "ista") in ("ista", "overcomplete"):
             kwargs.setdefault("sparsity", 0.5)
         kwargs = {"stem": "linear", "head_norm_eps": 1e-6, **kwargs}
@@ -132,7 +134,7 @@ class MaskedAutoencoder(CRATE):
         self.encoder, self.norm_pix_loss = encoder, norm_pix_loss
         decoder_depth, decoder_heads = decoder_depth or depth, decoder_heads or heads
         norm_layer = partial(nn.LayerNorm, eps=kwargs.get("norm_eps", 1e-5))
-        names: tuple[str, ...] = ("dim_head", "output", "bias")
+        names: tuple[str, ...] = ("dim_head", "output", "bias", "orthogonal", "compression", "eps")
         layer: Callable[..., nn.Module] = CRATEDecoderBlock
         if kwargs.get("sparsifier") == "mlp":
             names, layer = ("attention", "sparsifier", "expansion", "residual"), CRATEBlock
@@ -273,7 +275,7 @@ class MaskedAutoencoder(CRATE):
         Args:
             num_classes: outputs.
             pool: as in `CRATE`.
-            **kwargs: further arguments of `CRATE`, e.g. `drop_path_rate`.
+            **kwargs: further arguments of `CRATE`, e.g. `drop_path_rate` or `reg_tokens`.
         """
         own = dict(self._model_args)
         for key in ("decoder_depth", "decoder_heads", "encoder", "norm_pix_loss", "num_classes", "pool", "fc_norm"):
@@ -281,7 +283,8 @@ class MaskedAutoencoder(CRATE):
         renamed = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "dim", "num_heads": "heads"}
         arguments = {renamed.get(key, key): value for key, value in own.items()}
         model = CRATE(**{**arguments, "num_classes": num_classes, "pool": pool, **kwargs})
-        state = {key: value for key, value in self.state_dict().items() if key in model.state_dict()}
+        state = add_registers(self.state_dict(), model)
+        state = {key: value for key, value in state.items() if key in model.state_dict()}
         if isinstance(model.norm, nn.Identity):
             state |= {f"fc_norm.{kind}": self.state_dict()[f"norm.{kind}"] for kind in ("weight", "bias")}
         model.load_state_dict(state, strict=False)

@@ -14,7 +14,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from unrolled.models.crate import CRATE
+from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.tost import ToST
 
@@ -126,7 +126,7 @@ def _build_vit(**kwargs: Any) -> VisionTransformer:
 def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """timm's for vision transformers, which resamples positions; but it drops what it thinks classifiers never have."""
     kept = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
-    return {**checkpoint_filter_fn(state, model), **kept}
+    return {**checkpoint_filter_fn(add_registers(state, model), model), **kept}
 
 
 def register(

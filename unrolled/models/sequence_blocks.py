@@ -34,8 +34,19 @@ class CausalMSSA(MSSA):
     r"""`MSSA` in which each token attends to itself and those before it, with a cache of one tensor.
 
     Query, key and value are the same projection, w = U^T z. Decoding therefore remembers w alone, `[b, h, m, p]`: half
-    of what a softmax layer of the same width keeps. Everything else is `MSSA`'s.
+    of what a softmax layer of the same width keeps. Everything else is `MSSA`'s, but for the forms of its step that
+    are gradients in all tokens at once.
     """
+
+    def __init__(self, dim: int, heads: int, **kwargs: Any) -> None:
+        """Build the layer; arguments as in `MSSA`.
+
+        Raises:
+            ValueError: as `MSSA`, and `compression` is `"neumann"` or `"exact"`.
+        """
+        super().__init__(dim, heads, **kwargs)
+        if self.eps is not None:
+            raise ValueError(f"compression={self.compression!r}: has no causal form; use 'negated' or 'derived'")
 
     def forward(self, z: Tensor, *, state: Tensor | None = None, return_state: bool = False) -> Any:  # type: ignore[override]
         """Update of every token.
@@ -54,7 +65,7 @@ class CausalMSSA(MSSA):
         mask = None
         if 1 < n < m:
             mask = torch.ones(n, m, dtype=torch.bool, device=z.device).tril(m - n)
-        y = F.scaled_dot_product_attention(new, seen, seen, attn_mask=mask, is_causal=n == m)
+        y = self.signed(F.scaled_dot_product_attention(new, seen, seen, attn_mask=mask, is_causal=n == m), new)
         update = self.merge(y.transpose(-3, -2).flatten(-2))
         return (update, seen) if return_state else update
 

@@ -10,6 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
+from unrolled.models.crate import add_registers
 from unrolled.models.published import LAYOUTS, LoadReport, StateDict, fill, load_published, unwrap
 from unrolled.models.weights import read_tensors
 
@@ -32,7 +33,8 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
         ValueError: the weights belong to another architecture; the message lists what differs.
         MissingData, UnsafeFile, CorruptFile: as in `weights.read_tensors`.
     """
-    state, layout = _read(model, Path(path))
+    found, layout = _read(model, Path(path))
+    state = add_registers(found, model)
     own = model.state_dict()
     report = LoadReport(layout)
     tensors: StateDict = {}
@@ -63,6 +65,8 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
             f"it lacks {sorted(needed)[:5]} and has {sorted(foreign)[:5]} that the model has not"
         )
     report.mapped = {key: key for key in tensors}
+    if "reg_token" in state and "reg_token" not in found:
+        report.reshaped["reg_token"] = "the weights have no registers: these are new"
     fill(model, tensors, report)
     return report
 

@@ -87,6 +87,29 @@ def subspace_coding_rate_gradient(z: Tensor, subspaces: Tensor, eps: float) -> T
         return alpha * torch.einsum("...hpn,hdp->...nd", whitened, subspaces)
 
 
+def orthogonality_penalty(subspaces: Tensor) -> Tensor:
+    r"""How far the bases are from orthonormal and from each other: sum over h, k of ||U_h^T U_k - delta_hk I||_F^2.
+
+    It is 0 where the theory's assumption holds: then R^c falls head by head, a step on one leaving the others' tokens
+    as they are; and where the subspaces together span R^d, R^c at p / d times eps^2 is at least R (Fischer's
+    inequality), with equality for heads that are uncorrelated.
+
+    Args:
+        subspaces: bases `[h, d, p]`.
+
+    Returns:
+        A number, to be weighted and added to a loss. At least h p - d where the bases have no room.
+
+    Raises:
+        ValueError: not three dimensions.
+    """
+    if subspaces.dim() != 3:
+        raise ValueError(f"subspaces: needs [h, d, p], got {tuple(subspaces.shape)}")
+    frame = subspaces.movedim(0, -2).flatten(-2)  # [d, h p]
+    overlap = frame.mT @ frame
+    return (overlap - torch.eye(len(overlap), dtype=overlap.dtype, device=overlap.device)).square().sum()
+
+
 def rate_reduction(z: Tensor, subspaces: Tensor, eps: float) -> Tensor:
     """R(Z) - R^c(Z | U): how much cheaper the tokens are to code head by head.
 
