@@ -392,6 +392,6 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 def _unknown(name: str, block: nn.Module) -> ValueError:
     return ValueError(
-        f"model: the halves of {name} ({type(block).__name__}) neither add to the tokens nor replace them as ISTA does, "
-        "so there is no exact sum"
+        f"model: the halves of {name} ({type(block).__name__}) neither add to the tokens nor replace them as ISTA "
+        "does, so there is no exact sum"
     )
