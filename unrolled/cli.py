@@ -39,6 +39,7 @@ VERBS = {
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
     "align": Verb("unrolled.commands.align:align", "How far two representations agree, beside chance."),
     "segment": Verb("unrolled.commands.segment:segment", "Show which parts of pictures a model tells apart."),
+    "explain": Verb("unrolled.commands.explain:explain", "Which layers, heads and patches one decision is made of."),
     "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
     "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
     "study": Verb("unrolled.commands.study:study", "Run a published claim and judge what came out."),

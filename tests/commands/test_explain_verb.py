@@ -1,0 +1,95 @@
+"""`unrolled explain`, from the command line to the files it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unrolled import cli
+
+MODEL = ["--model", "crate_nano_patch4_32"]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 255, (48, 96, 3), dtype=np.uint8)
+    path = tmp_path / "noise.png"
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def run(*arguments: Any) -> int:
+    return cli.run(["explain", *map(str, arguments), "--device", "cpu"])
+
+
+@pytest.mark.parametrize("model", ["crate_nano_patch4_32", "vit_nano_patch4_32"])
+def test_the_terms_and_the_pictures(
+    model: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(picture, "--model", model, "--target", 3, "--out", out, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    halves = result["halves"]
+    assert result["target"]["class"] == 3
+    assert result["grid"] == [8, 16], "the shape of the picture is kept"
+    assert result["constant"] + result["embed"] + sum(h["total"] for h in halves) == pytest.approx(result["logit"])
+    evidence = np.array(result["evidence"])
+    assert evidence.shape == (8, 16)
+    assert evidence.sum() + result["elsewhere"] == pytest.approx(result["logit"])
+    assert all(len(half["heads"]) == 4 for half in halves if half["kind"] == "attn")
+    layers = len([half for half in halves if half["kind"] == "attn"])
+    assert {path.name for path in out.glob("*.png")} == {
+        "contact-sheet.png",
+        "all-layers.png",
+        *(f"layer-{layer}.png" for layer in range(layers)),
+    }
+    page = (out / "report.html").read_text()
+    assert "The weights are random" in page
+    assert ("ISTA has no skip around it" in page) == model.startswith("crate")
+    assert ("inside an MLP" in page) == model.startswith("vit")
+    assert json.loads((out / "report.json").read_text())["results"]["removals"]["patches"] == 13
+
+
+def test_the_strongest_patch_is_painted_most(picture: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(picture)
+    assert run(picture, *MODEL, "--image-size", 32, "--out", tmp_path / "out", "--quiet") == 0
+    result = json.loads((tmp_path / "out/report.json").read_text())["results"]
+    evidence = np.array(result["evidence"])
+    painted = np.asarray(Image.open(tmp_path / "out/all-layers.png")).astype(int)
+    side = painted.shape[0] // 8
+    strongest = np.unravel_index(np.abs(evidence).argmax(), evidence.shape)
+    centre = painted[int(strongest[0]) * side + side // 2, int(strongest[1]) * side + side // 2]
+    assert (centre[0] > centre[2]) == (evidence[strongest] > 0), "orange is for the class, blue against it"
+
+
+def test_against_another_class_and_names(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(picture, *MODEL, "--target", 1, "--against", 2, "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["layer", "head", "0"]
+    assert "class 1 against class 2" in (tmp_path / "out/report.html").read_text()
+    assert run(picture, *MODEL, "--target", "cat", "--out", tmp_path / "out") == 2
+    assert "names of this model's classes are not known" in capsys.readouterr().err
+
+
+def test_bad_input(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", tmp_path / "out"]
+    text = tmp_path / "notes.txt"
+    text.write_text("not a picture")
+    assert run(text, *MODEL, *out) == 1
+    assert "is not a picture" in capsys.readouterr().err
+    assert run(tmp_path / "none.png", *MODEL, *out) == 3
+    assert run(picture, *MODEL, "--target", 5000, *out) == 2
+    assert "target=5000: the model has" in capsys.readouterr().err
+    assert run(picture, "--model", "crate_nano_patch4_32", "--model-args.num-classes", 0, *out) == 2
+    assert "no class head" in capsys.readouterr().err
+    assert run(picture, "--model", "crate_mae_nano_patch4_32", *out) == 2
+    assert "masked autoencoder" in capsys.readouterr().err
+    assert run(picture, "--model", "tost_nano_patch4_32", *out) == 2
+    assert "no exact sum" in capsys.readouterr().err
+    assert run(picture, "--model", "timm:test_resnet", *out) == 2
+    assert "no transformer blocks" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,234 @@
+"""`unrolled explain`."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unrolled.commands.common import (
+    Device,
+    choose_device,
+    data_settings,
+    default_folder,
+    open_model,
+    run_settings,
+    say_where,
+    table,
+)
+from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from unrolled.commands.pictures import Preparation
+    from unrolled.instruments.explain import Explanation
+
+DRAWS = 16
+_REMOVED = 0.1
+
+
+def explain(
+    image: Path,
+    *,
+    model: str = "crate_tiny_patch16_224",
+    target: str | None = None,
+    against: str | None = None,
+    weights: Path | None = None,
+    pretrained: Pretrained = False,
+    model_args: ModelArgs = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    device: Device = "auto",
+    out: Path | None = None,
+    config: ConfigFiles = (),
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decompose one decision: which layers, heads and patches its logit is made of.
+
+    The terms sum to the logit exactly. Evidence for the class (orange) and against it (blue) is painted on the picture,
+    of all layers together and of each; what happens to the logit when those patches are removed stands beside it.
+
+        unrolled explain cat.jpg --model runs/crate
+        unrolled explain cat.jpg --model timm:vit_tiny_patch16_224 --pretrained --target 281 --against 207
+        unrolled explain cat.jpg --model crate_base_patch16_224 --weights models/crate-b16 --json
+
+    Parameters
+    ----------
+    image
+        A picture.
+    model
+        A run folder, or any classifier by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...).
+    target
+        Class to explain, by number or name; default: the predicted one.
+    against
+        Explain the logit of the target minus that of this class.
+    weights
+        Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
+    image_size
+        What the shorter side becomes, in pixels; default: the model's own.
+    seed
+        Of random weights, and of the patches removed for comparison.
+    device
+        What to run on.
+    out
+        Where pictures, config.yaml, report.html and report.json go; default: runs/explain-MODEL-PICTURE.
+    """
+    import numpy as np
+    import torch
+
+    from unrolled.commands.explain_report import layer_table, paint, write_pictures, write_report
+    from unrolled.commands.pictures import canvas, origin, prepare
+    from unrolled.data.pictures import read_picture
+    from unrolled.instruments.explain import explain_logit
+    from unrolled.models import MaskedAutoencoder
+
+    picture = read_picture(image)
+    where = choose_device(device)
+    torch.manual_seed(seed)
+    network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args).to(where)
+    if isinstance(network, MaskedAutoencoder):
+        raise ValueError(f"model: {model} is a masked autoencoder without a class head; finetune it first")
+    names = _class_names(model, weights, pretrained, int(getattr(network, "num_classes", 0) or 0))
+    prepared = prepare(network, image_size=image_size)
+    pixels = prepared.tensor(picture)
+    grid = (pixels.shape[2] // prepared.patch[0], pixels.shape[3] // prepared.patch[1])
+    chosen = [None if text is None else _number(flag, text, names) for flag, text in _flags(target, against)]
+    began = time.perf_counter()
+    found = explain_logit(network, pixels, target=chosen[0], against=chosen[1], prefix=prepared.prefix, grid=grid)
+    removals = _removals(network, prepared, pixels, found, seed)
+    seconds = time.perf_counter() - began
+
+    folder = out or default_folder("explain", model, image.stem)
+    original = np.asarray(canvas(picture))
+    views = paint(found, original)
+    write_pictures(folder, views)
+    settings: dict[str, Any] = {
+        "image": image,
+        "model": model,
+        "target": target,
+        "against": against,
+        "weights": weights,
+        "pretrained": pretrained,
+        "model_args": model_args or {},
+        "image_size": image_size,
+        "seed": seed,
+        "device": device,
+    }
+    source = origin(model, weights=weights, pretrained=pretrained)
+    result = {"model": model, "weights": source, "image": str(image)} | _record(found, names) | {"removals": removals}
+    page = write_report(folder, settings, result, found, views, seconds)
+    say_where(page, quiet=quiet)
+    print(
+        json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*layer_table(found, text=True))
+    )
+
+
+def _flags(target: str | None, against: str | None) -> list[tuple[str, str | None]]:
+    return [("target", target), ("against", against)]
+
+
+def _class_names(model: str, weights: Path | None, pretrained: bool, classes: int) -> list[str]:
+    """Names of the classes where they are known: of the data a run was trained on, or ImageNet's for timm's weights."""
+    from unrolled.data import open_images
+    from unrolled.errors import MissingData, MissingExtra
+
+    names: list[str] = []
+    run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
+    if run.get("data"):
+        own = data_settings(model, weights, data=None, data_dir=None, image_size=None)
+        # the picture is explained without the data; only the names are then missing
+        with contextlib.suppress(MissingData, MissingExtra, OSError, ValueError):
+            names = list(open_images(own["data"], "train", data_dir=own["data_dir"]).classes)
+    elif pretrained and classes == 1000:
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo()
+        names = [info.index_to_description(i).split(",")[0] for i in range(classes)]
+    return names if len(names) == classes else []
+
+
+def _number(flag: str, text: str, names: list[str]) -> int:
+    with contextlib.suppress(ValueError):
+        return int(text)
+    if text in names:
+        return names.index(text)
+    known = did_you_mean(text, names) if names else " The names of this model's classes are not known; give a number."
+    raise ValueError(f"--{flag} {text}: is neither a number nor the name of a class.{known}")
+
+
+def _name(number: int, names: list[str]) -> str:
+    return f"{number} ({names[number]})" if names and names[number] != str(number) else str(number)
+
+
+def _removals(
+    network: nn.Module, prepared: Preparation, pixels: Tensor, found: Explanation, seed: int
+) -> dict[str, Any]:
+    """The logit when a tenth of the patches become the mean colour: those with most evidence, and random ones."""
+    import torch
+
+    order = found.evidence().flatten().argsort(descending=True)
+    count = max(1, round(_REMOVED * len(order)))
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [order[:count], order[-count:]]
+    chosen += [torch.randperm(len(order), generator=generator)[:count] for _ in range(DRAWS)]
+    logits = []
+    weight = next(network.parameters())
+    with torch.no_grad():
+        for patches in chosen:
+            mask = torch.zeros(len(order), dtype=torch.bool).index_fill_(0, patches, True).reshape(found.grid)
+            for axis, side in enumerate(prepared.patch):
+                mask = mask.repeat_interleave(side, axis)
+            given = network(pixels.masked_fill(mask, 0.0).to(weight))  # 0 is the mean colour of the normalisation
+            row = (given if isinstance(given, torch.Tensor) else given.logits)[0].double()
+            logits.append(float(row[found.target] - (row[found.against] if found.against is not None else 0)))
+    random = torch.tensor(logits[2:])
+    return {
+        "patches": count,
+        "most for": logits[0] - found.logit,
+        "most against": logits[1] - found.logit,
+        "random": {"mean": float(random.mean()) - found.logit, "std": float(random.std()), "draws": DRAWS},
+    }
+
+
+def _record(found: Explanation, names: list[str]) -> dict[str, Any]:
+    probabilities = found.logits.softmax(-1)
+    order = found.logits.argsort(descending=True).tolist()
+    best = [{"class": i, "name": _name(i, names), "logit": float(found.logits[i])} for i in order[:5]]
+
+    def said(number: int) -> dict[str, Any]:
+        return {
+            "class": number,
+            "name": _name(number, names),
+            "probability": float(probabilities[number]),
+            "rank": order.index(number) + 1,
+        }
+
+    evidence = found.evidence()
+    return {
+        "target": said(found.target),
+        "against": None if found.against is None else said(found.against),
+        "logit": found.logit,
+        "best": best,
+        "read": found.read,
+        "grid": list(found.grid),
+        "constant": found.constant,
+        "embed": float(found.embed.sum()),
+        "halves": [
+            {
+                "layer": half.layer,
+                "kind": half.kind,
+                "replaces": half.replaces,
+                "total": half.total,
+                "heads": None if half.heads is None else half.heads.tolist(),
+                "bias": half.bias,
+            }
+            for half in found.halves
+        ],
+        "evidence": evidence.tolist(),
+        "elsewhere": found.logit - float(evidence.sum()),
+        "error": found.error,
+    }

@@ -1,0 +1,238 @@
+"""What `unrolled explain` writes: the evidence on the picture, the terms in a table, and what they mean in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unrolled.commands.common import write_run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unrolled.commands.pictures import Pixels
+    from unrolled.instruments.explain import Explanation
+    from unrolled.report import Report
+
+_FOR, _AGAINST = (230, 159, 0), (0, 114, 178)  # Okabe and Ito's orange and blue
+_KINDS = {"attn": "attention", "mlp": "MLP", "ista": "ISTA"}
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture of the contact sheet."""
+
+    name: str
+    pixels: Pixels
+
+
+def paint(found: Explanation, original: Pixels) -> list[View]:
+    """The picture, the evidence of all terms on it, and that of every layer on one scale."""
+    layers = sorted({half.layer for half in found.halves})
+    each = [found.evidence(layer) for layer in layers]
+    scale = max(float(values.abs().max()) for values in each)
+    whole = found.evidence()
+    return [
+        View("picture", original),
+        View("all layers", _evidence(whole, original, float(whole.abs().max()))),
+        *(View(f"layer {n}", _evidence(values, original, scale)) for n, values in zip(layers, each, strict=True)),
+    ]
+
+
+def write_pictures(folder: Path, views: Sequence[View]) -> None:
+    """Every overlay in full size, and `contact-sheet.png` with all of them."""
+    from PIL import Image
+
+    from unrolled.commands.pictures import sheet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for view in views[1:]:
+        Image.fromarray(view.pixels).save(folder / f"{view.name.replace(' ', '-')}.png")
+    rows = [views[:2], *(views[i : i + 4] for i in range(2, len(views), 4))]
+    named = [(" · ".join(view.name for view in row), [view.pixels for view in row]) for row in rows]
+    sheet(named, []).save(folder / "contact-sheet.png")
+
+
+def _evidence(values: Tensor, original: Pixels, scale: float) -> Pixels:
+    from unrolled.commands.overlays import blend, faded
+    from unrolled.instruments import upsample
+
+    size = (original.shape[0], original.shape[1])
+    # patch by patch: what is between them was not measured
+    large = upsample(values.flatten().float(), tuple(values.shape), size, smooth=False).numpy()
+    colours = np.where(large[..., None] > 0, np.array(_FOR, np.float64), np.array(_AGAINST, np.float64))
+    return blend(faded(original, 0.7), colours, 0.85 * np.abs(large) / (scale or 1.0))
+
+
+def layer_table(found: Explanation, *, text: bool = False) -> tuple[list[str], list[list[Any]]]:
+    """A row for each layer: its heads, the rest of its attention, its second half."""
+    by_layer: dict[int, dict[str, Any]] = {}
+    for half in found.halves:
+        by_layer.setdefault(half.layer, {})["attn" if half.kind == "attn" else "second"] = half
+    heads = max((len(half.heads) for half in found.halves if half.heads is not None), default=0)
+    second = next((_KINDS[half.kind] for half in found.halves if half.kind != "attn"), "")
+    columns = ["layer", *(f"head {k}" for k in range(heads)), "bias", "attention", *([second] if second else []), "sum"]
+    rows: list[list[Any]] = [["embedding", *[None] * (len(columns) - 2), float(found.embed.sum())]]
+    for layer, halves in by_layer.items():
+        attention, other = halves.get("attn"), halves.get("second")
+        known = attention is not None and attention.heads is not None
+        row: list[Any] = [str(layer), *(attention.heads.tolist() if known else [None] * heads)]
+        row += [attention.bias if known else None, None if attention is None else attention.total]
+        if second:
+            row.append(None if other is None else other.total)
+        total = sum(half.total for half in halves.values())
+        rows.append([*row, total])
+    rows.append(["constant", *[None] * (len(columns) - 2), found.constant])
+    rows.append(["logit", *[None] * (len(columns) - 2), found.logit])
+    if text:
+        rows = [[cell if isinstance(cell, str) else "" if cell is None else f"{cell:+.3f}" for cell in r] for r in rows]
+    return columns, rows
+
+
+def write_report(
+    folder: Path,
+    settings: dict[str, Any],
+    result: dict[str, Any],
+    found: Explanation,
+    views: Sequence[View],
+    seconds: float,
+) -> Path:
+    """Write `report.html`, `report.json` and `config.yaml`; return the path of the page."""
+    from unrolled.commands.pictures import grid_section
+    from unrolled.report import Fact, HeatMap, LineChart, Provenance, Report, Series
+
+    report: Report = Report(
+        f"Why {result['model']} says what it says",
+        question=f"Which layers, heads and patches is the logit of {_what(result)} made of?",
+    )
+    removals, target = result["removals"], result["target"]
+    summary = (
+        f"Class {target['name']} has the {_ordinal(target['rank'])} logit of {len(found.logits)} and a probability of "
+        f"{target['probability']:.1%}. "
+    )
+    if result["weights"] == "random":
+        summary += "The weights are random: nothing here was learned."
+    else:
+        summary += f"Weights: {result['weights']}."
+    attention = sum(half.total for half in found.halves if half.kind == "attn")
+    second = sum(half.total for half in found.halves if half.kind != "attn")
+    random = removals["random"]
+    facts = [
+        Fact(label="Logit explained", value=f"{found.logit:.3f}", detail=f"the terms sum to it within {_bound(found)}"),
+        Fact(label="From attention", value=f"{attention:+.3f}", detail="all layers and heads, through the final norm"),
+        Fact(
+            label="Without the patches most for it",
+            value=f"{removals['most for']:+.3f}",
+            detail=f"{removals['patches']} patches; as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}",
+        ),
+    ]
+    report.headline(summary, facts)
+    names = [view.name for view in views]
+    grid_section(
+        report,
+        "Evidence on the picture",
+        [
+            (
+                "All layers",
+                "The picture and the evidence of all layers on it.",
+                [v.pixels for v in views[:2]],
+                names[:2],
+            ),
+            ("By layer", "The evidence of each layer on the picture.", [v.pixels for v in views[2:]], names[2:]),
+        ],
+        f"Orange: for {_what(result)}; blue: against it; strength is the share of the largest patch, of all layers "
+        "together on the left, of any layer on the right. Attention counts where it looked, other terms on their own "
+        f"token. On the patches lie {found.logit - result['elsewhere']:+.3f} of the logit; {result['elsewhere']:+.3f} "
+        "lie on no patch: class token, registers and biases.",
+    )
+    columns, rows = layer_table(found)
+    section = report.section("By layer and head").table(columns, rows, caption="Terms of the logit; they sum to it.")
+    by_head = [half for half in found.halves if half.heads is not None]
+    panels: list[Any] = []
+    if by_head:
+        panels.append(
+            HeatMap(
+                title="Attention, by layer and head",
+                values=np.array([half.heads.tolist() for half in by_head if half.heads is not None]),
+                rows=[str(half.layer) for half in by_head],
+                columns=[str(k) for k in range(len(by_head[0].heads if by_head[0].heads is not None else []))],
+                row_label="layer",
+                column_label="head",
+            )
+        )
+    series = []
+    for kind in dict.fromkeys(half.kind for half in found.halves):
+        own = [half for half in found.halves if half.kind == kind]
+        series.append(Series(label=_KINDS[kind], x=[half.layer for half in own], y=[half.total for half in own]))
+    panels.append(LineChart(title="Term of each half", x_label="layer", series=series))
+    section.figure(panels, caption="Contributions to the logit; above zero they speak for the class.")
+    report.section("When patches are removed").table(
+        ["patches made the mean colour", "change of the logit", "± (draws)"],
+        [
+            ["most for", removals["most for"], None],
+            ["most against", removals["most against"], None],
+            ["random", random["mean"], random["std"]],
+        ],
+        caption=f"{removals['patches']} of {found.embed.numel() - found.prefix} patches at a time; random: "
+        f"{random['draws']} draws.",
+    )
+    report.section("What is exact and what is not", _words(found, second))
+    report.results = result
+    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
+    return write_run(folder, settings, report)
+
+
+def _bound(found: Explanation) -> str:
+    return f"{max(abs(found.error), 1e-12):.0e}"
+
+
+def _ordinal(rank: int) -> str:
+    return "highest" if rank == 1 else f"number {rank}"
+
+
+def _words(found: Explanation, second: float) -> str:
+    said = [
+        f"The classifier reads the {found.read}. It is linear once the scale of every norm on the way is frozen at its "
+        "value in this forward pass, so what each half of a layer added to the tokens is a term of the logit, and the "
+        "terms sum to it. All is computed in float64."
+    ]
+    if any(half.replaces for half in found.halves):
+        said.append(
+            "ISTA has no skip around it: it replaces the tokens by a piecewise linear function of them. Earlier terms "
+            "are followed through every later ISTA with the entries it left non-zero and the scale of its norm frozen. "
+            f"ISTA then adds only the constants of its threshold and of its norm ({second:+.3f} over all layers); what "
+            "it does to the class is in how it weighs and erases what passes, not in a term of its own."
+        )
+    else:
+        said.append(
+            "Terms are direct: what a half wrote, read by the classifier. What later layers made of it is theirs."
+        )
+    known = [half for half in found.halves if half.kind == "attn"]
+    if all(half.sources is not None for half in known):
+        said.append(
+            "Attention is split further into attention weight times value (bias of the value included), which is exact "
+            "for softmax attention with the weights as they were."
+        )
+    else:
+        said.append(
+            "Attention of this kind is no sum over attended tokens here: its terms lie on the token that received them"
+            + ("." if all(half.heads is not None for half in known) else ", and its heads are not told apart.")
+        )
+    said.append(
+        "Not linear, and therefore held fixed: norm scales, attention weights, ISTA's zeros"
+        + (", what is inside an MLP" if any(half.kind == "mlp" for half in found.halves) else "")
+        + ". Remove a patch and all of these change, so the logit does not change by that patch's term; the table "
+        "above says by how much it does. A patch of a deeper layer is a place in the grid: its token holds what "
+        "earlier layers mixed into it. The same number added to every logit changes no decision, so a single logit has an "
+        "arbitrary zero; `--against` explains a difference, which has none."
+    )
+    return "\n\n".join(said)
+
+
+def _what(result: dict[str, Any]) -> str:
+    target, against = result["target"]["name"], result["against"]
+    return f"class {target}" if against is None else f"class {target} against class {against['name']}"
