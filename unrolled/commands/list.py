@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import json as json_module
+from typing import Annotated
 
+from cyclopts import Parameter
+
+from unrolled.commands.common import Device, choose_device, table
 from unrolled.commands.settings import AsJson
 
 
-def list_(pattern: str = "*", *, json: AsJson = False) -> None:
+def list_(
+    pattern: str = "*",
+    *,
+    compare: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    batch_size: int = 16,
+    device: Device = "auto",
+    json: AsJson = False,
+) -> None:
     """List this package's models: name, parameters, source and the weights that can be had.
 
     Every other timm model can be used too (`timm:NAME`), and Hugging Face ones (`hf:ORG/NAME`).
 
         unrolled list
         unrolled list "crate_*_224" --json
+        unrolled list --compare crate_tiny_patch16_224 timm:vit_tiny_patch16_224
 
     Parameters
     ----------
     pattern
         Names to show, with the wildcards * and ?.
+    compare
+        Image models whose parameters, operations and measured throughput to tabulate instead.
+    batch_size
+        Images a batch, for the throughput of `--compare`.
+    device
+        Where `--compare` measures: `auto`, `cpu`, `cuda` or `mps`.
     """
     from unrolled.models import list_models
 
+    if compare:
+        if pattern != "*":
+            raise ValueError(f"pattern={pattern!r}: --compare takes whole names; leave the pattern out")
+        _compare(compare, batch_size, device, json)
+        return
     models = list_models(pattern)
     if not models:
         names = [model.name for model in list_models()]
@@ -33,3 +56,34 @@ def list_(pattern: str = "*", *, json: AsJson = False) -> None:
     print(f"{'name':<{width}}  {'parameters':>11}  {'weights':<8}  source")
     for model in models:
         print(f"{model.name:<{width}}  {model.parameters:>11,}  {model.weights or '-':<8}  {model.source}")
+
+
+def _compare(names: tuple[str, ...], batch_size: int, device: Device, json: bool) -> None:
+    import torch
+
+    from unrolled.models.compare import compare
+    from unrolled.provenance import environment
+
+    where = choose_device(device)
+    rows = compare(names, batch_size=batch_size, device=where)
+    known = environment()
+    machine = known["gpus"][where.index or 0] if where.type == "cuda" else str(known["cpu"] or where.type)
+    if where.type == "cpu":
+        machine += f", {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    if json:
+        settings = {"device": str(where), "machine": machine, "batch_size": batch_size, "precision": "fp32"}
+        print(json_module.dumps({**settings, "models": [row._asdict() for row in rows]}, indent=2))
+        return
+    cells = [
+        [
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.flops / 1e9:.3f}",
+            f"{row.images_per_second:,.{1 if row.images_per_second < 100 else 0}f}",
+            " x ".join(map(str, row.input_size)),
+        ]
+        for row in rows
+    ]
+    print(table(["name", "parameters", "GFLOPs/image", "images/s", "input"], cells))
+    print(f"Inference in fp32 on {machine}; batch {batch_size}, best of 7, models taking turns.")
+    print("FLOPs: products, convolutions and attention as run; a multiplication and an addition are two.")

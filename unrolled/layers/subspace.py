@@ -111,7 +111,7 @@ class _OrthonormalRows(nn.Linear):
 
     def reset_parameters(self) -> None:
         """A frame drawn uniformly."""
-        nn.init.orthogonal_(self.parametrizations.weight.original if is_parametrized(self) else self.weight)
+        nn.init.orthogonal_(next(self.parameters()))  # the free matrix, under either name
 
 
 class _Orthonormalize(nn.Module):

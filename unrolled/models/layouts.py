@@ -1,13 +1,15 @@
-"""The published layouts, one function each: CRATE, CRATE-alpha (torch and JAX), CRATE-MAE, ToST, CRATE-BERT."""
+"""The published layouts, one function each: CRATE, CRATE-alpha (torch, JAX, CLIPA), CRATE-MAE, ToST, CRATE-BERT."""
 
 from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from unrolled.models.crate import CRATE
 from unrolled.models.encoder import MaskedLanguageModel
+from unrolled.models.layouts_language import build_tost_language
 from unrolled.models.mapping import Layout, Options, Reader, StateDict, find_grid, find_heads, find_patch
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import EncoderConfig
@@ -115,6 +117,38 @@ def _build_alpha_jax(state: StateDict, options: Options) -> nn.Module:
     kernel = state["Transformer/encoderblock_0/MultiHeadDotProductSubspaceAttention_0/proj/kernel"]
     heads, dim_head = kernel.shape[1:]
     _agree(options, heads, dim_head)
+    return _finish_alpha(reader, options, depth, heads, dim_head, head_norm_eps=1e-6)
+
+
+def _build_clipa(state: StateDict, options: Options) -> nn.Module:
+    """CRATE-alpha as the image tower of CLIPA; the classifier's outputs are the image's embedding, not yet normalised.
+
+    The text tower, a plain transformer, is left out: the report lists its tensors as ignored.
+    """
+    options.refuse("a CLIPA image tower", "decoder_heads", "pool")
+    reader = Reader(state, "CRATE-alpha (CLIPA)")
+    depth = reader.depth("visual.transformer.resblocks.")
+    reader.take("visual.class_embedding", "cls_token", lambda t: t[None, None])
+    reader.take("visual.positional_embedding", "pos_embed", lambda t: t[None])
+    reader.take("visual.conv1.weight", "patch_embed.proj.weight")
+    for i in range(depth):
+        theirs, ours = f"visual.transformer.resblocks.{i}", f"blocks.{i}"
+        stacked = state.get(f"{theirs}.attn.in_proj_weight")
+        if stacked is not None and not all(torch.equal(_third(0, stacked), _third(k, stacked)) for k in (1, 2)):
+            raise ValueError(f"checkpoint: {theirs}.attn: query, key and value differ; this is no subspace attention")
+        reader.pair(f"{theirs}.ln_1", f"{ours}.norm1")
+        reader.pair(f"{theirs}.ln_2", f"{ours}.norm2")
+        reader.take(f"{theirs}.attn.in_proj_weight", f"{ours}.attn.subspaces.weight", partial(_third, 0))
+        reader.take(f"{theirs}.attn.out_proj.weight", f"{ours}.attn.output.weight")
+        reader.take(f"{theirs}.mlp.c_fc", f"{ours}.ista.dictionary")
+        reader.take(f"{theirs}.mlp.c_proj", f"{ours}.ista.decoder")
+    reader.pair("visual.ln_post", "norm")
+    reader.take("visual.proj", "head.weight", lambda t: t.T)
+    tensors = reader.tensors
+    for name in ("patch_embed.proj", "head"):  # the published tower has no biases there
+        tensors[f"{name}.bias"] = tensors[f"{name}.weight"].new_zeros(len(tensors[f"{name}.weight"]))
+    width = tensors["cls_token"].shape[-1]
+    heads, dim_head = find_heads(options, width, width, _ALPHA_HEADS)
     return _finish_alpha(reader, options, depth, heads, dim_head, head_norm_eps=1e-6)
 
 
@@ -345,8 +379,10 @@ LAYOUTS = [
     Layout("CRATE", ("to_patch_embedding.2.weight",), _build_crate),
     Layout("CRATE-alpha", ("transformer.layers.0.1.fn.D", "layers.0.1.fn.D"), _build_alpha),
     Layout("CRATE-alpha (JAX)", ("Transformer/encoderblock_0/OvercompleteISTABlock_0/D",), _build_alpha_jax),
+    Layout("CRATE-alpha (CLIPA)", ("visual.transformer.resblocks.0.mlp.c_fc",), _build_clipa),
     Layout("CRATE-MAE", ("decoder_blocks.0.layers.0.0.fn.weight",), _build_masked),
     Layout("ToST", ("pos_embeder.token_projection.weight", "blocks.0.attn.temp"), _build_tost),
+    Layout("ToST (language)", ("transformer.h.0.attn.denom_bias",), build_tost_language),
     Layout(
         "CRATE-BERT",
         ("crate.encoder.layer.0.attention.self.qkv.weight", "encoder.layer.0.attention.self.qkv.weight"),
