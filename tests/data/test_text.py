@@ -147,9 +147,10 @@ def test_unknown_characters_and_tokenizers_are_named(tmp_path: Path) -> None:
         CharacterTokenizer.of("")
     with pytest.raises(MissingData, match="does not exist"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"no": "tokenizer"}')
-    with pytest.raises(ValueError, match="no tokenizer"):
-        load_tokenizer(tmp_path)
+    for content in ('{"no": "tokenizer"}', '{"type": "characters"}'):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match="no tokenizer"):
+            load_tokenizer(tmp_path)
     ByteTokenizer().save(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match="mask token"):
         open_tokenizer(str(tmp_path), "", mask=True)

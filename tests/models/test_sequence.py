@@ -287,6 +287,28 @@ def test_other_bad_input() -> None:
         LanguageModel(RegressorConfig(layers=("linear",), dim=8, heads=1, input_dim=3))
 
 
+@pytest.mark.parametrize(
+    "name", ["softmax", "linear", "delta", "mesa", "mesanet", "mssa", "tssa", "ista", "overcomplete"]
+)
+def test_an_argument_that_a_layer_does_not_take_is_named(name: str) -> None:
+    second = name if name in ("ista", "overcomplete") else "none"
+    layers = ("mssa",) if name == second else (name,)
+    for argument in ("nonsense", "dim", "self"):
+        config = RegressorConfig(
+            layers=layers, dim=8, heads=2, input_dim=4, second=second, layer_args={name: {argument: 1}}
+        )
+        with pytest.raises(ValueError, match=rf"layer_args\['{name}'\]: no argument '{argument}'; it takes "):
+            SequenceRegressor(config)
+
+
+@pytest.mark.parametrize("name", ["softmax", "linear", "delta", "mesa", "mesanet"])
+def test_every_attention_layer_takes_a_width_of_values(name: str) -> None:
+    config = RegressorConfig(layers=(name,), dim=8, heads=2, input_dim=4, layer_args={name: {"dim_value": 3}})
+    model: Any = SequenceRegressor(config)
+    assert model.blocks[0].attn.value.weight.shape == (6, 8)
+    assert model(torch.randn(1, 5, 4)).shape == (1, 5, 4)
+
+
 def test_a_misspelt_argument_of_a_layer_is_named() -> None:
     config = RegressorConfig(
         layers=("mesa",), dim=8, heads=2, input_dim=4, output_dim=4, layer_args={"mesa": {"ridg": 1}}

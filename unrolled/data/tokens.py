@@ -232,7 +232,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     if kind == "bytes":
         return ByteTokenizer(mask=bool(content.get("mask")))
     if kind == "characters":
-        return CharacterTokenizer(str(content["characters"]), mask=bool(content.get("mask")))
+        if not isinstance(content.get("characters"), str):
+            raise ValueError(f"{found[0]} is no tokenizer: it has no `characters`; write it with `save`")
+        return CharacterTokenizer(content["characters"], mask=bool(content.get("mask")))
     if not isinstance(content, dict) or "model" not in content:
         raise ValueError(f"{found[0]} is no tokenizer: it has neither `type` nor `model`")
     library = require("tokenizers", extra="hf", feature="a Hugging Face tokenizer")

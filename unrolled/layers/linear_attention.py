@@ -107,12 +107,25 @@ class LinearSelfAttention(_Attention):
     Departures: none; like the published code it does not scale by 1 / sqrt(dim_head).
 
     Args:
-        normalize: l2-normalise queries and keys, as the paper's language models do. The other arguments are those of
-            `MesaLayer`.
+        dim: token width.
+        heads: number of heads.
+        dim_head: width of queries and keys.
+        dim_value: width of values; `dim_head` if None.
+        normalize: l2-normalise queries and keys, as the paper's language models do.
+        init_std: of all projections; PyTorch's default if None.
     """
 
-    def __init__(self, *, normalize: bool = False, **projections: Any) -> None:
-        super().__init__(**projections)
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        dim_value: int | None = None,
+        normalize: bool = False,
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
         self.normalize = normalize
 
     def forward(self, z: Tensor, *, state: Tensor | None = None, return_state: bool = False) -> Any:
@@ -171,12 +184,21 @@ class SoftmaxSelfAttention(_Attention):
     $$ \Delta e_t = \sum_h P_h V_{h,t}\, \mathrm{softmax}(K_{h,t}^\top q_{h,t} / \sqrt{d_h}) $$
 
     Args:
-        causal: False lets every token see all of them, and there is then no state. The other arguments are those of
-            `MesaLayer`.
+        dim, heads, dim_head, dim_value, init_std: of `LinearSelfAttention`.
+        causal: False lets every token see all of them, and there is then no state.
     """
 
-    def __init__(self, *, causal: bool = True, **projections: Any) -> None:
-        super().__init__(**projections)
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        dim_value: int | None = None,
+        causal: bool = True,
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
         self.causal = causal
 
     def forward(self, z: Tensor, *, state: tuple[Tensor, Tensor] | None = None, return_state: bool = False) -> Any:

@@ -218,39 +218,55 @@ def _positioned(config: SequenceConfig, name: str) -> nn.Module:
     return layer
 
 
-def _projections(layer: type[nn.Module], name: str) -> Callable[[SequenceConfig, int], nn.Module]:
-    known = inspect.signature(layer.__init__).parameters
+def _arguments(config: SequenceConfig, name: str, layer: type[nn.Module]) -> dict[str, Any]:
+    """What `config.layer_args` gives to `layer`, after a `ValueError` for what it does not take."""
+    given = config.layer_args.get(name, {})
+    known = [x for x in _parameters(layer) if x not in ("self", "dim", "heads", "dim_head")]
+    for argument in given:
+        if argument not in known:
+            near = difflib.get_close_matches(argument, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+            raise ValueError(f"layer_args[{name!r}]: no argument {argument!r}; {hint}")
+    return given
 
+
+def _parameters(layer: type[nn.Module]) -> list[str]:
+    """Names of the arguments of a constructor, and of those it passes its `**kwargs` on to."""
+    names: list[str] = []
+    for base in layer.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        found = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names += [x.name for x in found if x.kind is not x.VAR_KEYWORD and x.name not in names]
+        if all(x.kind is not x.VAR_KEYWORD for x in found):
+            break
+    return names
+
+
+def _projections(layer: type[nn.Module], name: str) -> Callable[[SequenceConfig, int], nn.Module]:
     def build(config: SequenceConfig, dim: int) -> nn.Module:
-        args = config.layer_args.get(name, {})
-        for argument in args:
-            if argument not in known:
-                near = difflib.get_close_matches(argument, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(list(known)[1:])}"
-                raise ValueError(f"layer_args[{name!r}]: no argument {argument!r}; {hint}")
-        return layer(dim=dim, heads=config.heads, dim_head=config.width, **args)
+        return layer(dim=dim, heads=config.heads, dim_head=config.width, **_arguments(config, name, layer))
 
     return build
 
 
 def _softmax(config: SequenceConfig, dim: int) -> nn.Module:
-    args = {"causal": config.causal, **config.layer_args.get("softmax", {})}
+    args = {"causal": config.causal, **_arguments(config, "softmax", SoftmaxSelfAttention)}
     return SoftmaxSelfAttention(dim=dim, heads=config.heads, dim_head=config.width, **args)
 
 
 def _mssa(config: SequenceConfig, dim: int) -> nn.Module:
-    return (CausalMSSA if config.causal else MSSA)(
-        dim, config.heads, dim_head=config.width, **config.layer_args.get("mssa", {})
-    )
+    layer = CausalMSSA if config.causal else MSSA
+    return layer(dim, config.heads, dim_head=config.width, **_arguments(config, "mssa", layer))
 
 
 def _tssa(config: SequenceConfig, dim: int) -> nn.Module:
-    args = {"max_length": config.max_length, **config.layer_args.get("tssa", {})}
+    args = {"max_length": config.max_length, **_arguments(config, "tssa", CausalTSSA)}
     return CausalTSSA(dim, config.heads, dim_head=config.width, **args)
 
 
 def _overcomplete(config: SequenceConfig) -> nn.Module:
-    args = {"expansion": int(config.mlp_ratio), **config.layer_args.get("overcomplete", {})}
+    args = {"expansion": int(config.mlp_ratio), **_arguments(config, "overcomplete", OvercompleteISTA)}
     return OvercompleteISTA(config.dim, **args)
 
 
@@ -275,7 +291,7 @@ SECOND: dict[str, Callable[[SequenceConfig], nn.Module | None]] = {
     "relu": _mlp,
     "swiglu": _mlp,
     "overcomplete": _overcomplete,
-    "ista": lambda config: ISTA(config.dim, **config.layer_args.get("ista", {})),
+    "ista": lambda config: ISTA(config.dim, **_arguments(config, "ista", ISTA)),
     "none": lambda config: None,
 }
 REPLACING = ("ista",)
