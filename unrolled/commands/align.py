@@ -218,7 +218,7 @@ def align(
             )  # fmt: skip
     left, right = (_checked(side, spec) for side, spec in zip(sides, (a, b), strict=True))
     check_same_samples(Rows.of(left), Rows.of(right), a, b)
-    n = Rows.of(left).count
+    n = Rows.of(left).samples
     for chosen in metrics:
         if getattr(chosen, "k", 1) >= n:
             raise ValueError(f"--k {k}: must be less than the {n} samples; lower it or give more samples")

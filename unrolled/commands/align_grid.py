@@ -207,7 +207,8 @@ def _report(
         "p-values count relabellings of the samples that reach the score, the search over layers included."
         if settings["null"] == "permutation"
         else "p-values are normal tails of the largest z over the layers, times the number of layer pairs; z and "
-        "chance come from closed-form moments under random pairing."
+        "chance come from closed-form moments under random pairing. Nulls are skewed to the right, so the smallest "
+        "p-values are too small, most for features of few directions: confirm what matters with --null permutation."
     )
     shown = _rows(result)[:60]
     report.section("Pairs").table(

@@ -60,7 +60,8 @@ class Comparison:
         calibrated: 0 at or below `threshold`, 1 at the best possible value, linear between.
         z: distance of `score` from its own null mean in standard deviations. It takes no account of the search over
             layers and nulls are skewed, so it is no substitute for `p_value`.
-        interval: confidence interval of the best pair's score over samples; see `bootstrap_interval`.
+        interval: confidence interval of the best pair's score over samples, as if the pair had been chosen beforehand:
+            searching raises the score and its interval alike, which `held_out` avoids; see `bootstrap_interval`.
         held_out: see `held_out`.
     """
 

@@ -62,7 +62,7 @@ def features_digest(path: str | Path) -> str:
 class Rows(NamedTuple):
     """Which samples features are of: how many, of what data in words ("" if nobody said), and int64 [n] indices."""
 
-    count: int
+    samples: int
     data: str
     indices: Tensor | None
 
@@ -71,14 +71,17 @@ class Rows(NamedTuple):
         """Of layers by name, [n, d] each, as `read_features` gives them."""
         from unrolled.instruments.features import FeatureSet
 
-        count = len(next(iter(features.values())))
-        return cls(count, features.data, features.indices) if isinstance(features, FeatureSet) else cls(count, "", None)
+        samples = len(next(iter(features.values())))
+        known = features if isinstance(features, FeatureSet) else None
+        return cls(samples, known.data if known else "", known.indices if known else None)
 
 
 def check_same_samples(left: Rows, right: Rows, a: str, b: str) -> None:
     """Raise ValueError if rows of features called `a` and `b` are known not to be the same samples."""
-    if left.count != right.count:
-        raise ValueError(f"{a} has {left.count} samples and {b} {right.count}: rows must be the same samples in order")
+    if left.samples != right.samples:
+        raise ValueError(
+            f"{a} has {left.samples} samples and {b} {right.samples}: rows must be the same samples in order"
+        )
     if left.data and right.data and left.data != right.data:
         raise ValueError(
             f"{a} holds features of {left.data} and {b} of {right.data}: they are not paired; extract both from the "

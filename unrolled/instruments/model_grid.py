@@ -42,8 +42,10 @@ class PairScore:
         score: of the best pair of layers, whose names are `layers`.
         chance: null "permutation": the mean best score of randomly paired samples; "moments": that of these layers.
         p_value: "permutation": share of relabellings whose best score reaches this one. "moments": normal tail of the
-            largest z over the layer grid, times the number of layer pairs (Bonferroni): conservative for the search,
-            approximate in the tail.
+            largest z over the layer grid, times the number of layer pairs (Bonferroni). Conservative for the search,
+            too small in the tail where nulls are skewed: of independent pairs of 60 samples and one layer, unbiased CKA
+            gives p <= 0.001 to 0.2 % with 64 directions of equal variance and to 1.2 % with 2. Confirm what matters by
+            "permutation".
         z: of this pair of layers, where a closed form is known.
         calibrated: 0 at or below the 5 % threshold of the null, 1 at the best possible value ("permutation" only).
     """

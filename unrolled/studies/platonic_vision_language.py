@@ -29,7 +29,7 @@ REFERENCE = {
     "given:tiny_darknet": 0.087,
     "given:squeezenet1_1": 0.083,
 }
-# 0.004: a fifth of the gap of the best to the third, and more than rounding and resizing can move a score
+# 0.004: the smallest gap between two of the four, so the third and the fourth are told apart only by VISION's order
 REFERENCES = tuple(
     Expectation(
         statement=f"Last layer of {name} and MiniLM: mutual 10-NN on all 2,000 photos",
