@@ -165,6 +165,16 @@ def test_pairs_are_scored_as_one_by_one() -> None:
         pair_scores([models[0], {"layer": torch.randn(70, 3)}], "mutual_knn")
 
 
+def test_unrelated_models_are_significant_as_rarely_as_promised() -> None:
+    generator, reached = torch.Generator().manual_seed(0), 0
+    pairs = np.triu_indices(8, 1)
+    for repeat in range(12):
+        models = [{"layer": torch.randn(40, 8, generator=generator)} for _ in range(8)]
+        found = pair_scores(models, "unbiased_cka", draws=99, seed=repeat).p_value
+        reached += int((found[pairs] <= 0.05).sum())
+    assert reached <= 29  # of 336; 5 % are 17, and more than 29 come with probability 0.002
+
+
 def test_intervals_over_models_count_no_model_beside_itself() -> None:
     chosen = np.array([0, 0, 1, 2])
     i, j = pair_places(chosen, np.ones((3, 3), dtype=bool))

@@ -80,8 +80,8 @@ def pair_scores(
 
     def scores(grid: Tensor) -> Array:
         best = _best(grid, row_of, column_of)
-        # of symmetric pairs, relabelling one side or the other is the same test
-        return (best + best.T) / 2 if against is None else best
+        # one draw a pair: below the diagonal the order is inverted, and the mean of two draws would vary too little
+        return np.triu(best) + np.triu(best, 1).T if against is None else best
 
     score = scores(chosen.grid(rows, columns))
     total, reached = np.zeros_like(score), np.zeros_like(score)
