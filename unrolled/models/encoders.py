@@ -73,7 +73,7 @@ def open_encoder(
     if scheme == "given" and colon:
         given = open_given(rest, find_weights(data_dir))
         if (given.kind == "text") != (kind == "text") or kind == "audio":
-            raise ValueError(f"model: {spec} takes {'texts' if given.kind == 'text' else 'images'}, not side={kind!r}")
+            _only(spec, kind, "text" if given.kind == "text" else "image")
         return Encoder(
             name=spec, module=given.module, kind=kind, collate=given.tokenizer, layers=given.layers,
             pooling=given.pooling,
@@ -230,7 +230,7 @@ def _resolved(spec: str, kind: Kind, *, pretrained: bool) -> Encoder:
 
 def _only(spec: str, kind: Kind, takes: Kind) -> None:
     if kind != takes:
-        raise ValueError(f"model: {spec} takes {takes}s, not side={kind!r}")
+        raise ValueError(f"model: {spec} takes {takes}s, not side={kind!r}; give it side={takes!r}, or swap the models")
 
 
 def waveform(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
