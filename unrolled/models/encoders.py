@@ -222,8 +222,8 @@ def _resolved(spec: str, kind: Kind, *, pretrained: bool) -> Encoder:
     collate = getattr(module, "tokenizer", None)
     if kind != "text" or not callable(collate):
         raise ValueError(
-            f"model: {spec} is not known to take side={kind!r}; give hf:, st: or given:, or a module with a "
-            "`tokenizer` that turns texts into its keyword arguments"
+            f"model: {spec} is not known to take side={kind!r}; give hf:ORG/NAME, hf:FOLDER, st:NAME or given:NAME, or "
+            "a module with a `tokenizer` that turns texts into its keyword arguments"
         )
     return Encoder(name=spec, module=module, kind=kind, collate=collate)
 
