@@ -76,6 +76,22 @@ def test_a_missing_file_and_missing_models_are_said(tmp_path: Path, capsys: pyte
     assert cli.run(["align", "--grid", str(tmp_path / "no.yaml"), "--quiet"]) == 3
     assert cli.run(["align", "--quiet"]) == 2
     assert "--grid models.yaml" in capsys.readouterr().err
+    assert cli.run(["align", "--grid", str(tmp_path), "--quiet"]) == 2
+    assert "is a folder" in capsys.readouterr().err
     grid = write_grid(tmp_path)
     assert cli.run(["align", "x.npy", "--grid", str(grid), "--quiet"]) == 2
     assert cli.run(["align", "--grid", str(grid), "--workers", "0", "--quiet"]) == 2
+
+
+def test_a_wrong_metric_is_said_before_models_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grid.yaml").write_text("models:\n  a: crate_nano_patch2_8\n  b: vit_nano_patch2_8\n")
+    flags = ["--grid", str(tmp_path / "grid.yaml"), "--metric", "mutual_nn", "--out", str(tmp_path / "out"), "--quiet"]
+    assert cli.run(["align", *flags]) == 2
+    assert "choose from mutual_knn" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_p_value_too_small_for_floats_is_not_printed_as_zero() -> None:
+    from unrolled.commands.align_grid import _share
+
+    assert (_share(0.0), _share(0.0123)) == ("<1e-300", "0.012")

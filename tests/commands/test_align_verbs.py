@@ -144,6 +144,7 @@ def test_bad_features_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "(4, 9)" in (message := refused(a, tmp_path / "nan.npy"))
     assert "nan.npy" in message
     assert "--k 60" in refused(a, b, "--k", "60")
+    assert "--draws 0" in refused(a, b, "--draws", "0")
     assert "mutual_knn" in refused(a, b, "--metric", "mutual_nn")
     np.save(tmp_path / "object.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     assert "pickled" in refused(a, tmp_path / "object.npy", code=1)
@@ -180,3 +181,19 @@ def test_many_samples_are_estimated_and_other_metrics_refused(
 def test_flags_for_two_models_are_refused_beside_a_grid(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["align", "--grid", "models.yaml", *flag]) == 2
     assert f"{flag[0]}: is for two models" in capsys.readouterr().err
+
+
+def test_help_names_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    from unrolled.alignment import METRICS
+
+    assert cli.run(["align", "--help"]) == 0
+    words = capsys.readouterr().out.replace(",", " ").replace(".", " ").split()
+    assert {*METRICS, "unbiased_cka"} <= set(words)
+
+
+def test_the_default_folder_drops_the_suffix_of_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--null", "moments", "--resamples", "0", "--quiet"]
+    assert cli.run(["align", "x.npy", "y.npy", *flags]) == 0
+    assert (tmp_path / "runs" / "align-x-y" / "report.html").is_file()

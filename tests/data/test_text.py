@@ -53,6 +53,13 @@ def test_published_parts_are_used_as_they_are(tmp_path: Path) -> None:
     assert open_text("wikitext2", "val", data_dir=tmp_path).text == BOOK
 
 
+def test_a_path_for_a_name_is_told_how_to_read_own_files(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text(BOOK)
+    for path in (tmp_path, tmp_path / "book.txt"):
+        with pytest.raises(ValueError, match=f"--data folder --data-dir {tmp_path}$"):
+            open_text(str(path), "train")
+
+
 def test_a_folder_of_files_is_a_corpus(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text(BOOK)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"first\n" * 50))

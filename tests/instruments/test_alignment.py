@@ -205,6 +205,8 @@ def test_bad_options_are_named() -> None:
         al.cka(x[:3], y[:3], unbiased=True)
     with pytest.raises(ValueError, match=r"unknown metric 'mutual'.*mutual_knn"):
         al.get_metric("mutual")
+    with pytest.raises(ValueError, match="cka has no option 'k': it has unbiased, kernel, sigma"):
+        al.get_metric("unbiased_cka", k=3)
     with pytest.raises(ValueError, match="kernel"):
         al.cka(x, y, kernel="poly")
     with pytest.raises(ValueError, match="dissimilarity 'correlation' needs"):

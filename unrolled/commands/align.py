@@ -94,7 +94,8 @@ def align(
     grid
         A YAML file of models; A and B are then left out.
     metric
-        Names of metrics; may be repeated.
+        May be repeated: mutual_knn, cycle_knn, lcs_knn, edit_knn, cknna, cka, unbiased_cka, svcca, pwcca, procrustes (a
+        distance), rsa, ridge_predictivity, pls_predictivity, stitching.
     k
         Neighbours, for the metrics that have them.
     null
@@ -124,7 +125,7 @@ def align(
     images
         How many images or pairs, drawn evenly from the whole split.
     layers
-        Patterns of layer names of the models; `*` stays within one part of a name.
+        Patterns of layer names of the models; `*` stays within one part of a name. Features in files are all compared.
     layers_b
         The same for B alone; default: as for A.
     pool
@@ -144,10 +145,12 @@ def align(
     scheduler
         Address of a running Dask scheduler, such as tcp://host:8786, to compare on its workers instead.
     out
-        Where config.yaml, report.html, report.json and features go; default: runs/align-A-B, runs/align-GRID.
+        Where config.yaml, report.html, report.json and features go; default: runs/align-A-B, runs/align-GRID-grid.
     """
     if images < 2:
         raise ValueError(f"--images {images}: give at least 2")
+    if draws < 1:
+        raise ValueError(f"--draws {draws}: give at least 1; the smallest p-value is 1 / (draws + 1)")
     if grid is not None:
         if a is not None:
             raise ValueError(f"--grid {grid}: takes its models from the file; leave {a!r} out, or --grid")
@@ -178,7 +181,7 @@ def align(
 
     metrics = [_metric(name, k) for name in metric]
     where = choose_device(device)
-    folder = out or default_folder("align", a, _stem(b))
+    folder = out or default_folder("align", _stem(a), _stem(b))
     sides = [_read(spec) for spec in (a, b)]
     models = [spec for spec, side in zip((a, b), sides, strict=True) if side is None]
     paired = is_paired(data, side or side_b, texts)

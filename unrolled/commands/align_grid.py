@@ -37,6 +37,7 @@ def align_grid(
     **settings: Any,
 ) -> None:  # fmt: skip
     """Compare all models that `grid` names; `settings` are the flags of `unrolled align`."""
+    from unrolled.alignment import get_metric
     from unrolled.instruments.model_grid import model_grid
     from unrolled.report.provenance import plain
 
@@ -44,9 +45,11 @@ def align_grid(
     folder = out or default_folder("align", grid.stem, "grid")
     where = choose_device(device)
     began = time.perf_counter()
-    paths = _features(folder, models, settings, where, quiet)
     if settings["k"] < 1:
         raise ValueError(f"--k {settings['k']}: give at least 1")
+    for metric in settings["metric"]:
+        get_metric(metric)  # before the models run: a wrong name must not cost their features
+    paths = _features(folder, models, settings, where, quiet)
 
     def progress(done: int, tiles: int) -> None:
         if not quiet:
@@ -78,6 +81,8 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
 
     from unrolled.errors import MissingData
 
+    if path.is_dir():
+        raise ValueError(f"--grid {path}: is a folder; give the YAML file that names the models")
     if not path.is_file():
         raise MissingData(f"--grid {path}: there is no such file")
     try:
@@ -180,10 +185,15 @@ def _rows(result: ModelGrid) -> list[list[str]]:
             rows.append(
                 [
                     *(metric, pair.a, pair.b, f"{pair.score:.4g}", f"{pair.chance:.4g}", z),
-                    *(f"{pair.p_value:.2g}", f"{q:.2g}", *pair.layers),
+                    *(_share(pair.p_value), _share(q), *pair.layers),
                 ]
             )
     return rows
+
+
+def _share(p: float) -> str:
+    """A p-value in print; normal tails beyond the range of floats are not 0."""
+    return f"{p:.2g}" if p > 0 else "<1e-300"
 
 
 def _report(

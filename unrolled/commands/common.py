@@ -60,7 +60,8 @@ def open_model(
             raise ValueError(f"weights: the head does not fit ({detail}); give --model-args.num-classes")
         print(f"weights: {report}", file=sys.stderr)
     elif not own and (":" not in spec or spec.startswith("timm:")):
-        print(f"note: {spec} has random weights; --weights or --pretrained gives it others", file=sys.stderr)
+        advice = "--pretrained, or a folder in place of the name, gives it trained ones"
+        print(f"note: {spec} has random weights; {advice}", file=sys.stderr)
     return model.eval()
 
 
@@ -209,13 +210,13 @@ def say_where(report: Path, *, quiet: bool) -> None:
         print(f"report: {report}", file=sys.stderr)
 
 
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    """Rows under their columns, aligned to the right except for the first."""
+def table(columns: list[str], rows: list[list[str]], *, left: int = 1) -> str:
+    """Rows under their columns, aligned to the right except for the first `left`."""
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     lines = []
     for row in [columns, *rows]:
         cells = [
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -85,7 +85,7 @@ def study(
                 )
             )
         else:
-            print(table(["name", "claim"], [[s.name, s.title] for s in studies]))
+            print(table(["name", "claim"], [[s.name, s.title] for s in studies], left=2))
         return None
     chosen = load(name)
     overrides: dict[str, Any] = {} if out is None else {"out": out}

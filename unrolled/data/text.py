@@ -109,7 +109,12 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
     elif name in _CORPORA:
         parts = _packed(name, existing_folder(folder, what=name))
     else:
-        raise ValueError(f"data={name!r}: is no text; choose one of {', '.join(text_names())}, folder, hf:ORG/NAME")
+        path = Path(name)
+        own = (path if path.is_dir() else path.parent) if path.exists() else "FOLDER"
+        raise ValueError(
+            f"data={name!r}: is no text; choose one of {', '.join(text_names())}, hf:ORG/NAME, or for .txt files of "
+            f"your own --data folder --data-dir {own}"
+        )
     text = parts[split]
     if not text.strip():
         raise ValueError(f"data={name!r}: the {split} part is empty; give longer files, or files for every part")

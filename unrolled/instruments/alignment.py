@@ -10,6 +10,7 @@ follows the device of the input.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from unrolled.instruments import alignment_legacy as legacy
@@ -38,17 +39,23 @@ def get_metric(metric: str | Metric, **options: Any) -> Metric:
     """Metric object from a name such as "mutual_knn" ("unbiased_cka" is "cka" with unbiased=True) and its options.
 
     Raises:
-        ValueError: unknown name (the known ones are listed), or options given with an object.
+        ValueError: unknown name (the known ones are listed), options the metric does not have, or options given with
+            an object.
     """
     if isinstance(metric, Metric):
         if options:
             raise ValueError(f"options {sorted(options)} given with a metric object: set them when making it")
         return metric
     if metric == "unbiased_cka":
-        return CKA(unbiased=True, **options)
+        metric, options = "cka", {"unbiased": True, **options}
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}: choose from {', '.join([*METRICS, 'unbiased_cka'])}")
-    return METRICS[metric](**options)
+    kind = METRICS[metric]
+    known = list(inspect.signature(kind).parameters)
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{metric} has no option {name!r}: it has {', '.join(known) or 'none'}")
+    return kind(**options)
 
 
 def mutual_knn(x: Features, y: Features, k: int = 10) -> float:

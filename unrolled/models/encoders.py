@@ -73,7 +73,7 @@ def open_encoder(
     if scheme == "given" and colon:
         given = open_given(rest, find_weights(data_dir))
         if (given.kind == "text") != (kind == "text") or kind == "audio":
-            raise ValueError(f"model: {spec} takes {'texts' if given.kind == 'text' else 'images'}, not side={kind!r}")
+            _only(spec, kind, "text" if given.kind == "text" else "image")
         return Encoder(
             name=spec, module=given.module, kind=kind, collate=given.tokenizer, layers=given.layers,
             pooling=given.pooling,
@@ -222,15 +222,15 @@ def _resolved(spec: str, kind: Kind, *, pretrained: bool) -> Encoder:
     collate = getattr(module, "tokenizer", None)
     if kind != "text" or not callable(collate):
         raise ValueError(
-            f"model: {spec} is not known to take side={kind!r}; give hf:, st: or given:, or a module with a "
-            "`tokenizer` that turns texts into its keyword arguments"
+            f"model: {spec} is not known to take side={kind!r}; give hf:ORG/NAME, hf:FOLDER, st:NAME or given:NAME, or "
+            "a module with a `tokenizer` that turns texts into its keyword arguments"
         )
     return Encoder(name=spec, module=module, kind=kind, collate=collate)
 
 
 def _only(spec: str, kind: Kind, takes: Kind) -> None:
     if kind != takes:
-        raise ValueError(f"model: {spec} takes {takes}s, not side={kind!r}")
+        raise ValueError(f"model: {spec} takes {takes}s, not side={kind!r}; give it side={takes!r}, or swap the models")
 
 
 def waveform(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
