@@ -106,7 +106,7 @@ def write_report(
     from unrolled.report import Fact, HeatMap, LineChart, Provenance, Report, Series
 
     report: Report = Report(
-        f"Why {result['model']} says what it says",
+        f"Why {result['model'].rstrip('/').rsplit('/', 1)[-1]} says what it says",
         question=f"Which layers, heads and patches is the logit of {_what(result)} made of?",
     )
     removals, target = result["removals"], result["target"]
@@ -227,8 +227,8 @@ def _words(found: Explanation, second: float) -> str:
         + (", what is inside an MLP" if any(half.kind == "mlp" for half in found.halves) else "")
         + ". Remove a patch and all of these change, so the logit does not change by that patch's term; the table "
         "above says by how much it does. A patch of a deeper layer is a place in the grid: its token holds what "
-        "earlier layers mixed into it. The same number added to every logit changes no decision, so a single logit has an "
-        "arbitrary zero; `--against` explains a difference, which has none."
+        "earlier layers mixed into it. The same number added to every logit changes no decision, so a single logit has "
+        "an arbitrary zero; `--against` explains a difference, which has none."
     )
     return "\n\n".join(said)
 
