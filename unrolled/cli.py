@@ -43,6 +43,7 @@ VERBS = {
     "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
     "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
     "study": Verb("unrolled.commands.study:study", "Run a published claim and judge what came out."),
+    "gallery": Verb("unrolled.commands.gallery:gallery", "A static site of what studies claimed and found."),
     "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),
     "doctor": Verb("unrolled.commands.doctor:doctor", "What of this machine will be used, and what is missing."),
 }

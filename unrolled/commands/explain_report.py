@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from unrolled.commands.pictures import Pixels
     from unrolled.instruments.explain import Explanation
-    from unrolled.report import Report
+    from unrolled.report import ImageRow, Report
 
 _FOR, _AGAINST = (230, 159, 0), (0, 114, 178)  # Okabe and Ito's orange and blue
 _KINDS = {"attn": "attention", "mlp": "MLP", "ista": "ISTA"}
@@ -63,7 +63,7 @@ def _evidence(values: Tensor, original: Pixels, scale: float) -> Pixels:
 
     size = (original.shape[0], original.shape[1])
     # patch by patch: what is between them was not measured
-    large = upsample(values.flatten().float(), tuple(values.shape), size, smooth=False).numpy()
+    large = upsample(values.flatten().float(), (values.shape[0], values.shape[1]), size, smooth=False).numpy()
     colours = np.where(large[..., None] > 0, np.array(_FOR, np.float64), np.array(_AGAINST, np.float64))
     return blend(faded(original, 0.7), colours, 0.85 * np.abs(large) / (scale or 1.0))
 
@@ -79,9 +79,12 @@ def layer_table(found: Explanation, *, text: bool = False) -> tuple[list[str], l
     rows: list[list[Any]] = [["embedding", *[None] * (len(columns) - 2), float(found.embed.sum())]]
     for layer, halves in by_layer.items():
         attention, other = halves.get("attn"), halves.get("second")
-        known = attention is not None and attention.heads is not None
-        row: list[Any] = [str(layer), *(attention.heads.tolist() if known else [None] * heads)]
-        row += [attention.bias if known else None, None if attention is None else attention.total]
+        row: list[Any] = [str(layer)]
+        if attention is None or attention.heads is None:
+            row += [None] * (heads + 1)
+        else:
+            row += [*attention.heads.tolist(), attention.bias]
+        row.append(None if attention is None else attention.total)
         if second:
             row.append(None if other is None else other.total)
         total = sum(half.total for half in halves.values())
@@ -102,17 +105,16 @@ def write_report(
     seconds: float,
 ) -> Path:
     """Write `report.html`, `report.json` and `config.yaml`; return the path of the page."""
-    from unrolled.commands.pictures import grid_section
-    from unrolled.report import Fact, HeatMap, LineChart, Provenance, Report, Series
+    from unrolled.report import Fact, HeatMap, ImageGrid, LineChart, Provenance, Report, Series
 
     report: Report = Report(
-        f"Why {result['model']} says what it says",
+        f"Why {result['model'].rstrip('/').rsplit('/', 1)[-1]} says what it says",
         question=f"Which layers, heads and patches is the logit of {_what(result)} made of?",
     )
     removals, target = result["removals"], result["target"]
+    place = "the highest logit" if target["rank"] == 1 else f"logit number {target['rank']}"
     summary = (
-        f"Class {target['name']} has the {_ordinal(target['rank'])} logit of {len(found.logits)} and a probability of "
-        f"{target['probability']:.1%}. "
+        f"Class {target['name']}: {place} of {len(found.logits)}, probability {target['probability']:.1%}. "
     )
     if result["weights"] == "random":
         summary += "The weights are random: nothing here was learned."
@@ -125,34 +127,30 @@ def write_report(
         Fact(label="Logit explained", value=f"{found.logit:.3f}", detail=f"the terms sum to it within {_bound(found)}"),
         Fact(label="From attention", value=f"{attention:+.3f}", detail="all layers and heads, through the final norm"),
         Fact(
-            label="Without the patches most for it",
+            label="Change without the patches most for it",
             value=f"{removals['most for']:+.3f}",
             detail=f"{removals['patches']} patches; as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}",
         ),
     ]
     report.headline(summary, facts)
-    names = [view.name for view in views]
-    grid_section(
-        report,
-        "Evidence on the picture",
-        [
-            (
-                "All layers",
-                "The picture and the evidence of all layers on it.",
-                [v.pixels for v in views[:2]],
-                names[:2],
-            ),
-            ("By layer", "The evidence of each layer on the picture.", [v.pixels for v in views[2:]], names[2:]),
-        ],
-        f"Orange: for {_what(result)}; blue: against it; strength is the share of the largest patch, of all layers "
-        "together on the left, of any layer on the right. Attention counts where it looked, other terms on their own "
-        f"token. On the patches lie {found.logit - result['elsewhere']:+.3f} of the logit; {result['elsewhere']:+.3f} "
-        "lie on no patch: class token, registers and biases.",
+    count = len(views) - 2
+    wide = -(-count // -(-count // 6))  # rows of at most six, about equally long
+    rows = [_row(views[:2]), *(_row(views[i : i + wide]) for i in range(2, len(views), wide))]
+    panels: list[Any] = [
+        ImageGrid(title="All layers", rows=rows[:1], alt="The picture and the evidence of all layers on it."),
+        ImageGrid(title="By layer", rows=rows[1:], alt="The evidence of each layer on the picture."),
+    ]
+    report.section("Evidence on the picture").figure(
+        panels,
+        caption=f"Orange: for {_what(result)}; blue: against it; strength is the share of the largest patch, of all "
+        "layers together on the left, of any layer on the right. Attention counts where it looked, other terms on "
+        f"their own token. On the patches lie {found.logit - result['elsewhere']:+.3f} of the logit; "
+        f"{result['elsewhere']:+.3f} lie on no patch: class token, registers and biases.",
     )
-    columns, rows = layer_table(found)
-    section = report.section("By layer and head").table(columns, rows, caption="Terms of the logit; they sum to it.")
+    columns, cells = layer_table(found)
+    section = report.section("By layer and head").table(columns, cells, caption="Terms of the logit; they sum to it.")
     by_head = [half for half in found.halves if half.heads is not None]
-    panels: list[Any] = []
+    panels = []
     if by_head:
         panels.append(
             HeatMap(
@@ -190,8 +188,11 @@ def _bound(found: Explanation) -> str:
     return f"{max(abs(found.error), 1e-12):.0e}"
 
 
-def _ordinal(rank: int) -> str:
-    return "highest" if rank == 1 else f"number {rank}"
+def _row(views: Sequence[View]) -> ImageRow:
+    from unrolled.commands.pictures import thumbnail
+    from unrolled.report import ImageRow
+
+    return ImageRow(images=[thumbnail(view.pixels) for view in views], names=[view.name for view in views])
 
 
 def _words(found: Explanation, second: float) -> str:
@@ -227,8 +228,8 @@ def _words(found: Explanation, second: float) -> str:
         + (", what is inside an MLP" if any(half.kind == "mlp" for half in found.halves) else "")
         + ". Remove a patch and all of these change, so the logit does not change by that patch's term; the table "
         "above says by how much it does. A patch of a deeper layer is a place in the grid: its token holds what "
-        "earlier layers mixed into it. The same number added to every logit changes no decision, so a single logit has an "
-        "arbitrary zero; `--against` explains a difference, which has none."
+        "earlier layers mixed into it. The same number added to every logit changes no decision, so a single logit has "
+        "an arbitrary zero; `--against` explains a difference, which has none."
     )
     return "\n\n".join(said)
 

@@ -1,0 +1,139 @@
+"""The gallery: every claim of the committed studies on one index, no link that leads nowhere, no script."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from unrolled import cli
+from unrolled.report import Claim, LineChart, Report, Series
+from unrolled.report.gallery import read_studies, write_gallery
+
+COMMITTED = Path(__file__).resolve().parents[2] / "docs/studies"
+
+
+class Page(HTMLParser):
+    """What a page links to, its ids, its images without a description, and its unclosed tags."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.bare: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        assert tag != "script"
+        self.links += [value for key in ("href", "src") if (value := values.get(key))]
+        self.ids += [value for value in [values.get("id")] if value]
+        if tag == "img" and not values.get("alt"):
+            self.bare.append(str(values.get("src")))
+        if tag not in ("meta", "link", "img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def study(folder: Path, name: str, *, title: str = "A claim") -> Report:
+    report = Report(title, question="Is `a < b`?")
+    report.claims = [Claim(statement="<b>x</b> & y", source="arXiv 1", published="2", measured="1", reproduced=False)]
+    chart = LineChart(title="Loss, nats", x_label="step", series=[Series(label="a", x=[0, 1], y=[1, 2])])
+    report.section("Curves").figure([chart, chart], caption="Two alike.").figure(chart, name="alone").text("Words.")
+    report.write(folder / name)
+    return report
+
+
+def broken(site: Path) -> list[str]:
+    pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
+    found = []
+    for path, page in pages.items():
+        assert page.open == []
+        assert len(page.ids) == len(set(page.ids))
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme == "data":
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            inside = target.is_file() and site.resolve() in target.parents
+            if parts.scheme or not inside or (parts.fragment and parts.fragment not in pages[target].ids):
+                found.append(f"{path.name}: {link}")
+    return found
+
+
+def test_the_committed_studies(tmp_path: Path) -> None:
+    studies = read_studies(COMMITTED)
+    site = write_gallery(studies, tmp_path / "site").parent
+    assert broken(site) == []
+    index = Page(site / "index.html")
+    assert index.bare == []
+    for each in studies:
+        assert each.name in index.ids
+        assert f"{each.name}/index.html" in index.links
+        assert Page(site / each.name / "index.html").bare == []
+    text = (site / "index.html").read_text()
+    assert text.count('class="statement"') == sum(len(each.report["claims"]) for each in studies)
+    for path in site.rglob("*.html"):
+        assert not re.search(r"(?<![\w.])/(work|home|root|tmp)/", path.read_text()), f"{path}: an absolute path"
+
+
+def test_missing_figures_are_said_and_the_others_shown(tmp_path: Path) -> None:
+    study(tmp_path / "in", "mesa-some")
+    (tmp_path / "in/mesa-some/figures/alone.svg").unlink()
+    site = write_gallery(read_studies(tmp_path / "in"), tmp_path / "site").parent
+    assert broken(site) == []
+    page = Page(site / "mesa-some/index.html")
+    shown = [link for link in page.links if link.endswith(".svg")]
+    assert shown == ["figures/curves-loss-nats.svg", "figures/curves-loss-nats-2.svg"]
+    assert "this drawing is not kept here" in (site / "mesa-some/index.html").read_text()
+    shutil.rmtree(tmp_path / "in/mesa-some/figures")
+    site = write_gallery(read_studies(tmp_path / "in"), tmp_path / "bare").parent
+    assert broken(site) == []
+    assert not [link for link in Page(site / "index.html").links if link.endswith(".svg")]
+
+
+def test_text_of_reports_is_escaped_and_filters_know_the_lines(tmp_path: Path) -> None:
+    for name in ("crate-a", "platonic-b", "else-c"):
+        study(tmp_path / "in", name, title=f"<i>{name}</i>")
+    text = write_gallery(read_studies(tmp_path / "in"), tmp_path / "site").read_text()
+    assert "&lt;b&gt;x&lt;/b&gt; &amp; y" in text
+    assert "<i>" not in text
+    for key in ("crate", "platonic", "other"):
+        assert f'id="line-{key}"' in text
+        assert f"main:has(#line-{key}:checked) .study:not(.{key})" in text
+    assert 'id="line-mesa"' not in text
+    assert text.index('id="crate-a"') < text.index('id="platonic-b"') < text.index('id="else-c"')
+
+
+def test_folders_of_data_are_not_told(tmp_path: Path) -> None:
+    study(tmp_path / "in", "mesa-some")
+    path = tmp_path / "in/mesa-some/report.json"
+    report = json.loads(path.read_text())
+    report["provenance"]["command"] = "unrolled study mesa-some --data-dir /data/here --budget cpu"
+    report["provenance"]["config"] = {"data_dir": "/data/here"}
+    path.write_text(json.dumps(report))
+    site = write_gallery(read_studies(tmp_path / "in"), tmp_path / "site").parent
+    for page in site.rglob("*.html"):
+        assert "--data-dir DATA --budget cpu" in page.read_text()
+        assert "/data/here" not in page.read_text()
+
+
+def test_the_verb_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study(tmp_path / "in", "mesa-some")
+    arguments = ["gallery", "--studies", str(tmp_path / "in"), "--out", str(tmp_path / "site"), "--json"]
+    assert cli.run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["studies"] == ["mesa-some"]
+    assert cli.run(["gallery", "--studies", str(tmp_path / "in"), "--out", str(tmp_path / "in")]) == 2
+    assert cli.run(["gallery", "--studies", str(tmp_path / "none"), "--out", str(tmp_path / "site")]) == 3
+    for text, said in (("{", "not valid JSON"), ("[]", "not a report"), ('{"format": "x"}', "not a report")):
+        (tmp_path / "in/mesa-some/report.json").write_text(text)
+        assert cli.run(arguments) == 2
+        assert said in capsys.readouterr().err
