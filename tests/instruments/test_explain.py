@@ -24,9 +24,13 @@ CRATES: dict[str, dict[str, Any]] = {
     "attention only": {"sparsifier": "none"},
     "vit frame": {"attention": "mhsa", "sparsifier": "mlp", "residual": True},
     "tost frame": {"attention": "tssa"},
+    "orthogonal": {"orthogonal": True, "output": "tied"},
+    "registers": {"pool": "mean", "reg_tokens": 2},
+    "derived step": {"compression": "derived", "output": "tied"},
     "cbt": {"attention": "cbsa", "pool": "mean"},
 }
-WITHOUT_SOURCES = {"tost frame", "cbt"}
+WITHOUT_HEADS = {"derived step"}  # the step is no sum of what heads read; it is kept whole
+WITHOUT_SOURCES = {"tost frame", "cbt", *WITHOUT_HEADS}
 
 
 def crate(**kwargs: Any) -> CRATE:
@@ -72,7 +76,7 @@ def test_parts_of_a_crate_sum_to_the_logit(name: str) -> None:
     check(model, image, found)
     attention = [half for half in found.halves if half.kind == "attn"]
     assert [half.layer for half in attention] == [0, 1, 2]
-    assert all(half.heads is not None for half in attention)
+    assert all((half.heads is None) == (name in WITHOUT_HEADS) for half in attention)
     assert all((half.sources is None) == (name in WITHOUT_SOURCES) for half in attention)
     replaced = name not in ("alpha", "attention only", "vit frame")
     assert any(half.replaces for half in found.halves) == replaced

@@ -113,9 +113,7 @@ def write_report(
     )
     removals, target = result["removals"], result["target"]
     place = "the highest logit" if target["rank"] == 1 else f"logit number {target['rank']}"
-    summary = (
-        f"Class {target['name']}: {place} of {len(found.logits)}, probability {target['probability']:.1%}. "
-    )
+    summary = f"Class {target['name']}: {place} of {len(found.logits)}, probability {target['probability']:.1%}. "
     if result["weights"] == "random":
         summary += "The weights are random: nothing here was learned."
     else:

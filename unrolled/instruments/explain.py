@@ -63,7 +63,7 @@ class Explanation:
     grid: tuple[int, int]
     """(H, W) in patches."""
     read: str
-    """Which tokens the classifier reads: `"class token"`, `"patches"` or `"all tokens"`."""
+    """Which tokens the classifier reads: `"class token"`, `"patches"`, `"all tokens"` or `"tokens, though not all"`."""
 
     @property
     def error(self) -> float:
@@ -223,7 +223,9 @@ class _Run:
         used = self.last.abs().amax(-1) > 0
         if prefix and bool(used[0]) and not bool(used[1:].any()):
             return "class token" if has_class else "first token"
-        return "patches" if prefix and not bool(used[:prefix].any()) else "all tokens"
+        if prefix and not bool(used[:prefix].any()):
+            return "patches"
+        return "all tokens" if bool(used.all()) else "tokens, though not all"
 
     def block(self, index: int, g: Tensor) -> tuple[list[HalfEvidence], Tensor]:
         """The terms of one block, and the derivative by the tokens that enter it."""
