@@ -11,11 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from unrolled import studies
 from unrolled.errors import CorruptFile, MissingData
-from unrolled.studies.platonic_brain import Config, kept_members, reset, run
+from unrolled.studies.platonic_brain import Config, kept_members, run
 from unrolled.studies.platonic_human import (
     agreement,
     brains,
@@ -86,19 +85,6 @@ def test_the_p_value_allows_for_the_choice_of_the_best_layer() -> None:
         layers = np.stack([_rdm(generator) for _ in range(12)])
         rejected += agreement(layers, np.stack([_rdm(generator) for _ in range(2)]), draws=40, seed=seed).p <= 0.05
     assert rejected <= 6  # 2 expected; the uncorrected test would reject about 18
-
-
-def test_untrained_means_new_weights_from_the_seed_and_nothing_else() -> None:
-    layer = nn.Conv2d(3, 4, 3)
-    model = nn.Sequential(layer, nn.BatchNorm2d(4))
-    old = layer.weight.detach().clone()
-    before = torch.random.get_rng_state()
-    reset(model, 3)
-    first = layer.weight.detach().clone()
-    reset(model, 3)
-    assert torch.equal(first, layer.weight)
-    assert not torch.equal(first, old)
-    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_a_layer_without_variance_is_distance_zero_everywhere() -> None:

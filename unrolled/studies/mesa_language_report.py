@@ -27,13 +27,21 @@ def build_report(config: Config, cells: Cells, controls: Cells, began: float) ->
     corpus, depth = config.corpora[0], config.depths[0]
     main = _at(cells, corpus, depth)
     losses = {model: mean_std([c["loss"] for c in found], digits=3) for model, found in main.items()}
-    shown = [model for model in ("hybrid-mesa", "hybrid-linear", "softmax") if model in main]
+    best = min(main, key=lambda model: fmean(c["loss"] for c in main[model]))
+    shown = list(dict.fromkeys(["hybrid-mesa", "hybrid-linear", "softmax", best]))
+    shown = [model for model in shown if model in main]
+    helped = [c for c in cells if c["score"] < -2 * c["score_error"]]
     tokens = cells[0]["tokens"]
     report.headline(
         f"On {corpus} with {depth} layers the held-out loss is "
         + ", ".join(f"{losses[model]} ({model})" for model in shown)
         + f" nats per byte after {tokens / 1e6:.2f} million bytes; a bigram table has "
-        f"{controls[0]['bigram']['loss']:.3f}.",
+        f"{controls[0]['bigram']['loss']:.3f}. "
+        + (
+            f"{len(helped)} of {len(cells)} trainings lose less late in the context than early, beyond two standard errors."
+            if helped
+            else "No model loses less late in the context than early, so that scores compare noise."
+        ),
         [
             *(Fact(label=f"Loss, {model}", value=losses[model], detail="nats per byte") for model in shown),
             Fact(

@@ -18,6 +18,8 @@ from unrolled.studies.mesa_train import TEST_SEED, TUNE_SEED, position_losses
 from unrolled.tasks import LinearDynamics
 from unrolled.theory.in_context import chebyshev_inputs
 
+CLIP = 4.0
+
 
 def ridge_predictions(features: Tensor, states: Tensor, ridge: float) -> Tensor:
     """s_{t+1} predicted by exact ridge regression from features of s_{t'} to s_{t'+1}, t' < t, newest pair included.
@@ -40,10 +42,12 @@ def ridge_predictions(features: Tensor, states: Tensor, ridge: float) -> Tensor:
 def steps_predictions(features: Tensor, states: Tensor, ridge: float, largest: float, steps: int) -> Tensor:
     """Proposition 2 on features: a gradient step on queries preconditioned by `steps` Chebyshev iterations, [b, t, d].
 
-    Its limit is `ridge_predictions`; arguments as there and in `chebyshev_inputs`.
+    Its limit is `ridge_predictions`; arguments as there and in `chebyshev_inputs`. Predictions are kept within
+    [-CLIP, CLIP], as the published models keep their tokens: where an interval does not hold all eigenvalues the
+    iteration diverges, and without it one sequence in 500 would decide the mean.
     """
     inputs = chebyshev_inputs(features, ridge, steps, largest)[-1]
-    return (inputs @ features[:, :-1].mT).tril(-1) @ states[:, 1:]
+    return ((inputs @ features[:, :-1].mT).tril(-1) @ states[:, 1:]).clamp(-CLIP, CLIP)
 
 
 def lagged(states: Tensor, lags: int) -> Tensor:

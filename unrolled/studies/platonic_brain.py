@@ -207,25 +207,14 @@ def _given(config: Config, records: Any, name: str, *, trained: bool) -> dict[st
     from PIL import Image
 
     from unrolled.models.given import find_weights, open_given
+    from unrolled.studies.platonic_features import drawn_anew
 
     model = open_given(name, find_weights(config.data_dir))
-    if not trained:
-        reset(model.module, config.seed)
     assert model.transform is not None
     images = torch.stack([model.transform(Image.fromarray(one)) for one in records.stimuli])
-    return _rdms(config, model.module, images, model.layers)
-
-
-def reset(module: nn.Module, seed: int) -> None:
-    """Draw all weights anew, as their layers do when made; the global generator is left as it was."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for part in module.modules():
-            again = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-            if again is not None:
-                again()
+    # batch norms of an untrained network take their statistics from the photographs: without any it would be dead
+    module = model.module if trained else drawn_anew(model.module, config.seed, images)
+    return _rdms(config, module, images, model.layers)
 
 
 def _rdms(config: Config, model: nn.Module, images: Any, layers: tuple[str, ...]) -> dict[str, Any]:

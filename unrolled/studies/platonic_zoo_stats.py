@@ -132,7 +132,7 @@ def spearman(x: Any, y: Any) -> float:
 
 
 def over_models(
-    statistic: Callable[[np.ndarray[Any, np.dtype[np.int64]]], float], models: int, *, draws: int = 400, seed: int = 0
+    statistic: Callable[[np.ndarray[Any, np.dtype[np.int64]]], float], models: int, *, draws: int = 4000, seed: int = 0
 ) -> tuple[float, float]:
     """95 % bootstrap interval of a statistic of the models drawn, since the pairs of one model are not independent.
 
@@ -162,7 +162,7 @@ def pair_places(
     return rows[keep], columns[keep]
 
 
-def mean_interval(values: Array, *, draws: int = 400, seed: int = 0) -> tuple[float, float, float]:
+def mean_interval(values: Array, *, draws: int = 4000, seed: int = 0) -> tuple[float, float, float]:
     """Mean of values [n] with a 95 % bootstrap interval over them."""
     generator = np.random.default_rng(seed)
     means = values[generator.integers(len(values), size=(draws, len(values)))].mean(1)
