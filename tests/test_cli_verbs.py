@@ -93,7 +93,7 @@ def test_a_study_outside_its_tolerance_exits_with_4(
     assert cli.run(["study", "demo", "--budget", "quick", "--out", str(tmp_path), "--quiet", "--json"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert json.loads(captured.out)["reproduced"] is False
+    assert json.loads(captured.out)["reproduced"] is None  # too small to judge
     assert fake_study[1].epochs < fake_study[0].epochs
     assert cli.run(["study", "dmo"]) == 2
     assert "'demo'" in capsys.readouterr().err

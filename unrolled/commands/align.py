@@ -82,7 +82,8 @@ def align(
 
     `--grid` compares many models, every one with every other. The file names them: `models:` followed by lines
     `NAME: MODEL`, or `NAME: {model: MODEL, group: vision, competence: 0.76, layers: ["block*"], pool: cls}`; the
-    competence is any number to set the alignment against.
+    competence is any number to set the alignment against. Of paired data (--data flickr8k) `side: text` feeds a model
+    the captions; the default is the image.
 
     Parameters
     ----------

@@ -23,12 +23,13 @@ from unrolled.commands.common import (
     write_run,
 )
 from unrolled.commands.extract import Samples, features_in
+from unrolled.commands.sides import Paired, check_alone, is_paired, side_features
 
 if TYPE_CHECKING:
     from unrolled.instruments.model_grid import ModelGrid
     from unrolled.report import Report, Section
 
-_KEYS = ("model", "group", "competence", "layers", "pool", "pretrained")
+_KEYS = ("model", "group", "competence", "layers", "pool", "pretrained", "side")
 _COLUMNS = ["metric", "A", "B", "score", "chance", "z", "p", "q", "layer of A", "layer of B"]
 
 
@@ -101,6 +102,8 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
             near = difflib.get_close_matches(str(key), _KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_KEYS)}"
             raise ValueError(f"{path}, {name}: unknown key {key!r}; {hint}")
+        if entry.get("side") not in (None, "image", "text", "text2"):
+            raise ValueError(f"{path}, {name}: side must be image, text or text2, not {entry['side']!r}")
         competence = entry.get("competence")
         if competence is not None and not isinstance(competence, int | float):
             raise ValueError(f"{path}, {name}: competence must be a number, not {competence!r}")
@@ -123,6 +126,22 @@ def _features(
     paths = {name: Path(entry["model"]).expanduser() for name, entry in models.items() if name not in run}
     if not run:
         return paths
+    sides = {name: models[name].get("side") for name in run}
+    if is_paired(settings["data"], next(filter(None, sides.values()), None), None):
+        pairs = Paired.choose(settings["data"], settings["split"], settings["data_dir"], None, settings["images"])
+        for i, name in enumerate(run):
+            entry = models[name]
+            torch.manual_seed(settings["seed"] + i)
+            paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
+            side_features(
+                paths[name], entry["model"], pairs, sides[name] or "image", where=where, data_dir=settings["data_dir"],
+                layers=tuple(entry.get("layers", settings["layers"])), pool=entry.get("pool", settings["pool"]),
+                pretrained=entry.get("pretrained", settings["pretrained"]), image_size=settings["image_size"],
+                batch_size=settings["batch_size"], precision=settings["precision"], quiet=quiet,
+            )  # fmt: skip
+        return {name: paths[name] for name in models}
+    for name in run:
+        check_alone(models[name]["model"], False)
     found = [
         data_settings(
             models[name]["model"], None, data=settings["data"], data_dir=settings["data_dir"], image_size=None

@@ -38,7 +38,7 @@ def build_report(config: Config, cells: Cells, controls: Cells, began: float) ->
         + f" nats per byte after {tokens / 1e6:.2f} million bytes; a bigram table has "
         f"{controls[0]['bigram']['loss']:.3f}. "
         + (
-            f"{len(helped)} of {len(cells)} trainings lose less late in the context than early, beyond two standard errors."
+            f"{len(helped)} of {len(cells)} trainings lose less late in the context than early (two errors)."
             if helped
             else "No model loses less late in the context than early, so that scores compare noise."
         ),
