@@ -39,7 +39,8 @@ def accuracy(name: str, weights: Path, path: str, indices: range) -> float:
     assert given.transform is not None
     images, labels = photos(weights.parent / path, indices)
     with torch.no_grad():
-        logits = given.module(torch.stack([given.transform(image) for image in images]))
+        parts = [images[start : start + 50] for start in range(0, len(images), 50)]
+        logits = torch.cat([given.module(torch.stack([given.transform(image) for image in part])) for part in parts])
     return float((logits.argmax(1) == labels).float().mean())
 
 
