@@ -107,7 +107,9 @@ def test_a_folder_says_which_model_it_holds(kind: type[LanguageModel], tmp_path:
 def test_every_named_size_can_be_built() -> None:
     with torch.device("meta"):
         for name in (*LANGUAGE_MODELS, *ENCODERS):
-            build_language_model(language_config(name))
+            config = language_config(name)
+            model = build_language_model(config)
+            assert len(model.blocks) == len(config.layers)
 
 
 def published(*, head: str = "lm_head", base: str = "crate.", rows: int = 18) -> dict[str, Tensor]:

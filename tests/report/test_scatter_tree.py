@@ -55,7 +55,9 @@ def test_names_never_overlap_however_crowded() -> None:
 
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [math.nan]])
 def test_degenerate_points_still_draw(values: list[float]) -> None:
-    ET.fromstring(Scatter(title="t", x_label="x", x=values, y=values, equal=len(values) > 1).svg("x"))
+    root = ET.fromstring(Scatter(title="t", x_label="x", x=values, y=values, equal=len(values) > 1).svg("x"))
+    assert "t" in [e.text for e in root.iter("text")]
+    assert len(list(root.iter("circle"))) == sum(math.isfinite(value) for value in values)
 
 
 def test_lengths_that_do_not_fit_are_refused() -> None:
