@@ -23,8 +23,8 @@ Published claims, run here. Every entry comes from the `report.json` beside its 
 written by the command it shows; the page itself is written by `python -m tests.study_docs`. A verdict compares with a
 range that stood in the study's source before the run shown here; where trial runs had been seen when it was set, the
 source says so. *Not reproduced* at the `cpu` budget often means fewer training steps than the paper's: the report says
-how many. *No range* means that nothing was judged: the source gives no number, or an untrained or shuffled control shows
-the same (a rule added after review, see [LOG.md](../LOG.md)). `DATA` is a folder with the data sets the study names.
+how many. *No range* means that nothing was judged: the source gives no number, or a control does the same
+(a rule added after review, see [LOG.md](../LOG.md)). `DATA` is a folder with the data sets the study names.
 
 At the `cpu` budget all mesa studies together took about 65 minutes of one core and all Platonic ones about 50, the zoo
 of models included. Reports were written again when their text changed, from kept cells and trained models: the duration
