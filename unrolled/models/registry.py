@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -59,6 +60,13 @@ TOST_SIZES: dict[str, dict[str, int]] = {
 _CRATE_NAMES = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "dim", "num_heads": "heads"}
 _CRATE_SOURCE = "CRATE, arXiv 2306.01129"
 _FIRST_CONV = "patch_embed.proj.0.0"
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# weights that ship with the package, by model and tag: what they were trained on says the rest (see their cards)
+_SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
+_SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
+    "crate_nano_patch4_32": {"cifar10": {"label_names": CIFAR10}},
+    "crate_mae_nano_patch4_32": {"cifar10": {}},
+}
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
 
 
@@ -79,7 +87,7 @@ def _config(arch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     digits = channels == 1
     return {
         "url": "",
-        "num_classes": 10 if digits else 1000,
+        "num_classes": 10 if side <= 32 else 1000,
         "input_size": (channels, side, side),
         "fixed_input_size": False,
         "crop_pct": 0.875 if side > 64 else 1.0,
@@ -158,7 +166,11 @@ def register(
     entrypoint.__name__ = name
     entrypoint.__doc__ = f"{source}: {', '.join(f'{key} {value}' for key, value in arch.items())}."
     entrypoint.__module__ = __name__
-    globals()["default_cfgs"] = generate_default_cfgs({name: _config(arch, **config)})
+    configs = {name: _config(arch, **config)}
+    for tag, more in _SHIPPED.get(name, {}).items():
+        file = _SHIPPED_FOLDER / f"{name}.{tag}.safetensors"
+        configs[f"{name}.{tag}"] = _config(arch, **{**config, **more, "file": str(file), "license": "apache-2.0"})
+    globals()["default_cfgs"] = generate_default_cfgs(configs)
     register_model(entrypoint)
     _INFO[name] = source
     return entrypoint
