@@ -230,13 +230,18 @@ class MaskedAutoencoder(CRATE):
 
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error on the removed patches, in float32 at least."""
+        target = self.target(images)
+        error = (prediction.to(target.dtype) - target).square().mean(-1)
+        return (error * mask).sum() / mask.sum()
+
+    def target(self, images: Tensor) -> Tensor:
+        """What the patches `[b, n, p * p * c]` of images are to be predicted as, in float32 at least."""
         target = self.patchify(images)
         target = target.float() if target.dtype in (torch.float16, torch.bfloat16) else target
         if self.norm_pix_loss:
             variance, mean = torch.var_mean(target, -1, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
-        error = (prediction.to(target.dtype) - target).square().mean(-1)
-        return (error * mask).sum() / mask.sum()
+        return target
 
     def patchify(self, images: Tensor) -> Tensor:
         """Images `[b, c, h, w]` as patches `[b, n, p * p * c]`, each in the order (row, column, channel)."""
@@ -278,7 +283,16 @@ class MaskedAutoencoder(CRATE):
             **kwargs: further arguments of `CRATE`, e.g. `drop_path_rate` or `reg_tokens`.
         """
         own = dict(self._model_args)
-        for key in ("decoder_depth", "decoder_heads", "encoder", "norm_pix_loss", "num_classes", "pool", "fc_norm"):
+        for key in (
+            "decoder_depth",
+            "decoder_heads",
+            "encoder",
+            "norm_pix_loss",
+            "num_classes",
+            "pool",
+            "global_pool",
+            "fc_norm",
+        ):
             own.pop(key, None)
         renamed = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "dim", "num_heads": "heads"}
         arguments = {renamed.get(key, key): value for key, value in own.items()}

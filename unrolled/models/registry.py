@@ -80,6 +80,7 @@ class ModelInfo(NamedTuple):
 
 
 _INFO: dict[str, str] = {}
+MASKED: set[str] = set()  # the masked autoencoders among the names
 
 
 def _config(arch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -173,6 +174,8 @@ def register(
     globals()["default_cfgs"] = generate_default_cfgs(configs)
     register_model(entrypoint)
     _INFO[name] = source
+    if build is _build_masked:
+        MASKED.add(name)
     return entrypoint
 
 

@@ -111,6 +111,12 @@ class TrainConfig:
     """CutMix alpha."""
     label_smoothing: float = 0.0
     """Mass moved from the label to all classes."""
+    srr_weight: float = 0.0
+    """Weight of minus the sparse rate reduction of the layers' tokens (arXiv 2411.17182), added to the loss."""
+    srr_layers: tuple[int, ...] | None = None
+    """Layers it is taken of, negative from the end; default: all."""
+    srr_eps: float = 0.5
+    """Distortion of its coding rates."""
 
     # --- machine
     precision: Precision = "fp32"
@@ -290,7 +296,7 @@ def check_config(config: TrainConfig) -> None:
     for name in ("epochs", "lr", "eval_every"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name}={getattr(config, name)} must be positive")
-    for name in ("weight_decay", "warmup_epochs", "min_lr", "mixup", "cutmix", "workers", "color_jitter"):
+    for name in ("weight_decay", "warmup_epochs", "min_lr", "mixup", "cutmix", "workers", "color_jitter", "srr_weight"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"{name}={getattr(config, name)} must not be negative")
     for name in ("val_fraction", "label_smoothing"):
@@ -301,6 +307,10 @@ def check_config(config: TrainConfig) -> None:
             raise ValueError(f"{name}={getattr(config, name)} is a probability: 0 to 1")
     if not 0 < config.mask_share < 1:
         raise ValueError(f"mask_share={config.mask_share} must lie between 0 and 1, e.g. 0.15")
+    if not config.srr_eps > 0:
+        raise ValueError(f"srr_eps={config.srr_eps} must be positive, e.g. 0.5")
+    if config.srr_weight and (config.compile or config.strategy == "fsdp"):
+        raise ValueError("srr_weight: needs the layers' tokens; leave compile off and strategy other than 'fsdp'")
     if config.seed < 0:
         raise ValueError(f"seed={config.seed} must not be negative")
     if config.max_steps is not None and config.max_steps < 1:

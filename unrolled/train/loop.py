@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from unrolled.errors import TrainingStopped
@@ -26,10 +25,10 @@ from unrolled.models import load_weights
 from unrolled.train import engine
 from unrolled.train.checkpoint import checkpoints, disk_error, whole
 from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
-from unrolled.train.evaluation import check_labels, evaluate, logits_of
 from unrolled.train.log import MetricsLog, Progress, write_status
-from unrolled.train.optim import Mixing, MovingAverage, build_optimizer, learning_rate, seed_step
-from unrolled.train.run import Splits, build_loaders, build_model, model_of, open_splits, save_model
+from unrolled.train.objectives import Classify, Objective
+from unrolled.train.optim import MovingAverage, build_optimizer, learning_rate, seed_step
+from unrolled.train.run import Splits, build_loaders, model_of, open_splits, save_model
 from unrolled.train.signals import Interrupted, StopRequest
 from unrolled.train.state import RunState, Window, prepare
 
@@ -90,10 +89,21 @@ def fit(
     """
     check_config(config)
     if config.task != "classify":
-        raise ValueError(f"task={config.task!r}: `fit` classifies images; call `fit_text`")
-    fabric = engine.launch(config)
+        raise ValueError(f"task={config.task!r}: `fit` classifies images; call `fit_text`, or `pretrain`")
+    return run_objective(Classify(config), splits=splits, model=model, callbacks=callbacks)
+
+
+def run_objective(
+    objective: Objective,
+    *,
+    splits: Splits | None = None,
+    model: nn.Module | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
+    """Train by an objective, as its configuration says; arguments and errors as in `fit`."""
+    fabric = engine.launch(objective.config)
     try:
-        return _fit(config, fabric, splits, model, callbacks)
+        return _fit(objective, fabric, splits, model, callbacks)
     except BaseException as error:
         if fabric.world_size > 1:
             traceback.clear_frames(error.__traceback__)  # they hold the DDP wrapper; see engine.shutdown
@@ -103,19 +113,22 @@ def fit(
 
 
 def _fit(
-    config: TrainConfig, fabric: Any, splits: Splits | None, model: nn.Module | None, callbacks: Sequence[Callback]
+    objective: Objective, fabric: Any, splits: Splits | None, model: nn.Module | None, callbacks: Sequence[Callback]
 ) -> TrainResult:
+    config: TrainConfig = objective.config
     main, rank, world = fabric.is_global_zero, fabric.global_rank, fabric.world_size
     out = config.out
 
     # --- data and model
     splits = splits or engine.main_first(fabric, lambda: open_splits(config))
     torch.manual_seed(config.seed)
-    model = model or build_model(config, splits.train)
+    model = model or objective.build(splits)
     tuning = isinstance(config, FinetuneConfig)
     started = bool(config.resume) and bool(checkpoints(out / "checkpoints"))  # then the checkpoint has the weights
     load_report = load_weights(model, config.weights, head=not tuning) if config.weights and not started else None
-    loaders = build_loaders(config, splits, model, rank=rank, world_size=world)
+    model = objective.adapt(model, splits)
+    loading = config if objective.augments else replace(config, augment=False)
+    loaders = build_loaders(loading, splits, model, rank=rank, world_size=world)
 
     # --- the schedule, in optimiser steps
     per_epoch = loaders.steps_per_epoch
@@ -130,7 +143,7 @@ def _fit(
     strategy = engine.active_strategy(fabric, wrapped, config)
     optimizer = fabric.setup_optimizers(build_optimizer(model, config))
     average = MovingAverage(model, config.ema) if config.ema else None
-    mixing = Mixing(config, splits.classes) if config.mixup or config.cutmix else None
+    objective.begin(model, splits, total=total, rank=rank, device=fabric.device)
 
     # --- the run folder: new, or continued exactly where its newest good checkpoint was written
     log = MetricsLog(config, write=main)
@@ -142,6 +155,8 @@ def _fit(
         average=average,
         fingerprint=splits.fingerprint(),
         log_position=log.position,
+        further=objective.tensors(),
+        goodness=objective.goodness,
     )
     position = prepare(state, {"strategy": strategy, "processes": world, "device": str(fabric.device)})
     log.open(position, state.step)
@@ -172,10 +187,9 @@ def _fit(
             )
 
     def measure(split: str, source: Any) -> dict[str, Any]:
-        scores = evaluate(
+        scores = objective.measure(
             wrapped,
             loaders.evaluate(source),
-            fabric.device,
             reduce=lambda sums: engine.sum_over_processes(fabric, sums),
             on_batch=check_stop,
             collective=world > 1,
@@ -186,8 +200,9 @@ def _fit(
     def validate() -> None:
         with average.applied(model) if average else contextlib.nullcontext():
             scores = measure("val", splits.val)
-        progress.note(f"epoch {state.step / per_epoch:.1f}: validation accuracy {100 * scores['accuracy']:.2f} %")
-        state.keep_if_best(scores)
+        progress.note(f"epoch {state.step / per_epoch:.1f}: validation {objective.words(scores)}")
+        if objective.selects:
+            state.keep_if_best(scores)
 
     def due(step: int) -> bool:
         return splits.val is not None and (step % eval_every == 0 or step == last)
@@ -208,33 +223,30 @@ def _fit(
                     if stop.wanted and config.workers:  # Ctrl-C reached a loader process too
                         check_stop(1.0)
                     raise
-                check_labels(batch.labels, batch.indices, splits.classes)
                 seed_step(config.seed, state.step, rank, fabric.device)
                 rate = learning_rate(state.step, peak=config.lr, warmup=warmup, total=total, minimum=config.min_lr)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1.0)
-                inputs = batch.images.to(fabric.device, non_blocking=True)
-                targets = batch.labels.to(fabric.device, non_blocking=True)
-                smoothing = config.label_smoothing
-                if mixing is not None:
-                    (inputs, targets), smoothing = mixing(inputs, targets), 0.0
+                inputs = objective.batch(batch, state.step)
 
                 # --- forward and backward, in `accumulate` parts
-                loss = torch.zeros((), device=fabric.device)
-                parts = list(zip(inputs.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True))
-                for number, (part, target) in enumerate(parts, start=1):
+                loss, further = torch.zeros((), device=fabric.device), dict[str, torch.Tensor]()
+                parts = list(zip(*(tensor.chunk(config.accumulate) for tensor in inputs), strict=True))
+                for number, part in enumerate(parts, start=1):
+                    share = len(part[0]) / len(inputs[0])
                     with engine.no_sync(fabric, wrapped, skip=number < len(parts)):
-                        logits = logits_of(wrapped(part)).float()
-                        part_loss = F.cross_entropy(logits, target, label_smoothing=smoothing) * (
-                            len(part) / len(inputs)
-                        )
+                        part_loss, part_numbers = objective.loss(wrapped, *part)
+                        part_loss = part_loss * share
                         fabric.backward(part_loss)
                     loss += part_loss.detach()
+                    for name, value in part_numbers.items():
+                        further[name] = further.get(name, 0) + value.to(loss) * share
                 norm = engine.clip(fabric, wrapped, optimizer, config.clip_grad)
 
                 # --- look at the numbers once, the same on all processes, before they reach the weights
-                numbers = [loss, loss if norm is None else norm, loss.new_tensor(float(stop.wanted))]
-                loss_value, norm_value, stopping = engine.mean_over_processes(fabric, torch.stack(numbers))
+                numbers = [loss, loss if norm is None else norm, loss.new_tensor(float(stop.wanted)), *further.values()]
+                means = engine.mean_over_processes(fabric, torch.stack(numbers))
+                loss_value, norm_value, stopping = means[:3]
                 if not math.isfinite(loss_value):
                     raise _non_finite("loss", loss_value, state.step, batch, splits, fabric)
                 if not math.isfinite(norm_value) and config.precision != "fp16":  # fp16's scaler skips such a step
@@ -244,6 +256,7 @@ def _fit(
                 state.step += 1
                 if average is not None:
                     average.update(model, state.step)
+                objective.after_step(state.step)
                 elapsed = time.perf_counter() - began
                 window_seconds += elapsed
                 if state.step > start + 1 or last == start + 1:  # the first step also starts loaders and compiles
@@ -251,6 +264,7 @@ def _fit(
 
                 # --- log, save, validate
                 state.window.add(loss_value, None if norm is None else norm_value, batch.skipped)
+                state.window.add_further(dict(zip(further, means[3:], strict=True)))
                 progress.step(state.step, loss_value)
                 if state.step % config.log_every == 0 or state.step == last:
                     record(_train_entry(state, rate, state.window.steps * config.batch_size / window_seconds))
@@ -263,6 +277,7 @@ def _fit(
 
             # --- the end: the chosen weights, one look at the test split, the model on the disk
             chosen = state.use_chosen()
+            objective.finish()
             test = measure("test", splits.test) if splits.test is not None else None
             if result_model is not model:
                 result_model.load_state_dict({name: whole(tensor) for name, tensor in model.state_dict().items()})
@@ -296,6 +311,7 @@ def _train_entry(state: RunState, rate: float, images_per_second: float) -> dict
     entry: dict[str, Any] = {"split": "train", "loss": window.loss / window.steps, "lr": rate}
     if state.config.clip_grad is not None:
         entry["grad_norm"] = window.norm / window.steps
+    entry |= {name: value / window.steps for name, value in window.further.items()}
     entry["images_per_second"] = images_per_second
     if names:
         entry |= {"skipped": len(names), "skipped_names": sorted(set(names))}

@@ -69,15 +69,16 @@ def open_splits(config: TrainConfig) -> Splits:
     return Splits(train=train, val=val, test=test)
 
 
-def build_model(config: TrainConfig, source: ImageSource) -> nn.Module:
-    """The model `config` names, with as many classes as the images have, randomly initialised.
+def build_model(config: TrainConfig, source: ImageSource, classes: int | None = None) -> nn.Module:
+    """The model `config` names, randomly initialised, with `classes` outputs; default: as many as the images have.
 
     A registered model that starts from scratch gets one channel for grey images; any other keeps its own number, and
     the images are converted.
     """
     from unrolled.models.resolve import resolve_model
 
-    arguments: dict[str, Any] = {"num_classes": len(source.classes), **config.model_args}
+    count = len(source.classes) if classes is None else classes
+    arguments: dict[str, Any] = {"num_classes": 0 if is_masked(config.model) else count, **config.model_args}
     registered = config.model.removeprefix("timm:").find(":") < 0
     if registered and config.weights is None and source.native_size is not None and source.native_size[0] == 1:
         arguments.setdefault("in_chans", 1)
@@ -88,6 +89,18 @@ def build_model(config: TrainConfig, source: ImageSource) -> nn.Module:
             if "img_size" not in str(error):
                 raise  # a model that does not ask for the size takes any: the images are resized all the same
     return resolve_model(config.model, **arguments)
+
+
+def is_masked(spec: str) -> bool:
+    """Whether a model's string names a masked autoencoder, which has no classes of its own."""
+    from unrolled.models.registry import MASKED
+    from unrolled.models.resolve import model_folder
+
+    scheme, _, rest = spec.partition(":")
+    if scheme == "local":
+        described = json.loads((model_folder(rest) / "config.json").read_text(encoding="utf-8"))
+        return described.get("architecture") in MASKED
+    return (rest if scheme == "timm" else spec).split(".")[0] in MASKED
 
 
 def model_of(config: TrainConfig) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Window:
     loss: float = 0.0
     norm: float = 0.0
     skipped: list[str] = field(default_factory=list)
+    further: dict[str, float] = field(default_factory=dict)
 
     def add(self, loss: float, norm: float | None, skipped: list[str]) -> None:
         """Count one step."""
@@ -56,6 +57,11 @@ class Window:
         self.loss += loss
         self.norm += norm or 0.0
         self.skipped += skipped
+
+    def add_further(self, numbers: dict[str, float]) -> None:
+        """Other numbers of the step that was counted last."""
+        for name, value in numbers.items():
+            self.further[name] = self.further.get(name, 0.0) + value
 
 
 @dataclass(kw_only=True)
@@ -76,6 +82,8 @@ class RunState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     saved: int = -1
+    further: dict[str, Tensor] = field(default_factory=dict)
+    """Live tensors of the objective, such as a teacher's."""
     what: str = "images"
     """What it is trained on, in messages."""
     goodness: Callable[[dict[str, Any]], Any] = lambda scores: (scores["accuracy"], -scores["loss"])
@@ -103,6 +111,7 @@ class RunState:
             "optimizer": optimizer,
             "average": {name: whole(tensor) for name, tensor in self.average.tensors.items()} if self.average else {},
             "best": self.best_weights,
+            "further": {name: whole(tensor) for name, tensor in self.further.items()},
         }
         scalars = {
             "config": as_plain(self.config),
@@ -129,6 +138,7 @@ class RunState:
             ValueError: it was made with another configuration, by another architecture, or on other data.
         """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}, "best": {}}
+        parts["further"] = {}
         for name, tensor in tensors.items():
             part, rest = name.split("/", 1)
             parts[part][rest] = tensor
@@ -143,6 +153,8 @@ class RunState:
         if self.average is not None:
             source = parts["average"] or parts["model"]
             self.average.tensors = {name: like(tensor, own[name]) for name, tensor in source.items()}
+        for name, tensor in self.further.items():
+            tensor.copy_(parts["further"][name])
         self.fabric.strategy.precision.load_state_dict(scalars["scaler"])
         self.best, self.best_weights = scalars["best"], parts["best"]
         self.window = Window(**scalars["window"])
