@@ -14,10 +14,12 @@ import pytest
 import yaml
 
 from unrolled import cli
+from unrolled.commands import pretrain as pretrain_verb
 from unrolled.commands import train as train_verbs
 from unrolled.errors import CorruptFile, MissingData, MissingExtra, TrainingStopped
 from unrolled.train import config as config_module
 from unrolled.train.config import FinetuneConfig, TrainConfig
+from unrolled.train.pretrain_config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +30,8 @@ def resolved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
 
     def resolve(*arguments: str) -> TrainConfig:
         seen: list[TrainConfig] = []
-        monkeypatch.setattr(train_verbs, "run_training", lambda config, **_: seen.append(config))
+        for module, function in ((train_verbs, "run_training"), (pretrain_verb, "run_pretraining")):
+            monkeypatch.setattr(module, function, lambda config, **_: seen.append(config))
         assert cli.run(arguments) == 0
         return seen[0]
 
@@ -146,6 +149,7 @@ def test_a_wrong_config_file_is_named(
 def test_defaults_are_those_of_the_dataclass(resolved: Callable[..., TrainConfig]) -> None:
     assert resolved("train") == TrainConfig()
     assert resolved("finetune") == FinetuneConfig()
+    assert resolved("pretrain") == PretrainConfig()
 
 
 def test_layers(resolved: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +215,7 @@ def test_a_saved_configuration_replays(verb: str, resolved: Callable[..., TrainC
 
 def test_shipped_recipes_parse(resolved: Callable[..., TrainConfig]) -> None:
     for name in config_module.recipes():
-        verb = "finetune" if "finetune" in name else "train"
+        verb = "finetune" if "finetune" in name else "pretrain" if "mae" in name or "simdino" in name else "train"
         assert resolved(verb, "--recipe", name) != TrainConfig()
 
 

@@ -30,6 +30,7 @@ class Verb:
 VERBS = {
     "demo": Verb("unrolled.commands.study:demo", "Train a small CRATE and a ViT on bundled digits and report on both."),
     "train": Verb("unrolled.commands.train:train", "Train an image classifier or a language model."),
+    "pretrain": Verb("unrolled.commands.pretrain:pretrain", "Pretrain on images without labels: complete, or distil."),
     "finetune": Verb("unrolled.commands.train:finetune", "Fine-tune a classifier on another data set."),
     "eval": Verb(
         "unrolled.commands.eval:evaluate",

@@ -7,12 +7,26 @@ import pytest
 
 from unrolled.data import synthetic_images
 from unrolled.models import create_model
-from unrolled.train import FinetuneConfig, Splits, TrainConfig, finetune, fit, load_config, recipe, recipes, save_config
+from unrolled.train import (
+    FinetuneConfig,
+    PretrainConfig,
+    Splits,
+    TrainConfig,
+    finetune,
+    fit,
+    load_config,
+    pretrain,
+    recipe,
+    recipes,
+    save_config,
+)
 
 SHALLOW = {"depth": 1, "embed_dim": 48, "num_heads": 4}
 
 
 def kind(name: str) -> type[TrainConfig]:
+    if "mae" in name or "simdino" in name:
+        return PretrainConfig
     return FinetuneConfig if "finetune" in name else TrainConfig
 
 
@@ -44,6 +58,8 @@ def test_the_first_steps_of_every_recipe_run(name, tmp_path):
         result = finetune(dataclasses.replace(config, weights=tmp_path / "weights"), splits=splits)
         assert "head.weight: not loaded: the classifier is new" in str(result.load_report)
         assert "pos_embed" in str(result.load_report)
+    elif isinstance(config, PretrainConfig):
+        result = pretrain(config, splits=splits)
     else:
         result = fit(config, splits=splits)
     assert [record["step"] for record in result.metrics if record["split"] == "train"] == [1, 2]

@@ -88,7 +88,7 @@ def complete(
     shown: list[tuple[str, list[Pixels]]] = []
     for path, name in zip(paths, stems(paths), strict=True):
         pixels = prepared.tensor(read_picture(path))
-        pictures, row = _complete(network, pixels, mask_ratio, seed, prepared.pixels)
+        pictures, row = completion_of(network, pixels, mask_ratio, seed, prepared.pixels)
         rows.append({"image": str(path), **row, "files": {kind: f"{name}-{kind}.png" for kind in _NAMES}})
         shown.append((name, pictures))
     seconds = time.perf_counter() - began
@@ -115,10 +115,18 @@ def complete(
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result)))
 
 
-def _complete(
+def completion_of(
     network: Any, pixels: Tensor, mask_ratio: float, seed: int, back: Any
 ) -> tuple[list[Pixels], dict[str, Any]]:
-    """Input, mask, completion and prediction, and the numbers, of one picture `[1, c, h, w]`."""
+    """Input, mask, completion and prediction, and the numbers, of one picture `[1, c, h, w]`.
+
+    Args:
+        network: a masked autoencoder.
+        pixels: normalised.
+        mask_ratio: share of the patches removed.
+        seed: which of them.
+        back: from a normalised image to uint8 `[h, w, 3]`.
+    """
     import numpy as np
     import torch
 

@@ -18,6 +18,7 @@ from unrolled.commands.common import (
     say_where,
     write_run,
 )
+from unrolled.commands.pretrain import evaluate_pretrained, is_pretrain_run
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 from unrolled.commands.text import evaluate_run, is_text_run
 
@@ -46,7 +47,8 @@ def evaluate(
     """Accuracy and loss of a model, or of the model a run ended with, on a data set.
 
     Preprocessing is the model's own; a folder with config.yaml, report.html and report.json says what was measured. Of
-    a run on text it is loss and bits per byte, with the tokenizer and context of the run.
+    a run on text it is loss and bits per byte, with the tokenizer and context of the run; of a run of `unrolled
+    pretrain`, the loss it was trained on, beside trivial guesses.
 
         unrolled eval runs/digits
         unrolled eval local:models/crate-small --data folder --data-dir val
@@ -88,6 +90,23 @@ def evaluate(
             data_dir=data_dir,
             split=split,
             batch_size=batch_size,
+            device=device,
+            out=out,
+            json=json,
+            quiet=quiet,
+        )
+        return
+    if weights is None and is_pretrain_run(model):
+        evaluate_pretrained(
+            model,
+            data=data,
+            data_dir=data_dir,
+            split=split,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            batch_size=batch_size,
+            workers=workers,
+            on_error=on_error,
             device=device,
             out=out,
             json=json,

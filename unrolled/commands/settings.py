@@ -62,6 +62,9 @@ TRAIN_HEADINGS = {
     "out": "Output",
 }
 
+# and of the fields that PretrainConfig adds
+PRETRAIN_HEADINGS = {**TRAIN_HEADINGS, "mask_ratio": "Masked autoencoding", "rate_weight": "Self-distillation"}
+
 T = TypeVar("T")
 
 

@@ -109,7 +109,7 @@ def evaluate_run(
 
 def is_text_run(model: str) -> bool:
     """Whether a MODEL argument is the folder of a run on text."""
-    return run_settings(model).get("task", "classify") != "classify"
+    return run_settings(model).get("task", "classify") in ("lm", "mlm")
 
 
 def _words(scores: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "FinetuneConfig": "config",
     "LanguageResult": "language",
+    "PretrainConfig": "pretrain_config",
     "Interrupted": "signals",
     "Splits": "run",
     "TrainConfig": "config",
@@ -20,6 +21,7 @@ _EXPORTS = {
     "fit": "loop",
     "fit_text": "language",
     "load_config": "config",
+    "pretrain": "pretraining",
     "recipe": "config",
     "recipes": "config",
     "save_config": "config",
@@ -29,6 +31,7 @@ __all__ = [
     "FinetuneConfig",
     "Interrupted",
     "LanguageResult",
+    "PretrainConfig",
     "Splits",
     "TrainConfig",
     "TrainResult",
@@ -37,6 +40,7 @@ __all__ = [
     "fit",
     "fit_text",
     "load_config",
+    "pretrain",
     "recipe",
     "recipes",
     "save_config",
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
     from unrolled.train.evaluation import evaluate
     from unrolled.train.language import LanguageResult, fit_text
     from unrolled.train.loop import TrainResult, finetune, fit
+    from unrolled.train.pretrain_config import PretrainConfig
+    from unrolled.train.pretraining import pretrain
     from unrolled.train.run import Splits
     from unrolled.train.signals import Interrupted
 

@@ -1,0 +1,205 @@
+"""What the reports of pretraining say: losses beside trivial guesses, curves, and completions of held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from unrolled.data import ImageSource
+from unrolled.report import Fact, LineChart, Provenance, Report, Series
+from unrolled.train import PretrainConfig, TrainResult
+
+_PICTURES = 6
+# per task: split, key, label, dashed; each list is one chart
+_CURVES: dict[str, list[tuple[str, bool, list[tuple[str, str, str, bool]]]]] = {
+    "mae": [
+        (
+            "Reconstruction loss",
+            False,
+            [
+                ("train", "loss", "training", False),
+                ("val", "loss", "validation", False),
+                ("val", "visible_mean_loss", "colour of the visible patches", True),
+                ("val", "one_colour_loss", "one colour for all", True),
+            ],
+        )
+    ],
+    "simdino": [
+        (
+            "Squared distance of student and teacher, halved",
+            True,
+            [("train", "distance", "training", False), ("val", "distance", "validation", False)],
+        ),
+        (
+            "Coding rate of the features (nats)",
+            False,
+            [
+                ("val", "rate", "validation", False),
+                ("val", "collapsed_rate", "all features equal", True),
+                ("val", "largest_rate", "features in all directions alike", True),
+            ],
+        ),
+    ],
+}
+
+
+def words(task: str, scores: Mapping[str, Any]) -> str:
+    """Scores on a split in words."""
+    if task == "mae":
+        return (
+            f"loss {scores['loss']:.4f} (the mean colour of the visible patches {scores['visible_mean_loss']:.4f}, the "
+            f"best single colour {scores['one_colour_loss']:.4f})"
+        )
+    return (
+        f"distance {scores['distance']:.4f}, coding rate {scores['rate']:.2f} nats (collapsed "
+        f"{scores['collapsed_rate']:.2f}, at most {scores['largest_rate']:.2f})"
+    )
+
+
+def run_report(config: PretrainConfig, result: TrainResult, facts: dict[str, Any], seconds: float) -> Report:
+    """The report of a run of pretraining."""
+    from unrolled.train.run import open_splits
+
+    masked = config.task == "mae"
+    question = (
+        "How well does it complete images it never saw?"
+        if masked
+        else "Do views of an image agree, and is there more than one feature?"
+    )
+    report = Report(f"{config.model} pretrained on {config.data}", question=question)
+    scores = result.test or next((entry for entry in reversed(facts["validation"])), None)
+    held_out = "test" if result.test else "validation"
+    shown = [] if scores is None else _facts(config.task, scores, held_out)
+    shown += [
+        Fact(label="Parameters", value=f"{facts['parameters']:,}"),
+        Fact(
+            label="Training speed", value=f"{result.images_per_second:,.0f} images/s", detail=f"{result.steps:,} steps"
+        ),
+    ]
+    summary = f"On {held_out} images: {words(config.task, scores)}." if scores else "Nothing was held out to measure."
+    report.headline(summary, shown)
+    charts = _charts(config.task, result.metrics)
+    if charts:
+        chosen = (
+            f" The weights of step {result.chosen_step} were kept, the best on the validation images."
+            if masked and facts["validation"]
+            else ""
+        )
+        report.section("Learning curves").figure(
+            charts,
+            name="curves",
+            caption="One run. Training values are averaged since the point before, over augmented images; dotted: what "
+            f"the values are to be compared with.{chosen}",
+        )
+    splits = open_splits(config)
+    source = splits.test or splits.val
+    if masked and source is not None:
+        _pictures(report, config, result.model, source, held_out)
+    report.results = {**facts, "metrics": result.metrics}
+    report.provenance = Provenance.collect(config=config, seeds=[config.seed], duration=seconds)
+    return report
+
+
+def evaluation_report(
+    config: PretrainConfig,
+    model: nn.Module,
+    source: ImageSource,
+    result: dict[str, Any],
+    settings: dict[str, Any],
+    seconds: float,
+) -> Report:
+    """The report of `unrolled eval` of such a run."""
+    report = Report(f"{result['model']} on {config.data}", question=f"How good is it on the {result['split']} split?")
+    report.headline(f"{words(config.task, result)}.".capitalize(), _facts(config.task, result, result["split"]))
+    if config.task == "mae":
+        _pictures(report, config, model, source, result["split"])
+    report.results = result
+    report.provenance = Provenance.collect(config=settings, seeds=[], duration=seconds)
+    return report
+
+
+def _facts(task: str, scores: Mapping[str, Any], what: str) -> list[Fact]:
+    if task == "mae":
+        return [
+            Fact(
+                label="Reconstruction loss",
+                value=f"{scores['loss']:.4f}",
+                detail=f"mean squared error on removed patches, {scores['images']:,} {what} images",
+            ),
+            Fact(
+                label="Mean colour of the visible patches",
+                value=f"{scores['visible_mean_loss']:.4f}",
+                detail="loss of this guess",
+            ),
+            Fact(
+                label="One colour for all images",
+                value=f"{scores['one_colour_loss']:.4f}",
+                detail="loss of the best such guess",
+            ),
+        ]
+    return [
+        Fact(
+            label="Distance",
+            value=f"{scores['distance']:.4f}",
+            detail=f"half the squared distance of student and teacher, {scores['images']:,} {what} images",
+        ),
+        Fact(
+            label="Coding rate",
+            value=f"{scores['rate']:.2f} nats",
+            detail=f"{scores['collapsed_rate']:.2f} if collapsed, at most {scores['largest_rate']:.2f}",
+        ),
+    ]
+
+
+def _charts(task: str, metrics: Sequence[Mapping[str, Any]]) -> list[LineChart]:
+    charts = []
+    for title, logarithmic, lines in _CURVES[task]:
+        series = []
+        for split, key, label, dashed in lines:
+            points = [(r["epoch"], r[key]) for r in metrics if r["split"] == split and r.get(key) is not None]
+            if points:
+                x, y = zip(*points, strict=True)
+                series.append(Series(label=label, x=x, y=y, dashed=dashed))
+        if series:
+            charts.append(LineChart(title=title, x_label="epoch", series=series, log_y=logarithmic))
+    return charts
+
+
+def _pictures(report: Report, config: PretrainConfig, model: Any, source: ImageSource, what: str) -> None:
+    """Input, mask and completion of a few images."""
+    import numpy as np
+
+    from unrolled.commands.common import batches
+    from unrolled.commands.complete import completion_of
+    from unrolled.commands.pictures import prepare
+    from unrolled.data.sources import Subset
+    from unrolled.report import ImageGrid, ImageRow
+
+    chosen = np.linspace(0, len(source) - 1, min(_PICTURES, len(source))).round().astype(np.int64)
+    loader = batches(
+        model, Subset(source, chosen), image_size=config.image_size, batch_size=1, on_error=config.on_error
+    )
+    back = prepare(model, image_size=config.image_size).pixels
+    model.eval()
+    columns = [
+        completion_of(model, batch.images, config.mask_ratio, int(batch.indices[0]), back)[0]
+        for batch in loader
+        if len(batch.images)
+    ]
+    if not columns:
+        return
+    names = ("input", "what was left", "completion")
+    rows = [ImageRow(images=[column[i] for column in columns], label=name.capitalize()) for i, name in enumerate(names)]
+    caption = f"{len(columns)} {what} images; grey patches were removed ({config.mask_ratio:.0%})."
+    if config.norm_pix_loss:
+        caption += (
+            " The model predicts patches normalised one by one; they are shown with the mean and variance of the true "
+            "patches, which it does not know, so the pictures flatter it. The loss does not."
+        )
+    report.section("Completions").figure(
+        [ImageGrid(title="Held-out images", rows=rows, alt=f"{len(columns)} images: input, mask, completion.")],
+        name="completions",
+        caption=caption,
+    )
