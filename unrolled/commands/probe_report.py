@@ -29,13 +29,13 @@ def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any],
         fresh = _beside(result, best)
         facts.append(
             Fact(
-                label=method.capitalize(),
+                label=_named(method),
                 value=accuracy,
                 detail=f"{place}; 95 % interval {100 * best['low']:.1f} to {100 * best['high']:.1f}",
             )
         )
         against = "" if fresh is None else f", against {100 * fresh['accuracy']:.1f} % with fresh weights"
-        sentences.append(f"{method.capitalize()}: {accuracy} of the test images are right from {place}{against}.")
+        sentences.append(f"{_named(method)}: {accuracy} of the test images are right from {place}{against}.")
     facts.append(Fact(label="Chance", value=f"{100 * result['chance']:.1f} %", detail="always the commonest class"))
     report.headline(" ".join(sentences), facts)
     _curves(report, result)
@@ -52,6 +52,10 @@ def _beside(result: dict[str, Any], record: dict[str, Any]) -> dict[str, Any] | 
     return next(
         (r for r in result["probes"] if r["who"] == "untrained" and all(r[key] == record[key] for key in same)), None
     )
+
+
+def _named(method: str) -> str:
+    return method.replace("knn", "k-NN") if method.startswith("knn") else method.capitalize()
 
 
 def _curves(report: Report, result: dict[str, Any]) -> None:
@@ -91,7 +95,7 @@ def _panel(result: dict[str, Any], method: str) -> LineChart:
                 )
     places = [0.0, float(max(1, len(names) - 1))]
     series.append(Series(label="chance", x=places, y=[100 * result["chance"]] * 2, color=5, dashed=True))
-    return LineChart(title=f"{method}: test accuracy, %", x_label="Layer", series=series)
+    return LineChart(title=f"{_named(method)}: test accuracy, %", x_label="Layer", series=series)
 
 
 def _numbers(report: Report, result: dict[str, Any]) -> None:
