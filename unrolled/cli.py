@@ -38,6 +38,7 @@ VERBS = {
     ),
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
+    "probe": Verb("unrolled.commands.probe:probe", "How well a simple classifier reads the classes off every layer."),
     "align": Verb("unrolled.commands.align:align", "How far two representations agree, beside chance."),
     "segment": Verb("unrolled.commands.segment:segment", "Show which parts of pictures a model tells apart."),
     "explain": Verb("unrolled.commands.explain:explain", "Which layers, heads and patches one decision is made of."),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_module
+import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from unrolled.commands.common import (
     Device,
@@ -13,14 +15,24 @@ from unrolled.commands.common import (
     choose_device,
     data_settings,
     default_folder,
+    named,
     open_model,
     progress,
     say_where,
-    write_run,
 )
+from unrolled.commands.eval_report import write_report
 from unrolled.commands.pretrain import evaluate_pretrained, is_pretrain_run
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 from unrolled.commands.text import evaluate_run, is_text_run
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from unrolled.data import ImageSource
+
+_HELD_OUT = 0.2
+_ENOUGH = 50  # images, below which no temperature is fitted
 
 
 def evaluate(
@@ -28,7 +40,10 @@ def evaluate(
     *,
     data: str | None = None,
     data_dir: Path | None = None,
-    split: Literal["train", "val", "test"] = "test",
+    split: Literal["train", "val", "test", "all"] = "test",
+    labels: Path | None = None,
+    robustness: bool = False,
+    robustness_images: int = 1000,
     val_fraction: float | None = None,
     split_seed: int | None = None,
     weights: Path | None = None,
@@ -38,21 +53,24 @@ def evaluate(
     batch_size: int = 128,
     workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
+    seed: int = 0,
     device: Device = "auto",
     out: Path | None = None,
     config: ConfigFiles = (),
     json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Accuracy and loss of a model, or of the model a run ended with, on a data set.
+    """Accuracy, loss and calibration of a model, or of the model a run ended with, on a data set.
 
     Preprocessing is the model's own; a folder with config.yaml, report.html and report.json says what was measured. Of
-    a run on text it is loss and bits per byte, with the tokenizer and context of the run; of a run of `unrolled
-    pretrain`, the loss it was trained on, beside trivial guesses.
+    a run that was interrupted it is the newest checkpoint. Of a run on text it is loss and bits per byte, with the
+    tokenizer and context of the run; of a run of `unrolled pretrain`, the loss it was trained on, beside trivial guesses.
 
         unrolled eval runs/digits
         unrolled eval local:models/crate-small --data folder --data-dir val
-        unrolled eval timm:vit_tiny_patch16_224 --pretrained --data imagenet
+        unrolled eval timm:vit_tiny_patch16_224 --pretrained --data imagenet --data-dir imagenet --labels real.json
+        unrolled eval timm:vit_tiny_patch16_224 --pretrained --data folder --data-dir matched-frequency --split all
+        unrolled eval runs/cifar10 --robustness
 
     Parameters
     ----------
@@ -63,7 +81,15 @@ def evaluate(
     data_dir
         Where the data are; default: that of the run folder.
     split
-        Which part of the data.
+        Which part of the data; all: a folder of classes that is one test set (ImageNet-V2). Class folders named by
+        numbers are then the labels.
+    labels
+        real.json of ImageNet ReaL: also the share of predictions that are among an image's labels, over the images that
+        have some. The images are those of the ImageNet validation set, under their own names.
+    robustness
+        Errors on images made worse in nine ways and five severities: 45 forward passes an image.
+    robustness_images
+        How many images of the split for that, drawn evenly.
     val_fraction
         Share of the training split that is validation; default: that of the run, else 0.1 with --split val.
     split_seed
@@ -78,12 +104,18 @@ def evaluate(
         Loader processes; 0 loads in this process.
     on_error
         An undecodable image stops the evaluation, or is named, counted and left out.
+    seed
+        Of the held-out images the temperature is fitted on, and of the corruptions.
     device
         What to run on.
     out
         Where config.yaml, report.html and report.json go; default: runs/eval-MODEL-DATA.
     """
+    if robustness_images < 1:
+        raise ValueError(f"--robustness-images {robustness_images}: give at least 1")
     if is_text_run(model):
+        if split == "all" or labels is not None or robustness:
+            raise ValueError("--split all, --labels and --robustness are for images; leave them out")
         evaluate_run(
             model,
             data=data,
@@ -113,7 +145,10 @@ def evaluate(
             quiet=quiet,
         )
         return
+    import torch
+
     from unrolled.data import open_images
+    from unrolled.data.real_labels import RealLabels
     from unrolled.train import evaluate as measure
 
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
@@ -123,19 +158,50 @@ def evaluate(
         val_fraction = own["val_fraction"] or (0.1 if split == "val" else 0.0)
     where = choose_device(device)
     source = open_images(data, split, data_dir=data_dir, val_fraction=val_fraction, seed=split_seed)
-    network = open_model(
-        model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes)
-    ).to(where)
+    real = None if labels is None else RealLabels(labels, source)
+    stopped: dict[str, Any] = {}
+    unfinished = None if weights is not None else _unfinished(model)
+    if unfinished is None:
+        network = open_model(
+            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes)
+        )
+    else:
+        network, stopped["step"] = _newest(unfinished, source)
+    network = network.to(where)
     loader = batches(network, source, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error)
     total = -(-len(source) // batch_size)
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def keep(logits: Tensor, batch: Any) -> None:
+        kept.append((logits.cpu(), batch.labels, batch.indices))
+
     began = time.perf_counter()
-    scores = measure(network, progress(loader, total=total, what="eval", quiet=quiet), where)
+    scores = measure(network, progress(loader, total=total, what="eval", quiet=quiet), where, on_logits=keep)
     seconds = time.perf_counter() - began
+    logits, truth, indices = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    result = {"model": model, "data": data, "split": split, **stopped, **scores,
+              "images_per_second": scores["images"] / seconds}  # fmt: skip
+    if real is not None:
+        real.check_classes(logits.shape[1])
+        right, judged = real.score(logits.argmax(1), indices)
+        if not judged:
+            raise ValueError(f"labels: none of the {len(indices):,} images has a label in {labels}")
+        result["real"] = {"accuracy": right / judged, "images": judged, "without": len(indices) - judged}
+    if bool(torch.isfinite(logits).all()):
+        result["calibration"] = calibration(logits, truth, seed=seed)
+    if robustness:
+        result["robustness"] = _corrupted(
+            network, source, where, images=robustness_images, image_size=image_size, batch_size=batch_size,
+            workers=workers, on_error=on_error, seed=seed, quiet=quiet,
+        )  # fmt: skip
     settings: dict[str, Any] = {
         "model": model,
         "data": data,
         "data_dir": data_dir,
         "split": split,
+        "labels": labels,
+        "robustness": robustness,
+        "robustness_images": robustness_images,
         "val_fraction": val_fraction,
         "split_seed": split_seed,
         "weights": weights,
@@ -145,37 +211,113 @@ def evaluate(
         "batch_size": batch_size,
         "workers": workers,
         "on_error": on_error,
+        "seed": seed,
         "device": device,
     }
-    result = {"model": model, "data": data, "split": split, **scores, "images_per_second": scores["images"] / seconds}
-    page = _report(out or default_folder("eval", model, data), settings, result, network, seconds)
+    page = write_report(
+        out or default_folder("eval", model, data), settings, result, network, time.perf_counter() - began
+    )
     say_where(page, quiet=quiet)
-    if json:
-        print(json_module.dumps({**result, "report": str(page)}, indent=2))
-    else:
-        unread = f", {scores['skipped']} unreadable" if scores["skipped"] else ""
-        print(
-            f"{model} on {data} ({split}): accuracy {100 * scores['accuracy']:.2f} %, "
-            f"top-5 {100 * scores['top5']:.2f} %, loss {scores['loss']:.4f} nats, {scores['images']:,} images{unread}"
+    print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _line(result))
+
+
+def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, Any]:
+    """Calibration of all samples, and of four fifths of them before and after a temperature fitted on the others.
+
+    Returns:
+        the fields of `Reliability`, and `temperature`: None for fewer than 50 samples, else `value`, `fitted_on`,
+        `judged_on`, and `before` and `after`, the same fields on the samples it was not fitted on.
+    """
+    import torch
+
+    from unrolled.instruments.reliability import fit_temperature, reliability
+
+    found = dataclasses.asdict(reliability(logits, labels))
+    if len(labels) < _ENOUGH:
+        return {**found, "temperature": None}
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    held, rest = order[: (cut := round(_HELD_OUT * len(labels)))], order[cut:]
+    value = fit_temperature(logits[held], labels[held])
+    before, after = (dataclasses.asdict(reliability(logits[rest], labels[rest], temperature=at)) for at in (1.0, value))
+    return {
+        **found,
+        "temperature": {
+            "value": value, "fitted_on": len(held), "judged_on": len(rest), "before": before, "after": after,
+        },
+    }  # fmt: skip
+
+
+def _unfinished(model: str) -> Path | None:
+    """The folder of an interrupted run, if that is what MODEL is."""
+    spec = named(model)
+    if not spec.startswith("local:"):
+        return None
+    from unrolled.train.unfinished import is_unfinished
+
+    folder = Path(spec.removeprefix("local:")).expanduser()
+    return folder if is_unfinished(folder) else None
+
+
+def _newest(run: Path, source: ImageSource) -> tuple[nn.Module, int]:
+    from unrolled.train.unfinished import newest_model
+
+    network, step = newest_model(run, source)
+    print(
+        f"note: {run} was interrupted; measured is its newest checkpoint, of step {step:,} (--resume auto goes on)",
+        file=sys.stderr,
+    )
+    return network, step
+
+
+def _corrupted(
+    network: nn.Module,
+    source: ImageSource,
+    where: torch.device,
+    *,
+    images: int,
+    image_size: int | None,
+    batch_size: int,
+    workers: int,
+    on_error: Literal["raise", "skip"],
+    seed: int,
+    quiet: bool,
+) -> dict[str, Any]:
+    import numpy as np
+
+    from unrolled.data import eval_loader, eval_transform, model_input
+    from unrolled.data.sources import Subset
+    from unrolled.train.robustness import corruption_errors, relative_errors
+
+    count = min(images, len(source))
+    part = Subset(source, np.linspace(0, len(source) - 1, count).round().astype(np.int64))
+    expects = model_input(network, native_size=source.native_size, image_size=image_size)
+    plain = eval_transform(
+        expects["input_size"], (0.0,), (1.0,), interpolation=expects["interpolation"], crop_pct=expects["crop_pct"]
+    )
+    loader = eval_loader(part, plain, batch_size=batch_size, workers=workers, on_error=on_error)
+    bar = progress(loader, total=-(-count // batch_size), what="corruptions", quiet=quiet)
+    found = corruption_errors(network, bar, where, mean=expects["mean"], std=expects["std"], seed=seed)
+    return {**found, "relative": relative_errors(found)}
+
+
+def _line(result: dict[str, Any]) -> str:
+    unread = f", {result['skipped']} unreadable" if result["skipped"] else ""
+    text = (
+        f"{result['model']} on {result['data']} ({result['split']}): accuracy {100 * result['accuracy']:.2f} %, "
+        f"top-5 {100 * result['top5']:.2f} %, loss {result['loss']:.4f} nats, {result['images']:,} images{unread}"
+    )
+    if "calibration" in result:
+        text += f"\ncalibration error {100 * result['calibration']['ece']:.2f} %"
+        if (fitted := result["calibration"]["temperature"]) is not None:
+            text += (
+                f", {100 * fitted['after']['ece']:.2f} % with a temperature of {fitted['value']:.2f} fitted on a fifth"
+            )
+    if "real" in result:
+        text += f"\nReaL accuracy {100 * result['real']['accuracy']:.2f} %, {result['real']['images']:,} images"
+    if "robustness" in result:
+        found = result["robustness"]
+        text += (
+            f"\nerror on corrupted images {100 * found['mean_error']:.2f} %, clean {100 * found['clean']:.2f} %, "
+            f"{found['images']:,} images"
         )
-
-
-def _report(folder: Path, settings: dict[str, Any], result: dict[str, Any], network: Any, seconds: float) -> Path:
-    from unrolled.report import Fact, Provenance, Report
-
-    report = Report(
-        f"{result['model']} on {result['data']}", question=f"How accurate is it on the {result['split']} split?"
-    )
-    accuracy = f"{100 * result['accuracy']:.2f} %"
-    report.headline(
-        f"{accuracy} of {result['images']:,} images are classified correctly.",
-        [
-            Fact(label="Accuracy", value=accuracy, detail=f"{result['images']:,} images"),
-            Fact(label="Top-5 accuracy", value=f"{100 * result['top5']:.2f} %"),
-            Fact(label="Loss", value=f"{result['loss']:.4f}", detail="cross-entropy, nats"),
-            Fact(label="Parameters", value=f"{sum(p.numel() for p in network.parameters()):,}"),
-        ],
-    )
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[], duration=seconds)
-    return write_run(folder, settings, report)
+    return text

@@ -21,9 +21,12 @@ Splits = dict[str, ImageSource]
 def open_folder(data_dir: Path | None, *, split: str) -> Splits:
     """`DIR/train/CLASS/*` with `DIR/val/CLASS/*` and/or `DIR/test/CLASS/*`, or one folder of classes, `DIR/CLASS/*`.
 
-    Classes are the names of the training folders, sorted; a test folder may lack some but not bring new ones. Class
-    folders are searched in depth; files that do not end like an image are passed over. Without `test`, `val` is the
-    test split.
+    Classes are the names of the training folders, sorted, whole numbers by their value; a test folder may lack some but
+    not bring new ones. Class folders are searched in depth; files that do not end like an image are passed over.
+    Without `test`, `val` is the test split.
+
+    With split "all", one folder of classes is taken whole, and where their names are numbers these are the labels, as
+    in ImageNet-V2 (0 to 999), so that a class may be absent.
 
     Raises:
         MissingData: the folder does not exist.
@@ -34,7 +37,9 @@ def open_folder(data_dir: Path | None, *, split: str) -> Splits:
         lonely = [part for part in ("val", "test") if (root / part).is_dir()]
         if lonely:
             raise MissingData(f"data_dir: {root} has {lonely[0]}/ but no train/")
-        return {"all": _classes_in(root, None)}
+        return {"all": _classes_in(root, _numbered(root) if split == "all" else None)}
+    if split == "all":
+        raise ValueError(f"split: {root} has train/ and other parts; choose train, val or test")
     tests = [part for part in ("test", "val") if (root / part).is_dir()]
     classes = _class_names(root / "train")
     if split == "train":
@@ -89,12 +94,25 @@ def find_packed(name: str, folder: Path, part: str) -> Path | None:
 
 def _class_names(root: Path) -> list[str]:
     with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        found = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    names = sorted(found, key=int) if all(map(_is_number, found)) else sorted(found)
     if not names:
         raise ValueError(
             f"data_dir: {root} has no class folders; expected {root.name}/CLASS/IMAGE or train/CLASS/IMAGE and test/..."
         )
     return names
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
+def _numbered(root: Path) -> list[str] | None:
+    """Every class up to the largest number among the class folders of `root`; None where they are not numbers."""
+    names = _class_names(root)
+    if not all(map(_is_number, names)) or int(names[-1]) >= 100_000:
+        return None
+    return [str(number) for number in range(int(names[-1]) + 1)]
 
 
 def _classes_in(root: Path, classes: list[str] | None) -> FileSource:

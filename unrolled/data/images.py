@@ -32,7 +32,7 @@ __all__ = [
     "train_transform",
 ]
 
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "all"]
 
 _PACKED = ("cifar10", "cifar100", "tiny-imagenet-32")
 _OTHER_SPELLINGS = {"flowers": "flowers102", "pets": "oxford_iiit_pet", "oxford_pets": "oxford_iiit_pet"}
@@ -55,7 +55,9 @@ def open_images(
             `packed`, `hf:ORG/NAME`, `wds:PATTERN` or `synthetic` (made up, for trying things). `cifar10`, `cifar100`
             and `tiny-imagenet-32` use packed files in `data_dir` or `data_dir/NAME` where they are.
         split: "train", "val" or "test". "val" is the part of the training split that `val_fraction` holds out, or, with
-            `val_fraction` 0, the data set's own validation split where it has one beside a test split.
+            `val_fraction` 0, the data set's own validation split where it has one beside a test split. "all" is a data
+            set that is not divided (digits, one folder of classes, one packed file), whole, as for a model that was
+            trained on other data.
         data_dir: where the data are, or are downloaded to.
         val_fraction: share of the training split held out, the same share of every class.
         seed: which images are held out; also divides data sets without a test split (digits, one folder of classes, one
@@ -66,14 +68,18 @@ def open_images(
         MissingData: the data are not there and cannot be fetched.
         MissingExtra: `hf:` or `wds:` without their package.
     """
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"split must be 'train', 'val' or 'test', not {split!r}")
+    if split not in ("train", "val", "test", "all"):
+        raise ValueError(f"split must be 'train', 'val', 'test' or 'all', not {split!r}")
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, not {seed}")
     folder = None if data_dir is None else Path(data_dir)
     found = _open(name, split, folder, val_fraction, seed)
+    if split == "all":
+        if "all" not in found:
+            raise ValueError(f"split: {name} is divided already; choose train, val or test instead of all")
+        return found["all"]
     if f"{split} held" in found:
         return found[f"{split} held"]
     if "all" in found:

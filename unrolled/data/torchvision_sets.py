@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from unrolled.data.files import Splits, open_folder
+from unrolled.data.idx import IDX_NAMES, find_idx, open_idx
 from unrolled.data.sources import ArraySource, FileSource, ImageSource
 from unrolled.errors import MissingData
 
@@ -52,10 +53,11 @@ TORCHVISION_NAMES = (*_SETS, "imagenet")
 def open_torchvision(name: str, data_dir: Path | None, *, split: str) -> Splits:
     """A torchvision data set.
 
-    Three of them need a word. The training split of `flowers102` is its 1,020 images (10 a class), and
-    `flowers102_trainval` adds the official validation split, 2,040 in all, as many papers do without saying. `imagenet`
-    is not downloaded: it is read from `DIR/train/WNID/*` and `DIR/val/WNID/*`. `eurosat` has no official split and is
-    divided by seed.
+    Some of them need a word. `fashion_mnist`, `mnist` and `kmnist` are also read from their four original files
+    (`train-images-idx3-ubyte.gz`, ...) in DIR or DIR/NAME. The training split of `flowers102` is its 1,020 images (10 a
+    class), and `flowers102_trainval` adds the official validation split, 2,040 in all, as many papers do without
+    saying. `imagenet` is not downloaded: it is read from `DIR/train/WNID/*` and `DIR/val/WNID/*`. `eurosat` has no
+    official split and is divided by seed.
 
     Args:
         name: one of `TORCHVISION_NAMES`.
@@ -73,6 +75,11 @@ def open_torchvision(name: str, data_dir: Path | None, *, split: str) -> Splits:
     root = Path(data_dir or os.environ.get("UNROLLED_DATA") or "~/.cache/unrolled/data").expanduser()
     if "all" in entry.splits:
         return {"all": _source(name, _open(entry, root, name, None), "all", root)}
+    if name in IDX_NAMES:
+        wanted = "test" if split == "test" else "train"
+        files = find_idx(name, root, wanted)
+        if files is not None:
+            return {wanted: open_idx(name, wanted, *files)}
     opened: Splits = {}
     for part, official in entry.splits.items():
         # a hold-out is cut from the training split, so "val" needs that too

@@ -49,6 +49,10 @@ def _mean(tokens: Tokens) -> Tensor:
     return (values * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
+def _both(tokens: Tokens) -> Tensor:
+    return torch.cat([_cls(tokens), _mean(tokens)], 1)
+
+
 def _max(tokens: Tokens) -> Tensor:
     values, mask = _content(tokens)
     return (values if mask is None else values.masked_fill(~mask.unsqueeze(-1), float("-inf"))).amax(1)
@@ -76,9 +80,17 @@ def spatial_grid(cells: int = 4) -> Pooling:
     return pool
 
 
-POOLINGS: dict[str, Pooling] = {"cls": _cls, "mean": _mean, "max": _max, "grid": spatial_grid(4), "last": _last}
+POOLINGS: dict[str, Pooling] = {
+    "cls": _cls,
+    "mean": _mean,
+    "cls+mean": _both,
+    "max": _max,
+    "grid": spatial_grid(4),
+    "last": _last,
+}
 """Name -> pooling of tokens [b, n, d] to [b, d']. `mean` and `max` leave out prefix and padding tokens, `last` takes
-the last token that is not padding, `grid` is `spatial_grid(4)`. A new entry is a new name for `extract`."""
+the last token that is not padding, `grid` is `spatial_grid(4)`, `cls+mean` two poolings side by side. A new entry is a
+new name for `extract`."""
 
 
 def _content(tokens: Tokens) -> tuple[Tensor, Tensor | None]:

@@ -38,6 +38,7 @@ def evaluate(
     *,
     reduce: Callable[[Tensor], Tensor] | None = None,
     on_batch: Callable[[], None] | None = None,
+    on_logits: Callable[[Tensor, Any], None] | None = None,
     collective: bool = False,
 ) -> dict[str, Any]:
     """Mean cross-entropy and top-1/top-5 accuracy of `model` over every batch of `loader`.
@@ -48,6 +49,7 @@ def evaluate(
         device: where the batches go.
         reduce: sums a float64 tensor over processes.
         on_batch: called after each batch.
+        on_logits: called with the float32 logits `[b, classes]` of each batch that is not empty, and the batch.
         collective: the forward pass is one in which all processes must take part, so run it even on an empty batch.
 
     Returns:
@@ -73,6 +75,8 @@ def evaluate(
                 counts = torch.stack([hits[:, 0].sum().float(), hits.any(1).sum().float(), loss])
                 sums[1:4] += counts.cpu().double()
                 sums[0] += len(labels)
+                if on_logits is not None:
+                    on_logits(logits, batch)
             if on_batch is not None:
                 on_batch()
     finally:

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from unrolled import cli
+from unrolled.data import eval_loader, eval_transform, open_images, synthetic_images
+from unrolled.data.real_labels import RealLabels
+from unrolled.errors import CorruptFile, MissingData
+from unrolled.train.robustness import corruption_errors
+
+TRAIN = ["train", "--max-steps", "6", "--batch-size", "32", "--checkpoint-every", "2", "--keep", "3", "--quiet"]
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    code = cli.run(["eval", *arguments, "--json", "--quiet"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return {**json.loads(captured.out), "said": captured.err}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert cli.run([*TRAIN, "--out", str(folder)]) == 0
+    return folder
+
+
+# --- calibration and corruptions
+
+
+def test_calibration_stands_beside_the_accuracy(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = ask(capsys, str(run_folder), "--out", str(tmp_path))
+    of = found["calibration"]
+    assert of["samples"] == found["images"]
+    assert of["nll"] == pytest.approx(found["loss"], rel=1e-5)
+    assert of["accuracy"] == pytest.approx(found["accuracy"])
+    fitted = of["temperature"]
+    assert fitted["fitted_on"] + fitted["judged_on"] == found["images"]
+    assert fitted["before"]["accuracy"] == fitted["after"]["accuracy"]
+    page = (tmp_path / "report.html").read_text()
+    assert "held-out images of this split" in page
+    assert (tmp_path / "figures").is_dir()
+    assert "robustness" not in found
+
+
+def test_corruptions_raise_the_error_and_repeat_exactly(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [str(run_folder), "--robustness", "--robustness-images", "30", "--out", str(tmp_path)]
+    first, again = (ask(capsys, *flags)["robustness"] for _ in range(2))
+    assert first == again
+    assert first["images"] == 30
+    assert set(first["corruptions"]) == set(first["relative"])
+    assert len(first["corruptions"]["jpeg"]) == 5
+    row = first["relative"]["contrast"]
+    assert row["increase"] == pytest.approx(row["error"] - first["clean"])
+    page = (tmp_path / "report.html").read_text()
+    assert "not with published corruption errors" in " ".join(page.split())
+
+
+class Darkness(nn.Module):
+    """Names class 1 where the image, normalised, is darker than its mean."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        dark = -images.mean((1, 2, 3))
+        return torch.stack([-dark, dark], 1)
+
+
+def test_corrupted_images_reach_the_model_normalised() -> None:
+    source = synthetic_images(40, size=32, classes=2)
+    source.labels = np.zeros(40, np.int64)  # the right answer is "not dark"
+    loader = lambda: eval_loader(source, eval_transform((3, 32, 32), (0.0,), (1.0,)), batch_size=16)  # noqa: E731
+    model = Darkness().train()
+    low, high = (
+        corruption_errors(model, loader(), mean=(mean,) * 3, std=(0.5,) * 3, names=["brightness", "gaussian_noise"])
+        for mean in (0.2, 0.55)
+    )
+    assert low["clean"] == 0
+    assert high["clean"] > 0.5
+    # brighter images are less often dark, the more the brighter
+    errors = high["corruptions"]["brightness"]
+    assert high["clean"] >= errors[0] >= errors[-1]
+    assert errors[-1] < 0.1
+    assert model.training
+    with pytest.raises(ValueError, match="fog"):
+        corruption_errors(model, loader(), mean=(0.0,), std=(1.0,), names=["fog"])
+
+
+# --- ReaL, and folders named by numbers
+
+
+@pytest.fixture
+def validation(tmp_path: Path) -> Path:
+    """Eight images in two classes; the numbers in their names have another order than the folders."""
+    rng = np.random.default_rng(0)
+    for number in range(1, 9):
+        folder = tmp_path / "images" / ("n02" if number % 2 else "n01")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"ILSVRC2012_val_{number:08d}.png")
+    return tmp_path
+
+
+def test_real_labels_follow_the_numbers_in_the_names(validation: Path) -> None:
+    source = open_images("folder", "all", data_dir=validation / "images")
+    lists = [[number] for number in range(1, 9)]
+    lists[2] = []
+    lists[3] = [4, 40]
+    path = validation / "real.json"
+    path.write_text(json.dumps(lists))
+    real = RealLabels(path, source)
+    # n01 has the images 2, 4, 6, 8 and comes first
+    everything = torch.arange(8)
+    assert real.score(torch.tensor([2, 40, 6, 8, 1, 3, 5, 7]), everything) == (7, 7)
+    assert real.score(torch.tensor([1, 2, 3, 4, 5, 6, 7, 8]), everything) == (0, 7)
+    with pytest.raises(ValueError, match="reach 40"):
+        real.check_classes(40)
+    path.write_text(json.dumps(lists[:5]))
+    with pytest.raises(ValueError, match="fewer"):
+        RealLabels(path, source)
+    path.write_text('{"a": 1}')
+    with pytest.raises(CorruptFile, match="list of lists"):
+        RealLabels(path, source)
+    with pytest.raises(MissingData, match="absent"):
+        RealLabels(validation / "absent.json", source)
+
+
+def test_eval_with_real_labels(validation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = validation / "real.json"
+    path.write_text(json.dumps([[0, 1]] * 5 + [[]] * 2 + [[7]]))
+    flags = ["crate_nano_patch2_8", "--model-args.num-classes", "10", "--model-args.in-chans", "3", "--data", "folder"]
+    flags += ["--data-dir", str(validation / "images"), "--split", "all", "--labels", str(path)]
+    found = ask(capsys, *flags, "--out", str(validation / "out"))
+    assert (found["images"], found["real"]["images"], found["real"]["without"]) == (8, 6, 2)
+    assert 0 <= found["real"]["accuracy"] <= 1
+    assert found["calibration"]["temperature"] is None  # eight images are too few
+
+
+def test_class_folders_named_by_numbers_are_the_labels(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 9, 10, 11, 100):
+        (tmp_path / str(number)).mkdir()
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / str(number) / "a.png")
+    whole = open_images("folder", "all", data_dir=tmp_path)
+    assert len(whole.classes) == 101
+    assert whole.labels is not None
+    assert whole.labels.tolist() == [0, 1, 2, 9, 10, 11, 100]
+    for index in range(7):
+        picture, label = whole.load(index)
+        assert np.asarray(picture)[0, 0, 0] == label
+    # named by words, or divided into parts, they are counted in order
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "a.png")
+    assert open_images("folder", "all", data_dir=tmp_path).classes == ["0", "1", "10", "100", "11", "2", "9", "cat"]
+    for part in ("train", "test"):
+        for number in (2, 10):
+            (tmp_path / "parts" / part / str(number)).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / "parts" / part / str(number) / "a.png")
+    assert open_images("folder", "test", data_dir=tmp_path / "parts").classes == ["2", "10"]
+    with pytest.raises(ValueError, match="train, val or test"):
+        open_images("folder", "all", data_dir=tmp_path / "parts")
+    with pytest.raises(ValueError, match="divided already"):
+        open_images("synthetic", "all")
+
+
+# --- a run that was interrupted
+
+
+def test_an_interrupted_run_is_measured_at_its_newest_checkpoint(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "eval")]
+    whole = ask(capsys, str(run_folder), *out)
+    assert "step" not in whole
+    run = tmp_path / "stopped"
+    shutil.copytree(run_folder, run)
+    shutil.rmtree(run / "model")
+    found = ask(capsys, str(run), *out)
+    assert found["step"] == 6
+    assert "step 6" in found["said"]
+    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert "interrupted" in (tmp_path / "eval" / "report.html").read_text()
+    # a damaged checkpoint is passed over for the one before
+    state = run / "checkpoints" / "step-00000006" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-8])
+    before = ask(capsys, str(run), *out)
+    assert before["step"] == 4
+    assert before["loss"] != pytest.approx(whole["loss"], rel=1e-6)
+    shutil.rmtree(run / "checkpoints")
+    assert cli.run(["eval", str(run), "--quiet"]) == 3
+    assert "--resume auto" in capsys.readouterr().err
+
+
+def test_of_an_interrupted_run_with_an_average_the_average_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert cli.run([*TRAIN, "--ema", "0.5", "--out", str(run)]) == 0
+    capsys.readouterr()
+    out = ["--out", str(tmp_path / "eval")]
+    whole = ask(capsys, str(run), *out)
+    shutil.rmtree(run / "model")
+    assert ask(capsys, str(run), *out)["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--robustness-images", "0"], 2, "--robustness-images"),
+        (["--labels", "absent.json"], 3, "absent.json"),
+        (["--split", "most"], 2, "split"),
+    ],
+)
+def test_bad_input(flags: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["eval", "crate_nano_patch2_8", *flags, "--quiet"]) == code
+    assert said in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""What `unrolled eval` writes: accuracy, whether the probabilities mean what they say, and errors under corruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unrolled.commands.common import write_run
+
+if TYPE_CHECKING:
+    from unrolled.report import Report
+
+_FAMILIES = {
+    "Noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "Blur": ("defocus_blur", "motion_blur"),
+    "Light": ("brightness", "contrast"),
+    "Compression": ("jpeg", "pixelate"),
+}
+_SCORES = {
+    "ece": "Expected calibration error, %, 15 bins of equal width",
+    "adaptive_ece": "the same, 15 bins of equal numbers, %",
+    "nll": "Negative log-likelihood, nats",
+    "brier": "Brier score, 0 to 2",
+}
+
+
+def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any], network: Any, seconds: float) -> Path:
+    """Write `config.yaml`, `report.json` and `report.html`; return the path of the page."""
+    from unrolled.report import Fact, Provenance, Report
+
+    report = Report(
+        f"{result['model']} on {result['data']}", question=f"How accurate is it on the {result['split']} split?"
+    )
+    accuracy = f"{100 * result['accuracy']:.2f} %"
+    facts = [
+        Fact(label="Accuracy", value=accuracy, detail=f"{result['images']:,} images"),
+        Fact(label="Top-5 accuracy", value=f"{100 * result['top5']:.2f} %"),
+        Fact(label="Loss", value=f"{result['loss']:.4f}", detail="cross-entropy, nats"),
+        Fact(label="Parameters", value=f"{sum(p.numel() for p in network.parameters()):,}"),
+    ]
+    if "real" in result:
+        real = result["real"]
+        facts.append(
+            Fact(
+                label="ReaL accuracy",
+                value=f"{100 * real['accuracy']:.2f} %",
+                detail=f"{real['images']:,} images with labels, {real['without']:,} without left out",
+            )
+        )
+    if "calibration" in result:
+        facts.append(
+            Fact(
+                label="Calibration error",
+                value=f"{100 * result['calibration']['ece']:.2f} %",
+                detail="top label, 15 bins of equal width",
+            )
+        )
+    if "robustness" in result:
+        found = result["robustness"]
+        facts.append(
+            Fact(
+                label="Error on corrupted images",
+                value=f"{100 * found['mean_error']:.1f} %",
+                detail=f"clean {100 * found['clean']:.1f} %, {found['images']:,} images",
+            )
+        )
+    stopped = (
+        f" The run was interrupted: this is its checkpoint of step {result['step']:,}." if "step" in result else ""
+    )
+    report.headline(f"{accuracy} of {result['images']:,} images are classified correctly.{stopped}", facts)
+    if "calibration" in result:
+        _calibration(report, result["calibration"])
+    if "robustness" in result:
+        _robustness(report, result["robustness"])
+    report.results = result
+    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
+    return write_run(folder, settings, report)
+
+
+def _calibration(report: Report, found: dict[str, Any]) -> None:
+    from unrolled.report import LineChart, Series
+
+    section = report.section(
+        "Calibration",
+        "Of the images a calibrated model is 70 % sure of, 70 % are right. The calibration error is the mean distance "
+        "from that. It says nothing about the probabilities of the other classes.",
+    )
+    series = [_curve("as it is", found["bins"], 0)]
+    after = found["temperature"]
+    if after is not None:
+        series.append(_curve("temperature", after["after"]["bins"], 1))
+    series.append(Series(label="calibrated", x=[0.0, 1.0], y=[0.0, 1.0], color=5, dashed=True))
+    caption = "Share of right images against their mean confidence, in 15 bins of equal width; empty bins are left out."
+    if after is not None:
+        caption += (
+            f" Temperature: fitted on {after['fitted_on']:,} held-out images of this split and drawn for the "
+            f"{after['judged_on']:,} others."
+        )
+    section.figure(LineChart(title="Accuracy", x_label="Confidence", series=series, y_range=(0, 1)), caption=caption,
+                   name="reliability")  # fmt: skip
+
+    def cell(scores: dict[str, Any], key: str) -> str:
+        return f"{100 * scores[key]:.2f}" if "ece" in key else f"{scores[key]:.4f}"
+
+    columns = ["", f"all {found['samples']:,} images"]
+    if after is None:
+        section.table(columns, [[words, cell(found, key)] for key, words in _SCORES.items()],
+                      caption="Lower is better. Temperature: not run, too few images to hold some out.")  # fmt: skip
+        return
+    columns += [f"the {after['judged_on']:,}, as they are", f"the same, temperature {after['value']:.3g}"]
+    section.table(
+        columns,
+        [[words, *(cell(part, key) for part in (found, after["before"], after["after"]))]
+         for key, words in _SCORES.items()],
+        caption="Lower is better. One temperature for all logits leaves every decision as it is. It was fitted on "
+        f"{after['fitted_on']:,} images of the evaluated split, which the last two columns leave out.",
+    )  # fmt: skip
+
+
+def _curve(label: str, bins: list[dict[str, Any]], color: int) -> Any:
+    from unrolled.report import Series
+
+    return Series(label=label, x=[b["confidence"] for b in bins], y=[b["accuracy"] for b in bins], color=color)
+
+
+def _robustness(report: Report, found: dict[str, Any]) -> None:
+    from unrolled.report import LineChart, Series
+
+    section = report.section(
+        "Corrupted images",
+        f"{found['images']:,} images of the split, made worse in nine ways and five severities after resizing to the "
+        "model's input. The strengths are this package's own and depend on the image side: compare models with each "
+        "other, not with published corruption errors. With so many images a single error is known to about "
+        f"{100 * found['images'] ** -0.5:.1f} points.",
+    )
+    panels = []
+    for title, names in _FAMILIES.items():
+        series = [
+            Series(
+                label=name.replace("_", " "),
+                x=list(range(6)),
+                y=[100 * error for error in (found["clean"], *found["corruptions"][name])],
+            )
+            for name in names
+            if name in found["corruptions"]
+        ]
+        panels.append(LineChart(title=f"{title}: error, %", x_label="Severity (0: clean)", series=series))
+    section.figure(panels, caption="Share of images misclassified, by severity.", name="corruptions")
+    rows: list[list[str]] = [
+        [
+            name.replace("_", " "),
+            *(f"{100 * error:.1f}" for error in found["corruptions"][name]),
+            f"{100 * row['error']:.1f}",
+            f"{100 * row['increase']:+.1f}",
+            "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        ]
+        for name, row in found["relative"].items()
+    ]
+    mean, clean = found["mean_error"], found["clean"]
+    ratio = f"{mean / clean:.2f}" if clean else "-"
+    rows.append(["mean", *[""] * 5, f"{100 * mean:.1f}", f"{100 * (mean - clean):+.1f}", ratio])
+    section.table(
+        ["error, %", *(f"severity {n}" for n in range(1, 6)), "mean", "over clean", "ratio to clean"],
+        rows,
+        caption=f"Clean error {100 * clean:.1f} %.",
+    )
