@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from unrolled.instruments import boundary_counts, boundary_f, label_boundary
+from unrolled.instruments import boundary_counts, boundary_f, boundary_interval, label_boundary
 
 
 def halves(size: int = 60, split: int = 30) -> np.ndarray:
@@ -111,3 +111,15 @@ def test_bad_input_is_named() -> None:
     }.items():
         with pytest.raises(ValueError, match=argument):
             call()
+
+
+def test_interval_of_the_f_measure() -> None:
+    truth = np.repeat([[0] * 8 + [1] * 8], 16, 0)
+    right, wrong = label_boundary(truth), np.zeros((16, 16), bool)
+    wrong[:, 1] = True
+    counts = [boundary_counts(right if i % 2 else wrong, [truth]) for i in range(8)]
+    low, high = boundary_interval(counts)
+    assert 0 < low < boundary_f(counts)["ods_f"] < high < 1
+    assert boundary_interval(counts[1::2]) == (1, 1)
+    with pytest.raises(ValueError, match="empty"):
+        boundary_interval([])

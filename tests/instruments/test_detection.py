@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unrolled.errors import MissingExtra
-from unrolled.instruments import average_precision
+from unrolled.instruments import ObjectScorer, average_precision
 
 
 def boxes(*corners: tuple[int, int, int, int], size: tuple[int, int] = (80, 100)) -> Tensor:
@@ -92,3 +92,22 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(MissingExtra, match=r"unrolled\[eval\]"):
         average_precision(TRUTH, TRUTH)
+
+
+def test_intervals_come_from_drawing_images() -> None:
+    scorer = ObjectScorer("order")
+    for i in range(12):
+        scorer.add(TRUTH[1] if i % 2 else boxes((0, 60, 8, 90)), TRUTH[1])
+    got = scorer.result(draws=100)
+    low, high = got["segm"]["interval"]["AP"]
+    assert 0.02 < low < got["segm"]["AP"] < high < 0.9
+    assert got["segm"]["interval"]["AP50"] == pytest.approx((low, high)), "every mask is right or wholly wrong"
+    assert got["segm"]["AP"] == pytest.approx(average_precision(
+        [TRUTH[1] if i % 2 else boxes((0, 60, 8, 90)) for i in range(12)], [TRUTH[1]] * 12)["segm"]["AP"])  # fmt: skip
+    sure = ObjectScorer()
+    for _ in range(3):
+        sure.add(TRUTH[1], TRUTH[1])
+    assert sure.result(draws=20)["bbox"]["interval"]["AP"] == pytest.approx((1, 1))
+    none = ObjectScorer()
+    none.add(boxes(), TRUTH[1])
+    assert none.result(draws=5)["segm"]["interval"]["AP"] == (0, 0)

@@ -15,6 +15,7 @@ from unrolled.instruments import (
     covering,
     jaccard,
     layer_sweep,
+    matched_iou,
     region_scores,
     score_attention,
     threshold_attention,
@@ -138,3 +139,13 @@ def test_bad_targets_are_named() -> None:
             score_attention(attention, (2, 2), targets)
     with pytest.raises(ValueError, match="grid"):
         score_attention(attention, (2, 3), {"a": square(0, 0, 2)})
+
+
+def test_matched_regions() -> None:
+    halves = torch.tensor([0, 0, 1, 1])
+    assert matched_iou(halves, halves) == 1
+    assert matched_iou(1 - halves, halves) == 1
+    assert matched_iou(torch.zeros(4, dtype=torch.int64), halves) == pytest.approx(0.25), "one half goes without"
+    assert matched_iou(torch.arange(4), halves) == pytest.approx(0.25), "so do two of four pieces"
+    with pytest.raises(ValueError, match="do not fit"):
+        matched_iou(halves[:2], halves)

@@ -7,7 +7,7 @@ from torch import nn
 
 from unrolled.instruments import read_patches
 from unrolled.instruments.trace import trace
-from unrolled.models import CRATE
+from unrolled.models import CRATE, create_model
 
 IMAGES = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
 
@@ -97,3 +97,19 @@ def test_bad_input_is_named() -> None:
         read_patches(nn.Conv2d(3, 4, 3), IMAGES)
     with pytest.raises(ValueError, match="attention weights are not known"):
         read_patches(timm.create_model("xcit_nano_12_p8_224", img_size=64), torch.randn(1, 3, 64, 64))
+
+
+def test_features_of_some_layers_only() -> None:
+    torch.manual_seed(0)
+    model = create_model("crate_nano_patch4_32").eval()
+    images = torch.randn(2, 3, 32, 32)
+    every = read_patches(model, images, facets=["key", "token"])
+    some = read_patches(model, images, facets=["key", "token"], facet_layers=[-2, 1])
+    assert (some.layers, some.feature_layers) == (tuple(range(6)), (4, 1))
+    assert every.attention is not None
+    assert some.attention is not None
+    assert torch.equal(some.attention, every.attention)
+    for facet in ("key", "token"):
+        assert torch.equal(some.features[facet], every.features[facet][[4, 1]])
+    with pytest.raises(ValueError, match="facet_layers"):
+        read_patches(model, images, layers=[0], facets=["key"], facet_layers=[3])

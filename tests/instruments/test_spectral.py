@@ -137,3 +137,9 @@ def test_bad_input_is_named() -> None:
     }.items():
         with pytest.raises(ValueError, match=argument):
             call()
+
+
+def test_colours_are_grouped_by_distance() -> None:
+    grey = torch.tensor([[0.1, 0.1], [0.12, 0.12], [0.9, 0.9], [0.92, 0.92]])
+    assert cluster_tokens(grey, 2, method="kmeans-euclidean").tolist() == [0, 0, 1, 1]
+    assert cluster_tokens(grey, 2).unique().numel() == 1, "one direction is one group by cosine similarity"

@@ -43,6 +43,10 @@ class Preparation:
 
         return self.fixed or fit_size((picture.height, picture.width), self.side, self.patch)
 
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        """(rows, columns) of patches of pictures `[..., h, w]` as `tensor` gives them."""
+        return pixels.shape[-2] // self.patch[0], pixels.shape[-1] // self.patch[1]
+
     def tensor(self, picture: Image.Image) -> Tensor:
         """The whole picture, normalised, `[1, c, h, w]`."""
         import torch

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unrolled.commands.overlays import Options, View
-    from unrolled.commands.pictures import Preparation
 
 Method = Literal["attention", "pca", "maskcut", "cluster"]
+Measure = Literal["attention", "maskcut", "clusters"]
 METHODS: tuple[Method, ...] = ("attention", "pca", "maskcut", "cluster")
 _SAID = {
     "attention": "attention of the {query}, averaged over heads, dark to light over its own range; the line encloses "
@@ -47,7 +47,7 @@ def segment(
     *,
     model: str = "crate_tiny_patch16_224",
     method: Annotated[tuple[Method, ...], Parameter(negative="", consume_multiple=False)] = METHODS,
-    layers: Annotated[tuple[int, ...], Parameter(negative="", consume_multiple=True)] = (-2,),
+    layers: Annotated[tuple[int, ...], Parameter(negative="", consume_multiple=True)] = (),
     facet: Literal["key", "query", "value", "token"] = "key",
     mass: float = 0.6,
     tau: float = 0.2,
@@ -59,8 +59,11 @@ def segment(
     model_args: ModelArgs = None,
     image_size: int | None = None,
     eval_: Annotated[Literal["ade20k", "bsds", "coco", "masks", "voc"] | None, Parameter(name="--eval")] = None,
+    measure: Annotated[tuple[Measure, ...], Parameter(negative="", consume_multiple=True)] = (),
+    confidence: Literal["order", "area", "constant"] = "order",
     data_dir: Path | None = None,
     limit: int = 200,
+    batch_size: int = 4,
     seed: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     device: Device = "auto",
@@ -79,8 +82,8 @@ def segment(
         unrolled segment cat.jpg --model crate_base_patch8_224 --weights models/crate-b8 --image-size 448
         unrolled segment --eval coco --data-dir data/coco --model runs/crate --layers 3 4 5
 
-    With --eval nothing is painted: attention (on bsds: clusters) is scored against what people marked, beside the same
-    model with fresh weights and simple baselines.
+    With --eval nothing is painted: attention, objects or clusters are scored against what people marked, beside the
+    same model with fresh weights, simple baselines and chance.
 
     Parameters
     ----------
@@ -91,7 +94,8 @@ def segment(
     method
         `attention` of the class token, `pca` colours, `maskcut` objects or `cluster`s; may be repeated; default: all.
     layers
-        Blocks to look at, from 0; negative ones count from the end. The papers look at the last but one.
+        Blocks to look at, from 0; negative ones count from the end. Default: the last but one, as the papers do; with
+        --eval attention is scored in every block.
     facet
         Features for pca, maskcut and cluster. In white-box attention key, query and value are one.
     mass
@@ -110,10 +114,17 @@ def segment(
         What the shorter side becomes, in pixels; default: the model's own. Larger means a finer grid of patches.
     eval_
         Score against this set of annotated images instead.
+    measure
+        What is scored: `attention` against things, objects of `maskcut` (average precision), `clusters` against whole
+        segmentations (covering, mIoU, boundaries). Default: the first two, on bsds the last.
+    confidence
+        How objects are ranked for average precision: those found first, the largest, or all alike.
     data_dir
         Where the annotated images are.
     limit
         How many of them, drawn evenly.
+    batch_size
+        Pictures of one size that go through the model together.
     seed
         Of random weights and of k-means.
     on_error
@@ -149,8 +160,11 @@ def segment(
         "model_args": model_args or {},
         "image_size": image_size,
         "eval": eval_,
+        "measure": list(measure),
+        "confidence": confidence,
         "data_dir": data_dir,
         "limit": limit,
+        "batch_size": batch_size,
         "seed": seed,
         "on_error": on_error,
         "device": device,
@@ -161,9 +175,14 @@ def segment(
     network = _encoder(open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)).to(where)
     prepared = prepare(network, image_size=image_size)
     if eval_:
-        result, page = _evaluate(network, prepared, settings, options, out, quiet)
+        from unrolled.commands.segment_eval import print_tables, run_eval
+
+        result, page = run_eval(network, prepared, settings, options, out, quiet)
         say_where(page, quiet=quiet)
-        print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_scores(result)))
+        if json:
+            print(json_module.dumps({**result, "report": str(page)}, indent=2))
+        else:
+            print("\n\n".join(table(*each, left=2) for each in print_tables(result)))
         return
     folder = out or default_folder("segment", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
     began = time.perf_counter()
@@ -172,7 +191,9 @@ def segment(
     for path, name in zip(progress(paths, total=len(paths), what="segment", quiet=quiet), stems(paths), strict=False):
         picture = _open(path, on_error, skipped)
         if picture is not None:
-            views += [_kept(folder, view) for view in look(network, prepared, picture, path, name, layers, options)]
+            views += [
+                _kept(folder, view) for view in look(network, prepared, picture, path, name, layers or (-2,), options)
+            ]
     if not views:
         raise ValueError(f"images: none of {len(paths)} could be read; the first: {skipped[0]}")
     seconds = time.perf_counter() - began
@@ -318,62 +339,3 @@ def _named(options: Options) -> dict[str, Any]:
 
 def _layers(views: Sequence[View]) -> list[int]:
     return sorted({view.layer for view in views})
-
-
-def _evaluate(
-    network: nn.Module,
-    prepared: Preparation,
-    settings: dict[str, Any],
-    options: Options,
-    out: Path | None,
-    quiet: bool,
-) -> tuple[dict[str, Any], Path]:
-    from unrolled.commands.pictures import origin
-    from unrolled.commands.segment_eval import Settings, evaluate_covering, evaluate_regions
-    from unrolled.data import open_masks
-    from unrolled.report import Provenance, Report
-
-    model, data, limit = settings["model"], settings["eval"], settings["limit"]
-    if settings["data_dir"] is None:
-        raise ValueError(f"--eval {data}: give --data-dir, the folder where the annotated images are")
-    if limit < 1:
-        raise ValueError(f"--limit {limit}: give at least 1")
-    source = open_masks(data, data_dir=settings["data_dir"], split="all" if data == "coco" else "val")
-    asked = Settings(
-        tuple(settings["layers"]), options.facet, options.mass, clusters=options.clusters, seed=options.seed
-    )
-    measure = evaluate_covering if data == "bsds" else evaluate_regions
-    began = time.perf_counter()
-    count = min(limit, len(source))
-    rows = measure(
-        network, prepared, source, count, asked, lambda items: progress(items, total=count, what="eval", quiet=quiet)
-    )
-    seconds = time.perf_counter() - began
-    weights = origin(model, weights=settings["weights"], pretrained=settings["pretrained"])
-    result = {"model": model, "weights": weights, "data": source.description, "rows": rows}
-    report = Report(f"What {model} tells apart, scored", question="Does what it separates fit what people marked?")
-    said = "The weights are random." if weights == "random" else f"Weights: {weights}."
-    report.headline(f"{rows[0]['images']} images of {source.description}. {said}")
-    caption = (
-        f"Covering of whole segmentations by {options.clusters} k-means clusters of the {options.facet} features."
-        if data == "bsds"
-        else f"Jaccard index of class-token attention, cut at {options.mass:g} by mass or by fraction of entries, with "
-        "the pixels of each class of things; mean over classes, then images. The best head is chosen for each class by "
-        "looking at the answer, so its score is higher than any fixed head's."
-    )
-    report.section("Scores").table(*_scores(result), caption=caption + " Intervals: 95 %, bootstrap over images.")
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
-    return result, write_run(out or default_folder("segment", model, data), settings, report)
-
-
-def _scores(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    covering = "covering" in result["rows"][0]
-    columns = ["system", "layer", *(["covering"] if covering else ["cut by", "best head", "mean head", "averaged"])]
-    rows = []
-    for row in result["rows"]:
-        cells = [row["system"], "-" if row["layer"] is None else str(row["layer"])]
-        cells += [] if covering else [row["by"], f"{row['best']:.3f}", f"{row['mean']:.3f}"]
-        cells += [f"{row['covering' if covering else 'averaged']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}"]
-        rows.append([*cells, str(row["images"])])
-    return [*columns, "95 %", "images"], rows

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "average_precision": "detection",
     "bootstrap_interval": "overlap",
+    "bootstrap_intervals": "overlap",
     "boundary_counts": "boundaries",
     "boundary_f": "boundaries",
+    "boundary_interval": "boundaries",
     "BoundaryCounts": "boundaries",
     "class_means": "overlap",
     "cluster_tokens": "spectral",
     "copy_segmentation": "semantics",
     "covering": "overlap",
+    "Emergence": "emergence",
+    "EmergenceScorer": "emergence",
+    "emergence_baselines": "emergence",
+    "emergence_scores": "emergence",
     "extract": "features",
     "FeatureSet": "features",
     "head_semantics": "semantics",
@@ -31,13 +37,16 @@ _EXPORTS = {
     "layer_sweep": "overlap",
     "layerwise": "rates",
     "maskcut": "spectral",
+    "matched_iou": "overlap",
     "Matches": "semantics",
     "mesa_descent": "context",
     "nearest_patches": "semantics",
     "normalized_cut": "spectral",
+    "ObjectScorer": "detection",
     "Patches": "patches",
     "pca_colours": "segmentation",
     "PCAColours": "segmentation",
+    "Photo": "emergence",
     "pool_labels": "semantics",
     "probe": "probes",
     "probe_model": "probes",
@@ -45,6 +54,7 @@ _EXPORTS = {
     "refine_mask": "segmentation",
     "region_scores": "overlap",
     "score_attention": "overlap",
+    "score_masks": "overlap",
     "threshold_attention": "segmentation",
     "token_binding": "context",
     "token_pca": "segmentation",
@@ -62,21 +72,31 @@ if TYPE_CHECKING:
     from unrolled.instruments.boundaries import BoundaryCounts as BoundaryCounts
     from unrolled.instruments.boundaries import boundary_counts as boundary_counts
     from unrolled.instruments.boundaries import boundary_f as boundary_f
+    from unrolled.instruments.boundaries import boundary_interval as boundary_interval
     from unrolled.instruments.boundaries import label_boundary as label_boundary
     from unrolled.instruments.context import in_context_score as in_context_score
     from unrolled.instruments.context import mesa_descent as mesa_descent
     from unrolled.instruments.context import token_binding as token_binding
     from unrolled.instruments.control import untrained_control as untrained_control
+    from unrolled.instruments.detection import ObjectScorer as ObjectScorer
     from unrolled.instruments.detection import average_precision as average_precision
+    from unrolled.instruments.emergence import Emergence as Emergence
+    from unrolled.instruments.emergence import EmergenceScorer as EmergenceScorer
+    from unrolled.instruments.emergence import Photo as Photo
+    from unrolled.instruments.emergence import emergence_baselines as emergence_baselines
+    from unrolled.instruments.emergence import emergence_scores as emergence_scores
     from unrolled.instruments.features import FeatureSet as FeatureSet
     from unrolled.instruments.features import extract as extract
     from unrolled.instruments.overlap import bootstrap_interval as bootstrap_interval
+    from unrolled.instruments.overlap import bootstrap_intervals as bootstrap_intervals
     from unrolled.instruments.overlap import class_means as class_means
     from unrolled.instruments.overlap import covering as covering
     from unrolled.instruments.overlap import jaccard as jaccard
     from unrolled.instruments.overlap import layer_sweep as layer_sweep
+    from unrolled.instruments.overlap import matched_iou as matched_iou
     from unrolled.instruments.overlap import region_scores as region_scores
     from unrolled.instruments.overlap import score_attention as score_attention
+    from unrolled.instruments.overlap import score_masks as score_masks
     from unrolled.instruments.patches import Patches as Patches
     from unrolled.instruments.patches import read_patches as read_patches
     from unrolled.instruments.probes import probe as probe

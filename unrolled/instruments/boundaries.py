@@ -130,6 +130,25 @@ def boundary_f(counts: Iterable[BoundaryCounts]) -> dict[str, float]:
     }
 
 
+def boundary_interval(
+    counts: Iterable[BoundaryCounts], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of `ods_f` at its threshold, resampling the images.
+
+    Raises:
+        ValueError: no counts, or a level outside (0, 1).
+    """
+    items = list(counts)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: must lie between 0 and 1")
+    best = boundary_f(items)["ods_threshold"]
+    chosen = int(np.argmin(np.abs(items[0].thresholds - best)))
+    table = np.array([[c.matched, c.predicted, c.found, c.annotated] for c in items], np.float64)[..., chosen]
+    index = np.random.default_rng(seed).integers(len(table), size=(draws, len(table)))
+    low, high = np.nanquantile(_scores(table[index].sum(1).T)[2], [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def _scores(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Precision, recall and F `[thresholds]` of counts `[4, thresholds]`; drawing nothing has F 0."""
     matched, predicted, found, annotated = table

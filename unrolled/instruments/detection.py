@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -51,45 +52,93 @@ def average_precision(
         ValueError: lists of different length, masks of different size, or an unknown rule.
         MissingExtra: pycocotools is not installed.
     """
-    coco = require("pycocotools.coco", extra="eval", feature="average precision")
-    evaluator = require("pycocotools.cocoeval", extra="eval", feature="average precision")
     if len(predicted) != len(target) or not target:
         raise ValueError(f"predicted: masks of {len(predicted)} images for targets of {len(target)}; needs one each")
-    if isinstance(confidence, str) and confidence not in CONFIDENCE:
-        raise ValueError(f"confidence={confidence!r}: choose from {', '.join(CONFIDENCE)}, or give scores")
     if not isinstance(confidence, str) and len(confidence) != len(predicted):
         raise ValueError(f"confidence: scores of {len(confidence)} images for {len(predicted)}")
-    if crowd is not None and [len(c) for c in crowd] != [len(t) for t in target]:
+    if crowd is not None and len(crowd) != len(target):
         raise ValueError("crowd: needs one flag for every target instance of every image")
-    images: list[dict[str, Any]] = []
-    truths: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for number, (masks, instances) in enumerate(zip(predicted, target, strict=True), start=1):
-        _check_masks(masks, instances, number - 1)
-        images.append({"id": number, "height": instances.shape[-2], "width": instances.shape[-1]})
-        scores = _scores(masks, confidence, number - 1)
-        flags = crowd[number - 1] if crowd is not None else [False] * len(instances)
+    scorer = ObjectScorer(confidence if isinstance(confidence, str) else None)
+    for image, (masks, instances) in enumerate(zip(predicted, target, strict=True)):
+        given = None if isinstance(confidence, str) else confidence[image]
+        scorer.add(masks, instances, crowd=None if crowd is None else crowd[image], scores=given)
+    return scorer.result(kinds=kinds)
+
+
+class ObjectScorer:
+    """Average precision of masks that come one image at a time; they are kept as run lengths.
+
+    Args:
+        confidence: how masks are ranked, see `CONFIDENCE`; None where `add` is given scores.
+
+    Raises:
+        ValueError: an unknown rule.
+        MissingExtra: pycocotools is not installed.
+    """
+
+    def __init__(self, confidence: Confidence | None = "order") -> None:
+        require("pycocotools.coco", extra="eval", feature="average precision")
+        if confidence is not None and confidence not in CONFIDENCE:
+            raise ValueError(f"confidence={confidence!r}: choose from {', '.join(CONFIDENCE)}, or give scores")
+        self._confidence = confidence
+        self._images: list[dict[str, Any]] = []
+        self._truths: list[dict[str, Any]] = []
+        self._found: list[dict[str, Any]] = []
+
+    def add(
+        self, masks: Tensor, instances: Tensor, *, crowd: Sequence[bool] | None = None, scores: Tensor | None = None
+    ) -> None:
+        """One image: boolean masks `[k, h, w]`, empty ones are dropped, and instances `[t, h, w]`.
+
+        Raises:
+            ValueError: masks of different size, or scores or crowds of another number.
+        """
+        image = len(self._images)
+        _check_masks(masks, instances, image)
+        flags = [False] * len(instances) if crowd is None else list(crowd)
+        if len(flags) != len(instances):
+            raise ValueError(f"crowd[{image}]: needs {len(instances)} flags, got {len(flags)}")
+        sure = _scores(masks, self._confidence, scores, image)
+        number = image + 1
+        self._images.append({"id": number, "height": instances.shape[-2], "width": instances.shape[-1]})
         for mask, flag in zip(instances, flags, strict=True):
             if bool(mask.any()):
-                truths.append(_record(mask, number) | {"id": len(truths) + 1, "iscrowd": int(flag), "ignore": 0})
-        found += [_record(m, number) | {"score": s} for m, s in zip(masks, scores, strict=True) if bool(m.any())]
-    instances_count = sum(not truth["iscrowd"] for truth in truths)
-    rule = CONFIDENCE[confidence] if isinstance(confidence, str) else "scores given by the caller"
-    out: dict[str, Any] = {"confidence": rule, "images": len(images), "predicted": len(found)}
-    out["instances"] = instances_count
-    for kind in kinds:
-        if not instances_count:
-            out[kind] = dict.fromkeys(_STATS, float("nan"))
-        elif not found:  # pycocotools does not take an empty list
-            out[kind] = dict.fromkeys(_STATS, 0.0)
-        else:
-            out[kind] = _evaluate(coco.COCO, evaluator.COCOeval, images, truths, found, kind)
-    return out
+                own = {"id": len(self._truths) + 1, "iscrowd": int(flag), "ignore": 0}
+                self._truths.append(_record(mask, number) | own)
+        self._found += [_record(m, number) | {"score": s} for m, s in zip(masks, sure, strict=True) if bool(m.any())]
+
+    def result(
+        self, *, kinds: Sequence[Literal["bbox", "segm"]] = ("bbox", "segm"), draws: int = 0, seed: int = 0
+    ) -> dict[str, Any]:
+        """What `average_precision` returns.
+
+        Args:
+            kinds: `"bbox"` scores the boxes around the masks, `"segm"` the masks.
+            draws: if positive, every kind also holds `interval`: 95 % percentile intervals of `AP` and `AP50`, from so
+                many bootstrap samples of the images.
+            seed: of the samples.
+        """
+        instances = sum(not truth["iscrowd"] for truth in self._truths)
+        rule = CONFIDENCE[self._confidence] if self._confidence else "scores given by the caller"
+        out: dict[str, Any] = {"confidence": rule, "images": len(self._images), "predicted": len(self._found)}
+        out["instances"] = instances
+        for kind in kinds:
+            if not instances:
+                out[kind] = dict.fromkeys(_STATS, float("nan"))
+            elif not self._found:  # pycocotools does not take an empty list
+                out[kind] = dict.fromkeys(_STATS, 0.0)
+            else:
+                out[kind] = _evaluate(self._images, self._truths, self._found, kind, draws, seed)
+            if draws > 0 and "interval" not in out[kind]:
+                out[kind]["interval"] = {name: (out[kind][name],) * 2 for name in ("AP", "AP50")}
+        return out
 
 
 def _evaluate(
-    coco: Any, evaluator: Any, images: list[dict[str, Any]], truths: list[dict[str, Any]], found: Any, kind: str
-) -> dict[str, float]:
+    images: list[dict[str, Any]], truths: list[dict[str, Any]], found: Any, kind: str, draws: int, seed: int
+) -> dict[str, Any]:
+    coco = require("pycocotools.coco", extra="eval", feature="average precision").COCO
+    evaluator = require("pycocotools.cocoeval", extra="eval", feature="average precision").COCOeval
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         data = coco()
         data.dataset = {
@@ -106,7 +155,28 @@ def _evaluate(
         run.evaluate()
         run.accumulate()
         run.summarize()
-    return {name: float(value) if value > -1 else float("nan") for name, value in zip(_STATS, run.stats, strict=False)}
+        out: dict[str, Any] = {
+            name: float(value) if value > -1 else float("nan") for name, value in zip(_STATS, run.stats, strict=False)
+        }
+        if draws > 0:
+            out["interval"] = _intervals(run, len(images), draws, seed)
+    return out
+
+
+def _intervals(run: Any, count: int, draws: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of AP and AP50 over images drawn with replacement, from overlaps computed once."""
+    asked = copy.deepcopy(run.params)
+    asked.areaRng, asked.areaRngLbl, asked.maxDets = asked.areaRng[:1], asked.areaRngLbl[:1], asked.maxDets[-1:]
+    whole = run.evalImgs[:count]  # images vary fastest, and areas of every size come first
+    rng = np.random.default_rng(seed)
+    values = np.empty((draws, 2))
+    for row in values:
+        run.evalImgs = [whole[i] for i in rng.integers(count, size=count)]
+        run.accumulate(asked)
+        precision = run.eval["precision"][..., 0, 0, 0]  # [thresholds, recalls]; -1 where nothing is to be found
+        row[:] = [p[p > -1].mean() if (p > -1).any() else np.nan for p in (precision, precision[:1])]
+    low, high = np.nanquantile(values, [0.025, 0.975], axis=0)
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("AP", "AP50"))}
 
 
 def _check_masks(masks: Tensor, instances: Tensor, image: int) -> None:
@@ -120,14 +190,14 @@ def _check_masks(masks: Tensor, instances: Tensor, image: int) -> None:
         )
 
 
-def _scores(masks: Tensor, confidence: Confidence | Sequence[Tensor], image: int) -> list[float]:
+def _scores(masks: Tensor, confidence: Confidence | None, scores: Tensor | None, image: int) -> list[float]:
     if confidence == "order":
         return [1 / (1 + k) for k in range(len(masks))]
     if confidence == "area":
         return [float(value) for value in masks.flatten(1).double().mean(1)] if len(masks) else []
     if confidence == "constant":
         return [1.0] * len(masks)
-    given = torch.as_tensor(confidence[image])
+    given = torch.as_tensor([] if scores is None else scores)
     if given.shape != (len(masks),) or not bool(given.isfinite().all()):
         raise ValueError(f"confidence[{image}]: needs {len(masks)} finite scores, got {tuple(given.shape)}")
     return [float(value) for value in given]

@@ -104,26 +104,47 @@ def score_attention(
     """
     if attention.dim() != 3:
         raise ValueError(f"attention: needs [layers, h, n] of one image, got {tuple(attention.shape)}")
-    if attention.shape[-1] != grid[0] * grid[1]:
-        raise ValueError(f"grid={tuple(grid)}: must be (H, W) with H * W = {attention.shape[-1]}")
-    sizes = {tuple(m.shape) for m in targets.values()} | (set() if ignore is None else {tuple(ignore.shape)})
-    if len(sizes) > 1 or any(m.dtype != torch.bool for m in targets.values()):
-        raise ValueError(f"targets: need boolean masks of one size, also with ignore; got sizes {sorted(sizes)}")
-    numbers = list(range(len(attention))) if layers is None else list(layers)
-    if len(numbers) != len(attention):
-        raise ValueError(f"layers: {len(numbers)} numbers for {len(attention)} layers of attention")
-    named = {k: mask for k, mask in targets.items() if bool((mask if ignore is None else mask & ~ignore).any())}
-    if not named:
-        return []
-    stacked = torch.stack(list(named.values())).to(attention.device)
-    inside, area = _pixels_in_patches(stacked, grid, ignore)
     maps = torch.cat([attention, attention.mean(1, keepdim=True)], 1)
+    masks: dict[str, Tensor] = {rule: threshold_attention(maps, keep, by=rule) for rule in by}
+    return score_masks(masks, grid, targets, ignore=ignore, layers=layers, image=image)
+
+
+def score_masks(
+    masks: Mapping[str, Tensor],
+    grid: tuple[int, int],
+    targets: Mapping[str, Tensor],
+    *,
+    ignore: Tensor | None = None,
+    layers: Sequence[int] | None = None,
+    image: str | int = 0,
+) -> list[Row]:
+    """Score masks of whole patches of one image; what `score_attention` does once its maps are cut.
+
+    Args:
+        masks: name, such as that of a threshold rule, -> boolean `[layers, k + 1, n]`: k candidates, then the answer
+            that was chosen without looking at the targets.
+        grid, targets, ignore, layers, image: see `score_attention`.
+
+    Returns:
+        The rows of `score_attention`, with `by` the name of the masks.
+    """
+    first = next(iter(masks.values()))
+    if first.dim() != 3 or first.shape[-1] != grid[0] * grid[1]:
+        raise ValueError(f"grid={tuple(grid)}: must be (H, W) with H * W = {first.shape[-1]}")
+    numbers = list(range(len(first))) if layers is None else list(layers)
+    if len(numbers) != len(first):
+        raise ValueError(f"layers: {len(numbers)} numbers for {len(first)} layers of attention")
     rows: list[Row] = []
-    for rule in by:
-        masks = threshold_attention(maps, keep, by=rule).to(inside)
-        for number, layer in zip(numbers, masks, strict=True):
+    if not targets:
+        return rows
+    inside, area = pixels_in_patches(targets, grid, ignore)
+    seen = inside.sum(1) > 0
+    named = [name for name, here in zip(targets, seen.tolist(), strict=True) if here]
+    inside = inside[seen].to(first.device)
+    for rule, every in masks.items():
+        for number, layer in zip(numbers, every.to(inside), strict=True):
             both = layer @ inside.mT
-            scores = both / ((layer @ area)[:, None] + inside.sum(1) - both)
+            scores = both / ((layer @ area.to(inside))[:, None] + inside.sum(1) - both)
             for name, column in zip(named, scores.mT.cpu(), strict=True):
                 heads = column[:-1]
                 row: Row = {"image": image, "layer": number, "by": rule, "class": name}
@@ -133,16 +154,25 @@ def score_attention(
     return rows
 
 
-def _pixels_in_patches(targets: Tensor, grid: tuple[int, int], ignore: Tensor | None) -> tuple[Tensor, Tensor]:
+def pixels_in_patches(
+    targets: Mapping[str, Tensor], grid: tuple[int, int], ignore: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """How many pixels of each target, and how many that count at all, each patch has when enlarged: `[t, n]`, `[n]`.
 
     All that the Jaccard index of a mask of whole patches needs, without enlarging any mask.
+
+    Raises:
+        ValueError: no target, or targets that are not boolean or differ in size.
     """
-    size = (targets.shape[-2], targets.shape[-1])
+    sizes = {tuple(m.shape) for m in targets.values()} | (set() if ignore is None else {tuple(ignore.shape)})
+    if len(sizes) != 1 or not targets or any(m.dtype != torch.bool for m in targets.values()):
+        raise ValueError(f"targets: need boolean masks of one size, also with ignore; got sizes {sorted(sizes)}")
+    stacked = torch.stack(list(targets.values()))
+    size = (stacked.shape[-2], stacked.shape[-1])
     n = grid[0] * grid[1]
-    patch = upsample(torch.arange(n, device=targets.device), grid, size).flatten()
-    counted = torch.ones(size, device=targets.device) if ignore is None else (~ignore).to(targets.device).float()
-    planes = torch.cat([targets.float() * counted, counted[None]]).flatten(1)
+    patch = upsample(torch.arange(n, device=stacked.device), grid, size).flatten()
+    counted = torch.ones(size, device=stacked.device) if ignore is None else (~ignore).to(stacked.device).float()
+    planes = torch.cat([stacked.float() * counted, counted[None]]).flatten(1)
     sums = planes.new_zeros(len(planes), n).index_add_(1, patch, planes)
     return sums[:-1], sums[-1]
 
@@ -200,6 +230,23 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_intervals(
+    values: np.ndarray, *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """`bootstrap_interval` of many scores of the same images at once: `[images, ...]` -> two `[...]`; no NaN."""
+    table = np.asarray(values, np.float64)
+    if table.ndim < 1 or not len(table) or not np.isfinite(table).all():
+        raise ValueError(f"values: need finite scores [images, ...], got {table.shape}")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: must lie between 0 and 1")
+    index = np.random.default_rng(seed).integers(len(table), size=(draws, len(table)))
+    drawn = np.zeros((draws, len(table)))
+    np.add.at(drawn, (np.arange(draws)[:, None], index), 1 / len(table))
+    means = drawn @ table.reshape(len(table), -1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).reshape(2, *table.shape[1:])
+    return low, high
+
+
 def covering(predicted: Tensor, target: Tensor) -> float:
     """Segmentation covering of `target` by `predicted` (Arbelaez et al., 2011): in 0..1, 1 where they are the same.
 
@@ -210,15 +257,37 @@ def covering(predicted: Tensor, target: Tensor) -> float:
     Returns:
         Jaccard of every target region with the region that fits it best, weighted by its area.
     """
-    if predicted.shape != target.shape:
+    both = _contingency(predicted, target)
+    area = both.sum(1)
+    overlap = both / (area[:, None] + both.sum(0) - both)
+    return float((area * overlap.amax(1)).sum() / area.sum())
+
+
+def matched_iou(predicted: Tensor, target: Tensor) -> float:
+    """Mean Jaccard index of the target's regions with predicted ones, matched one to one.
+
+    Args:
+        predicted: integer labels, of any shape.
+        target: integer labels of the same shape.
+
+    Returns:
+        In 0..1; the matching is the one that makes it largest, and a region of either left without a partner scores 0.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    both = _contingency(predicted, target)
+    overlap = (both / (both.sum(1)[:, None] + both.sum(0) - both)).numpy()
+    return float(overlap[linear_sum_assignment(overlap, maximize=True)].sum() / max(overlap.shape))
+
+
+def _contingency(predicted: Tensor, target: Tensor) -> Tensor:
+    """Pixels of every target region in every predicted region, `[t, p]` float64."""
+    if predicted.shape != target.shape or not target.numel():
         raise ValueError(f"predicted: labels {tuple(predicted.shape)} do not fit targets {tuple(target.shape)}")
     _, a = predicted.flatten().cpu().unique(return_inverse=True)
     _, b = target.flatten().cpu().unique(return_inverse=True)
     rows, columns = int(b.max()) + 1, int(a.max()) + 1
-    both = torch.bincount(b * columns + a, minlength=rows * columns).reshape(rows, columns).double()
-    area = both.sum(1)
-    overlap = both / (area[:, None] + both.sum(0) - both)
-    return float((area * overlap.amax(1)).sum() / area.sum())
+    return torch.bincount(b * columns + a, minlength=rows * columns).reshape(rows, columns).double()
 
 
 def _inner_boundary(masks: Tensor, reach: float) -> Tensor:

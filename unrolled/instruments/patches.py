@@ -35,7 +35,9 @@ class Patches:
     attention: Tensor | None
     """`[layers, b, h, n]` float32: softmax over the patches of each head's logits, rows sum to 1."""
     features: dict[str, Tensor]
-    """Facet -> `[layers, b, n, d]`, heads side by side, in the model's dtype."""
+    """Facet -> `[layers, b, n, d]`, heads side by side, in the model's dtype; only `facet_layers` where given."""
+    feature_layers: tuple[int, ...]
+    """Indices of the blocks whose features were kept."""
     blank: Tensor
     """Boolean `[b]`: images of one colour. Their patches differ by position alone: an object in one is invented."""
 
@@ -47,6 +49,7 @@ def read_patches(
     *,
     layers: Sequence[int] | None = None,
     facets: Sequence[Facet] = (),
+    facet_layers: Sequence[int] | None = None,
     attention: bool = True,
     prefix: int | None = None,
     grid: tuple[int, int] | None = None,
@@ -62,6 +65,8 @@ def read_patches(
         layers: which blocks, from 0; negative ones count from the end (the papers read the penultimate, -2). Default
             all.
         facets: features to keep; `"token"` is the block's output.
+        facet_layers: blocks whose features are kept, among `layers`; default all of them. Features of every block of a
+            large batch do not fit in memory where its attention rows do.
         attention: whether to compute attention. Where the model has no class token the query is the mean of the patch
             tokens' queries, and `query` of the record says so.
         prefix: tokens before the patches (class token, registers); default what the model says.
@@ -83,6 +88,9 @@ def read_patches(
     inner = unwrap(model)
     stack = _main_stack(inner)
     chosen = _layers(layers, len(stack.blocks))
+    detailed = chosen if facet_layers is None else _layers(facet_layers, len(stack.blocks))
+    if not set(detailed) <= set(chosen):
+        raise ValueError(f"facet_layers={list(detailed)}: must be among layers={list(chosen)}")
     prefix, has_class = _prefix(inner, prefix)
     attend: dict[int, Tensor] = {}
     kept: dict[tuple[str, int], Tensor] = {}
@@ -93,18 +101,18 @@ def read_patches(
     try:
         for index in chosen:
             block = stack.blocks[index][1]
-            if attention or projected:
+            if attention or (projected and index in detailed):
                 read = _reader(block, attention=attention, name=stack.name(index))
 
                 def listen(q: Tensor, k: Tensor, v: Tensor, scale: float, index: int = index) -> None:
                     if attention:
                         attend[index] = _attend(q, k, scale, prefix, has_class)
                     for facet, value in zip(("query", "key", "value"), (q, k, v), strict=True):
-                        if facet in facets:
+                        if facet in facets and index in detailed:
                             kept[facet, index] = value[..., prefix:, :].transpose(-3, -2).flatten(-2)
 
                 handles.append(read(listen))
-            if "token" in facets:
+            if "token" in facets and index in detailed:
                 handles.append(
                     block.register_forward_hook(
                         lambda _, args, out, index=index: kept.__setitem__(
@@ -124,7 +132,8 @@ def read_patches(
         grid=_grid(count, images.shape[-2:], grid),
         query="class token" if has_class else "mean of patch tokens",
         attention=torch.stack([attend[i] for i in chosen]) if attention else None,
-        features={facet: torch.stack([kept[facet, i] for i in chosen]) for facet in facets},
+        features={facet: torch.stack([kept[facet, i] for i in detailed]) for facet in facets},
+        feature_layers=detailed if facets else (),
         blank=(images.amax((-2, -1)) - images.amin((-2, -1)) <= 1e-6).all(1),
     )
 

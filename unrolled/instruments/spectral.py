@@ -118,18 +118,19 @@ def cluster_tokens(
     features: Tensor,
     clusters: int,
     *,
-    method: Literal["kmeans", "spectral"] = "kmeans",
+    method: Literal["kmeans", "kmeans-euclidean", "spectral"] = "kmeans",
     tau: float = 0.2,
     eps: float = 1e-5,
     seed: int = 0,
 ) -> Tensor:
-    """Group tokens by cosine similarity.
+    """Group tokens by cosine similarity, or by distance.
 
     Args:
         features: `[n, d]`; tokens of several images may be stacked to be clustered together.
         clusters: how many, 1 to n. Fewer come back where fewer tokens differ.
-        method: `"kmeans"` on l2-normalised tokens (scikit-learn, 10 starts), or `"spectral"`: k-means on the rows of
-            the `clusters` - 1 first eigenvectors of the normalised cut (Shi and Malik, 2000).
+        method: `"kmeans"` on l2-normalised tokens (scikit-learn, 10 starts), `"kmeans-euclidean"` on tokens as they
+            are (colours), or `"spectral"`: k-means on the rows of the `clusters` - 1 first eigenvectors of the
+            normalised cut (Shi and Malik, 2000).
         tau: for `"spectral"`, see `maskcut`.
         eps: for `"spectral"`, see `maskcut`.
         seed: of k-means' starts.
@@ -146,8 +147,8 @@ def cluster_tokens(
     n = len(features)
     if not 1 <= clusters <= n:
         raise ValueError(f"clusters={clusters}: {n} tokens make 1 to {n} clusters")
-    if method == "kmeans":
-        rows = F.normalize(features, dim=-1).cpu().double().numpy()
+    if method in ("kmeans", "kmeans-euclidean"):
+        rows = (F.normalize(features, dim=-1) if method == "kmeans" else features).cpu().double().numpy()
     elif method == "spectral":
         _check_graph(tau, eps, "auto")
         joined = _joined(features, tau)
@@ -155,7 +156,7 @@ def cluster_tokens(
             return torch.zeros(n, dtype=torch.int64, device=features.device)
         rows = _eigenvectors(joined, eps, clusters - 1, "auto")[1].cpu().double().numpy()
     else:
-        raise ValueError(f"method={method!r}: choose 'kmeans' or 'spectral'")
+        raise ValueError(f"method={method!r}: choose 'kmeans', 'kmeans-euclidean' or 'spectral'")
     rows = rows.round(9)  # equal tokens differ by rounding alone
     distinct = len(np.unique(rows, axis=0))
     labels = KMeans(min(clusters, distinct), n_init=10, random_state=seed).fit_predict(rows)
