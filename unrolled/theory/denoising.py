@@ -70,7 +70,7 @@ class SubspaceMixture:
         return self._evidence(z).logsumexp(-1) - math.log(len(self.subspaces)) - outside - constant / 2
 
     def memberships(self, z: Tensor) -> Tensor:
-        r"""Posterior of the subspace `[..., h]`: softmax over heads of s^2 / (2 sigma^2 (s^2 + sigma^2)) ||U_k^T z||^2."""
+        r"""P(k | z) `[..., h]`: softmax over heads of s^2 / (2 sigma^2 (s^2 + sigma^2)) ||U_k^T z||^2."""
         return self._evidence(z).softmax(-1)
 
     def denoised(self, z: Tensor) -> Tensor:
