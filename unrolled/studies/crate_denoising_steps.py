@@ -22,6 +22,7 @@ STEPS = {
     "R^c of all tokens": "-grad R^c of all tokens together, the compression term as defined",
     "MSSA(Z) - Z": "the derived step: attention over tokens, minus the tokens",
     "a MSSA(Z) - Z": "the same with the best output scale a, which a learned W is free to have",
+    "a MSSA(Z) - Z, unlimited": "the same among infinitely many tokens, in closed form",
     "MSSA(Z)": "the published step, added to the tokens",
 }
 STACKS = ("published", "published, random subspaces", "derived", "R^c of all tokens", "R^c of a token", "score")
@@ -59,14 +60,14 @@ def compression_steps(z: Tensor, known: SubspaceMixture, *, temperature: float, 
     w = torch.einsum("nd,hdp->nhp", z, u)
     heads = (w.square().sum(-1) / (2 * known.noise**2)).softmax(-1)
     attended = attend(z[None], u, temperature)[0]
-    best = known.denoised(z)
-    scale = float((attended * best).sum() / attended.square().sum())
+    limit, best = known.attended(z, temperature), known.denoised(z)
     found = (
         torch.einsum("nh,nhp,hdp->nd", heads, w, u) - z,
         -subspace_coding_rate_gradient(z[:, None], u, eps)[:, 0],
         -subspace_coding_rate_gradient(z, u, eps),
         attended - z,
-        scale * attended - z,
+        _fitted(attended, best) - z,
+        _fitted(limit, best) - z,
         attended,
     )
     return dict(zip(STEPS, found, strict=True))
@@ -236,10 +237,9 @@ def reverse_by_layers(
         return found[::-1]
 
     code = states[-1]
-    multiples = [(code * state).sum() / code.square().sum() for state in states]
     return {
         "none": [float((code - state).norm() / state.norm()) for state in states],
-        "rescaled": [float((m * code - state).norm() / state.norm()) for m, state in zip(multiples, states, strict=True)],
+        "rescaled": [float((_fitted(code, state) - state).norm() / state.norm()) for state in states],
         "decoder": errors(decoder(known.subspaces)),
         "random": errors(decoder(other)),
         "iterations": {str(count): errors(inverse(count)) for count in iterations},
@@ -258,9 +258,13 @@ def _sets(
     return scaled, clean.unflatten(0, shape), z.unflatten(0, shape), scaled.subspaces[labels].unflatten(0, shape)
 
 
+def _fitted(z: Tensor, target: Tensor) -> Tensor:
+    """The multiple of `z` nearest to `target`."""
+    return (z * target).sum() / z.square().sum() * z
+
+
 def _error(z: Tensor, clean: Tensor) -> float:
-    multiple = (z * clean).sum() / z.square().sum()
-    return float((multiple * z - clean).square().sum() / clean.square().sum())
+    return float((_fitted(z, clean) - clean).square().sum() / clean.square().sum())
 
 
 def _outside(z: Tensor, own: Tensor) -> float:
