@@ -130,10 +130,10 @@ def _steps(report: Report, config: Config, cells: dict[str, Any]) -> None:
     rows: list[list[Any]] = []
     for cell in cells.values():
         place, runs = cell["settings"], cell["runs"]
-        kind = "orthogonal" if place["orthogonal"] else "drawn one by one"
+        kind = "" if place["orthogonal"] else ", overlapping"
         cosines = (mean_std(over_runs(runs, "steps", step, "cosine"), digits=2) for step in STEPS)
         setting = [f"{place[key]:g}" for key in ("noise", "temperature", "eps")]
-        rows.append([*setting, f"{place['heads']}, {kind}", place["tokens"], *cosines])
+        rows.append([*setting, f"{place['heads']}{kind}", place["tokens"], *cosines])
     section.table(
         ["step", "cosine", "error", "of the best removed"],
         base_rows,
@@ -172,11 +172,11 @@ def _steps(report: Report, config: Config, cells: dict[str, Any]) -> None:
         panels,
         name="cosines",
         caption="First: by noise. Others: by temperature of the softmax over tokens, 0 being the published one. "
-        "Colder, a token attends to itself and its noise stays; warmer, attention averages everything and the token's own "
-        "part is lost.",
+        "Colder, a token attends to itself and its noise stays; warmer, attention averages everything and the token's "
+        "own part is lost.",
     )
     section.table(
-        ["sigma", "temperature", "eps", "subspaces", "tokens", *STEPS],
+        ["sigma", "temperature", "eps", "subspaces", "tokens", *(_short(step) for step in STEPS)],
         rows,
         caption="Cosine with the score at every setting. Temperature in units of the published one; eps in units of "
         "sigma sqrt(d). Errors and shares removed are in report.json.",
@@ -190,8 +190,8 @@ def _steps(report: Report, config: Config, cells: dict[str, Any]) -> None:
         "posterior.\n\n"
         "Where it does not hold: R^c of all tokens weighs directions by what all tokens have there, and with several "
         "equally filled subspaces that is the same in all of them. Its gradient then shrinks a token as a whole, "
-        "signal and noise alike; its cosine with the score is only the noise's share of the token's norm, and rises with "
-        "sigma. With a finite number of tokens the softmax of MSSA finds at most itself and a few neighbours, because "
+        "signal and noise alike; its cosine with the score is only the noise's share of the token's norm, and rises "
+        "with sigma. With a finite number of tokens the softmax of MSSA finds at most itself and a few neighbours, because "
         "the number needed grows exponentially with ||w||^2 / tau: at the published temperature a token keeps much of "
         "its noise. A warmer softmax needs fewer tokens but averages the token's own part away, so there is a best "
         "temperature in between. Also, sharpness and gain hang on the same temperature: the one whose gate is as sharp "
@@ -269,8 +269,8 @@ def _reversal(report: Report, config: Config, stacks: dict[str, Any]) -> None:
         "The way back",
         "The code after all published layers goes through the decoder's steps, Y - kappa MSSA(LN Y), with the "
         "encoder's subspaces in reverse order. MSSA is then evaluated where the encoder's step ended rather than where "
-        "it began; iterating Y' = Z - kappa MSSA(LN Y') converges to the exact inverse where it converges at all, and the "
-        "decoder's step is its first iteration.",
+        "it began; iterating Y' = Z - kappa MSSA(LN Y') converges to the exact inverse where it converges at all, and "
+        "the decoder's step is its first iteration.",
     )
     panels, rows = [], []
     for rate in config.rates:
