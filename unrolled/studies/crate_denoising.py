@@ -46,7 +46,7 @@ LAYERS = Expectation(
     high=0.7,
 )
 REVERSAL = Expectation(
-    statement="The decoder's steps undo the encoder's (error with the decoder over error without)",
+    statement="The decoder's steps undo the encoder's (error with the decoder over that of the rescaled code)",
     source="arXiv 2404.02446, section 2",
     published="approximately inverse, no number",
     high=0.5,
@@ -70,7 +70,7 @@ class Config(MembersConfig):
             "sets": 2,
             "rates": (0.3, 1.0),
             "data": "digits",
-            "images": 12_800,
+            "images": 6400,
             "measured": 64,
             "workers": 1,
             "members": Path("runs/crate-members-quick"),

@@ -45,7 +45,7 @@ def build(config: Config, found: dict[str, Any], duration: float) -> Report:
     published = found["stacks"][str(config.rates[-1])]
     ratios = [_last(run, "published") / run["stacks"]["published"]["error"][0] for run in published]
     random = [_last(run, "published, random subspaces") / run["stacks"]["published"]["error"][0] for run in published]
-    kept = [run["reverse"]["decoder"][0] / run["reverse"]["none"][0] for run in published]
+    kept = [run["reverse"]["decoder"][0] / run["reverse"]["rescaled"][0] for run in published]
     where = f"sigma {config.noise:g}, {config.heads} subspaces of {config.dim_head} in {config.dim} dimensions"
     rows = [
         (SCORE, cosine("R^c of all tokens")),
@@ -62,7 +62,9 @@ def build(config: Config, found: dict[str, Any], duration: float) -> Report:
             f"{mean_std(ratios, digits=3)} after {config.layers} layers (at the best layer {lowest:.3f}; the best "
             f"denoiser {_best_ratio(published):.3f}; random subspaces {mean_std(random, digits=3)})",
         ),
-        REVERSAL.judge(fmean(kept), f"{mean_std(kept, digits=3)} over {config.layers} layers"),
+        REVERSAL.judge(
+            fmean(kept), f"{mean_std(kept, digits=3)} over {config.layers} layers, without a decoder but rescaled"
+        ),
     ]
     if found["trained"]:
         mirror = [entry["mirror"]["all"] for entry in found["trained"]["mae"]["trained"]]
@@ -87,7 +89,7 @@ def build(config: Config, found: dict[str, Any], duration: float) -> Report:
             Fact(
                 label="Error with the decoder / without",
                 value=mean_std(kept, digits=3),
-                detail=f"{config.layers} layers, {len(config.seeds)} draws",
+                detail=f"{config.layers} layers, {_draws(config)}",
             ),
         ],
     )
@@ -138,7 +140,7 @@ def _steps(report: Report, config: Config, cells: dict[str, Any]) -> None:
         ["step", "cosine", "error", "of the best removed"],
         base_rows,
         caption=f"Sigma {config.noise:g}, {config.heads} orthogonal subspaces, {config.tokens} tokens, published "
-        f"temperature; mean and standard deviation over {len(config.seeds)} draws. Cosine: with sigma^2 times the "
+        f"temperature; mean and standard deviation over {_draws(config)}. Cosine: with sigma^2 times the "
         "score, mean over tokens. Error: of the best common multiple of the step, relative to the score step (1 is no "
         "better than no step). Of the best removed: the share of the squared error removed by the best multiple of the "
         "step, over what the best denoiser removes.",
@@ -191,7 +193,7 @@ def _steps(report: Report, config: Config, cells: dict[str, Any]) -> None:
         "Where it does not hold: R^c of all tokens weighs directions by what all tokens have there, and with several "
         "equally filled subspaces that is the same in all of them. Its gradient then shrinks a token as a whole, "
         "signal and noise alike; its cosine with the score is only the noise's share of the token's norm, and rises "
-        "with sigma. With a finite number of tokens the softmax of MSSA finds at most itself and a few neighbours, because "
+        "with sigma. With a finite number of tokens the softmax of MSSA finds at most itself and a few neighbours: "
         "the number needed grows exponentially with ||w||^2 / tau: at the published temperature a token keeps much of "
         "its noise. A warmer softmax needs fewer tokens but averages the token's own part away, so there is a best "
         "temperature in between. Also, sharpness and gain hang on the same temperature: the one whose gate is as sharp "
@@ -250,7 +252,7 @@ def _stacks(report: Report, config: Config, stacks: dict[str, Any]) -> None:
     section.figure(
         panels,
         name="stacks",
-        caption=f"Squared distance to the clean tokens per signal energy, mean over {len(config.seeds)} draws of "
+        caption=f"Squared distance to the clean tokens per signal energy, mean over {_draws(config)} of "
         f"{config.sets} x {config.tokens} tokens. Dashed: random subspaces instead of the true ones, and the best "
         "denoiser there is.",
     )
@@ -275,28 +277,35 @@ def _reversal(report: Report, config: Config, stacks: dict[str, Any]) -> None:
     panels, rows = [], []
     for rate in config.rates:
         runs = [run["reverse"] for run in stacks[str(rate)]]
-        names = {"rescaled": "code, rescaled", "random": "random subspaces", "decoder": "decoder"}
+        names = {"rescaled": "rescaled", "random": "random", "decoder": "decoder"}
         curves = [(label, [run[key] for run in runs], key != "decoder") for key, label in names.items()]
-        curves += [(f"{n} iterations", [run["iterations"][n] for run in runs], False) for n in runs[0]["iterations"]]
+        curves += [(f"{n} times", [run["iterations"][n] for run in runs], False) for n in runs[0]["iterations"]]
         panels.append(
             LineChart(
                 title=f"relative error, kappa {rate:g}",
                 x_label="encoder layer to be restored",
+                log_y=True,
                 series=[
                     Series(label=label, x=depth, y=mean_curve(values), dashed=dashed)
                     for label, values, dashed in curves
                 ],
             )
         )
-        for label, values, _ in [("code as it is", [run["none"] for run in runs], True), *curves]:
+        for label, values, _ in [("none", [run["none"] for run in runs], True), *curves]:
             rows.append([f"{rate:g}", label, *(mean_std([v[k] for v in values], digits=3) for k in _marks(config))])
     section.figure(
         panels,
         name="reversal",
         caption="||Y - Z_l|| / ||Z_l|| where the decoder has undone layers L to l + 1. Read from right to left. "
-        f"Mean over {len(config.seeds)} draws.",
+        f"Mean over {_draws(config)}.",
     )
-    section.table(["kappa", "way back", *(f"to layer {k}" for k in _marks(config))], rows)
+    section.table(
+        ["kappa", "way back", *(f"to layer {k}" for k in _marks(config))],
+        rows,
+        caption="Relative errors. None: the code as it is; rescaled: its best multiple; random: a decoder with random "
+        "subspaces; times: iterations towards the exact inverse. Where steps are as large as tokens (large kappa, "
+        "first layers) the iteration need not converge, and errors of one layer are passed on to those before it.",
+    )
 
 
 def _limits(report: Report) -> None:
@@ -308,6 +317,10 @@ def _limits(report: Report) -> None:
         "mixture has equal, mutually orthogonal subspaces with isotropic signal unless a row says otherwise. The "
         "claims' ranges were fixed at a cosine of 0.9, errors of 0.7 and 0.5; the papers give none.",
     )
+
+
+def _draws(config: Config) -> str:
+    return f"{len(config.seeds)} draw{'s' if len(config.seeds) > 1 else ''}"
 
 
 def _marks(config: Config) -> list[int]:
