@@ -76,6 +76,7 @@ class Config(StudyConfig):
             "seeds": (0,),
             "depth": 2,
             "dim": 32,
+            "rates": (3e-3, 1e-2),
             "length": 64,
             "batch_size": 8,
             "steps": 60,
@@ -85,7 +86,8 @@ class Config(StudyConfig):
             "early": 4,
             "late": 48,
             "window": 8,
-            "held_out": 8_000,
+            "test_bytes": 8_000,
+            "val_bytes": 8_000,
             "workers": 1,
         },
         "cpu": {},
@@ -103,7 +105,8 @@ class Config(StudyConfig):
             "rates": (3e-4, 1e-3, 3e-3),
             "masked_trial_steps": 600,
             "late": 480,
-            "held_out": 10**9,
+            "test_bytes": 10**9,
+            "val_bytes": 100_000,
             "workers": 1,
             "device": "cuda",
         },
@@ -127,19 +130,19 @@ class Config(StudyConfig):
     """Bytes of context."""
     batch_size: int = 16
     """Excerpts in a step."""
-    steps: int = 600
+    steps: int = 550
     """Training steps of a language model."""
-    masked_steps: int = 600
+    masked_steps: int = 550
     """Training steps of a masked model."""
-    rates: tuple[float, ...] = (3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Peak learning rates that every model tries, each with each of `table_stds`."""
     table_stds: tuple[float, ...] = (0.02, 0.2)
     """Standard deviations of the initial tables of bytes and positions that every model tries. GPT-2's is 0.02; a layer
     of CRATE hands on its tokens only through a step of ISTA, which drops what is small beside the attention's update.
     """
-    trial_steps: int = 100
+    trial_steps: int = 80
     """Steps of each of these trials, and of the control on shuffled text."""
-    masked_trial_steps: int = 80
+    masked_trial_steps: int = 60
     """Steps of each trial of a masked model."""
     early: int = 4
     """First position of the early window, counted from 0."""
@@ -149,8 +152,10 @@ class Config(StudyConfig):
     """Positions in each."""
     points: int = 6
     """Looks at the validation part during training."""
-    held_out: int = 50_000
-    """At most so many bytes of the validation part and of the test part are predicted."""
+    test_bytes: int = 50_000
+    """At most so many bytes of the test part are predicted."""
+    val_bytes: int = 16_000
+    """At most so many bytes of the validation part are."""
     workers: int = 2
     """Models trained at a time, each in a process with one thread; 1 stays in this process."""
     data_dir: Path = Path("data")

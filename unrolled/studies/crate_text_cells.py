@@ -96,11 +96,17 @@ def _fitted(model: str, twin: str, depth: int, dim: int, heads: int, length: int
     target = count(twin, dim)
     if model == twin:
         return of_width(model, dim)
-    low, high = 1, 4 * dim
-    while high - low > 1:  # the count grows with the width; odd widths are left out, which are slow
+
+    def miss(width: int) -> float:
+        return abs(count(model, width) / target - 1)
+
+    low, high = 2, 8 * dim
+    while high - low > 1:  # the count grows with the width
         middle = (low + high) // 2
-        low, high = (middle, high) if count(model, 2 * middle) <= target else (low, middle)
-    return of_width(model, min((2 * low, 2 * high), key=lambda width: abs(count(model, width) - target)))
+        low, high = (middle, high) if count(model, middle) <= target else (low, middle)
+    # an even width, which is faster, unless it misses by more than 1 %
+    near = range(low - 1, high + 2)
+    return of_width(model, min(near, key=lambda width: (miss(width) > 0.01, width % 2, miss(width))))
 
 
 def build(config: Config, model: str, *, seed: int = 0, table_std: float = 0.02) -> nn.Module:
@@ -163,7 +169,7 @@ def _remember(config: Config, job: Job, compute: Callable[[], dict[str, Any]]) -
 
 
 def _settings(config: Config, job: Job) -> dict[str, Any]:
-    names = ("corpus", "depth", "dim", "heads", "length", "batch_size", "points", "held_out", "device")
+    names = ("corpus", "depth", "dim", "heads", "length", "batch_size", "points", "test_bytes", "val_bytes", "device")
     windows = {} if job.masked else {name: getattr(config, name) for name in ("early", "late", "window")}
     text = [len(part) for part in opened(config.corpus, config.data_dir).values()]
     plain = {name: getattr(config, name) for name in names}
@@ -192,7 +198,7 @@ def _train(config: Config, job: Job) -> dict[str, Any]:
         return F.cross_entropy(logits.flatten(0, 1), targets.to(config.device).flatten(), ignore_index=-100)
 
     def look(step: int) -> dict[str, Any]:
-        return {"loss": measure(config, network, parts["val"])["loss"]}
+        return {"loss": measure(config, network, parts["val"][: config.val_bytes])["loss"]}
 
     points = config.points if job.part == "full" else 1
     weights = [p for p in network.parameters() if p.ndim > 1]
@@ -231,13 +237,13 @@ def _train(config: Config, job: Job) -> dict[str, Any]:
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def held_out(config: Config, tokens: Tensor) -> Tensor:
-    """Excerpts that follow each other, [b, length + 1], of at most `config.held_out` bytes.
+def held_out(config: Config, tokens: Tensor, most: int | None = None) -> Tensor:
+    """Excerpts that follow each other, [b, length + 1], of at most `most` bytes (`config.test_bytes`).
 
     Raises:
         ValueError: fewer than two of them.
     """
-    count = min(len(tokens), config.held_out) // (config.length + 1)
+    count = min(len(tokens), most or config.test_bytes) // (config.length + 1)
     if count < 2:
         raise ValueError(f"length={config.length}: a held-out part has fewer than two excerpts; lower it")
     return tokens[: count * (config.length + 1)].view(count, config.length + 1)

@@ -45,7 +45,7 @@ class NGrams:
             raise ValueError(f"order={order}: must lie between 1 and {LONGEST}")
         values = rows.numpy().astype(np.int64)
         probability = np.full((values.shape[0], values.shape[1] - 1), 1 / 256)
-        for k in range(1, order + 1):
+        for k in range(1, min(order, values.shape[1]) + 1):
             begin = max(k - 2, 0)  # the first prediction with k - 1 bytes before it
             codes = _codes(values, k)[:, 1:] if k == 1 else _codes(values, k)
             grams, seen, contexts, totals, kinds = self._tables[k - 1]

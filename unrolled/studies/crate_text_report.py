@@ -141,7 +141,7 @@ def _models(report: Report, config: Config, cells: dict[str, Cells], results: di
         ],
         rows,
         caption=f"{config.corpus}: {sizes['train']:,} bytes for training, {sizes['val']:,} for validation, "
-        f"{sizes['test']:,} for the test (at most {config.held_out:,} used). {config.depth} layers, {config.heads} "
+        f"{sizes['test']:,} for the test (at most {config.test_bytes:,} used). {config.depth} layers, {config.heads} "
         f"heads, {steps:,} steps of {config.batch_size} excerpts of {config.length} bytes for all. Embeddings are the "
         "tables of bytes and positions; output matrices are tied. ± one standard deviation over seeds; trained on "
         "shuffled has one seed.",
