@@ -136,7 +136,7 @@ def test_no_model_sees_the_byte_it_predicts(corpus: Path, tmp_path: Path) -> Non
     assert found["test"]["loss"] > entropy - 0.1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     text=st.lists(st.integers(0, 4), min_size=LONGEST + 1, max_size=60),
     row=st.lists(st.integers(0, 5), min_size=3, max_size=9),
