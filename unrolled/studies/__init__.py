@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "crate-denoising": "crate_denoising",
+    "crate-text": "crate_text",
     "demo": "demo",
     "mesa-binding": "mesa_binding",
     "mesa-compressed": "mesa_compressed",
