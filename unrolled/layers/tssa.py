@@ -58,7 +58,8 @@ class TSSA(SubspaceAttention):
         # the sum over tokens as a product: a strided reduction is several times slower
         energy = squares.new_ones(1, squares.shape[-2]) @ squares
         inverse = self.temperature.repeat_interleave(self.dim_head) / energy.clamp_min(torch.finfo(squares.dtype).tiny)
-        return ((inverse.to(squares.dtype) * own) @ squares.mT).softmax(-2)
+        logits = squares @ (inverse.to(squares.dtype) * own).mT
+        return logits.mT.contiguous().softmax(-2)  # heads last would be several times slower
 
     def _own(self, like: Tensor) -> Tensor:
         """`[h, h * p]`, 1 where a direction belongs to the head."""
