@@ -4,7 +4,8 @@
 
 The published forms are `benchmarks.published_forms`. Prints a table in Markdown: milliseconds of both, the ratio, and
 the ratio that was asked for. Outputs must agree to 1e-5 in float32 before anything is timed (relative to the largest
-output; on a GPU without TF32); whole encoders, whose layers amplify rounding, are compared in float64. "Operation" means without the projections before and after it, which both forms share.
+output; on a GPU without TF32); whole encoders, whose layers amplify rounding, are compared in float64. "Operation"
+means without the projections before and after it, which both forms share.
 """
 
 from __future__ import annotations
@@ -127,9 +128,8 @@ def masked(size: dict[str, Any], batch: int, device: str) -> list[Row]:
         def published(m: Any, x: Tensor) -> Tensor:
             return published_forms.encoder(m, published_forms.masked_tokens(m, x, noise)[0])
 
-        def on_visible(m: Any) -> tuple[Tensor, Tensor]:
+        def on_visible(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
             """The published layers on the visible tokens alone, and ours at the same places of its output."""
-            m, x = copy.deepcopy(m).double(), images.double()
             z, kept = published_forms.masked_tokens(m, x, noise)
             places = torch.cat([kept.new_zeros(len(kept), 1), kept + 1], 1).unsqueeze(-1).expand(-1, -1, z.shape[-1])
             with torch.inference_mode():  # ours adds positions again, for the decoder
@@ -141,7 +141,7 @@ def masked(size: dict[str, Any], batch: int, device: str) -> list[Row]:
         exact = copy.deepcopy(full).double(), images.double()
         check = partial(both, no_grad(published, *exact), no_grad(ours, *exact))
         rows.append(Row("MAE encoder, all tokens", words, first, no_grad(ours, full, images), check=check))
-        seen = partial(on_visible, visible)
+        seen = partial(on_visible, copy.deepcopy(visible).double(), images.double())
         rows.append(Row("MAE encoder, visible tokens only", words, first, last, target=2.0, check=seen))
     return rows
 

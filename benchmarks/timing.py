@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -38,6 +38,13 @@ def matmul_peak(dtype: torch.dtype, device: str = "cpu", size: int = 2048) -> fl
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = interleaved({"product": lambda: a @ b}, rounds=7)["product"]
     return 2 * size**3 / seconds
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """p of the power law cost = c * size^p that fits best: least squares on logarithms."""
+    x, y = (torch.tensor(list(values), dtype=torch.float64).log() for values in (sizes, costs))
+    x = x - x.mean()
+    return float((x * y).sum() / x.square().sum())
 
 
 def machine(device: str = "cpu") -> str:
