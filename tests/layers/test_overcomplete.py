@@ -52,6 +52,30 @@ def test_autocast_stays_close(gradients):
     torch.testing.assert_close(mixed.float(), layer(x), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("shape", [(1, 1, 7), (3, 13, 7), (5, 33), (0, 4, 7)])
+def test_both_forms_equal_the_formula_in_single_and_half_precision(dtype, tolerance, shape):
+    layer = OvercompleteISTA(shape[-1], expansion=3, learn_step_size=True, learn_sparsity=True)
+    x, direction = torch.randn(shape), torch.randn(shape)
+
+    def formula(x, d, decoder, eta, lam):
+        first = torch.relu(eta * x @ d - eta * lam)
+        return torch.relu(first + eta * (x - first @ d.mT) @ d - eta * lam) @ decoder.mT
+
+    leaves = [t.detach().to(dtype).double().requires_grad_() for t in (x, *layer.parameters())]
+    expected = formula(*leaves)
+    gradients = torch.autograd.grad(expected, leaves, direction.double())
+    layer, x = layer.to(dtype), x.to(dtype).requires_grad_()
+    out = layer(x)
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x).double(), expected, rtol=tolerance, atol=tolerance)
+    found = torch.autograd.grad(out, [x, *layer.parameters()], direction.to(dtype))
+    for a, b in zip(found, gradients, strict=True):
+        assert a.dtype == dtype
+        assert float((a.double() - b).norm()) <= 4 * tolerance * max(float(b.norm()), 1e-3)
+
+
 def test_bad_arguments_are_named():
     for arguments, name in (
         ({"expansion": 0}, "expansion"),

@@ -1,5 +1,7 @@
 """TSSA is the gradient of the variational rate; its causal form sees no future and can be run token by token."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,11 +31,32 @@ def test_output_and_gradients_equal_the_formula(n, dim_head, output):
     inputs = [z, *layer.parameters()]
     fast, expected = layer(z), slow(layer, z)
     torch.testing.assert_close(fast, expected, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(z), expected, rtol=1e-10, atol=1e-12)
     direction = torch.randn_like(fast)
     for a, b in zip(
         torch.autograd.grad(fast, inputs, direction), torch.autograd.grad(expected, inputs, direction), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize(("n", "heads", "dim_head"), [(1, 1, 7), (19, 3, 5), (33, 9, 3)])
+def test_single_and_half_precision_equal_the_formula(dtype, tolerance, n, heads, dim_head):
+    exact = TSSA(14, heads, dim_head=dim_head).to(dtype).double()
+    z = torch.randn(2, n, 14).to(dtype).double().requires_grad_()
+    expected = slow(exact, z)
+    direction = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, [z, *exact.parameters()], direction)
+    layer, z = copy.deepcopy(exact).to(dtype), z.detach().to(dtype).requires_grad_()
+    out = layer(z)
+    found = torch.autograd.grad(out, [z, *layer.parameters()], direction.to(dtype))
+    with torch.no_grad():
+        results = [(out, expected), (layer(z), expected), *zip(found, gradients, strict=True)]
+    scale = max(float(g.norm()) for g in gradients)
+    for a, b in results:
+        assert a.dtype == dtype
+        assert float((a.double() - b).norm()) <= tolerance * max(float(b.norm()), 0.1 * scale)
 
 
 def test_tied_step_is_exactly_the_gradient_with_memberships_held_fixed():

@@ -104,10 +104,11 @@ class CBSA(SubspaceAttention):
         """Projected tokens `[b, h, n, p]` and their means over the cells of the pooled grid `[b, h, m, p]`."""
         w = self.subspaces(z)
         rows, columns = self._grid(z.shape[-2] - self.prefix_tokens)
-        image = w[..., self.prefix_tokens :, :].mT.unflatten(-1, (rows, columns))
+        patches = w[..., self.prefix_tokens :, :]
         side = (min(self.representatives, rows), min(self.representatives, columns))
-        pooled = F.adaptive_avg_pool2d(image, side).flatten(-2).mT
-        return self.split(w), self.split(pooled)
+        if side != (rows, columns):
+            patches = F.adaptive_avg_pool2d(patches.mT.unflatten(-1, (rows, columns)), side).flatten(-2).mT
+        return self.split(w), self.split(patches)
 
     def _grid(self, patches: int) -> tuple[int, int]:
         if self.grid is not None and math.prod(self.grid) == patches:

@@ -28,8 +28,8 @@ class OvercompleteISTA(nn.Module):
     That the decoder is another matrix than D is not derived: with `decoupled=False`, ODL(X) is the tokens' sparse
     approximation; with it, a learned readout of the codes.
 
-    Departures: none in what is computed. How: eta multiplies the d-dimensional side, sums and the first threshold ride
-        in the matrix products, and without gradients the m-dimensional codes are updated in place.
+    Departures: none in what is computed. How: eta multiplies the d-dimensional side, sums ride in the matrix products,
+        and the m-dimensional codes are thresholded, and without gradients updated, in place.
     """
 
     def __init__(
@@ -101,15 +101,15 @@ class OvercompleteISTA(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """The sparse codes A_2 `[..., n, m]` of tokens `[..., n, d]`."""
         d, eta = self.dictionary, self.step_size
-        threshold = torch.as_tensor(eta * self.sparsity, dtype=d.dtype, device=d.device)
-        scaled = eta * x
-        codes = F.linear(scaled, d.mT, -threshold.expand(d.shape[1]))
-        if torch.is_grad_enabled():
-            codes = torch.relu(codes)
-            return torch.relu(codes + F.linear(scaled - eta * F.linear(codes, d), d.mT) - threshold)
-        residual = (scaled - eta * F.linear(codes.relu_(), d)).to(codes.dtype)  # in-place products are not autocast
-        codes.view(-1, codes.shape[-1]).addmm_(residual.reshape(-1, self.dim), d.to(codes.dtype))
-        return codes.sub_(threshold.to(codes.dtype)).relu_()
+        threshold = eta * self.sparsity
+        rows = x.reshape(-1, self.dim)
+        codes = ((eta * rows) @ d).sub_(threshold).relu_()
+        residual = eta * torch.addmm(rows, codes, d.mT, alpha=-1)
+        if torch.is_grad_enabled():  # the first codes are needed to differentiate
+            codes = torch.addmm(codes, residual, d)
+        else:  # in-place products are not autocast
+            codes.addmm_(residual.to(codes.dtype), d.to(codes.dtype))
+        return codes.sub_(threshold).relu_().view(*x.shape[:-1], d.shape[1])
 
     def extra_repr(self) -> str:
         """Sizes, for `print(model)`."""
