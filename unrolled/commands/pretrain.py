@@ -104,7 +104,7 @@ def evaluate_pretrained(
     *,
     data: str | None,
     data_dir: Path | None,
-    split: Literal["train", "val", "test"],
+    split: Literal["train", "val", "test", "all"],
     val_fraction: float | None,
     split_seed: int | None,
     batch_size: int,

@@ -55,8 +55,8 @@ class SubspaceMixture:
         """Draw `count` points: clean `[n, d]`, noisy `[n, d]`, and the subspace of each `[n]`."""
         h, d, p = self.subspaces.shape
         labels = torch.randint(h, (count,), generator=generator)
-        wide = {"generator": generator, "dtype": torch.float64}
-        signal, noise = torch.randn(count, p, **wide), torch.randn(count, d, **wide)  # type: ignore[call-overload]
+        signal = torch.randn(count, p, generator=generator, dtype=torch.float64)
+        noise = torch.randn(count, d, generator=generator, dtype=torch.float64)
         labels, signal, noise = (x.to(self.subspaces.device) for x in (labels, signal, noise))
         clean = torch.einsum("ndp,np->nd", self.subspaces[labels], self.signal * signal.to(self.subspaces.dtype))
         return clean, clean + self.noise * noise.to(clean.dtype), labels
