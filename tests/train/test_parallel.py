@@ -15,13 +15,18 @@ import torch
 from safetensors.torch import load_file
 from train_helpers import TINY
 
-from unrolled.train import TrainConfig, fit, save_config
+from unrolled.train import PretrainConfig, TrainConfig, fit, pretrain, save_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
 from unrolled.train import TrainConfig, fit, load_config
 fit(load_config(sys.argv[1], TrainConfig))
+"""
+PRETRAIN = """
+import sys
+from unrolled.train import PretrainConfig, load_config, pretrain
+pretrain(load_config(sys.argv[1], PretrainConfig))
 """
 
 
@@ -46,8 +51,8 @@ def settings(out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**values, **changes})
 
 
-def run_processes(config: TrainConfig, tmp_path: Path, *, torchrun: bool = False) -> None:
-    (tmp_path / "run.py").write_text(SCRIPT)
+def run_processes(config: TrainConfig, tmp_path: Path, *, torchrun: bool = False, script: str = SCRIPT) -> None:
+    (tmp_path / "run.py").write_text(script)
     save_config(config, tmp_path / "run.yaml")
     command = [sys.executable]
     with socket.socket() as free:
@@ -103,3 +108,19 @@ def test_a_run_may_change_its_number_of_processes_when_it_resumes(tmp_path, stra
     a, b = (load_file(out / "model" / "model.safetensors") for out in (one.out, moved.out))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["mae", "simdino"])
+def test_two_processes_pretrain_as_one_does(tmp_path, task):
+    """Masks and views do not depend on who draws them. The coding rate, of the images one process sees, is left out."""
+    model = {"img_size": 8, "patch_size": 2, "in_chans": 1, **TINY}
+    own: dict[str, Any] = {"model": "auto", "model_args": model, "task": task, "rate_weight": 0.0}
+    own |= {"ema": 0.9 if task == "mae" else None, "max_steps": 6}
+    values = {**vars(settings(tmp_path / "one")), **own}
+    one = PretrainConfig(**values)
+    two = PretrainConfig(**{**values, "devices": 2, "out": tmp_path / "two"})
+    pretrain(one)
+    run_processes(two, tmp_path, script=PRETRAIN)
+    assert json.loads((two.out / "env.json").read_text())["processes"] == 2
+    assert_same_to_rounding(one.out, two.out)

@@ -80,3 +80,31 @@ def test_faults_are_named():
         model(IMAGES)
     with pytest.raises(ValueError, match="grad=True"):
         srr_loss(model, plain, eps=0.5)
+
+
+def test_the_flag_adds_the_term_to_training(config, splits, tmp_path):
+    from unrolled.train import fit
+
+    reached = {}
+    for weight in (0.0, 5.0):
+        chosen = config(
+            model="crate_nano_patch2_8", srr_weight=weight, srr_layers=(-1,), accumulate=2, out=tmp_path / str(weight)
+        )
+        result = fit(chosen, splits=splits)
+        images = torch.stack([torch.from_numpy(splits.train.load(i)[0]).float().permute(2, 0, 1) for i in range(16)])
+        with torch.no_grad(), trace(result.model) as t:
+            result.model(images / images.max())
+            reached[weight] = -float(srr_loss(result.model, t, eps=0.5, layers=[-1]))
+        train = [record for record in result.metrics if record["split"] == "train"]
+        assert all(("srr" in record) == bool(weight) for record in train)
+    assert reached[5.0] > reached[0.0] + 0.02
+    assert train[-1]["srr"] > train[0]["srr"]
+
+
+def test_the_flag_names_layers_and_settings_it_cannot_have(config, splits):
+    from unrolled.train import fit
+
+    with pytest.raises(ValueError, match=r"srr_layers=\[7\].*2 layers"):
+        fit(config(model="crate_nano_patch2_8", srr_weight=0.1, srr_layers=(7,)), splits=splits)
+    with pytest.raises(ValueError, match=r"srr_weight.*compile"):
+        fit(config(model="crate_nano_patch2_8", srr_weight=0.1, compile=True), splits=splits)
