@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unrolled import cli
-from unrolled.commands.probe import classify, default_pools, encoder_of
+from unrolled.commands.probe import classify, default_pools, encoder_of, open_body
 from unrolled.data import eval_transform, model_input, open_images
 from unrolled.models import MaskedAutoencoder, create_model
 
@@ -72,6 +72,16 @@ def test_a_masked_autoencoder_is_probed_on_whole_images(tmp_path: Path) -> None:
         tokens = torch.cat([network.cls_token.expand(3, -1, -1), x], 1) + network.pos_embed
         expected = network.norm(network.blocks(tokens))
         assert torch.allclose(encoder.forward_features(images), expected, atol=1e-6)
+
+
+def test_weights_with_another_number_of_classes_are_probed(tmp_path: Path) -> None:
+    body = create_model("crate_nano_patch2_8", num_classes=7)
+    torch.save(body.state_dict(), tmp_path / "seven.pt")
+    weights = tmp_path / "seven.pt"
+    found = open_body("crate_nano_patch2_8", weights=weights, pretrained=False, model_args={"num_classes": 10})
+    images = torch.randn(2, 1, 8, 8) if found.patch_embed.proj.in_channels == 1 else torch.randn(2, 3, 8, 8)  # type: ignore[union-attr]
+    with torch.no_grad():
+        assert torch.equal(found.forward_features(images), body.eval().forward_features(images))  # type: ignore[operator]
 
 
 def test_a_model_without_a_class_token_is_pooled_by_the_mean() -> None:

@@ -117,33 +117,17 @@ def evaluate(
         if split == "all" or labels is not None or robustness:
             raise ValueError("--split all, --labels and --robustness are for images; leave them out")
         evaluate_run(
-            model,
-            data=data,
-            data_dir=data_dir,
-            split=split,
-            batch_size=batch_size,
-            device=device,
-            out=out,
-            json=json,
+            model, data=data, data_dir=data_dir, split=split, batch_size=batch_size, device=device, out=out, json=json,
             quiet=quiet,
-        )
+        )  # fmt: skip
         return
     if weights is None and is_pretrain_run(model):
+        if labels is not None or robustness:
+            raise ValueError("--labels and --robustness are for classifiers; leave them out, or probe this run")
         evaluate_pretrained(
-            model,
-            data=data,
-            data_dir=data_dir,
-            split=split,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            batch_size=batch_size,
-            workers=workers,
-            on_error=on_error,
-            device=device,
-            out=out,
-            json=json,
-            quiet=quiet,
-        )
+            model, data=data, data_dir=data_dir, split=split, val_fraction=val_fraction, split_seed=split_seed,
+            batch_size=batch_size, workers=workers, on_error=on_error, device=device, out=out, json=json, quiet=quiet,
+        )  # fmt: skip
         return
     import torch
 

@@ -90,7 +90,10 @@ def _calibration(report: Report, found: dict[str, Any]) -> None:
     if after is not None:
         series.append(_curve("temperature", after["after"]["bins"], 1))
     series.append(Series(label="calibrated", x=[0.0, 1.0], y=[0.0, 1.0], color=5, dashed=True))
-    caption = "Share of right images against their mean confidence, in 15 bins of equal width; empty bins are left out."
+    caption = (
+        "Share of right images against their mean confidence, in 15 bins of equal width, ± its "
+        "standard error; empty bins are left out."
+    )
     if after is not None:
         caption += (
             f" Temperature: fitted on {after['fitted_on']:,} held-out images of this split and drawn for the "
@@ -120,7 +123,13 @@ def _calibration(report: Report, found: dict[str, Any]) -> None:
 def _curve(label: str, bins: list[dict[str, Any]], color: int) -> Any:
     from unrolled.report import Series
 
-    return Series(label=label, x=[b["confidence"] for b in bins], y=[b["accuracy"] for b in bins], color=color)
+    return Series(
+        label=label,
+        x=[b["confidence"] for b in bins],
+        y=[b["accuracy"] for b in bins],
+        error=[(b["accuracy"] * (1 - b["accuracy"]) / b["count"]) ** 0.5 for b in bins],
+        color=color,
+    )
 
 
 def _robustness(report: Report, found: dict[str, Any]) -> None:

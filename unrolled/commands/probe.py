@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from unrolled.commands.common import (
     choose_device,
     data_settings,
     default_folder,
+    named,
     open_model,
     say_where,
     table,
@@ -99,7 +101,7 @@ def probe(
     control
         Measure the same architecture with fresh weights too.
     weights
-        Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
+        Load these, without their head: a folder of `unrolled convert`, a run folder or a published checkpoint.
     image_size
         Side in pixels; default: the model's own input size.
     batch_size
@@ -137,13 +139,14 @@ def probe(
             rest := open_images(data, "test", **options), test_samples or len(rest), f"{data} (test)"
         ),
     }
-    network = encoder_of(
-        open_model(model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(train.classes))
-    )
+    body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args)
+    network = encoder_of(body)
     pools = pool or default_pools(network)
     folder = out or default_folder("probe", model, data)
     began = time.perf_counter()
-    networks = {"model": network, **({"untrained": untrained_control(network, seed)} if control else {})}
+    networks = {"model": network}
+    if control:  # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them
+        networks["untrained"] = encoder_of(untrained_control(body, seed))
     found: dict[str, dict[str, FeatureSet]] = {}
     reused = True
     for who, net in networks.items():
@@ -177,6 +180,18 @@ def probe(
     page = write_report(folder, settings, result, time.perf_counter() - began)
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _table(result))
+
+
+def open_body(spec: str, *, weights: Path | None, pretrained: bool, model_args: dict[str, Any] | None) -> nn.Module:
+    """As `open_model`, but `weights` may be of any number of classes: their head is left out, nothing here reads it."""
+    if weights is None:
+        return open_model(spec, pretrained=pretrained, model_args=model_args)
+    from unrolled.models import load_weights
+    from unrolled.models.resolve import resolve_model
+
+    model = resolve_model(named(spec), **(model_args or {}))
+    print(f"weights: {load_weights(model, weights, head=False)}", file=sys.stderr)
+    return model.eval()
 
 
 def encoder_of(network: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from unrolled.instruments.probes import widen
 from unrolled.ops.neighbours import top_k
 
-LOGISTIC_PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
+LOGISTIC_PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Tried by `logistic`, for a sample's mean loss and standardised features; from strong to weak."""
 RIDGE_PENALTIES = tuple(10.0**power for power in range(-8, 3))
 """Tried by `ridge`, relative to the mean eigenvalue of the features' Gram matrix."""
