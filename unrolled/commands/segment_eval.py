@@ -84,9 +84,6 @@ def _open(settings: dict[str, Any]) -> MaskSource:
     data = settings["eval"]
     if settings["data_dir"] is None:
         raise ValueError(f"--eval {data}: give --data-dir, the folder where the annotated images are")
-    for flag in ("limit", "batch_size"):
-        if settings[flag] < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} {settings[flag]}: give at least 1")
     return open_masks(
         data,
         data_dir=settings["data_dir"],
