@@ -119,9 +119,12 @@ def prepare(model: nn.Module, *, image_size: int | None, stride: int | None = No
         embedding.flatten, embedding.output_fmt = False, Format.NHWC
     if image_size is not None and image_size < max(patch):
         raise ValueError(f"--image-size {image_size}: smaller than a patch of {patch[0]} x {patch[1]} pixels")
-    if not any_size and image_size is not None and (image_size, image_size) != (height, width):
+    own = model_input(model)["input_size"][1:]
+    if not any_size and image_size is not None and (image_size, image_size) != tuple(own):
         hint = "; --model-args.dynamic-img-size true makes one that takes any" if isinstance(model, Eva) else ""
-        raise ValueError(f"--image-size: {type(model).__name__} takes pictures of {height} x {width} pixels only{hint}")
+        raise ValueError(
+            f"--image-size: {type(model).__name__} takes pictures of {own[0]} x {own[1]} pixels only{hint}"
+        )
     if stride is not None and not 1 <= stride <= min(patch):
         raise ValueError(f"--stride {stride}: give 1 to {min(patch)}, the side of a patch")
     stem: Any = getattr(embedding, "proj", None)
