@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unrolled.data.pictures import find_pictures, fit_size, read_picture
+from unrolled.data.pictures import find_pictures, fit_size, read_frames, read_picture
 from unrolled.errors import CorruptFile, MissingData
 
 
@@ -163,3 +163,35 @@ def test_pictures_keep_their_shape_up_to_a_patch(height: int, width: int, patch:
     assert abs(min(rows, columns) - side) <= patch / 2 or side < patch
     ratio = min(max(height, width) / min(height, width), 2)
     assert abs(max(rows, columns) - ratio * side) <= patch / 2
+
+
+def animation(count: int, kind: str) -> bytes:
+    """Frames that grow redder, each of one colour."""
+    frames = [Image.new("RGB", (8, 8), (20 * i, 0, 90)) for i in range(count)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, lossless=True)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_frames_come_in_order_and_are_drawn_evenly(kind: str) -> None:
+    data = animation(9, kind)
+    reds = [frame.getpixel((0, 0))[0] for frame in read_frames(data)]  # type: ignore[index]
+    assert reds == [20 * i for i in range(9)]
+    assert [frame.getpixel((0, 0))[0] for frame in read_frames(data, most=3)] == [0, 80, 160]  # type: ignore[index]
+    assert read_picture(data).getpixel((0, 0)) == (0, 0, 90)
+    assert len(list(read_frames(encoded(Image.new("RGB", (3, 3)))))) == 1
+
+
+def test_a_damaged_animation_is_refused() -> None:
+    data = animation(9, "WEBP")
+    with pytest.raises(CorruptFile):
+        list(read_frames(data[: len(data) // 2]))
+    with pytest.raises(ValueError, match="pixels"):
+        list(read_frames(data, max_pixels=10))
+    with pytest.raises(ValueError, match="most=0"):
+        next(read_frames(data, most=0))
+
+
+def test_numbered_frames_keep_their_order(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"frame{number}.png")
+    assert [path.stem for path in find_pictures([tmp_path])] == ["frame1", "frame2", "frame10"]

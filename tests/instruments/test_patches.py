@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from timm.models.eva import Eva
 from torch import nn
 
 from unrolled.instruments import read_patches
@@ -113,3 +114,24 @@ def test_features_of_some_layers_only() -> None:
         assert torch.equal(some.features[facet], every.features[facet][[4, 1]])
     with pytest.raises(ValueError, match="facet_layers"):
         read_patches(model, images, layers=[0], facets=["key"], facet_layers=[3])
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_fused": False}, {"qkv_bias": False, "qk_norm": True}])
+def test_rotary_attention_is_the_one_that_is_computed(options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    model = Eva(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0, use_rot_pos_emb=True,
+                num_reg_tokens=2, **options).eval()  # fmt: skip
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    images = torch.randn(1, 3, 32, 32)
+    found = read_patches(model, images, facets=["value"])
+    layer = model.blocks[1].attn
+    layer.fused_attn, seen = False, {}
+    handle = layer.attn_drop.register_forward_hook(lambda _, args, out: seen.update(weights=out))
+    model(images)
+    handle.remove()
+    row = seen["weights"][0, :, 0, 3:]  # of the class token, over the patches alone
+    assert found.attention is not None
+    torch.testing.assert_close(found.attention[1, 0], row / row.sum(-1, keepdim=True))
+    assert found.grid == (4, 4)
+    assert found.features["value"].shape == (2, 1, 16, 32)

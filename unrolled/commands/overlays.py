@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,20 +66,31 @@ class View:
     heads: list[Pixels]
 
 
+@dataclass(frozen=True)
+class Shot:
+    """A picture, or a frame of an animation, on its way through."""
+
+    picture: Image.Image
+    path: Path
+    name: str
+    """What its files are named after."""
+    frame: int | None = None
+
+
 def look(
     network: nn.Module,
     prepared: Preparation,
-    picture: Image.Image,
-    path: Path,
-    name: str,
+    shots: Sequence[Shot],
     layers: Sequence[int],
     options: Options,
 ) -> list[View]:
-    """Every layer of one picture."""
+    """Every layer of pictures that go into the model at one size, one picture after another."""
+
+    import torch
 
     from unrolled.instruments import read_patches
 
-    pixels = prepared.tensor(picture)
+    pixels = torch.cat([prepared.tensor(shot.picture) for shot in shots])
     attention = "attention" in options.methods
     try:
         found = read_patches(
@@ -88,7 +100,7 @@ def look(
             facets=[options.facet] if set(options.methods) - {"attention"} else [],
             attention=attention,
             prefix=prepared.prefix,
-            grid=(pixels.shape[2] // prepared.patch[0], pixels.shape[3] // prepared.patch[1]),
+            grid=prepared.grid(pixels),
         )
     except ValueError as error:
         if "attention weights are not known" not in str(error):
@@ -96,21 +108,32 @@ def look(
         raise ValueError(
             f"{str(error).split(';')[0]}; give --facet token, and --method pca, maskcut or cluster"
         ) from error
-    shown = canvas(picture)
-    original = np.asarray(shown)
+    return [view for place, shot in enumerate(shots) for view in _views(found, place, shot, prepared, options)]
+
+
+def _views(found: Patches, place: int, shot: Shot, prepared: Preparation, options: Options) -> list[View]:
+    """Every layer of one picture of those that were read together."""
+    alone = dataclasses.replace(
+        found,
+        attention=None if found.attention is None else found.attention[:, place : place + 1],
+        features={facet: values[:, place : place + 1] for facet, values in found.features.items()},
+        blank=found.blank[place : place + 1],
+    )
+    original = np.asarray(canvas(shot.picture))
     views = []
-    for index, layer in enumerate(found.layers):
-        row: dict[str, Any] = {"image": str(path), "layer": layer, "size": list(pixels.shape[2:])}
-        row |= {"grid": list(found.grid), "blank": bool(found.blank[0]), "files": {}}
+    for index, layer in enumerate(alone.layers):
+        row: dict[str, Any] = {"image": str(shot.path), "layer": layer, "size": list(prepared.size_of(shot.picture))}
+        row |= {} if shot.frame is None else {"frame": shot.frame}
+        row |= {"grid": list(alone.grid), "blank": bool(alone.blank[0]), "files": {}}
         overlays: dict[str, Pixels] = {}
         for method in options.methods:
-            row["files"][method] = f"{name}-layer{layer:02d}-{method}.png"
-            if found.blank[0]:
+            row["files"][method] = f"{shot.name}-layer{layer:02d}-{method}.png"
+            if row["blank"]:
                 overlays[method] = original  # its patches differ by position alone
             else:
-                overlays[method] = _PAINTERS[method](found, index, original, options, row)
-        heads = _heads(found, index, original) if attention and not found.blank[0] else []
-        views.append(View(name, layer, row, original, overlays, heads))
+                overlays[method] = _PAINTERS[method](alone, index, original, options, row)
+        heads = _heads(alone, index, original) if alone.attention is not None and not row["blank"] else []
+        views.append(View(shot.name, layer, row, original, overlays, heads))
     return views
 
 

@@ -36,25 +36,29 @@ class Preparation:
     """(height, width), for a model that takes one size only."""
     prefix: int | None = None
     """Tokens before the patches, where the model itself says it wrongly."""
+    stride: int | None = None
+    """Distance of neighbouring patches in pixels, where they overlap."""
 
     def size_of(self, picture: Image.Image) -> tuple[int, int]:
         """(height, width) at which the picture goes in: its own shape, or the model's one size."""
         from unrolled.data.pictures import fit_size
 
-        return self.fixed or fit_size((picture.height, picture.width), self.side, self.patch)
+        step = self.patch if self.stride is None else (self.stride, self.stride)
+        return self.fixed or fit_size((picture.height, picture.width), self.side, step)
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
         """(rows, columns) of patches of pictures `[..., h, w]` as `tensor` gives them."""
         return pixels.shape[-2] // self.patch[0], pixels.shape[-1] // self.patch[1]
 
     def tensor(self, picture: Image.Image) -> Tensor:
-        """The whole picture, normalised, `[1, c, h, w]`."""
+        """The whole picture, normalised, `[1, c, h, w]`; with a stride, its overlapping patches side by side."""
         import torch
 
         height, width = self.size_of(picture)
         small = picture.resize((width, height), Image.Resampling.BICUBIC).convert("RGB" if self.channels == 3 else "L")
         values = torch.from_numpy(np.array(small)).float().div(255).reshape(height, width, self.channels)
-        return ((values - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1)[None]
+        whole = ((values - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1)[None]
+        return whole if self.stride is None else spread(whole, self.patch, self.stride)
 
     def pixels(self, image: Tensor) -> Pixels:
         """Back from `[c, h, w]` to uint8 `[h, w, 3]`."""
@@ -65,13 +69,39 @@ class Preparation:
         return colours
 
 
-def prepare(model: nn.Module, *, image_size: int | None) -> Preparation:
+def spread(images: Tensor, patch: tuple[int, int], stride: int) -> Tensor:
+    """Larger images whose patches, side by side, are the overlapping patches of `images` at every `stride` pixels.
+
+    A model then sees one token every `stride` pixels, without a change of its own. Borders are repeated outwards, so
+    that the patches' centres lie evenly over the whole image.
+
+    Args:
+        images: `[b, c, h, w]`, h and w multiples of `stride`.
+        patch: (height, width).
+        stride: at most a patch.
+
+    Returns:
+        `[b, c, (h / stride) patch, (w / stride) patch]`.
+    """
+    from torch.nn import functional as F
+
+    (p, q), (height, width) = patch, images.shape[-2:]
+    rows, columns = height // stride, width // stride
+    above, left = (p - stride) // 2, (q - stride) // 2
+    around = F.pad(images, (left, q - stride - left, above, p - stride - above), mode="replicate")
+    patches = F.unfold(around, patch, stride=stride).unflatten(1, (-1, p, q)).unflatten(-1, (rows, columns))
+    return patches.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+
+
+def prepare(model: nn.Module, *, image_size: int | None, stride: int | None = None) -> Preparation:
     """What `model` expects; timm's vision transformers are made to take pictures of any size.
 
     Raises:
-        ValueError: `image_size` is smaller than a patch, or the model has one size and cannot take it.
+        ValueError: `image_size` is smaller than a patch, the model has one size and cannot take it, or its patches
+            cannot overlap by `stride`.
     """
     from timm.layers.format import Format
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
     from timm.models.xcit import Xcit
 
@@ -82,15 +112,26 @@ def prepare(model: nn.Module, *, image_size: int | None) -> Preparation:
     embedding: Any = getattr(model, "patch_embed", None)
     size = getattr(embedding, "patch_size", None) or getattr(getattr(model, "config", None), "patch_size", None) or 16
     patch = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    any_size = isinstance(model, VisionTransformer | Xcit)
+    any_size = isinstance(model, VisionTransformer | Xcit) or (isinstance(model, Eva) and model.dynamic_img_size)
     if isinstance(model, VisionTransformer) and not model.dynamic_img_size and hasattr(embedding, "strict_img_size"):
         # as timm's `dynamic_img_size=True` does, for models that exist already
         model.dynamic_img_size, embedding.strict_img_size = True, False
         embedding.flatten, embedding.output_fmt = False, Format.NHWC
     if image_size is not None and image_size < max(patch):
         raise ValueError(f"--image-size {image_size}: smaller than a patch of {patch[0]} x {patch[1]} pixels")
-    if not any_size and image_size is not None:
-        raise ValueError(f"--image-size: {type(model).__name__} takes pictures of {height} x {width} pixels only")
+    own = model_input(model)["input_size"][1:]
+    if not any_size and image_size is not None and (image_size, image_size) != tuple(own):
+        hint = "; --model-args.dynamic-img-size true makes one that takes any" if isinstance(model, Eva) else ""
+        raise ValueError(
+            f"--image-size: {type(model).__name__} takes pictures of {own[0]} x {own[1]} pixels only{hint}"
+        )
+    if stride is not None and not 1 <= stride <= min(patch):
+        raise ValueError(f"--stride {stride}: give 1 to {min(patch)}, the side of a patch")
+    stem: Any = getattr(embedding, "proj", None)
+    apart = getattr(stem, "kernel_size", None) == getattr(stem, "stride", 0) == patch
+    if stride is not None and not (any_size and apart):
+        reason = "has a stem of overlapping convolutions" if any_size else "takes one size of picture"
+        raise ValueError(f"--stride: {type(model).__name__} {reason}; give a vision transformer with a patch stem")
 
     def each(values: Sequence[float]) -> tuple[float, ...]:
         own = tuple(float(value) for value in values)
@@ -104,6 +145,7 @@ def prepare(model: nn.Module, *, image_size: int | None) -> Preparation:
         std=each(expects["std"]),
         fixed=None if any_size else (height, width),
         prefix=0 if isinstance(model, Xcit) else None,  # its class token joins after the main blocks
+        stride=None if stride is None or (stride, stride) == patch else stride,
     )
 
 

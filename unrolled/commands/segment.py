@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json as json_module
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,10 +26,10 @@ from unrolled.commands.common import (
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import nn
 
-    from unrolled.commands.overlays import Options, View
+    from unrolled.commands.overlays import Options, Shot, View
+    from unrolled.commands.pictures import Preparation
 
 Method = Literal["attention", "pca", "maskcut", "cluster"]
 Measure = Literal["attention", "maskcut", "clusters"]
@@ -58,6 +59,8 @@ def segment(
     pretrained: Pretrained = False,
     model_args: ModelArgs = None,
     image_size: int | None = None,
+    stride: int | None = None,
+    frames: int = 100,
     eval_: Annotated[Literal["ade20k", "bsds", "coco", "masks", "voc"] | None, Parameter(name="--eval")] = None,
     measure: Annotated[tuple[Measure, ...], Parameter(negative="", consume_multiple=True)] = (),
     confidence: Literal["order", "area", "constant"] = "order",
@@ -88,7 +91,7 @@ def segment(
     Parameters
     ----------
     images
-        Pictures, or folders of them.
+        Pictures, animations (GIF, WebP, PNG), or folders of them; numbered frames keep their order.
     model
         A run folder, or any model by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...).
     method
@@ -112,6 +115,10 @@ def segment(
         Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
     image_size
         What the shorter side becomes, in pixels; default: the model's own. Larger means a finer grid of patches.
+    stride
+        A patch every so many pixels, so that they overlap: a finer grid of the same picture; default: side by side.
+    frames
+        Of an animation at most so many frames, drawn evenly; 1: the first alone.
     eval_
         Score against this set of annotated images instead.
     measure
@@ -134,6 +141,9 @@ def segment(
     out
         Where overlays, config.yaml, report.html and report.json go; default: runs/segment-MODEL-PICTURE.
     """
+    for flag, value in {"--frames": frames, "--batch-size": batch_size, "--limit": limit}.items():
+        if value < 1:
+            raise ValueError(f"{flag} {value}: give at least 1")
     if bool(images) == bool(eval_):
         raise ValueError("images: give at least one picture or a folder of them, or else --eval SET --data-dir DIR")
     import torch
@@ -159,6 +169,8 @@ def segment(
         "pretrained": pretrained,
         "model_args": model_args or {},
         "image_size": image_size,
+        "stride": stride,
+        "frames": frames,
         "eval": eval_,
         "measure": list(measure),
         "confidence": confidence,
@@ -173,7 +185,7 @@ def segment(
     where = choose_device(device)
     torch.manual_seed(seed)
     network = _encoder(open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)).to(where)
-    prepared = prepare(network, image_size=image_size)
+    prepared = prepare(network, image_size=image_size, stride=stride)
     if eval_:
         from unrolled.commands.segment_eval import print_tables, run_eval
 
@@ -188,12 +200,11 @@ def segment(
     began = time.perf_counter()
     views: list[View] = []
     skipped: list[str] = []
-    for path, name in zip(progress(paths, total=len(paths), what="segment", quiet=quiet), stems(paths), strict=False):
-        picture = _open(path, on_error, skipped)
-        if picture is not None:
-            views += [
-                _kept(folder, view) for view in look(network, prepared, picture, path, name, layers or (-2,), options)
-            ]
+    shots = _shots(
+        progress(paths, total=len(paths), what="segment", quiet=quiet), stems(paths), frames, on_error, skipped
+    )
+    for batch in _batches(shots, prepared, batch_size):
+        views += [_kept(folder, view) for view in look(network, prepared, batch, layers or (-2,), options)]
     if not views:
         raise ValueError(f"images: none of {len(paths)} could be read; the first: {skipped[0]}")
     seconds = time.perf_counter() - began
@@ -225,17 +236,35 @@ def _encoder(network: nn.Module) -> nn.Module:
     return network.classifier(0).eval() if isinstance(network, MaskedAutoencoder) else network
 
 
-def _open(path: Path, on_error: str, skipped: list[str]) -> Image.Image | None:
-    from unrolled.data.pictures import read_picture
+def _shots(
+    paths: Iterable[Path], names: Sequence[str], frames: int, on_error: str, skipped: list[str]
+) -> Iterator[Shot]:
+    """Every picture, and every frame of an animation; what cannot be read is named in `skipped`, or stops."""
+    from unrolled.commands.overlays import Shot
+    from unrolled.data.pictures import read_frames
 
-    try:
-        return read_picture(path)
-    except (ValueError, OSError) as error:
-        if on_error == "raise":
-            raise
-        skipped.append(" ".join(str(error).split()))
-        print(f"skipped: {skipped[-1]}", file=sys.stderr)
-        return None
+    for path, name in zip(paths, names, strict=False):
+        found = read_frames(path, most=frames)
+        try:
+            first = next(found)
+            second = next(found, None)
+            if second is None:
+                yield Shot(first, path, name)
+                continue
+            for number, picture in enumerate(itertools.chain((first, second), found)):
+                yield Shot(picture, path, f"{name}-{number:04d}", number)
+        except (ValueError, OSError) as error:
+            if on_error == "raise":
+                raise
+            skipped.append(" ".join(str(error).split()))
+            print(f"skipped: {skipped[-1]}", file=sys.stderr)
+
+
+def _batches(shots: Iterable[Shot], prepared: Preparation, size: int) -> Iterator[list[Shot]]:
+    """Neighbours that go into the model at one size, so that frames stay in order."""
+    for _, group in itertools.groupby(shots, lambda shot: prepared.size_of(shot.picture)):
+        while batch := list(itertools.islice(group, size)):
+            yield batch
 
 
 def _kept(folder: Path, view: View) -> View:

@@ -11,6 +11,7 @@ import numpy as np
 
 from unrolled.commands.common import default_folder, progress, write_run
 from unrolled.commands.segment_measures import Measure, Row, Settings, evaluate
+from unrolled.errors import MissingData
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,15 +85,17 @@ def _open(settings: dict[str, Any]) -> MaskSource:
     data = settings["eval"]
     if settings["data_dir"] is None:
         raise ValueError(f"--eval {data}: give --data-dir, the folder where the annotated images are")
-    for flag in ("limit", "batch_size"):
-        if settings[flag] < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} {settings[flag]}: give at least 1")
-    return open_masks(
-        data,
-        data_dir=settings["data_dir"],
-        split="all" if data == "coco" else "val",
-        missing="skip" if settings["on_error"] == "skip" else "error",
-    )
+    root = Path(settings["data_dir"]).expanduser()
+    packed = data == "coco" and (root.is_file() or any(root.glob("coco_panoptic*.npz")))
+    try:
+        return open_masks(
+            data,
+            data_dir=root,
+            split="all" if packed else "val",  # a packed sample has few photos, and nothing here is trained on them
+            missing="skip" if settings["on_error"] == "skip" else "error",
+        )
+    except MissingData as error:  # in the words of the command line
+        raise MissingData(str(error).replace("missing='skip' passes", "--on-error skip passes")) from error
 
 
 def _report(result: dict[str, Any], asked: Settings) -> Report:

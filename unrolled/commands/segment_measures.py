@@ -11,6 +11,7 @@ import torch
 
 from unrolled.commands.pictures import Preparation
 from unrolled.data import MaskSource, Scene
+from unrolled.errors import CorruptFile
 from unrolled.instruments import (
     BoundaryCounts,
     EmergenceScorer,
@@ -155,9 +156,10 @@ def _items(
         try:
             scene = source.load(index)
         except (ValueError, OSError) as error:
+            said = " ".join(f"{source.name(index)}: {error}".split())
             if skipped is None:
-                raise
-            skipped.append(" ".join(f"{source.name(index)}: {error}".split()))
+                raise CorruptFile(f"{said}; --on-error skip leaves it out") from error
+            skipped.append(said)
             continue
         pixels = prepared.tensor(scene.image)[0]
         classes = {name: torch.from_numpy(mask) for name, mask in scene.classes().items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ImageOps
 
 from unrolled.data.masks import (
     MaskSource,
@@ -216,7 +217,9 @@ class Ade20k(_Files):
 
     def load(self, index: int) -> Scene:
         """See `MaskSource.load`."""
-        image, labels = to_rgb(decode(self._paths[index])), as_labels(_mask_image(self._truths[index]))
+        # people draw on what a viewer shows them, turned as its EXIF record says
+        image = to_rgb(ImageOps.exif_transpose(decode(self._paths[index])))
+        labels = as_labels(_mask_image(self._truths[index]))
         check_size(labels, image, "mask")
         numbers = np.unique(labels[labels > 0])
         if len(numbers) and numbers[-1] > len(self._categories):
@@ -253,7 +256,9 @@ class MaskFolder(_Files):
 
     def load(self, index: int) -> Scene:
         """See `MaskSource.load`."""
-        image, labels = to_rgb(decode(self._paths[index])), as_labels(_mask_image(self._truths[index]))
+        # people draw on what a viewer shows them, turned as its EXIF record says
+        image = to_rgb(ImageOps.exif_transpose(decode(self._paths[index])))
+        labels = as_labels(_mask_image(self._truths[index]))
         check_size(labels, image, "mask")
         numbers = np.unique(labels[labels > 0])
         single = len(numbers) == 1

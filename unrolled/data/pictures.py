@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,10 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded; Pillow's other decoders are rarely exercised and some of them start programs."""
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
+MAX_FRAMES = 100
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+_ANIMATED = ("GIF", "PNG", "WEBP")
 
 # what Pillow's decoders raise on damaged files; anything else is a fault of ours and must show
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
@@ -46,32 +51,79 @@ def read_picture(
         ValueError: a folder, or larger than the limits.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "the picture")
+    return next(_decoded(_data(source, name, max_bytes), name, max_pixels, 1))
+
+
+def read_frames(
+    source: Path | str | bytes,
+    *,
+    most: int = MAX_FRAMES,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+) -> Iterator[Image.Image]:
+    """The frames of an animation (GIF, PNG, WebP) in order, each as `read_picture` decodes it; of a still picture one.
+
+    Args:
+        source: a path, or the encoded bytes.
+        most: of a longer animation so many frames are drawn evenly, the first and the last among them.
+        max_bytes: of the file.
+        max_pixels: of a frame.
+        name: what to call it in messages; default the path.
+
+    Raises:
+        MissingData, CorruptFile, ValueError: as `read_picture`.
+    """
+    if most < 1:
+        raise ValueError(f"most={most}: give at least 1")
+    name = name or (str(source) if not isinstance(source, bytes) else "the picture")
+    yield from _decoded(_data(source, name, max_bytes), name, max_pixels, most)
+
+
+def _data(source: Path | str | bytes, name: str, max_bytes: int) -> bytes:
     data = source if isinstance(source, bytes) else _bytes(Path(source).expanduser(), name, max_bytes)
     if not data:
         raise CorruptFile(f"{name}: is empty")
     if len(data) > max_bytes:
         raise _too_large(name, len(data), max_bytes)
+    return data
+
+
+def _decoded(data: bytes, name: str, max_pixels: int, most: int) -> Iterator[Image.Image]:
+    for frame in _frames(data, name, max_pixels, most):
+        yield _rgb(frame, name)
+
+
+def _frames(data: bytes, name: str, max_pixels: int, most: int) -> Iterator[Image.Image]:
+    """Frames turned upright, in the file's own mode."""
     try:
-        with warnings.catch_warnings():
-            # sizes are judged here, by the caller's limit; Pillow's own warnings would be a second opinion
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise _TooManyPixels(width, height)
-                image.load()
-                turned = ImageOps.exif_transpose(image)
+        with _quiet():
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise _TooManyPixels(width, height)
+            # the pages of a TIFF are pictures of their own, not frames
+            count = getattr(image, "n_frames", 1) if most > 1 and image.format in _ANIMATED else 1
+            for index in np.linspace(0, count - 1, min(count, most)).round():
+                with _quiet():
+                    if count > 1:
+                        image.seek(int(index))
+                    image.load()
+                    turned = ImageOps.exif_transpose(image)
+                yield turned
     except (_TooManyPixels, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: has {error or 'too many'} pixels; at most {max_pixels:,} are decoded") from error
     except UnidentifiedImageError as error:
         raise CorruptFile(f"{name}: is not a picture in a known format ({', '.join(FORMATS)})") from error
     except _DAMAGED as error:
         raise CorruptFile(f"{name}: cannot be decoded: {error}") from error
-    return _rgb(turned, name)
 
 
 def find_pictures(places: Iterable[Path | str]) -> list[Path]:
     """The files among `places`, and the pictures, by the end of their names, directly in the folders among them.
+
+    Those of a folder come in the order of their names with numbers read as numbers: frame 2 is before frame 10.
 
     Raises:
         MissingData: a place does not exist, or a folder without pictures.
@@ -79,7 +131,7 @@ def find_pictures(places: Iterable[Path | str]) -> list[Path]:
     found: list[Path] = []
     for place in (Path(place).expanduser() for place in places):
         if place.is_dir():
-            inside = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = sorted((p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()), key=_natural)
             if not inside:
                 raise MissingData(f"{place}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
             found += inside
@@ -88,6 +140,10 @@ def find_pictures(places: Iterable[Path | str]) -> list[Path]:
         else:
             found.append(place)
     return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def fit_size(size: tuple[int, int], side: int, multiple: tuple[int, int], *, longest: float = 2.0) -> tuple[int, int]:
@@ -104,6 +160,14 @@ def fit_size(size: tuple[int, int], side: int, multiple: tuple[int, int], *, lon
     wanted = (side * ratio, float(side)) if height >= width else (float(side), side * ratio)
     rows, columns = (max(1, round(value / step)) * step for value, step in zip(wanted, multiple, strict=True))
     return rows, columns
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Sizes are judged here, by the caller's limit; Pillow's own warnings would be a second opinion."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _TooManyPixels(ValueError):

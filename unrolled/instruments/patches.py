@@ -57,7 +57,8 @@ def read_patches(
     """Run `model` once and keep the class token's attention and the patches' features.
 
     White-box attention (one projection: `"key"`, `"query"` and `"value"` are all U_k^T z of the normalised tokens),
-    timm's ViT attention and Hugging Face vision transformers without rotary or relative positions are understood.
+    timm's ViT and EVA attention (DINOv3), and Hugging Face vision transformers without rotary or relative positions are
+    understood.
 
     Args:
         model: run in eval mode and left as it was.
@@ -104,9 +105,12 @@ def read_patches(
             if attention or (projected and index in detailed):
                 read = _reader(block, attention=attention, name=stack.name(index))
 
-                def listen(q: Tensor, k: Tensor, v: Tensor, scale: float, index: int = index) -> None:
+                def listen(
+                    q: Tensor, k: Tensor, v: Tensor, scale: float, turn: _Turn | None = None, index: int = index
+                ) -> None:
                     if attention:
-                        attend[index] = _attend(q, k, scale, prefix, has_class)
+                        pair = (q, k) if turn is None else (turn(q), turn(k))
+                        attend[index] = _attend(*pair, scale, prefix, has_class)
                     for facet, value in zip(("query", "key", "value"), (q, k, v), strict=True):
                         if facet in facets and index in detailed:
                             kept[facet, index] = value[..., prefix:, :].transpose(-3, -2).flatten(-2)
@@ -145,7 +149,8 @@ def _attend(q: Tensor, k: Tensor, scale: float, prefix: int, has_class: bool) ->
     return logits.squeeze(-2).float().softmax(-1)
 
 
-_Listen = Callable[[Tensor, Tensor, Tensor, float], None]
+_Turn = Callable[[Tensor], Tensor]  # what rotary positions do to queries and keys; features are read before it
+_Listen = Callable[..., None]
 
 
 def _reader(block: nn.Module, *, attention: bool, name: str) -> Callable[[_Listen], RemovableHandle]:
@@ -175,6 +180,18 @@ def _reader(block: nn.Module, *, attention: bool, name: str) -> Callable[[_Liste
             return handle
 
         return timm
+    if kind == ("timm.models.eva", "EvaAttention"):
+
+        def rotary(listen: _Listen) -> RemovableHandle:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                rope = kwargs.get("rope", args[1] if len(args) > 1 else None)
+                q, k, v = _eva_heads(layer, args[0])
+                listen(q, k, v, layer.scale, None if rope is None else lambda z: _turned(layer, z, rope))
+
+            handle: RemovableHandle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+            return handle
+
+        return rotary
     if layer is not None and _plain_projections(layer, attention):
 
         def hugging_face(listen: _Listen) -> RemovableHandle:
@@ -192,8 +209,28 @@ def _reader(block: nn.Module, *, attention: bool, name: str) -> Callable[[_Liste
         return hugging_face
     raise ValueError(
         f"model: {name} has {type(layer).__name__}, whose attention weights are not known; understood are MSSA, timm's "
-        "Attention and Hugging Face's vision attention without rotary positions. Use facets=('token',), attention=False"
+        "Attention and EvaAttention, and Hugging Face's vision attention without rotary positions. Use "
+        "facets=('token',), attention=False"
     )
+
+
+def _eva_heads(layer: Any, z: Tensor) -> list[Tensor]:
+    """Queries, keys and values `[b, h, n, p]` of timm's EVA attention (EVA, DINOv3), before positions."""
+    if layer.qkv is None:
+        parts = [getattr(layer, f"{part}_proj")(z) for part in "qkv"]
+    else:
+        parts = list(layer.qkv(z).chunk(3, -1))
+        if layer.q_bias is not None:
+            parts = [p + bias for p, bias in zip(parts, (layer.q_bias, layer.k_bias, layer.v_bias), strict=True)]
+    q, k, v = (part.unflatten(-1, (layer.num_heads, -1)).transpose(-3, -2) for part in parts)
+    return [layer.q_norm(q), layer.k_norm(k), v]
+
+
+def _turned(layer: Any, z: Tensor, rope: Tensor) -> Tensor:
+    from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+
+    count, half = layer.num_prefix_tokens, getattr(layer, "rotate_half", False)
+    return torch.cat([z[:, :, :count], apply_rot_embed_cat(z[:, :, count:], rope, half=half)], 2)
 
 
 def _answers_one_query(layer: Any) -> bool:
