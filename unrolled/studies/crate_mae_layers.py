@@ -216,7 +216,7 @@ def pictures_of(
     """Rows of a grid: label and images uint8 [h, w] or [h, w, 3]; completions without help, by the first seed."""
     import torch
 
-    from unrolled.studies.crate_mae_baselines import completed_by, completed_by_baselines, images_of, masks
+    from unrolled.studies.crate_mae_baselines import completed_by, completed_by_baselines, images_of, masks, patches_of
     from unrolled.studies.crate_members import KINDS
     from unrolled.studies.platonic_zoo import as_input
 
@@ -229,8 +229,6 @@ def pictures_of(
         whole = images_of(patches, patch, size).mul(64).add(127.5).round().clamp(0, 255).to(torch.uint8)
         images = whole.movedim(1, -1).cpu().numpy()
         return [image[..., 0] if image.shape[-1] == 1 else image for image in images]
-
-    from unrolled.studies.crate_mae_baselines import patches_of
 
     whole = patches_of(pixels, patch)
     rows = [("image", painted(whole)), ("visible", painted(whole.masked_fill(removed[..., None], 0.0)))]

@@ -117,13 +117,17 @@ def _layers(report: Report, config: Config, layers: dict[str, Any]) -> None:
     )
     rows = []
     panels = []
-    for key, title in ((_RATE, "R^c, nats"), ("plain_after", "plain R^c, nats"), ("nonzero", "share of non-zeros")):
+    for key, title in (
+        *((_RATE, "R^c, nats"), ("plain_after", "plain R^c, nats")),
+        *(("nonzero", "share of non-zeros"), ("density", "density")),
+    ):
+        stacks = _STACKS[:1] if key == "nonzero" else _STACKS
         series = []
         for i, kind in enumerate(MASKED):
             if key == "nonzero" and kind == "vit-mae":  # has none
                 continue
             for state in ("trained", "untrained"):
-                curves = [[row[key] for stack in _STACKS for row in entry[stack]] for entry in layers[kind][state]]
+                curves = [[row[key] for stack in stacks for row in entry[stack]] for entry in layers[kind][state]]
                 y = [fmean(values) for values in zip(*curves, strict=True)]
                 error = [stdev(values) for values in zip(*curves, strict=True)] if len(curves) > 1 else None
                 series.append(
@@ -136,13 +140,20 @@ def _layers(report: Report, config: Config, layers: dict[str, Any]) -> None:
                         dashed=state == "untrained",
                     )
                 )
-        panels.append(LineChart(title=title, x_label="layer of encoder, then of decoder", series=series))
+        panels.append(
+            LineChart(
+                title=title,
+                x_label="layer of encoder" + (", then of decoder" if len(stacks) > 1 else ""),
+                series=series,
+            )
+        )
     depth = len(layers["mae"]["trained"][0]["encoder"])
     section.figure(
         panels,
         name="layers",
         caption=f"Layers 1 to {depth} are the encoder's, the others the decoder's. Dashed: untrained. "
-        f"{_seeds(config)}; bars are one standard deviation. Nothing in the decoder sets entries to zero, so its share of non-zeros is 1.",
+        f"{_seeds(config)}; bars are one standard deviation. Non-zeros are the encoder's only: nothing in the decoder "
+        "sets entries to zero. Density, see the table, tells dense layers apart.",
     )
     keys = ("rate_z", "rate_before", "rate_after", "plain_before", "plain_after", "nonzero", "density")
     for kind in MASKED:
@@ -181,21 +192,12 @@ def _sizes(report: Report, sizes: dict[str, dict[str, int]]) -> None:
         "what the published code holds and never uses: a second table of positions and a linear map between encoder "
         "and decoder; this package's models do not have them. Tables of positions are fixed, not trained.",
     )
-    names = (
-        "patches",
-        "encoder",
-        "decoder",
-        "prediction",
-        "tokens and norms",
-        "positions",
-        "trained",
-        "total",
-        "published",
-    )
+    names = ("encoder", "decoder", "positions", "trained", "published")
     section.table(
         ["model", *names],
         [[name.removesuffix("_patch16_224"), *(parts[key] for key in names)] for name, parts in sizes.items()],
-        caption="Entries of the registered models, 224-pixel images in patches of 16.",
+        caption="Entries of the registered models, 224-pixel images in patches of 16. `trained` has, besides encoder "
+        "and decoder layers, patch embedding, prediction, class and mask tokens and final norms.",
     )
     meta = vit_mae_parameters(dim=768, depth=12, decoder_dim=512, decoder_depth=8)
     base, vit = sizes[BASE], sizes[VIT_BASE]
@@ -206,7 +208,8 @@ def _sizes(report: Report, sizes: dict[str, dict[str, int]]) -> None:
         "matrix is query, key and value and one square dictionary replaces an MLP four times as wide. The ratio of the "
         "whole models rests on the choice of the ViT's decoder: here 8 layers of width 768. The MAE of arXiv "
         f"2111.06377 has 8 of width 512 and {meta:,} entries, of which CRATE-MAE-B has "
-        f"{100 * base['published'] / meta:.1f} %. For the small models the published sizes, 25.4 and 47.6 million, give 53 %."
+        f"{100 * base['published'] / meta:.1f} %. For the small models the published sizes, 25.4 and "
+        "47.6 million, give 53 %."
     )
 
 
@@ -229,7 +232,7 @@ def _reconstruction(report: Report, config: Config, found: dict[str, Any]) -> No
                 ]
             )
     for name, entry in found["baselines"].items():
-        rows.append([name, 0, f"{entry['loss']:.3f}", f"{entry['psnr']:.2f}", "not run"])
+        rows.append([name, 0, f"{entry['loss']:.3f}", f"{entry['psnr']:.2f}", "not applicable"])
     report.section(
         "Reconstruction",
         f"{config.tested:,} held-out images of {config.data}, the same masks for all, errors on removed patches only. "
@@ -237,7 +240,8 @@ def _reconstruction(report: Report, config: Config, found: dict[str, Any]) -> No
         "patch scores about 1. A completion by other means is normalised in the same way and multiplied by one factor "
         "fitted on training images. PSNR is in pixels: a model's patch gets the mean of the harmonic completion there "
         "and the mean spread of the image's visible patches times a factor fitted on training images. The last column "
-        "gives the model the true mean and spread of every removed patch, as pictures of such models usually do; it flatters.",
+        "gives the model the true mean and spread of every removed patch, as pictures of such models "
+        "usually do; it flatters.",
     ).table(
         ["completion", "trained parameters", "loss", "PSNR, dB", "PSNR told mean and spread, dB"],
         rows,
