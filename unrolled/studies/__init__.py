@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STUDIES: dict[str, str] = {
     "crate-denoising": "crate_denoising",
     "crate-text": "crate_text",
+    "crate-mae-layers": "crate_mae_layers",
     "demo": "demo",
     "mesa-binding": "mesa_binding",
     "mesa-compressed": "mesa_compressed",

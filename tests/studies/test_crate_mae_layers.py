@@ -1,0 +1,138 @@
+"""CRATE-MAE's sizes, its baselines and its page: counts are exact, inpainting solves its equation, nobody is helped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unrolled import studies
+from unrolled.models.registry import create_model, list_models
+from unrolled.studies.crate_mae_baselines import (
+    BASELINES,
+    baseline_scores,
+    completed_by,
+    fixed_noise_of,
+    harmonic,
+    images_of,
+    masks,
+    mean_colour,
+    model_scores,
+    nearest_patch,
+    normalised,
+    patches_of,
+)
+from unrolled.studies.crate_mae_layers import BASE, VIT_BASE, Config, parts_of, run, vit_mae_parameters
+from unrolled.studies.crate_members import Member, build, reconstruction
+from unrolled.studies.platonic_zoo import Pictures, as_input
+
+TINY: dict[str, Any] = {
+    **{"data": "digits", "images": 128, "seeds": (0,), "measured": 16, "tested": 40, "lessons": 20},
+    **{"shown": 2, "workers": 1},
+}
+
+
+def test_sizes_are_those_of_the_registry_and_the_published_ones() -> None:
+    base, vit = parts_of(BASE), parts_of(VIT_BASE)
+    assert base["total"] == list_models(BASE)[0].parameters
+    assert base["published"] == 44_638_464
+    assert vit["published"] == 143_836_416
+    parts = ("patches", "encoder", "decoder", "prediction", "tokens and norms")
+    assert base["trained"] == sum(base[key] for key in parts)
+
+
+def test_the_formula_counts_what_a_vit_mae_has() -> None:
+    """With a decoder as wide as the encoder it is what the published code of CRATE-MAE's baseline holds."""
+    assert vit_mae_parameters(dim=768, depth=12, decoder_dim=768, decoder_depth=8) == parts_of(VIT_BASE)["published"]
+    assert vit_mae_parameters(dim=768, depth=12, decoder_dim=512, decoder_depth=8) == 111_907_840
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3]))
+def test_patches_are_the_models_and_go_back(rows: int, columns: int, patch: int, channels: int) -> None:
+    images = torch.rand(2, channels, rows * patch, columns * patch)
+    patches = patches_of(images, patch)
+    torch.testing.assert_close(images_of(patches, patch, (rows * patch, columns * patch)), images)
+    if rows == columns:
+        model = create_model(
+            *("crate_mae_nano_patch4_32",),
+            **{"img_size": rows * patch, "patch_size": patch, "in_chans": channels, "embed_dim": 8, "num_heads": 2},
+            depth=1,
+        )
+        torch.testing.assert_close(model.patchify(images), patches)
+
+
+def test_harmonic_completion_solves_laplace() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 2, 8, 8, generator=generator, dtype=torch.float64)
+    removed = torch.rand(3, 1, 8, 8, generator=generator) < 0.7
+    removed[:, :, 0, 0] = False
+    filled = harmonic(images, removed, tolerance=1e-10)
+    gone = removed.expand_as(images)
+    assert torch.equal(filled[~gone], images[~gone])
+    padded = torch.nn.functional.pad(filled, (1, 1, 1, 1), mode="replicate")
+    neighbours = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
+    assert float((4 * filled - neighbours)[gone].abs().max()) < 1e-8
+    other = torch.where(removed, 7.0, images)  # what is removed is not looked at
+    torch.testing.assert_close(harmonic(other, removed, tolerance=1e-10), filled)
+
+
+def test_a_constant_image_is_completed_exactly_and_the_nearest_patch_is_near() -> None:
+    images = torch.full((1, 1, 8, 8), 3.0)
+    removed = masks(images, 2)
+    assert int(removed.sum()) == 12
+    gone = images_of(removed[..., None].expand(-1, -1, 4), 2, (8, 8))
+    torch.testing.assert_close(harmonic(images, gone), images)
+    patches = torch.arange(9.0).reshape(1, 9, 1)
+    hidden = torch.ones(1, 9, dtype=torch.bool)
+    hidden[0, [0, 5]] = False
+    assert nearest_patch(patches, hidden, 3)[0, :, 0].tolist() == [0, 0, 5, 0, 5, 5, 0, 5, 5]
+    assert mean_colour(patches, hidden, 1)[0, :, 0].tolist() == [0, 2.5, 2.5, 2.5, 2.5, 5, 2.5, 2.5, 2.5]
+
+
+def test_scores_are_the_models_own_loss_and_completions_keep_what_is_visible() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    model = build(Member(kind="mae", data="digits"), classes=10, channels=1, side=8).eval()
+    found = model_scores(model, images, images)
+    test = Pictures(images=images, labels=torch.zeros(12), classes=("a",))
+    assert found["loss"] == pytest.approx(reconstruction(model, test), rel=1e-4)
+    removed = masks(images, 2)
+    pixels = as_input(images)
+    assert torch.equal(model(pixels, 0.75, fixed_noise_of(removed)).mask.bool(), removed)
+    filled, _ = completed_by(model, pixels, removed, 1.0)
+    assert torch.equal(filled[~removed], patches_of(pixels, 2)[~removed])
+    changed = images_of(torch.where(removed[..., None], 1.5, patches_of(pixels, 2)), 2, (8, 8))
+    torch.testing.assert_close(completed_by(model, changed, removed, 1.0)[0], filled)  # no help from what is removed
+
+
+def test_a_fitted_factor_never_loses_to_a_constant_on_its_own_lessons() -> None:
+    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = baseline_scores(images, images, 2)
+    target = normalised(patches_of(as_input(images), 2))
+    constant = float(target.square().mean(-1)[masks(images, 2)].mean())
+    assert set(found) == set(BASELINES)
+    assert all(entry["loss"] <= constant + 1e-6 for entry in found.values())
+
+
+def test_a_tiny_study_reports_and_is_not_run_twice(tmp_path: Path) -> None:
+    config = Config(**TINY, out=tmp_path, members=tmp_path / "members")
+    report = run(config)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert len(written["claims"]) == len(studies.load("crate-mae-layers").expectations)
+    assert {"mae", "mae-visible", "vit-mae"} == set(written["results"]["scores"])
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert run(config).results == report.results
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="seeds"):
+        Config(**{**TINY, "seeds": (1, 1)})
+    with pytest.raises(ValueError, match="tested"):
+        Config(**{**TINY, "tested": 0})
