@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
+    "crate-family": "crate_family",
     "demo": "demo",
     "mesa-binding": "mesa_binding",
     "mesa-compressed": "mesa_compressed",
