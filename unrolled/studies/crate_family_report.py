@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from unrolled.studies.crate_family import (
 
 if TYPE_CHECKING:
     from unrolled.report import Claim, Report, Scatter, Series
+    from unrolled.studies.base import Expectation
 
 NOT_RUN = "not run"
 _GROUPS = {
@@ -65,9 +67,20 @@ def points(values: Sequence[float], what: str = "") -> str:
     """`+1.2 ± 0.4 (CIFAR-10, 3 seeds)`, or `not run` of nothing."""
     if not values:
         return f"{NOT_RUN} ({what})" if what else NOT_RUN
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
-    return f"{fmean(values):+.1f}{spread} ({what + ', ' if what else ''}{seeds})"
+    return f"{_difference(values)} ({what + ', ' if what else ''}{seeds})"
+
+
+def _difference(values: Sequence[float]) -> str:
+    if not values:
+        return NOT_RUN
+    return f"{fmean(values):+.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def judged(expectation: Expectation, value: float, told: str) -> Claim:
+    """The claim, not judged where it was not run: NaN."""
+    claim = expectation.judge(value, told)
+    return replace(claim, reproduced=None) if math.isnan(value) else claim
 
 
 def _claims(config: Config, found: dict[str, Found], sizes: dict[str, Any]) -> list[Claim]:
@@ -77,14 +90,14 @@ def _claims(config: Config, found: dict[str, Found], sizes: dict[str, Any]) -> l
     for expectation, one, other in DIFFERENCES:
         by_data = {data: differences(kinds, one, other) for data, kinds in found.items()}
         told = "; ".join(points(values, NAMES[data]) for data, values in by_data.items())
-        claims.append(expectation.judge(mean(by_data[config.data[0]]), told))
+        claims.append(judged(expectation, mean(by_data[config.data[0]]), told))
     grown = {kind: exponent(sizes["tokens"], flops) for kind, flops in sizes["flops"].items()}
     for expectation, kinds, pick in ((LINEAR, ("tost", "cbt"), max), (QUADRATIC, ("crate", "vit"), min)):
         told = ", ".join(f"{words(kind)} {grown[kind]:.2f}" for kind in kinds)
         largest = sizes["tokens"][-1] >= 4096  # smaller sizes are another claim
         claims.append(
-            expectation.judge(
-                pick(grown[kind] for kind in kinds) if largest else math.nan, told if largest else NOT_RUN
+            judged(
+                expectation, pick(grown[kind] for kind in kinds) if largest else math.nan, told if largest else NOT_RUN
             )
         )
     return claims
@@ -132,21 +145,20 @@ def _accuracy(report: Report, config: Config, data: str, kinds: Found, cost: dic
                 f"{spent['flops'] / 1e6:.1f}",
                 len(entry["accuracy"]),
                 trained,
-                points(differences(kinds, kind, "crate")) if kind != "crate" else "-",
+                _difference(differences(kinds, kind, "crate")) if kind != "crate" else "-",
                 _percent(entry["readout"]),
                 _percent(entry["readout_untrained"]),
-                chance,
             ]
         )
     section = report.section(
         NAMES[data],
         f"Accuracy in percent on all test images {seen}, mean and standard deviation over seeds. Every kind has 4 "
         "layers and, but for one ViT, tokens of width 96; recipe, batches and augmentation are the same for all and "
-        "tuned for none. Differences pair members of the same seed.",
+        "tuned for none. Differences to CRATE, in points, pair members of the same seed.",
     )
     section.table(
-        ["model", "parameters", "MFLOPs", "seeds", "accuracy", "less CRATE", "readout", "untrained readout", "chance"],
-        rows,
+        ["model", "parameters", "MFLOPs", "seeds", "accuracy", "to CRATE", "readout", "untrained"],
+        [*rows, ["chance", "-", "-", "-", chance, "-", chance, chance]],
         caption="MFLOPs of one image's forward pass, two operations a multiply-add. Readout: accuracy of a ridge "
         f"classifier on the mean of the last layer's tokens, fitted on {config.fit:,} test images and scored on up to "
         f"{config.held_out:,} others, of the first seed, trained and untrained; the untrained one is the control.",
