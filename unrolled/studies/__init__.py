@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "crate-denoising": "crate_denoising",
-    "crate-text": "crate_text",
+    "crate-family": "crate_family",
     "crate-mae-layers": "crate_mae_layers",
+    "crate-text": "crate_text",
     "demo": "demo",
     "mesa-binding": "mesa_binding",
     "mesa-compressed": "mesa_compressed",

@@ -1,0 +1,130 @@
+"""What `crate-family` measures of cost, and what it says of members that are there and that are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from unrolled import studies
+from unrolled.errors import MissingData
+from unrolled.studies.crate_costs import best_seconds, by_size, costs, exponent, training_memory
+from unrolled.studies.crate_family import FAMILY, Config, differences, known, readout, run, training_log, weights
+from unrolled.studies.crate_members import Member, build
+
+QUICK: dict[str, Any] = {"data": ("digits",), "seeds": (0,), "images": 128, "workers": 1, "rounds": 1, "batch": 4}
+
+
+def tiny(folder: Path, **changes: Any) -> Config:
+    given = {**QUICK, "sides": (8, 12), "fit": 60, "held_out": 60, "members": folder / "members", "out": folder / "out"}
+    return Config(**{**given, **changes})
+
+
+def test_memory_counts_weights_gradients_moments_and_activations() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000, bias=False), nn.Linear(1000, 10, bias=False))
+    images, labels = torch.randn(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    weights = sum(parameter.numel() * 4 for parameter in model.parameters())
+    before = [parameter.clone() for parameter in model.parameters()]
+    found = training_memory(model, images, labels)
+    # AdamW holds four of each weight, and at least one temporary while it steps
+    assert 4 * weights < found < 6.5 * weights
+    assert found == training_memory(model, images, labels)
+    assert training_memory(model, images.repeat(500, 1, 1, 1), labels.repeat(500)) > found + 1000 * 1000 * 4
+    assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_costs_leave_weights_and_say_what_the_models_are() -> None:
+    models = {kind: build(Member(kind=kind), classes=10, channels=1, side=8) for kind in ("crate", "alpha")}
+    before = [parameter.clone() for model in models.values() for parameter in model.parameters()]
+    found = costs(models, torch.randn(2, 1, 8, 8), torch.tensor([0, 1]), rounds=1)
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (p for m in models.values() for p in m.parameters()), strict=True)
+    )
+    crate, alpha = found["models"]["crate"], found["models"]["alpha"]
+    assert crate["parameters"] == sum(parameter.numel() for parameter in models["crate"].parameters())
+    assert crate["flops"] < alpha["flops"]
+    assert crate["memory"] < alpha["memory"]
+    assert min(crate["training"], crate["inference"]) > 0
+
+
+def test_calls_take_turns() -> None:
+    order: list[str] = []
+    found = best_seconds({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2)  # type: ignore[misc]
+    assert order == ["a", "b"] * 3
+    assert set(found) == {"a", "b"}
+    assert all(0 <= value < 1 for value in found.values())
+
+
+def test_operations_of_token_statistics_grow_linearly_and_those_of_mssa_faster() -> None:
+    def make(kind: str) -> Any:
+        return lambda side: build(Member(kind=kind), classes=10, side=side)
+
+    found = by_size({kind: make(kind) for kind in ("tost", "crate")}, (32, 64), patch=4, rounds=1)
+    assert found["tokens"] == [64, 256]
+    assert exponent(found["tokens"], found["flops"]["tost"]) == pytest.approx(1, abs=0.03)
+    assert exponent(found["tokens"], found["flops"]["crate"]) > 1.3
+    assert exponent([1, 10], [1, 100]) == pytest.approx(2)
+
+
+def test_differences_pair_seeds() -> None:
+    kinds = {"a": {"accuracy": {"0": 0.5, "1": 0.7}}, "b": {"accuracy": {"1": 0.6, "2": 0.1}}}
+    assert differences(kinds, "a", "b") == pytest.approx([10.0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the study has trained its members and kept its cells."""
+    folder = tmp_path_factory.mktemp("family")
+    run(tiny(folder, train=True))
+    return folder
+
+
+def test_the_study_trains_compares_and_reports(folder: Path) -> None:
+    record = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    kinds = record["results"]["members"]["digits"]
+    assert list(kinds) == list(FAMILY)
+    for entry in kinds.values():
+        assert 0 <= entry["accuracy"]["0"] <= 1
+        assert 0 <= entry["readout_untrained"] <= 1
+    assert len(record["claims"]) == len(studies.load("crate-family").expectations)
+    gain = 100 * (kinds["alpha"]["accuracy"]["0"] - kinds["decoupled"]["accuracy"]["0"])
+    assert record["claims"][2]["measured"] == f"{gain:+.1f} (digits, 1 seed)"
+    # a claim about 4,096 tokens is not judged on 36
+    assert record["claims"][-1]["measured"] == "not run"
+
+
+def test_a_second_run_reads_what_is_kept(folder: Path) -> None:
+    config = tiny(folder)
+    member = Member(kind="vit", data="digits")
+    assert weights(config, member).is_file()
+    assert set(known(config, [member, Member(kind="vit", data="digits", seed=1)])) == {member.name}
+    assert all(entry["loss"] > 0 for entry in training_log(config, member))
+
+
+def test_members_that_are_not_kept_are_not_run(folder: Path, tmp_path: Path) -> None:
+    report = run(tiny(folder, members=tmp_path / "members"))
+    assert not (tmp_path / "members").exists()
+    assert all(claim.measured.startswith("not run") for claim in report.claims[:8])
+    assert all(claim.reproduced is None for claim in report.claims[:8])
+    assert "9 of 9 members were not run" in (folder / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_missing_images_leave_out_the_control_and_stop_training(tmp_path: Path) -> None:
+    config = tiny(tmp_path, data=("cifar10",), data_dir=tmp_path / "nowhere", train=True)
+    assert readout(config, Member(kind="crate", trained=False)) is None
+    with pytest.raises(MissingData, match="data_dir"):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seeds": ()}, {"seeds": (1, 1)}, {"data": ("mnist",)}, {"rounds": 0}, {"sides": (16, 64)}, {"sides": (30,)}],
+)
+def test_bad_settings_are_refused_by_name(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        tiny(tmp_path, **changes)
