@@ -256,8 +256,10 @@ def test_bad_requests_name_the_entry(client: TestClient, path: str, said: str) -
 
 def test_bad_requests_about_a_look(client: TestClient) -> None:
     name = look(client, sample="shapes")["id"]
-    for path in ("objects?layer=6", "objects?layer=-1", "objects?layer=x", "objects?layer=1&tau=2", "objects?layer=1&tau=nan",
-                 "similar?layer=0&patch=99999", "similar?layer=0&patch=-1", "similar?layer=0"):  # fmt: skip
+    for path in (
+        *(f"objects?layer={layer}" for layer in ("6", "-1", "x", "1&tau=2", "1&tau=nan")),
+        *(f"similar?layer={asked}" for asked in ("0&patch=99999", "0&patch=-1", "0")),
+    ):
         assert client.get(f"/api/look/{name}/{path}").status_code == 422, path
     answer = client.get("/api/look/forgotten/objects?layer=0")
     assert answer.status_code == 410

@@ -17,7 +17,7 @@ const EXPLAIN = {
 };
 const state = {
   source: null, models: ["", ""], detail: 1, view: "attention", layer: null, head: 0, at: [0.5, 0.5], strength: 0.75,
-  map: "viridis", tau: 0.2, cards: [], run: 0,
+  map: "viridis", tau: 0.2, cards: [],
 };
 let known, markView, stop = null;
 
@@ -84,9 +84,11 @@ async function choose(source) {
 // Ask for the pass of every model, or of those whose choice changed
 async function look(which = [0, 1]) {
   if (!state.source) return;
-  if (which.length === 2 && stop) stop.abort();
-  stop = new AbortController();
-  const signal = stop.signal, began = performance.now();
+  if (stop) { // a newer wish takes the place of what is under way
+    stop.abort();
+    which = [0, 1];
+  }
+  const own = (stop = new AbortController()), signal = own.signal, began = performance.now();
   forgive();
   byId("results").classList.add("busy");
   byId("status").textContent = "Looking …";
@@ -99,10 +101,13 @@ async function look(which = [0, 1]) {
     build();
     await Promise.all(which.map((i) => state.cards[i] && curvesOf(state.cards[i], signal)));
   } catch (error) {
-    byId("status").textContent = "";
+    if (stop === own) byId("status").textContent = "";
     fail(error);
   } finally {
-    if (stop?.signal === signal) byId("results").classList.remove("busy");
+    if (stop === own) {
+      stop = null;
+      byId("results").classList.remove("busy");
+    }
   }
 }
 
