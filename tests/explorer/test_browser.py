@@ -125,8 +125,9 @@ def test_a_sample_the_slider_heads_views_and_a_patch(visit: Visit) -> None:
     for view, said in (("colours", "three directions"), ("objects", "group")):
         page.click(f"button[data-view={view}]")
         visit.until(f"document.querySelector('.caption').textContent.includes('{said}')")
-    box = page.locator(".stage canvas").first.bounding_box()
-    page.mouse.click(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.4)
+    canvas = page.locator(".stage canvas").first
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 0.3, "y": box["height"] * 0.4})
     visit.until("document.querySelector('.caption').textContent.includes('patch in row 4, column 4')")
     assert page.get_attribute("button[data-view=similar]", "aria-checked") == "true"
     page.locator("#model-b").select_option("")
