@@ -15,7 +15,7 @@ STOREYS = [
     {"alignment", "train"},
     {"report"},
     {"studies"},
-    {"commands"},
+    {"commands", "explorer"},
     {"cli", "__main__", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}

@@ -43,6 +43,7 @@ VERBS = {
     "segment": Verb("unrolled.commands.segment:segment", "Show which parts of pictures a model tells apart."),
     "explain": Verb("unrolled.commands.explain:explain", "Which layers, heads and patches one decision is made of."),
     "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
+    "explore": Verb("unrolled.commands.explore:explore", "Look inside models in a browser, on a local page."),
     "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
     "study": Verb("unrolled.commands.study:study", "Run a published claim and judge what came out."),
     "gallery": Verb("unrolled.commands.gallery:gallery", "A static site of what studies claimed and found."),

@@ -1,0 +1,221 @@
+"""The application: a page, its pictures, and the answers it asks for. State is in memory and ends with the process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from unrolled import __version__
+from unrolled.errors import MissingData, MissingExtra
+from unrolled.explorer import worlds
+from unrolled.explorer.guard import Guard, TooLarge, body
+from unrolled.explorer.look import DETAILS, TAU, Looks, curves, look_at, objects, similar
+from unrolled.explorer.models import Catalogue
+from unrolled.explorer.neighbours import ImageSet, Neighbours, shared
+from unrolled.explorer.samples import SAMPLES, encode, sample
+
+MAX_UPLOAD = 10 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_JSON = 64 * 2**10
+STATIC = Path(__file__).parent / "static"
+
+Answer = Callable[[Request], Any]
+
+
+def create_app(catalogue: Catalogue, images: ImageSet | None = None) -> Starlette:
+    """The explorer as an ASGI application.
+
+    Args:
+        catalogue: models to choose from.
+        images: the set whose neighbours are compared; default scikit-learn's digits.
+    """
+    pages = _Pages(catalogue, images or ImageSet.digits())
+    routes = [
+        Route("/", lambda request: FileResponse(STATIC / "index.html")),
+        Route("/api/start", _answer(pages.start)),
+        Route("/api/sample/{name}", _answer(pages.sample)),
+        Route("/api/look", _answer(pages.look), methods=["POST"]),
+        Route("/api/look/{look}/objects", _answer(pages.objects)),
+        Route("/api/look/{look}/similar", _answer(pages.similar)),
+        Route("/api/look/{look}/curves", _answer(pages.curves)),
+        Route("/api/world", _answer(pages.world), methods=["POST"]),
+        Route("/api/set/{image:int}", _answer(pages.image)),
+        Route("/api/agreement", _answer(pages.agreement), methods=["POST"]),
+        Route("/api/neighbours", _answer(pages.neighbours)),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard)],
+        exception_handlers={HTTPException: _refused, Exception: _failed},
+    )
+
+
+class _Pages:
+    """What is asked for, by name."""
+
+    def __init__(self, catalogue: Catalogue, images: ImageSet) -> None:
+        self._catalogue = catalogue
+        self._looks = Looks()
+        self._neighbours = Neighbours(images)
+
+    async def start(self, request: Request) -> dict[str, Any]:
+        images, default = self._neighbours.set, self._catalogue.default()
+        return {
+            "version": __version__,
+            "models": [choice.shown() for choice in self._catalogue.choices.values()],
+            "default": default,
+            "sample": "three" if self._catalogue.choices[default[0]].data == "digits" else "flower",
+            "samples": [{"name": name, "title": title} for name, title in SAMPLES.items()],
+            "details": list(DETAILS),
+            "limits": {"bytes": MAX_UPLOAD},
+            "set": {"title": images.title, "names": list(images.names), "k": self._neighbours.k},
+        }
+
+    async def sample(self, request: Request) -> Response:
+        picture = await run_in_threadpool(sample, request.path_params["name"])
+        shown = picture if picture.width >= 64 else picture.resize((160, 160), 0)
+        return _png(await run_in_threadpool(encode, shown, side=240))
+
+    async def look(self, request: Request) -> dict[str, Any]:
+        model, detail, name = _text(request, "model"), _whole(request, "detail", 1), request.query_params.get("sample")
+        data = None if name is not None else await body(request, MAX_UPLOAD)
+
+        def work() -> dict[str, Any]:
+            from unrolled.data.pictures import read_picture
+
+            if data is None:
+                picture = sample(str(name))
+            else:
+                picture = read_picture(data, max_bytes=MAX_UPLOAD, max_pixels=MAX_PIXELS)
+            with self._catalogue.lock:
+                found = look_at(self._catalogue.open(model), picture, detail)
+            return {"id": self._looks.add(found), **found.answer}
+
+        return await run_in_threadpool(work)
+
+    async def objects(self, request: Request) -> dict[str, Any]:
+        layer, tau = _whole(request, "layer"), _number(request, "tau", TAU)
+        return await run_in_threadpool(objects, self._kept(request), layer, tau)
+
+    async def similar(self, request: Request) -> dict[str, Any]:
+        layer, patch = _whole(request, "layer"), _whole(request, "patch")
+        return await run_in_threadpool(similar, self._kept(request), layer, patch)
+
+    async def curves(self, request: Request) -> dict[str, Any]:
+        found = self._kept(request)
+
+        def work() -> dict[str, Any]:
+            with self._catalogue.lock:
+                return curves(found)
+
+        return await run_in_threadpool(work)
+
+    async def world(self, request: Request) -> dict[str, Any]:
+        data = await body(request, MAX_JSON)
+        try:
+            asked = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("world: the request is not JSON") from error
+        return await run_in_threadpool(worlds.run, worlds.World.from_request(asked))
+
+    async def image(self, request: Request) -> Response:
+        return _png(await run_in_threadpool(self._neighbours.set.thumbnail, request.path_params["image"]))
+
+    async def agreement(self, request: Request) -> dict[str, Any]:
+        a, b = _text(request, "a"), _text(request, "b")
+
+        def work() -> dict[str, Any]:
+            with self._catalogue.lock:
+                return self._neighbours.agreement(self._catalogue.open(a), self._catalogue.open(b))
+
+        return await run_in_threadpool(work)
+
+    async def neighbours(self, request: Request) -> dict[str, Any]:
+        image = _whole(request, "image")
+        asked = [(_text(request, side), _whole(request, f"layer_{side}")) for side in ("a", "b")]
+
+        def work() -> dict[str, Any]:
+            with self._catalogue.lock:
+                found = [self._neighbours.of(self._catalogue.open(model), layer, image) for model, layer in asked]
+            return {"a": found[0], "b": found[1], "shared": shared(*found)}
+
+        return await run_in_threadpool(work)
+
+    def _kept(self, request: Request) -> Any:
+        try:
+            return self._looks.get(request.path_params["look"])
+        except KeyError as error:
+            raise HTTPException(410, "this picture is no longer in memory; choose it again") from error
+
+
+def _answer(work: Answer) -> Any:
+    """A route: what `work` returns as JSON, and what a person did wrong as a sentence."""
+
+    @wraps(work)
+    async def route(request: Request) -> Response:
+        try:
+            found = await work(request)
+        except TooLarge as error:
+            return _said(413, error)
+        except (MissingData, MissingExtra) as error:
+            return _said(404, error)
+        except ValueError as error:
+            return _said(422, error)
+        return found if isinstance(found, Response) else JSONResponse(found)
+
+    return route
+
+
+def _said(status: int, error: BaseException) -> JSONResponse:
+    return JSONResponse({"error": " ".join(str(error).split())}, status)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A fault of ours: the terminal gets the traceback from the server, the page one line without paths."""
+    return JSONResponse({"error": f"{type(error).__name__}: the terminal of `unrolled explore` says more"}, 500)
+
+
+def _png(data: bytes) -> Response:
+    return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _text(request: Request, name: str) -> str:
+    value = request.query_params.get(name)
+    if not value:
+        raise ValueError(f"{name}: missing")
+    return value
+
+
+def _whole(request: Request, name: str, default: int | None = None) -> int:
+    text = request.query_params.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.lstrip("-").isdecimal() or len(text) > 9:
+        raise ValueError(f"{name}: expected a whole number")
+    return int(text)
+
+
+def _number(request: Request, name: str, default: float) -> float:
+    text = request.query_params.get(name)
+    try:
+        return default if text is None else float(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected a number") from error

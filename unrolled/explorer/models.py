@@ -1,0 +1,285 @@
+"""The models a page may choose from: shipped weights, run folders, names given at the start, and random weights.
+
+The page sends an identifier from this list, never a name to be resolved: `package.module:factory` would import code.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unrolled.errors import MissingData
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unrolled.commands.pictures import Preparation
+
+KEPT = 6
+RUNS = 60
+RANDOM = (
+    "crate_nano_patch4_32",
+    "vit_nano_patch4_32",
+    "crate_alpha_nano_patch4_32",
+    "crate_tiny_patch16_224",
+    "timm:vit_tiny_patch16_224",
+)
+"""Always offered, with weights that were never trained."""
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One model of the list."""
+
+    id: str
+    label: str
+    spec: str
+    group: str
+    weights: str
+    """Where they are from, in words."""
+    trained: bool
+    data: str = ""
+    """Name of the data it was trained on, where that is known."""
+
+    def shown(self) -> dict[str, Any]:
+        """What the page is told: no paths."""
+        return {
+            "id": self.id,
+            "label": self.label,
+            "group": self.group,
+            "weights": self.weights,
+            "trained": self.trained,
+            "data": self.data,
+        }
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model in memory and how it wants its pictures."""
+
+    choice: Choice
+    network: nn.Module
+    classes: tuple[str, ...]
+    """Names, or empty."""
+    head: bool
+    """Whether it was made to name classes."""
+
+
+class Catalogue:
+    """The list, and the models of it that are open.
+
+    Args:
+        specs: models by string, as the other verbs take them, put first.
+        runs: folder whose subfolders may be runs; need not exist.
+        pretrained: give `specs` their weights where they are on this machine.
+        device: where models run.
+        seed: of random weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        specs: Sequence[str] = (),
+        runs: Path | None = None,
+        pretrained: bool = False,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        given = [_given(spec, pretrained) for spec in specs]
+        found = [*given, *_shipped(), *(_runs(runs) if runs is not None else []), *map(_random, RANDOM)]
+        self.choices: dict[str, Choice] = {}
+        for choice in found:
+            self.choices.setdefault(choice.id, choice)
+        self.lock = threading.Lock()
+        """Held while a model runs: hooks belong to one pass at a time, and two passes would share the cores anyway."""
+        self._device, self._seed = device, seed
+        self._opened: OrderedDict[str, Opened] = OrderedDict()
+
+    def default(self) -> list[str]:
+        """The two models a page begins with: the first of the list, and the next one of another family."""
+        first, *others = self.choices.values()
+        family = first.label.split("_")[0]
+        second = next((choice for choice in others if choice.label.split("_")[0] != family), others[0])
+        return [first.id, second.id]
+
+    def open(self, identifier: str) -> Opened:
+        """The model, from memory if it was used lately. To be called with `lock` held.
+
+        Raises:
+            ValueError: not on the list, or no model of pictures.
+            MissingData: its weights are not on this machine.
+        """
+        if identifier not in self.choices:
+            raise ValueError("model: this one is not on the list; reload the page")
+        if identifier not in self._opened:
+            self._opened[identifier] = self._load(self.choices[identifier])
+            while len(self._opened) > KEPT:
+                self._opened.popitem(last=False)
+        self._opened.move_to_end(identifier)
+        return self._opened[identifier]
+
+    def _load(self, choice: Choice) -> Opened:
+        import torch
+
+        from unrolled.models import MaskedAutoencoder
+        from unrolled.models.resolve import resolve_model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            network: nn.Module = resolve_model(choice.spec, pretrained=choice.trained)
+            masked = isinstance(network, MaskedAutoencoder)
+            if isinstance(network, MaskedAutoencoder):
+                network = network.classifier(0)
+        classes = int(getattr(network, "num_classes", 0) or 0)
+        names = _class_names(network, choice, classes) if choice.trained and classes else ()
+        return Opened(choice, network.eval().to(self._device), names, classes > 0 and not masked)
+
+
+def prepared(opened: Opened, detail: int) -> Preparation:
+    """How the model takes a picture, its shorter side `detail` times what the model was made for.
+
+    Raises:
+        ValueError: the model takes pictures of one size only.
+    """
+    from unrolled.commands.pictures import prepare
+
+    plain = prepare(opened.network, image_size=None)
+    if detail == 1:
+        return plain
+    if plain.fixed is not None:
+        raise ValueError(f"{opened.choice.label} takes pictures of one size only; set the detail to 1")
+    return prepare(opened.network, image_size=plain.side * detail)
+
+
+def _given(spec: str, pretrained: bool) -> Choice:
+    from unrolled.commands.common import named, run_settings
+
+    full = named(spec)
+    folder = full.startswith("local:")
+    label = Path(full.removeprefix("local:")).name if folder else spec
+    trained = folder or pretrained
+    if pretrained and not folder and not full.startswith("hf:") and ":" not in full.removeprefix("timm:"):
+        _check_weights(full)
+    data = str(run_settings(spec).get("data") or "")
+    weights = (f"trained on {data}" if data else "as saved") if folder else "pretrained" if trained else "random"
+    return Choice(
+        id=f"given-{label}", label=label, spec=full, group="Given at the start", weights=weights, trained=trained,
+        data=data,
+    )  # fmt: skip
+
+
+def _random(name: str) -> Choice:
+    label = name.removeprefix("timm:")
+    return Choice(
+        id=f"random-{label}", label=label, spec=name, group="Random weights, nothing learned", weights="random",
+        trained=False,
+    )  # fmt: skip
+
+
+def _shipped() -> list[Choice]:
+    import timm
+
+    from unrolled.models import list_models
+
+    out = []
+    for model in list_models():
+        for tag in filter(None, model.weights.split(", ")):
+            name = f"{model.name}.{tag}"
+            if _weights_here(timm.models.get_pretrained_cfg(name)):
+                out.append(
+                    Choice(id=f"shipped-{name}", label=name, spec=name, group="Trained, shipped with unrolled",
+                           weights=f"trained on {tag}", trained=True, data=tag)
+                )  # fmt: skip
+    return out
+
+
+def _weights_here(config: Any) -> bool:
+    """Whether timm would find the weights without asking the network."""
+    from urllib.parse import urlparse
+
+    import torch
+    from huggingface_hub import try_to_load_from_cache
+
+    if config is None:
+        return False
+    if getattr(config, "state_dict", None) or (getattr(config, "file", None) and Path(config.file).is_file()):
+        return True
+    if getattr(config, "hf_hub_id", None):
+        repository = config.hf_hub_id.removeprefix("hf-hub:")
+        name = getattr(config, "hf_hub_filename", None)
+        return any(
+            isinstance(try_to_load_from_cache(repository, file), str)
+            for file in ([name] if name else ["model.safetensors", "pytorch_model.bin"])
+        )
+    address = urlparse(getattr(config, "url", None) or "")
+    if address.scheme in ("", "file"):
+        return bool(address.path) and Path(address.path).is_file()
+    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(address.path).name).is_file()
+
+
+def _check_weights(spec: str) -> None:
+    import timm
+
+    name = spec.removeprefix("timm:")
+    if not timm.is_model(name.split(".")[0]):
+        return  # the error of opening it names the nearest ones
+    if not _weights_here(timm.models.get_pretrained_cfg(name)):
+        raise MissingData(
+            f"--model {spec}: its pretrained weights are not on this machine, and the explorer asks no network; fetch "
+            f"them once with `unrolled eval {spec} --pretrained`, or leave --pretrained out"
+        )
+
+
+def _runs(folder: Path) -> list[Choice]:
+    """Run folders and saved image models directly in `folder`, newest first."""
+    from unrolled.commands.common import run_settings
+    from unrolled.models.resolve import model_folder
+
+    if not folder.is_dir():
+        return []
+    places = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+    found = []
+    for place in places:
+        try:
+            config = model_folder(place) / "config.json"
+            read = json.loads(config.read_text(encoding="utf-8"))
+        except (MissingData, OSError, ValueError):
+            continue  # most folders of runs are reports, or runs that go on: they are simply not offered
+        if isinstance(read, dict) and "architecture" in read and ":" not in str(read["architecture"]):
+            found.append((config.stat().st_mtime, place, str(read["architecture"])))
+    out = []
+    for _, place, architecture in sorted(found, key=lambda entry: -entry[0])[:RUNS]:
+        data = str(run_settings(str(place)).get("data") or "")
+        label = place.resolve().name
+        about = architecture if architecture not in label else ""
+        out.append(
+            Choice(id=f"run-{label}", label=f"{label} ({about})" if about else label, spec=f"local:{place}",
+                   group="Your runs", weights=f"trained on {data}" if data else "as saved", trained=True, data=data)
+        )  # fmt: skip
+    return out
+
+
+def _class_names(network: Any, choice: Choice, classes: int) -> tuple[str, ...]:
+    """Names of the classes where they are known without opening data."""
+    from timm.data import ImageNetInfo
+
+    config = getattr(network, "pretrained_cfg", None) or {}
+    names = tuple(str(name) for name in config.get("label_names") or ())
+    if len(names) == classes:
+        return names
+    if classes == 10 and "cifar10" in choice.data:
+        return CIFAR10
+    if classes == 10 and choice.data == "digits":
+        return tuple(str(number) for number in range(10))
+    if classes == 1000:
+        info = ImageNetInfo()
+        return tuple(info.index_to_description(number).split(",")[0] for number in range(classes))
+    labels = getattr(getattr(network, "config", None), "id2label", None) or {}
+    return tuple(str(labels[number]) for number in range(classes)) if len(labels) == classes else ()

@@ -1,0 +1,181 @@
+"""Two models on one set of images: how far their neighbourhoods agree, and the neighbours of one image side by side."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from unrolled.explorer.models import Opened, prepared
+from unrolled.explorer.samples import encode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_IMAGES = 400
+FEWEST_IMAGES = 20
+DIGITS = 300
+K = 10
+DRAWS = 200
+_SIDE, _BATCH, _KEPT = 256, 32, 6
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Square images in memory, with a name for each."""
+
+    title: str
+    images: tuple[Image.Image, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def digits(cls) -> ImageSet:
+        """300 of scikit-learn's handwritten digits, thirty of each."""
+        from unrolled.data.builtin import digits
+
+        source = digits()
+        assert source.labels is not None
+        chosen = [np.flatnonzero(source.labels == number)[: DIGITS // 10] for number in range(10)]
+        order = np.stack(chosen, 1).ravel()
+        images = [Image.fromarray(np.asarray(source.load(int(i))[0])[..., 0]).convert("RGB") for i in order]
+        names = [f"a handwritten {source.labels[i]}" for i in order]
+        return cls(f"{DIGITS} handwritten digits (scikit-learn)", tuple(images), tuple(names))
+
+    @classmethod
+    def folder(cls, folder: Path) -> ImageSet:
+        """The pictures directly in a folder, cropped square; of more than 400, every so-many-th.
+
+        Raises:
+            MissingData: no such folder, or no pictures in it.
+            ValueError: fewer than 20 that can be read.
+        """
+        from unrolled.data.pictures import find_pictures, read_picture
+
+        paths = find_pictures([folder])
+        if len(paths) > MOST_IMAGES:
+            paths = [paths[i] for i in np.linspace(0, len(paths) - 1, MOST_IMAGES).round().astype(int)]
+        images, names, unread = [], [], []
+        for path in paths:
+            try:
+                images.append(_square(read_picture(path)))
+                names.append(path.stem)
+            except (ValueError, OSError) as error:
+                unread.append(str(error))
+        if len(images) < FEWEST_IMAGES:
+            raise ValueError(
+                f"--images {folder}: {len(images)} pictures can be read, and neighbours need at least {FEWEST_IMAGES}"
+                + (f"; the first that cannot: {unread[0]}" if unread else "")
+            )
+        said = f", {len(unread)} left out that cannot be read" if unread else ""
+        return cls(f"{len(images)} pictures of {folder.resolve().name}{said}", tuple(images), tuple(names))
+
+    def thumbnail(self, index: int) -> bytes:
+        """PNG of one image.
+
+        Raises:
+            ValueError: no such image.
+        """
+        if not 0 <= index < len(self.images):
+            raise ValueError(f"image={index}: there are images 0 to {len(self.images) - 1}")
+        image = self.images[index]
+        if image.width < 64:  # a few pixels are clearer as squares than blurred
+            factor = -(-96 // image.width)
+            image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        return encode(image, side=112)
+
+
+class Neighbours:
+    """Features of the set in the models that were asked for lately.
+
+    Args:
+        images: the set.
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        self.set = images
+        self.k = min(K, len(images.images) // 3)
+        self._features: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+
+    def features(self, opened: Opened) -> dict[str, Tensor]:
+        """Layer -> `[n, d]`, tokens averaged. The catalogue's lock must be held."""
+        from unrolled.instruments import extract
+
+        key = opened.choice.id
+        if key not in self._features:
+            found = extract(opened.network, self._batches(opened), name=opened.choice.label)
+            self._features[key] = {name: found[name] for name in found.layers}
+            while len(self._features) > _KEPT:
+                self._features.popitem(last=False)
+        self._features.move_to_end(key)
+        return self._features[key]
+
+    def agreement(self, a: Opened, b: Opened) -> dict[str, Any]:
+        """Mutual k-nearest-neighbour score of all pairs of layers, judged against relabelled images."""
+        from unrolled.instruments.calibration import compare
+
+        found = compare(self.features(a), self.features(b), "mutual_knn", k=self.k, draws=DRAWS, resamples=50)
+        left, right = found.layers
+        return {
+            "images": found.n,
+            "k": self.k,
+            "layers": [list(left), list(right)],
+            "scores": [[_plain(value) for value in row] for row in found.scores.tolist()],
+            "best": [left.index(found.best[0]), right.index(found.best[1])],
+            "score": _plain(found.score),
+            "chance": _plain(found.chance),
+            "p_value": None if found.p_value is None else _plain(found.p_value),
+            "draws": DRAWS,
+            "calibrated": None if found.calibrated is None else _plain(found.calibrated),
+            "threshold": None if found.threshold is None else _plain(found.threshold),
+            "interval": None if found.interval is None else [_plain(value) for value in found.interval],
+        }
+
+    def of(self, opened: Opened, layer: int, image: int) -> list[dict[str, Any]]:
+        """The k nearest images by cosine similarity at one layer, nearest first, the image itself left out.
+
+        Raises:
+            ValueError: no such layer or image.
+        """
+        from torch.nn.functional import normalize
+
+        features = list(self.features(opened).values())
+        if not 0 <= layer < len(features):
+            raise ValueError(f"layer={layer}: there are layers 0 to {len(features) - 1}")
+        if not 0 <= image < len(self.set.images):
+            raise ValueError(f"image={image}: there are images 0 to {len(self.set.images) - 1}")
+        rows = normalize(features[layer].float(), dim=-1)
+        similarity = rows @ rows[image]
+        similarity[image] = -2.0
+        best = similarity.topk(self.k)
+        return [
+            {"image": index, "name": self.set.names[index], "similarity": _plain(value)}
+            for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def _batches(self, opened: Opened) -> Iterator[Tensor]:
+        import torch
+
+        how = prepared(opened, 1)
+        for start in range(0, len(self.set.images), _BATCH):
+            yield torch.cat([how.tensor(image) for image in self.set.images[start : start + _BATCH]])
+
+
+def _square(picture: Image.Image) -> Image.Image:
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    out = picture.crop((left, top, left + side, top + side))
+    return out.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC) if side > _SIDE else out
+
+
+def shared(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> list[int]:
+    """Images that both lists of neighbours hold."""
+    return sorted({row["image"] for row in a} & {row["image"] for row in b})
+
+
+def _plain(value: float) -> float | None:
+    return None if value != value else float(f"{value:.5g}")

@@ -1,0 +1,236 @@
+// The second tab: a world of examples, and what each layer predicts from them.
+
+import { ask, byId, chart, el, fail, forgive, key, number, palette, svg } from "./parts.js";
+
+const W = 680, H = 460, PAD = 28;
+const SETTINGS = [
+  { name: "features", label: "Dimension of the rule", min: 1, max: 8, step: 1, said: (v) => ["", "1: a level", "2: a straight line", "3: a parabola"][v] ?? `${v}: a curve of degree ${v - 1}` },
+  { name: "examples", label: "Examples", min: 1, max: 60, step: 1, said: String },
+  { name: "noise", label: "Noise on every example", min: 0, max: 1, step: 0.05, said: (v) => v.toFixed(2) },
+  { name: "layers", label: "Layers", min: 1, max: 40, step: 1, said: String },
+  { name: "step", label: "Step size of a layer", min: 0.1, max: 2.4, step: 0.05, said: (v) => `${v.toFixed(2)}${v > 2 ? ": too long, it diverges" : ""}` },
+  { name: "ridge", label: "Ridge of the exact answer", min: -4, max: 2, step: 0.1, said: (v) => number(10 ** v, 2) },
+];
+const world = { features: 5, examples: 14, noise: 0.2, layers: 16, step: 1, ridge: null, seed: 11, points: null };
+const view = { layer: 3, found: null, top: 3, cursor: [0, 0], playing: 0, dragging: null, stop: null };
+const inputs = {};
+
+const px = (x) => PAD + ((x + 1) / 2) * (W - 2 * PAD);
+const py = (y) => H / 2 - (y / view.top) * (H / 2 - PAD);
+const inverse = (left, top) => [
+  Math.min(1, Math.max(-1, ((left - PAD) / (W - 2 * PAD)) * 2 - 1)),
+  Math.min(view.top, Math.max(-view.top, ((H / 2 - top) / (H / 2 - PAD)) * view.top)),
+];
+
+export async function startWorld() {
+  settings();
+  const root = svg("svg", { viewBox: `0 0 ${W} ${H}`, tabindex: 0, role: "application", "aria-label": "Examples and predictions. Arrow keys move, Enter adds an example, Delete removes the nearest." });
+  byId("plot").append(root);
+  listen(root);
+  byId("world-layer").addEventListener("input", (event) => { view.layer = Number(event.target.value); pause(); draw(); });
+  byId("play").addEventListener("click", () => (view.playing ? pause() : play()));
+  byId("again").addEventListener("click", () => { world.points = null; world.seed = Math.floor(Math.random() * 1e9); update(true); });
+  byId("clear").addEventListener("click", () => { world.points = []; update(true); root.focus(); });
+  byId("world-legend").append(
+    key("the examples", "var(--ink)", null, true), key("this layer", "var(--a)"), key("exact ridge regression", "var(--b)", "7 4"),
+    key("one mesa layer", "var(--b)", null, true), key("the true rule", "var(--guide)", "2 4"));
+  await update(true);
+}
+
+function settings() {
+  const box = byId("world-settings");
+  for (const { name, label, min, max, step, said } of SETTINGS) {
+    const out = el("output", { for: `world-${name}` });
+    const input = el("input", { type: "range", id: `set-${name}`, min, max, step });
+    input.value = name === "ridge" ? 0 : world[name];
+    input.addEventListener("input", () => {
+      const value = Number(input.value);
+      if (name === "ridge") { byId("ridge-auto").checked = false; world.ridge = 10 ** value; }
+      else world[name] = value;
+      if (name === "layers") view.layer = Math.min(view.layer, value);
+      update(name === "features" || name === "noise" || name === "examples");
+    });
+    inputs[name] = { input, out, said };
+    box.append(el("div", { class: "control" }, el("label", { for: `set-${name}` }, `${label} `, out), input));
+  }
+  const auto = el("input", { type: "checkbox", id: "ridge-auto", checked: true });
+  auto.addEventListener("change", () => { world.ridge = auto.checked ? null : 10 ** Number(inputs.ridge.input.value); update(); });
+  box.append(el("label", { class: "check" }, auto, " the ridge that suits the noise best"));
+}
+
+async function update(rescale = false) {
+  view.stop?.abort();
+  view.stop = new AbortController();
+  try {
+    const found = await ask("/api/world", { method: "POST", body: JSON.stringify(world), signal: view.stop.signal });
+    forgive();
+    view.found = found;
+    if (rescale) {
+      const heights = [...found.points.map((p) => p[1]), ...(found.truth ?? []), ...found.ridge_line].map(Math.abs);
+      view.top = Math.min(10, Math.max(1, 1.2 * Math.max(0, ...heights)));
+    }
+    if (world.ridge === null) inputs.ridge.input.value = Math.log10(found.ridge);
+    draw();
+  } catch (error) {
+    fail(error);
+  }
+}
+
+function path(x, y) {
+  const clipped = y.map((v) => Math.min(3 * view.top, Math.max(-3 * view.top, v)));
+  return x.map((v, i) => `${i ? "L" : "M"}${px(v).toFixed(1)} ${py(clipped[i]).toFixed(1)}`).join("");
+}
+
+function line(x, y, style, dash = null) {
+  const out = svg("path", { d: path(x, y), "stroke-dasharray": dash, "clip-path": "url(#plot-area)" });
+  out.style.cssText = `fill:none;${style}`;
+  return out;
+}
+
+function draw() {
+  const found = view.found, root = byId("plot").firstChild;
+  if (!found) return;
+  const count = found.layers.length - 1, layer = Math.min(view.layer, count);
+  const slider = byId("world-layer");
+  slider.max = count;
+  slider.value = layer;
+  byId("world-layer-out").textContent = `${layer} of ${count}`;
+  for (const [name, { input, out, said }] of Object.entries(inputs)) out.textContent = said(Number(input.value));
+  inputs.examples.input.disabled = world.points !== null;
+  if (world.points !== null) inputs.examples.out.textContent = `${found.points.length}, drawn by you`;
+
+  const parts = [svg("clipPath", { id: "plot-area" }, svg("rect", { x: 0, y: 0, width: W, height: H }))];
+  parts.push(svg("line", { class: "zero", x1: PAD, x2: W - PAD, y1: py(0), y2: py(0) }));
+  for (const x of [-1, 0, 1]) {
+    const text = svg("text", { x: px(x), y: H - 8, "text-anchor": "middle" });
+    text.textContent = x === 0 ? "input x" : String(x);
+    parts.push(text);
+  }
+  const table = palette("viridis");
+  for (let i = 0; i < layer; i++) {
+    const [r, g, b] = table[Math.round((i / Math.max(1, count)) * 220)];
+    parts.push(line(found.x, found.layers[i], `stroke:rgb(${r},${g},${b});stroke-width:1.25;opacity:.45`));
+  }
+  if (found.truth) parts.push(line(found.x, found.truth, "stroke:var(--guide);stroke-width:2", "2 5"));
+  parts.push(line(found.x, found.ridge_line, "stroke:var(--b);stroke-width:3", "9 6"));
+  parts.push(line(found.x, found.layers[layer], "stroke:var(--a);stroke-width:4"));
+  found.x.forEach((x, i) => {
+    if (i % 12 || Math.abs(found.mesa[i]) > view.top) return;
+    const dot = svg("circle", { cx: px(x), cy: py(found.mesa[i]), r: 4.5 });
+    dot.style.fill = "var(--b)";
+    parts.push(dot);
+  });
+  found.points.forEach(([x, y], i) => parts.push(svg("circle", { class: "point", cx: px(x), cy: py(y), r: 7, "data-point": i })));
+  const [cx, cy] = [px(view.cursor[0]), py(view.cursor[1])];
+  parts.push(svg("path", { class: "cursor", d: `M${cx - 11} ${cy}H${cx + 11}M${cx} ${cy - 11}V${cy + 11}` }));
+  root.replaceChildren(...parts);
+  facts(found, layer);
+}
+
+function facts(found, layer) {
+  const some = found.points.length > 0;
+  const plural = layer === 1 ? "layer" : "layers";
+  byId("world-facts").replaceChildren(
+    el("p", { class: "hint" }, `After ${layer} gradient-descent ${plural}, away from the exact answer by`),
+    el("p", { class: "big" }, some ? number(found.gap[layer]) : "–"),
+    el("p", { class: "hint" }, "After one mesa layer"),
+    el("p", { class: "big" }, some ? (found.mesa_gap < 1e-9 ? "0" : number(found.mesa_gap)) : "–"),
+    el("p", { class: "hint" }, some
+      ? `Root mean square over all inputs. The mesa layer and ridge regression are computed in two ways; they differ by ${number(found.mesa_gap, 1)}, which is rounding.`
+      : "Add an example: click in the plot."));
+  const { layers, ridge, worlds, examples } = found.average;
+  const flat = layers.map(() => ridge);
+  byId("world-chart").replaceChildren(
+    chart([{ values: flat, colour: "var(--b)", dash: "7 4", name: "exact ridge regression, and one mesa layer", dots: false },
+      { values: layers, colour: "var(--a)", width: 3, name: "gradient-descent layers" }],
+    { label: "Mean squared error on new inputs by number of layers", now: layer, zero: true, width: 900, height: 220, from: 0 }),
+    el("ul", { class: "legend" }, key("gradient-descent layers", "var(--a)"), key("exact ridge regression, and one mesa layer", "var(--b)", "7 4")));
+  const best = layers.indexOf(Math.min(...layers));
+  const turn = best < layers.length - 1 && layers.at(-1) > 1.02 * layers[best] ? ` Best after ${best}: further layers begin to fit the noise.` : "";
+  byId("world-note").textContent = `Mean over ${worlds} random worlds with these settings and ${examples} example${examples === 1 ? "" : "s"}, against the rule without its noise. After ${layer} ${plural}: ${number(layers[layer])}; exact: ${number(ridge)}.${turn} A layer is one gradient step on the examples' squared error; its step is measured in the longest that their sharpest direction allows in one go.`;
+}
+
+function own() {
+  if (world.points === null) world.points = view.found.points.map((p) => [...p]);
+  return world.points;
+}
+
+function listen(root) {
+  const where = (event) => {
+    const box = root.getBoundingClientRect();
+    return inverse(((event.clientX - box.left) / box.width) * W, ((event.clientY - box.top) / box.height) * H);
+  };
+  root.addEventListener("pointerdown", (event) => {
+    if (!view.found || event.button) return;
+    const hit = event.target.dataset.point;
+    view.dragging = { at: hit === undefined ? null : Number(hit), from: [event.clientX, event.clientY], moved: false };
+    root.setPointerCapture(event.pointerId);
+  });
+  root.addEventListener("pointermove", (event) => {
+    const drag = view.dragging;
+    if (!drag || drag.at === null) return;
+    drag.moved ||= Math.hypot(event.clientX - drag.from[0], event.clientY - drag.from[1]) > 3;
+    if (!drag.moved) return;
+    own()[drag.at] = where(event);
+    update();
+  });
+  root.addEventListener("pointerup", (event) => {
+    const drag = view.dragging;
+    view.dragging = null;
+    if (!drag || drag.at !== null) return;
+    add(where(event));
+  });
+  root.addEventListener("pointercancel", () => { view.dragging = null; });
+  root.addEventListener("dblclick", (event) => {
+    const hit = document.elementFromPoint(event.clientX, event.clientY)?.dataset.point;
+    if (hit !== undefined) remove(Number(hit));
+  });
+  root.addEventListener("keydown", (event) => {
+    const step = event.shiftKey ? 0.2 : 0.05;
+    const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step * view.top], ArrowDown: [0, -step * view.top] }[event.key];
+    if (move) view.cursor = inverse(px(view.cursor[0] + move[0]), py(view.cursor[1] + move[1]));
+    else if (event.key === "Enter" || event.key === " ") add([...view.cursor]);
+    else if (event.key === "Delete" || event.key === "Backspace") remove(nearest());
+    else return;
+    event.preventDefault();
+    draw();
+  });
+}
+
+function add(point) {
+  if (own().length >= 100) return fail(new Error("There are 100 examples, which is the most this page draws. Remove one first."));
+  own().push(point);
+  update();
+}
+
+function remove(index) {
+  if (index < 0) return;
+  own().splice(index, 1);
+  update();
+}
+
+function nearest() {
+  let best = -1, least = Infinity;
+  view.found.points.forEach(([x, y], i) => {
+    const far = Math.hypot(px(x) - px(view.cursor[0]), py(y) - py(view.cursor[1]));
+    if (far < least) [best, least] = [i, far];
+  });
+  return best;
+}
+
+function play() {
+  byId("play").textContent = "Pause";
+  view.layer = 0;
+  draw();
+  view.playing = setInterval(() => {
+    if (view.layer >= view.found.layers.length - 1) return pause();
+    view.layer += 1;
+    draw();
+  }, 350);
+}
+
+function pause() {
+  clearInterval(view.playing);
+  view.playing = 0;
+  byId("play").textContent = "Play the layers";
+}
