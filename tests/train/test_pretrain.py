@@ -80,8 +80,7 @@ def crash_at(step: int) -> Any:
 # --- masked autoencoding
 
 
-@pytest.mark.parametrize("model", ["crate_mae_nano_patch4_32", "vit_mae_nano_patch4_32"])
-@pytest.mark.parametrize("step", [6, 8])
+@pytest.mark.parametrize(("model", "step"), [("crate_mae_nano_patch4_32", 6), ("vit_mae_nano_patch4_32", 8)])
 def test_a_crashed_masked_run_resumes_to_the_same_bits(
     make: Make, splits: Splits, tmp_path: Path, model: str, step: int
 ) -> None:
@@ -377,12 +376,17 @@ def test_the_verb_pretrains_and_the_others_take_its_run(
     facts = json.loads(capsys.readouterr().out)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "What was left" in page
-    assert "colour of the visible patches" in page
+    assert "mean colour of the visible patches" in page.lower()
     assert run(["eval", folder, "--json", "--out", "eval"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["loss"] == pytest.approx(facts["test"]["loss"], rel=1e-4)
     assert run(["trace", folder, "--images", "8", "--out", "trace", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["layers"]) == 1
+    traced = json.loads(capsys.readouterr().out)
+    assert run(["trace", folder, "--images", "8", "--out", "trace", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == traced["layers"], "no patch is removed by chance"
+    assert len(traced["layers"]) == 1
+    assert run(["extract", folder, "--images", "8", "--out", "features", "--json"]) == 0
+    capsys.readouterr()
     Image.new("RGB", (20, 20), "red").save("red.png")
     assert run(["complete", "red.png", "--model", folder, "--out", "complete", "--json"]) == 0
     assert run(["segment", "red.png", "--model", folder, "--layers", "0", "--method", "pca", "--out", "segment"]) == 0
@@ -391,3 +395,27 @@ def test_the_verb_pretrains_and_the_others_take_its_run(
     assert run(["finetune", "--weights", folder, "--data", "digits", *flags]) == 0
     assert "accuracy" in json.loads(capsys.readouterr().out)["test"]
     assert run(["eval", "tuned", "--data", "digits", "--json", "--out", "eval-tuned"]) == 0
+
+
+def test_the_verb_distils_and_the_others_take_its_run(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unrolled.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    config = distil(make, data="digits", max_steps=2, val_fraction=0.05, checkpoint_every=100, batch_size=32)
+    save_config(config, tmp_path / "run.yaml")
+    assert run(["pretrain", "--config", "run.yaml", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Coding rate of the features (nats)" in page
+    assert run(["eval", "run", "--batch-size", "32", "--json", "--out", "eval"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    for key in ("distance", "rate"):
+        assert scores[key] == pytest.approx(facts["test"][key], rel=1e-4)
+    assert run(["trace", "run", "--images", "8", "--out", "trace", "--json"]) == 0
+    capsys.readouterr()
+    assert run(["complete", "red.png", "--model", "run"]) != 0
+    assert run(["pretrain", "--mask-ratio", "1"]) == 2
+    assert "mask_ratio" in capsys.readouterr().err
+    assert run(["train", "--task", "mae"]) == 2

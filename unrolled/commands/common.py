@@ -65,6 +65,15 @@ def open_model(
     return model.eval()
 
 
+def shown_everything(model: nn.Module) -> nn.Module:
+    """The model itself; a masked autoencoder from now on encodes whole images instead of removing patches by chance."""
+    from unrolled.models.masked import MaskedAutoencoder, WholeImages
+
+    if isinstance(model, MaskedAutoencoder):
+        model.__class__ = WholeImages  # so that its untrained control is initialised as it was
+    return model
+
+
 def named(spec: str) -> str:
     """`spec`, with `local:` in front if it is a path or the name of a folder."""
     path = ":" not in spec and ("/" in spec or os.sep in spec or Path(spec).expanduser().is_dir())

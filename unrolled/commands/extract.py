@@ -19,6 +19,7 @@ from unrolled.commands.common import (
     open_model,
     progress,
     sharing,
+    shown_everything,
     table,
     write_settings,
 )
@@ -182,7 +183,8 @@ def extract(
             samples = Samples.choose(everything, images, f"{data} ({split})")
             network = open_model(
                 model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
-            ).to(where)
+            )
+            network = shown_everything(network).to(where)
             began = time.perf_counter()
             found, reused = features_in(folder, network, samples, name=model, image_size=image_size, **options)
         seconds = time.perf_counter() - began

@@ -21,8 +21,8 @@ _CURVES: dict[str, list[tuple[str, bool, list[tuple[str, str, str, bool]]]]] = {
             [
                 ("train", "loss", "training", False),
                 ("val", "loss", "validation", False),
-                ("val", "visible_mean_loss", "colour of the visible patches", True),
-                ("val", "one_colour_loss", "one colour for all", True),
+                ("val", "visible_mean_loss", "visible colour", True),
+                ("val", "one_colour_loss", "one colour", True),
             ],
         )
     ],
@@ -42,6 +42,12 @@ _CURVES: dict[str, list[tuple[str, bool, list[tuple[str, str, str, bool]]]]] = {
             ],
         ),
     ],
+}
+
+_MEANING = {
+    "mae": ", guesses that see no shape, in the units of the loss: the mean colour of an image's own visible patches, "
+    "and the one colour that is best for all held-out images",
+    "simdino": "",
 }
 
 
@@ -78,7 +84,9 @@ def run_report(config: PretrainConfig, result: TrainResult, facts: dict[str, Any
             label="Training speed", value=f"{result.images_per_second:,.0f} images/s", detail=f"{result.steps:,} steps"
         ),
     ]
-    summary = f"On {held_out} images: {words(config.task, scores)}." if scores else "Nothing was held out to measure."
+    summary = "Nothing was held out to measure."
+    if scores is not None:
+        summary = f"On {held_out} images: {words(config.task, scores)}.{_verdict(config.task, scores)}"
     report.headline(summary, shown)
     charts = _charts(config.task, result.metrics)
     if charts:
@@ -91,7 +99,7 @@ def run_report(config: PretrainConfig, result: TrainResult, facts: dict[str, Any
             charts,
             name="curves",
             caption="One run. Training values are averaged since the point before, over augmented images; dotted: what "
-            f"the values are to be compared with.{chosen}",
+            f"the values are to be compared with{_MEANING[config.task]}.{chosen}",
         )
     splits = open_splits(config)
     source = splits.test or splits.val
@@ -118,6 +126,15 @@ def evaluation_report(
     report.results = result
     report.provenance = Provenance.collect(config=settings, seeds=[], duration=seconds)
     return report
+
+
+def _verdict(task: str, scores: Mapping[str, Any]) -> str:
+    """A sentence where the numbers say that little was learned."""
+    if task == "mae" and scores["loss"] >= scores["visible_mean_loss"]:
+        return " It does not do better than that colour, which sees no shape."
+    if task == "simdino" and scores["rate"] < 1.2 * scores["collapsed_rate"]:
+        return " The features have all but collapsed into one."
+    return ""
 
 
 def _facts(task: str, scores: Mapping[str, Any], what: str) -> list[Fact]:

@@ -17,6 +17,7 @@ from unrolled.commands.common import (
     open_model,
     progress,
     say_where,
+    shown_everything,
     table,
     write_run,
 )
@@ -109,8 +110,10 @@ def trace(
     everything = open_images(data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["split_seed"])
     count = min(images, len(everything))
     source = Subset(everything, np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
-    network = open_model(
-        model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
+    network = shown_everything(
+        open_model(
+            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
+        )
     )
     loader = batches(network, source, image_size=image_size, batch_size=batch_size)
 

@@ -322,6 +322,14 @@ class MaskedAutoencoder(CRATE):
         return noise.argsort(dim=1, stable=True), kept
 
 
+class WholeImages(MaskedAutoencoder):
+    """A masked autoencoder that is shown every patch; for instruments, which call a model with images alone."""
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Images `[b, c, h, w]` to the encoder's tokens `[b, 1 + n, d]`; the decoder does not run."""
+        return self.forward_features(images)
+
+
 def sincos_positions(rows: int, columns: int, dim: int) -> Tensor:
     """Fixed positions `[1, 1 + rows * columns, dim]`: sines and cosines of column, then of row; zeros first.
 
