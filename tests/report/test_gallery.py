@@ -14,6 +14,7 @@ import pytest
 from unrolled import cli
 from unrolled.report import Claim, LineChart, Report, Series
 from unrolled.report.gallery import read_studies, write_gallery
+from unrolled.report.notes import read_notes, screenshots, to_html
 
 COMMITTED = Path(__file__).resolve().parents[2] / "docs/studies"
 
@@ -71,7 +72,10 @@ def broken(site: Path) -> list[str]:
 
 def test_the_committed_studies(tmp_path: Path) -> None:
     studies = read_studies(COMMITTED)
-    site = write_gallery(studies, tmp_path / "site").parent
+    notes, pictures = read_notes(COMMITTED.parent, without=COMMITTED), screenshots(COMMITTED.parent)
+    assert [note.name for note in notes] == ["cifar10"]
+    assert "demo.png" in [path.name for path, _ in pictures]
+    site = write_gallery(studies, tmp_path / "site", notes=notes, pictures=pictures).parent
     assert broken(site) == []
     index = Page(site / "index.html")
     assert index.bare == []
@@ -80,6 +84,12 @@ def test_the_committed_studies(tmp_path: Path) -> None:
         assert f"{each.name}/index.html" in index.links
         assert Page(site / each.name / "index.html").bare == []
     text = (site / "index.html").read_text()
+    for name in ["cifar10/index.html", *(f"pictures/{path.name}" for path, _ in pictures)]:
+        assert name in index.links
+    note = (site / "cifar10/index.html").read_text()
+    assert note.count("<img") == 2
+    assert "<td>65.1 %</td>" in note
+    assert "**" not in note
     assert text.count('class="statement"') == sum(len(each.report["claims"]) for each in studies)
     for path in site.rglob("*.html"):
         assert not re.search(r"(?<![\w.])/(work|home|root|tmp)/", path.read_text()), f"{path}: an absolute path"
@@ -124,6 +134,43 @@ def test_folders_of_data_are_not_told(tmp_path: Path) -> None:
     for page in site.rglob("*.html"):
         assert "--data-dir DATA --budget cpu" in page.read_text()
         assert "/data/here" not in page.read_text()
+
+
+def test_pages_written_by_hand(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    for name in ("studies", "words"):
+        (docs / name).mkdir(parents=True)
+    study(docs / "studies", "mesa-some")
+    (docs / "words/a.svg").write_text("<svg/>")
+    (docs / "words.md").write_text(
+        "# Words & more\n\nA *lead* with `a < b`.\n\n![what <it> shows](words/a.svg)\n\n"
+        "[gone](../else.md) [up](words/../x)\n"
+        "\n- **one** thing\n  goes on\n- two\n\n## Next\n\n| a | b |\n|---|---|\n| 1 | `2` |\n"
+        "\n```bash\nrun **this** < that\n```\n"
+    )
+    (docs / "lonely.md").write_text("# No folder\n")
+    for name in ("explorer-attention.png", "other.png"):
+        (docs / name).write_bytes(b"png")
+    assert cli.run(["gallery", "--studies", str(docs / "studies"), "--out", str(tmp_path / "site"), "--quiet"]) == 0
+    site = tmp_path / "site"
+    assert broken(site) == []
+    index, page = (site / "index.html").read_text(), (site / "words/index.html").read_text()
+    assert "Words &amp; more" in index
+    assert "explore</code>: attention." in index
+    assert 'src="words/a.svg"' in index
+    assert "lonely" not in index
+    assert sorted(path.name for path in (site / "pictures").iterdir()) == ["explorer-attention.png"]
+    for piece in (
+        "<em>lead</em> with <code>a &lt; b</code>",
+        '<img src="a.svg" alt="what &lt;it&gt; shows"',
+        "<p>gone up</p>",
+        "<li><strong>one</strong> thing goes on</li><li>two</li>",
+        "<h2>Next</h2>",
+        "<td><code>2</code></td>",
+        "<pre><code>run **this** &lt; that</code></pre>",
+    ):
+        assert piece in page
+    assert to_html("<script>", {}) == "<p>&lt;script&gt;</p>"
 
 
 def test_the_verb_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

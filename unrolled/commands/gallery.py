@@ -24,16 +24,20 @@ def gallery(
     Parameters
     ----------
     studies
-        Folder of NAME/report.json with NAME/figures, as `unrolled study` writes them.
+        Folder of NAME/report.json with NAME/figures, as `unrolled study` writes them. Beside a folder called studies,
+        pages NAME.md with their pictures in NAME, and screenshots, go onto the front page.
     out
         Where index.html and a folder for each study go.
     """
     from unrolled.report.gallery import read_studies, write_gallery
+    from unrolled.report.notes import read_notes, screenshots
 
     found = read_studies(studies)
     if out.resolve() == studies.resolve():
         raise ValueError(f"--out {out}: holds the reports themselves; give another folder")
-    index = write_gallery(found, out)
+    docs = studies.parent if studies.name == "studies" else None
+    notes = [] if docs is None else read_notes(docs, without=studies)
+    index = write_gallery(found, out, notes=notes, pictures=[] if docs is None else screenshots(docs))
     if json:
         print(json_module.dumps({"index": str(index), "studies": [study.name for study in found]}, indent=2))
     elif not quiet:

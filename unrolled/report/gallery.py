@@ -19,6 +19,7 @@ from typing import Any
 from unrolled.errors import MissingData
 from unrolled.report import page
 from unrolled.report.document import Claim, Fact, _write, slug
+from unrolled.report.notes import Note, inline
 from unrolled.report.provenance import Provenance
 
 LINES_OF_WORK = {
@@ -97,8 +98,23 @@ def read_studies(folder: Path) -> list[Study]:
     return sorted(found, key=lambda study: (order.index(study.line[0]), study.name))
 
 
-def write_gallery(studies: Sequence[Study], out: Path) -> Path:
-    """Write `index.html` and a folder for each study below `out`; return the path of the index."""
+def write_gallery(
+    studies: Sequence[Study], out: Path, *, notes: Sequence[Note] = (), pictures: Sequence[tuple[Path, str]] = ()
+) -> Path:
+    """Write `index.html` and a folder for each study and note below `out`; return the path of the index.
+
+    Args:
+        studies: see `read_studies`.
+        out: where the site goes.
+        notes: pages written by hand.
+        pictures: screenshots for the front page, with captions.
+
+    Raises:
+        ValueError: a note and a study of one name.
+    """
+    twice = {note.name for note in notes} & {study.name for study in studies}
+    if twice:
+        raise ValueError(f"notes: {min(twice)} is also the name of a study; rename one of them")
     out.mkdir(parents=True, exist_ok=True)
     for study in studies:
         target = out / study.name
@@ -107,7 +123,12 @@ def write_gallery(studies: Sequence[Study], out: Path) -> Path:
             shutil.copyfile(path, target / "figures" / path.name)
         shutil.copyfile(study.folder / "report.json", target / "report.json")
         _write(target / "index.html", _study_page(study))
-    _write(out / "index.html", _index(studies))
+    for note in notes:
+        _write(out / note.name / "index.html", _note_page(note, note.page(out / note.name)))
+    for path, _ in pictures:
+        (out / "pictures").mkdir(exist_ok=True)
+        shutil.copyfile(path, out / "pictures" / path.name)
+    _write(out / "index.html", _index(studies, notes, pictures))
     return out / "index.html"
 
 
@@ -124,7 +145,7 @@ def _document(title: str, description: str, body: str) -> str:
     )
 
 
-def _index(studies: Sequence[Study]) -> str:
+def _index(studies: Sequence[Study], notes: Sequence[Note], pictures: Sequence[tuple[Path, str]]) -> str:
     claims = [claim["reproduced"] for study in studies for claim in study.report["claims"]]
     facts = [
         Fact(label="Studies", value=str(len(studies))),
@@ -144,7 +165,40 @@ def _index(studies: Sequence[Study]) -> str:
         '<header><p class="over">unrolled gallery</p><h1>What was claimed, and what came out</h1>'
         '<p class="question">Published claims about transformers whose layers are optimiser steps, about models that '
         "learn in context, and about representations that converge, each run by one command.</p>"
-        f'{page._facts(facts)}</header>\n<form class="filters" aria-label="Filters">{filters}</form>\n{cards}',
+        f"{page._facts(facts)}</header>\n{_front(notes, pictures)}"
+        f'<form class="filters" aria-label="Filters">{filters}</form>\n{cards}',
+    )
+
+
+def _front(notes: Sequence[Note], pictures: Sequence[tuple[Path, str]]) -> str:
+    """Screenshots, then the pages written by hand."""
+    shots = "".join(
+        f'<figure><a href="pictures/{escape(path.name)}"><img src="pictures/{escape(path.name)}" '
+        f'alt="{escape(caption.replace("`", ""))}" loading="lazy"></a>'
+        f"<figcaption>{page._inline(caption)}</figcaption></figure>"
+        for path, caption in pictures
+    )
+    cards = ""
+    for note in notes:
+        address, shown = f"{escape(note.name)}/index.html", note.picture()
+        drawn = ""
+        if shown is not None:
+            source = f'src="{escape(note.name)}/{escape(shown[0])}" alt="{escape(shown[1])}"'
+            drawn = f'<a class="picture" href="{address}"><img {source} loading="lazy"></a>'
+        cards += (
+            f'<article class="note" id="{escape(note.name)}"><h2><a href="{address}">{escape(note.title)}</a></h2>'
+            f'<div class="{"with" if drawn else "without"}-picture"><p>{inline(note.lead, {})}</p>{drawn}</div>'
+            "</article>\n"
+        )
+    return (f'<div class="shots">{shots}</div>\n' if shots else "") + cards
+
+
+def _note_page(note: Note, body: str) -> str:
+    return _document(
+        note.title,
+        note.title,
+        '<nav aria-label="Gallery"><a href="../index.html">All studies</a></nav>'
+        f"<header><h1>{escape(note.title)}</h1></header>\n<section>{body}</section>",
     )
 
 
