@@ -68,10 +68,11 @@ def points(values: Sequence[float], what: str = "") -> str:
     if not values:
         return f"{NOT_RUN} ({what})" if what else NOT_RUN
     seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
-    return f"{_difference(values)} ({what + ', ' if what else ''}{seeds})"
+    return f"{difference(values)} ({what + ', ' if what else ''}{seeds})"
 
 
-def _difference(values: Sequence[float]) -> str:
+def difference(values: Sequence[float]) -> str:
+    """`+1.2 ± 0.4`, or `not run` of nothing."""
     if not values:
         return NOT_RUN
     return f"{fmean(values):+.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
@@ -145,7 +146,7 @@ def _accuracy(report: Report, config: Config, data: str, kinds: Found, cost: dic
                 f"{spent['flops'] / 1e6:.1f}",
                 len(entry["accuracy"]),
                 trained,
-                _difference(differences(kinds, kind, "crate")) if kind != "crate" else "-",
+                difference(differences(kinds, kind, "crate")) if kind != "crate" else "-",
                 _percent(entry["readout"]),
                 _percent(entry["readout_untrained"]),
             ]
