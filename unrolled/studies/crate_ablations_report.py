@@ -110,9 +110,12 @@ def _headline(report: Report, config: Config, found: dict[str, Found], relations
         report.headline(f"No CRATE trained on {NAMES[data]} is kept: what is compared with it was {NOT_RUN}.")
         return
     last, same = relations[data]["all"]["last"], relations[data]["same layer"]["last"]
+    enough = math.isfinite(last["rho_kinds"]) and math.isfinite(same["rho_kinds"])
     report.headline(
         f"On {NAMES[data]}, the rank correlation of accuracy with R^c at the last layer is {_correlation(last)}; over "
-        f"CRATE and its ablations alone {_correlation(same)}.",
+        f"CRATE and its ablations alone {_correlation(same)}."
+        if enough
+        else f"On {NAMES[data]}, too few kinds were run to say whether R^c predicts accuracy.",
         [
             Fact(
                 label="CRATE, accuracy",

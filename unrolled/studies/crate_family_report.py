@@ -235,8 +235,8 @@ def _costs(report: Report, cost: dict[str, Any]) -> None:
     first = cost["models"]["crate"]
     report.section(
         "What it costs",
-        f"One thread or as many as torch was given, float32, batches of {cost['batch']}; kinds take turns and the "
-        f"shortest of {cost['rounds']} counts. Memory is the most that tensors hold at a time during one AdamW step: "
+        f"{cost['threads']} thread{'s' if cost['threads'] > 1 else ''}, float32, batches of {cost['batch']}; kinds take "
+        f"turns and the shortest of {cost['rounds']} counts. Memory is the most that tensors hold at a time during one AdamW step: "
         "weights, gradients, moments and activations.",
     ).table(
         ["model", "training, images/s", "to CRATE", "inference, images/s", "to CRATE", "memory, MiB", "to CRATE"],
@@ -325,7 +325,7 @@ def _load(load: Sequence[float | None]) -> str:
         return f"The machine did nothing else (load average {values[0]:.1f} before)."
     return (
         f"The machine was busy with other work (load average {values[0]:.1f} before, {values[-1]:.1f} after): speeds "
-        "are too low, and only ratios should be read."
+        "are too low; ratios, which hold less exactly too, are what to read."
     )
 
 
