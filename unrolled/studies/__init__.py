@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
+    "crate-ablations": "crate_ablations",
     "crate-denoising": "crate_denoising",
     "crate-family": "crate_family",
     "crate-mae-layers": "crate_mae_layers",

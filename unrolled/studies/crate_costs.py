@@ -49,7 +49,8 @@ def costs(
     Returns:
         `models`: of each its `parameters`, `flops` (of one image's forward pass, see `count_flops`), `inference` and
         `training` (images/s), and `memory` (bytes, see `training_memory`). `load`: the machine's load average of the
-        last minute before and after, NaN where the system does not tell.
+        last minute before and after, NaN where the system does not tell. `rounds`, `batch` and `threads` say how it was
+        measured.
     """
     before = load()
     found: dict[str, dict[str, float]] = {}
@@ -66,7 +67,13 @@ def costs(
     passes = {name: _forward(model.eval(), images) for name, model in models.items()}
     for name, seconds in best_seconds(passes, rounds=rounds, device=device).items():
         found[name]["inference"] = len(images) / seconds
-    return {"models": found, "load": [before, load()], "rounds": rounds, "batch": len(images)}
+    return {
+        "models": found,
+        "load": [before, load()],
+        "rounds": rounds,
+        "batch": len(images),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def training_memory(model: nn.Module, images: Tensor, labels: Tensor) -> int:

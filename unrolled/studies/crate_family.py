@@ -293,13 +293,13 @@ def readout(config: Config, member: Member) -> float | None:
 
 def _cost(config: Config) -> dict[str, Any]:
     """`crate_costs.costs` of every kind, at the size of images of the first data set."""
+    import torch
+
     from unrolled.studies.cells import remembered
 
     channels, side = (1, 8) if config.data[0] == "digits" else (3, 32)
 
     def compute() -> dict[str, Any]:
-        import torch
-
         from unrolled.studies.crate_costs import costs
         from unrolled.studies.crate_members import build
 
@@ -312,12 +312,20 @@ def _cost(config: Config) -> dict[str, Any]:
         }
         return costs(models, images, labels, rounds=config.rounds, device=config.device)
 
-    settings = {"rounds": config.rounds, "batch": config.batch, "device": config.device, "side": side}
+    settings = {
+        "rounds": config.rounds,
+        "batch": config.batch,
+        "device": config.device,
+        "side": side,
+        "threads": torch.get_num_threads(),
+    }
     return remembered(config.out / "cells", f"cost-{side}", settings, compute)
 
 
 def _sizes(config: Config) -> dict[str, Any]:
     """`crate_costs.by_size` of every kind but the narrow ViT."""
+    import torch
+
     from unrolled.studies.cells import remembered
 
     def compute() -> dict[str, Any]:
@@ -339,7 +347,12 @@ def _sizes(config: Config) -> dict[str, Any]:
             device=config.device,
         )
 
-    settings = {"sides": list(config.sides), "rounds": config.rounds, "device": config.device}
+    settings = {
+        "sides": list(config.sides),
+        "rounds": config.rounds,
+        "device": config.device,
+        "threads": torch.get_num_threads(),
+    }
     return remembered(config.out / "cells", "sizes", settings, compute)
 
 

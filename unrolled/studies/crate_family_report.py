@@ -68,10 +68,11 @@ def points(values: Sequence[float], what: str = "") -> str:
     if not values:
         return f"{NOT_RUN} ({what})" if what else NOT_RUN
     seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
-    return f"{_difference(values)} ({what + ', ' if what else ''}{seeds})"
+    return f"{difference(values)} ({what + ', ' if what else ''}{seeds})"
 
 
-def _difference(values: Sequence[float]) -> str:
+def difference(values: Sequence[float]) -> str:
+    """`+1.2 ± 0.4`, or `not run` of nothing."""
     if not values:
         return NOT_RUN
     return f"{fmean(values):+.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
@@ -145,7 +146,7 @@ def _accuracy(report: Report, config: Config, data: str, kinds: Found, cost: dic
                 f"{spent['flops'] / 1e6:.1f}",
                 len(entry["accuracy"]),
                 trained,
-                _difference(differences(kinds, kind, "crate")) if kind != "crate" else "-",
+                difference(differences(kinds, kind, "crate")) if kind != "crate" else "-",
                 _percent(entry["readout"]),
                 _percent(entry["readout_untrained"]),
             ]
@@ -234,8 +235,8 @@ def _costs(report: Report, cost: dict[str, Any]) -> None:
     first = cost["models"]["crate"]
     report.section(
         "What it costs",
-        f"One thread or as many as torch was given, float32, batches of {cost['batch']}; kinds take turns and the "
-        f"shortest of {cost['rounds']} counts. Memory is the most that tensors hold at a time during one AdamW step: "
+        f"{cost['threads']} thread{'s' if cost['threads'] > 1 else ''}, float32, batches of {cost['batch']}; kinds take "
+        f"turns and the shortest of {cost['rounds']} counts. Memory is the most that tensors hold at a time during one AdamW step: "
         "weights, gradients, moments and activations.",
     ).table(
         ["model", "training, images/s", "to CRATE", "inference, images/s", "to CRATE", "memory, MiB", "to CRATE"],
@@ -324,7 +325,7 @@ def _load(load: Sequence[float | None]) -> str:
         return f"The machine did nothing else (load average {values[0]:.1f} before)."
     return (
         f"The machine was busy with other work (load average {values[0]:.1f} before, {values[-1]:.1f} after): speeds "
-        "are too low, and only ratios should be read."
+        "are too low; ratios, which hold less exactly too, are what to read."
     )
 
 
