@@ -92,6 +92,7 @@ def test_the_loop_gives_what_single_photos_give_and_takes_a_generator() -> None:
     record = emergence_scores(model, stream(), batch_size=2)
     assert record.layers == tuple(range(6))
     assert record.things.shape == (4, 2, 6, 5)
+    assert record.names == (0, 1, 9, 2)
     alone = np.concatenate([emergence_scores(model, [each]).things for each in (*photos, turned)])
     np.testing.assert_allclose(np.sort(record.things, 0), np.sort(alone, 0), atol=1e-6)
     chosen = emergence_scores(model, photos, layers=[-2], by=["mass"], patch=(4, 4))

@@ -74,6 +74,8 @@ class Emergence:
     """Of what the mask leaves out with everything else."""
     chance: Scores
     """As `things`, of the same maps with their patches shuffled: as large, but anywhere."""
+    names: tuple[str | int, ...]
+    """Of the photos, in the order of the scores: that in which batches filled up, so pair two models by name."""
     classes: list[Row] = field(repr=False)
     """The rows of `score_attention`: every photo, layer, rule and class of things."""
 
@@ -158,6 +160,7 @@ class EmergenceScorer:
         self._layers, self._by, self._keep = tuple(layers), tuple(by), keep
         self._random = torch.Generator().manual_seed(seed)
         self._scores: list[tuple[Scores, Scores, Scores]] = []
+        self._names: list[str | int] = []
         self._rows: list[Row] = []
 
     def add(self, attention: Tensor, grid: tuple[int, int], photo: Photo) -> None:
@@ -175,6 +178,7 @@ class EmergenceScorer:
         self._scores.append(
             (*_both_sides(masks, inside[0], area), _both_sides(shuffled, inside[0], area)[0])
         )  # fmt: skip
+        self._names.append(photo.name)
         self._rows += score_attention(
             attention, grid, photo.classes, by=self._by, keep=self._keep, ignore=photo.ignore,
             layers=self._layers, image=photo.name,
@@ -189,7 +193,7 @@ class EmergenceScorer:
         if not self._scores:
             raise ValueError("photos: none has a marked thing")
         things, background, chance = (np.stack([each[i] for each in self._scores]) for i in range(3))
-        return Emergence(self._by, self._layers, things, background, chance, self._rows)
+        return Emergence(self._by, self._layers, things, background, chance, tuple(self._names), self._rows)
 
 
 def emergence_scores(
