@@ -265,7 +265,7 @@ def test_the_coding_rate_keeps_features_from_collapsing(make: Make, splits: Spli
     (start, collapsed), (_, kept) = last[0.0], last[1.0]
     floor = collapsed["collapsed_rate"]
     assert collapsed["rate"] - floor < 0.5 * (start - floor), "the rate falls"
-    assert kept["rate"] - floor > start - floor, "the rate does not fall"
+    assert kept["rate"] > floor + 10 * (start - floor), "the rate rises"
     assert kept["rate"] < kept["largest_rate"]
     assert kept["distance"] > collapsed["distance"]
 

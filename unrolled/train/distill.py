@@ -9,8 +9,9 @@ $$\tfrac{1}{2}\,\mathbb{E}\,\|z_s(v) - z_t(g)\|^2 - \gamma\, R_\epsilon\big(Z_s(
 over pairs of a large view g, which the teacher sees, and any other view v of the same image. R is
 `theory.coding_rate` of the features of n images: the layers of a CRATE take steps on the same objective.
 
-Departures: the features are the backbone's own, without a projector; weight decay is constant; views are cropped and
-flipped out of the image at the model's input size, without changes of colour.
+Departures: the features are the backbone's own, without a projector; R is of the student's features, as in the paper
+(published code: of their mean with the teacher's); weight decay is constant; views are cropped and flipped out of the
+image at the model's input size, without changes of colour.
 """
 
 from __future__ import annotations
