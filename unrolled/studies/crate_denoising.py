@@ -67,7 +67,7 @@ class Config(MembersConfig):
         "quick": {
             "seeds": (0,),
             "tokens": 256,
-            "sets": 2,
+            "sets": 1,
             "rates": (0.3, 1.0),
             "data": "digits",
             "images": 6400,
@@ -101,7 +101,7 @@ class Config(MembersConfig):
     """kappa, what the steps of the stacks are multiplied by; the published model has 1, which must be the last."""
     layer_noise: float = 0.3
     """sigma of the tokens that go through the stacks."""
-    sets: int = 4
+    sets: int = 2
     """Sets of `tokens` tokens that go through the stacks."""
     data: Data = "tiny-imagenet-32"
     """What the masked autoencoders are trained on, and whose held-out images are measured."""

@@ -285,18 +285,20 @@ def _reversal(report: Report, config: Config, stacks: dict[str, Any]) -> None:
                 title=f"relative error, kappa {rate:g}",
                 x_label="encoder layer to be restored",
                 log_y=True,
+                y_range=(1e-4, 20.0),
                 series=[
                     Series(label=label, x=depth, y=mean_curve(values), dashed=dashed)
-                    for label, values, dashed in curves
+                    for label, values, dashed in curves[:-1]
                 ],
             )
         )
         for label, values, _ in [("none", [run["none"] for run in runs], True), *curves]:
-            rows.append([f"{rate:g}", label, *(mean_std([v[k] for v in values], digits=3) for k in _marks(config))])
+            rows.append([f"{rate:g}", label, *(mean_std([v[k] for v in values], digits=4) for k in _marks(config))])
     section.figure(
         panels,
         name="reversal",
-        caption="||Y - Z_l|| / ||Z_l|| where the decoder has undone layers L to l + 1. Read from right to left. "
+        caption="||Y - Z_l|| / ||Z_l|| where the decoder has undone layers L to l + 1. Read from right to left; "
+        "less than 1e-4 is drawn at the bottom. "
         f"Mean over {_draws(config)}.",
     )
     section.table(

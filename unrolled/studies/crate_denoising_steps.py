@@ -192,7 +192,7 @@ def reverse_by_layers(
     layers: int,
     rate: float,
     seed: int,
-    iterations: tuple[int, ...] = (2, 5, 50),
+    iterations: tuple[int, ...] = (2, 5, 20),
 ) -> dict[str, Any]:
     """The published encoder's steps Z + MSSA(LN Z), and the decoder's Y - MSSA(LN Y) back through the same subspaces.
 

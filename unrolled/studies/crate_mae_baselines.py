@@ -179,7 +179,8 @@ def completed_by(model: nn.Module, images: Tensor, removed: Tensor, factor: floa
     noise = fixed_noise_of(removed)
     with torch.no_grad():
         guess = network(images, 0.75, noise.to(images)).prediction.to(whole)
-    level = completed_by_baselines(images, removed, patch)["harmonic inpainting"].mean(-1, keepdim=True)
+    gone = images_of(removed[..., None].expand(-1, -1, patch * patch), patch, (images.shape[2], images.shape[3]))
+    level = patches_of(harmonic(images, gone), patch).mean(-1, keepdim=True)
     seen = (~removed).to(whole)[..., None]
     deviation = whole.var(-1, keepdim=True).add(_EPS).sqrt()
     spread = (deviation * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
