@@ -235,9 +235,9 @@ def _costs(report: Report, cost: dict[str, Any]) -> None:
     first = cost["models"]["crate"]
     report.section(
         "What it costs",
-        f"{cost['threads']} thread{'s' if cost['threads'] > 1 else ''}, float32, batches of {cost['batch']}; kinds take "
-        f"turns and the shortest of {cost['rounds']} counts. Memory is the most that tensors hold at a time during one AdamW step: "
-        "weights, gradients, moments and activations.",
+        f"{cost['threads']} thread{'s' if cost['threads'] > 1 else ''}, float32, batches of {cost['batch']}; kinds "
+        f"take turns and the shortest of {cost['rounds']} counts. Memory is the most that tensors hold at a time "
+        "during one AdamW step: weights, gradients, moments and activations.",
     ).table(
         ["model", "training, images/s", "to CRATE", "inference, images/s", "to CRATE", "memory, MiB", "to CRATE"],
         [
