@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unrolled.models.crate import CRATE
 from unrolled.models.encoder import MaskedLanguageModel
 from unrolled.models.layouts_language import build_tost_language
-from unrolled.models.mapping import Layout, Options, Reader, StateDict, find_grid, find_heads, find_patch
+from unrolled.models.mapping import Layout, Options, Reader, StateDict, find_grid, find_heads, find_patch, find_sizes
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import EncoderConfig
 from unrolled.models.tost import ToST
@@ -38,7 +38,7 @@ def _build_crate(state: StateDict, options: Options) -> nn.Module:
     reader.pair("mlp_head.0", "norm")
     reader.pair("mlp_head.1", "head")
 
-    width, patch_values = state["to_patch_embedding.2.weight"].shape
+    width, patch_values = find_sizes(state, "to_patch_embedding.2.weight", 2)
     published_heads = {**_CRATE_HEADS, 768: 6} if demo else _CRATE_HEADS
     heads, dim_head = find_heads(options, width, _rows(state, "transformer.layers.0.0.fn.qkv.weight"), published_heads)
     channels, patch = find_patch(patch_values)
@@ -114,8 +114,8 @@ def _build_alpha_jax(state: StateDict, options: Options) -> nn.Module:
     norm("encoder_norm", "norm")
     reader.take("head/kernel", "head.weight", lambda t: t.T)
     reader.take("head/bias", "head.bias")
-    kernel = state["Transformer/encoderblock_0/MultiHeadDotProductSubspaceAttention_0/proj/kernel"]
-    heads, dim_head = kernel.shape[1:]
+    kernel = "Transformer/encoderblock_0/MultiHeadDotProductSubspaceAttention_0/proj/kernel"
+    _, heads, dim_head = find_sizes(state, kernel, 3)
     _agree(options, heads, dim_head)
     return _finish_alpha(reader, options, depth, heads, dim_head, head_norm_eps=1e-6)
 
@@ -156,7 +156,7 @@ def _finish_alpha(
     reader: Reader, options: Options, depth: int, heads: int, dim_head: int, *, head_norm_eps: float
 ) -> nn.Module:
     tensors = reader.tensors
-    width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+    width, channels, patch, _ = find_sizes(tensors, "patch_embed.proj.weight", 4)
     grid = find_grid(tensors["pos_embed"].shape[1] - 1, patch, options.image_size)
     native = (grid[0] * patch, grid[1] * patch)
     model = CRATE(
@@ -202,7 +202,7 @@ def _build_masked(state: StateDict, options: Options) -> nn.Module:
         _take_attention(reader, f"{theirs}.1", f"{ours}.norm2", f"{ours}.attn")
     for name in ("norm", "decoder_norm", "decoder_pred"):
         reader.pair(name, name)
-    width, channels, patch, _ = state["patch_embed.proj.weight"].shape
+    width, channels, patch, _ = find_sizes(state, "patch_embed.proj.weight", 4)
     inner = _rows(state, "blocks.0.layers.0.0.fn.qkv.weight")
     heads, dim_head = find_heads(options, width, inner, _CRATE_HEADS)
     decoder_heads = options.decoder_heads or heads

@@ -174,6 +174,13 @@ def find_patch(values: int) -> tuple[int, int]:
     raise ValueError(f"checkpoint: a patch of {values} values is neither square RGB nor square grey")
 
 
+def find_sizes(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:
+    """The shape of a tensor that must have so many dimensions."""
+    if state[key].ndim != dimensions:
+        raise ValueError(f"checkpoint: {key} is {list(state[key].shape)}, but must have {dimensions} dimensions")
+    return tuple(state[key].shape)
+
+
 @dataclass(frozen=True)
 class Layout:
     """A published state-dict layout: keys that only it has (any of them), and what builds the model."""

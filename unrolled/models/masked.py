@@ -312,8 +312,8 @@ class MaskedAutoencoder(CRATE):
     def _order(self, x: Tensor, mask_ratio: float, noise: Tensor | None) -> tuple[Tensor, int]:
         """Patches in order of their noise `[b, n]`, and how many of them are kept."""
         b, n = x.shape[:2]
-        kept = int(n * (1 - mask_ratio))
-        if not 0 < mask_ratio < 1 or not 0 < kept < n:
+        kept = int(n * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
+        if not 0 < kept < n:
             raise ValueError(f"mask_ratio={mask_ratio}: must keep and remove at least one of the {n} patches")
         if noise is None:
             noise = torch.rand(b, n, device=x.device)

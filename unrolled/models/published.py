@@ -48,15 +48,25 @@ def load_published(
         The model, in eval mode; `model.load_report` is a `LoadReport`.
 
     Raises:
-        ValueError: unknown layout, or something shapes do not tell is missing.
+        ValueError: unknown layout, several at once, tensors that do not fit together, or something shapes do not tell
+            is missing.
         UnsafeFile: the file would have to run code to be read.
         CorruptFile: the file is truncated or damaged.
     """
     state = unwrap(read_tensors(path, allow=allow))
     options = Options(heads, decoder_heads, dim_head, image_size, pool, step_size, sparsity)
-    for layout in LAYOUTS:
-        if layout.matches(state):
+    matching = [layout for layout in LAYOUTS if layout.matches(state)]
+    if len(matching) > 1:
+        names = " and ".join(layout.name for layout in matching)
+        raise ValueError(f"{path}: holds keys of {names} at once; save the state dict of one model alone")
+    for layout in matching:
+        try:
             return layout.build(state, options).eval()
+        except (IndexError, KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
+            # a layout reads sizes off tensors before their shapes are known to fit
+            raise ValueError(
+                f"{path}: has keys of {layout.name}, but its tensors do not fit together: {error}"
+            ) from error
     shown = ", ".join(sorted(state)[:4])
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise ValueError(f"{path}: no published layout has these keys ({shown}, ...); known layouts: {known}")

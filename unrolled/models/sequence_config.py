@@ -160,7 +160,9 @@ class EncoderConfig(LanguageConfig):
 
 
 # CRATE-GPT (60M parameters) and GPT-2 (124M) share their frame; MesaNet as in arXiv 2506.05233. The widths of the other
-# published models are not known: alpha and ToST here have that of CRATE-GPT (110M; published: 120M for alpha)
+# published models are not known: alpha and ToST here have that of CRATE-GPT. For alpha that makes 110M where 120M is
+# published; 14 layers would make 122M, width 832 126M, and query, key and value of their own 124M. The published small
+# alpha, 57M, is what width 512 and depth 12 make (57.2M without positions)
 _GPT2: dict[str, Any] = {"vocab_size": 50257, "max_length": 1024}
 _ALPHA: dict[str, Any] = {"second": "overcomplete", "layer_args": {"mssa": {"bias": False}}, **_GPT2}
 _ROBERTA: dict[str, Any] = {"vocab_size": 50265, "max_length": 512}

@@ -80,7 +80,8 @@ def _read(model: nn.Module, path: Path) -> tuple[StateDict, str]:
         raise MissingData(f"weights: {path} has no model.safetensors, nor model/model.safetensors")
     state = unwrap(read_tensors(path))
     if any(layout.matches(state) for layout in LAYOUTS):
-        heads = next((block.attn.heads for block in getattr(model, "blocks", []) if hasattr(block.attn, "heads")), None)
+        attention = next((block.attn for block in getattr(model, "blocks", []) if hasattr(block, "attn")), None)
+        heads = getattr(attention, "heads", getattr(attention, "num_heads", None))
         source = load_published(path, heads=heads)
         return source.state_dict(), f"published {source.load_report.layout}"  # type: ignore[union-attr]
     return state, "state dict"
