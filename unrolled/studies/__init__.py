@@ -20,6 +20,7 @@ STUDIES: dict[str, str] = {
     "crate-family": "crate_family",
     "crate-mae-layers": "crate_mae_layers",
     "crate-text": "crate_text",
+    "crate-transfer": "crate_transfer",
     "demo": "demo",
     "mesa-binding": "mesa_binding",
     "mesa-compressed": "mesa_compressed",
