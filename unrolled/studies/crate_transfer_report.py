@@ -204,12 +204,12 @@ def _fine_tuning(report: Report, found: Found, results: dict[str, Any]) -> None:
                 row += [shown(found.tuned(target, kind, state, few)) for state in (True, False)]
                 row.append(shown(found.gain(target, kind, few), sign=True))
             rows.append(row)
-    few = f"{config.few} a class"
+    amount = f"{config.few} a class"
     section = report.section("Fine-tuned").table(
         [
             *("target", "network", "pretrained with", "parameters", "seeds"),
             *("all labels, %", "scratch", "gain"),
-            *(f"{few}, %", "scratch", "gain"),
+            *(f"{amount}, %", "scratch", "gain"),
         ],
         rows,
         caption="Test accuracy after fine-tuning, from pretrained weights and from scratch; gains in points. "
