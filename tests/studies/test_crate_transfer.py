@@ -27,6 +27,7 @@ from unrolled.studies.crate_transfer_cells import (
     probe,
     target_pictures,
 )
+from unrolled.studies.crate_transfer_report import build_report
 
 
 def tiny(folder: Path, **changes: Any) -> Config:
@@ -68,6 +69,42 @@ def test_missing_members_are_not_run(tmp_path: Path) -> None:
     assert {c["what"] for c in with_none.results["cells"]} == {"pixels"}
     table = next(s for s in with_none.to_dict()["sections"] if s["title"] == "Fine-tuned")["blocks"][0]
     assert all(row[5:] == ["not run"] * 6 for row in table["rows"])
+
+
+def test_claims_are_differences_of_what_was_measured_and_the_rest_is_not_run() -> None:
+    members = [Member(kind=kind, data="tiny-imagenet-32") for kind in ("crate", "vit", "mae", "mae-visible", "vit-mae")]
+    config = Config(kinds=("crate", "vit-48", "vit", "mae", "mae-visible", "vit-mae"))
+
+    def made_up(job: Job) -> dict[str, Any]:
+        score = 0.3 + 0.1 * job.trained + 0.05 * (job.trained and job.few) - 0.02 * (job.kind == "mae")
+        if job.what == "finetune":
+            found = {"accuracy": score, "parameters": 1, "curve": [{"step": 8, "loss": 2.0}, {"step": 16, "loss": 1.9}]}
+        else:
+            sites = {"1 mean": score, "2 mean": score} if job.what == "probe" else {"pixels": 0.3}
+            chosen = {"accuracy": score, "held_out": score, "site": next(iter(sites)), "sites": sites}
+            found = {"labels": {"all": 50, "few": 10}, **{m: {"all": chosen, "few": chosen} for m in ("ridge", "knn")}}
+        return {**job._asdict(), "chance": 0.1, **found}
+
+    results = {
+        "targets": ["cifar10"],
+        "missing_targets": ["fashion_mnist"],
+        "missing_members": ["vit-48-tiny-imagenet-32-seed0"],
+        "cells": [made_up(job) for job in jobs_of(config, members, ["cifar10"])],
+    }
+    report = build_report(config, results, 0.0)
+    supervised, vit, masked, few, probed, untrained = report.claims
+    assert (supervised.reproduced, masked.reproduced, few.reproduced, probed.reproduced) == (True,) * 4
+    assert untrained.reproduced is True
+    assert supervised.measured.startswith("+10.0 (40.0 % less 30.0 %)")
+    assert few.measured.startswith("+5.0")
+    assert probed.measured.startswith("-2.0")
+    assert vit.reproduced is None
+    assert vit.measured.startswith("not run")
+    sections = {section["title"]: section["blocks"] for section in report.to_dict()["sections"]}
+    rows = sections["Fine-tuned"][0]["rows"]
+    assert [row[5] for row in rows if row[0] == "Fashion-MNIST"] == ["not run"] * 6
+    assert [row[5] for row in rows if row[0] == "CIFAR-10"] == ["40.0", "not run", "40.0", "38.0", "40.0", "40.0"]
+    assert "not kept" in sections["Budgets"][0]["text"].lower()
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ FEW_LABELS = Expectation(
 )
 PROBED = Expectation(
     statement="A linear probe of CRATE-MAE's frozen features on CIFAR-10 is at most 7 points behind ViT-MAE's (points)",
-    source="book on deep representation learning, MAE table: S 79.4 and 79.9 %, B 80.9 and 87.9 %, with a third of the "
-    "ViT-MAE's parameters",
+    source="book on deep representation learning, MAE table: S 79.4 and 79.9 %, B 80.9 and 87.9 %, with half "
+    "(S) and a third (B) of the ViT-MAE's parameters",
     published="-0.5 (S), -7.0 (B)",
     low=-7.0,
 )

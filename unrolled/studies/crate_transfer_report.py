@@ -283,8 +283,8 @@ def _probes(report: Report, found: Found, results: dict[str, Any]) -> None:
         "Frozen features",
         "Ridge regression to one-hot labels, and the 20 nearest neighbours by cosine, on the output of one block: its "
         "class token or the mean of its patches. Block, pooling and penalty are chosen for each row and column on "
-        f"{100 * HELD_OUT:.0f} % of the training images and never on test images; the last block is a poor choice for "
-        "many of these networks. Masked autoencoders see whole images. The untrained network and the pixels say how "
+        f"{100 * HELD_OUT:.0f} % of the training images and never on test images. Masked autoencoders see whole "
+        "images. The untrained network and the pixels say how "
         "much of an accuracy needs no pretraining.",
     ).table(
         [
@@ -353,8 +353,8 @@ def _limits(report: Report, config: Config) -> None:
         "What this does not show",
         "The published numbers are of networks of 5 to 80 million parameters, at 224 pixels, pretrained on 1.3 million "
         "images or more for hundreds of passes and fine-tuned for up to 200; here they have 0.1 to 0.5 million, see "
-        "32 pixels and a single pass over the source or less, and a fraction of one over the target. Only signs and "
-        "orders can be compared, not values. So short a fine-tuning favours whatever starts near a solution: it does "
+        "32 pixels and the few images that are said under Budgets. Only signs and orders can be "
+        "compared, not values. So short a fine-tuning favours whatever starts near a solution: it does "
         "not say that training from scratch would not catch up. Masked pretraining is known to need far more passes "
         "than supervised pretraining, and equal numbers of images are not equal costs: an autoencoder also runs a "
         "decoder. Networks differ in parameters where the table says so. With one seed, differences of a few points "
