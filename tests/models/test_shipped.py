@@ -1,0 +1,66 @@
+"""Weights that ship with the package: there, small, loadable without a network, and as good as their cards say."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import unrolled
+from unrolled.models import registry
+from unrolled.models.resolve import resolve_model
+
+FILES = sorted(registry._SHIPPED_FOLDER.glob("*.safetensors"))
+NAMES = [file.name.removesuffix(".safetensors") for file in FILES]
+
+
+def test_what_is_registered_is_there() -> None:
+    registered = {f"{name}.{tag}" for name, tags in registry._SHIPPED.items() for tag in tags}
+    assert registered == set(NAMES)
+    assert "crate_nano_patch4_32.cifar10" in registered
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_load_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    model = unrolled.create_model(name, pretrained=True)
+    random = unrolled.create_model(name)
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), random.parameters(), strict=True))
+    same = resolve_model(name, pretrained=True).state_dict()
+    assert all(torch.equal(value, same[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_a_card_says_data_recipe_accuracy_and_limits(file: Path) -> None:
+    assert file.stat().st_size <= 6 * 2**20
+    card = file.with_suffix(".md").read_text()
+    assert card.count("---") >= 2
+    for part in ("| data |", "| recipe |", "| good for |", "**Limits.**", "measured on"):
+        assert part in card
+    parameters = sum(value.numel() for value in unrolled.create_model(file.name.rsplit(".", 1)[0]).parameters())
+    assert f"{parameters:,} parameters" in card
+
+
+def test_the_classifier_is_as_accurate_as_its_card_says(shared: Path) -> None:
+    from unrolled.data import eval_loader, eval_transform, model_input, open_images
+    from unrolled.train import evaluate
+
+    name = "crate_nano_patch4_32.cifar10"
+    card = (registry._SHIPPED_FOLDER / f"{name}.md").read_text()
+    said = float(re.search(r"\| accuracy \| ([\d.]+) %", card)[1]) / 100  # type: ignore[index]
+    model = unrolled.create_model(name, pretrained=True)
+    cfg = model_input(model)
+    transform = eval_transform(
+        cfg["input_size"], cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"]
+    )
+    source = open_images("cifar10", "test", data_dir=shared / "data")
+    scores = evaluate(model, eval_loader(source, transform, batch_size=500))
+    assert scores["accuracy"] == pytest.approx(said, abs=2e-3)
+    assert list(source.classes) == list(model.pretrained_cfg["label_names"])
