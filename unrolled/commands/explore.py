@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -78,7 +79,8 @@ def explore(
     print(address, flush=True)
     if not quiet:
         print("the page is open until Ctrl-C", file=sys.stderr)
-    serve(app, listener, when_ready=(lambda: _show(address)) if open_ else None)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it is meant to end
+        serve(app, listener, when_ready=(lambda: _show(address)) if open_ else None)
 
 
 def _show(address: str) -> None:

@@ -47,6 +47,8 @@ class Choice:
     trained: bool
     data: str = ""
     """Name of the data it was trained on, where that is known."""
+    architecture: str = ""
+    """Where `label` does not say it."""
 
     def shown(self) -> dict[str, Any]:
         """What the page is told: no paths."""
@@ -57,6 +59,7 @@ class Choice:
             "weights": self.weights,
             "trained": self.trained,
             "data": self.data,
+            "architecture": self.architecture,
         }
 
 
@@ -96,18 +99,32 @@ class Catalogue:
         found = [*given, *_shipped(), *(_runs(runs) if runs is not None else []), *map(_random, RANDOM)]
         self.choices: dict[str, Choice] = {}
         for choice in found:
-            self.choices.setdefault(choice.id, choice)
+            others = [other for other in self.choices if other.rpartition("~")[0] == choice.id or other == choice.id]
+            self.choices[f"{choice.id}~{len(others) + 1}" if others else choice.id] = choice
         self.lock = threading.Lock()
         """Held while a model runs: hooks belong to one pass at a time, and two passes would share the cores anyway."""
         self._device, self._seed = device, seed
         self._opened: OrderedDict[str, Opened] = OrderedDict()
 
     def default(self) -> list[str]:
-        """The two models a page begins with: the first of the list, and the next one of another family."""
-        first, *others = self.choices.values()
-        family = first.label.split("_")[0]
-        second = next((choice for choice in others if choice.label.split("_")[0] != family), others[0])
-        return [first.id, second.id]
+        """The two models a page begins with: a white-box one that was trained, if there is one, and one to compare.
+
+        Models given at the start come first in any case.
+        """
+
+        def family(name: str) -> str:
+            choice = self.choices[name]
+            return (choice.architecture or choice.label).removeprefix("timm:").split("_")[0].split("-")[0]
+
+        names = list(self.choices)
+        given = [name for name in names if name.startswith("given-")]
+        trained = [name for name in names if self.choices[name].trained]
+        first = next(iter([*given, *(name for name in trained if family(name) == "crate"), *trained, *names]))
+        rest = [*given, *trained, *names]
+        return [
+            first,
+            next(name for name in rest if name != first and (name in given or family(name) != family(first))),
+        ]
 
     def open(self, identifier: str) -> Opened:
         """The model, from memory if it was used lately. To be called with `lock` held.
@@ -258,10 +275,10 @@ def _runs(folder: Path) -> list[Choice]:
     for _, place, architecture in sorted(found, key=lambda entry: -entry[0])[:RUNS]:
         data = str(run_settings(str(place)).get("data") or "")
         label = place.resolve().name
-        about = architecture if architecture not in label else ""
         out.append(
-            Choice(id=f"run-{label}", label=f"{label} ({about})" if about else label, spec=f"local:{place}",
-                   group="Your runs", weights=f"trained on {data}" if data else "as saved", trained=True, data=data)
+            Choice(id=f"run-{label}", label=label, spec=f"local:{place}", group="Your runs", data=data, trained=True,
+                   weights=f"trained on {data}" if data else "as saved",
+                   architecture="" if architecture in label else architecture)
         )  # fmt: skip
     return out
 

@@ -134,7 +134,8 @@ async function near() {
       return el("li", { class: both.has(row.image) ? "both" : "" }, button, el("span", {}, said));
     });
     return el("article", { class: "card" },
-      el("div", { class: "head-line" }, el("h3", {}, label(i).label), el("span", { class: label(i).trained ? "badge" : "badge random" }, label(i).trained ? label(i).weights : "random weights"), el("small", {}, `layer ${state.layers[i] + 1} of ${state.score.layers[i].length}`)),
+      el("h3", {}, label(i).label),
+      el("div", { class: "head-line" }, el("span", { class: label(i).trained ? "badge" : "badge random" }, label(i).trained ? label(i).weights : "random weights"), el("small", {}, `layer ${state.layers[i] + 1} of ${state.score.layers[i].length}`)),
       el("p", { class: "hint" }, `Nearest to ${known.set.names[image]}, ${both.size} of ${state.score.k} shared:`),
       el("ol", { class: "near" }, ...rows));
   };

@@ -16,7 +16,7 @@ const EXPLAIN = {
   similar: "Choose a patch in a picture: bright patches are those that this layer holds to be most like it (cosine similarity). Arrow keys move the choice.",
 };
 const state = {
-  source: null, models: ["", ""], detail: 1, view: "attention", layer: null, head: 0, at: [0.5, 0.5], strength: 0.75,
+  source: null, models: ["", ""], detail: 1, view: "attention", layer: null, head: 0, at: [0.5, 0.5], strength: 0.7,
   map: "viridis", tau: 0.2, cards: [],
 };
 let known, markView, stop = null;
@@ -164,9 +164,10 @@ function cardOf(card) {
   card.plots = el("div", { class: "plots" });
   const [rows, columns] = card.grid;
   return el("article", { class: "card", "aria-label": card.model.label },
-    el("div", { class: "head-line" }, el("h3", {}, card.model.label),
+    el("h3", {}, card.model.label),
+    el("div", { class: "head-line" },
       el("span", { class: card.model.trained ? "badge" : "badge random" }, card.model.trained ? card.model.weights : "random weights"),
-      el("small", {}, `${rows} × ${columns} patches`)),
+      el("small", {}, `${card.model.architecture ? `${card.model.architecture}, ` : ""}${rows} × ${columns} patches`)),
     el("div", { class: "stage" }, canvas),
     card.caption,
     headsOf(card),
@@ -198,7 +199,7 @@ function predictionOf(card) {
     return el("li", {}, el("span", { class: "name", title: name }, name), el("span", { class: "bar", "aria-hidden": "true" }, bar),
       el("span", { class: "value" }, `${(probability * 100).toFixed(1)} %`));
   });
-  const out = [el("h4", {}, `Its guess, of ${card.prediction.classes} classes${card.model.data ? ` of ${card.model.data}` : ""}`), el("ol", { class: "guesses" }, ...rows)];
+  const out = [el("h4", {}, `Its guess, of ${card.prediction.classes} classes${card.model.data ? ` (${card.model.data})` : ""}`), el("ol", { class: "guesses" }, ...rows)];
   if (!card.model.trained) out.push(el("p", { class: "warn" }, "Nothing was learned: the guess is noise, and what the maps show comes from the picture and the architecture."));
   return out;
 }

@@ -1,6 +1,6 @@
 // The second tab: a world of examples, and what each layer predicts from them.
 
-import { ask, byId, chart, el, fail, forgive, key, number, palette, svg } from "./parts.js";
+import { ask, byId, chart, el, fail, forgive, key, number, svg } from "./parts.js";
 
 const W = 680, H = 460, PAD = 28;
 const SETTINGS = [
@@ -101,16 +101,18 @@ function draw() {
 
   const parts = [svg("clipPath", { id: "plot-area" }, svg("rect", { x: 0, y: 0, width: W, height: H }))];
   parts.push(svg("line", { class: "zero", x1: PAD, x2: W - PAD, y1: py(0), y2: py(0) }));
+  for (const y of [-Math.floor(view.top), 0, Math.floor(view.top)]) {
+    const text = svg("text", { x: PAD - 8, y: py(y) + 4, "text-anchor": "end" });
+    text.textContent = y === 0 ? "0" : String(y).replace("-", "\u2212");
+    parts.push(text);
+  }
   for (const x of [-1, 0, 1]) {
     const text = svg("text", { x: px(x), y: H - 8, "text-anchor": "middle" });
     text.textContent = x === 0 ? "input x" : String(x);
     parts.push(text);
   }
-  const table = palette("viridis");
-  for (let i = 0; i < layer; i++) {
-    const [r, g, b] = table[Math.round((i / Math.max(1, count)) * 220)];
-    parts.push(line(found.x, found.layers[i], `stroke:rgb(${r},${g},${b});stroke-width:1.25;opacity:.45`));
-  }
+  for (let i = 1; i < layer; i++) // earlier layers fade into the past
+    parts.push(line(found.x, found.layers[i], `stroke:var(--a);stroke-width:1.5;opacity:${Math.max(0.12, 0.6 * 0.75 ** (layer - i)).toFixed(2)}`));
   if (found.truth) parts.push(line(found.x, found.truth, "stroke:var(--guide);stroke-width:2", "2 5"));
   parts.push(line(found.x, found.ridge_line, "stroke:var(--b);stroke-width:3", "9 6"));
   parts.push(line(found.x, found.layers[layer], "stroke:var(--a);stroke-width:4"));
