@@ -197,3 +197,21 @@ def test_the_default_folder_drops_the_suffix_of_both_files(tmp_path: Path, monke
     flags = ["--null", "moments", "--resamples", "0", "--quiet"]
     assert cli.run(["align", "x.npy", "y.npy", *flags]) == 0
     assert (tmp_path / "runs" / "align-x-y" / "report.html").is_file()
+
+
+def test_layers_are_named_after_one_flag_and_a_masked_autoencoder_is_shown_whole_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract(tmp_path / "layers", "--layers", "block01", "norm") == 0
+    assert len(FeatureSet.load(tmp_path / "layers")) == 2
+    capsys.readouterr()
+    runs = []
+    for name in ("one", "two"):
+        out = str(tmp_path / name)
+        flags = ["--images", "40", "--layers", "norm", "--quiet", "--json", "--out", out]
+        assert (
+            cli.run(["align", "crate_mae_nano_patch4_32", "crate_mae_nano_patch4_32", "--data", "digits", *flags]) == 0
+        )
+        runs.append(json.loads(capsys.readouterr().out))
+    one, two = ([each["score"] for each in run["comparisons"]] for run in runs)
+    assert one == two

@@ -6,7 +6,7 @@ import json as json_module
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from unrolled.commands.common import (
     Device,
@@ -15,11 +15,12 @@ from unrolled.commands.common import (
     default_folder,
     open_model,
     say_where,
+    shown_everything,
     table,
     write_run,
 )
 from unrolled.commands.extract import Pool, Precision, Samples, features_in
-from unrolled.commands.settings import AsJson, ConfigFiles, Pretrained, Quiet
+from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, Pretrained, Quiet
 from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def align(
     texts: Path | None = None,
     captions: int | None = None,
     images: int = 1024,
-    layers: tuple[str, ...] = ("block*",),
+    layers: Annotated[tuple[str, ...], SEVERAL] = ("block*",),
     layers_b: tuple[str, ...] | None = None,
     pool: Pool = "mean",
     pretrained: Pretrained = False,
@@ -215,10 +216,10 @@ def align(
         elif sides[i] is None:
             size = image_size or data_settings(spec, None, data=data, data_dir=data_dir, image_size=None)["image_size"]
             torch.manual_seed(seed + i)  # of weights that are not loaded; A and B must not be one model by accident
-            network = open_model(spec, pretrained=pretrained, classes=len(everything.classes)).to(where)
+            network = open_model(spec, pretrained=pretrained, classes=len(everything.classes))
             sides[i], _ = features_in(
-                folder / "features" / letter, network, samples, name=spec, layers=wanted[i], pool=pool, image_size=size,
-                batch_size=batch_size, precision=precision, quiet=quiet,
+                folder / "features" / letter, shown_everything(network).to(where), samples, name=spec, layers=wanted[i],
+                pool=pool, image_size=size, batch_size=batch_size, precision=precision, quiet=quiet,
             )  # fmt: skip
     left, right = (_checked(side, spec) for side, spec in zip(sides, (a, b), strict=True))
     check_same_samples(Rows.of(left), Rows.of(right), a, b)

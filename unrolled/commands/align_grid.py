@@ -19,6 +19,7 @@ from unrolled.commands.common import (
     default_folder,
     open_model,
     say_where,
+    shown_everything,
     table,
     write_run,
 )
@@ -157,8 +158,12 @@ def _features(
     for i, (name, data) in enumerate(zip(run, found, strict=True)):
         entry = models[name]
         torch.manual_seed(settings["seed"] + i)  # of weights that are not loaded
-        network = open_model(
-            entry["model"], pretrained=entry.get("pretrained", settings["pretrained"]), classes=len(everything.classes)
+        network = shown_everything(
+            open_model(
+                entry["model"],
+                pretrained=entry.get("pretrained", settings["pretrained"]),
+                classes=len(everything.classes),
+            )
         ).to(where)
         paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
         features_in(

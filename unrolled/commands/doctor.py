@@ -23,6 +23,8 @@ OPTIONAL = {
     "tensorboard": ("track", "--loggers tensorboard"),
     "wandb": ("track", "--loggers wandb"),
     "trackio": ("trackio", "--loggers trackio"),
+    "starlette": ("explore", "the page of `unrolled explore`"),
+    "uvicorn": ("explore", "the page of `unrolled explore`"),
 }
 REQUIRED = (
     "torch",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from unrolled.commands.common import (
     Device,
@@ -23,7 +23,7 @@ from unrolled.commands.common import (
     table,
     write_settings,
 )
-from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features, sound_features
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def extract(
     sounds: Path | None = None,
     captions: int | None = None,
     images: int = 1024,
-    layers: tuple[str, ...] = ("block*",),
+    layers: Annotated[tuple[str, ...], SEVERAL] = ("block*",),
     pool: Pool = "mean",
     weights: Path | None = None,
     pretrained: Pretrained = False,

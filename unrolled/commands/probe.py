@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
-
 from unrolled.commands.common import (
     Device,
     choose_device,
@@ -24,7 +22,7 @@ from unrolled.commands.common import (
 )
 from unrolled.commands.extract import Precision, Samples, features_in
 from unrolled.commands.probe_report import write_report
-from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 Method = Literal["linear", "knn", "ridge"]
 Pool = Literal["cls", "mean"]
 HELD_OUT = 0.2
-_SEVERAL = Parameter(negative="", consume_multiple=True)
 
 
 def probe(
@@ -44,9 +41,9 @@ def probe(
     *,
     data: str | None = None,
     data_dir: Path | None = None,
-    method: Annotated[tuple[Method, ...], _SEVERAL] = ("linear",),
-    layers: Annotated[tuple[str, ...], _SEVERAL] = ("block*",),
-    pool: Annotated[tuple[Pool, ...] | None, _SEVERAL] = None,
+    method: Annotated[tuple[Method, ...], SEVERAL] = ("linear",),
+    layers: Annotated[tuple[str, ...], SEVERAL] = ("block*",),
+    pool: Annotated[tuple[Pool, ...] | None, SEVERAL] = None,
     samples: int | None = None,
     test_samples: int | None = None,
     k: int = 20,

@@ -34,6 +34,7 @@ ConfigFiles = Annotated[
 RecipeName = Annotated[
     str | None, Parameter(name="--recipe", help="Start from a shipped recipe, below every other setting.")
 ]
+SEVERAL = Parameter(negative="", consume_multiple=True)  # `--layers a b c`
 AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON on stdout.")]
 Quiet = Annotated[bool, Parameter(name="--quiet", negative="", show_default=False, help="No progress on stderr.")]
 ModelArgs = Annotated[

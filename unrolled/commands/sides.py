@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unrolled.commands.common import batches, open_model, progress
+from unrolled.commands.common import batches, open_model, progress, shown_everything
 
 if TYPE_CHECKING:
     import torch
@@ -244,5 +244,5 @@ def _encoder(
     if side != "image" or scheme in ("given", "tv", "st", "hf"):
         own = scheme in ("hf", "given", "st") or pretrained
         return open_encoder(spec, "image" if side == "image" else "text", data_dir=data_dir, pretrained=own)
-    module = open_model(spec, weights=weights, pretrained=pretrained, model_args=model_args)
+    module = shown_everything(open_model(spec, weights=weights, pretrained=pretrained, model_args=model_args))
     return Encoder(name=spec, module=module, kind="image")
