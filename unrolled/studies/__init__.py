@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STUDIES: dict[str, str] = {
     "crate-ablations": "crate_ablations",
     "crate-denoising": "crate_denoising",
+    "crate-emergence": "crate_emergence",
     "crate-family": "crate_family",
     "crate-mae-layers": "crate_mae_layers",
     "crate-text": "crate_text",

@@ -1,0 +1,268 @@
+"""One member on annotated photos: maps of every layer and head, and how they fit things, regions, borders and parts.
+
+Legend: l layers, b photos, h heads (the last of h + 1 is their mean map), n patches, p width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unrolled.instruments.emergence import Photo, emergence_baselines
+from unrolled.instruments.overlap import pixels_in_patches
+from unrolled.instruments.patches import Patches, read_patches
+from unrolled.instruments.segmentation import threshold_attention, upsample
+from unrolled.studies.crate_emergence_photos import Shot, as_square, commonest
+from unrolled.studies.platonic_zoo import as_input
+
+MAPS = {
+    "class token": "the class token's attention to each patch, as published",
+    "seed patch": "cosine similarity of keys to the patch that resembles the fewest others (LOST, arXiv 2109.14279); "
+    "needs no class token",
+    "subspace energy": "squared norm of each patch's projection on the head's subspace (a ViT's keys); needs no query",
+}
+RULES = ("mass", "fraction")
+KEEP = 0.6
+_BATCH = 16
+_DRAWS = 200
+
+
+def whole(model: nn.Module) -> nn.Module:
+    """The model in eval mode; a masked autoencoder is from now on shown whole images."""
+    from unrolled.models.masked import MaskedAutoencoder, WholeImages
+
+    if isinstance(model, MaskedAutoencoder):
+        model.__class__ = WholeImages
+    return model.eval()
+
+
+def maps_of(found: Patches, heads: int) -> dict[str, Tensor]:
+    """The three kinds of maps `[l, b, h, n]`, non-negative, of what `read_patches` read with keys."""
+    assert found.attention is not None
+    keys = found.features["key"].float().unflatten(-1, (heads, -1)).transpose(2, 3)
+    return {
+        "class token": found.attention,
+        "seed patch": torch.stack([_from_seed(layer) for layer in keys]),
+        "subspace energy": keys.square().sum(-1),
+    }
+
+
+def _from_seed(keys: Tensor) -> Tensor:
+    """Similarity, at least 0, to the patch with the fewest positive ones; keys `[b, h, n, p]` -> `[b, h, n]`."""
+    unit = F.normalize(keys, dim=-1)
+    similarity = unit @ unit.mT
+    seed = (similarity > 0).sum(-1).argmin(-1, keepdim=True)
+    return similarity.gather(2, seed[..., None].expand(-1, -1, -1, similarity.shape[-1])).squeeze(2).clamp(min=0)
+
+
+def read(model: nn.Module, shots: Sequence[Shot], side: int) -> Iterator[tuple[list[Shot], Patches]]:
+    """Photos a few at a time, with what the model makes of them at `side` pixels."""
+    weight = next(model.parameters())
+    for start in range(0, len(shots), _BATCH):
+        batch = list(shots[start : start + _BATCH])
+        images = as_input(as_square(batch, side)).to(weight)
+        yield batch, read_patches(model, images, facets=("key",))
+
+
+def jaccard_of(maps: Tensor, rule: Any, things: Tensor, area: Tensor) -> Tensor:
+    """Jaccard index of cut maps with things, in pixels.
+
+    Args:
+        maps: `[l, b, h, n]`.
+        rule: of `RULES`.
+        things: `[b, n]`, pixels of things in each patch.
+        area: `[b, n]`, pixels that count.
+
+    Returns:
+        `[b, l, h + 1]`, last the heads' mean map; a map without contrast scores 0.
+    """
+    both_kinds = torch.cat([maps, maps.mean(2, keepdim=True)], 2)
+    masks = threshold_attention(both_kinds, KEEP, by=rule).double()
+    both = torch.einsum("lbhn,bn->blh", masks, things.double())
+    size = torch.einsum("lbhn,bn->blh", masks, area.double())
+    return both / (size + things.double().sum(1)[:, None, None] - both).clamp(min=1)
+
+
+def segmentation(model: nn.Module, shots: Sequence[Shot], side: int) -> dict[str, Any]:
+    """Jaccard with things by map, rule, layer and head; layer and head are chosen on one half of the photos.
+
+    Returns:
+        `photos` of each half, `layers`, `heads`, and by map and rule: `choose`, `report` and `chance` (the reporting
+        photos' maps with their patches shuffled), means `[l, h + 1]`; `picked`, the (layer, head) best on the choosing
+        half, with `picked_photos` and `picked_chance`; `layer_photos` `[l, photos]`, the same within each layer;
+        `last_photos`, the last layer's mean map; `best` of heads chosen for each photo by looking at the answer and
+        `best_chance`, both `[l]`.
+    """
+    tables: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
+    halves: list[bool] = []
+    heads = layers = 0
+    for batch, found in read(model, shots, side):
+        assert found.attention is not None
+        layers, heads = found.attention.shape[0], found.attention.shape[2]
+        inside = [pixels_in_patches({"": s.things()}, found.grid, s.ignore()) for s in batch]
+        things, area = torch.stack([one[0] for one, _ in inside]), torch.stack([every for _, every in inside])
+        order = torch.stack([
+            torch.randperm(area.shape[1], generator=torch.Generator().manual_seed(len(halves) + i))
+            for i in range(len(batch))
+        ])  # fmt: skip
+        for name, maps in maps_of(found, heads).items():
+            maps = maps.cpu()
+            shuffled = maps.gather(-1, order[None, :, None].expand_as(maps))
+            for rule in RULES:
+                pair = jaccard_of(maps, rule, things, area), jaccard_of(shuffled, rule, things, area)
+                tables.setdefault((name, rule), []).append(pair)
+        halves += [s.half == "choose" for s in batch]
+    choose = torch.tensor(halves)
+    out: dict[str, dict[str, Any]] = {name: {} for name in MAPS}
+    for (name, rule), parts in tables.items():
+        scores, chance = (torch.cat([part[i] for part in parts]) for i in range(2))
+        means = scores[choose].mean(0)
+        layer, head = divmod(int(means.flatten().argmax()), heads + 1)
+        own, other = scores[~choose], chance[~choose]
+        heads_of = means.argmax(1)
+        out[name][rule] = {
+            "choose": _plain(means),
+            "report": _plain(own.mean(0)),
+            "chance": _plain(other.mean(0)),
+            "picked": [layer, head],
+            "picked_photos": _plain(own[:, layer, head]),
+            "picked_chance": float(other[:, layer, head].mean()),
+            "layer_photos": _plain(own[:, torch.arange(layers), heads_of].T),
+            "last_photos": _plain(own[:, -1, -1]),
+            "best": _plain(own[..., :-1].amax(-1).mean(0)),
+            "best_chance": _plain(other[..., :-1].amax(-1).mean(0)),
+        }
+    return {
+        "photos": [int(choose.sum()), int((~choose).sum())],
+        "layers": layers,
+        "heads": heads,
+        "maps": out,
+    }
+
+
+def segmentation_baselines(shots: Sequence[Shot], side: int, patch: int) -> dict[str, list[float]]:
+    """Jaccard with things, by reporting photo, of what needs no model; `best patches` is the ceiling of the grid."""
+    grid = (side // patch, side // patch)
+    out: dict[str, list[float]] = {}
+    for shot in shots:
+        if shot.half == "choose":
+            continue
+        photo = Photo(as_square([shot], side)[0], {"things": shot.things()}, shot.ignore())
+        for row in emergence_baselines(photo, grid):
+            if row["class"] is None:
+                out.setdefault(row["by"], []).append(row["averaged"])
+        inside, area = pixels_in_patches(photo.classes, grid, photo.ignore)
+        most = _ceiling(inside[0].double(), area.double())
+        out.setdefault("best patches", []).append(most)
+    return out
+
+
+def _ceiling(things: Tensor, area: Tensor) -> float:
+    """The highest Jaccard index that any set of patches has: patches in order of their share of things, cut best."""
+    order = (things / area.clamp(min=1)).argsort(descending=True)
+    both, size = things[order].cumsum(0), area[order].cumsum(0)
+    return float((both / (size + things.sum() - both).clamp(min=1)).max())
+
+
+def objects(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: int) -> dict[str, Any]:
+    """Class-agnostic average precision of MaskCut's objects, on the keys of one layer; None cuts patches' colours."""
+    from unrolled.instruments.detection import ObjectScorer
+    from unrolled.instruments.spectral import maskcut
+
+    scorer, moved = ObjectScorer("order"), ObjectScorer("order")
+    random = np.random.default_rng(0)
+    for shot, grid, features in _rows(model, [s for s in shots if s.half == "report"], side, layer):
+        masks = upsample(
+            maskcut(features, grid, 0.15, 3).flatten(1), grid, (shot.labels.shape[0], shot.labels.shape[1])
+        )
+        instances, crowds = shot.instances()
+        scorer.add(masks, instances, crowd=crowds)
+        shift = tuple(int(random.integers(length)) for length in shot.labels.shape)
+        moved.add(masks.roll(shift, (-2, -1)), instances, crowd=crowds)
+    result, chance = scorer.result(), moved.result()
+    out: dict[str, Any] = {key: result[key] for key in ("images", "predicted", "instances")}
+    for kind in ("bbox", "segm"):
+        out[kind] = {name: result[kind][name] for name in ("AP50", "AP75", "AP", "AR100")}
+        out[f"{kind}_moved"] = {name: chance[kind][name] for name in ("AP50", "AP75", "AP", "AR100")}
+    return out
+
+
+def borders(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: int, clusters: int = 5) -> dict[str, Any]:
+    """F-measure of the borders between k-means clusters of the keys against those people drew; None takes colours."""
+    from unrolled.instruments.boundaries import boundary_counts, boundary_f, boundary_interval, label_boundary
+    from unrolled.instruments.spectral import cluster_tokens
+
+    counts, moved = [], []
+    random = np.random.default_rng(0)
+    for shot, grid, features in _rows(model, shots, side, layer):
+        method = "kmeans-euclidean" if model is None else "kmeans"
+        labels = cluster_tokens(features, min(clusters, len(features)), method=method)  # type: ignore[arg-type]
+        drawn = label_boundary(upsample(labels, grid, (shot.labels.shape[0], shot.labels.shape[1])).numpy())
+        counts.append(boundary_counts(drawn, shot.people, matching="nearest"))
+        shift = [int(random.integers(length)) for length in drawn.shape]
+        moved.append(boundary_counts(np.roll(drawn, shift, (0, 1)), shot.people, matching="nearest"))
+    found = boundary_f(counts)
+    return {
+        "f": found["ods_f"],
+        "precision": found["ods_precision"],
+        "recall": found["ods_recall"],
+        "interval": list(boundary_interval(counts)),
+        "moved": boundary_f(moved)["ods_f"],
+    }
+
+
+def consistency(
+    model: nn.Module, shots: Sequence[Shot], side: int, layer: int, parts: int, name: str
+) -> dict[str, Any]:
+    """Whether heads keep to their part across photos: the maps `name` of one layer, on the photos that report.
+
+    Parts are COCO's commonest categories, things and stuff. Null `heads` shuffles the heads of every photo; null
+    `images` pairs maps with other photos' parts, so that a head that looks at one place does not pass.
+    """
+    from unrolled.instruments.semantics import head_semantics, pool_labels
+
+    report = tuple(s for s in shots if s.half == "report")
+    names = commonest(report, parts)
+    attention: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch, found in read(model, report, side):
+        assert found.attention is not None
+        maps = maps_of(found, found.attention.shape[2])[name][layer].cpu()
+        grid = found.grid
+        attention += list(maps)
+        labels += [pool_labels(shot.parts(names), grid) for shot in batch]
+    out: dict[str, Any] = {"parts": list(names)}
+    for null in ("heads", "images"):
+        record = head_semantics(attention, labels, names=len(names), null=null, draws=_DRAWS)  # type: ignore[arg-type]
+        out |= {
+            "consistency": record.consistency,
+            "lift": [[None if value != value else round(value, 4) for value in row] for row in record.lift.tolist()],
+            f"{null}_chance": record.chance,
+            f"{null}_p": record.p_value,
+        }
+    return out
+
+
+def _rows(
+    model: nn.Module | None, shots: Sequence[Shot], side: int, layer: int, patch: int = 4
+) -> Iterator[tuple[Shot, tuple[int, int], Tensor]]:
+    """Photos with the features `[n, d]` of their patches: keys of a layer, or the patches' mean colours."""
+    from unrolled.instruments.emergence import patch_colours
+
+    if model is None:
+        for shot in shots:
+            grid = (side // patch, side // patch)
+            yield shot, grid, patch_colours(as_square([shot], side)[0], grid)
+        return
+    for batch, found in read(model, shots, side):
+        for index, shot in enumerate(batch):
+            yield shot, found.grid, found.features["key"][layer, index].float().cpu()
+
+
+def _plain(values: Tensor) -> Any:
+    return values.double().mul(1e4).round().div(1e4).tolist()
