@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from unrolled.studies.crate_emergence import map_of, network
-from unrolled.studies.crate_emergence_maps import KEEP, maps_of, read
+from unrolled.studies.crate_emergence_maps import KEEP, RULE, maps_of, read
 from unrolled.studies.crate_emergence_photos import Shot
 from unrolled.studies.crate_members import KINDS, Member
 
@@ -33,7 +33,7 @@ def rows_of(found: Found) -> list[ImageRow]:
             if place is None:
                 continue
             run: Any = found.runs(kind, state)[place]
-            layer, head = run["maps"][map_of(kind)]["mass"]["picked"]
+            layer, head = run["maps"][map_of(kind)][RULE]["picked"]
             seed = found.config.seeds[place]
             member = Member(kind=kind, data=found.config.data, seed=seed, trained=state == "trained")
             images = _maps(found, member, shots, photos, layer, head)
@@ -69,7 +69,7 @@ def _maps(
         assert patches.attention is not None
         maps = maps_of(patches, patches.attention.shape[2])[map_of(member.kind)][layer].cpu()
         chosen = torch.cat([maps, maps.mean(1, keepdim=True)], 1)[:, head]
-        cut = threshold_attention(chosen, KEEP, by="mass")
+        cut = threshold_attention(chosen, KEEP, by=RULE)
         size = (_SHOWN, _SHOWN)
         for own, mask, photo in zip(chosen, upsample(cut, patches.grid, size), photos, strict=True):
             picture = heat(upsample(own, patches.grid, size).numpy())
