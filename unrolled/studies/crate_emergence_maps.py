@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from unrolled.instruments.emergence import Photo, centre_prior, emergence_baselines
 from unrolled.instruments.overlap import pixels_in_patches
 from unrolled.instruments.patches import Patches, read_patches
-from unrolled.instruments.segmentation import threshold_attention, upsample
+from unrolled.instruments.segmentation import Threshold, threshold_attention, upsample
 from unrolled.studies.crate_emergence_photos import Shot, as_square, commonest
 from unrolled.studies.platonic_zoo import as_input
 
@@ -26,10 +26,10 @@ MAPS = {
     "needs no class token",
     "subspace energy": "squared norm of each patch's projection on the head's subspace (a ViT's keys); needs no query",
 }
-RULES = ("mass", "fraction")
+RULES: tuple[Threshold, ...] = ("mass", "fraction")
 # what claims are judged by: the CRATE papers' rule, under which all masks are as large, so that a diffuse map has no
 # advantage over a peaked one of the same order
-RULE = "fraction"
+RULE: Threshold = "fraction"
 KEEP = 0.6
 _BATCH = 16
 _DRAWS = 200
@@ -72,7 +72,7 @@ def read(model: nn.Module, shots: Sequence[Shot], side: int) -> Iterator[tuple[l
         yield batch, read_patches(model, images, facets=("key",))
 
 
-def jaccard_of(maps: Tensor, rule: Any, things: Tensor, area: Tensor) -> Tensor:
+def jaccard_of(maps: Tensor, rule: Threshold, things: Tensor, area: Tensor) -> Tensor:
     """Jaccard index of cut maps with things, in pixels.
 
     Args:
@@ -101,7 +101,7 @@ def segmentation(model: nn.Module, shots: Sequence[Shot], side: int) -> dict[str
         `last_photos`, the last layer's mean map; `best` of heads chosen for each photo by looking at the answer and
         `best_chance`, both `[l]`.
     """
-    tables: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
+    tables: dict[tuple[str, Threshold], list[tuple[Tensor, Tensor]]] = {}
     halves: list[bool] = []
     heads = layers = 0
     for batch, found in read(model, shots, side):

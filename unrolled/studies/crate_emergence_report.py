@@ -38,7 +38,7 @@ from unrolled.studies.crate_emergence_tables import (
     seeds_of,
     short,
 )
-from unrolled.studies.crate_members import KINDS
+from unrolled.studies.crate_members import KINDS, Member, images_seen
 
 if TYPE_CHECKING:
     from unrolled.report import Claim, Report
@@ -61,7 +61,7 @@ def build(config: Config, raw: dict[str, Any], duration: float) -> Report:
     _headline(report, found)
     _things(report, found)
     _layers(report, found)
-    _changes(report, changes)
+    _changes(report, config, changes)
     details(report, found)
     parts(report, found)
     pictures(report, found)
@@ -277,15 +277,16 @@ def _layers(report: Report, found: Found) -> None:
                     )
         middle = float(found.baseline("centre prior").mean())
         depth = len(series[0].x)
-        series.append(
-            Series(label="centre prior", x=[1, depth], y=[middle, middle], color=len(config.kinds), dashed=True)
-        )
+        if rule == RULE:
+            series.append(
+                Series(label="centre prior", x=[1, depth], y=[middle, middle], color=len(config.kinds), dashed=True)
+            )
         panels.append(LineChart(title=f"Jaccard with things, cut by {rule}", x_label="layer", series=series))
     section.figure(
         panels,
         name="layers",
         caption="In every layer the head that is best on the choosing photos, scored on the others. Dashed: untrained, "
-        f"and the centre prior. Bars: one standard deviation over {seeds_of(config)}.",
+        f"and a centre prior of the same size. Bars: one standard deviation over {seeds_of(config)}.",
     )
     maps = []
     for kind in config.kinds:
@@ -314,7 +315,7 @@ def _layers(report: Report, found: Found) -> None:
     )
 
 
-def _changes(report: Report, changes: Sequence[Difference]) -> None:
+def _changes(report: Report, config: Config, changes: Sequence[Difference]) -> None:
     rows = []
     for entry in changes:
         d = entry["result"]
@@ -326,7 +327,7 @@ def _changes(report: Report, changes: Sequence[Difference]) -> None:
             [*head, f"{100 * d['mean']:+.1f}", f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}",
              ", ".join(f"{100 * value:+.1f}" for value in d["seeds"]), _WORDS[d["verdict"]]]
         )  # fmt: skip
-    helps, hurts = _grouped(changes, "up"), _grouped(changes, "down")
+    helps, hurts = _grouped(config, changes, "up"), _grouped(config, changes, "down")
     report.section(
         "What strengthens it",
         "Differences in Jaccard index, times 100, on the same photos; each side has its own layer and head, chosen on "
@@ -340,13 +341,15 @@ def _changes(report: Report, changes: Sequence[Difference]) -> None:
     )
 
 
-def _grouped(changes: Sequence[Difference], verdict: str) -> str:
+def _grouped(config: Config, changes: Sequence[Difference], verdict: str) -> str:
     """Changes of a model or of how it is read that have this verdict, each with the kinds it has it for."""
     groups: dict[str, list[str]] = {}
     for entry in changes:
         result, change = entry["result"], entry["change"]
         if result is None or result["verdict"] != verdict or change.startswith(("against", "training")):
             continue
+        if "against CRATE" in change and entry["kind"] not in (*config.changes, "alpha"):
+            continue  # another model, not a change of this one
         groups.setdefault(change, []).append(short(entry["kind"]))
     return "; ".join(
         change if "against CRATE" in change else f"{change} ({', '.join(k)})" for change, k in groups.items()
@@ -354,9 +357,11 @@ def _grouped(changes: Sequence[Difference], verdict: str) -> str:
 
 
 def _limits(config: Config) -> str:
+    seen = images_seen(config, Member(kind="crate", data=config.data))
     return (
-        "Models are 4 layers of 96, saw 32-pixel images in patches of 4 for a few hundred steps, and 200 classes; the "
-        f"published ones 14 million images at 224 px. At {config.side} px positions are interpolated. Many of COCO's "
+        f"Models are 4 layers of 96 and were trained on {seen:,} images of 32 pixels in patches of 4; the "
+        "published ones 14 million images at 224 px. "
+        f"At {config.side} px positions are interpolated. Many of COCO's "
         "things are small and at the border: a Jaccard index here cannot be compared with VOC's. Things are taken "
         "together, not by class. The photos are few, so that differences of a point or two stay unclear; intervals "
         "cover photos, not seeds, of which there are at most three. Choosing among 20 maps on other photos is honest "

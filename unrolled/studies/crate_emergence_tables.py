@@ -188,8 +188,8 @@ def pictures(report: Report, found: Found) -> None:
             alt="two photos, and for every kind of model a map and what of the photo is left when it is cut",
         ),
         name="pictures",
-        caption="scikit-learn's two sample photos (CC BY: a temple in China and a flower), which took no part in any "
-        "choice. Of each: the map of the layer and head chosen on COCO, and the photo where its "
+        caption="scikit-learn's two sample photos (CC BY 2.0, danielbuechele and vultilion on Flickr; here squeezed to "
+        "squares), which took no part in any choice. Of each: the map of the layer and head chosen on COCO, and the photo where its "
         f"largest {KEEP:.0%} of entries lie. First seed.",
     )
 
