@@ -157,6 +157,8 @@ def _headline(report: Report, found: Found) -> None:
         + (f"; worse in {worse}" if (worse := _having(learned, "down")) else "")
         + f". A bump in the middle of the photo, as large a mask, is beaten by {_having(beyond, 'up') or 'none'}."
     ]
+    if all(d is None for d in learned.values()):
+        said = ["No trained model is kept, so that nothing is said of what training does."]
     if (d := difference(own["crate"], found.scores("vit"))) is not None:
         said.append(f"CRATE against ViT: {_WORDS[d['verdict']]}, {_said(d)}, in hundredths of the Jaccard index.")
     missing = [KINDS[kind].words for kind in every if learned[kind] is None]

@@ -189,8 +189,8 @@ def pictures(report: Report, found: Found) -> None:
         ),
         name="pictures",
         caption="scikit-learn's two sample photos (CC BY 2.0, danielbuechele and vultilion on Flickr; here squeezed to "
-        "squares), which took no part in any choice. Of each: the map of the layer and head chosen on COCO, and the photo where its "
-        f"largest {KEEP:.0%} of entries lie. First seed.",
+        "squares), which took no part in any choice. Of each: the map of the layer and head chosen, and the photo "
+        f"where its largest {KEEP:.0%} of entries lie. First seed.",
     )
 
 
