@@ -368,7 +368,9 @@ def _limits(config: Config) -> str:
         "together, not by class. The photos are few, so that differences of a point or two stay unclear; intervals "
         "cover photos, not seeds, of which there are at most three. Choosing among 20 maps on other photos is honest "
         "but noisy. That claims are judged by fraction was decided after one seed had been read by both rules: by mass "
-        "models differ mostly in how peaked their maps are. The seed patch and the subspace energy are readings of "
+        "models differ mostly in how peaked their maps are. After the same seed three criteria were made stricter: the "
+        "choice of layer must gain more than nothing, MaskCut must win with every seed, and heads must beat untrained "
+        "ones. The seed patch and the subspace energy are readings of "
         "ours for models without a trained class "
         "token. No recipe was tuned for any kind."
         + (
