@@ -79,6 +79,21 @@ def test_a_head_that_sees_the_thing_stands_out_of_chance() -> None:
     assert top["chance"] < 0.6 < top["best"]
 
 
+def test_the_best_of_connected_maps_that_know_nothing_is_no_better_than_its_chance() -> None:
+    rng = torch.Generator().manual_seed(0)
+    scorer = EmergenceScorer([0], by=["mass"])
+    for seed in range(150):
+        attention = torch.zeros(1, 6, *GRID)
+        attention[..., :2, :3] = 1  # a connected map in every head, each put anywhere
+        for head in range(6):
+            shift = [int(torch.randint(side, (1,), generator=rng)) for side in GRID]
+            attention[0, head] = attention[0, head].roll(shift, (0, 1))
+        scorer.add(attention.flatten(-2), GRID, photo(seed, name=seed))
+    top = scorer.result().sweep()[0]
+    assert top["best"] == pytest.approx(top["chance"], abs=0.03)
+    assert scorer.result().grid("mass", "margin")[0, :6].mean() == pytest.approx(0, abs=0.02)
+
+
 def test_the_loop_gives_what_single_photos_give_and_takes_a_generator() -> None:
     torch.manual_seed(0)
     model = create_model("crate_nano_patch4_32").eval()

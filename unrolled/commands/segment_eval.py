@@ -129,15 +129,17 @@ def _captions(asked: Settings) -> dict[str, str]:
         "score is higher than any fixed head's. Interval: of the averaged map, for colour the cluster that touches the "
         "border least.",
         "layers": "Jaccard index with all things of a photo together. Best head: chosen for each photo by looking at "
-        "the answer; beside it the best of as many shuffled maps. Fixed head: the one that is best on the other half "
-        "of the photos. Interval: of the averaged map, beside it the same map with its patches shuffled.",
+        "the answer; beside it the best of as many maps moved by chance. Fixed head: the one that is best on the other "
+        "half of the photos. Interval: of the averaged map, beside it the same map moved.",
         "heads": "The highest five heads of each rule by margin: Jaccard with things above that of the same map "
-        "with its patches shuffled. mIoU: mean of things and background. The report's JSON holds every head.",
+        "moved to anywhere, around the edges of the photo. mIoU: mean of things and background. The report's JSON holds every head.",
         "map": "Jaccard index of each layer (rows) and head (columns; last the mean map) with all things, less that of "
-        "the same maps with their patches shuffled: 0 is chance. Framed: the highest.",
+        "the same maps moved to anywhere: 0 is chance. Framed: the highest.",
         "maskcut": f"Class-agnostic COCO average precision of at most {asked.objects} objects a photo, MaskCut on "
         f"{asked.facet} features, tau {asked.tau:g}, no refinement. Confidence: {_rule(asked)}. AP depends on it. "
-        "Intervals: 200 bootstrap samples. Moved: the model's masks, each photo's shifted at random.",
+        "Intervals: 200 bootstrap samples. Moved: the model's masks, each photo's "
+        "shifted at random around its edges; a mask cut in two by an edge has a box across the photo, so for this row "
+        "mask AP says more than box AP.",
         "clusters": f"{asked.clusters} k-means clusters of the {asked.facet} features against the regions that "
         "people drew, by each person where there are several. Covering: the best-fitting cluster for each region, "
         "weighted by area. mIoU: clusters matched one to one to regions, of which those left over score 0, on either "

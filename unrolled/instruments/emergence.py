@@ -73,7 +73,7 @@ class Emergence:
     background: Scores
     """Of what the mask leaves out with everything else."""
     chance: Scores
-    """As `things`, of the same maps with their patches shuffled: as large, but anywhere."""
+    """As `things`, of the same maps moved, around the edges: as large and as connected, but anywhere."""
     names: tuple[str | int, ...]
     """Of the photos, in the order of the scores: that in which batches filled up, so pair two models by name."""
     classes: list[Row] = field(repr=False)
@@ -112,7 +112,7 @@ class Emergence:
 
         `best`: for every photo by looking at the answer, the papers' score, higher than any fixed head's; `fixed`: the
         head that is best on average over the other half of the photos; `mean` over heads; `averaged`, the mean map,
-        with `low` and `high`; `chance` of `best`: the best of as many shuffled maps.
+        with `low` and `high`; `chance` of `best`: the best of as many moved maps.
         """
         own, other = self.things[..., :-1], self.chance[..., :-1]
         low, high = bootstrap_intervals(self.things[..., -1], level=level)
@@ -146,7 +146,7 @@ class EmergenceScorer:
         layers: numbers of the layers of the maps, from 0.
         by: threshold rules; all are reported.
         keep: see `threshold_attention`.
-        seed: of the shuffled patches of chance.
+        seed: of how far the maps of chance are moved.
     """
 
     def __init__(
@@ -174,10 +174,9 @@ class EmergenceScorer:
         inside, area = pixels_in_patches({"things": photo.things()}, grid, photo.ignore)
         if not bool(inside.any()):
             return  # every thing lies where nothing counts
-        shuffled = masks[..., torch.randperm(masks.shape[-1], generator=self._random)]
-        self._scores.append(
-            (*_both_sides(masks, inside[0], area), _both_sides(shuffled, inside[0], area)[0])
-        )  # fmt: skip
+        inside, area = inside.cpu(), area.cpu()
+        moved = _moved(masks, grid, self._random)
+        self._scores.append((*_both_sides(masks, inside[0], area), _both_sides(moved, inside[0], area)[0]))
         self._names.append(photo.name)
         self._rows += score_attention(
             attention, grid, photo.classes, by=self._by, keep=self._keep, ignore=photo.ignore,
@@ -290,6 +289,19 @@ def patch_colours(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     return means - means.mean(0)
 
 
+def _moved(masks: Tensor, grid: tuple[int, int], random: torch.Generator) -> Tensor:
+    """All masks `[..., n]` moved by the same distance, around the edges of the grid.
+
+    Shuffled patches would be chance for one mask, but too little for the best of several: connected masks hit or miss
+    a thing as a whole, so that the best of them is better than the best of scattered ones.
+    """
+    n = grid[0] * grid[1]
+    if n == 1:
+        return masks
+    down, right = divmod(int(torch.randint(1, n, (1,), generator=random)), grid[1])
+    return masks.unflatten(-1, grid).roll((down, right), (-2, -1)).flatten(-2)
+
+
 def _both_sides(masks: Tensor, things: Tensor, area: Tensor) -> tuple[Scores, Scores]:
     """Jaccard of masks `[..., n]` with the things, and of their complements with the rest."""
     chosen = masks.double()
@@ -304,8 +316,8 @@ def _both_sides(masks: Tensor, things: Tensor, area: Tensor) -> tuple[Scores, Sc
 
 def _fixed(heads: Scores) -> float:
     """Score of the head chosen on the other half of the photos, `[photos, heads]`; of one photo NaN."""
-    halves = heads[::2], heads[1::2]
     if len(heads) < 2:
         return float("nan")
+    halves = heads[::2], heads[1::2]
     scores = [own[:, other.mean(0).argmax()] for own, other in (halves, halves[::-1])]
     return float(np.concatenate(scores).mean())
