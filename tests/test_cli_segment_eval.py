@@ -92,6 +92,16 @@ def test_what_is_measured_and_how_objects_are_ranked_can_be_chosen(
     assert "centre prior" in capsys.readouterr().out
 
 
+def test_of_one_photo_there_is_no_other_half_to_choose_a_head_on(
+    marked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--eval", "masks", "--data-dir", marked, "--limit", 1, "--measure", "attention", "--layers", 0]
+    assert run("segment", *arguments, *MODEL, "--out", marked / "out", "--json") == 0
+    text = capsys.readouterr().out
+    assert "NaN" not in text
+    assert {row["fixed"] for row in json.loads(text)["layers"]} == {None}
+
+
 def test_batches_change_no_score(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["segment", "--eval", "masks", "--data-dir", marked, "--measure", "attention", *MODEL, "--json"]
     found = []

@@ -7,6 +7,7 @@ from timm.models.eva import Eva
 from torch import nn
 
 from unrolled.instruments import read_patches
+from unrolled.instruments.patches import of_one_colour
 from unrolled.instruments.trace import trace
 from unrolled.models import CRATE, create_model
 
@@ -77,6 +78,7 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_images_of_one_colour_are_marked() -> None:
     images = torch.stack([IMAGES[0], torch.ones(3, 32, 48) * torch.tensor([0.1, -2.0, 3.0])[:, None, None]])
     assert read_patches(crate(), images).blank.tolist() == [False, True]
+    assert of_one_colour(images[1]), "channels may differ"
 
 
 def test_only_features() -> None:

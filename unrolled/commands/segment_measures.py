@@ -33,6 +33,7 @@ from unrolled.instruments import (
     upsample,
 )
 from unrolled.instruments.emergence import by_shape, centre_prior, patch_colours
+from unrolled.instruments.patches import of_one_colour
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -203,7 +204,11 @@ class _Attention:
                              "none is needed")  # fmt: skip
         found = {system: scorer.result() for system, scorer in self._scorers.items()}
         classes = [row for name, record in found.items() for row in _by_class(name, record.classes)]
-        layers = [{"system": name} | row for name, record in found.items() for row in record.sweep()]
+        layers = [
+            {"system": name} | row | {"fixed": _number(row["fixed"])}
+            for name, record in found.items()
+            for row in record.sweep()
+        ]
         for name in ("centre prior", "colour", "whole photo"):
             own = [row for row in self._plain if row["by"] == name]
             classes += _by_class(name, [row for row in own if row["class"] is not None])
@@ -236,8 +241,8 @@ class _Objects:
                 self._give("model's masks, moved", layer, own.roll((rows, columns), (-2, -1)), item)
 
     def baselines(self, item: Item) -> None:
-        blank = item.photo.pixels.amax() == item.photo.pixels.amin()
-        self._give("colour", -1, self._cut(patch_colours(item.photo.pixels, item.grid), item.grid, bool(blank)), item)
+        blank = bool(of_one_colour(item.photo.pixels))
+        self._give("colour", -1, self._cut(patch_colours(item.photo.pixels, item.grid), item.grid, blank), item)
         self._give("centre prior", -1, threshold_attention(centre_prior(item.grid), 0.6, by="mass")[None], item)
 
     def _cut(self, features: Tensor, grid: tuple[int, int], blank: bool) -> Tensor:

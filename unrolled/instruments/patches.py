@@ -138,8 +138,13 @@ def read_patches(
         attention=torch.stack([attend[i] for i in chosen]) if attention else None,
         features={facet: torch.stack([kept[facet, i] for i in detailed]) for facet in facets},
         feature_layers=detailed if facets else (),
-        blank=(images.amax((-2, -1)) - images.amin((-2, -1)) <= 1e-6).all(1),
+        blank=of_one_colour(images),
     )
+
+
+def of_one_colour(images: Tensor) -> Tensor:
+    """Which images `[..., c, h, w]` have one colour: boolean `[...]`. Channels may differ, as normalised ones do."""
+    return (images.amax((-2, -1)) - images.amin((-2, -1)) <= 1e-6).all(-1)
 
 
 def _attend(q: Tensor, k: Tensor, scale: float, prefix: int, has_class: bool) -> Tensor:
