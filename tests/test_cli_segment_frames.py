@@ -44,6 +44,7 @@ def test_frames_of_an_animation(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for one, three in zip(found[1], found[3], strict=True):
         assert one["pca_explained"] == pytest.approx(three["pca_explained"], abs=1e-5)
     assert (tmp_path / "out3/contact-sheet.png").is_file()
+    assert "disc.webp #4" in (tmp_path / "out3/report.html").read_text()
     assert run(*arguments, "--frames", 2, "--out", tmp_path / "two") == 0
     assert len(json.loads(capsys.readouterr().out)["images"]) == 2
 

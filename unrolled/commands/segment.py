@@ -298,7 +298,7 @@ def _numbers(result: dict[str, Any], options: Options) -> tuple[list[str], list[
     columns = ["image", "layer", "patches", *(_COLUMNS[method][0] for method in options.methods)]
     rows = [
         [
-            Path(row["image"]).name,
+            Path(row["image"]).name + (f" #{row['frame']}" if "frame" in row else ""),
             str(row["layer"]),
             "{} x {}".format(*row["grid"]),
             *("-" if row["blank"] else _COLUMNS[method][1](row) for method in options.methods),
