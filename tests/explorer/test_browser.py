@@ -204,6 +204,22 @@ def test_neighbours_of_a_picked_image(visit: Visit) -> None:
     visit.until("document.querySelector('#neighbours small').textContent === 'layer 1 of 6'")
 
 
+def test_a_late_answer_does_not_take_the_place_of_a_newer_one(visit: Visit) -> None:
+    page = visit.page
+    page.click("#tab-alignment")
+    page.wait_for_selector("#layer-grid button")
+    late: list[Any] = []
+    page.route("**/api/neighbours?*layer_a=5*", lambda route: late.append(route))
+    page.click("#layer-grid tbody tr >> nth=5 >> button >> nth=0")
+    page.click("#layer-grid tbody tr >> nth=1 >> button >> nth=0")
+    visit.until("document.querySelector('#neighbours small').textContent === 'layer 2 of 6'")
+    shown = page.inner_html("#neighbours")
+    with page.expect_response("**/api/neighbours?*layer_a=5*"):
+        late[0].continue_()
+    page.wait_for_timeout(200)
+    assert page.inner_html("#neighbours") == shown
+
+
 def test_the_keyboard_reaches_everything(visit: Visit) -> None:
     page = visit.page
     visit.looked()

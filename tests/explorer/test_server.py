@@ -257,10 +257,12 @@ def test_bad_requests_name_the_entry(client: TestClient, path: str, said: str) -
 def test_bad_requests_about_a_look(client: TestClient) -> None:
     name = look(client, sample="shapes")["id"]
     for path in (
-        *(f"objects?layer={layer}" for layer in ("6", "-1", "x", "1&tau=2", "1&tau=nan")),
+        *(f"objects?layer={layer}" for layer in ("6", "-1", "--5", "x", "1&tau=2", "1&tau=nan")),
         *(f"similar?layer={asked}" for asked in ("0&patch=99999", "0&patch=-1", "0")),
     ):
-        assert client.get(f"/api/look/{name}/{path}").status_code == 422, path
+        refused = client.get(f"/api/look/{name}/{path}")
+        assert refused.status_code == 422, path
+        assert refused.json()["error"].startswith(("layer", "patch", "tau")), "the entry is named"
     answer = client.get("/api/look/forgotten/objects?layer=0")
     assert answer.status_code == 410
     assert "no longer in memory" in answer.json()["error"]

@@ -208,7 +208,7 @@ def _whole(request: Request, name: str, default: int | None = None) -> int:
     text = request.query_params.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.lstrip("-").isdecimal() or len(text) > 9:
+    if text is None or not text.removeprefix("-").isdecimal() or len(text) > 9:
         raise ValueError(f"{name}: expected a whole number")
     return int(text)
 

@@ -228,7 +228,7 @@ def _prediction(opened: Opened, logits: Tensor) -> dict[str, Any]:
 
 
 def _attention(maps: Tensor) -> dict[str, Any]:
-    """`[layers, heads, n]` -> bytes `[layers, 1 + heads, n]`, the mean of the heads first, each from 0 to its own peak.
+    """`[layers, heads, n]` -> bytes `[layers, 1 + heads, n]`, the mean of the heads first, each over its own range.
 
     `peak` says how often the strongest patch gets its fair share, 1 / n.
     """

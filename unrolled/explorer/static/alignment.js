@@ -4,7 +4,7 @@ import { ask, byId, el, fail, fillModels, forgive, group, number, palette, query
 
 const PAGE = 34;
 const state = { models: ["", ""], layers: [0, 0], image: null, from: 0, score: null };
-let known, markImage, stop = null;
+let known, markImage, stop = null, wish = 0;
 
 export async function startAlignment(start) {
   known = start;
@@ -23,6 +23,7 @@ export async function startAlignment(start) {
 }
 
 const picture = (image) => el("img", { src: `/api/set/${image}`, alt: known.set.names[image], loading: "lazy" });
+const alike = ({ similarity }) => (similarity === null ? "–" : similarity.toFixed(3)); // two digits are 1.0 for most
 const label = (i) => known.models.find((model) => model.id === state.models[i]);
 
 function fillPicker() {
@@ -44,6 +45,7 @@ function mark() {
 }
 
 async function pick(image) {
+  forgive();
   state.image = image;
   mark();
   try {
@@ -56,6 +58,7 @@ async function pick(image) {
 async function compare() {
   stop?.abort();
   const own = (stop = new AbortController());
+  state.score = null; // its layers are not those of the new models
   forgive();
   byId("score").replaceChildren(el("h2", {}, "Agreement"), el("p", { class: "hint" }, `Showing ${known.set.names.length} images to both models …`));
   byId("neighbours").classList.add("busy");
@@ -67,6 +70,7 @@ async function compare() {
     layers();
     await near();
   } catch (error) {
+    byId("grid-card").hidden ||= error.name !== "AbortError";
     if (error.name !== "AbortError") byId("score").replaceChildren(el("h2", {}, "Agreement"), el("p", {}, "Not known: see the message above."));
     throw error;
   } finally {
@@ -83,6 +87,10 @@ function mark_at(share, text) {
 function score() {
   const s = state.score, fill = el("div", { class: "fill" });
   fill.style.width = `${(s.score * 100).toFixed(2)}%`;
+  if (s.score === null || s.p_value === null) {
+    byId("score").replaceChildren(el("h2", {}, "Agreement"), el("p", {}, "Not known: a model gives all these images the same features, so that no image is nearer than another."));
+    return;
+  }
   const sure = s.p_value < 0.05;
   const verdict = sure
     ? "More than chance gives: in " + (s.p_value <= 1.01 / (s.draws + 1) ? `none of ${s.draws}` : `about ${Math.round(s.p_value * (s.draws + 1) - 1)} of ${s.draws}`) + " shufflings of the images did the best pair of layers agree as well."
@@ -122,21 +130,21 @@ function layers() {
 
 async function near() {
   if (!state.score) return;
-  const [a, b] = state.models, [layer_a, layer_b] = state.layers, image = state.image;
+  const [a, b] = state.models, [layer_a, layer_b] = state.layers, image = state.image, own = ++wish;
   const found = await ask(`/api/neighbours?${query({ a, b, layer_a, layer_b, image })}`);
-  if (image !== state.image) return;
+  if (own !== wish || !state.score) return; // something newer was chosen meanwhile
   const both = new Set(found.shared);
   const column = (i) => {
     const rows = found[i ? "b" : "a"].map((row) => {
-      const said = both.has(row.image) ? "in both" : number(row.similarity, 2);
-      const button = el("button", { type: "button", "aria-label": `${row.name}, similarity ${number(row.similarity, 2)}${both.has(row.image) ? ", near in both models" : ""}. Show its neighbours.` }, picture(row.image));
+      const said = both.has(row.image) ? "in both" : alike(row);
+      const button = el("button", { type: "button", "aria-label": `${row.name}, similarity ${alike(row)}${both.has(row.image) ? ", near in both models" : ""}. Show its neighbours.` }, picture(row.image));
       button.addEventListener("click", () => pick(row.image));
       return el("li", { class: both.has(row.image) ? "both" : "" }, button, el("span", {}, said));
     });
     return el("article", { class: "card" },
       el("h3", {}, label(i).label),
       el("div", { class: "head-line" }, el("span", { class: label(i).trained ? "badge" : "badge random" }, label(i).trained ? label(i).weights : "random weights"), el("small", {}, `layer ${state.layers[i] + 1} of ${state.score.layers[i].length}`)),
-      el("p", { class: "hint" }, `Nearest to ${known.set.names[image]}, ${both.size} of ${state.score.k} shared:`),
+      el("p", { class: "hint" }, `Nearest to ${known.set.names[image]}, with cosine similarity; ${both.size} of ${state.score.k} shared:`),
       el("ol", { class: "near" }, ...rows));
   };
   byId("neighbours").replaceChildren(column(0), column(1));

@@ -40,7 +40,7 @@ export async function startWorld() {
 function settings() {
   const box = byId("world-settings");
   for (const { name, label, min, max, step, said } of SETTINGS) {
-    const out = el("output", { for: `world-${name}` });
+    const out = el("output", { for: `set-${name}` });
     const input = el("input", { type: "range", id: `set-${name}`, min, max, step });
     input.value = name === "ridge" ? 0 : world[name];
     input.addEventListener("input", () => {
@@ -149,7 +149,7 @@ function facts(found, layer) {
     el("ul", { class: "legend" }, key("gradient-descent layers", "var(--a)"), key("exact ridge regression, and one mesa layer", "var(--b)", "7 4")));
   const best = layers.indexOf(Math.min(...layers));
   const turn = best < layers.length - 1 && layers.at(-1) > 1.02 * layers[best] ? ` Best after ${best}: further layers begin to fit the noise.` : "";
-  byId("world-note").textContent = `Mean over ${worlds} random worlds with these settings and ${examples} example${examples === 1 ? "" : "s"}, against the rule without its noise. After ${layer} ${plural}: ${number(layers[layer])}; exact: ${number(ridge)}.${turn} A layer is one gradient step on the examples' squared error; its step is measured in the longest that their sharpest direction allows in one go.`;
+  byId("world-note").textContent = `Mean over ${worlds} random worlds with these settings and ${examples} example${examples === 1 ? "" : "s"}, against the rule without its noise. After ${layer} ${plural}: ${number(layers[layer])}; exact: ${number(ridge)}.${turn} A layer is one gradient step on the examples' squared error. Step size 1 is the one that fits the examples' steepest direction at once; above 2 the steps overshoot and grow.`;
 }
 
 function own() {
