@@ -149,7 +149,8 @@ def test_pages_written_by_hand(tmp_path: Path) -> None:
         "\n```bash\nrun **this** < that\n```\n"
     )
     (docs / "lonely.md").write_text("# No folder\n")
-    for name in ("explorer-attention.png", "other.png"):
+    (docs / "pictures.md").write_text("![Two models side by side](explorer-both.png)\n")
+    for name in ("explorer-attention.png", "explorer-both.png", "other.png"):
         (docs / name).write_bytes(b"png")
     assert cli.run(["gallery", "--studies", str(docs / "studies"), "--out", str(tmp_path / "site"), "--quiet"]) == 0
     site = tmp_path / "site"
@@ -157,9 +158,13 @@ def test_pages_written_by_hand(tmp_path: Path) -> None:
     index, page = (site / "index.html").read_text(), (site / "words/index.html").read_text()
     assert "Words &amp; more" in index
     assert "explore</code>: attention." in index
+    assert "explore</code>: two models side by side." in index
     assert 'src="words/a.svg"' in index
     assert "lonely" not in index
-    assert sorted(path.name for path in (site / "pictures").iterdir()) == ["explorer-attention.png"]
+    assert sorted(path.name for path in (site / "pictures").iterdir()) == [
+        "explorer-attention.png",
+        "explorer-both.png",
+    ]
     for piece in (
         "<em>lead</em> with <code>a &lt; b</code>",
         '<img src="a.svg" alt="what &lt;it&gt; shows"',

@@ -68,14 +68,21 @@ def read_notes(docs: Path, *, without: Path) -> list[Note]:
 
 
 def screenshots(docs: Path) -> list[tuple[Path, str]]:
-    """Pictures of programs in `docs`, with captions: `demo*.png` and `explorer*.png`."""
+    """Pictures of programs in `docs`, with captions: `demo*.png` and `explorer*.png`.
+
+    What a page in `docs` says of a picture, in `![words](NAME.png)`, is its caption; else the rest of its name.
+    """
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in sorted(docs.glob("*.md")))
+    words = {target: alt for alt, target in re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", pages)}
     found = [(path, re.split(r"[-.]", path.name)[0]) for path in sorted(docs.glob("*.png"))]
-    return [(path, _said(path, SHOTS[word])) for path, word in found if word in SHOTS]
+    return [(path, _said(path, SHOTS[word], words.get(path.name))) for path, word in found if word in SHOTS]
 
 
-def _said(path: Path, caption: str) -> str:
-    rest = path.stem.split("-", 1)[1:]
-    return caption.removesuffix(".") + f": {rest[0].replace('-', ' ')}." if rest else caption
+def _said(path: Path, caption: str, words: str | None) -> str:
+    rest = words or path.stem.partition("-")[2].replace("-", " ")
+    if rest.split(" ")[0][1:].islower():  # a word of the language, not a name
+        rest = rest[0].lower() + rest[1:]
+    return caption.removesuffix(".") + f": {rest}." if rest else caption
 
 
 def to_html(text: str, links: dict[str, str]) -> str:
