@@ -49,6 +49,19 @@ def test_frames_of_an_animation(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(json.loads(capsys.readouterr().out)["images"]) == 2
 
 
+def test_many_frames_go_onto_several_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unrolled.commands.segment._ROWS", 2)
+    for i in range(5):
+        frame(i).save(tmp_path / f"{i}.png")
+    assert run("segment", tmp_path, *MODEL, "--method", "pca", "--out", tmp_path / "out") == 0
+    sheets = sorted(path.name for path in (tmp_path / "out").glob("contact-sheet*"))
+    assert sheets == ["contact-sheet-2.png", "contact-sheet-3.png", "contact-sheet.png"]
+    assert len(list((tmp_path / "out").glob("*-pca.png"))) == 5
+    text = (tmp_path / "out/report.html").read_text()
+    assert "2 of 5 rows" in text
+    assert "5 pictures" in text
+
+
 def test_a_folder_of_frames_is_the_same_as_the_animation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "frames").mkdir()
     for i in (8, 9, 10):

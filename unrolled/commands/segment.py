@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 Method = Literal["attention", "pca", "maskcut", "cluster"]
 Measure = Literal["attention", "maskcut", "clusters"]
 METHODS: tuple[Method, ...] = ("attention", "pca", "maskcut", "cluster")
+_ROWS = 100
+"""Of pictures in one contact sheet, and in the report."""
 _SAID = {
     "attention": "attention of the {query}, averaged over heads, dark to light over its own range; the line encloses "
     "{mass:.0%} of it",
@@ -77,8 +79,8 @@ def segment(
 ) -> None:
     """Show which parts of pictures a model tells apart, without labels.
 
-    Overlays are written for every picture, layer and method, and all of them side by side in contact-sheet.png and in
-    the report. Pictures keep their shape: positions are interpolated to it.
+    Overlays are written for every picture, layer and method, and side by side in contact-sheet.png (a further sheet for
+    every 100 rows) and in the report. Pictures keep their shape: positions are interpolated to it.
 
         unrolled segment cat.jpg dog.jpg --model timm:vit_small_patch16_dinov3 --pretrained --method attention
         unrolled segment photos/ --model runs/crate --layers 3 5 --method maskcut --method pca
@@ -268,7 +270,7 @@ def _batches(shots: Iterable[Shot], prepared: Preparation, size: int) -> Iterato
 
 
 def _kept(folder: Path, view: View) -> View:
-    """Write the overlays; what is kept for the sheets are thumbnails, so that a folder of any length fits in memory."""
+    """Write the overlays; what is kept for the sheets are thumbnails, so that thousands of frames fit in memory."""
     from PIL import Image
 
     from unrolled.commands.pictures import thumbnail
@@ -284,8 +286,11 @@ def _kept(folder: Path, view: View) -> View:
 def _write_sheet(folder: Path, views: Sequence[View], options: Options) -> None:
     from unrolled.commands.pictures import sheet
 
-    rows = [(_caption(view), [view.original, *view.overlays.values()]) for view in views]
-    sheet(rows, ["picture", *options.methods]).save(folder / "contact-sheet.png")
+    for number, start in enumerate(range(0, len(views), _ROWS), 1):
+        some = views[start : start + _ROWS]
+        rows = [(_caption(view), [view.original, *view.overlays.values()]) for view in some]
+        name = "contact-sheet.png" if number == 1 else f"contact-sheet-{number}.png"
+        sheet(rows, ["picture", *options.methods]).save(folder / name)
 
 
 def _caption(view: View) -> str:
@@ -336,6 +341,7 @@ def _report(
     else:
         headline += f"Weights: {result['weights']}."
     report.headline(headline)
+    total, views = len(views), _spread(views, _ROWS)
     query = next((view.row["attention_query"] for view in views if "attention_query" in view.row), "class token")
     said = [
         f"{name}: {_SAID[name].format(query=query, mass=options.mass, **_named(options))}" for name in options.methods
@@ -346,7 +352,10 @@ def _report(
         for view in views
     ]  # fmt: skip
     caption = "; ".join(said) + ". Maps are enlarged smoothly from the grid of patches; the overlays lie in full size "
-    grid_section(report, "Contact sheet", panels, caption + "beside this report.")
+    caption += "beside this report."
+    if total > len(views):
+        caption += f" {len(views)} of {total:,} rows, drawn evenly; all are in the contact sheets beside this report."
+    grid_section(report, "Contact sheet", panels, caption)
     with_heads = [
         (_caption(view), f"{_caption(view)}: attention of the {query} in every head.", view.heads,
          [str(head) for head in range(len(view.heads))])
@@ -360,6 +369,11 @@ def _report(
     report.results = result
     report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
     return write_run(folder, settings, report)
+
+
+def _spread(views: Sequence[View], count: int) -> Sequence[View]:
+    """At most `count`, drawn evenly."""
+    return views if len(views) <= count else [views[i * (len(views) - 1) // (count - 1)] for i in range(count)]
 
 
 def _named(options: Options) -> dict[str, Any]:
