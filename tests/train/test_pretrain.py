@@ -27,6 +27,7 @@ from unrolled.train.masked import evaluate_masked, mask_noise
 from unrolled.train.pretrain_config import PretrainConfig
 from unrolled.train.pretraining import pretrain
 from unrolled.train.run import Splits
+from unrolled.train.unfinished import newest_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"img_size": 8, "patch_size": 2, "depth": 1, "embed_dim": 16, "num_heads": 2}
@@ -208,6 +209,9 @@ def test_a_masked_run_opens_again_and_is_fine_tuned(make: Make, splits: Splits, 
     finetune(tune("pieces", max_steps=3), splits=splits)
     pieces = finetune(tune("pieces", resume="auto"), splits=splits)
     torch.testing.assert_close(pieces.model.state_dict(), straight.model.state_dict(), atol=0, rtol=0)
+    newest, step = newest_model(pieces.run_dir, splits.train)
+    assert step == pieces.steps
+    assert newest.state_dict().keys() == pieces.model.state_dict().keys()
 
 
 # --- self-distillation

@@ -63,8 +63,8 @@ def evaluate(
     """Accuracy, loss and calibration of a model, or of the model a run ended with, on a data set.
 
     Preprocessing is the model's own; a folder with config.yaml, report.html and report.json says what was measured. Of
-    a run that was interrupted it is the newest checkpoint. Of a run on text it is loss and bits per byte, with the
-    tokenizer and context of the run; of a run of `unrolled pretrain`, its loss beside trivial guesses.
+    a classifier's run that was interrupted it is the newest checkpoint. Of a run on text it is loss and bits per byte,
+    with the tokenizer and context of the run; of a run of `unrolled pretrain`, its loss beside trivial guesses.
 
         unrolled eval runs/digits
         unrolled eval local:models/crate-small --data folder --data-dir val
