@@ -3,10 +3,11 @@
     python -m benchmarks.decode [--rounds 9] [--lengths 64 ... 4096] [--dim 256] [--svg docs/decode_cost.svg] [--quick]
 
 Four language models that differ in their layers alone: MSSA (CRATE-GPT), token statistics (ToST-GPT), mesa layers and
-softmax (GPT-2-shaped). At every length the models take turns and the least of `--rounds` times counts. Before
-anything is timed, the logits of both ways must agree. Prints two tables in Markdown, times and the caches' sizes, with
-what 1,000 more tokens cost and the exponent of length, both fitted to the upper half of the lengths (a cached step has
-a fixed cost besides, which keeps its exponent below one); draws times against length.
+softmax (GPT-2-shaped). At every length the models take turns and the least of `--rounds` times counts (recomputing
+1,024 tokens and more: of at most 7). Before anything is timed, the logits of both ways must agree. Prints two tables in
+Markdown, times and the caches' sizes, with what 1,000 more tokens cost and the exponent of length, both fitted to the
+upper half of the lengths (a cached step has a fixed cost besides, which keeps its exponent below one); draws times
+against length.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def measure(models: dict[str, LanguageModel], length: int, rounds: int, clock: s
     return {
         "length": length,
         "cached": interleaved(runs, rounds, CLOCKS[clock]),
-        "recomputed": interleaved(again, rounds if length < 1024 else max(2, rounds // 3), CLOCKS[clock]),
+        "recomputed": interleaved(again, rounds if length < 1024 else min(rounds, 7), CLOCKS[clock]),
         "cache": caches,
         "error": errors,
     }

@@ -224,3 +224,15 @@ def test_of_an_interrupted_run_with_an_average_the_average_is_measured(
 def test_bad_input(flags: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["eval", "crate_nano_patch2_8", *flags, "--quiet"]) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["mae", "lm"])
+@pytest.mark.parametrize("flags", [["--image-size", "64"], ["--pretrained"], ["--model-args.depth", "2"]])
+def test_what_a_run_without_classes_would_ignore_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, flags: list[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"task: {task}\n")
+    assert cli.run(["eval", str(tmp_path), *flags]) != 0
+    said = capsys.readouterr().err
+    assert flags[0].split(".")[0] in said
+    assert "leave it out" in said

@@ -120,6 +120,7 @@ def test_a_tiny_study_says_what_it_found_and_what_it_did_not_run(tmp_path: Path)
         ({"dim": 8}, "dim=8"),
         ({"noises": ()}, "noises"),
         ({"rates": (0.0,)}, "rates"),
+        ({"rates": (1.0, 0.3)}, "the last must be 1"),
         ({"tokens": 3}, "tokens"),
     ],
 )

@@ -13,8 +13,8 @@ from torch import nn
 from unrolled import studies
 from unrolled.errors import MissingData
 from unrolled.studies.crate_costs import best_seconds, by_size, costs, exponent, training_memory
-from unrolled.studies.crate_family import FAMILY, Config, differences, known, readout, run, training_log, weights
-from unrolled.studies.crate_members import Member, build
+from unrolled.studies.crate_family import FAMILY, Config, differences, known, readout, run, training_log
+from unrolled.studies.crate_members import Member, build, weights
 
 QUICK: dict[str, Any] = {"data": ("digits",), "seeds": (0,), "images": 128, "workers": 1, "rounds": 1, "batch": 4}
 

@@ -77,6 +77,18 @@ def test_a_mirror_is_recognised_and_noise_is_not() -> None:
     assert max(max(row) for row in shifted["cka_all"]) < 0.1
 
 
+def test_every_position_counts_when_not_every_token_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 x 16 tokens 40 are compared; every sixteenth would be one patch alone, here one that says nothing."""
+    monkeypatch.setattr("unrolled.studies.crate_mae_features._PAIRED", 40)
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(40, 17, 5, generator=generator) for _ in range(3)]
+    other = [torch.randn(40, 17, 5, generator=generator) for _ in range(3)]
+    for mine, theirs in zip(states, other, strict=True):
+        theirs[:, 2:] = mine[:, 2:]  # equal but for the first patch
+    grid = mirrored(states, other, torch.ones(40, 16, dtype=torch.bool))["cka_all"]
+    assert all(grid[i][i] > 0.5 for i in range(3))
+
+
 def test_members_are_measured_once_and_shown(tmp_path: Path) -> None:
     members = MembersConfig(members=tmp_path / "members", images=128, workers=1)
     arguments = {"seeds": (0,), "images": 16, "folder": tmp_path / "cells"}

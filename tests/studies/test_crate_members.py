@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from unrolled import studies
 from unrolled.studies import cells
+from unrolled.studies.base import Budget
 from unrolled.studies.crate_members import KINDS, Member, MembersConfig, build, kept, record, trained
 
 
@@ -72,6 +75,32 @@ def test_an_interrupted_member_ends_the_same(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(torch, "save", real)
     parts = trained(config, member).state_dict()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_save_coincides_with_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was lost between a look and a kill would be missing from the loss at the next look."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("unrolled.studies.crate_members.train_kept", lambda *_, **options: asked.update(options))
+    for images in (384, 96_000):
+        trained(tiny(tmp_path, images=images), Member(kind="crate", data="digits"))
+        saves = set(range(asked["every"], asked["steps"], asked["every"]))
+        assert saves
+        assert saves <= set(asked["look_at"])
+
+
+@pytest.mark.parametrize("budget", ["quick", "cpu", "gpu"])
+def test_studies_that_share_a_folder_share_the_settings_of_its_members(budget: Budget) -> None:
+    """Members of other settings under the same names would overwrite each other."""
+    found: dict[Path, set[tuple[int, str]]] = {}
+    for name in studies.STUDIES:
+        kind = studies.load(name).config
+        if issubclass(kind, MembersConfig):
+            config = kind.of_budget(budget)
+            found.setdefault(config.members, set()).add((config.images, config.device))
+    assert found
+    assert all(len(settings) == 1 for settings in found.values()), found
+    others = [MembersConfig.members] if budget != "cpu" else [Path("runs/crate-quick"), Path("runs/crate-members-gpu")]
+    assert not set(others) & set(found)
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from unrolled.studies import crate_text_cells
 from unrolled.studies.crate_text import MASKED_MODELS, MODELS, Config, plan, run
 from unrolled.studies.crate_text_cells import Job, build, chosen, held_out, kept, model_config, parameters, record
 from unrolled.studies.crate_text_ngrams import LONGEST, NGrams
+from unrolled.studies.crate_text_report import _falling
 
 TINY: dict[str, Any] = {
     "seeds": (0, 1),
@@ -158,6 +159,15 @@ def test_n_grams_are_witten_bells() -> None:
     torch.testing.assert_close(losses.neg().exp(), torch.tensor(wanted).double())
     with pytest.raises(ValueError, match="order"):
         counted.losses(torch.tensor([[0, 1]]), LONGEST + 1)
+
+
+def test_how_many_curves_still_fall_is_counted_and_not_said_of_one_look() -> None:
+    def cells(*losses: float) -> dict[str, list[dict[str, Any]]]:
+        return {model: [{"validation": [{"loss": loss} for loss in losses]}] for model in MODELS}
+
+    assert _falling(cells(3.0, 2.0)).endswith(f"of {len(MODELS)} of {len(MODELS)} models was still falling")
+    assert "of 1 of" in _falling({**cells(2.0, 3.0), "ToST": cells(2.0, 1.0)["ToST"]})
+    assert _falling(cells(3.0)) == ""
 
 
 def test_the_slow_model_gets_fewer_seeds() -> None:

@@ -14,7 +14,7 @@ import torch
 from unrolled import studies
 from unrolled.errors import MissingData
 from unrolled.studies import cells
-from unrolled.studies.crate_members import Member, build, trained
+from unrolled.studies.crate_members import Member, build, record, trained, weights
 from unrolled.studies.crate_transfer import Config, run
 from unrolled.studies.crate_transfer_cells import (
     Job,
@@ -69,6 +69,16 @@ def test_missing_members_are_not_run(tmp_path: Path) -> None:
     assert {c["what"] for c in with_none.results["cells"]} == {"pixels"}
     table = next(s for s in with_none.to_dict()["sections"] if s["title"] == "Fine-tuned")["blocks"][0]
     assert all(row[5:] == ["not run"] * 6 for row in table["rows"])
+
+
+def test_a_member_whose_weights_are_gone_is_not_run(tmp_path: Path) -> None:
+    config = tiny(tmp_path, kinds=("crate",))
+    member = Member(kind="crate", data="digits")
+    record(config, member)
+    weights(config, member).unlink()
+    found = run(tiny(tmp_path, kinds=("crate",), train_members=False)).results
+    assert found["missing_members"] == [member.name]
+    assert not weights(config, member).exists()
 
 
 def test_claims_are_differences_of_what_was_measured_and_the_rest_is_not_run() -> None:

@@ -63,8 +63,8 @@ def evaluate(
     """Accuracy, loss and calibration of a model, or of the model a run ended with, on a data set.
 
     Preprocessing is the model's own; a folder with config.yaml, report.html and report.json says what was measured. Of
-    a run that was interrupted it is the newest checkpoint. Of a run on text it is loss and bits per byte, with the
-    tokenizer and context of the run; of a run of `unrolled pretrain`, its loss beside trivial guesses.
+    a classifier's run that was interrupted it is the newest checkpoint. Of a run on text it is loss and bits per byte,
+    with the tokenizer and context of the run; of a run of `unrolled pretrain`, its loss beside trivial guesses.
 
         unrolled eval runs/digits
         unrolled eval local:models/crate-small --data folder --data-dir val
@@ -116,6 +116,7 @@ def evaluate(
     if is_text_run(model):
         if split == "all" or labels is not None or robustness:
             raise ValueError("--split all, --labels and --robustness are for images; leave them out")
+        _refuse_model_flags(image_size=image_size, pretrained=pretrained, model_args=model_args, weights=weights)
         evaluate_run(
             model, data=data, data_dir=data_dir, split=split, batch_size=batch_size, device=device, out=out, json=json,
             quiet=quiet,
@@ -124,6 +125,7 @@ def evaluate(
     if weights is None and is_pretrain_run(model):
         if labels is not None or robustness:
             raise ValueError("--labels and --robustness are for classifiers; leave them out, or probe this run")
+        _refuse_model_flags(image_size=image_size, pretrained=pretrained, model_args=model_args)
         evaluate_pretrained(
             model, data=data, data_dir=data_dir, split=split, val_fraction=val_fraction, split_seed=split_seed,
             batch_size=batch_size, workers=workers, on_error=on_error, device=device, out=out, json=json, quiet=quiet,
@@ -203,6 +205,13 @@ def evaluate(
     )
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _line(result))
+
+
+def _refuse_model_flags(**given: Any) -> None:
+    """Refuse what would be ignored of a run that is measured as it was trained."""
+    for name, value in given.items():
+        if value:
+            raise ValueError(f"--{name.replace('_', '-')}: this run is measured as it was trained; leave it out")
 
 
 def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, Any]:

@@ -73,10 +73,15 @@ class Config(MembersConfig):
             "images": 6400,
             "measured": 64,
             "workers": 1,
-            "members": Path("runs/crate-members-quick"),
+            "members": Path("runs/crate-denoising/quick-members"),
         },
         "cpu": {},
-        "gpu": {"device": "cuda", "members": Path("runs/crate-members-gpu"), "workers": 1},
+        "gpu": {
+            "device": "cuda",
+            "images": 1_280_000,
+            "members": Path("runs/crate-members-gpu"),
+            "workers": 1,
+        },
     }
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -124,6 +129,8 @@ class Config(MembersConfig):
             raise ValueError("noises, temperatures and rates must each name at least one")
         if min(*self.noises, *self.temperatures, *self.rates, self.noise, self.layer_noise) <= 0:
             raise ValueError("noises, temperatures and rates must be positive")
+        if self.rates[-1] != 1:  # the claims about published layers are judged on the last
+            raise ValueError(f"rates={self.rates}: the last must be 1, the published step")
 
 
 def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> Report:

@@ -220,7 +220,7 @@ def known(
     config: MembersConfig, members: Sequence[Member], on_progress: Callable[[str], None] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Records of the members that are kept with their weights, by name; of all where `config.train` is set."""
-    from unrolled.studies.crate_members import kept, record, train_all
+    from unrolled.studies.crate_members import kept, record, train_all, weights
 
     if getattr(config, "train", False):
         return train_all(config, members, on_progress=on_progress)
@@ -231,14 +231,11 @@ def known(
     }
 
 
-def weights(config: MembersConfig, member: Member) -> Path:
-    """The file with the member's weights and its training log."""
-    return config.members / "models" / f"{member.name}.pt"
-
-
 def training_log(config: MembersConfig, member: Member) -> list[dict[str, float]]:
     """Mean training loss since the look before, at each look: `step` and `loss`."""
     import torch
+
+    from unrolled.studies.crate_members import weights
 
     saved = torch.load(weights(config, member), map_location="cpu", weights_only=True)
     return [entry for entry in json.loads(saved["log"]) if entry["step"]]  # before the first step there is no loss

@@ -184,7 +184,8 @@ def mirrored(encoder: Sequence[Tensor], decoder: Sequence[Tensor], visible: Tens
     result: dict[str, Any] = {}
     flat = visible.flatten().to(encoder[0].device)
     for name, rows in (("all", torch.arange(len(flat), device=flat.device)), ("visible", flat.nonzero()[:, 0])):
-        rows = rows[:: max(1, len(rows) // _PAIRED)]
+        # at random: every so many rows would be the same few patches of every image
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:_PAIRED].to(rows.device)]
         sides = [
             [(z[:, 1:] - z[:, 1:].mean(0)).flatten(0, 1)[rows].double() for z in stack] for stack in (encoder, decoder)
         ]

@@ -81,10 +81,15 @@ class Config(MembersConfig):
             "tested": 200,
             "lessons": 100,
             "workers": 1,
-            "members": Path("runs/crate-members-quick"),
+            "members": Path("runs/crate-quick"),
         },
         "cpu": {},
-        "gpu": {"device": "cuda", "members": Path("runs/crate-members-gpu"), "workers": 1},
+        "gpu": {
+            "device": "cuda",
+            "images": 1_280_000,
+            "members": Path("runs/crate-members-gpu"),
+            "workers": 1,
+        },
     }
 
     data: Data = "tiny-imagenet-32"

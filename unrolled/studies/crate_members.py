@@ -194,20 +194,26 @@ def trained(config: MembersConfig, member: Member) -> nn.Module:
         log["loss"] = log["steps"] = 0.0
         return {"loss": mean}
 
+    often = max(1, steps // 10)
     train_kept(
         model,
         optimizer,
         loss_at,
         steps=steps,
         settings=settings_of(config, member),
-        keep=config.members / "models" / f"{member.name}.pt",
+        keep=weights(config, member),
         rate=warmup_cosine(_PEAK, warmup=max(1, steps // 20), steps=steps),
         clip_norm=1.0,
         look=look,
-        look_at=range(steps // 10, steps + 1, max(1, steps // 10)),
-        every=100,
+        look_at=range(often, steps + 1, often),
+        every=often,  # the loss since the last look is not kept, so saves coincide with looks
     )
     return model.eval()
+
+
+def weights(config: MembersConfig, member: Member) -> Path:
+    """The file with the member's weights and its training log."""
+    return config.members / "models" / f"{member.name}.pt"
 
 
 def images_seen(config: MembersConfig, member: Member) -> int:

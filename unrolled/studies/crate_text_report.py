@@ -294,6 +294,15 @@ def _samples(report: Report, cells: dict[str, Cells]) -> None:
     ).table(["model", "continuation"], rows, caption="First seed of each; / is a line end.")
 
 
+def _falling(cells: dict[str, Cells]) -> str:
+    """How many curves had not ended, where there are two looks to tell by."""
+    curves = {m: [[point["loss"] for point in cell["validation"]] for cell in cells[m]] for m in MODELS}
+    if any(len(curve) < 2 for found in curves.values() for curve in found):
+        return ""
+    falling = sum(fmean(curve[-1] - curve[-2] for curve in found) < 0 for found in curves.values())
+    return f": at the last look the validation loss of {falling} of {len(curves)} models was still falling"
+
+
 def _limits(report: Report, config: Config, cells: dict[str, Cells]) -> None:
     seen = cells["GPT-2"][0]["bytes"]
     report.section(
@@ -301,8 +310,8 @@ def _limits(report: Report, config: Config, cells: dict[str, Cells]) -> None:
         "The scale differs from the published one by orders of magnitude: there 57 to 124 million parameters, BPE "
         "tokens of OpenWebText, 600,000 steps of batch 384 and a context of 1,024 tokens; here "
         f"{seen / 1e6:.2f} million bytes of {config.corpus}. Losses per byte and per BPE token are not comparable; "
-        "only signs of differences are judged. A model that is ahead here may merely learn faster: every curve is "
-        "still falling.\n\n"
+        "only signs of differences are judged. A model that is ahead here may merely learn "
+        f"faster{_falling(cells)}.\n\n"
         "Each model has its own published frame. GPT-2, CRATE and ToST share learned positions and LayerNorm; MesaNet "
         "has none of these but short convolutions, gates, RMSNorm and SwiGLU, so that its difference from GPT-2 is not "
         "that of the mesa layer alone (the `mesa-language` study replaces the layer and nothing else). Equal "

@@ -79,7 +79,15 @@ class Config(MembersConfig):
             "probe_images": 800,
         },
         "cpu": {},
-        "gpu": {"seeds": (0, 1, 2), "steps": 1000, "train_members": True, "workers": 1, "device": "cuda"},
+        "gpu": {
+            "seeds": (0, 1, 2),
+            "steps": 1000,
+            "images": 1_280_000,
+            "train_members": True,
+            "members": Path("runs/crate-members-gpu"),
+            "workers": 1,
+            "device": "cuda",
+        },
     }
 
     fashion_dir: Path | None = None
@@ -134,7 +142,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     Raises:
         MissingData: there is no image of the source, or of any target, in the folders named.
     """
-    from unrolled.studies.crate_members import kept, train_all
+    from unrolled.studies.crate_members import kept, train_all, weights
     from unrolled.studies.crate_transfer_cells import available, compute_all, jobs_of
     from unrolled.studies.crate_transfer_report import build_report
 
@@ -143,7 +151,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     members = [Member(kind=kind, data=config.source, seed=seed) for kind in config.kinds for seed in config.seeds]
     if config.train_members:
         train_all(config, members, on_progress=on_progress)
-    present = [member for member in members if kept(config, member)]
+    present = [member for member in members if kept(config, member) and weights(config, member).is_file()]
     results = {
         "targets": targets,
         "missing_members": [member.name for member in members if member not in present],

@@ -114,14 +114,15 @@ class Classify(Objective):
             from unrolled.instruments.anatomy import find_stacks
 
             stack = next((stack for stack in find_stacks(model) if not stack.prefix), None)
-            depth = len(stack.blocks) if stack else 0
+            if stack is None:
+                raise ValueError(f"srr_weight: {config.model} has no transformer layers to take it of; leave it at 0")
+            depth = len(stack.blocks)
             chosen = config.srr_layers if config.srr_layers is not None else tuple(range(depth))
             if not chosen or any(not -depth <= layer < depth for layer in chosen):
                 raise ValueError(
                     f"srr_layers={list(chosen)}: {config.model} has {depth} layers, 0 to {depth - 1}, or negative from "
                     "the end"
                 )
-            assert stack is not None
             self.traced = [stack.name(layer % depth) for layer in chosen]
 
     def batch(self, batch: Any, step: int) -> tuple[Tensor, ...]:

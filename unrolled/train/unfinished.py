@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from unrolled.errors import MissingData
+from unrolled.models import MaskedAutoencoder
 from unrolled.train.checkpoint import check_architecture, checkpoints, load_newest
 from unrolled.train.config import TrainConfig, load_config
 from unrolled.train.run import build_model
@@ -51,6 +52,8 @@ def newest_model(run: Path, source: ImageSource) -> tuple[nn.Module, int]:
     }
     weights = parts["average/"] or parts["model/"]
     model = build_model(config, source)
+    if isinstance(model, MaskedAutoencoder):  # fine-tuned as a classifier, see `Classify.adapt`
+        model = model.classifier(len(source.classes))
     check_architecture(model, weights, path)
     model.load_state_dict(weights)
     return model.eval(), int(state["step"])
