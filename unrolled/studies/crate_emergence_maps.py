@@ -91,15 +91,22 @@ def jaccard_of(maps: Tensor, rule: Threshold, things: Tensor, area: Tensor) -> T
     return both / (size + things.double().sum(1)[:, None, None] - both).clamp(min=1)
 
 
+def _moved(grid: tuple[int, int], seed: int) -> Tensor:
+    """`[n]`, where every patch comes from when a map is moved around the edges by some distance."""
+    n = grid[0] * grid[1]
+    down, right = divmod(int(torch.randint(1, n, (1,), generator=torch.Generator().manual_seed(seed))), grid[1])
+    return torch.arange(n).view(grid).roll((down, right), (0, 1)).flatten()
+
+
 def segmentation(model: nn.Module, shots: Sequence[Shot], side: int) -> dict[str, Any]:
     """Jaccard with things by map, rule, layer and head; layer and head are chosen on one half of the photos.
 
     Returns:
-        `photos` of each half, `layers`, `heads`, and by map and rule: `choose`, `report` and `chance` (the reporting
-        photos' maps with their patches shuffled), means `[l, h + 1]`; `picked`, the (layer, head) best on the choosing
-        half, with `picked_photos` and `picked_chance`; `layer_photos` `[l, photos]`, the same within each layer;
-        `last_photos`, the last layer's mean map; `best` of heads chosen for each photo by looking at the answer and
-        `best_chance`, both `[l]`.
+        `photos` of each half, `layers`, `heads`, and by map and rule: `choose`, `report` and `chance`, means
+        `[l, h + 1]` (`chance`: the reporting photos' maps moved around the edges, as large and as connected, but
+        anywhere); `picked`, the (layer, head) best on the choosing half, with `picked_photos` and `picked_chance`;
+        `layer_photos` `[l, photos]`, the same within each layer; `last_photos`, the last layer's mean map; `best` of
+        heads chosen for each photo by looking at the answer and `best_chance`, both `[l]`.
     """
     tables: dict[tuple[str, Threshold], list[tuple[Tensor, Tensor]]] = {}
     halves: list[bool] = []
@@ -109,15 +116,12 @@ def segmentation(model: nn.Module, shots: Sequence[Shot], side: int) -> dict[str
         layers, heads = found.attention.shape[0], found.attention.shape[2]
         inside = [pixels_in_patches({"": s.things()}, found.grid, s.ignore()) for s in batch]
         things, area = torch.stack([one[0] for one, _ in inside]), torch.stack([every for _, every in inside])
-        order = torch.stack([
-            torch.randperm(area.shape[1], generator=torch.Generator().manual_seed(len(halves) + i))
-            for i in range(len(batch))
-        ])  # fmt: skip
+        order = torch.stack([_moved(found.grid, seed=len(halves) + i) for i in range(len(batch))])
         for name, maps in maps_of(found, heads).items():
             maps = maps.cpu()
-            shuffled = maps.gather(-1, order[None, :, None].expand_as(maps))
+            moved = maps.gather(-1, order[None, :, None].expand_as(maps))
             for rule in RULES:
-                pair = jaccard_of(maps, rule, things, area), jaccard_of(shuffled, rule, things, area)
+                pair = jaccard_of(maps, rule, things, area), jaccard_of(moved, rule, things, area)
                 tables.setdefault((name, rule), []).append(pair)
         halves += [s.half == "choose" for s in batch]
     choose = torch.tensor(halves)

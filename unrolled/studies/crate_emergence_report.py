@@ -199,7 +199,7 @@ def _things(report: Report, found: Found) -> None:
         f"on {count[0]} photos and scored on {count[1]} others. Masked autoencoders are read by similarity to a seed "
         "patch instead of the class token, which their loss does not train.",
     )
-    columns = ["model", "weights", "Jaccard", "95 %", "layer and head", "shuffled", "last layer, mean map"]
+    columns = ["model", "weights", "Jaccard", "95 %", "layer and head", "moved", "last layer, mean map"]
     rows: list[list[str]] = []
     for kind in (*config.kinds, *config.changes):
         for state in STATES:
@@ -224,12 +224,12 @@ def _things(report: Report, found: Found) -> None:
         low, high = bootstrap_interval(values)
         rows.append([name, "-", f"{values.mean():.3f}", f"{low:.3f} to {high:.3f}", *["-"] * 5])
     section.table(
-        [*columns, "best head by photo", "of shuffled"],
+        [*columns, "best head by photo", "of moved"],
         rows,
         caption=f"Jaccard index with the pixels of all things, ± one standard deviation over {seeds_of(config)}; "
-        "intervals: bootstrap over photos of the seeds' mean. Shuffled: the same masks with their patches moved at "
-        "random. Best head by photo, the papers' score, looks at the answer, in the layer where that is highest; "
-        "beside it the same of shuffled maps. Colour: of three k-means clusters the one that touches the border least. "
+        "intervals: bootstrap over photos of the seeds' mean. Moved: the same masks moved around the edges of the "
+        "photo, as connected but anywhere. Best head by photo, the papers' score, looks at the answer, in the layer where that is highest; "
+        "beside it the same of moved maps. Colour: of three k-means clusters the one that touches the border least. "
         "Best patches: the ceiling that patches of this size set.",
     )
     rows = []
@@ -245,7 +245,7 @@ def _things(report: Report, found: Found) -> None:
                         cells.append(mean_std(means, digits=3) if means else MISSING)
                 rows.append([KINDS[kind].words, name, state, *cells])
     section.table(
-        ["model", "map", "weights", "by mass", "shuffled", "by fraction", "shuffled"],
+        ["model", "map", "weights", "by mass", "moved", "by fraction", "moved"],
         rows,
         caption="Every way of reading, layer and head chosen for each on the other photos. "
         + "; ".join(f"{name}: {said}" for name, said in MAPS.items())
@@ -312,7 +312,7 @@ def _layers(report: Report, found: Found) -> None:
     section.figure(
         maps,
         name="heads",
-        caption="Jaccard with things above that of the same maps shuffled: 0 is chance. First seed that was run; "
+        caption="Jaccard with things above that of the same maps moved: 0 is chance. First seed that was run; "
         "framed: the layer and head chosen on the other photos.",
     )
 
