@@ -132,8 +132,8 @@ def _captions(asked: Settings) -> dict[str, str]:
         "the answer; beside it the best of as many maps moved by chance. Fixed head: the one that is best on the other "
         "half of the photos. Interval: of the averaged map, beside it the same map moved.",
         "heads": "The highest five heads of each rule by margin: Jaccard with things above that of the same map "
-        "moved to anywhere, around the edges of the photo. mIoU: mean of things and background. The report's JSON holds "
-        "every head.",
+        "moved to anywhere, around the edges of the photo. mIoU: mean of things and background. The report's JSON "
+        "holds every head.",
         "map": "Jaccard index of each layer (rows) and head (columns; last the mean map) with all things, less that of "
         "the same maps moved to anywhere: 0 is chance. Framed: the highest.",
         "maskcut": f"Class-agnostic COCO average precision of at most {asked.objects} objects a photo, MaskCut on "

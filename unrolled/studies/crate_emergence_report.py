@@ -228,8 +228,9 @@ def _things(report: Report, found: Found) -> None:
         rows,
         caption=f"Jaccard index with the pixels of all things, ± one standard deviation over {seeds_of(config)}; "
         "intervals: bootstrap over photos of the seeds' mean. Moved: the same masks moved around the edges of the "
-        "photo, as connected but anywhere. Best head by photo, the papers' score, looks at the answer, in the layer where that is highest; "
-        "beside it the same of moved maps. Colour: of three k-means clusters the one that touches the border least. "
+        "photo, as connected but anywhere. Best head by photo, the papers' score, looks at the answer, in the layer "
+        "where that is highest; beside it the same of moved maps. Colour: of three k-means clusters the one that "
+        "touches the border least. "
         "Best patches: the ceiling that patches of this size set.",
     )
     rows = []
