@@ -95,7 +95,12 @@ class Config(MembersConfig):
             "members": Path("runs/crate-members-quick"),
         },
         "cpu": {},
-        "gpu": {"device": "cuda", "members": Path("runs/crate-members-gpu"), "workers": 1},
+        "gpu": {
+            "device": "cuda",
+            "images": 1_280_000,
+            "members": Path("runs/crate-members-gpu"),
+            "workers": 1,
+        },
     }
 
     source: Literal["coco", "generated"] = "coco"
