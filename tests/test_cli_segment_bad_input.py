@@ -112,6 +112,17 @@ def test_a_model_without_class_token_says_whose_attention_it_is(
 # --- annotated sets
 
 
+def test_scores_of_a_model_without_class_token_say_whose_attention_it_is(
+    marked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = ["--model", "timm:test_vit", "--model-args.class-token", "false", "--model-args.global-pool", "avg"]
+    arguments = ["--data-dir", marked, "--measure", "attention", "--layers", 0, "--image-size", 64]
+    assert run("segment", "--eval", "masks", *arguments, *bare, "--out", marked / "out", "--json") == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes == ["Attention is that of the mean of patch tokens: the model has no class token."]
+    assert notes[0] in (marked / "out/report.html").read_text()
+
+
 @pytest.fixture
 def marked(tmp_path: Path) -> Path:
     """Two photos of a disc and masks of the discs."""

@@ -116,7 +116,7 @@ def _report(result: dict[str, Any], asked: Settings) -> Report:
                 section.figure(_heat_maps(result["heads"]), caption=captions["map"], name="layers-heads")
             section.table(*score_table(result, name), caption=captions[name])
     if result["skipped"] or result["notes"]:
-        report.section("Left out", "\n\n".join([*result["notes"], *result["skipped"]]))
+        report.section("Notes", "\n\n".join([*result["notes"], *result["skipped"]]))
     return report
 
 

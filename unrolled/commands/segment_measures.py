@@ -95,7 +95,8 @@ def evaluate(
         settings: what to measure.
         progress: wraps the indices.
         skipped: where photos that cannot be read are named; without it they raise.
-        notes: where it is said why there is no untrained twin; without it that raises.
+        notes: where it is said whose attention it is without a class token, and why there is no untrained twin;
+            without it that raises.
 
     Returns:
         Rows by table: `attention` (classes), `layers` and `heads` (things against background), `maskcut`, `clusters`.
@@ -131,6 +132,9 @@ def evaluate(
                     raise
                 hint = "give --facet token, and --measure maskcut or clusters"
                 raise ValueError(f"{str(error).split(';')[0]}; {hint}") from error
+            said = f"Attention is that of the {found.query}: the model has no class token."
+            if attention and found.query != "class token" and notes is not None and said not in notes:
+                notes.append(said)
             for index, item in enumerate(batch):
                 for part in parts:
                     if part.takes(item):
