@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from unrolled import theory
 from unrolled.instruments.trace import trace
 from unrolled.models import CRATE, create_model
-from unrolled.train.regularise import srr_loss
+from unrolled.train.regularise import orthogonality_loss, srr_loss
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -108,3 +108,20 @@ def test_the_flag_names_layers_and_settings_it_cannot_have(config, splits):
         fit(config(model="crate_nano_patch2_8", srr_weight=0.1, srr_layers=(7,)), splits=splits)
     with pytest.raises(ValueError, match=r"srr_weight.*compile"):
         fit(config(model="crate_nano_patch2_8", srr_weight=0.1, compile=True), splits=splits)
+
+
+def test_a_price_on_overlap_keeps_subspaces_apart(config, splits, tmp_path):
+    from unrolled.train import fit
+
+    ends = {}
+    for weight in (0.0, 0.1):
+        run = config(model="crate_nano_patch2_8", orthogonality_weight=weight, out=tmp_path / str(weight))
+        ends[weight] = float(orthogonality_loss(fit(run, splits=splits).model))
+    assert ends[0.1] < ends[0.0] - 0.3  # after a few steps
+
+
+def test_a_price_on_overlap_needs_free_subspaces():
+    with pytest.raises(ValueError, match="no subspaces"):
+        orthogonality_loss(create_model("vit_nano_patch2_8", depth=1))
+    with pytest.raises(ValueError, match="orthogonal as it is"):
+        orthogonality_loss(create_model("crate_nano_patch2_8", depth=1, orthogonal=True))

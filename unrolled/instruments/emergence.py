@@ -175,7 +175,7 @@ class EmergenceScorer:
         if not bool(inside.any()):
             return  # every thing lies where nothing counts
         inside, area = inside.cpu(), area.cpu()
-        moved = _moved(masks, grid, self._random)
+        moved = masks[..., moved_patches(grid, self._random)]
         self._scores.append((*_both_sides(masks, inside[0], area), _both_sides(moved, inside[0], area)[0]))
         self._names.append(photo.name)
         self._rows += score_attention(
@@ -289,17 +289,15 @@ def patch_colours(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     return means - means.mean(0)
 
 
-def _moved(masks: Tensor, grid: tuple[int, int], random: torch.Generator) -> Tensor:
-    """All masks `[..., n]` moved by the same distance, around the edges of the grid.
+def moved_patches(grid: tuple[int, int], random: torch.Generator) -> Tensor:
+    """`[n]`, where each patch comes from when maps `[..., n]` are moved by some distance around the edges of the grid.
 
     Shuffled patches would be chance for one mask, but too little for the best of several: connected masks hit or miss
     a thing as a whole, so that the best of them is better than the best of scattered ones.
     """
     n = grid[0] * grid[1]
-    if n == 1:
-        return masks
-    down, right = divmod(int(torch.randint(1, n, (1,), generator=random)), grid[1])
-    return masks.unflatten(-1, grid).roll((down, right), (-2, -1)).flatten(-2)
+    down, right = divmod(int(torch.randint(min(1, n - 1), n, (1,), generator=random)), grid[1])
+    return torch.arange(n).view(grid).roll((down, right), (0, 1)).flatten()
 
 
 def _both_sides(masks: Tensor, things: Tensor, area: Tensor) -> tuple[Scores, Scores]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unrolled.instruments.emergence import Photo, centre_prior, emergence_baselines
+from unrolled.instruments.emergence import Photo, centre_prior, emergence_baselines, moved_patches
 from unrolled.instruments.overlap import pixels_in_patches
 from unrolled.instruments.patches import Patches, read_patches
 from unrolled.instruments.segmentation import Threshold, threshold_attention, upsample
@@ -91,13 +91,6 @@ def jaccard_of(maps: Tensor, rule: Threshold, things: Tensor, area: Tensor) -> T
     return both / (size + things.double().sum(1)[:, None, None] - both).clamp(min=1)
 
 
-def _moved(grid: tuple[int, int], seed: int) -> Tensor:
-    """`[n]`, where every patch comes from when a map is moved around the edges by some distance."""
-    n = grid[0] * grid[1]
-    down, right = divmod(int(torch.randint(1, n, (1,), generator=torch.Generator().manual_seed(seed))), grid[1])
-    return torch.arange(n).view(grid).roll((down, right), (0, 1)).flatten()
-
-
 def segmentation(model: nn.Module, shots: Sequence[Shot], side: int) -> dict[str, Any]:
     """Jaccard with things by map, rule, layer and head; layer and head are chosen on one half of the photos.
 
@@ -116,7 +109,9 @@ def segmentation(model: nn.Module, shots: Sequence[Shot], side: int) -> dict[str
         layers, heads = found.attention.shape[0], found.attention.shape[2]
         inside = [pixels_in_patches({"": s.things()}, found.grid, s.ignore()) for s in batch]
         things, area = torch.stack([one[0] for one, _ in inside]), torch.stack([every for _, every in inside])
-        order = torch.stack([_moved(found.grid, seed=len(halves) + i) for i in range(len(batch))])
+        order = torch.stack([
+            moved_patches(found.grid, torch.Generator().manual_seed(len(halves) + i)) for i in range(len(batch))
+        ])  # fmt: skip
         for name, maps in maps_of(found, heads).items():
             maps = maps.cpu()
             moved = maps.gather(-1, order[None, :, None].expand_as(maps))

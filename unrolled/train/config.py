@@ -117,6 +117,8 @@ class TrainConfig:
     """Layers it is taken of, negative from the end; default: all."""
     srr_eps: float = 0.5
     """Distortion of its coding rates."""
+    orthogonality_weight: float = 0.0
+    """Weight of how far the layers' subspaces are from orthonormal and from each other, added to the loss."""
 
     # --- machine
     precision: Precision = "fp32"
@@ -296,7 +298,17 @@ def check_config(config: TrainConfig) -> None:
     for name in ("epochs", "lr", "eval_every"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name}={getattr(config, name)} must be positive")
-    for name in ("weight_decay", "warmup_epochs", "min_lr", "mixup", "cutmix", "workers", "color_jitter", "srr_weight"):
+    for name in (
+        "weight_decay",
+        "warmup_epochs",
+        "min_lr",
+        "mixup",
+        "cutmix",
+        "workers",
+        "color_jitter",
+        "srr_weight",
+        "orthogonality_weight",
+    ):
         if not getattr(config, name) >= 0:
             raise ValueError(f"{name}={getattr(config, name)} must not be negative")
     for name in ("val_fraction", "label_smoothing"):
@@ -311,6 +323,8 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(f"srr_eps={config.srr_eps} must be positive, e.g. 0.5")
     if config.srr_weight and (config.compile or config.strategy == "fsdp"):
         raise ValueError("srr_weight: needs the layers' tokens; leave compile off and strategy other than 'fsdp'")
+    if config.orthogonality_weight and config.strategy == "fsdp":
+        raise ValueError("orthogonality_weight: needs whole weights; choose a strategy other than 'fsdp'")
     if config.seed < 0:
         raise ValueError(f"seed={config.seed} must not be negative")
     if config.max_steps is not None and config.max_steps < 1:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unrolled.train.config import FinetuneConfig, TrainConfig
 from unrolled.train.evaluation import check_labels, evaluate, logits_of
 from unrolled.train.optim import Mixing
+from unrolled.train.regularise import orthogonality_loss, srr_loss
 from unrolled.train.run import Splits, build_model
 
 Numbers = dict[str, Tensor]
@@ -110,6 +111,8 @@ class Classify(Objective):
         config: TrainConfig = self.config
         self.mixing = Mixing(config, splits.classes) if config.mixup or config.cutmix else None
         self.smoothing = 0.0 if self.mixing else config.label_smoothing
+        if config.orthogonality_weight:
+            orthogonality_loss(model)
         if config.srr_weight:
             from unrolled.instruments.anatomy import find_stacks
 
@@ -135,16 +138,21 @@ class Classify(Objective):
     def loss(self, wrapped: nn.Module, *part: Tensor) -> tuple[Tensor, Numbers]:
         """As `Objective.loss`."""
         images, targets = part
-        if not self.config.srr_weight:
-            return self._cross_entropy(wrapped, images, targets), {}
-        from unrolled.instruments.trace import trace
-        from unrolled.train.regularise import srr_loss
-
         config: TrainConfig = self.config
-        with trace(self.model, patterns=self.traced, grad=True) as traced:
+        numbers: Numbers = {}
+        if config.srr_weight:
+            from unrolled.instruments.trace import trace
+
+            with trace(self.model, patterns=self.traced, grad=True) as traced:
+                loss = self._cross_entropy(wrapped, images, targets)
+            term = srr_loss(self.model, traced, eps=config.srr_eps, layers=config.srr_layers)
+            loss, numbers["srr"] = loss + config.srr_weight * term, -term.detach()
+        else:
             loss = self._cross_entropy(wrapped, images, targets)
-        term = srr_loss(self.model, traced, eps=config.srr_eps, layers=config.srr_layers)
-        return loss + config.srr_weight * term, {"srr": -term.detach()}
+        if config.orthogonality_weight:
+            term = orthogonality_loss(self.model)
+            loss, numbers["orthogonality"] = loss + config.orthogonality_weight * term, term.detach()
+        return loss, numbers
 
     def _cross_entropy(self, wrapped: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         logits = logits_of(wrapped(images)).float()

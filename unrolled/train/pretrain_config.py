@@ -88,5 +88,6 @@ def check_pretrain(config: PretrainConfig) -> None:
             raise ValueError(f"{name} must be two shares of the area, 0 < low <= high <= 1, not {low, high}")
     if config.task == "simdino" and config.ema:
         raise ValueError("ema: in self-distillation the teacher is the average; leave ema unset")
-    if config.srr_weight:
-        raise ValueError("srr_weight: only classification has this term; leave it at 0")
+    for name in ("srr_weight", "orthogonality_weight"):
+        if getattr(config, name):
+            raise ValueError(f"{name}: only classification has this term; leave it at 0")

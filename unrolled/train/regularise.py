@@ -1,4 +1,4 @@
-"""What training may add to its loss: the sparse rate reduction of the layers (arXiv 2411.17182)."""
+"""What training may add to its loss: the layers' sparse rate reduction (arXiv 2411.17182), and a price on overlap."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from unrolled.instruments.anatomy import find_stacks, head_subspaces
 from unrolled.layers.subspace import SubspaceAttention
-from unrolled.theory import normalize_tokens, sparse_rate_reduction
+from unrolled.theory import normalize_tokens, orthogonality_penalty, sparse_rate_reduction
 
 
 def srr_loss(
@@ -69,6 +70,22 @@ def srr_loss(
         value = sparse_rate_reduction(normalize_tokens(z), subspaces, eps, sparsity, norm="l1")
         total.append(value.mean() / z.shape[-2])
     return -torch.stack(total).mean()
+
+
+def orthogonality_loss(model: nn.Module) -> Tensor:
+    """`theory.orthogonality_penalty` of the subspaces of a layer, averaged over the white-box attention layers.
+
+    The soft form of the option `orthogonal` of these layers, to be weighted and added to a training loss.
+
+    Raises:
+        ValueError: the model has no white-box attention, or keeps its subspaces orthogonal anyway.
+    """
+    found = [module for module in model.modules() if isinstance(module, SubspaceAttention)]
+    if not found:
+        raise ValueError(f"orthogonality_weight: {type(model).__name__} has no subspaces to keep apart; leave it at 0")
+    if any(is_parametrized(module.subspaces) for module in found):
+        raise ValueError("orthogonality_weight: the subspaces are kept orthogonal as it is; leave it at 0")
+    return torch.stack([orthogonality_penalty(module.bases()) for module in found]).mean()
 
 
 def _subspaces(block: nn.Module) -> Tensor:

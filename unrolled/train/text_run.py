@@ -51,8 +51,9 @@ def text_defaults(config: TrainConfig) -> TrainConfig:
         raise ValueError(f"task={config.task!r}: choose 'lm' or 'mlm' for text")
     if config.weights is not None:
         raise ValueError("weights: a run on text starts from random weights; pass a loaded model from Python")
-    if config.srr_weight:
-        raise ValueError("srr_weight: only classification of images has this term; leave it at 0")
+    for name in ("srr_weight", "orthogonality_weight"):
+        if getattr(config, name):
+            raise ValueError(f"{name}: only classification of images has this term; leave it at 0")
     unset = TrainConfig()
     if config.model == unset.model:
         config = replace(config, model=_DEFAULTS[config.task])
