@@ -66,7 +66,7 @@ def build(config: Config, raw: dict[str, Any], duration: float) -> Report:
     parts(report, found)
     pictures(report, found)
     report.section("What this does not show", _limits(config))
-    report.results = raw | {"differences": changes}
+    report.results = _brief(raw) | {"differences": changes}
     report.provenance = Provenance.collect(config=config, seeds=config.seeds, duration=duration)
     return report
 
@@ -357,6 +357,15 @@ def _grouped(config: Config, changes: Sequence[Difference], verdict: str) -> str
     return "; ".join(
         change if "against CRATE" in change else f"{change} ({', '.join(k)})" for change, k in groups.items()
     )
+
+
+def _brief(value: Any) -> Any:
+    """Results without what they hold for every photo, which the cells keep, to five digits."""
+    if isinstance(value, dict):
+        return {key: _brief(item) for key, item in value.items() if not str(key).endswith("_photos")}
+    if isinstance(value, (list, tuple)):
+        return [_brief(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _limits(config: Config) -> str:
