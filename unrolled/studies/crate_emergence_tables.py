@@ -94,8 +94,8 @@ def details(report: Report, found: Found) -> None:
         "MaskCut, tau 0.15, those found first ranked first, no refinement; class-agnostic COCO average precision, "
         "times 100. Borders: those between five k-means clusters, F-measure at 0.75 % of the diagonal, nearest "
         "matching on photos at half size, which is more generous than the benchmark's. Moved: the same masks moved "
-        "around the edges; one that comes back on the other side gets a box across the whole photo, so that moved boxes "
-        "score higher than moved masks.",
+        "around the edges; one that comes back on the other side gets a box across the whole photo, so that moved "
+        "boxes score higher than moved masks.",
     )
     columns = ["model", "weights", "box AP50", "moved", "box AP", "mask AP50", "moved", "mask AP", "border F", "moved"]
     rows: list[list[str]] = []
