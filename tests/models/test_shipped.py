@@ -37,6 +37,27 @@ def test_weights_load_without_a_network(name: str, monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(value, same[key]) for key, value in model.state_dict().items())
 
 
+def test_a_wrong_tag_names_the_right_one() -> None:
+    with pytest.raises(ValueError, match="did you mean crate_nano_patch4_32"):
+        unrolled.create_model("crate_nano_patch4_32.cifar11", pretrained=True)
+    with pytest.raises(ValueError, match="none ship"):
+        unrolled.create_model("vit_nano_patch4_32.cifar10")
+
+
+def test_verbs_take_the_weights_data_and_classes_from_the_name(tmp_path: Path) -> None:
+    from unrolled.commands.common import data_settings, open_model, shipped
+    from unrolled.commands.explain import _class_names
+
+    name = "crate_nano_patch4_32.cifar10"
+    assert (shipped(name), shipped("crate_nano_patch4_32"), shipped(str(tmp_path))) == ("cifar10", None, None)
+    trained = unrolled.create_model(name, pretrained=True)
+    opened = open_model(name)
+    assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), trained.parameters(), strict=True))
+    assert data_settings(name, None, data=None, data_dir=None, image_size=None)["data"] == "cifar10"
+    assert data_settings(name, None, data="digits", data_dir=None, image_size=None)["data"] == "digits"
+    assert _class_names(name, None, False, 10)[3] == "cat"
+
+
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_a_card_says_data_recipe_accuracy_and_limits(file: Path) -> None:
     assert file.stat().st_size <= 6 * 2**20

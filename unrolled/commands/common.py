@@ -35,8 +35,8 @@ def open_model(
     Args:
         spec: as in `resolve_model`; the path of a run folder or of a saved model is `local:` of it.
         weights: load these instead of the model's own.
-        pretrained: load the weights timm or the hub has for a registered name. Folders and `hf:` models always come
-            with theirs.
+        pretrained: load the weights timm or the hub has for a registered name. Folders, `hf:` models and names of
+            weights that ship with this package always come with theirs.
         model_args: the model's own arguments.
         classes: outputs of the head of a model that is built from its name and filled with `weights`.
 
@@ -50,7 +50,7 @@ def open_model(
     arguments = dict(model_args or {})
     if weights is not None and classes is not None and not spec.startswith(("local:", "hf:")):
         arguments.setdefault("num_classes", classes)
-    own = weights is None and (pretrained or spec.startswith(("local:", "hf:")))
+    own = weights is None and (pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
     model = resolve_model(spec, pretrained=own, **arguments)
     if weights is not None:
         report = load_weights(model, weights)
@@ -92,6 +92,13 @@ def run_settings(spec: str) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
+def shipped(spec: str) -> str | None:
+    """The tag of weights that ship with this package, if `spec` names them: what they were trained on."""
+    name = spec.removeprefix("timm:")
+    there = "/" not in name and (Path(__file__).resolve().parents[1] / "weights" / f"{name}.safetensors").is_file()
+    return name.split(".", 1)[1] if there else None
+
+
 def data_settings(
     model: str, weights: Path | None, *, data: str | None, data_dir: Path | None, image_size: int | None
 ) -> dict[str, Any]:
@@ -101,6 +108,8 @@ def data_settings(
     the run was trained on would be among those it is tested on.
     """
     run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
+    if weights is None and not run and (tag := shipped(model)) is not None:
+        run = {"data": tag}
     chosen = data or run.get("data") or "digits"
     same = chosen == run.get("data")
     if data_dir is None and same and run.get("data_dir"):

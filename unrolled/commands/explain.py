@@ -16,6 +16,7 @@ from unrolled.commands.common import (
     open_model,
     run_settings,
     say_where,
+    shipped,
     table,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet, did_you_mean
@@ -143,6 +144,10 @@ def _class_names(model: str, weights: Path | None, pretrained: bool, classes: in
         # the picture is explained without the data; only the names are then missing
         with contextlib.suppress(MissingData, MissingExtra, OSError, ValueError):
             names = list(open_images(own["data"], "train", data_dir=own["data_dir"]).classes)
+    elif shipped(model) is not None:
+        from timm.models import get_pretrained_cfg
+
+        names = list(get_pretrained_cfg(model).label_names or [])
     elif pretrained and classes == 1000:
         from timm.data import ImageNetInfo
 

@@ -257,6 +257,11 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
         raise ValueError(f"model={name!r} is not known{hint}")
+    tag = name.split(".", 1)[1] if "." in name else None
+    if ":" not in name and plain in _INFO and tag and tag not in _SHIPPED.get(plain, {}):
+        known = ", ".join(f"{plain}.{own}" for own in _SHIPPED.get(plain, {}))
+        hint = f"did you mean {known}?" if known else f"none ship for {plain}; train it, or leave out {tag!r}"
+        raise ValueError(f"model={name!r}: there are no such weights; {hint}")
     return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
