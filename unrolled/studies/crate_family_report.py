@@ -79,7 +79,7 @@ def difference(values: Sequence[float]) -> str:
 
 
 def judged(expectation: Expectation, value: float, told: str) -> Claim:
-    """The claim, not judged where it was not run: NaN."""
+    """The claim, not judged where it was not run, or with one seed only: NaN."""
     claim = expectation.judge(value, told)
     return replace(claim, reproduced=None) if math.isnan(value) else claim
 
@@ -91,7 +91,8 @@ def _claims(config: Config, found: dict[str, Found], sizes: dict[str, Any]) -> l
     for expectation, one, other in DIFFERENCES:
         by_data = {data: differences(kinds, one, other) for data, kinds in found.items()}
         told = "; ".join(points(values, NAMES[data]) for data, values in by_data.items())
-        claims.append(judged(expectation, mean(by_data[config.data[0]]), told))
+        seeds = by_data[config.data[0]]
+        claims.append(judged(expectation, mean(seeds) if len(seeds) > 1 else math.nan, told))  # one seed may be luck
     grown = {kind: exponent(sizes["tokens"], flops) for kind, flops in sizes["flops"].items()}
     for expectation, kinds, pick in ((LINEAR, ("tost", "cbt"), max), (QUADRATIC, ("crate", "vit"), min)):
         told = ", ".join(f"{words(kind)} {grown[kind]:.2f}" for kind in kinds)
