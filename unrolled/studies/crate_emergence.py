@@ -109,7 +109,7 @@ class Config(MembersConfig):
     """What the members are trained on."""
     kinds: tuple[str, ...] = ("crate", "alpha", "vit", "mae", "vit-mae")
     """Measured in every way; names of the roster."""
-    changes: tuple[str, ...] = ("registers", "orthogonal", "regularised", "tied")
+    changes: tuple[str, ...] = ("registers", "orthogonal", "regularised", "tied", "width-48", "patch-8")
     """Changes of CRATE, measured by their attention alone."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights and training batches."""

@@ -382,7 +382,7 @@ def _limits(config: Config) -> str:
         "choice of layer must gain more than nothing, MaskCut must win with every seed, and heads must beat untrained "
         "ones. The seed patch and the subspace energy are readings of "
         "ours for models without a trained class "
-        "token. No recipe was tuned for any kind. Patch size, width and longer training were not varied: not run."
+        "token. No recipe was tuned for any kind. Longer training, larger width and other training photos: not run."
         + (
             " The photos were made up: numbers of this run test the code and nothing else."
             if config.source != "coco"

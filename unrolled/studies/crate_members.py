@@ -65,6 +65,8 @@ KINDS: dict[str, Kind] = {
     "registers": Kind("four registers", _CRATE, {"reg_tokens": 4}),
     "orthogonal": Kind("orthogonal subspaces", _CRATE, {"orthogonal": True}),
     "regularised": Kind("rate reduction in the loss", _CRATE, rate=0.1),
+    "width-48": Kind("width 48", _CRATE, {"embed_dim": 48}),
+    "patch-8": Kind("patches of 8", _CRATE, {"patch_size": 8}),
     # masked autoencoders, encoder and decoder of 4 layers each
     "mae": Kind("CRATE-MAE", _MAE, _PIXELS),
     "mae-visible": Kind("CRATE-MAE, visible only", _MAE, {**_PIXELS, "encoder": "visible"}),
@@ -133,10 +135,10 @@ def build(member: Member, *, classes: int, channels: int = 3, side: int = 32) ->
     from unrolled.models.registry import create_model
 
     kind = KINDS[member.kind]
-    options: dict[str, Any] = {"depth": DEPTH, "in_chans": channels, "img_size": side, **kind.options}
+    options: dict[str, Any] = {"depth": DEPTH, "in_chans": channels, "img_size": side, "patch_size": 4, **kind.options}
     options |= {} if member.masked else {"num_classes": classes}
     if side < 32:
-        options["patch_size"] = 2
+        options["patch_size"] //= 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.seed)
         return create_model(kind.model, **options)
