@@ -19,7 +19,7 @@ from unrolled.studies.crate_ablations import (
     Config,
 )
 from unrolled.studies.crate_family import NAMES, differences, mean
-from unrolled.studies.crate_family_report import NOT_RUN, difference, judged, points, words
+from unrolled.studies.crate_family_report import NOT_RUN, difference, judged, points, settled, words
 
 if TYPE_CHECKING:
     from unrolled.report import Claim, LineChart, Report, Scatter, Series
@@ -67,7 +67,7 @@ def _claims(config: Config, found: dict[str, Found], relations: dict[str, dict[s
     for kind, expectation in DIFFERENCES.items():
         by_data = {data: differences(kinds, kind, "crate") for data, kinds in found.items()}
         told = "; ".join(points(values, NAMES[data]) for data, values in by_data.items())
-        claims.append(judged(expectation, mean(by_data[first]), told))
+        claims.append(judged(expectation, settled(by_data[first]), told))
     crate = found[first]["crate"]
     curves = list(crate["layers"].values())
     falls = ratios(curves)

@@ -78,6 +78,11 @@ def difference(values: Sequence[float]) -> str:
     return f"{fmean(values):+.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
+def settled(values: list[float]) -> float:
+    """Their mean; NaN of fewer than two seeds, because one may be luck."""
+    return mean(values) if len(values) > 1 else math.nan
+
+
 def judged(expectation: Expectation, value: float, told: str) -> Claim:
     """The claim, not judged where it was not run, or with one seed only: NaN."""
     claim = expectation.judge(value, told)
@@ -91,8 +96,7 @@ def _claims(config: Config, found: dict[str, Found], sizes: dict[str, Any]) -> l
     for expectation, one, other in DIFFERENCES:
         by_data = {data: differences(kinds, one, other) for data, kinds in found.items()}
         told = "; ".join(points(values, NAMES[data]) for data, values in by_data.items())
-        seeds = by_data[config.data[0]]
-        claims.append(judged(expectation, mean(seeds) if len(seeds) > 1 else math.nan, told))  # one seed may be luck
+        claims.append(judged(expectation, settled(by_data[config.data[0]]), told))
     grown = {kind: exponent(sizes["tokens"], flops) for kind, flops in sizes["flops"].items()}
     for expectation, kinds, pick in ((LINEAR, ("tost", "cbt"), max), (QUADRATIC, ("crate", "vit"), min)):
         told = ", ".join(f"{words(kind)} {grown[kind]:.2f}" for kind in kinds)
