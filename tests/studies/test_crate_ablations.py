@@ -114,7 +114,7 @@ def test_the_study_trains_measures_and_reports(folder: Path) -> None:
     assert len(record["claims"]) == len(studies.load("crate-ablations").expectations)
     loss = 100 * (kinds["tied"]["accuracy"]["0"] - kinds["crate"]["accuracy"]["0"])
     assert record["claims"][0]["measured"] == f"{loss:+.1f} (digits, 1 seed)"
-    assert record["claims"][0]["reproduced"] is (loss <= 0)
+    assert record["claims"][0]["reproduced"] is None  # one seed is not judged
     again = relations_of(kinds, SAME_LAYER, draws=50)["last"]
     assert record["results"]["relations"]["digits"]["same layer"]["last"]["kinds"] == again["kinds"] == 9
 
