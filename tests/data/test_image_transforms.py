@@ -152,7 +152,7 @@ def test_a_model_gets_images_of_the_size_and_channels_it_was_built_for(
     model = create_model(name, **changes).eval()
     found = model_input(model, native_size=(3, 8, 8))
     assert found["input_size"] == size
-    assert model(torch.zeros(1, *size)).shape == (1, 1000)
+    assert model(torch.zeros(1, *size)).shape == (1, model.num_classes)
     assert model_input(model, image_size=48)["input_size"] == (size[0], 48, 48)
 
 

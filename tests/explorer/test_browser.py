@@ -111,7 +111,8 @@ def test_a_sample_the_slider_heads_views_and_a_patch(visit: Visit) -> None:
     page.click("button[data-sample=shapes]")
     page.wait_for_selector("button[data-sample=shapes][aria-pressed=true]")
     visit.looked()
-    assert "random weights" in page.inner_text("#results article >> nth=0")
+    assert "trained on cifar10" in page.inner_text("#results article >> nth=0")  # the weights that ship
+    assert "random weights" in page.inner_text("#results article >> nth=1")
     assert page.locator(".guesses >> nth=0").locator("li").count() == 5
     caption = page.locator(".caption").first
     assert "Layer 5 of 6, average of the heads" in caption.inner_text()

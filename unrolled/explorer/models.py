@@ -118,7 +118,9 @@ class Catalogue:
 
         names = list(self.choices)
         given = [name for name in names if name.startswith("given-")]
-        trained = [name for name in names if self.choices[name].trained]
+        trained = sorted(
+            (name for name in names if self.choices[name].trained), key=lambda name: name.startswith("shipped-")
+        )  # what the user trained comes first
         first = next(iter([*given, *(name for name in trained if family(name) == "crate"), *trained, *names]))
         rest = [*given, *trained, *names]
         return [
