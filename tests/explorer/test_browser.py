@@ -202,7 +202,7 @@ def test_neighbours_of_a_picked_image(visit: Visit) -> None:
     shared = page.locator(".near").first.locator(".both").count()
     assert shared == page.locator(".near").last.locator(".both").count()
     page.click("#layer-grid button >> nth=0")
-    visit.until("document.querySelector('#neighbours small').textContent === 'layer 1 of 6'")
+    visit.until("document.querySelector('#neighbours small')?.textContent === 'layer 1 of 6'")
 
 
 def test_a_late_answer_does_not_take_the_place_of_a_newer_one(visit: Visit) -> None:
@@ -213,7 +213,7 @@ def test_a_late_answer_does_not_take_the_place_of_a_newer_one(visit: Visit) -> N
     page.route("**/api/neighbours?*layer_a=5*", lambda route: late.append(route))
     page.click("#layer-grid tbody tr >> nth=5 >> button >> nth=0")
     page.click("#layer-grid tbody tr >> nth=1 >> button >> nth=0")
-    visit.until("document.querySelector('#neighbours small').textContent === 'layer 2 of 6'")
+    visit.until("document.querySelector('#neighbours small')?.textContent === 'layer 2 of 6'")
     shown = page.inner_html("#neighbours")
     with page.expect_response("**/api/neighbours?*layer_a=5*"):
         late[0].continue_()
