@@ -28,8 +28,8 @@ how many. *No range* means that nothing was judged: the source gives no number, 
 
 At the `cpu` budget all mesa studies together took about 65 minutes of one core and all Platonic ones about 50, the zoo
 of models included. Those of white-box transformers took about 30, and the 58 trained models of their roster 196, on a
-machine busy with other work; some of its members have not been trained yet, and tables say *not run* there. Reports were
-written again when their text changed, from kept cells and trained models: the duration
+machine busy with other work; some of its members have not been trained yet, and tables say *not run* there. Reports
+were written again when their text changed, from kept cells and trained models: the duration
 in a `report.json` is then that of the last writing.
 """
 VERDICT = {True: "reproduced", False: "**not reproduced**", None: "no range"}
