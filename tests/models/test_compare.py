@@ -7,7 +7,7 @@ import torch
 
 from unrolled import cli
 from unrolled.models import CRATE, create_model
-from unrolled.models.compare import compare, count_flops
+from unrolled.models.compare import compare, count_flops, matched_width
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,41 @@ def test_models_of_any_source_are_compared_and_faults_named():
             compare(**arguments)
 
 
+@pytest.mark.parametrize("name", ["vit_nano_patch4_32", "tost_nano_patch4_32", "cbt_nano_patch4_32"])
+@pytest.mark.parametrize("by", ["parameters", "flops"])
+def test_a_matched_baseline_costs_what_the_reference_does_and_its_neighbours_do_not(name, by):
+    def cost(model):
+        by_count = sum(parameter.numel() for parameter in model.parameters())
+        return by_count if by == "parameters" else count_flops(model.eval(), torch.zeros(1, 3, 32, 32))
+
+    target = cost(create_model("crate_nano_patch4_32", num_classes=5))
+    width = matched_width(name, "crate_nano_patch4_32", by=by, num_classes=5)
+    off = [abs(cost(create_model(name, num_classes=5, embed_dim=width + step)) - target) for step in (-4, 0, 4)]
+    assert off[1] == min(off)
+    assert off[1] < 0.1 * target
+
+
+def test_a_model_matched_with_itself_keeps_its_width_and_what_cannot_be_matched_is_named():
+    assert matched_width("crate_mae_nano_patch4_32", "crate_mae_nano_patch4_32", by="flops") == 96
+    assert matched_width("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224") == 192
+    with pytest.raises(ValueError, match="timm:resnet18"):
+        matched_width("timm:resnet18", "crate_nano_patch4_32")
+    with pytest.raises(ValueError, match="by='flop'"):
+        matched_width("vit_nano_patch4_32", "crate_nano_patch4_32", by="flop")
+
+
+def test_the_roster_of_the_studies_is_as_wide_as_matching_says():
+    from unrolled.studies.crate_members import DEPTH, KINDS
+
+    for kind, like, by in (
+        ("vit-48", "crate", "parameters"),
+        ("vit-52", "crate", "flops"),
+        ("vit-mae", "mae", "parameters"),
+    ):
+        width = matched_width(KINDS[kind].model, KINDS[like].model, by=by, depth=DEPTH)
+        assert KINDS[kind].options["embed_dim"] == width
+
+
 def test_the_verb_tabulates_and_says_where_it_measured(capsys):
     names = ["crate_nano_patch2_8", "vit_nano_patch2_8"]
     assert cli.run(["list", "--compare", *names, "--batch-size", "2", "--device", "cpu"]) == 0
@@ -59,3 +94,14 @@ def test_the_verb_tabulates_and_says_where_it_measured(capsys):
     assert (found["device"], found["batch_size"], found["models"][0]["name"]) == ("cpu", 2, names[0])
     assert cli.run(["list", "crate*", "--compare", *names]) == 2
     assert "pattern" in capsys.readouterr().err
+
+
+def test_the_verb_matches_the_first_and_says_how(capsys):
+    names = ["crate_nano_patch2_8", "vit_nano_patch2_8"]
+    arguments = ["list", "--batch-size", "2", "--device", "cpu", "--match", "parameters"]
+    assert cli.run([*arguments, "--compare", *names]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()[1:]
+    assert first.split()[1] == "96"
+    assert int(second.split()[1]) < 96
+    assert cli.run(arguments) == 2
+    assert "--compare" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -15,6 +15,7 @@ def list_(
     pattern: str = "*",
     *,
     compare: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    match: Literal["parameters", "flops"] | None = None,
     batch_size: int = 16,
     device: Device = "auto",
     json: AsJson = False,
@@ -26,6 +27,7 @@ def list_(
         unrolled list
         unrolled list "crate_*_224" --json
         unrolled list --compare crate_tiny_patch16_224 timm:vit_tiny_patch16_224
+        unrolled list --compare crate_tiny_patch16_224 timm:vit_tiny_patch16_224 --match flops
 
     Parameters
     ----------
@@ -33,6 +35,8 @@ def list_(
         Names to show, with the wildcards * and ?.
     compare
         Image models whose parameters, operations and measured throughput to tabulate instead.
+    match
+        With `--compare`: make the other models as wide as gives them the parameters, or the operations, of the first.
     batch_size
         Images a batch, for the throughput of `--compare`.
     device
@@ -43,8 +47,10 @@ def list_(
     if compare:
         if pattern != "*":
             raise ValueError(f"pattern={pattern!r}: --compare takes whole names; leave the pattern out")
-        _compare(compare, batch_size, device, json)
+        _compare(compare, match, batch_size, device, json)
         return
+    if match:
+        raise ValueError(f"match={match!r}: name the models with --compare, first the one to be matched")
     models = list_models(pattern)
     if not models:
         names = [model.name for model in list_models()]
@@ -58,25 +64,34 @@ def list_(
         print(f"{model.name:<{width}}  {model.parameters:>11,}  {model.weights or '-':<8}  {model.source}")
 
 
-def _compare(names: tuple[str, ...], batch_size: int, device: Device, json: bool) -> None:
+def _compare(
+    names: tuple[str, ...], match: Literal["parameters", "flops"] | None, batch_size: int, device: Device, json: bool
+) -> None:
     import torch
 
     from unrolled.models.compare import compare
     from unrolled.provenance import environment
 
     where = choose_device(device)
-    rows = compare(names, batch_size=batch_size, device=where)
+    rows = compare(names, batch_size=batch_size, device=where, match=match)
     known = environment()
     machine = known["gpus"][where.index or 0] if where.type == "cuda" else str(known["cpu"] or where.type)
     if where.type == "cpu":
         machine += f", {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
     if json:
-        settings = {"device": str(where), "machine": machine, "batch_size": batch_size, "precision": "fp32"}
+        settings = {
+            "device": str(where),
+            "machine": machine,
+            "batch_size": batch_size,
+            "precision": "fp32",
+            "match": match,
+        }
         print(json_module.dumps({**settings, "models": [row._asdict() for row in rows]}, indent=2))
         return
     cells = [
         [
             row.name,
+            str(row.width or "-"),
             f"{row.parameters:,}",
             f"{row.flops / 1e9:.3f}",
             f"{row.images_per_second:,.{1 if row.images_per_second < 100 else 0}f}",
@@ -84,6 +99,8 @@ def _compare(names: tuple[str, ...], batch_size: int, device: Device, json: bool
         ]
         for row in rows
     ]
-    print(table(["name", "parameters", "GFLOPs/image", "images/s", "input"], cells))
+    print(table(["name", "width", "parameters", "GFLOPs/image", "images/s", "input"], cells))
     print(f"Inference in fp32 on {machine}; batch {batch_size}, best of 7, models taking turns.")
+    if match:
+        print(f"Widths after the first are those nearest in {'operations' if match == 'flops' else match} to it.")
     print("FLOPs: products, convolutions and attention as run; a multiplication and an addition are two.")

@@ -1,10 +1,10 @@
-"""What models cost, side by side: parameters, floating-point operations and measured throughput."""
+"""What models cost, side by side: parameters, operations and measured throughput; baselines of equal cost."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,63 @@ class Cost(NamedTuple):
     images_per_second: float
     input_size: tuple[int, int, int]
     """(channels, height, width)."""
+    width: int | None = None
+    """Width of the tokens, where the model says it."""
+
+
+def matched_width(name: str, like: str, *, by: Literal["parameters", "flops"] = "parameters", **kwargs: Any) -> int:
+    """Width at which one image model costs what another does: `create_model(name, embed_dim=matched_width(...))`.
+
+    Depth, number of heads and everything else stay; among the widths that the heads divide, the nearest in cost wins,
+    so that what is left over is up to half a head's share.
+
+    Args:
+        name: model to be changed; of this package or timm, with `embed_dim` as an argument and `blocks`.
+        like: model whose cost it is to have, as it is.
+        by: `parameters`, or `flops` as `count_flops` finds them in eval mode.
+        **kwargs: arguments of both models, such as `num_classes`.
+
+    Returns:
+        The width; `name` at the widths around it costs more, or less, than `like`.
+
+    Raises:
+        ValueError: `by` is unknown, or the width of `name` cannot be changed.
+    """
+    if by not in ("parameters", "flops"):
+        raise ValueError(f"by={by!r}: choose parameters or flops")
+
+    def cost(model: nn.Module, label: str) -> int:
+        if by == "parameters":
+            return _parameters(model)
+        return count_flops(model.eval(), torch.zeros(1, *_input_size(label, model)))
+
+    def at(width: int) -> nn.Module:
+        with torch.device("meta"):  # nothing is drawn: weights of any value cost the same
+            model = resolve_model(name, **kwargs, embed_dim=width)
+        return model if by == "parameters" else model.to_empty(device="cpu")
+
+    target = cost(resolve_model(like, **kwargs), like)
+    changed = resolve_model(name, **kwargs)
+    try:
+        width = int(changed.num_features)  # type: ignore[arg-type]
+        attention = changed.blocks[0].attn  # type: ignore[index, union-attr]
+        step = int(getattr(attention, "heads", None) or attention.num_heads)  # type: ignore[arg-type, union-attr]
+        while not _can(at, width + step):  # a convolutional stem also halves the width, some times
+            step *= 2
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"name={name!r}: its width cannot be changed; choose a transformer of the list") from error
+
+    def off(count: int) -> int:
+        """Cost at `count` steps of width, less the target."""
+        return cost(at(count * step), name) - target
+
+    low, high = 0, max(1, width // step)
+    while off(high) < 0:
+        low, high = high, 2 * high
+    while high - low > 1:  # the cost grows with the width
+        middle = (low + high) // 2
+        low, high = (middle, high) if off(middle) < 0 else (low, middle)
+    return step * min((count for count in (low, high) if count), key=lambda count: abs(off(count)))
 
 
 def count_flops(model: nn.Module, images: Tensor) -> int:
@@ -50,6 +107,7 @@ def compare(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     rounds: int = 7,
+    match: Literal["parameters", "flops"] | None = None,
     **kwargs: Any,
 ) -> list[Cost]:
     """Count and time image models under the same conditions.
@@ -62,6 +120,8 @@ def compare(
         batch_size: images a batch.
         device: where to run.
         rounds: timed batches of each model, after one that is not timed.
+        match: give all models but the first the width at which they have its `parameters` or `flops`
+            (`matched_width`), so that what is left to compare is the architecture.
         **kwargs: arguments of every model, such as `img_size`.
 
     Raises:
@@ -73,7 +133,13 @@ def compare(
         raise ValueError(f"names: {', '.join(sorted(twice))} is given more than once")
     if batch_size < 1 or rounds < 1:
         raise ValueError(f"batch_size={batch_size}, rounds={rounds}: both must be at least 1")
-    models = [resolve_model(name, **kwargs).to(device).eval() for name in names]
+
+    def options(name: str) -> dict[str, Any]:
+        if match is None or name == names[0]:
+            return kwargs
+        return {**kwargs, "embed_dim": matched_width(name, names[0], by=match, **kwargs)}
+
+    models = [resolve_model(name, **options(name)).to(device).eval() for name in names]
     sizes = [_input_size(name, model) for name, model in zip(names, models, strict=True)]
     batches = [torch.randn(batch_size, *size, device=device) for size in sizes]
     flops = [count_flops(model, images[:1]) for model, images in zip(models, batches, strict=True)]
@@ -84,9 +150,23 @@ def compare(
             if turn:
                 best[index] = min(best[index], seconds)
     return [
-        Cost(name, sum(p.numel() for p in model.parameters()), count, batch_size / seconds, size)
+        Cost(name, _parameters(model), count, batch_size / seconds, size, getattr(model, "num_features", None))
         for name, model, count, seconds, size in zip(names, models, flops, best, sizes, strict=True)
     ]
+
+
+def _can(at: Callable[[int], nn.Module], width: int) -> bool:
+    try:
+        at(width)
+    except (ValueError, AssertionError):  # how this package and timm refuse a width
+        if width > 2**16:
+            raise
+        return False
+    return True
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.inference_mode()

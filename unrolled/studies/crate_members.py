@@ -51,7 +51,9 @@ KINDS: dict[str, Kind] = {
     "cbt": Kind("CBT", "cbt_nano_patch4_32"),
     "attention-only": Kind("attention only", "aot_nano_patch4_32"),
     "vit": Kind("ViT", "vit_nano_patch4_32"),
+    # as wide as `unrolled.models.compare.matched_width` says: CRATE's parameters, CRATE's operations
     "vit-48": Kind("ViT of width 48", "vit_nano_patch4_32", {"embed_dim": 48}),
+    "vit-52": Kind("ViT of width 52", "vit_nano_patch4_32", {"embed_dim": 52}),
     # ablations of CRATE
     "tied": Kind("tied output", _CRATE, {"output": "tied", "bias": False}),
     "step-0.02": Kind("step 0.02", _CRATE, {"step_size": 0.02}),
