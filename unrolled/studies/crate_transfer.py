@@ -73,6 +73,7 @@ class Config(MembersConfig):
             "members": Path("runs/crate-transfer/quick-members"),
             "workers": 1,
             "steps": 20,
+            "longer": 40,
             "few": 10,
             "rates": (5e-4,),
             "test_images": 400,
@@ -82,6 +83,7 @@ class Config(MembersConfig):
         "gpu": {
             "seeds": (0, 1, 2),
             "steps": 1000,
+            "longer": 5000,
             "images": 1_280_000,
             "train_members": True,
             "members": Path("runs/crate-members-gpu"),
@@ -108,6 +110,8 @@ class Config(MembersConfig):
     """Peak learning rate of fine-tuning, the same for all."""
     rates: tuple[float, ...] = (5e-4, 2e-3)
     """Further peaks, for CRATE and CRATE-MAE on the first target, to see whether conclusions hang on the rate."""
+    longer: int = 500
+    """Steps of the same three at the usual rate, to see whether conclusions hang on so short a fine-tuning."""
     few: int = 100
     """Labels of a class where labels are few."""
     test_images: int = 3000
@@ -128,6 +132,8 @@ class Config(MembersConfig):
             raise ValueError(f"targets={self.targets}: name at least one of {', '.join(known)}")
         if (self.source == "digits") != (self.targets == ("digits-turned",)):
             raise ValueError("targets: digits-turned goes with source='digits', and nothing else does")
+        if self.longer <= self.steps:
+            raise ValueError(f"longer={self.longer}: must be more than steps={self.steps}")
         if min(self.steps, self.few, self.test_images, self.probe_images) < 1 or min(self.rate, *self.rates, 1) <= 0:
             raise ValueError("steps, few, test_images, probe_images, rate and rates must be positive")
 

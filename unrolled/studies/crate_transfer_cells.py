@@ -32,6 +32,7 @@ class Job(NamedTuple):
         target: data set.
         few: whether only `config.few` labels of a class may be used; a probe does both.
         rate: peak learning rate; 0 for probes.
+        steps: of fine-tuning; 0 means `config.steps`.
     """
 
     what: Literal["finetune", "probe", "pixels"]
@@ -41,6 +42,7 @@ class Job(NamedTuple):
     target: str
     few: bool = False
     rate: float = 0.0
+    steps: int = 0
 
     @property
     def name(self) -> str:
@@ -49,6 +51,7 @@ class Job(NamedTuple):
         parts = [self.what, self.target, self.kind, state, f"seed{self.seed}"]
         if self.what == "finetune":
             parts += ["few" if self.few else "all", f"rate{self.rate:g}"]
+            parts += [f"steps{self.steps}"] if self.steps else []
         return "-".join(parts)
 
 
@@ -98,7 +101,7 @@ def target_pictures(target: str, split: Literal["train", "test"], folder: Path) 
 
 
 def jobs_of(config: Config, members: Sequence[Member], targets: Sequence[str]) -> list[Job]:
-    """Every cell once: pretrained members, the untrained networks beside them, and the check of the rate."""
+    """Every cell once: pretrained members, the untrained networks beside them, and the checks of rate and length."""
     jobs: dict[Job, None] = {}
     for target in targets:
         for seed in config.seeds:
@@ -110,10 +113,10 @@ def jobs_of(config: Config, members: Sequence[Member], targets: Sequence[str]) -
                     jobs[Job("finetune", kind, state, member.seed, target, few, config.rate)] = None
     seed = config.seeds[0]
     there = {member.kind for member in members if member.seed == seed}
-    for rate in config.rates:
+    for rate, steps in [*((rate, 0) for rate in config.rates), (config.rate, config.longer)]:
         for kind, state in (("crate", True), ("crate", False), ("mae", True)):
             if kind in there:
-                jobs[Job("finetune", kind, state, seed, targets[0], False, rate)] = None
+                jobs[Job("finetune", kind, state, seed, targets[0], False, rate, steps)] = None
     return list(jobs)
 
 
@@ -156,7 +159,7 @@ def cell(config: Config, job: Job) -> dict[str, Any]:
     if job.what != "pixels":
         settings["member"] = settings_of(config, member_of(config, job))
     if job.what == "finetune":
-        settings |= {"steps": config.steps, "labels": config.few if job.few else 0}
+        settings |= {"steps": job.steps or config.steps, "labels": config.few if job.few else 0}
         compute: Callable[[], dict[str, Any]] = lambda: finetune(config, job, settings)  # noqa: E731
     else:
         settings |= {"probe_images": config.probe_images, "labels": config.few}
@@ -204,6 +207,7 @@ def finetune(config: Config, job: Job, settings: dict[str, Any]) -> dict[str, An
     train = target_pictures(job.target, "train", folder)
     allowed = few_rows(train.labels, config.few) if job.few else torch.arange(len(train.labels))
     model = network(config, job, len(train.classes)).train()
+    steps: int = settings["steps"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=job.rate, weight_decay=_WEIGHT_DECAY)
     log = {"loss": 0.0, "steps": 0}
 
@@ -225,25 +229,25 @@ def finetune(config: Config, job: Job, settings: dict[str, Any]) -> dict[str, An
         log.update(loss=0.0, steps=0)
         return {"loss": mean}
 
-    every = max(1, config.steps // 10)
+    every = max(1, steps // 10)
     curve = train_kept(
         model,
         optimizer,
         loss_at,
-        steps=config.steps,
+        steps=steps,
         settings=settings,
         keep=config.out / "models" / f"{job.name}.pt",
-        rate=warmup_cosine(job.rate, warmup=max(1, config.steps // 10), steps=config.steps),
+        rate=warmup_cosine(job.rate, warmup=max(1, steps // 10), steps=steps),
         clip_norm=1.0,
         look=look,
-        look_at=range(every, config.steps + 1, every),
+        look_at=range(every, steps + 1, every),
         every=every * -(-40 // every),  # the loss since the last look is not kept, so saves coincide with looks
     )
     return {
         "accuracy": accuracy(model.eval(), test),
         "chance": chance(train.labels, test.labels),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "images": config.steps * BATCH,
+        "images": steps * BATCH,
         "labels": len(allowed),
         "curve": curve,
         "seconds": time.perf_counter() - began,

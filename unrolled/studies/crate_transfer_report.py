@@ -41,12 +41,12 @@ class Found:
         return {c["seed"]: c for c in self.cells if all(c[key] == value for key, value in want.items())}
 
     def tuned(
-        self, target: str, kind: str, trained: bool, few: bool = False, rate: float | None = None
+        self, target: str, kind: str, trained: bool, few: bool = False, rate: float | None = None, steps: int = 0
     ) -> dict[int, float]:
         """Seed -> accuracy after fine-tuning."""
         rate = self.config.rate if rate is None else rate
         kind = kind if trained else untrained_kind(kind)
-        found = self.of("finetune", target, kind, trained, few=few, rate=rate)
+        found = self.of("finetune", target, kind, trained, few=few, rate=rate, steps=steps)
         return {seed: 100 * cell["accuracy"] for seed, cell in found.items()}
 
     def probed(self, target: str, kind: str, trained: bool, method: str, amount: str) -> dict[int, float]:
@@ -197,7 +197,7 @@ def _fine_tuning(report: Report, found: Found, results: dict[str, Any]) -> None:
     rows: list[list[Any]] = []
     for target in config.targets:
         for kind in config.kinds:
-            cells = found.of("finetune", target, kind, True, few=False, rate=config.rate)
+            cells = found.of("finetune", target, kind, True, few=False, rate=config.rate, steps=0)
             size = f"{next(iter(cells.values()))['parameters']:,}" if cells else _NOT_RUN
             row = [_TITLES[target], KINDS[kind].words, _how(kind), size, len(cells) or _NOT_RUN]
             for few in (False, True):
@@ -223,7 +223,7 @@ def _fine_tuning(report: Report, found: Found, results: dict[str, Any]) -> None:
             for i, kind in enumerate(k for k in ("crate", "mae", "vit-mae") if k in config.kinds):
                 for state in (True, False):
                     name = kind if state else untrained_kind(kind)
-                    cells = found.of("finetune", target, name, state, few=few_labels, rate=config.rate)
+                    cells = found.of("finetune", target, name, state, few=few_labels, rate=config.rate, steps=0)
                     if cells:
                         curves = [cell["curve"] for cell in cells.values()]
                         label = KINDS[kind].words.removesuffix(" of width 48") + ("" if state else ", scratch")
@@ -327,24 +327,26 @@ def _probes(report: Report, found: Found, results: dict[str, Any]) -> None:
 def _rates(report: Report, found: Found, target: str) -> None:
     config = found.config
     rows = []
-    for rate in sorted({config.rate, *config.rates}):
+    settings = [*((rate, 0) for rate in sorted({config.rate, *config.rates})), (config.rate, config.longer)]
+    for rate, steps in settings:
         crate, scratch, mae = (
-            found.tuned(target, kind, state, rate=rate)
+            found.tuned(target, kind, state, rate=rate, steps=steps)
             for kind, state in (("crate", True), ("crate", False), ("mae", True))
         )
         first = {seed: value for seed, value in crate.items() if seed == config.seeds[0]}
         rows.append(
             [
-                f"{rate:g}" + (" (everywhere else)" if rate == config.rate else ""),
+                f"{rate:g}" + (" (everywhere else)" if rate == config.rate and not steps else ""),
+                f"{(steps or config.steps) * BATCH:,}",
                 *(shown({s: v for s, v in part.items() if s == config.seeds[0]}) for part in (crate, scratch, mae)),
                 shown(less(first, scratch), sign=True),
             ]
         )
-    report.section("Does the learning rate decide?").table(
-        ["peak rate", "CRATE, pretrained, %", "CRATE, scratch, %", "CRATE-MAE, %", "gain of CRATE"],
+    report.section("Does the learning rate decide, or the length?").table(
+        ["peak rate", "images", "CRATE, pretrained, %", "CRATE, scratch, %", "CRATE-MAE, %", "gain of CRATE"],
         rows,
         caption=f"Fine-tuned on {_TITLES[target]} with all labels, one seed. One rate for all cannot be best for all; "
-        "a conclusion that changes along this table is one about the rate.",
+        "a conclusion that changes along this table is one about the rate or the length, not about pretraining.",
     )
 
 
