@@ -37,6 +37,7 @@ def tiny(folder: Path, **changes: Any) -> Config:
         "out": folder / "out",
         "kinds": ("crate", "mae"),
         "steps": 4,
+        "longer": 6,
         "test_images": 60,
         "probe_images": 200,
     }
@@ -51,8 +52,8 @@ def test_a_tiny_run_reports_every_cell(tmp_path: Path) -> None:
     lines: list[str] = []
     report = run(tiny(tmp_path), on_progress=lines.append)
     found = report.results["cells"]
-    # pixels; two members pretrained and untrained, each probed once and fine-tuned twice; the rate's three
-    assert len(found) == 1 + 2 * 2 * 3 + 3
+    # pixels; two members, pretrained and not, each probed once and fine-tuned twice; three for the rate, the length
+    assert len(found) == 1 + 2 * 2 * 3 + 3 + 3
     assert all(0 <= c["accuracy"] <= 1 for c in found if c["what"] == "finetune")
     assert {c["labels"] for c in found if c["what"] == "finetune" and c["few"]} == {100}
     saved = json.loads((tmp_path / "out" / "report.json").read_text())
