@@ -16,8 +16,9 @@ from unrolled import studies
 from unrolled.data.tokens import ByteTokenizer
 from unrolled.errors import MissingData
 from unrolled.studies import crate_text_cells
-from unrolled.studies.crate_text import MASKED_MODELS, MODELS, Config, plan, run
-from unrolled.studies.crate_text_cells import Job, build, chosen, held_out, kept, model_config, parameters, record
+from unrolled.studies.crate_text import MASKED_MODELS, MODELS, WIDER, Config, plan, run
+from unrolled.studies.crate_text_cells import Job, chosen, held_out, kept, record
+from unrolled.studies.crate_text_models import build, model_config, operations, parameters
 from unrolled.studies.crate_text_ngrams import LONGEST, NGrams
 from unrolled.studies.crate_text_report import _falling
 
@@ -58,8 +59,8 @@ def test_the_study_reports_every_model_beside_its_controls_and_does_not_train_tw
     config = Config(**TINY, data_dir=corpus, out=tmp_path / "out")
     lines: list[str] = []
     report = run(config, on_progress=lines.append)
-    trained = 4 * 2 + 1 + 2  # four models with two seeds, MesaNet with one, two masked ones
-    assert len(lines) == 7 * 4 + trained + 5
+    trained = 5 * 2 + 1 + 2  # five models with two seeds, MesaNet with one, two masked ones
+    assert len(lines) == 8 * 4 + trained + 6
     results = json.loads((tmp_path / "out" / "report.json").read_text())["results"]
     assert len(results["cells"]) == trained
     for cell in results["cells"]:
@@ -77,7 +78,7 @@ def test_the_study_reports_every_model_beside_its_controls_and_does_not_train_tw
     page = (tmp_path / "out" / "report.html").read_text()
     for words in (*MODELS, *MASKED_MODELS, "unigram counts", "trained on shuffled", "numbers remembered"):
         assert words in page
-    assert len(report.claims) == 6
+    assert len(report.claims) == 7
     monkeypatch.setattr(crate_text_cells, "_train", None)
     assert run(config).results == report.results
 
@@ -86,10 +87,19 @@ def test_the_study_reports_every_model_beside_its_controls_and_does_not_train_tw
 def test_models_of_one_kind_have_equal_parameters_without_embeddings(dim: int) -> None:
     config = Config(dim=dim)
     for models in (MODELS, MASKED_MODELS):
-        counts = [parameters(build(config, model))["without_embeddings"] for model in models]
+        counts = [parameters(build(config, model))["without_embeddings"] for model in models if model != WIDER]
         assert max(counts) < 1.03 * min(counts)
     assert model_config(config, "GPT-2").dim == dim
     assert model_config(config, "CRATE-GPT").dim == 2 * dim
+
+
+@pytest.mark.parametrize("dim", [64, 96])
+def test_the_wider_gpt2_has_the_operations_of_crate_and_not_its_parameters(dim: int) -> None:
+    config = Config(dim=dim)
+    wide, crate, narrow = (build(config, model) for model in (WIDER, "CRATE-GPT", "GPT-2"))
+    assert operations(wide, config.length) == pytest.approx(operations(crate, config.length), rel=0.05)
+    assert parameters(wide)["all"] > parameters(narrow)["all"]
+    assert operations(crate, config.length) > operations(narrow, config.length)
 
 
 def test_counted_parameters_leave_out_the_tables_alone() -> None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from unrolled.data.tokens import ByteTokenizer, mask_tokens, token_batches
 from unrolled.studies.cells import remembered, train_kept, warmup_cosine
 from unrolled.studies.crate_text import MASKED_MODELS, MODELS
+from unrolled.studies.crate_text_models import build, model_config, operations, parameters
 
 if TYPE_CHECKING:
-    from unrolled.models.sequence_config import LanguageConfig
     from unrolled.studies.crate_text import Config
 
 ORDERS = (1, 2, 3, 5)
@@ -45,7 +45,7 @@ class Job:
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.model}-{self.part}-{self.rate:g}-{self.table_std:g}-seed{self.seed}"
+        return f"{self.model.replace(' ', '-')}-{self.part}-{self.rate:g}-{self.table_std:g}-seed{self.seed}"
 
     def steps(self, config: Config) -> int:
         """Training steps."""
@@ -71,65 +71,6 @@ def opened(corpus: str, data_dir: Path) -> dict[str, Tensor]:
     tokenizer = ByteTokenizer()
     parts = ("train", "val", "test")
     return {part: tokenizer.encode(open_text(corpus, part, data_dir=data_dir).text) for part in parts}  # type: ignore[arg-type]
-
-
-def model_config(config: Config, model: str) -> LanguageConfig:
-    """The frame of a model, as wide as makes its parameters those of GPT-2 (BERT, if it is masked)."""
-    twin = "BERT" if model in MASKED_MODELS else "GPT-2"
-    return _fitted(model, twin, config.depth, config.dim, config.heads, config.length)
-
-
-@cache
-def _fitted(model: str, twin: str, depth: int, dim: int, heads: int, length: int) -> LanguageConfig:
-    from unrolled.models.sequence_config import language_config
-
-    def of_width(name: str, width: int) -> LanguageConfig:
-        frame = {**MODELS, **MASKED_MODELS}[name]
-        layers = language_config(frame).layers[:1] * depth
-        size = {"dim": width, "heads": heads, "dim_head": max(1, round(width / heads)), "max_length": length}
-        return language_config(frame, layers=layers, vocab_size=256 + (name in MASKED_MODELS), **size)
-
-    def count(name: str, width: int) -> int:
-        with torch.device("meta"):
-            return parameters(_of_config(of_width(name, width)))["without_embeddings"]
-
-    target = count(twin, dim)
-    if model == twin:
-        return of_width(model, dim)
-
-    def miss(width: int) -> float:
-        return abs(count(model, width) / target - 1)
-
-    low, high = 2, 8 * dim
-    while high - low > 1:  # the count grows with the width
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(model, middle) <= target else (low, middle)
-    # an even width, which is faster, unless it misses by more than 1 %
-    near = range(low - 1, high + 2)
-    return of_width(model, min(near, key=lambda width: (miss(width) > 0.01, width % 2, miss(width))))
-
-
-def build(config: Config, model: str, *, seed: int = 0, table_std: float = 0.02) -> nn.Module:
-    """An untrained model, its tables of bytes and positions drawn with a standard deviation of `table_std`."""
-    torch.manual_seed(seed)
-    network: Any = _of_config(model_config(config, model))
-    for table in (network.embed, network.positions):
-        if table is not None:
-            nn.init.normal_(table.weight, std=table_std)
-    return network.to(config.device)
-
-
-def _of_config(config: LanguageConfig) -> nn.Module:
-    from unrolled.models.encoder import build_language_model
-
-    return build_language_model(config)
-
-
-def parameters(model: nn.Module) -> dict[str, int]:
-    """How many, in all and without the tables of tokens, positions and segments."""
-    tables = [table for name, table in model.named_children() if name in ("embed", "positions", "segments")]
-    total = sum(p.numel() for p in model.parameters())
-    return {"all": total, "without_embeddings": total - sum(p.numel() for t in tables for p in t.parameters())}
 
 
 def record(config: Config, job: Job) -> dict[str, Any]:
@@ -348,6 +289,7 @@ def _costs(config: Config) -> dict[str, Any]:
         torch.set_num_threads(threads)
     return {
         model: {
+            "operations": operations(network, config.length) / config.length,
             "bytes_per_second": batch[:, 1:].numel() / min(steps[model]),
             "cached_ms": 1e3 * min(decodes[model, True]),
             "recomputed_ms": 1e3 * min(decodes[model, False]),

@@ -16,7 +16,9 @@ from unrolled.studies.crate_text import (
     MASKED_MODELS,
     MESA,
     MODELS,
+    OPERATIONS,
     TOST,
+    WIDER,
 )
 from unrolled.studies.crate_text_cells import ORDERS, bits
 
@@ -44,12 +46,14 @@ def build_report(config: Config, results: dict[str, Any], began: float) -> Repor
     order, best = _best_ngram(ngrams)
     ahead = [model for model in MODELS if fmean(_bits(cells[model])) < best]
     seen = cells["GPT-2"][0]["bytes"]
+    ranked = sorted(MODELS, key=lambda model: fmean(_bits(cells[model])))
     verdict = f"ahead of it are {', '.join(ahead)}." if ahead else "no model is ahead of it."
     report.headline(
         f"On {config.corpus}, after {seen / 1e6:.2f} million bytes and with about "
         f"{cells['GPT-2'][0]['parameters']['without_embeddings']:,} parameters each, the models spend "
-        + ", ".join(f"{losses[model]} ({model})" for model in sorted(MODELS, key=lambda m: fmean(_bits(cells[m]))))
-        + f" bits on a byte they never saw. Counting {order} bytes in a row spends {best:.3f}: {verdict}",
+        + ", ".join(f"{losses[model]} ({model})" for model in ranked if model != WIDER)
+        + f" bits on a byte they never saw; a GPT-2 of CRATE's operations {losses[WIDER]}. "
+        f"Counting {order} bytes in a row spends {best:.3f}: {verdict}",
         [Fact(label=model, value=losses[model], detail="bits per byte, test part") for model in MODELS],
     )
     _models(report, config, cells, results)
@@ -85,6 +89,7 @@ def _claims(cells: dict[str, Cells]) -> list[Any]:
     claims = []
     for expectation, one, other in (
         (CRATE, "CRATE-GPT", "GPT-2"),
+        (OPERATIONS, "CRATE-GPT", WIDER),
         (ALPHA, "CRATE-alpha", "CRATE-GPT"),
         (TOST, "ToST", "GPT-2"),
         (MESA, "MesaNet", "GPT-2"),
@@ -232,6 +237,7 @@ def _costs(report: Report, config: Config, costs: dict[str, Any]) -> None:
     rows = [
         [
             model,
+            f"{found['operations'] / 1e3:,.0f}",
             f"{found['bytes_per_second']:,.0f}",
             f"{found['cached_ms']:.2f}",
             f"{found['recomputed_ms']:.2f}",
@@ -242,12 +248,22 @@ def _costs(report: Report, config: Config, costs: dict[str, Any]) -> None:
     report.section(
         "What they cost",
         "Equal parameters are not equal costs: CRATE's layers are wider, so that its attention and its memory are too, "
-        "and MesaNet solves a linear system for every byte by conjugate gradients. The memory of CRATE holds one "
-        "tensor where that of GPT-2 holds two; that of ToST and MesaNet does not grow with the context.",
+        "and MesaNet solves a linear system for every byte by conjugate gradients. The wider GPT-2 is as wide as gives "
+        "it CRATE-GPT's operations, as near as its heads allow, and so has more parameters. The memory of CRATE holds "
+        "one tensor where that of GPT-2 holds two; that of ToST and MesaNet does not grow with the context.",
     ).table(
-        ["model", "bytes/s in training", "decoding, ms per byte", "the same, recomputed", "numbers remembered"],
+        [
+            "model",
+            "kFLOPs per byte",
+            "bytes/s in training",
+            "decoding, ms per byte",
+            "the same, recomputed",
+            "numbers remembered",
+        ],
         rows,
-        caption=f"One thread, forward and backward pass of {config.batch_size} excerpts of {config.length} bytes, "
+        caption=f"kFLOPs: matrix products and attention of predicting {config.length} bytes, two operations a "
+        f"multiply-add. Timed on one thread: forward and backward pass of {config.batch_size} excerpts of "
+        f"{config.length} bytes, "
         f"minimum of 7; decoding of {config.length - 1} bytes one at a time from one byte, minimum of 3, models "
         f"interleaved. Numbers remembered after {config.length} bytes, in all layers.",
     )
