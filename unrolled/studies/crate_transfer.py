@@ -111,7 +111,9 @@ class Config(MembersConfig):
     rates: tuple[float, ...] = (5e-4, 2e-3)
     """Further peaks, for CRATE and CRATE-MAE on the first target, to see whether conclusions hang on the rate."""
     longer: int = 500
-    """Steps of the same three at the usual rate, to see whether conclusions hang on so short a fine-tuning."""
+    """Steps, at the usual rate and with all labels, to see whether conclusions hang on so short a fine-tuning."""
+    longer_kinds: tuple[str, ...] = ("crate", "vit-48", "mae", "vit-mae")
+    """Of `kinds`, those that are fine-tuned so long, and their untrained networks."""
     few: int = 100
     """Labels of a class where labels are few."""
     test_images: int = 3000

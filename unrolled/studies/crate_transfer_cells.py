@@ -113,10 +113,16 @@ def jobs_of(config: Config, members: Sequence[Member], targets: Sequence[str]) -
                     jobs[Job("finetune", kind, state, member.seed, target, few, config.rate)] = None
     seed = config.seeds[0]
     there = {member.kind for member in members if member.seed == seed}
-    for rate, steps in [*((rate, 0) for rate in config.rates), (config.rate, config.longer)]:
+    for rate in config.rates:
         for kind, state in (("crate", True), ("crate", False), ("mae", True)):
             if kind in there:
-                jobs[Job("finetune", kind, state, seed, targets[0], False, rate, steps)] = None
+                jobs[Job("finetune", kind, state, seed, targets[0], False, rate)] = None
+    for target in targets:
+        for kind in config.longer_kinds:
+            for state in (True, False):
+                if kind in there:
+                    name = kind if state else untrained_kind(kind)
+                    jobs[Job("finetune", name, state, seed, target, False, config.rate, config.longer)] = None
     return list(jobs)
 
 

@@ -92,10 +92,9 @@ def build_report(config: Config, results: dict[str, Any], began: float) -> Repor
         if kind in config.kinds:
             how = "masked" if kind in MASKED else "supervised"
             parts.append(
-                f"{KINDS[kind].words}, {how}, {shown(found.tuned(target, kind, True))} % (from scratch "
-                f"{shown(found.tuned(target, kind, False))} %; with {config.few} labels a class "
-                f"{shown(found.tuned(target, kind, True, True))} %, from scratch "
-                f"{shown(found.tuned(target, kind, False, True))} %)"
+                f"{KINDS[kind].words}, {how}, {shown(found.tuned(target, kind, True))} % (scratch "
+                f"{shown(found.tuned(target, kind, False))} %; {config.few} labels a class "
+                f"{shown(found.tuned(target, kind, True, True))} %, {shown(found.tuned(target, kind, False, True))} %)"
             )
     report.headline(
         f"After {config.steps} steps of fine-tuning on {title}: {'; '.join(parts)}.",
@@ -113,6 +112,7 @@ def build_report(config: Config, results: dict[str, Any], began: float) -> Repor
     _fine_tuning(report, found, results)
     _probes(report, found, results)
     _rates(report, found, target)
+    _longer(report, found, results)
     _limits(report, config)
     report.results = results
     report.provenance = Provenance.collect(config=config, seeds=config.seeds, duration=time.perf_counter() - began)
@@ -327,26 +327,55 @@ def _probes(report: Report, found: Found, results: dict[str, Any]) -> None:
 def _rates(report: Report, found: Found, target: str) -> None:
     config = found.config
     rows = []
-    settings = [*((rate, 0) for rate in sorted({config.rate, *config.rates})), (config.rate, config.longer)]
-    for rate, steps in settings:
+    for rate in sorted({config.rate, *config.rates}):
         crate, scratch, mae = (
-            found.tuned(target, kind, state, rate=rate, steps=steps)
+            found.tuned(target, kind, state, rate=rate)
             for kind, state in (("crate", True), ("crate", False), ("mae", True))
         )
         first = {seed: value for seed, value in crate.items() if seed == config.seeds[0]}
         rows.append(
             [
-                f"{rate:g}" + (" (everywhere else)" if rate == config.rate and not steps else ""),
-                f"{(steps or config.steps) * BATCH:,}",
+                f"{rate:g}" + (" (everywhere else)" if rate == config.rate else ""),
                 *(shown({s: v for s, v in part.items() if s == config.seeds[0]}) for part in (crate, scratch, mae)),
                 shown(less(first, scratch), sign=True),
             ]
         )
-    report.section("Does the learning rate decide, or the length?").table(
-        ["peak rate", "images", "CRATE, pretrained, %", "CRATE, scratch, %", "CRATE-MAE, %", "gain of CRATE"],
+    report.section("Does the learning rate decide?").table(
+        ["peak rate", "CRATE, pretrained, %", "CRATE, scratch, %", "CRATE-MAE, %", "gain of CRATE"],
         rows,
         caption=f"Fine-tuned on {_TITLES[target]} with all labels, one seed. One rate for all cannot be best for all; "
-        "a conclusion that changes along this table is one about the rate or the length, not about pretraining.",
+        "a conclusion that changes along this table is one about the rate.",
+    )
+
+
+def _longer(report: Report, found: Found, results: dict[str, Any]) -> None:
+    config, rows, first = found.config, list[list[Any]](), found.config.seeds[0]
+    for target in results["targets"]:
+        for kind in (kind for kind in config.longer_kinds if kind in config.kinds):
+            row = [_TITLES[target], KINDS[kind].words, _how(kind)]
+            for steps in (0, config.longer):
+                one, other = (
+                    {s: v for s, v in found.tuned(target, kind, state, steps=steps).items() if s == first}
+                    for state in (True, False)
+                )
+                row += [shown(one), shown(other), shown(less(one, other), sign=True)]
+            rows.append(row)
+    short, long = (f"{steps * BATCH:,}" for steps in (config.steps, config.longer))
+    report.section("Does the length decide?").table(
+        [
+            "target",
+            "network",
+            "pretrained with",
+            f"{short} images, %",
+            "scratch",
+            "gain",
+            f"{long}, %",
+            "scratch",
+            "gain",
+        ],
+        rows,
+        caption=f"Fine-tuned with all labels, one seed, for {config.steps} steps as everywhere else, and for "
+        f"{config.longer}. Gains in points. What scratch makes up for in the longer run was a head start.",
     )
 
 
@@ -356,11 +385,10 @@ def _limits(report: Report, config: Config) -> None:
         "The published numbers are of networks of 5 to 80 million parameters, at 224 pixels, pretrained on 1.3 million "
         "images or more for hundreds of passes and fine-tuned for up to 200; here they have 0.1 to 0.5 million, see "
         "32 pixels and the few images that are said under Budgets. Only signs and orders can be "
-        "compared, not values. So short a fine-tuning favours whatever starts near a solution: it does "
-        "not say that training from scratch would not catch up. Masked pretraining is known to need far more passes "
-        "than supervised pretraining, and equal numbers of images are not equal costs: an autoencoder also runs a "
-        "decoder. Networks differ in parameters where the table says so. With one seed, differences of a few points "
-        "may be chance.\n\n"
+        "compared, not values. So short a fine-tuning favours whatever starts near a solution, and even "
+        "the longer one does not say that scratch would not catch up. Masked pretraining is known to need far more "
+        "passes than supervised pretraining, and equal images are not equal costs: an autoencoder also runs a decoder. "
+        "Networks differ in parameters where the table says so. With one seed, a few points may be chance.\n\n"
         "Reconstruction loss and pictures of CRATE-MAE beside a ViT-MAE of as many parameters are the subject of the "
         "study `crate-mae-layers`."
         + (
