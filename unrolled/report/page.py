@@ -44,11 +44,12 @@ def render(report: Report) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f'<meta name="description" content="{escape(report.summary or report.title)}">'
+        f'<meta name="description" content="{escape(f"{report.notice} {report.summary or report.title}".strip())}">'
         f"<title>{escape(report.title)}</title>"
         '<link rel="icon" href="data:,">'
         f"<style>{_VARIABLES}{style}{FIGURE_CSS}</style></head>\n<body><main>\n"
-        f'<header><p class="over">{escape(_dateline(report.provenance))}</p><h1>{escape(report.title)}</h1>'
+        f'<header><p class="over">{escape(_dateline(report.provenance))}</p>{_notice(report.notice)}'
+        f"<h1>{escape(report.title)}</h1>"
         f"{question}{summary}{_facts(report.facts)}</header>\n"
         f"{_claims(report.claims)}{sections}{_provenance(report.provenance)}</main></body></html>\n"
     )
@@ -62,6 +63,10 @@ def _inline(text: str) -> str:
 def _dateline(provenance: Provenance) -> str:
     day = provenance.created[:10]
     return f"unrolled report · {day}" if day else "unrolled report"
+
+
+def _notice(text: str) -> str:
+    return f'<p class="notice" role="note">{_inline(text)}</p>' if text else ""
 
 
 def _facts(facts: Sequence[Fact]) -> str:
