@@ -222,6 +222,18 @@ def test_ticks_are_few_even_and_inside(low: float, span: float) -> None:
     assert found == sorted(found)
 
 
+def test_points_at_the_only_x_stand_side_by_side_and_no_line_crosses_the_panel() -> None:
+    names = ("a", "b", "c")
+    chart = LineChart(title="t", x_label="steps", series=[Series(label=n, x=[60], y=[0.5]) for n in names])
+    svg = chart.svg("i")
+    places = [float(x) for x in re.findall(r'class="curve s\d" d="M([\d.]+) ', svg)]
+    assert len(places) == 3
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.2)
+    assert places[1] - places[0] > 8
+    assert re.findall(r'text-anchor="middle">([^<]*)<', svg) == ["60", "steps"]
+    assert "leader" not in svg
+
+
 def test_gap_breaks_the_line_and_dashes_mark_controls() -> None:
     root = ElementTree.fromstring(chart().svg("a"))
     curves = {e.get("class", ""): e.get("d", "") for e in root.iter() if "curve" in e.get("class", "")}
