@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 400, 262
-_TOP, _BOTTOM, _LEFT = 46, 40, 46
+_TOP, _BOTTOM, _LEFT = 46, 40, 50
 _CAPITAL, _OTHER = 8.8, 7.2  # widths in pixels of a bold character of the labels, in a wide system font
 _LABEL_STEP = 14.0
 _LEADER = 60.0  # a longer line from a last point to its name would read as a part of the curve
@@ -64,7 +64,7 @@ FIGURE_CSS = (
     ".fig .hollow{fill:var(--paper,transparent)}"
     ".fig .leader{stroke-width:1;opacity:.5}"
     ".fig .label{font-weight:600}"
-    ".fig image{image-rendering:pixelated}"
+    ".fig image.small{image-rendering:pixelated}"
     + "".join(
         f".fig .s{i}{{stroke:var(--s{i})}}.fig .f{i}{{fill:var(--s{i})}}.fig text.f{i}{{fill:var(--s{i})}}"
         for i in range(COLOURS)
@@ -171,6 +171,14 @@ def number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def _short(value: float) -> str:
+    """A number in the few characters that fit beside an axis: `0.0001` as `1e-4`."""
+    text = number(value)
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return power if len(text) > 5 and len(power) < len(text) else text
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """At most about `count` round numbers covering [low, high]."""
     raw = (high - low) / max(count, 1)
@@ -238,7 +246,7 @@ def _draw(chart: LineChart) -> str:
     for tick in _log_ticks(y_low, y_high) if chart.log_y else ticks(y_low, y_high):
         y = at_y(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
     parts.append(f'<line class="base" x1="{_LEFT}" x2="{right:.1f}" y1="{bottom}" y2="{bottom}"/>')
     for tick in xs[:1] if alone else _x_ticks(x_low, x_high, xs):
         parts.append(f'<text x="{at_x(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{number(tick)}</text>')

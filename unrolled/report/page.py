@@ -31,6 +31,11 @@ _VARIABLES = (
 
 
 _LONG = 32
+_MANY = 8  # columns; tables with more are set smaller
+_JUDGED = (
+    "Expected: what the source says. Measured: what came out here. Met: within the range declared in the source code; "
+    "not judged: no range was declared, or the run is only a trial."
+)
 
 
 def render(report: Report) -> str:
@@ -97,7 +102,7 @@ def _claims(claims: Sequence[Claim]) -> str:
     return (
         '<section aria-labelledby="claims"><h2 id="claims">Expected and measured</h2>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Claims">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>\n"
+        f"<table><caption>{_JUDGED}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>\n"
     )
 
 
@@ -145,10 +150,11 @@ def _table(
             "".join(f"<td{_cell_class(cell, right)}>{cell}</td>" for cell, right in zip(rest, numeric[1:], strict=True))
             + "</tr>"
         )
+    dense = ' class="dense"' if len(columns) > _MANY else ""
     title = f"<caption>{_inline(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll{" tall" if tall else ""}" tabindex="0" role="region" aria-label="{escape(label)}">'
-        f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table{dense}>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -167,9 +173,10 @@ def _cell(cell: Cell) -> str:
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:
     def numeric(cell: Cell) -> bool:
-        return cell is None or isinstance(cell, int | float) or re.match(r"^[−-]?\d", cell) is not None
+        return cell is None or isinstance(cell, int | float) or re.match(r"[−+-]?\d", cell) is not None
 
-    return bool(cells) and all(numeric(cell) for cell in cells)
+    known = [cell for cell in cells if cell not in ("", "-", "–")]
+    return bool(known) and all(numeric(cell) for cell in known)
 
 
 def _provenance(record: Provenance) -> str:
