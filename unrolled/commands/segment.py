@@ -180,14 +180,14 @@ def segment(
     network = _encoder(open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)).to(where)
     prepared = prepare(network, image_size=image_size, stride=stride)
     if eval_:
-        from unrolled.commands.segment_eval import print_tables, run_eval
+        from unrolled.commands.segment_eval import run_eval
 
-        result, page = run_eval(network, prepared, settings, options, out, quiet)
+        result, page, said = run_eval(network, prepared, settings, options, out, quiet)
         say_where(page, quiet=quiet)
         if json:
             print(json_module.dumps({**result, "report": str(page)}, indent=2))
         else:
-            print("\n\n".join(table(*each, left=2) for each in print_tables(result)))
+            print(said)
         return
     folder = out or default_folder("segment", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
     began = time.perf_counter()
