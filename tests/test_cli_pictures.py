@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from unrolled import cli
+from unrolled.commands.pictures import canvas
 
 MODEL = ["--model", "crate_nano_patch4_32"]
 
@@ -152,6 +153,25 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(picture: Path, tmp_pat
     assert run("segment", picture, tmp_path / "more", *MODEL, "--method", "pca", "--out", out, "--quiet") == 0
     assert opened(out / "disc-layer04-pca.png").shape == (192, 384, 3)
     assert opened(out / "disc-2-layer04-pca.png").shape == (384, 192, 3)
+
+
+def test_small_pictures_stay_crisp(tmp_path: Path) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (20, 28, 3), dtype=np.uint8)
+    large = np.asarray(canvas(Image.fromarray(small)))
+    assert large.shape == (280, 392, 3)
+    np.testing.assert_array_equal(large[7::14, 7::14], small)
+    assert len(np.unique(large[:14, :14].reshape(-1, 3), axis=0)) == 1, "a pixel is a square of one colour"
+    assert max(canvas(Image.new("RGB", (2000, 100))).size) == 768
+
+
+def test_every_column_is_explained(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("segment", picture, *MODEL, "--method", "maskcut", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    header = said.splitlines()[0]
+    assert "objects (area)" in header
+    for name in ("layer", "patches", "objects (area)"):
+        assert f"\n{name}: " in said
+    assert "Objects (area): share of the picture" in (tmp_path / "out/report.html").read_text()
 
 
 # --- complete

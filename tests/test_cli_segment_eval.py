@@ -88,8 +88,19 @@ def test_what_is_measured_and_how_objects_are_ranked_can_be_chosen(
     regions = {row["system"]: row for row in result["clusters"]}
     assert regions["one region"]["covering"] < regions["colour"]["covering"]
     assert "boundary_f" not in regions["colour"], "one mask is no segmentation by a person"
-    assert run("segment", *arguments, "--measure", "attention", *MODEL) == 0
-    assert "centre prior" in capsys.readouterr().out
+    assert 0 < regions["model"]["boundary_jaccard"] < 1
+    assert run("segment", *arguments, "--measure", "clusters", *MODEL) == 0
+    said = capsys.readouterr().out
+    header = next(line for line in said.splitlines() if line.startswith("system"))
+    for column in ("system", "layer", "covering", "95 %", "mIoU", "boundary Jaccard", "images"):
+        assert column in header
+        assert f"\n  {column}: " in said, "every column is explained"
+    assert "\n  colour: no network" in said
+    assert "boundary F" not in said, "only what is there"
+    assert run("segment", *arguments, "--measure", "attention", *MODEL, "--quiet") == 0
+    said = capsys.readouterr().out
+    assert "centre prior" in said
+    assert "Columns" not in said
 
 
 def test_of_one_photo_there_is_no_other_half_to_choose_a_head_on(
@@ -152,6 +163,8 @@ def test_regions_of_an_image_in_two_halves() -> None:
     assert found["one region"]["covering"] == pytest.approx(0.5)
     assert found["one region"]["miou"] == pytest.approx(0.25)
     assert found["one region"]["boundary_f"] == 0
+    assert found["colour"]["boundary_jaccard"] == 1
+    assert found["one region"]["boundary_jaccard"] == 0
     assert found["every patch"]["recall"] == 1
     assert found["every patch"]["precision"] < 0.5
 

@@ -94,6 +94,12 @@ def test_a_study_outside_its_tolerance_exits_with_4(
     captured = capsys.readouterr()
     assert captured.err == ""
     assert json.loads(captured.out)["reproduced"] is None  # too small to judge
+    assert json.loads(captured.out)["notice"].startswith("Quick budget")
+    assert json.loads((tmp_path / "report.json").read_text())["notice"].startswith("Quick budget")
+    page = (tmp_path / "report.html").read_text()
+    assert 0 < page.index('class="notice"') < page.index("<h1>")
+    assert cli.run(["study", "demo", "--budget", "quick", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("Quick budget: checks that the study runs; too small")
     assert fake_study[1].epochs < fake_study[0].epochs
     assert cli.run(["study", "dmo"]) == 2
     assert "'demo'" in capsys.readouterr().err

@@ -33,7 +33,7 @@ from unrolled.report import (
     report_for_run,
     trace_section,
 )
-from unrolled.report.charts import _DARK, _LIGHT, COLOURS, ticks
+from unrolled.report.charts import _DARK, _LIGHT, COLOURS, _short, ticks
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -220,6 +220,50 @@ def test_ticks_are_few_even_and_inside(low: float, span: float) -> None:
     assert low - slack <= found[0]
     assert found[-1] <= high + slack
     assert found == sorted(found)
+
+
+def test_large_images_go_on_in_the_next_line_and_small_ones_stay_crisp() -> None:
+    rows = [ImageRow(images=[np.zeros((100, 200, 3), np.uint8)] * 5, names=list("abcde"))]
+    drawn = re.findall(
+        r'<image( class="small")? x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"',
+        ImageGrid(title="t", rows=rows, largest=196).svg("i"),
+    )
+    assert [(float(x), float(width), float(height)) for _, x, _, width, height in drawn] == [
+        (0.0 if i % 2 == 0 else 204.0, 196.0, 98.0) for i in range(5)
+    ]
+    heights = [float(y) for _, _, y, _, _ in drawn]
+    assert heights == sorted(heights)
+    assert len(set(heights)) == 3
+    assert {small for small, *_ in drawn} == {""}
+    tiny = ImageGrid(title="t", rows=[ImageRow(images=[np.zeros((32, 32), np.uint8)])]).svg("i")
+    assert 'class="small"' in tiny
+    with pytest.raises(ValueError, match="largest"):
+        ImageGrid(title="t", rows=rows, largest=500)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-4, "1e-4"), (0.0025, "0.0025"), (2e6, "2e6"), (-0.5, "-0.5"), (0, "0")]
+)
+def test_numbers_beside_an_axis_are_short(value: float, text: str) -> None:
+    assert _short(value) == text
+
+
+def test_signed_numbers_and_gaps_stand_to_the_right() -> None:
+    report = Report("r")
+    report.section("s").table(["a", "b"], [["x", "+0.1"], ["y", "-"]], caption="c")
+    assert report.to_html().count('<td class="num">') == 2
+
+
+def test_points_at_the_only_x_stand_side_by_side_and_no_line_crosses_the_panel() -> None:
+    names = ("a", "b", "c")
+    chart = LineChart(title="t", x_label="steps", series=[Series(label=n, x=[60], y=[0.5]) for n in names])
+    svg = chart.svg("i")
+    places = [float(x) for x in re.findall(r'class="curve s\d" d="M([\d.]+) ', svg)]
+    assert len(places) == 3
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.2)
+    assert places[1] - places[0] > 8
+    assert re.findall(r'text-anchor="middle">([^<]*)<', svg) == ["60", "steps"]
+    assert "leader" not in svg
 
 
 def test_gap_breaks_the_line_and_dashes_mark_controls() -> None:

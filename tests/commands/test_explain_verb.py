@@ -69,7 +69,10 @@ def test_the_strongest_patch_is_painted_most(picture: Path, tmp_path: Path) -> N
 
 def test_against_another_class_and_names(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(picture, *MODEL, "--target", 1, "--against", 2, "--out", tmp_path / "out") == 0
-    assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["layer", "head", "0"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Terms of the logit of class 1 less that of class 2")
+    assert lines[2].split()[:3] == ["layer", "head", "0"]
+    assert lines[-1].startswith("without the ")
     assert "class 1 against class 2" in (tmp_path / "out/report.html").read_text()
     assert run(picture, *MODEL, "--target", "cat", "--out", tmp_path / "out") == 2
     assert "names of this model's classes are not known" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from unrolled.instruments import (
@@ -21,6 +22,7 @@ from unrolled.instruments import (
     threshold_attention,
     upsample,
 )
+from unrolled.instruments.overlap import matched_boundary
 
 
 def square(top: int, left: int, side: int, size: tuple[int, int] = (16, 16)) -> Tensor:
@@ -149,3 +151,44 @@ def test_matched_regions() -> None:
     assert matched_iou(torch.arange(4), halves) == pytest.approx(0.25), "so do two of four pieces"
     with pytest.raises(ValueError, match="do not fit"):
         matched_iou(halves[:2], halves)
+
+
+def test_matched_boundaries() -> None:
+    halves = (torch.arange(40) // 20).expand(30, 40)
+    assert matched_boundary(halves, halves) == 1
+    assert matched_boundary(1 - halves, halves) == 1, "names of regions mean nothing"
+    one = torch.zeros_like(halves)
+    assert matched_boundary(one, halves) == 0, "one region has no boundary"
+    assert matched_boundary(one, one) == 1
+    moved = (torch.arange(40) >= 22).long().expand(30, 40)
+    near, wide = (matched_boundary(moved, halves, width=width) for width in (0.02, 0.2))
+    assert near == 0, "two columns away, with boundaries of one"
+    assert near < wide < matched_iou(moved, halves) < 1
+    beside = torch.zeros(30, 40, dtype=torch.bool)
+    beside[:, 20:22] = True
+    assert matched_boundary(moved, halves, ignore=beside, width=0.1) > matched_boundary(moved, halves, width=0.1) > 0
+    assert math.isnan(matched_boundary(halves, halves, ignore=torch.ones_like(beside)))
+    with pytest.raises(ValueError, match="do not fit"):
+        matched_boundary(halves[:2], halves)
+    with pytest.raises(ValueError, match="width"):
+        matched_boundary(halves, halves, width=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 14), st.sampled_from([0.02, 0.1, 0.24, 0.6]))
+def test_matched_boundaries_are_those_of_each_pair_of_masks(seed: int, height: int, width: int, share: float) -> None:
+    random = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(0, 3, (2, -(-height // 3), -(-width // 3)), generator=random)
+    ours, theirs = blocks.repeat_interleave(3, 1).repeat_interleave(3, 2)[:, :height, :width]
+    ignore = torch.rand(height, width, generator=random) < 0.2
+    if ignore.all():
+        return
+    mine, their = ours[~ignore].unique().tolist(), theirs[~ignore].unique().tolist()
+    masks = [[(ours == a) & ~ignore for a in mine], [(theirs == b) & ~ignore for b in their]]
+    overlap = np.array([[int((a & b).sum()) / int((a | b).sum()) for a in masks[0]] for b in masks[1]])
+    total = 0.0
+    for i, j in zip(*linear_sum_assignment(overlap, maximize=True), strict=True):
+        found = region_scores(ours == mine[j], theirs == their[i], ignore=ignore, width=share)["boundary"]
+        total += 1.0 if math.isnan(found) else found
+    expected = total / max(overlap.shape)
+    assert matched_boundary(ours, theirs, ignore=ignore, width=share) == pytest.approx(expected, abs=1e-6)

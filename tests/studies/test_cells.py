@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.studies import cells
-from unrolled.studies.cells import remembered, seconds_spent, train_kept, warmup_cosine
+from unrolled.studies.cells import is_kept, remembered, seconds_spent, train_kept, warmup_cosine
 
 
 def test_a_kept_cell_counts_only_for_equal_settings(tmp_path: Path) -> None:
+    assert not is_kept(tmp_path, "a", {"steps": 1})
     assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 1}) == {"x": 1}
+    assert is_kept(tmp_path, "a", {"steps": 1})
+    assert not is_kept(tmp_path, "a", {"steps": 2})
     assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 2}) == {"x": 1}
     assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 2}) == {"x": 2}
     (tmp_path / "a.json").write_text("{", encoding="utf-8")

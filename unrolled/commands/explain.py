@@ -123,8 +123,16 @@ def explain(
     result = {"model": model, "weights": source, "image": str(image)} | _record(found, names) | {"removals": removals}
     page = write_report(folder, settings, result, found, views, seconds)
     say_where(page, quiet=quiet)
+    if json:
+        print(json_module.dumps({**result, "report": str(page)}, indent=2))
+        return
+    name, random = result["target"]["name"], removals["random"]
+    less = "" if result["against"] is None else f" less that of class {result['against']['name']}"
+    print(f"Terms of the logit of class {name}{less}, by layer and head; they sum to it:\n")
+    print(table(*layer_table(found, text=True)))
     print(
-        json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*layer_table(found, text=True))
+        f"\nwithout the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
+        f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}"
     )
 
 

@@ -131,12 +131,16 @@ def write_report(
         ),
     ]
     report.headline(summary, facts)
-    count = len(views) - 2
-    wide = -(-count // -(-count // 6))  # rows of at most six, about equally long
-    rows = [_row(views[:2]), *(_row(views[i : i + wide]) for i in range(2, len(views), wide))]
     panels: list[Any] = [
-        ImageGrid(title="All layers", rows=rows[:1], alt="The picture and the evidence of all layers on it."),
-        ImageGrid(title="By layer", rows=rows[1:], alt="The evidence of each layer on the picture."),
+        ImageGrid(
+            title="All layers",
+            rows=[_row(views[:2])],
+            alt="The picture and the evidence of all layers on it.",
+            largest=196,
+        ),
+        ImageGrid(
+            title="By layer", rows=[_row(views[2:])], alt="The evidence of each layer on the picture.", largest=128
+        ),
     ]
     report.section("Evidence on the picture").figure(
         panels,
@@ -146,7 +150,7 @@ def write_report(
         f"{result['elsewhere']:+.3f} lie on no patch: class token, registers and biases.",
     )
     columns, cells = layer_table(found)
-    section = report.section("By layer and head").table(columns, cells, caption="Terms of the logit; they sum to it.")
+    section = report.section("By layer and head").table(columns, cells, caption=_table_words(columns))
     by_head = [half for half in found.halves if half.heads is not None]
     panels = []
     if by_head:
@@ -173,13 +177,26 @@ def write_report(
             ["most against", removals["most against"], None],
             ["random", random["mean"], random["std"]],
         ],
-        caption=f"{removals['patches']} of {found.embed.numel() - found.prefix} patches at a time; random: "
-        f"{random['draws']} draws.",
+        caption=f"{removals['patches']} of {found.embed.numel() - found.prefix} patches at a time become the mean "
+        "colour, and the network runs again. Most for, most against: the patches with the highest and the lowest "
+        f"evidence above. Random: mean and standard deviation over {random['draws']} draws.",
     )
     report.section("What is exact and what is not", _words(found, second))
     report.results = result
     report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
     return write_run(folder, settings, report)
+
+
+def _table_words(columns: Sequence[str]) -> str:
+    """Rows and columns of `layer_table` in words."""
+    second = columns[-2] if columns[-2] != "attention" else ""
+    return (
+        "Terms of the logit. Rows: layers, counted from 0, between what the embedding brings and what no token does "
+        "(constant); the last is their sum. Head: what this attention head wrote. Bias: of the attention's output. "
+        "Attention: heads and bias. "
+        + (f"{second}: what the second half of the layer wrote. " if second else "")
+        + "Sum: the whole layer."
+    )
 
 
 def _bound(found: Explanation) -> str:

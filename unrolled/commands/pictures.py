@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 _SMALLEST, _LARGEST = 384, 768  # longer side of what is written
+_SMALL = 96  # pictures up to this are enlarged pixel by pixel
 _THUMBNAIL = 240
 
 
@@ -163,8 +164,11 @@ def origin(model: str, *, weights: Path | None, pretrained: bool) -> str:
 
 
 def canvas(picture: Image.Image) -> Image.Image:
-    """The picture at the size of what is written: its longer side between 384 and 768 pixels."""
+    """The picture at the size of what is written: its longer side between 384 and 768 pixels; small ones stay crisp."""
     longer = max(picture.size)
+    if longer <= _SMALL:  # whole pixels, each a square
+        times = -(-_SMALLEST // longer)
+        return picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
     scale = min(max(longer, _SMALLEST), _LARGEST) / longer
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
@@ -215,9 +219,17 @@ def sheet(rows: Sequence[tuple[str, Sequence[Pixels]]], names: Sequence[str]) ->
 
 
 def grid_section(
-    report: Report, title: str, panels: Sequence[tuple[str, str, Sequence[Pixels], Sequence[str]]], caption: str = ""
+    report: Report,
+    title: str,
+    panels: Sequence[tuple[str, str, Sequence[Pixels], Sequence[str]]],
+    caption: str = "",
+    *,
+    largest: float | None = None,
 ) -> None:
-    """A section of image grids in one figure: of each its title, description, pictures and their names."""
+    """A section of image grids in one figure: of each its title, description, pictures and their names.
+
+    `largest` is the width of a picture where a panel is 400 wide; by default a row shares the width.
+    """
     from unrolled.report import ImageGrid, ImageRow
 
     grids = [
@@ -225,6 +237,7 @@ def grid_section(
             title=heading,
             rows=[ImageRow(images=[thumbnail(pixels) for pixels in pictures], names=list(names))],
             alt=alt,
+            largest=largest,
         )
         for heading, alt, pictures, names in panels
     ]

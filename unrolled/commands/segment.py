@@ -7,7 +7,7 @@ import itertools
 import json as json_module
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +21,6 @@ from unrolled.commands.common import (
     progress,
     say_where,
     table,
-    write_run,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 
@@ -34,15 +33,6 @@ if TYPE_CHECKING:
 Method = Literal["attention", "pca", "maskcut", "cluster"]
 Measure = Literal["attention", "maskcut", "clusters"]
 METHODS: tuple[Method, ...] = ("attention", "pca", "maskcut", "cluster")
-_ROWS = 100
-"""Of pictures in one contact sheet, and in the report."""
-_SAID = {
-    "attention": "attention of the {query}, averaged over heads, dark to light over its own range; the line encloses "
-    "{mass:.0%} of it",
-    "pca": "first three principal components of the {facet} features as red, green and blue",
-    "maskcut": "objects found one after another by normalised cuts of the {facet} features, tau {tau:g}",
-    "cluster": "{clusters} k-means clusters of the {facet} features",
-}
 
 
 def segment(
@@ -152,6 +142,7 @@ def segment(
 
     from unrolled.commands.overlays import Options, look
     from unrolled.commands.pictures import origin, prepare, stems
+    from unrolled.commands.segment_report import numbers, words, write_report, write_sheets
     from unrolled.data.pictures import find_pictures
 
     options = Options(tuple(dict.fromkeys(method)), facet, mass, tau, objects, clusters, refine, seed)
@@ -189,14 +180,14 @@ def segment(
     network = _encoder(open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)).to(where)
     prepared = prepare(network, image_size=image_size, stride=stride)
     if eval_:
-        from unrolled.commands.segment_eval import print_tables, run_eval
+        from unrolled.commands.segment_eval import run_eval
 
-        result, page = run_eval(network, prepared, settings, options, out, quiet)
+        result, page, said = run_eval(network, prepared, settings, options, out, quiet)
         say_where(page, quiet=quiet)
         if json:
             print(json_module.dumps({**result, "report": str(page)}, indent=2))
         else:
-            print("\n\n".join(table(*each, left=2) for each in print_tables(result)))
+            print(said)
         return
     folder = out or default_folder("segment", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
     began = time.perf_counter()
@@ -213,10 +204,15 @@ def segment(
     source = origin(model, weights=weights, pretrained=pretrained)
     result = {"model": model, "weights": source, "images": [view.row for view in views]}
     result["skipped"] = skipped
-    _write_sheet(folder, views, options)
-    page = _report(folder, settings, result, views, options, seconds)
+    write_sheets(folder, views, options)
+    page = write_report(folder, settings, result, views, options, seconds)
     say_where(page, quiet=quiet)
-    print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result, options)))
+    if json:
+        print(json_module.dumps({**result, "report": str(page)}, indent=2))
+        return
+    print(table(*numbers(result, options)))
+    if not quiet:
+        print("\n" + "\n".join(f"{name}: {meaning}" for name, meaning in words(options)))
 
 
 def _check(options: Options) -> None:
@@ -281,104 +277,3 @@ def _kept(folder: Path, view: View) -> View:
     small = {method: thumbnail(pixels) for method, pixels in view.overlays.items()}
     heads = [thumbnail(pixels) for pixels in view.heads]
     return dataclasses.replace(view, original=thumbnail(view.original), overlays=small, heads=heads)
-
-
-def _write_sheet(folder: Path, views: Sequence[View], options: Options) -> None:
-    from unrolled.commands.pictures import sheet
-
-    for number, start in enumerate(range(0, len(views), _ROWS), 1):
-        some = views[start : start + _ROWS]
-        rows = [(_caption(view), [view.original, *view.overlays.values()]) for view in some]
-        name = "contact-sheet.png" if number == 1 else f"contact-sheet-{number}.png"
-        sheet(rows, ["picture", *options.methods]).save(folder / name)
-
-
-def _caption(view: View) -> str:
-    rows, columns = view.row["grid"]
-    said = f"{view.name}, layer {view.layer}, {rows} x {columns} patches"
-    return said + (", one colour: nothing to tell apart" if view.row["blank"] else "")
-
-
-def _numbers(result: dict[str, Any], options: Options) -> tuple[list[str], list[list[str]]]:
-    columns = ["image", "layer", "patches", *(_COLUMNS[method][0] for method in options.methods)]
-    rows = [
-        [
-            Path(row["image"]).name + (f" #{row['frame']}" if "frame" in row else ""),
-            str(row["layer"]),
-            "{} x {}".format(*row["grid"]),
-            *("-" if row["blank"] else _COLUMNS[method][1](row) for method in options.methods),
-        ]
-        for row in result["images"]
-    ]
-    return columns, rows
-
-
-_COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "attention": ("attention peak / uniform", lambda row: f"{row['attention_peak']:.3g}"),
-    "pca": ("variance in 3 components", lambda row: f"{sum(row['pca_explained']):.0%}"),
-    "maskcut": ("objects (area)", lambda row: " ".join(f"{a:.0%}" for a in row["objects"]) or "none"),
-    "cluster": ("clusters", lambda row: str(len(row["clusters"]))),
-}
-
-
-def _report(
-    folder: Path,
-    settings: dict[str, Any],
-    result: dict[str, Any],
-    views: Sequence[View],
-    options: Options,
-    seconds: float,
-) -> Path:
-    from unrolled.commands.pictures import grid_section
-    from unrolled.report import Provenance, Report
-
-    report = Report(f"What {result['model']} tells apart", question="Which parts of a picture does the model separate?")
-    count = len({view.name for view in views})
-    headline = f"{count} picture{'s' if count > 1 else ''}, layer {', '.join(str(v) for v in _layers(views))}. "
-    if result["weights"] == "random":
-        headline += "The weights are random: what these pictures show comes from the picture and the architecture, "
-        headline += "nothing was learned."
-    else:
-        headline += f"Weights: {result['weights']}."
-    report.headline(headline)
-    total, views = len(views), _spread(views, _ROWS)
-    query = next((view.row["attention_query"] for view in views if "attention_query" in view.row), "class token")
-    said = [
-        f"{name}: {_SAID[name].format(query=query, mass=options.mass, **_named(options))}" for name in options.methods
-    ]
-    panels = [
-        (_caption(view), f"{_caption(view)}: the picture and overlays of {', '.join(view.overlays)}.",
-         [view.original, *view.overlays.values()], ["picture", *view.overlays])
-        for view in views
-    ]  # fmt: skip
-    caption = "; ".join(said) + ". Maps are enlarged smoothly from the grid of patches; the overlays lie in full size "
-    caption += "beside this report."
-    if total > len(views):
-        caption += f" {len(views)} of {total:,} rows, drawn evenly; all are in the contact sheets beside this report."
-    grid_section(report, "Contact sheet", panels, caption)
-    with_heads = [
-        (_caption(view), f"{_caption(view)}: attention of the {query} in every head.", view.heads,
-         [str(head) for head in range(len(view.heads))])
-        for view in views if view.heads
-    ]  # fmt: skip
-    if with_heads:
-        grid_section(report, "Attention by head", with_heads, "Dark to light over each map's own range.")
-    report.section("Numbers").table(*_numbers(result, options))
-    if result["skipped"]:
-        report.section("Left out", "\n\n".join(result["skipped"]))
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
-    return write_run(folder, settings, report)
-
-
-def _spread(views: Sequence[View], count: int) -> Sequence[View]:
-    """At most `count`, drawn evenly."""
-    return views if len(views) <= count else [views[i * (len(views) - 1) // (count - 1)] for i in range(count)]
-
-
-def _named(options: Options) -> dict[str, Any]:
-    return {"facet": options.facet, "tau": options.tau, "clusters": options.clusters}
-
-
-def _layers(views: Sequence[View]) -> list[int]:
-    return sorted({view.layer for view in views})

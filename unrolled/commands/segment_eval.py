@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unrolled.commands.common import default_folder, progress, write_run
+from unrolled.commands.common import default_folder, progress, table, write_run
 from unrolled.commands.segment_measures import Measure, Row, Settings, evaluate
 from unrolled.errors import MissingData
 
@@ -32,8 +32,8 @@ def run_eval(
     options: Options,
     out: Path | None,
     quiet: bool,
-) -> tuple[dict[str, Any], Path]:
-    """Score `network` as the settings of the verb say; the numbers and where the report is."""
+) -> tuple[dict[str, Any], Path, str]:
+    """Score `network` as the settings of the verb say; the numbers, the report's place, what the terminal shows."""
     from unrolled.commands.pictures import origin
     from unrolled.report import Provenance
 
@@ -76,7 +76,8 @@ def run_eval(
     report = _report(result, asked)
     report.results = result
     report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
-    return result, write_run(out or default_folder("segment", model, data), settings, report)
+    page = write_run(out or default_folder("segment", model, data), settings, report)
+    return result, page, said_in_terminal(result, asked, words=not quiet)
 
 
 def _open(settings: dict[str, Any]) -> MaskSource:
@@ -102,14 +103,21 @@ def _report(result: dict[str, Any], asked: Settings) -> Report:
     from unrolled.report import Report
 
     report = Report(
-        f"What {result['model']} tells apart, scored", question="Does what it separates fit what people marked?"
+        f"What {result['model']} tells apart, scored",
+        question="Does what it separates, without labels, fit what people marked?",
     )
     said = "The weights are random." if result["weights"] == "random" else f"Weights: {result['weights']}."
     count = max(row.get("images", row.get("photos", 0)) for name in _TABLES for row in result.get(name, []))
     left = f" {len(result['skipped'])} could not be read." if result["skipped"] else ""
-    report.headline(f"{count} images of {result['data']}.{left} {said} Intervals: 95 %, bootstrap over images.")
+    report.headline(
+        f"{count} images, drawn evenly from {result['data']}.{left} {said} Intervals: 95 %, bootstrap over images."
+    )
     captions = _captions(asked)
-    for name, (title, _) in _TABLES.items():
+    section = report.section("What is compared")
+    section.table(["system", "what it is"], _systems(result), caption="The first column of every table below.")
+    shared = [(name, said) for name, said in _used(result, asked)[""].items() if name != "system"]
+    section.table(["column", "what it is"], shared, caption="Columns that tables below share.")
+    for name, (title, _, _) in _TABLES.items():
         if name in result:
             section = report.section(title)
             if name == "heads":
@@ -120,33 +128,96 @@ def _report(result: dict[str, Any], asked: Settings) -> Report:
     return report
 
 
-def _captions(asked: Settings) -> dict[str, str]:
-    cut = f"Attention is cut by mass ({_RULES['mass'].format(keep=asked.mass)}, DINO) and by fraction "
-    cut += f"({_RULES['fraction'].format(keep=asked.mass)}, the CRATE papers)."
+# what is scored -> what it is
+_SYSTEMS = {
+    "model": "the network that was asked for",
+    "untrained": "the same network with new random weights: what the architecture gives by itself",
+    "model's masks, moved": "the model's masks, each photo's shifted at random around its edges: chance",
+    "colour": "no network: clusters, or objects, of the patches' mean colours",
+    "centre prior": "no network: a blob in the middle of the photo",
+    "whole photo": "no network: everything is marked",
+    "one region": "no network: the whole photo as one region",
+    "every patch": "no network: every patch a region of its own",
+}
+
+
+def _glossary(asked: Settings) -> dict[str, dict[str, str]]:
+    """Every column of every table in a line; those of all tables first, under the name ""."""
+    keep = f"{asked.mass:g}"
+    cut = f"how attention becomes a mask: the largest entries that hold {keep} of the mass (DINO), or a fraction {keep}"
+    shared = {
+        "system": "what is scored, see above",
+        "layer": "counted from 0; - where there is none",
+        "cut by": f"{cut} of all entries, the largest (the CRATE papers)",
+        "best head": "the head that fits best, chosen by looking at the answer: more than any one head reaches "
+        "(colour: the best cluster)",
+        "mean head": "mean over heads",
+        "averaged": "the mean of all heads' maps (colour: the cluster that touches the border least)",
+        "95 %": "interval of the column before it, bootstrap over images",
+        "images": "how many were scored",
+    }
     return {
-        "attention": f"Jaccard index with the pixels of each class of things; mean over classes, then images. {cut} "
-        "The best head (of baselines: the best cluster) is chosen for each class by looking at the answer, so its "
-        "score is higher than any fixed head's. Interval: of the averaged map, for colour the cluster that touches the "
-        "border least.",
-        "layers": "Jaccard index with all things of a photo together. Best head: chosen for each photo by looking at "
-        "the answer; beside it the best of as many maps moved by chance. Fixed head: the one that is best on the other "
-        "half of the photos. Interval: of the averaged map, beside it the same map moved.",
-        "heads": "The highest five heads of each rule by margin: Jaccard with things above that of the same map "
-        "moved to anywhere, around the edges of the photo. mIoU: mean of things and background. The report's JSON "
-        "holds every head.",
+        "": shared,
+        "attention": {},
+        "layers": {
+            "of chance": "the best of as many maps moved to anywhere",
+            "fixed head": "the head that is best on the other half of the photos",
+            "of chance, averaged": "the averaged map moved to anywhere",
+        },
+        "heads": {
+            "head": "counted from 0; mean: the averaged map",
+            "things": "Jaccard index with all things",
+            "background": "Jaccard index of the rest with the background",
+            "mIoU": "mean of things and background",
+            "chance": "Jaccard index with things of the same map moved to anywhere, around the photo's edges",
+            "margin": "things less chance",
+        },
+        "maskcut": {
+            "box AP": "average precision, mean over overlaps of .50 to .95, of boxes around the masks",
+            "box AP50": "the same at an overlap of .50 alone",
+            "mask AP": "average precision of the masks themselves",
+            "mask AP50": "the same at an overlap of .50 alone",
+            "mask AR100": "average recall of at most 100 masks a photo",
+            "masks found": "in all photos",
+            "objects": "that people marked, in all photos",
+        },
+        "clusters": {
+            "covering": "overlap of every region with its best cluster, weighted by area",
+            "mIoU": "mean overlap of clusters matched one to one to regions; those left over score 0, on either side",
+            "boundary Jaccard": "mean overlap of their borders, as wide as 2 % of the diagonal, matched the same way "
+            "(Boundary IoU)",
+            "boundary F": "of borders within 0.75 % of the diagonal of each other, matched one to one",
+            "precision": "share of the clusters' borders that people drew",
+            "recall": "share of what people drew that is a cluster's border",
+        },
+    }
+
+
+def _captions(asked: Settings) -> dict[str, str]:
+    leads = {
+        "attention": "Overlap (Jaccard index, 0 to 1) of attention with the pixels of each class of things; mean over "
+        "classes, then images. The best head is chosen for each class.",
+        "layers": "Overlap (Jaccard index, 0 to 1) of attention with all things of a photo together. The best head is "
+        "chosen for each photo.",
+        "heads": "The highest five heads of each rule, by margin over chance. The report's JSON holds every head.",
         "map": "Jaccard index of each layer (rows) and head (columns; last the mean map) with all things, less that of "
         "the same maps moved to anywhere: 0 is chance. Framed: the highest.",
-        "maskcut": f"Class-agnostic COCO average precision of at most {asked.objects} objects a photo, MaskCut on "
-        f"{asked.facet} features, tau {asked.tau:g}, no refinement. Confidence: {_rule(asked)}. AP depends on it. "
-        "Intervals: 200 bootstrap samples. Moved: the model's masks, each photo's "
-        "shifted at random around its edges; a mask cut in two by an edge has a box across the photo, so for this row "
-        "mask AP says more than box AP.",
-        "clusters": f"{asked.clusters} k-means clusters of the {asked.facet} features against the regions that "
-        "people drew, by each person where there are several. Covering: the best-fitting cluster for each region, "
-        "weighted by area. mIoU: clusters matched one to one to regions, of which those left over score 0, on either "
-        "side. Boundary F: borders of clusters, which lie between patches, within 0.75 % of the diagonal, matched "
-        "one to one.",
+        "maskcut": f"At most {asked.objects} objects a photo, found by MaskCut on {asked.facet} features, tau "
+        f"{asked.tau:g}, no refinement; classes do not matter. Masks are ranked by confidence, on which AP depends: "
+        f"{_rule(asked)}. Intervals: 200 bootstrap samples. A moved mask cut in two by an edge has a box across the "
+        "photo, so for that row mask AP says more than box AP.",
+        "clusters": f"{asked.clusters} k-means clusters of the {asked.facet} features against the regions that people "
+        "drew, by each person where there are several. Borders of clusters lie between patches.",
     }
+    words = _glossary(asked)
+    return leads | {
+        name: " ".join([leads[name], *(f"{_capital(column)}: {said}." for column, said in words[name].items())])
+        for name in _TABLES
+    }
+
+
+def _capital(text: str) -> str:
+    return text if text[1:2].isupper() else text[0].upper() + text[1:]
 
 
 def _rule(asked: Settings) -> str:
@@ -180,14 +251,41 @@ def _heat_maps(rows: Sequence[Row]) -> list[HeatMap]:
     return panels
 
 
-def print_tables(result: dict[str, Any]) -> list[Table]:
-    """What the terminal shows: every table that was made, in the order of the report."""
-    return [score_table(result, name) for name in _TABLES if name in result]
+def said_in_terminal(result: dict[str, Any], asked: Settings, *, words: bool) -> str:
+    """Every table that was made under its title, in the order of the report, then what rows and columns mean."""
+    parts = []
+    for name, (title, unit, _) in _TABLES.items():
+        if name in result:
+            parts.append(f"{title}: {unit}\n{table(*score_table(result, name), left=2)}")
+    if words:
+        lines = [f"  {name}: {said}" for name, said in _systems(result)]
+        parts.append("\n".join(["Rows", *lines]))
+        for name, columns in _used(result, asked).items():
+            title = f"Columns of {_TABLES[name][0]}" if name else "Columns"
+            parts.append("\n".join([title, *(f"  {column}: {said}" for column, said in columns.items())]))
+    return "\n\n".join(parts)
+
+
+def _systems(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is scored in some table, in words."""
+    there = {row["system"] for name in _TABLES for row in result.get(name, [])}
+    return [(name, said) for name, said in _SYSTEMS.items() if name in there]
+
+
+def _used(result: dict[str, Any], asked: Settings) -> dict[str, dict[str, str]]:
+    """What `_glossary` says of the columns that are there."""
+    there = {name: score_table(result, name)[0] for name in _TABLES if name in result}
+    anywhere = [column for columns in there.values() for column in columns]
+    found = {
+        name: {column: said for column, said in words.items() if column in there.get(name, () if name else anywhere)}
+        for name, words in _glossary(asked).items()
+    }
+    return {name: words for name, words in found.items() if words}
 
 
 def score_table(result: dict[str, Any], name: str) -> Table:
     """Columns and cells of one table of `run_eval`'s result."""
-    return _TABLES[name][1](result[name])
+    return _TABLES[name][2](result[name])
 
 
 def _cell(value: float | None) -> str:
@@ -213,7 +311,7 @@ def _attention(rows: Sequence[Row]) -> Table:
 
 def _layers(rows: Sequence[Row]) -> Table:
     columns = ["system", "layer", "cut by", "best head", "of chance", "fixed head", "mean head", "averaged", "95 %"]
-    return [*columns, "of chance, averaged", "photos"], [
+    return [*columns, "of chance, averaged", "images"], [
         [*_layer(row), row["by"] or "-", *(_cell(row[k]) for k in ("best", "chance", "fixed", "mean", "averaged")),
          _between((row["low"], row["high"])), _cell(row["chance_averaged"]), str(row["photos"])]
         for row in rows
@@ -227,7 +325,7 @@ def _heads(rows: Sequence[Row]) -> Table:
             own = [row for row in rows if row["system"] == system and row["by"] == rule]
             shown += sorted(own, key=lambda row: -row["margin"])[:5]
     columns = ["system", "layer", "head", "cut by", "things", "95 %", "background", "mIoU", "chance", "margin"]
-    return [*columns, "95 % of margin"], [
+    return [*columns, "95 %"], [
         [*_layer(row), "mean" if row["head"] is None else str(row["head"]), row["by"], _cell(row["things"]),
          _between((row["low"], row["high"])), *(_cell(row[k]) for k in ("background", "miou", "chance")),
          f"{row['margin']:+.3f}", f"{row['margin_low']:+.3f} to {row['margin_high']:+.3f}"]
@@ -250,12 +348,13 @@ def _maskcut(rows: Sequence[Row]) -> Table:
 
 def _clusters(rows: Sequence[Row]) -> Table:
     edges = any("boundary_f" in row for row in rows)
-    columns = ["system", "layer", "covering", "95 %", "mIoU", "95 %"]
+    columns = ["system", "layer", "covering", "95 %", "mIoU", "95 %", "boundary Jaccard", "95 %"]
     columns += ["boundary F", "95 %", "precision", "recall"] if edges else []
     cells = []
     for row in rows:
         line = [*_layer(row), _cell(row["covering"]), _between(row["covering_interval"]), _cell(row["miou"]),
-                _between(row["miou_interval"])]  # fmt: skip
+                _between(row["miou_interval"]), _cell(row["boundary_jaccard"]),
+                _between(row["boundary_jaccard_interval"])]  # fmt: skip
         if edges:
             line += [_cell(row.get("boundary_f")), _between(row.get("boundary_interval", (None, None)))]
             line += [_cell(row.get("precision")), _cell(row.get("recall"))]
@@ -263,10 +362,12 @@ def _clusters(rows: Sequence[Row]) -> Table:
     return [*columns, "images"], cells
 
 
-_TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], Table]]] = {
-    "attention": ("Attention against classes of things", _attention),
-    "layers": ("Things against background, by layer", _layers),
-    "heads": ("Things against background, by layer and head", _heads),
-    "maskcut": ("Objects", _maskcut),
-    "clusters": ("Regions", _clusters),
+_OVERLAP = "Jaccard index, 0 to 1"
+# name in the result -> title, what its numbers are, columns and cells
+_TABLES: dict[str, tuple[str, str, Callable[[Sequence[Row]], Table]]] = {
+    "attention": ("Attention against classes of things", _OVERLAP, _attention),
+    "layers": ("Things against background, by layer", _OVERLAP, _layers),
+    "heads": ("Things against background, by layer and head", f"{_OVERLAP}; the best five heads", _heads),
+    "maskcut": ("Objects", "average precision, 0 to 1", _maskcut),
+    "clusters": ("Regions", "overlap, 0 to 1", _clusters),
 }

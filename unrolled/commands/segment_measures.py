@@ -33,6 +33,7 @@ from unrolled.instruments import (
     upsample,
 )
 from unrolled.instruments.emergence import by_shape, centre_prior, patch_colours
+from unrolled.instruments.overlap import matched_boundary
 from unrolled.instruments.patches import of_one_colour
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ Progress = Callable[[Iterable[int]], Iterable[int]]
 Measure = Literal["attention", "maskcut", "clusters"]
 Row = dict[str, Any]
 _SIDE = 512  # longer side at which regions are compared
+_REGIONS = ("covering", "miou", "boundary_jaccard")
 _DRAWS = 200  # bootstrap samples of average precision, each of which costs a whole evaluation
 
 
@@ -280,7 +282,7 @@ class _Objects:
 
 
 class _Regions:
-    """How k-means clusters of patches cover the regions people drew: covering, matched mIoU, boundary F."""
+    """How k-means clusters of patches cover the regions people drew: covering, matched mIoU, boundaries."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -310,14 +312,14 @@ class _Regions:
         if scene.segmentations:
             counts = boundary_counts(label_boundary(whole.numpy()), scene.segmentations)
             self._counts.setdefault((system, layer), []).append(counts)
-        pairs = []
+        found = []
         for truth, counted in _truths(scene):
-            chosen = torch.from_numpy(counted)
-            pairs.append((whole[chosen], torch.from_numpy(truth.astype(np.int64))[chosen]))
-        if pairs:
-            both = {"covering": covering, "miou": matched_iou}
-            scores = {name: float(np.mean([score(*pair) for pair in pairs])) for name, score in both.items()}
-            self._scores.setdefault((system, layer), []).append(scores)
+            target, chosen = torch.from_numpy(truth.astype(np.int64)), torch.from_numpy(counted)
+            pair = whole[chosen], target[chosen]
+            found.append((covering(*pair), matched_iou(*pair), matched_boundary(whole, target, ignore=~chosen)))
+        if found:
+            means = np.mean(found, 0).tolist()
+            self._scores.setdefault((system, layer), []).append(dict(zip(_REGIONS, means, strict=True)))
 
     def tables(self, data: str) -> dict[str, list[Row]]:
         if not self._scores:
@@ -325,7 +327,7 @@ class _Regions:
         rows = []
         for (system, layer), scores in self._scores.items():
             row: Row = {"system": system, "layer": None if layer < 0 else layer, "images": len(scores)}
-            for name in ("covering", "miou"):
+            for name in _REGIONS:
                 values = [score[name] for score in scores]
                 row |= {name: float(np.mean(values)), f"{name}_interval": list(bootstrap_interval(values))}
             if counts := self._counts.get((system, layer)):

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from unrolled.commands.common import say_where, table, write_settings
 from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, as_config, flags_of
-from unrolled.studies.base import Budget
+from unrolled.studies.base import QUICK_NOTICE, Budget
 from unrolled.studies.demo import Config as DemoConfig
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def study(
 
 
 def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool, judged: bool = True) -> Report:
-    """Run a study with progress on stderr, and print its answer."""
+    """Run a study with progress on stderr, and print its answer; what is not `judged` says that it is only a trial."""
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -109,17 +109,21 @@ def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool, jud
     report = study.run(config, on_progress=None if quiet else say)
     folder = Path(getattr(config, "out", Path("runs") / study.name))
     spent = seconds_spent(folder / "cells")
-    if spent > (report.provenance.duration or 0):  # cells were there already
+    before = spent > (report.provenance.duration or 0)  # cells were there already
+    if before:
         report.provenance = replace(report.provenance, duration=spent)
-        report.write(folder)
-    if not judged and report.claims:
+    if not judged:
+        report.notice = QUICK_NOTICE
         report.claims = [replace(claim, reproduced=None) for claim in report.claims]
+    if before or not judged:
         report.write(folder)
     write_settings(folder, vars(config))
     say_where(folder / "report.html", quiet=quiet)
     if json:
         print(json_module.dumps({**report.to_dict(), "report": str(folder / "report.html")}, indent=2))
         return report
+    if report.notice:
+        print(report.notice)
     print(report.summary)
     for fact in report.facts:
         print(f"{fact.label}: {fact.value}" + (f" ({fact.detail})" if fact.detail else ""))

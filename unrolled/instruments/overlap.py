@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unrolled.instruments.segmentation import Threshold, threshold_attention, upsample
 
 Row = dict[str, Any]
+Bools = NDArray[np.bool_]
 
 
 def jaccard(predicted: Tensor, target: Tensor, *, ignore: Tensor | None = None) -> Tensor:
@@ -273,11 +275,44 @@ def matched_iou(predicted: Tensor, target: Tensor) -> float:
     Returns:
         In 0..1; the matching is the one that makes it largest, and a region of either left without a partner scores 0.
     """
-    from scipy.optimize import linear_sum_assignment
+    overlap, pairs = _matched(_contingency(predicted, target).numpy())
+    return float(overlap[pairs].sum() / max(overlap.shape))
 
-    both = _contingency(predicted, target)
-    overlap = (both / (both.sum(1)[:, None] + both.sum(0) - both)).numpy()
-    return float(overlap[linear_sum_assignment(overlap, maximize=True)].sum() / max(overlap.shape))
+
+def matched_boundary(predicted: Tensor, target: Tensor, *, ignore: Tensor | None = None, width: float = 0.02) -> float:
+    """Mean Jaccard index of the boundaries of the target's regions with those of predicted ones (Boundary IoU).
+
+    Args:
+        predicted: integer labels `[h, w]`.
+        target: integer labels `[h, w]`.
+        ignore: boolean `[h, w]`, pixels that do not count.
+        width: of a boundary, as in `region_scores`.
+
+    Returns:
+        In 0..1; regions are matched as by `matched_iou`, and one left without a partner scores 0. 1 where both are one
+        region, which has no boundary. NaN where no pixel counts.
+    """
+    if predicted.shape != target.shape or target.dim() != 2:
+        raise ValueError(f"predicted: labels {tuple(predicted.shape)} do not fit targets {tuple(target.shape)} [h, w]")
+    if not width > 0:
+        raise ValueError(f"width={width}: must be positive")
+    counted = np.ones(target.shape, bool) if ignore is None else ~ignore.cpu().numpy()
+    if not counted.any():
+        return float("nan")
+    reach = max(1.0, width * math.hypot(*target.shape))
+    labels = [x.cpu().numpy().astype(np.int32) for x in (predicted, target)]
+    ours, theirs = (_near_others(x, reach)[counted] for x in labels)
+    a, b = (np.unique(x[counted], return_inverse=True)[1] for x in labels)
+    shape = int(b.max()) + 1, int(a.max()) + 1
+    pair = b * shape[1] + a
+
+    def count(at: Bools | slice) -> NDArray[np.int64]:
+        return np.bincount(pair[at], minlength=shape[0] * shape[1]).reshape(shape)
+
+    rows, columns = _matched(count(slice(None)))[1]
+    shared = count(ours & theirs)[rows, columns]
+    union = count(ours).sum(0)[columns] + count(theirs).sum(1)[rows] - shared
+    return float(np.where(union > 0, shared / np.maximum(union, 1), 1.0).sum() / max(shape))
 
 
 def _contingency(predicted: Tensor, target: Tensor) -> Tensor:
@@ -288,6 +323,36 @@ def _contingency(predicted: Tensor, target: Tensor) -> Tensor:
     _, b = target.flatten().cpu().unique(return_inverse=True)
     rows, columns = int(b.max()) + 1, int(a.max()) + 1
     return torch.bincount(b * columns + a, minlength=rows * columns).reshape(rows, columns).double()
+
+
+def _matched(both: NDArray[Any]) -> tuple[NDArray[np.float64], tuple[Any, Any]]:
+    """Jaccard of every target region with every predicted one, `[t, p]`, and the pairs of the best matching."""
+    from scipy.optimize import linear_sum_assignment
+
+    overlap = both / (both.sum(1)[:, None] + both.sum(0) - both)
+    return overlap, linear_sum_assignment(overlap, maximize=True)
+
+
+def _near_others(labels: NDArray[np.int32], reach: float) -> Bools:
+    """Pixels of labels `[h, w]` at most `reach` from one of another label."""
+    height, width = labels.shape
+    # in each row, how far the next pixel of another label is
+    places = np.broadcast_to(np.arange(width, dtype=np.int32), labels.shape)
+    change = labels[:, 1:] != labels[:, :-1]
+    far = width + int(reach) + 1
+    left, right = np.full(labels.shape, -far, np.int32), np.full(labels.shape, width + far, np.int32)
+    np.copyto(left[:, 1:], places[:, :-1], where=change)
+    np.copyto(right[:, :-1], places[:, 1:], where=change)
+    left, right = np.maximum.accumulate(left, axis=1), np.minimum.accumulate(right[:, ::-1], axis=1)[:, ::-1]
+    along = np.minimum(places - left, right - places)
+    out = along <= int(reach)
+    for down in range(1, min(int(reach), height - 1) + 1):
+        # a row further, either the pixel below has another label, or one beside it that is near enough
+        aside = int(math.sqrt(reach * reach - down * down) + 1e-9)  # a distance of exactly `reach` counts
+        near, differs = along <= aside, labels[:-down] != labels[down:]
+        out[:-down] |= differs | near[down:]
+        out[down:] |= differs | near[:-down]
+    return out
 
 
 def _inner_boundary(masks: Tensor, reach: float) -> Tensor:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 400, 262
-_TOP, _BOTTOM, _LEFT = 46, 40, 46
+_TOP, _BOTTOM, _LEFT = 46, 40, 50
 _CAPITAL, _OTHER = 8.8, 7.2  # widths in pixels of a bold character of the labels, in a wide system font
 _LABEL_STEP = 14.0
+_LEADER = 60.0  # a longer line from a last point to its name would read as a part of the curve
+_ASIDE = 16.0  # between points of several series at the only x
 
 # Okabe and Ito's colour-blind safe hues, darkened for white paper and lightened for a dark page.
 _LIGHT = {
@@ -62,7 +64,7 @@ FIGURE_CSS = (
     ".fig .hollow{fill:var(--paper,transparent)}"
     ".fig .leader{stroke-width:1;opacity:.5}"
     ".fig .label{font-weight:600}"
-    ".fig image{image-rendering:pixelated}"
+    ".fig image.small{image-rendering:pixelated}"
     + "".join(
         f".fig .s{i}{{stroke:var(--s{i})}}.fig .f{i}{{fill:var(--s{i})}}.fig text.f{i}{{fill:var(--s{i})}}"
         for i in range(COLOURS)
@@ -96,7 +98,10 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class LineChart:
-    """One panel of a figure: a title that names quantity and unit, an x axis, and lines labelled where they end."""
+    """One panel of a figure: a title that names quantity and unit, an x axis, and lines labelled where they end.
+
+    Where all points share one x, those of several series stand side by side above it.
+    """
 
     title: str
     x_label: str
@@ -166,6 +171,14 @@ def number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def _short(value: float) -> str:
+    """A number in the few characters that fit beside an axis: `0.0001` as `1e-4`."""
+    text = number(value)
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return power if len(text) > 5 and len(power) < len(text) else text
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """At most about `count` round numbers covering [low, high]."""
     raw = (high - low) / max(count, 1)
@@ -215,6 +228,8 @@ def _draw(chart: LineChart) -> str:
     bottom = HEIGHT - _BOTTOM
     xs = [float(x) for series in chart.series for x in series.x]
     x_low, x_high = _apart(min(xs), max(xs), 0.0)
+    alone = min(xs) == max(xs)
+    aside = min(_ASIDE, (right - _LEFT - 40) / len(chart.series)) if alone else 0.0
     y_low, y_high = _y_limits(chart)
 
     def at_x(value: float) -> float:
@@ -231,17 +246,18 @@ def _draw(chart: LineChart) -> str:
     for tick in _log_ticks(y_low, y_high) if chart.log_y else ticks(y_low, y_high):
         y = at_y(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
     parts.append(f'<line class="base" x1="{_LEFT}" x2="{right:.1f}" y1="{bottom}" y2="{bottom}"/>')
-    for tick in _x_ticks(x_low, x_high, xs):
+    for tick in xs[:1] if alone else _x_ticks(x_low, x_high, xs):
         parts.append(f'<text x="{at_x(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{number(tick)}</text>')
     middle = (_LEFT + right) / 2
     parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 5}" text-anchor="middle">{escape(chart.x_label)}</text>')
 
     ends: list[tuple[float, float, int, Series]] = []
     for i, series in enumerate(chart.series):
+        shift = aside * (i - (len(chart.series) - 1) / 2)
         points = [
-            (at_x(float(x)), at_y(float(y))) if math.isfinite(y) and (y > 0 or not chart.log_y) else None
+            (at_x(float(x)) + shift, at_y(float(y))) if math.isfinite(y) and (y > 0 or not chart.log_y) else None
             for x, y in zip(series.x, series.y, strict=True)
         ]
         parts.append(_error_marks(series, i, points, at_y))
@@ -335,7 +351,7 @@ def _end_labels(ends: list[tuple[float, float, int, Series]], right: float, bott
     text = ""
     for (x, y, place, series), label_y in zip(ends, places, strict=True):
         colour = _colour(series, place)
-        if abs(label_y - y) > 3 or right - x > 12:
+        if right - x < _LEADER and (abs(label_y - y) > 3 or right - x > 12):
             text += (
                 f'<path class="leader s{colour}" fill="none" d="M{x + 5:.1f} {y:.1f}L{right + 2:.1f} {label_y:.1f}"/>'
             )

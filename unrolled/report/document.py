@@ -115,6 +115,7 @@ class Report:
         question: one sentence on what was asked, shown below it.
 
     Attributes:
+        notice: what a reader must know before anything else, such as that the run was only a trial; mostly empty.
         summary: the answer in one or two sentences.
         facts: the few numbers to read first.
         results: everything measured, by name; goes to `report.json` as it is.
@@ -124,6 +125,7 @@ class Report:
     def __init__(self, title: str, *, question: str = "") -> None:
         self.title = title
         self.question = question
+        self.notice = ""
         self.summary = ""
         self.facts: list[Fact] = []
         self.sections: list[Section] = []
@@ -155,6 +157,7 @@ class Report:
             "format": "unrolled.report/1",
             "title": self.title,
             "question": self.question,
+            "notice": self.notice,
             "summary": self.summary,
             "facts": [plain_config(fact) for fact in self.facts],
             "claims": [plain_config(claim) for claim in self.claims],

@@ -226,7 +226,7 @@ def _card(study: Study) -> str:
     return (
         f'<article class="study {" ".join([key, *sorted(verdicts)])}" id="{name}"><p class="over">{escape(line)}</p>'
         f'<h2><a href="{name}/index.html">{escape(report["title"])}</a></h2>'
-        f'<p class="question">{page._inline(report["question"])}</p>'
+        f'{page._notice(report.get("notice", ""))}<p class="question">{page._inline(report["question"])}</p>'
         f'<div class="{"with" if picture else "without"}-picture"><div><p>{page._inline(report["summary"])}</p></div>'
         f'{picture}</div><ul class="claims">{claims}</ul>'
         + (f"<pre><code>{escape(study.command)}</code></pre>" if study.command else "")
@@ -268,7 +268,7 @@ def _study_page(study: Study) -> str:
         report["summary"] or report["title"],
         '<nav aria-label="Gallery"><a href="../index.html">All studies</a></nav>'
         f'<header><p class="over">{escape(study.line[1])} · {escape(provenance.created[:10])}</p>'
-        f"<h1>{escape(report['title'])}</h1>"
+        f"{page._notice(report.get('notice', ''))}<h1>{escape(report['title'])}</h1>"
         f'<p class="question">{page._inline(report["question"])}</p>'
         f'<p class="summary">{page._inline(report["summary"])}</p>'
         f"{page._facts([Fact(**fact) for fact in report['facts']])}</header>\n"

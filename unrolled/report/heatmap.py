@@ -81,7 +81,7 @@ class HeatMap:
         for i in _shown(len(self.rows), cell, 14):
             y = _TOP + (i + 0.5) * cell + 4
             parts.append(f'<text x="{_LEFT - 6}" y="{y:.1f}" text-anchor="end">{escape(self.rows[i])}</text>')
-        for j in _shown(len(self.columns), cell, 72):
+        for j in _shown(len(self.columns), cell, min(72, 7.3 * max(map(len, self.columns)) + 4)):
             x = _LEFT + (j + 0.5) * cell
             parts.append(
                 f'<text x="{x:.1f}" y="{bottom + 15:.1f}" text-anchor="middle">{escape(self.columns[j])}</text>'

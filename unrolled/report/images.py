@@ -70,13 +70,20 @@ class ImageRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageGrid:
-    """One panel of images; `alt` says in a sentence what they show."""
+    """One panel of images; `alt` says in a sentence what they show.
+
+    Images are drawn at most `largest` wide, where a chart is 400 wide. Those that then do not fit beside each other go
+    on in the next line; without it the whole row shares the width, at most 84 each.
+    """
 
     title: str
     rows: Sequence[ImageRow]
     alt: str = ""
+    largest: float | None = None
 
     def __post_init__(self) -> None:
+        if self.largest is not None and not 0 < self.largest <= WIDTH:
+            raise ValueError(f"image grid {self.title!r}: largest={self.largest} must lie in 0 to {WIDTH}")
         if not self.rows:
             raise ValueError(f"image grid {self.title!r} has no rows: give at least one")
 
@@ -94,22 +101,28 @@ class ImageGrid:
 
     def svg(self, ident: str, *, standalone: bool = False) -> str:
         """The drawing, as wide as a chart."""
-        columns = max(len(row.images) for row in self.rows)
-        cell = min(_LARGEST_CELL, (WIDTH - _GAP * (columns - 1)) / columns)
+        most = max(len(row.images) for row in self.rows)
+        fit = most if self.largest is None else max(1, int((WIDTH + _GAP) / (self.largest + _GAP)))
+        columns = min(most, fit)
+        cell = min(self.largest or _LARGEST_CELL, (WIDTH - _GAP * (columns - 1)) / columns)
         parts = [f'<text class="title" x="0" y="16">{escape(self.title)}</text>']
         y = _TITLE
         for row in self.rows:
             if row.label:
                 parts.append(f'<text class="label" x="0" y="{y + 13:.1f}">{escape(row.label)}</text>')
                 y += _ROW_LABEL
-            for i, image in enumerate(row.images):
-                x = i * (cell + _GAP)
-                place = f'x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{cell:.1f}"'
-                parts.append(f'<image {place} href="{_data_address(image)}"/>')
-                if row.names:
-                    place = f'x="{x + cell / 2:.1f}" y="{y + cell + 13:.1f}" text-anchor="middle"'
-                    parts.append(f"<text {place}>{escape(row.names[i])}</text>")
-            y += cell + (_NAME if row.names else 0) + 8
+            for first in range(0, len(row.images), columns):
+                line = range(first, min(first + columns, len(row.images)))
+                height = cell * max(min(1.0, row.images[i].shape[0] / row.images[i].shape[1]) for i in line)
+                for i in line:
+                    x = (i - first) * (cell + _GAP)
+                    place = f'x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{height:.1f}"'
+                    look = ' class="small"' if max(row.images[i].shape[:2]) < cell else ""
+                    parts.append(f'<image{look} {place} href="{_data_address(row.images[i])}"/>')
+                    if row.names:
+                        place = f'x="{x + cell / 2:.1f}" y="{y + height + 13:.1f}" text-anchor="middle"'
+                        parts.append(f"<text {place}>{escape(row.names[i])}</text>")
+                y += height + (_NAME if row.names else 0) + 8
         return svg_element("".join(parts), ident, self.title, self.description(), WIDTH, y, standalone=standalone)
 
 

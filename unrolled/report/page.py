@@ -31,6 +31,11 @@ _VARIABLES = (
 
 
 _LONG = 32
+_MANY = 8  # columns; tables with more are set smaller
+_JUDGED = (
+    "Expected: what the source says. Measured: what came out here. Met: within the range declared in the source code; "
+    "not judged: no range was declared, or the run is only a trial."
+)
 
 
 def render(report: Report) -> str:
@@ -44,11 +49,12 @@ def render(report: Report) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f'<meta name="description" content="{escape(report.summary or report.title)}">'
+        f'<meta name="description" content="{escape(f"{report.notice} {report.summary or report.title}".strip())}">'
         f"<title>{escape(report.title)}</title>"
         '<link rel="icon" href="data:,">'
         f"<style>{_VARIABLES}{style}{FIGURE_CSS}</style></head>\n<body><main>\n"
-        f'<header><p class="over">{escape(_dateline(report.provenance))}</p><h1>{escape(report.title)}</h1>'
+        f'<header><p class="over">{escape(_dateline(report.provenance))}</p>{_notice(report.notice)}'
+        f"<h1>{escape(report.title)}</h1>"
         f"{question}{summary}{_facts(report.facts)}</header>\n"
         f"{_claims(report.claims)}{sections}{_provenance(report.provenance)}</main></body></html>\n"
     )
@@ -62,6 +68,10 @@ def _inline(text: str) -> str:
 def _dateline(provenance: Provenance) -> str:
     day = provenance.created[:10]
     return f"unrolled report · {day}" if day else "unrolled report"
+
+
+def _notice(text: str) -> str:
+    return f'<p class="notice" role="note">{_inline(text)}</p>' if text else ""
 
 
 def _facts(facts: Sequence[Fact]) -> str:
@@ -92,7 +102,7 @@ def _claims(claims: Sequence[Claim]) -> str:
     return (
         '<section aria-labelledby="claims"><h2 id="claims">Expected and measured</h2>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Claims">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>\n"
+        f"<table><caption>{_JUDGED}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>\n"
     )
 
 
@@ -140,10 +150,11 @@ def _table(
             "".join(f"<td{_cell_class(cell, right)}>{cell}</td>" for cell, right in zip(rest, numeric[1:], strict=True))
             + "</tr>"
         )
+    dense = ' class="dense"' if len(columns) > _MANY else ""
     title = f"<caption>{_inline(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll{" tall" if tall else ""}" tabindex="0" role="region" aria-label="{escape(label)}">'
-        f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table{dense}>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -162,9 +173,10 @@ def _cell(cell: Cell) -> str:
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:
     def numeric(cell: Cell) -> bool:
-        return cell is None or isinstance(cell, int | float) or re.match(r"^[−-]?\d", cell) is not None
+        return cell is None or isinstance(cell, int | float) or re.match(r"[−+-]?\d", cell) is not None
 
-    return bool(cells) and all(numeric(cell) for cell in cells)
+    known = [cell for cell in cells if cell not in ("", "-", "–")]
+    return bool(known) and all(numeric(cell) for cell in known)
 
 
 def _provenance(record: Provenance) -> str:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 Budget = Literal["quick", "cpu", "gpu"]
 
+QUICK_NOTICE = "Quick budget: checks that the study runs; too small to support any conclusion."
+"""What every report of the `quick` budget opens with."""
+
 
 @dataclass(kw_only=True)
 class StudyConfig:

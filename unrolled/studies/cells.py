@@ -51,6 +51,23 @@ def remembered(
     return result
 
 
+class _NotKept(Exception):
+    pass
+
+
+def is_kept(folder: Path, name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether `remembered`, asked for the same cell, would compute nothing."""
+
+    def refuse() -> dict[str, Any]:
+        raise _NotKept
+
+    try:
+        remembered(folder, name, settings, refuse)
+    except _NotKept:
+        return False
+    return True
+
+
 def seconds_spent(folder: Path) -> float:
     """How long the kept cells of `folder` took to compute, in all."""
     total = 0.0

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.studies.base import StudyConfig
-from unrolled.studies.cells import remembered, train_kept, warmup_cosine
+from unrolled.studies.cells import is_kept, remembered, train_kept, warmup_cosine
 from unrolled.studies.platonic_zoo import Pictures, as_input, augmented, pictures
+from unrolled.studies.processes import finished
 
 Data = Literal["cifar10", "tiny-imagenet-32", "digits"]
 DEPTH = 4
@@ -299,46 +300,16 @@ def train_all(
     for data in {member.data for member in members}:
         pictures(data, "test", config.data_dir)  # said now rather than in every process
     missing = [member for member in members if not kept(config, member)]
-    if config.workers > 1 and len(missing) > 1:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor, as_completed
-
-        from unrolled.studies.platonic_zoo import _one_thread
-
-        # spawn: forking a process in which torch has started threads can hang
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(config.workers, mp_context=context, initializer=_one_thread) as pool:
-            futures = {pool.submit(record, config, member): member for member in missing}
-            try:
-                for done, future in enumerate(as_completed(futures), 1):
-                    if on_progress is not None:
-                        on_progress(f"{done} of {len(missing)}: {line(futures[future], future.result())}")
-                    future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
-    records = {}
-    for member in members:
-        records[member.name] = record(config, member)
-        if on_progress is not None and config.workers == 1 and member in missing:
-            on_progress(line(member, records[member.name]))
-    return records
+    jobs = [(config, member) for member in missing]
+    for done, ((_, member), found) in enumerate(finished(record, jobs, workers=config.workers), 1):
+        if on_progress is not None:
+            on_progress(f"{done} of {len(missing)}: {line(member, found)}")
+    return {member.name: record(config, member) for member in members}
 
 
 def kept(config: MembersConfig, member: Member) -> bool:
     """Whether the member's record is kept, so that asking for it trains nothing."""
-
-    class _NotKept(Exception):
-        pass
-
-    def refuse() -> dict[str, Any]:
-        raise _NotKept
-
-    try:
-        remembered(config.members / "cells", member.name, settings_of(config, member), refuse)
-    except _NotKept:
-        return False
-    return True
+    return is_kept(config.members / "cells", member.name, settings_of(config, member))
 
 
 def line(member: Member, found: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unrolled.studies.base import Budget, Expectation, Study, StudyConfig
+from unrolled.studies.processes import finished
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -238,32 +239,14 @@ def plan(config: Config) -> list[tuple[str, int]]:
 
 def _compute(config: Config, jobs: list[Any], on_progress: Callable[[str], None] | None) -> None:
     """Train what is not kept, `config.workers` models at a time."""
-    from unrolled.studies.crate_text_cells import in_words, kept, one_thread, record
+    from unrolled.studies.crate_text_cells import in_words, kept, record
 
     missing = [job for job in jobs if not kept(config, job)]
-
-    def say(done: int, found: dict[str, Any]) -> None:
+    # long trainings first, so that the processes end together
+    ordered = [(config, job) for job in sorted(missing, key=lambda job: job.model != SLOW)]
+    for done, (_, found) in enumerate(finished(record, ordered, workers=config.workers), 1):
         if on_progress is not None:
             on_progress(f"{done} of {len(missing)}: {in_words(found)}")
-
-    if config.workers == 1 or len(missing) < 2:
-        for done, job in enumerate(missing, 1):
-            say(done, record(config, job))
-        return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-
-    # spawn: forking a process in which torch has started threads can hang
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.workers, mp_context=context, initializer=one_thread) as pool:
-        # long trainings first, so that the processes end together
-        futures = [pool.submit(record, config, job) for job in sorted(missing, key=lambda job: job.model != SLOW)]
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                say(done, future.result())
-        finally:
-            for future in futures:
-                future.cancel()
 
 
 STUDY = Study(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.data.tokens import ByteTokenizer, mask_tokens, token_batches
-from unrolled.studies.cells import remembered, train_kept, warmup_cosine
+from unrolled.studies.cells import is_kept, remembered, train_kept, warmup_cosine
 from unrolled.studies.crate_text import MASKED_MODELS, MODELS
 from unrolled.studies.crate_text_models import build, model_config, operations, parameters
 
@@ -54,11 +54,6 @@ class Job:
         return config.masked_trial_steps if self.masked else config.trial_steps
 
 
-def one_thread() -> None:
-    """Start of a process that trains beside others."""
-    torch.set_num_threads(1)
-
-
 @cache
 def opened(corpus: str, data_dir: Path) -> dict[str, Tensor]:
     """Bytes of the three parts of a corpus, [n] each.
@@ -75,20 +70,12 @@ def opened(corpus: str, data_dir: Path) -> dict[str, Tensor]:
 
 def record(config: Config, job: Job) -> dict[str, Any]:
     """What is known of a training, which is done if it is not kept."""
-    return _remember(config, job, lambda: _train(config, job))
+    return remembered(config.out / "cells", job.name, _settings(config, job), lambda: _train(config, job))
 
 
 def kept(config: Config, job: Job) -> bool:
     """Whether `record` has nothing to train."""
-
-    def refuse() -> dict[str, Any]:
-        raise LookupError
-
-    try:
-        _remember(config, job, refuse)
-    except LookupError:
-        return False
-    return True
+    return is_kept(config.out / "cells", job.name, _settings(config, job))
 
 
 def chosen(config: Config, trials: list[Job]) -> Job:
@@ -103,10 +90,6 @@ def in_words(found: dict[str, Any]) -> str:
         f"{found['model']}, {found['part']}, rate {found['rate']:g}, table std {found['table_std']:g}, "
         f"seed {found['seed']}: validation loss {last:.3f} nats per byte, {found['seconds']:.0f} s"
     )
-
-
-def _remember(config: Config, job: Job, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    return remembered(config.out / "cells", job.name, _settings(config, job), compute)
 
 
 def _settings(config: Config, job: Job) -> dict[str, Any]:

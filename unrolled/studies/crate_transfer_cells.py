@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unrolled.studies.cells import remembered, train_kept, warmup_cosine
 from unrolled.studies.crate_members import MASKED, Member, accuracy, settings_of, trained
 from unrolled.studies.platonic_zoo import Pictures, as_input, augmented, pictures, stages
+from unrolled.studies.processes import finished
 
 if TYPE_CHECKING:
     from unrolled.studies.crate_transfer import Config
@@ -131,31 +132,10 @@ def compute_all(
 ) -> list[dict[str, Any]]:
     """Every job's result with the job's own fields, in order; `config.workers` at a time."""
     found: dict[Job, dict[str, Any]] = {}
-
-    def done(job: Job, result: dict[str, Any]) -> None:
+    for (_, job), result in finished(cell, [(config, job) for job in jobs], workers=config.workers):
         found[job] = result
         if on_progress is not None:
             on_progress(f"{len(found)} of {len(jobs)}: {job.name}: {100 * _score(result):.1f} %")
-
-    if config.workers == 1:
-        for job in jobs:
-            done(job, cell(config, job))
-    else:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor, as_completed
-
-        from unrolled.studies.platonic_zoo import _one_thread
-
-        # spawn: forking a process in which torch has started threads can hang
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(config.workers, mp_context=context, initializer=_one_thread) as pool:
-            futures = {pool.submit(cell, config, job): job for job in jobs}
-            try:
-                for future in as_completed(futures):
-                    done(futures[future], future.result())
-            finally:
-                for future in futures:
-                    future.cancel()
     return [{**job._asdict(), **found[job]} for job in jobs]
 
 

@@ -6,16 +6,15 @@ images that come with scikit-learn, 80 % to train on and 20 % to test on, class 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unrolled.studies.base import Budget, Expectation, Study, StudyConfig
+from unrolled.studies.processes import finished
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +119,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     began = time.perf_counter()
     jobs = [(config, model, seed) for seed in config.seeds for model in config.models]
     outcomes: dict[tuple[str, int], Outcome] = {}
-    for outcome in _results(jobs, workers=min(config.workers or os.cpu_count() or 1, len(jobs))):
+    for _, outcome in finished(run_one, jobs, workers=config.workers or os.cpu_count() or 1):
         outcomes[outcome.model, outcome.seed] = outcome
         if on_progress is not None:
             on_progress(
@@ -131,39 +130,6 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     report = build(config, by_model, seconds=time.perf_counter() - began)
     report.write(config.out)
     return report
-
-
-def _results(jobs: Sequence[tuple[Config, str, int]], *, workers: int) -> Iterator[Outcome]:
-    if workers == 1:
-        yield from (run_one(*job) for job in jobs)
-        return
-    # spawn: forking a process in which torch has started threads can hang
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        futures = [pool.submit(run_one, *job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def _one_thread() -> None:
-    """Set up a worker: one thread for torch, and an end when the process that started it is gone."""
-    import threading
-
-    import torch
-
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def run_one(config: Config, model: str, seed: int) -> Outcome:

@@ -7,9 +7,7 @@ GPT-2 blocks). Only the linear stack reads constructed tokens, since its publish
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -21,6 +19,7 @@ from unrolled.instruments import token_binding
 from unrolled.models import RegressorConfig, SequenceRegressor
 from unrolled.studies.cells import train_kept, warmup_cosine
 from unrolled.studies.mesa_train import TUNE_SEED, position_losses
+from unrolled.studies.processes import finished
 from unrolled.tasks import LinearDynamics, NonlinearDynamics, PartialDynamics, constructed_tokens, sequence_loss
 
 Kind = Literal["softmax", "hybrid", "mesa", "linear"]
@@ -280,24 +279,12 @@ def train_all(
 
     Small models gain little from a second thread, so two cores are used best by two trainings.
     """
-    jobs = list(jobs)
-
-    def say(done: int, recipe: Recipe, seed: int, log: list[dict[str, Any]]) -> None:
+    todo = [(each, seed, folder, device) for each, seed in jobs]
+    for done, ((each, seed, _, _), log) in enumerate(finished(_train_one, todo, workers=workers), 1):
         if on_progress is not None:
-            place = f"{done} of {len(jobs)}: {recipe.world}, {recipe.label}, seed {seed}"
+            place = f"{done} of {len(todo)}: {each.world}, {each.label}, seed {seed}"
             on_progress(f"{place}: validation loss {log[-1]['loss']:.4f}, last position {log[-1]['late']:.4f}")
-
-    if workers == 1 or len(jobs) < 2:
-        for done, (each, seed) in enumerate(jobs, 1):
-            say(done, each, seed, trained(each, seed=seed, folder=folder, device=device)[1])
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = {pool.submit(_train_one, each, seed, folder, device): (each, seed) for each, seed in jobs}
-        for done, finished in enumerate(as_completed(waiting), 1):
-            say(done, *waiting[finished], finished.result())
 
 
 def _train_one(recipe: Recipe, seed: int, folder: Path, device: str) -> list[dict[str, Any]]:
-    torch.set_num_threads(1)
     return trained(recipe, seed=seed, folder=folder, device=device)[1]

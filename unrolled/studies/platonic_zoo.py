@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.studies.base import StudyConfig
-from unrolled.studies.cells import remembered, train_kept, warmup_cosine
+from unrolled.studies.cells import is_kept, remembered, train_kept, warmup_cosine
 from unrolled.studies.platonic_members import Member, build, roster
+from unrolled.studies.processes import finished
 
 if TYPE_CHECKING:
     from unrolled.instruments.features import FeatureSet
@@ -98,30 +99,12 @@ def zoo(config: ZooConfig, *, on_progress: Callable[[str], None] | None = None) 
     pictures(config.data, "test", config.data_dir)  # said now rather than in every process
     names = [member.name for member in roster(config.members)]
     missing = [name for name in names if not _kept(config, name)]
-    if config.workers > 1 and len(missing) > 1:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor, as_completed
-
-        # spawn: forking a process in which torch has started threads can hang
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(config.workers, mp_context=context, initializer=_one_thread) as pool:
-            # long trainings first, so that the processes end together
-            futures = [pool.submit(member_record, config, name) for name in sorted(missing, key=_cost, reverse=True)]
-            try:
-                for done, future in enumerate(as_completed(futures), 1):
-                    record = future.result()
-                    if on_progress is not None:
-                        on_progress(f"zoo, {done} of {len(missing)}: {_line(record)}")
-            finally:
-                for future in futures:
-                    future.cancel()
-        return {name: member_record(config, name) for name in names}
-    records = {}
-    for name in names:
-        records[name] = member_record(config, name)
-        if on_progress is not None and name in missing:
-            on_progress(f"zoo, {len(records)} of {len(names)}: {_line(records[name])}")
-    return records
+    # long trainings first, so that the processes end together
+    jobs = [(config, name) for name in sorted(missing, key=_cost, reverse=True)]
+    for done, (_, record) in enumerate(finished(member_record, jobs, workers=config.workers), 1):
+        if on_progress is not None:
+            on_progress(f"zoo, {done} of {len(missing)}: {_line(record)}")
+    return {name: member_record(config, name) for name in names}
 
 
 def member_record(config: ZooConfig, name: str) -> dict[str, Any]:
@@ -143,26 +126,15 @@ def member_record(config: ZooConfig, name: str) -> dict[str, Any]:
         record["transfer"] = None if other is None else _probe(config, model, other, *_part(other))
         return {**record, "seconds": time.perf_counter() - began}
 
-    return _remember(config, member, compute)
-
-
-class _NotKept(Exception):
-    pass
+    return remembered(config.zoo / "cells", member.name, _settings(config, member), compute)
 
 
 def _kept(config: ZooConfig, name: str) -> bool:
-    def refuse() -> dict[str, Any]:
-        raise _NotKept
-
-    try:
-        _remember(config, by_name(config, name), refuse)
-    except _NotKept:
-        return False
-    return True
+    return is_kept(config.zoo / "cells", name, _settings(config, by_name(config, name)))
 
 
-def _remember(config: ZooConfig, member: Member, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    return remembered(config.zoo / "cells", member.name, {**settings_of(config), **asdict(member)}, compute)
+def _settings(config: ZooConfig, member: Member) -> dict[str, Any]:
+    return {**settings_of(config), **asdict(member)}
 
 
 def by_name(config: ZooConfig, name: str) -> Member:
@@ -369,20 +341,3 @@ def _line(record: dict[str, Any]) -> str:
         f"{record['member']['name']}: accuracy {100 * record['accuracy']:.1f} %, probe {100 * record['probe']:.1f} %, "
         f"transfer {transfer}, {record['seconds']:.0f} s"
     )
-
-
-def _one_thread() -> None:
-    """Set up a worker: one thread for torch, and an end when the process that started it is gone."""
-    import multiprocessing
-    import os
-    import threading
-
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
