@@ -32,6 +32,7 @@ from unrolled.train.state import RunState, Window, prepare
 from unrolled.train.text_run import (
     Corpus,
     build_language_model_of,
+    check_excerpts,
     evaluate_text,
     open_corpus,
     save_language_model,
@@ -100,6 +101,7 @@ def _fit(
     # --- text and model
     corpus = corpus or engine.main_first(fabric, lambda: open_corpus(config))
     tokenizer, tokens = corpus.tokenizer, corpus.tokens["train"]
+    check_excerpts(corpus, "val", config.length, config.eval_samples, f"eval_samples={config.eval_samples}")
     torch.manual_seed(config.seed)
     model = model or build_language_model_of(config, tokenizer)
 
@@ -138,6 +140,9 @@ def _fit(
         write_status(out, "running", start, last)
     progress = Progress(total=last, start=start, batch_size=step_tokens, show=main and not config.quiet, unit="tokens")
     stop = StopRequest()
+    if config.eval_samples is not None:
+        there = corpus.excerpts("val", config.length)
+        progress.note(f"validating on {config.eval_samples:,} of {there:,} excerpts of {config.length} tokens")
 
     def record(entry: dict[str, Any]) -> None:
         entry = {"split": entry.pop("split"), "step": state.step, "epoch": state.step / per_epoch, **entry}
@@ -158,7 +163,8 @@ def _fit(
             )
 
     def measure(split: str) -> dict[str, Any]:
-        scores = evaluate_text(wrapped, corpus, split, config, fabric.device, on_batch=check_stop)
+        samples = config.eval_samples if split == "val" else None
+        scores = evaluate_text(wrapped, corpus, split, config, fabric.device, samples=samples, on_batch=check_stop)
         record({"split": split, **scores})
         return scores
 

@@ -28,7 +28,7 @@ from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
 from unrolled.train.log import MetricsLog, Progress, write_status
 from unrolled.train.objectives import Classify, Objective
 from unrolled.train.optim import MovingAverage, build_optimizer, learning_rate, seed_step
-from unrolled.train.run import Splits, build_loaders, model_of, open_splits, save_model
+from unrolled.train.run import Splits, build_loaders, drawn_evenly, model_of, open_splits, save_model
 from unrolled.train.signals import Interrupted, StopRequest
 from unrolled.train.state import RunState, Window, prepare
 
@@ -121,6 +121,11 @@ def _fit(
 
     # --- data and model
     splits = splits or engine.main_first(fabric, lambda: open_splits(config))
+    held_out = splits.val
+    if config.eval_samples is not None:
+        if splits.val is None:
+            raise ValueError(f"eval_samples={config.eval_samples}: nothing is held out; give val_fraction, e.g. 0.1")
+        held_out = drawn_evenly(splits.val, config.eval_samples, f"eval_samples={config.eval_samples}")
     torch.manual_seed(config.seed)
     model = model or objective.build(splits)
     tuning = isinstance(config, FinetuneConfig)
@@ -167,6 +172,8 @@ def _fit(
     stop = StopRequest()
     if load_report is not None:
         progress.note(f"weights from {config.weights}: {load_report}")
+    if config.eval_samples is not None and splits.val is not None:
+        progress.note(f"validating on {config.eval_samples:,} of {len(splits.val):,} images")
 
     def record(entry: dict[str, Any]) -> None:
         entry = {"split": entry.pop("split"), "step": state.step, "epoch": state.step / per_epoch, **entry}
@@ -199,13 +206,13 @@ def _fit(
 
     def validate() -> None:
         with average.applied(model) if average else contextlib.nullcontext():
-            scores = measure("val", splits.val)
+            scores = measure("val", held_out)
         progress.note(f"epoch {state.step / per_epoch:.1f}: validation {objective.words(scores)}")
         if objective.selects:
             state.keep_if_best(scores)
 
     def due(step: int) -> bool:
-        return splits.val is not None and (step % eval_every == 0 or step == last)
+        return held_out is not None and (step % eval_every == 0 or step == last)
 
     images, seconds, window_seconds = 0, 0.0, 0.0
     try:
