@@ -97,6 +97,40 @@ def test_corrupted_images_reach_the_model_normalised() -> None:
         corruption_errors(model, loader(), mean=(0.0,), std=(1.0,), names=["fog"])
 
 
+# --- a part of the data
+
+
+def test_a_part_of_the_split_is_drawn_evenly_and_said_everywhere(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [str(run_folder), "--out", str(tmp_path), "--samples"]
+    found = ask(capsys, *flags, "60")
+    assert (found["images"], found["samples"], found["samples_of"]) == (60, 60, 360)
+    assert "60 images drawn evenly from 360" in (tmp_path / "report.html").read_text()
+    assert "samples: 60" in (tmp_path / "config.yaml").read_text()
+    assert cli.run(["eval", *flags, "60", "--quiet"]) == 0
+    assert "60 images drawn evenly from 360" in capsys.readouterr().out
+    assert ask(capsys, *flags, "360")["loss"] == pytest.approx(ask(capsys, str(run_folder))["loss"])
+    for number in ("0", "-3", "361"):
+        assert cli.run(["eval", *flags, number]) == 2
+        said = capsys.readouterr().err
+        assert f"--samples {number}" in said
+        assert "360 images" in said
+
+
+def test_a_folder_sorted_by_class_is_not_measured_on_its_first_class_alone(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        (tmp_path / "images" / str(number)).mkdir(parents=True)
+        for image in range(6):
+            Image.new("RGB", (8, 8), (100 * number, 0, 0)).save(tmp_path / "images" / str(number) / f"{image}.png")
+    flags = [str(run_folder), "--data", "folder", "--data-dir", str(tmp_path / "images"), "--split", "all"]
+    flags += ["--out", str(tmp_path / "out")]
+    # every image of a class is the same, so that half of each class scores as all of it
+    assert ask(capsys, *flags, "--samples", "4")["loss"] == pytest.approx(ask(capsys, *flags)["loss"], rel=1e-5)
+
+
 # --- ReaL, and folders named by numbers
 
 
@@ -145,6 +179,9 @@ def test_eval_with_real_labels(validation: Path, capsys: pytest.CaptureFixture[s
     assert (found["images"], found["real"]["images"], found["real"]["without"]) == (8, 6, 2)
     assert 0 <= found["real"]["accuracy"] <= 1
     assert found["calibration"]["temperature"] is None  # eight images are too few
+    # of the images 2, 4, 6, 8 and 1, 3, 5, 7 these are 2 and 7, the second of which has no label
+    few = ask(capsys, *flags, "--out", str(validation / "out"), "--samples", "2")
+    assert (few["images"], few["real"]["images"], few["real"]["without"]) == (2, 1, 1)
 
 
 def test_class_folders_named_by_numbers_are_the_labels(tmp_path: Path) -> None:

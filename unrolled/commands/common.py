@@ -187,6 +187,16 @@ def batches(
     return eval_loader(source, transform, batch_size=batch_size, workers=workers, on_error=on_error)
 
 
+def drawn(samples: int | None, there: int) -> dict[str, int]:
+    """What `--samples` adds to a result: how many were asked for, and of how many; nothing without the flag."""
+    return {} if samples is None else {"samples": samples, "samples_of": there}
+
+
+def of_all(result: Mapping[str, Any]) -> str:
+    """What such a result says after a number of samples: `` drawn evenly from 10,000``, or nothing."""
+    return f" drawn evenly from {result['samples_of']:,}" if "samples_of" in result else ""
+
+
 def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool) -> Iterator[T]:
     """`items` with a bar on stderr, counted in batches."""
     from tqdm import tqdm

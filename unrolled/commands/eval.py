@@ -15,7 +15,9 @@ from unrolled.commands.common import (
     choose_device,
     data_settings,
     default_folder,
+    drawn,
     named,
+    of_all,
     open_model,
     progress,
     say_where,
@@ -42,6 +44,7 @@ def evaluate(
     data_dir: Path | None = None,
     split: Literal["train", "val", "test", "all"] = "test",
     labels: Path | None = None,
+    samples: int | None = None,
     robustness: bool = False,
     robustness_images: int = 1000,
     val_fraction: float | None = None,
@@ -71,6 +74,7 @@ def evaluate(
         unrolled eval timm:vit_tiny_patch16_224 --pretrained --data imagenet --data-dir imagenet --labels real.json
         unrolled eval timm:vit_tiny_patch16_224 --pretrained --data folder --data-dir matched-frequency --split all
         unrolled eval runs/cifar10 --robustness
+        unrolled eval runs/cifar10 --samples 1000
 
     Parameters
     ----------
@@ -86,10 +90,12 @@ def evaluate(
     labels
         real.json of ImageNet ReaL: also the share of predictions that are among an image's labels, over the images that
         have some. The images are those of the ImageNet validation set, under their own names.
+    samples
+        Use so many images of the split, drawn evenly, or of a text so many excerpts of its context; default: all.
     robustness
         Errors on images made worse in nine ways and five severities: 45 forward passes an image.
     robustness_images
-        How many images of the split for that, drawn evenly.
+        How many of the images for that, drawn evenly.
     val_fraction
         Share of the training split that is validation; default: that of the run, else 0.1 with --split val.
     split_seed
@@ -118,8 +124,8 @@ def evaluate(
             raise ValueError("--split all, --labels and --robustness are for images; leave them out")
         _refuse_model_flags(image_size=image_size, pretrained=pretrained, model_args=model_args, weights=weights)
         evaluate_run(
-            model, data=data, data_dir=data_dir, split=split, batch_size=batch_size, device=device, out=out, json=json,
-            quiet=quiet,
+            model, data=data, data_dir=data_dir, split=split, samples=samples, batch_size=batch_size, device=device,
+            out=out, json=json, quiet=quiet,
         )  # fmt: skip
         return
     if weights is None and is_pretrain_run(model):
@@ -128,14 +134,17 @@ def evaluate(
         _refuse_model_flags(image_size=image_size, pretrained=pretrained, model_args=model_args)
         evaluate_pretrained(
             model, data=data, data_dir=data_dir, split=split, val_fraction=val_fraction, split_seed=split_seed,
-            batch_size=batch_size, workers=workers, on_error=on_error, device=device, out=out, json=json, quiet=quiet,
+            samples=samples, batch_size=batch_size, workers=workers, on_error=on_error, device=device, out=out,
+            json=json, quiet=quiet,
         )  # fmt: skip
         return
     import torch
 
     from unrolled.data import open_images
     from unrolled.data.real_labels import RealLabels
+    from unrolled.data.sources import Subset
     from unrolled.train import evaluate as measure
+    from unrolled.train.run import drawn_evenly
 
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
@@ -143,8 +152,9 @@ def evaluate(
     if val_fraction is None:
         val_fraction = own["val_fraction"] or (0.1 if split == "val" else 0.0)
     where = choose_device(device)
-    source = open_images(data, split, data_dir=data_dir, val_fraction=val_fraction, seed=split_seed)
-    real = None if labels is None else RealLabels(labels, source)
+    everything = open_images(data, split, data_dir=data_dir, val_fraction=val_fraction, seed=split_seed)
+    source = drawn_evenly(everything, samples, f"--samples {samples}")
+    real = None if labels is None else RealLabels(labels, everything)
     stopped: dict[str, Any] = {}
     unfinished = None if weights is not None else _unfinished(model)
     if unfinished is None:
@@ -165,10 +175,13 @@ def evaluate(
     scores = measure(network, progress(loader, total=total, what="eval", quiet=quiet), where, on_logits=keep)
     seconds = time.perf_counter() - began
     logits, truth, indices = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    result = {"model": model, "data": data, "split": split, **stopped, **scores,
+    result = {"model": model, "data": data, "split": split, **stopped, **drawn(samples, len(everything)), **scores,
               "images_per_second": scores["images"] / seconds}  # fmt: skip
     if real is not None:
         real.check_classes(logits.shape[1])
+        if source is not everything:
+            assert isinstance(source, Subset)
+            indices = torch.from_numpy(source.indices)[indices]  # of all images, which `real` counts
         right, judged = real.score(logits.argmax(1), indices)
         if not judged:
             raise ValueError(f"labels: none of the {len(indices):,} images has a label in {labels}")
@@ -186,6 +199,7 @@ def evaluate(
         "data_dir": data_dir,
         "split": split,
         "labels": labels,
+        "samples": samples,
         "robustness": robustness,
         "robustness_images": robustness_images,
         "val_fraction": val_fraction,
@@ -297,7 +311,8 @@ def _line(result: dict[str, Any]) -> str:
     unread = f", {result['skipped']} unreadable" if result["skipped"] else ""
     text = (
         f"{result['model']} on {result['data']} ({result['split']}): accuracy {100 * result['accuracy']:.2f} %, "
-        f"top-5 {100 * result['top5']:.2f} %, loss {result['loss']:.4f} nats, {result['images']:,} images{unread}"
+        f"top-5 {100 * result['top5']:.2f} %, loss {result['loss']:.4f} nats, "
+        f"{result['images']:,} images{of_all(result)}{unread}"
     )
     if "calibration" in result:
         text += f"\ncalibration error {100 * result['calibration']['ece']:.2f} %"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.common import write_run
+from unrolled.commands.common import of_all, write_run
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -33,7 +33,7 @@ def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any],
     )
     accuracy = f"{100 * result['accuracy']:.2f} %"
     facts = [
-        Fact(label="Accuracy", value=accuracy, detail=f"{result['images']:,} images"),
+        Fact(label="Accuracy", value=accuracy, detail=f"{result['images']:,} images{of_all(result)}"),
         Fact(label="Top-5 accuracy", value=f"{100 * result['top5']:.2f} %"),
         Fact(label="Loss", value=f"{result['loss']:.4f}", detail="cross-entropy, nats"),
         Fact(label="Parameters", value=f"{sum(p.numel() for p in network.parameters()):,}"),
@@ -67,7 +67,9 @@ def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any],
     stopped = (
         f" The run was interrupted: this is its checkpoint of step {result['step']:,}." if "step" in result else ""
     )
-    report.headline(f"{accuracy} of {result['images']:,} images are classified correctly.{stopped}", facts)
+    report.headline(
+        f"{accuracy} of {result['images']:,} images{of_all(result)} are classified correctly.{stopped}", facts
+    )
     if "calibration" in result:
         _calibration(report, result["calibration"])
     if "robustness" in result:

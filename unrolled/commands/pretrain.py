@@ -15,7 +15,9 @@ from unrolled.commands.common import (
     choose_device,
     data_settings,
     default_folder,
+    drawn,
     named,
+    of_all,
     open_model,
     run_settings,
     say_where,
@@ -107,6 +109,7 @@ def evaluate_pretrained(
     split: Literal["train", "val", "test", "all"],
     val_fraction: float | None,
     split_seed: int | None,
+    samples: int | None,
     batch_size: int,
     workers: int,
     on_error: Literal["raise", "skip"],
@@ -122,6 +125,7 @@ def evaluate_pretrained(
     from unrolled.data import open_images
     from unrolled.train import load_config
     from unrolled.train.pretraining import measure_run
+    from unrolled.train.run import drawn_evenly
 
     folder = Path(named(model).removeprefix("local:")).expanduser()
     own = data_settings(model, None, data=data, data_dir=data_dir, image_size=None)
@@ -142,9 +146,10 @@ def evaluate_pretrained(
         on_error=on_error,
     )
     where = choose_device(device)
-    source = open_images(
+    everything = open_images(
         config.data, split, data_dir=config.data_dir, val_fraction=config.val_fraction, seed=config.split_seed
     )
+    source = drawn_evenly(everything, samples, f"--samples {samples}")
     network = open_model(model).to(where)
     began = time.perf_counter()
     scores = measure_run(config, network, source, where)
@@ -154,6 +159,7 @@ def evaluate_pretrained(
         "task": config.task,
         "data": config.data,
         "split": split,
+        **drawn(samples, len(everything)),
         **scores,
         "images_per_second": scores["images"] / seconds,
     }
@@ -164,6 +170,7 @@ def evaluate_pretrained(
         "split": split,
         "val_fraction": config.val_fraction,
         "split_seed": config.split_seed,
+        "samples": samples,
         "batch_size": batch_size,
         "workers": workers,
         "on_error": on_error,
@@ -175,4 +182,7 @@ def evaluate_pretrained(
     if json:
         print(json_module.dumps({**result, "report": str(page)}, indent=2))
     else:
-        print(f"{model} on {config.data} ({split}): {words(config.task, scores)}, {scores['images']:,} images")
+        print(
+            f"{model} on {config.data} ({split}): {words(config.task, scores)}, "
+            f"{scores['images']:,} images{of_all(result)}"
+        )

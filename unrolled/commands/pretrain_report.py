@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from unrolled.commands.common import of_all
 from unrolled.data import ImageSource
 from unrolled.report import Fact, LineChart, Provenance, Report, Series
 from unrolled.train import PretrainConfig, TrainResult
@@ -95,11 +96,12 @@ def run_report(config: PretrainConfig, result: TrainResult, facts: dict[str, Any
             if masked and facts["validation"]
             else ""
         )
+        few = "" if config.eval_samples is None else f" Validation is on {config.eval_samples:,} images, drawn evenly."
         report.section("Learning curves").figure(
             charts,
             name="curves",
             caption="One run. Training values are averaged since the point before, over augmented images; dotted: what "
-            f"the values are to be compared with{_MEANING[config.task]}.{chosen}",
+            f"the values are to be compared with{_MEANING[config.task]}.{few}{chosen}",
         )
     splits = open_splits(config)
     source = splits.test or splits.val
@@ -120,7 +122,8 @@ def evaluation_report(
 ) -> Report:
     """The report of `unrolled eval` of such a run."""
     report = Report(f"{result['model']} on {config.data}", question=f"How good is it on the {result['split']} split?")
-    report.headline(f"{words(config.task, result)}.".capitalize(), _facts(config.task, result, result["split"]))
+    only = f" {result['images']:,} images{of_all(result)}." if "samples" in result else ""
+    report.headline(f"{words(config.task, result)}.{only}".capitalize(), _facts(config.task, result, result["split"]))
     if config.task == "mae":
         _pictures(report, config, model, source, result["split"])
     report.results = result

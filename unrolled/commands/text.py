@@ -7,7 +7,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.common import Device, choose_device, default_folder, run_settings, say_where, write_run
+from unrolled.commands.common import (
+    Device,
+    choose_device,
+    default_folder,
+    drawn,
+    of_all,
+    run_settings,
+    say_where,
+    write_run,
+)
 from unrolled.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -56,6 +65,7 @@ def evaluate_run(
     data: str | None,
     data_dir: Path | None,
     split: str,
+    samples: int | None,
     batch_size: int,
     device: Device,
     out: Path | None,
@@ -67,7 +77,7 @@ def evaluate_run(
     from unrolled.models.encoder import load_language_model
     from unrolled.report import Provenance, Report
     from unrolled.train import load_config
-    from unrolled.train.text_run import evaluate_text, open_corpus
+    from unrolled.train.text_run import check_excerpts, evaluate_text, open_corpus
 
     folder = Path(model.removeprefix("local:")).expanduser()
     changes: dict[str, Any] = {"batch_size": batch_size, "accumulate": 1, "devices": 1, "num_nodes": 1}
@@ -76,25 +86,29 @@ def evaluate_run(
     where = choose_device(device)
     network = load_language_model(folder).to(where)
     corpus = open_corpus(config, load_tokenizer(folder))
+    check_excerpts(corpus, split, config.length, samples, f"--samples {samples}")
     began = time.perf_counter()
-    scores = evaluate_text(network, corpus, split, config, where)
+    scores = evaluate_text(network, corpus, split, config, where, samples=samples)
     seconds = time.perf_counter() - began
     result = {
         "model": model,
         "task": config.task,
         "data": config.data,
         "split": split,
+        **drawn(samples, corpus.excerpts(split, config.length)),
         **scores,
         "tokens_per_second": scores["tokens"] / seconds,
     }
     report = Report(f"{model} on {config.data}", question=f"How well does it predict the {split} part?")
-    report.headline(f"{_words(scores).capitalize()}.", _facts(scores))
+    only = "" if samples is None else f", {samples:,} excerpts of {config.length} tokens{of_all(result)}"
+    report.headline(f"{_words(scores).capitalize()}{only}.", _facts(scores))
     report.results = result
     settings = {
         "model": model,
         "data": config.data,
         "data_dir": config.data_dir,
         "split": split,
+        "samples": samples,
         "batch_size": batch_size,
         "device": device,
     }
@@ -104,7 +118,7 @@ def evaluate_run(
     if json:
         print(json_module.dumps({**result, "report": str(page)}, indent=2))
     else:
-        print(f"{model} on {config.data} ({split}): {_words(scores)}, {scores['tokens']:,} tokens")
+        print(f"{model} on {config.data} ({split}): {_words(scores)}, {scores['tokens']:,} tokens{only}")
 
 
 def is_text_run(model: str) -> bool:
@@ -152,14 +166,15 @@ def _report(result: LanguageResult, facts: dict[str, Any], seconds: float) -> Re
             ),
         ],
     )
+    only = "" if config.eval_samples is None else f" ({config.eval_samples:,} excerpts of it, drawn evenly)"
     panels = learning_curves({"": [result.metrics]})
     if panels:
         report.section("Learning curves").figure(
             panels,
             name="curves",
             caption="One run; accuracy is how often the likeliest token is right. The training loss is averaged since "
-            f"the point before. Dotted: the validation part, by which the weights of step {result.chosen_step} were "
-            "chosen.",
+            f"the point before. Dotted: the validation part{only}, by which the weights of step {result.chosen_step} "
+            "were chosen.",
         )
     if not masked and hasattr(result.model, "generate"):
         report.section(

@@ -82,6 +82,8 @@ def run_training(config: TrainConfig, *, json: bool) -> None:
     notes = (
         {} if result.load_report is None else {"Weights it started from": f"`{config.weights}`: {result.load_report}"}
     )
+    if config.eval_samples is not None:
+        notes["Validation"] = f"On {config.eval_samples:,} of the held-out images, drawn evenly; the test is on all."
     report = report_for_run(
         result.run_dir, parameters=facts["parameters"], duration=time.perf_counter() - began, notes=notes
     )

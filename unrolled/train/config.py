@@ -147,6 +147,9 @@ class TrainConfig:
     """Checkpoints kept."""
     eval_every: float = 1.0
     """Epochs between validations."""
+    eval_samples: int | None = None
+    """Validate on so many of the held-out images, or excerpts of text, drawn evenly; default: all. The test split is
+    always looked at as a whole."""
     log_every: int = 50
     """Steps between log records."""
     loggers: tuple[Literal["csv", "tensorboard", "wandb", "trackio"], ...] = ("csv",)
@@ -327,8 +330,9 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError("orthogonality_weight: needs whole weights; choose a strategy other than 'fsdp'")
     if config.seed < 0:
         raise ValueError(f"seed={config.seed} must not be negative")
-    if config.max_steps is not None and config.max_steps < 1:
-        raise ValueError(f"max_steps={config.max_steps} must be at least 1, or none for the whole schedule")
+    for name, everything in (("max_steps", "for the whole schedule"), ("eval_samples", "to validate on all there are")):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1, or none {everything}")
     if config.ema is not None and not 0 < config.ema < 1:
         raise ValueError(f"ema={config.ema} must lie between 0 and 1, e.g. 0.999; none turns it off")
     if config.clip_grad is not None and not config.clip_grad > 0:

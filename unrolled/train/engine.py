@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,6 +16,24 @@ from unrolled.train.config import TrainConfig
 
 T = TypeVar("T")
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@contextlib.contextmanager
+def launched(config: TrainConfig) -> Iterator[Any]:
+    """A launched `lightning_fabric.Fabric` for `config`, whose process group is left at the end, come what may.
+
+    Raises:
+        ValueError: as `launch`.
+    """
+    fabric = launch(config)
+    try:
+        yield fabric
+    except BaseException as error:
+        if fabric.world_size > 1:
+            traceback.clear_frames(error.__traceback__)  # they hold the DDP wrapper, see `shutdown`
+        raise
+    finally:
+        shutdown(fabric)
 
 
 def launch(config: TrainConfig) -> Any:

@@ -1,38 +1,30 @@
-"""The training loop, top to bottom.
-
-Every random draw is a function of (seed, step, image), never of what happened before. So the whole state of a run is
-its tensors, a step number and a few scalars, and a run that is killed and resumed ends like one that was not, bit for
-bit on a CPU (with the same number of threads: sums of another number of parts round differently).
-"""
+"""Training on images: what is built before the loop of `steps.py`, and what its steps do."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from unrolled.errors import TrainingStopped
 from unrolled.models import load_weights
 from unrolled.train import engine
-from unrolled.train.checkpoint import checkpoints, disk_error, whole
+from unrolled.train.checkpoint import checkpoints, whole
 from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
-from unrolled.train.log import MetricsLog, Progress, write_status
+from unrolled.train.log import MetricsLog
 from unrolled.train.objectives import Classify, Objective
-from unrolled.train.optim import MovingAverage, build_optimizer, learning_rate, seed_step
-from unrolled.train.run import Splits, build_loaders, model_of, open_splits, save_model
-from unrolled.train.signals import Interrupted, StopRequest
-from unrolled.train.state import RunState, Window, prepare
+from unrolled.train.optim import MovingAverage, build_optimizer
+from unrolled.train.run import Loaders, Splits, build_loaders, drawn_evenly, model_of, open_splits, save_model
+from unrolled.train.state import RunState, Window
+from unrolled.train.steps import Callback, Schedule, Work, run_steps
 
-Callback = Callable[[dict[str, Any], nn.Module], None]
+if TYPE_CHECKING:
+    from unrolled.data import ImageSource
 
 
 @dataclass(kw_only=True)
@@ -101,15 +93,8 @@ def run_objective(
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train by an objective, as its configuration says; arguments and errors as in `fit`."""
-    fabric = engine.launch(objective.config)
-    try:
+    with engine.launched(objective.config) as fabric:
         return _fit(objective, fabric, splits, model, callbacks)
-    except BaseException as error:
-        if fabric.world_size > 1:
-            traceback.clear_frames(error.__traceback__)  # they hold the DDP wrapper; see engine.shutdown
-        raise
-    finally:
-        engine.shutdown(fabric)
 
 
 def _fit(
@@ -117,25 +102,23 @@ def _fit(
 ) -> TrainResult:
     config: TrainConfig = objective.config
     main, rank, world = fabric.is_global_zero, fabric.global_rank, fabric.world_size
-    out = config.out
 
     # --- data and model
     splits = splits or engine.main_first(fabric, lambda: open_splits(config))
+    held_out = splits.val
+    if config.eval_samples is not None:
+        if splits.val is None:
+            raise ValueError(f"eval_samples={config.eval_samples}: nothing is held out; give val_fraction, e.g. 0.1")
+        held_out = drawn_evenly(splits.val, config.eval_samples, f"eval_samples={config.eval_samples}")
     torch.manual_seed(config.seed)
     model = model or objective.build(splits)
     tuning = isinstance(config, FinetuneConfig)
-    started = bool(config.resume) and bool(checkpoints(out / "checkpoints"))  # then the checkpoint has the weights
+    started = bool(config.resume and checkpoints(config.out / "checkpoints"))  # then the checkpoint has the weights
     load_report = load_weights(model, config.weights, head=not tuning) if config.weights and not started else None
     model = objective.adapt(model, splits)
     loading = config if objective.augments else replace(config, augment=False)
     loaders = build_loaders(loading, splits, model, rank=rank, world_size=world)
-
-    # --- the schedule, in optimiser steps
-    per_epoch = loaders.steps_per_epoch
-    total = max(1, round(config.epochs * per_epoch))
-    last = min(total, config.max_steps or total)
-    warmup = round(config.warmup_epochs * per_epoch)
-    eval_every = max(1, round(config.eval_every * per_epoch))
+    schedule = Schedule.of(config, loaders.steps_per_epoch)
 
     # --- processes, precision, optimiser
     result_model = copy.deepcopy(model) if config.strategy == "fsdp" else model  # sharding is not undone in place
@@ -143,9 +126,9 @@ def _fit(
     strategy = engine.active_strategy(fabric, wrapped, config)
     optimizer = fabric.setup_optimizers(build_optimizer(model, config))
     average = MovingAverage(model, config.ema) if config.ema else None
-    objective.begin(model, splits, total=total, rank=rank, device=fabric.device)
+    objective.begin(model, splits, total=schedule.total, rank=rank, device=fabric.device)
 
-    # --- the run folder: new, or continued exactly where its newest good checkpoint was written
+    # --- the run
     log = MetricsLog(config, write=main)
     state = RunState(
         config=config,
@@ -158,188 +141,119 @@ def _fit(
         further=objective.tensors(),
         goodness=objective.goodness,
     )
-    position = prepare(state, {"strategy": strategy, "processes": world, "device": str(fabric.device)})
-    log.open(position, state.step)
-    start = state.step
-    if main:
-        write_status(out, "running", start, last)
-    progress = Progress(total=last, start=start, batch_size=config.batch_size, show=main and not config.quiet)
-    stop = StopRequest()
-    if load_report is not None:
-        progress.note(f"weights from {config.weights}: {load_report}")
-
-    def record(entry: dict[str, Any]) -> None:
-        entry = {"split": entry.pop("split"), "step": state.step, "epoch": state.step / per_epoch, **entry}
-        log.add(entry)
-        if main:
-            write_status(out, "running", state.step, last)
-            for callback in callbacks:
-                callback(entry, model)
-
-    def check_stop(wanted: float | None = None) -> None:
-        if wanted is None:
-            (wanted,) = engine.mean_over_processes(fabric, torch.tensor([float(stop.wanted)], device=fabric.device))
-        if wanted > 0:
-            state.save()
-            raise Interrupted(
-                f"stopped at step {state.step} of {last}; everything is saved in {out}: "
-                "run the same command with --resume auto to go on"
-            )
-
-    def measure(split: str, source: Any) -> dict[str, Any]:
-        scores = objective.measure(
-            wrapped,
-            loaders.evaluate(source),
-            reduce=lambda sums: engine.sum_over_processes(fabric, sums),
-            on_batch=check_stop,
-            collective=world > 1,
-        )
-        record({"split": split, **scores})
-        return scores
-
-    def validate() -> None:
-        with average.applied(model) if average else contextlib.nullcontext():
-            scores = measure("val", splits.val)
-        progress.note(f"epoch {state.step / per_epoch:.1f}: validation {objective.words(scores)}")
-        if objective.selects:
-            state.keep_if_best(scores)
-
-    def due(step: int) -> bool:
-        return splits.val is not None and (step % eval_every == 0 or step == last)
-
-    images, seconds, window_seconds = 0, 0.0, 0.0
-    try:
-        with stop:
-            # a step's checkpoint is written before its validation, so a run killed in between validates now
-            if position is not None and due(state.step):
-                validate()
-            batches = loaders.train_at(start_step=start, steps=max(0, last - start))
-            wrapped.train()
-            while state.step < last:
-                began = time.perf_counter()
-                try:
-                    batch = next(batches)  # before seeding: starting a loader may draw random numbers
-                except RuntimeError:
-                    if stop.wanted and config.workers:  # Ctrl-C reached a loader process too
-                        check_stop(1.0)
-                    raise
-                seed_step(config.seed, state.step, rank, fabric.device)
-                rate = learning_rate(state.step, peak=config.lr, warmup=warmup, total=total, minimum=config.min_lr)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group.get("lr_scale", 1.0)
-                inputs = objective.batch(batch, state.step)
-
-                # --- forward and backward, in `accumulate` parts
-                loss, further = torch.zeros((), device=fabric.device), dict[str, torch.Tensor]()
-                parts = list(zip(*(tensor.chunk(config.accumulate) for tensor in inputs), strict=True))
-                for number, part in enumerate(parts, start=1):
-                    share = len(part[0]) / len(inputs[0])
-                    with engine.no_sync(fabric, wrapped, skip=number < len(parts)):
-                        part_loss, part_numbers = objective.loss(wrapped, *part)
-                        part_loss = part_loss * share
-                        fabric.backward(part_loss)
-                    loss += part_loss.detach()
-                    for name, value in part_numbers.items():
-                        further[name] = further.get(name, 0) + value.to(loss) * share
-                norm = engine.clip(fabric, wrapped, optimizer, config.clip_grad)
-
-                # --- look at the numbers once, the same on all processes, before they reach the weights
-                numbers = [loss, loss if norm is None else norm, loss.new_tensor(float(stop.wanted)), *further.values()]
-                means = engine.mean_over_processes(fabric, torch.stack(numbers))
-                loss_value, norm_value, stopping = means[:3]
-                if not math.isfinite(loss_value):
-                    raise _non_finite("loss", loss_value, state.step, batch, splits, fabric)
-                if not math.isfinite(norm_value) and config.precision != "fp16":  # fp16's scaler skips such a step
-                    raise _non_finite("gradient norm", norm_value, state.step, batch, splits, fabric)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                state.step += 1
-                if average is not None:
-                    average.update(model, state.step)
-                objective.after_step(state.step)
-                elapsed = time.perf_counter() - began
-                window_seconds += elapsed
-                if state.step > start + 1 or last == start + 1:  # the first step also starts loaders and compiles
-                    images, seconds = images + config.batch_size, seconds + elapsed
-
-                # --- log, save, validate
-                state.window.add(loss_value, None if norm is None else norm_value, batch.skipped)
-                state.window.add_further(dict(zip(further, means[3:], strict=True)))
-                progress.step(state.step, loss_value)
-                if state.step % config.log_every == 0 or state.step == last:
-                    record(_train_entry(state, rate, state.window.steps * config.batch_size / window_seconds))
-                    state.window, window_seconds = Window(), 0.0
-                check_stop(stopping)
-                if state.step % config.checkpoint_every == 0 or state.step == last or due(state.step):
-                    state.save()
-                if due(state.step):
-                    validate()
-
-            # --- the end: the chosen weights, one look at the test split, the model on the disk
-            chosen = state.use_chosen()
-            objective.finish()
-            test = measure("test", splits.test) if splits.test is not None else None
-            if result_model is not model:
-                result_model.load_state_dict({name: whole(tensor) for name, tensor in model.state_dict().items()})
-            engine.on_main(fabric, lambda: save_model(result_model, out / "model", config))
-        if main:
-            write_status(out, "finished", state.step, last)
-    except (Interrupted, TrainingStopped, OSError) as error:
-        raise _explained(error, state, last, main) from error
-    finally:
-        progress.close()
-        with contextlib.suppress(OSError):  # on a full disk `metrics.csv`, a copy, is not what to complain about
-            log.close()
+    work = _Images(objective, state, loaders, splits, held_out, result_model, load_report)
+    done = run_steps(work, state, wrapped, schedule, log, strategy=strategy, callbacks=callbacks)
     return TrainResult(
         model=result_model.eval(),
-        run_dir=out,
-        metrics=log.records(),
-        test=test,
-        images_per_second=images / seconds if seconds else 0.0,
-        steps=state.step,
-        chosen_step=chosen,
+        run_dir=config.out,
+        metrics=done.metrics,
+        test=done.test,
+        images_per_second=done.units_per_second,
+        steps=done.steps,
+        chosen_step=done.chosen_step,
         load_report=load_report,
         skipped=state.skipped,
     )
 
 
-def _train_entry(state: RunState, rate: float, images_per_second: float) -> dict[str, Any]:
-    """The record of the window that ends now."""
-    window = state.window
-    names = engine.gather_lists(state.fabric, window.skipped)
-    state.skipped += [name for name in dict.fromkeys(names) if name not in state.skipped]
-    entry: dict[str, Any] = {"split": "train", "loss": window.loss / window.steps, "lr": rate}
-    if state.config.clip_grad is not None:
-        entry["grad_norm"] = window.norm / window.steps
-    entry |= {name: value / window.steps for name, value in window.further.items()}
-    entry["images_per_second"] = images_per_second
-    if names:
-        entry |= {"skipped": len(names), "skipped_names": sorted(set(names))}
-    return entry
+class _Images(Work):
+    """Steps on batches of images, by an objective."""
 
+    unit = "images"
 
-def _non_finite(what: str, value: float, step: int, batch: Any, splits: Splits, fabric: Any) -> TrainingStopped:
-    bad = ~torch.isfinite(batch.images).flatten(1).all(1)
-    indices = engine.gather_lists(fabric, batch.indices.tolist())
-    images = engine.gather_lists(fabric, batch.indices[bad].tolist())
-    shown = ", ".join(map(str, indices[:16])) + (", ..." if len(indices) > 16 else "")
-    if images:
-        named = ", ".join(splits.train.name(index) for index in images[:4])
-        cause = f"{len(images)} of them have non-finite pixels: {named}{', ...' if len(images) > 4 else ''}"
-    else:
-        cause = "their pixels are all finite, so lower lr, lengthen warmup_epochs or tighten clip_grad"
-    return TrainingStopped(
-        f"non-finite {what} ({value}) at step {step}, images {shown} ({len(indices)} in all); {cause}"
-    )
+    def __init__(
+        self,
+        objective: Objective,
+        state: RunState,
+        loaders: Loaders,
+        splits: Splits,
+        held_out: ImageSource | None,
+        result: nn.Module,
+        load_report: Any,
+    ) -> None:
+        self.objective, self.state, self.loaders, self.splits = objective, state, loaders, splits
+        self.parts = {"val": held_out, "test": splits.test}
+        self.result, self.load_report = result, load_report
+        self.config: TrainConfig = objective.config
+        self.step_units = self.config.batch_size
+        self.validates, self.tests = held_out is not None, splits.test is not None
+        self.selects = objective.selects
 
+    def notes(self) -> list[str]:
+        """Of weights that were loaded, and of a validation by part of the images."""
+        said = [f"weights from {self.config.weights}: {self.load_report}"] if self.load_report is not None else []
+        if self.config.eval_samples is not None and self.splits.val is not None:
+            said.append(f"validating on {self.config.eval_samples:,} of {len(self.splits.val):,} images")
+        return said
 
-def _explained(error: BaseException, state: RunState, last: int, main: bool) -> BaseException:
-    """The error that leaves the loop, also written to `status.json`."""
-    kind, result = "interrupted", error
-    if not isinstance(error, Interrupted):
-        text = disk_error(error) if isinstance(error, OSError) else str(error)
-        kind, result = "stopped", TrainingStopped(f"{text}; {state.last_good()}")
-    if main:
-        with contextlib.suppress(OSError):  # the disk may be full; the checkpoints say enough
-            write_status(state.config.out, kind, state.step, last, str(result))
-    return result
+    def start(self, step: int, steps: int) -> None:
+        """Loaders go on where the earlier process stopped."""
+        self.batches = self.loaders.train_at(start_step=step, steps=steps)
+
+    def fetch(self, step: int) -> Any:
+        """The next of the loader, which counts steps itself."""
+        return next(self.batches)
+
+    def inputs(self, fetched: Any, step: int) -> tuple[Tensor, ...]:
+        """As the objective makes them."""
+        return self.objective.batch(fetched, step)
+
+    def loss(
+        self, wrapped: nn.Module, part: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective's mean over the part, weighted by its images."""
+        share = len(part[0]) / len(inputs[0])
+        loss, numbers = self.objective.loss(wrapped, *part)
+        return loss * share, {name: value.float() * share for name, value in numbers.items()}
+
+    def non_finite(self, loss: float, norm: float, fetched: Any, step: int) -> str:
+        """Names the images, and those whose pixels are to blame."""
+        fabric = self.state.fabric
+        what, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
+        bad = ~torch.isfinite(fetched.images).flatten(1).all(1)
+        indices = engine.gather_lists(fabric, fetched.indices.tolist())
+        images = engine.gather_lists(fabric, fetched.indices[bad].tolist())
+        shown = ", ".join(map(str, indices[:16])) + (", ..." if len(indices) > 16 else "")
+        if images:
+            named = ", ".join(self.splits.train.name(index) for index in images[:4])
+            cause = f"{len(images)} of them have non-finite pixels: {named}{', ...' if len(images) > 4 else ''}"
+        else:
+            cause = "their pixels are all finite, so lower lr, lengthen warmup_epochs or tighten clip_grad"
+        return f"non-finite {what} ({value}) at step {step}, images {shown} ({len(indices)} in all); {cause}"
+
+    def after_step(self, step: int) -> None:
+        """The objective may follow the weights."""
+        self.objective.after_step(step)
+
+    def entry(self, window: Window) -> dict[str, Any]:
+        """Images that could not be read, of all processes."""
+        names = engine.gather_lists(self.state.fabric, window.skipped)
+        skipped = self.state.skipped
+        skipped += [name for name in dict.fromkeys(names) if name not in skipped]
+        return {"skipped": len(names), "skipped_names": sorted(set(names))} if names else {}
+
+    def measure(self, wrapped: nn.Module, split: str, on_batch: Callable[[], None]) -> dict[str, Any]:
+        """By the objective, on all images of a split; validation may look at part of them."""
+        fabric, source = self.state.fabric, self.parts[split]
+        assert source is not None
+        return self.objective.measure(
+            wrapped,
+            self.loaders.evaluate(source),
+            reduce=lambda sums: engine.sum_over_processes(fabric, sums),
+            on_batch=on_batch,
+            collective=fabric.world_size > 1,
+        )
+
+    def words(self, scores: dict[str, Any]) -> str:
+        """The objective's."""
+        return self.objective.words(scores)
+
+    def finish(self) -> None:
+        """The objective's end."""
+        self.objective.finish()
+
+    def save(self, out: Path) -> None:
+        """In timm's format; a sharded model is gathered first."""
+        if self.result is not self.state.model:
+            self.result.load_state_dict({name: whole(tensor) for name, tensor in self.state.model.state_dict().items()})
+        engine.on_main(self.state.fabric, lambda: save_model(self.result, out / "model", self.config))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from unrolled.train.loop import Callback, TrainResult, run_objective
+from unrolled.train.loop import TrainResult, run_objective
 from unrolled.train.objectives import Objective
 from unrolled.train.pretrain_config import DEFAULT_MODELS, PretrainConfig, check_pretrain
 from unrolled.train.run import Splits, build_loaders
+from unrolled.train.steps import Callback
 
 if TYPE_CHECKING:
     from unrolled.data import ImageSource

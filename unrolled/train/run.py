@@ -69,6 +69,26 @@ def open_splits(config: TrainConfig) -> Splits:
     return Splits(train=train, val=val, test=test)
 
 
+def drawn_evenly(source: ImageSource, count: int | None, setting: str) -> ImageSource:
+    """`count` of the images, drawn evenly from all of them, as sets are often sorted by class; None: all.
+
+    Args:
+        source: the images.
+        count: how many.
+        setting: what to call it in a message.
+
+    Raises:
+        ValueError: fewer than 1, or more than there are.
+    """
+    from unrolled.data.sources import Subset
+
+    if count is None:
+        return source
+    if not 1 <= count <= len(source):
+        raise ValueError(f"{setting}: give 1 to {len(source)}; there are {len(source):,} images in this split")
+    return Subset(source, np.linspace(0, len(source) - 1, count).round().astype(np.int64))
+
+
 def build_model(config: TrainConfig, source: ImageSource, classes: int | None = None) -> nn.Module:
     """The model `config` names, randomly initialised, with `classes` outputs; default: as many as the images have.
 

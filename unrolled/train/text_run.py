@@ -36,6 +36,10 @@ class Corpus:
         """How many tokens a byte of a part is."""
         return len(self.tokens[split]) / self.bytes[split]
 
+    def excerpts(self, split: str, length: int) -> int:
+        """How many excerpts of `length` predicted tokens a part holds."""
+        return (len(self.tokens[split]) - 1) // length
+
     def predicted_bytes(self, split: str) -> int:
         """UTF-8 bytes of all tokens of a part but the first, which nothing predicts."""
         return self.bytes[split] - self.tokenizer.bytes_of(int(self.tokens[split][0]))
@@ -134,9 +138,10 @@ def evaluate_text(
     config: TrainConfig,
     device: torch.device | str = "cpu",
     *,
+    samples: int | None = None,
     on_batch: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Loss of a model on all of a part of the corpus; every process of a run looks at all of it.
+    """Loss of a model on a part of the corpus; every process of a run looks at all of it.
 
     Args:
         model: ids [b, n] to logits [b, n, v]; its training mode is restored afterwards.
@@ -144,19 +149,30 @@ def evaluate_text(
         split: which part.
         config: for `task`, `length`, `batch_size` and `mask_share`.
         device: where the batches go.
+        samples: only so many excerpts of `length` tokens, drawn evenly; default: all of the part.
         on_batch: called after each batch.
 
     Returns:
         `loss` in nats per predicted token, `accuracy` of the likeliest token (a fraction), `tokens` predicted, and for
         "lm" `perplexity`, `bits_per_byte` and `bytes`: every token but the first is predicted once, from at most
         `length` tokens before it. For "mlm" the same tokens are masked every time.
+
+    Raises:
+        ValueError: `samples` is below 1 or above `corpus.excerpts`.
     """
+    check_excerpts(corpus, split, config.length, samples, f"samples={samples}")
     was_training = model.training
     model.eval()
     total, hits, count = 0.0, 0, 0
     tokens, tokenizer = corpus.tokens[split], corpus.tokenizer
     try:
-        windows = token_windows(tokens, length=config.length, batch_size=config.batch_size)
+        if samples is None:
+            predicted = corpus.predicted_bytes(split)
+            windows = token_windows(tokens, length=config.length, batch_size=config.batch_size)
+        else:
+            drawn = _excerpts(tokens, config.length, samples)
+            predicted = sum(tokenizer.bytes_of(token) for token in drawn[:, 1:].flatten().tolist())
+            windows = ((some[:, :-1], some[:, 1:]) for some in drawn.split(config.batch_size))
         for number, (inputs, targets) in enumerate(windows):
             if config.task == "mlm":
                 assert tokenizer.mask_id is not None
@@ -180,10 +196,26 @@ def evaluate_text(
         model.train(was_training)
     scores: dict[str, Any] = {"loss": total / count, "accuracy": hits / count, "tokens": count}
     if config.task == "lm":
-        predicted = corpus.predicted_bytes(split)
         scores["perplexity"] = math.exp(min(total / count, 700.0))
         scores |= {"bits_per_byte": total / math.log(2) / predicted, "bytes": predicted}
     return scores
+
+
+def check_excerpts(corpus: Corpus, split: str, length: int, samples: int | None, setting: str) -> None:
+    """Refuse to draw no excerpts of a part, or more than it has, naming the setting and the number there is.
+
+    Raises:
+        ValueError: so it is.
+    """
+    there = corpus.excerpts(split, length)
+    if samples is not None and not 1 <= samples <= there:
+        raise ValueError(f"{setting}: give 1 to {there}; the {split} part has {there:,} excerpts of {length} tokens")
+
+
+def _excerpts(tokens: Tensor, length: int, count: int) -> Tensor:
+    """`count` excerpts that do not overlap in what they predict, drawn evenly: ids [count, length + 1]."""
+    starts = torch.linspace(0, len(tokens) - 1 - length, count, dtype=torch.float64).long()
+    return tokens[starts[:, None] + torch.arange(length + 1)]
 
 
 def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, config: TrainConfig) -> None:

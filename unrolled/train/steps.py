@@ -1,0 +1,317 @@
+"""The training loop, top to bottom: one for images and for text, which differ in their `Work`.
+
+Every random draw is a function of (seed, step, sample), never of what happened before. So the whole state of a run is
+its tensors, a step number and a few scalars, and a run that is killed and resumed ends like one that was not, bit for
+bit on a CPU (with the same number of threads: sums of another number of parts round differently).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unrolled.errors import TrainingStopped
+from unrolled.train import engine
+from unrolled.train.checkpoint import disk_error
+from unrolled.train.config import TrainConfig
+from unrolled.train.log import MetricsLog, Progress, write_status
+from unrolled.train.optim import learning_rate, seed_step
+from unrolled.train.signals import Interrupted, StopRequest
+from unrolled.train.state import RunState, Window, prepare
+
+Callback = Callable[[dict[str, Any], nn.Module], None]
+
+
+class Schedule(NamedTuple):
+    """When what happens, in optimiser steps."""
+
+    per_epoch: int
+    total: int
+    """The learning rate ends here."""
+    last: int
+    """The run does: earlier with `max_steps`."""
+    warmup: int
+    eval_every: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, per_epoch: int) -> Schedule:
+        """As `config` says, with so many steps to an epoch."""
+        total = max(1, round(config.epochs * per_epoch))
+        return cls(
+            per_epoch=per_epoch,
+            total=total,
+            last=min(total, config.max_steps or total),
+            warmup=round(config.warmup_epochs * per_epoch),
+            eval_every=max(1, round(config.eval_every * per_epoch)),
+        )
+
+
+class Work:
+    """What the steps of a run do: where their batches come from, what they minimise, how the model is measured."""
+
+    unit: ClassVar[str]
+    """What throughput counts."""
+    step_units: int
+    """How many of them a step takes, all processes together."""
+    validates: bool = True
+    """Whether there is a validation part."""
+    selects: bool = True
+    """Whether the best validation chooses the weights the run ends with; otherwise they are the last."""
+    tests: bool = True
+    """Whether there is a test part, to be looked at once, at the end."""
+
+    def opened(self, out: Path) -> None:
+        """Called on the first process when the run folder is there."""
+
+    def notes(self) -> Sequence[str]:
+        """What to say before the first step."""
+        return ()
+
+    def start(self, step: int, steps: int) -> None:
+        """Called before the first of `steps` steps; `step` were done by an earlier process."""
+
+    def fetch(self, step: int) -> Any:
+        """This process's share of the batch of a step, before the step's seed is set."""
+        raise NotImplementedError
+
+    def inputs(self, fetched: Any, step: int) -> tuple[Tensor, ...]:
+        """What the loss is made of, on the device, sample by sample along the first dimension."""
+        raise NotImplementedError
+
+    def loss(
+        self, wrapped: nn.Module, part: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `part` of `inputs` adds to the step's loss, and to further numbers to log."""
+        raise NotImplementedError
+
+    def non_finite(self, loss: float, norm: float, fetched: Any, step: int) -> str:
+        """What to say of a loss, or a norm of gradients, that is no number (a collective call)."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Called when the weights have changed for the `step`-th time."""
+
+    def entry(self, window: Window) -> dict[str, Any]:
+        """More of what to log of the steps of a window (a collective call)."""
+        return {}
+
+    def measure(self, wrapped: nn.Module, split: str, on_batch: Callable[[], None]) -> dict[str, Any]:
+        """Scores on `val` or `test`, `loss` among them (a collective call)."""
+        raise NotImplementedError
+
+    def words(self, scores: dict[str, Any]) -> str:
+        """Validation scores in words."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Called when the model holds the weights that were chosen, before the test."""
+
+    def save(self, out: Path) -> None:
+        """Write the model (a collective call)."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Finished:
+    """What the loop leaves besides the model. `metrics` is all of `metrics.jsonl`."""
+
+    metrics: list[dict[str, Any]]
+    test: dict[str, Any] | None
+    units_per_second: float
+    steps: int
+    chosen_step: int
+
+
+def run_steps(
+    work: Work,
+    state: RunState,
+    wrapped: nn.Module,
+    schedule: Schedule,
+    log: MetricsLog,
+    *,
+    strategy: str,
+    callbacks: Sequence[Callback] = (),
+) -> Finished:
+    """Train from where the run folder says to `schedule.last`, or until told to stop.
+
+    Args:
+        work: what the steps do.
+        state: model, optimiser and everything else that checkpoints hold.
+        wrapped: the model as its processes share it; forward passes go through it.
+        schedule: when.
+        log: of the run, not yet opened.
+        strategy: how processes share the model, for the record.
+        callbacks: called with every metrics record and the model, on the first process.
+
+    Raises:
+        ValueError: the run folder holds another run, or a checkpoint this run cannot use.
+        TrainingStopped: a non-finite loss, an unreadable sample, a full disk; it names the last good checkpoint.
+        Interrupted: Ctrl-C or SIGTERM, after saving; the message says how to resume.
+    """
+    config, fabric, model, optimizer, average = state.config, state.fabric, state.model, state.optimizer, state.average
+    main, rank, world, out = fabric.is_global_zero, fabric.global_rank, fabric.world_size, state.config.out
+    last = schedule.last
+
+    # --- the run folder: new, or continued exactly where its newest good checkpoint was written
+    position = prepare(state, {"strategy": strategy, "processes": world, "device": str(fabric.device)})
+    log.open(position, state.step)
+    start = state.step
+    if main:
+        work.opened(out)
+        write_status(out, "running", start, last)
+    show = main and not config.quiet
+    progress = Progress(total=last, start=start, batch_size=work.step_units, show=show, unit=work.unit)
+    stop = StopRequest()
+    for note in work.notes():
+        progress.note(note)
+
+    def record(entry: dict[str, Any]) -> None:
+        entry = {"split": entry.pop("split"), "step": state.step, "epoch": state.step / schedule.per_epoch, **entry}
+        log.add(entry)
+        if main:
+            write_status(out, "running", state.step, last)
+            for callback in callbacks:
+                callback(entry, model)
+
+    def check_stop(wanted: float | None = None) -> None:
+        if wanted is None:
+            (wanted,) = engine.mean_over_processes(fabric, torch.tensor([float(stop.wanted)], device=fabric.device))
+        if wanted > 0:
+            state.save()
+            raise Interrupted(
+                f"stopped at step {state.step} of {last}; everything is saved in {out}: "
+                "run the same command with --resume auto to go on"
+            )
+
+    def measure(split: str) -> dict[str, Any]:
+        scores = work.measure(wrapped, split, check_stop)
+        record({"split": split, **scores})
+        return scores
+
+    def validate() -> None:
+        with average.applied(model) if average else contextlib.nullcontext():
+            scores = measure("val")
+        progress.note(f"epoch {state.step / schedule.per_epoch:.1f}: validation {work.words(scores)}")
+        if work.selects:
+            state.keep_if_best(scores)
+
+    def due(step: int) -> bool:
+        return work.validates and (step % schedule.eval_every == 0 or step == last)
+
+    units, seconds, window_seconds = 0, 0.0, 0.0
+    try:
+        with stop:
+            # a step's checkpoint is written before its validation, so a run killed in between validates now
+            if position is not None and due(state.step):
+                validate()
+            work.start(start, max(0, last - start))
+            wrapped.train()
+            while state.step < last:
+                began = time.perf_counter()
+                try:
+                    fetched = work.fetch(state.step)  # before seeding: starting a loader may draw random numbers
+                except RuntimeError:
+                    if stop.wanted and config.workers:  # Ctrl-C reached a loader process too
+                        check_stop(1.0)
+                    raise
+                seed_step(config.seed, state.step, rank, fabric.device)
+                rate = learning_rate(
+                    state.step, peak=config.lr, warmup=schedule.warmup, total=schedule.total, minimum=config.min_lr
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group.get("lr_scale", 1.0)
+                inputs = work.inputs(fetched, state.step)
+
+                # --- forward and backward, in `accumulate` parts
+                loss, further = torch.zeros((), device=fabric.device), dict[str, Tensor]()
+                parts = list(zip(*(tensor.chunk(config.accumulate) for tensor in inputs), strict=True))
+                for number, part in enumerate(parts, start=1):
+                    with engine.no_sync(fabric, wrapped, skip=number < len(parts)):
+                        part_loss, part_numbers = work.loss(wrapped, part, inputs)
+                        fabric.backward(part_loss)
+                    loss += part_loss.detach()
+                    for name, value in part_numbers.items():
+                        further[name] = further.get(name, 0) + value.to(loss)
+                norm = engine.clip(fabric, wrapped, optimizer, config.clip_grad)
+
+                # --- look at the numbers once, the same on all processes, before they reach the weights
+                numbers = [loss, loss if norm is None else norm, loss.new_tensor(float(stop.wanted)), *further.values()]
+                means = engine.mean_over_processes(fabric, torch.stack(numbers))
+                loss_value, norm_value, stopping = means[:3]
+                finite = math.isfinite(norm_value) or config.precision == "fp16"  # fp16's scaler skips such a step
+                if not (math.isfinite(loss_value) and finite):
+                    raise TrainingStopped(work.non_finite(loss_value, norm_value, fetched, state.step))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                state.step += 1
+                if average is not None:
+                    average.update(model, state.step)
+                work.after_step(state.step)
+                elapsed = time.perf_counter() - began
+                window_seconds += elapsed
+                if state.step > start + 1 or last == start + 1:  # the first step also starts loaders and compiles
+                    units, seconds = units + work.step_units, seconds + elapsed
+
+                # --- log, save, validate
+                state.window.add(loss_value, None if norm is None else norm_value, getattr(fetched, "skipped", []))
+                state.window.add_further(dict(zip(further, means[3:], strict=True)))
+                progress.step(state.step, loss_value)
+                if state.step % config.log_every == 0 or state.step == last:
+                    speed = state.window.steps * work.step_units / window_seconds
+                    record({**_train_entry(state, rate), f"{work.unit}_per_second": speed, **work.entry(state.window)})
+                    state.window, window_seconds = Window(), 0.0
+                check_stop(stopping)
+                if state.step % config.checkpoint_every == 0 or state.step == last or due(state.step):
+                    state.save()
+                if due(state.step):
+                    validate()
+
+            # --- the end: the chosen weights, one look at the test part, the model on the disk
+            chosen = state.use_chosen()
+            work.finish()
+            test = measure("test") if work.tests else None
+            work.save(out)
+        if main:
+            write_status(out, "finished", state.step, last)
+    except (Interrupted, TrainingStopped, OSError) as error:
+        raise _explained(error, state, last, main) from error
+    finally:
+        progress.close()
+        with contextlib.suppress(OSError):  # on a full disk `metrics.csv`, a copy, is not what to complain about
+            log.close()
+    return Finished(
+        metrics=log.records(),
+        test=test,
+        units_per_second=units / seconds if seconds else 0.0,
+        steps=state.step,
+        chosen_step=chosen,
+    )
+
+
+def _train_entry(state: RunState, rate: float) -> dict[str, Any]:
+    """The record of the window that ends now."""
+    window = state.window
+    entry: dict[str, Any] = {"split": "train", "loss": window.loss / window.steps, "lr": rate}
+    if state.config.clip_grad is not None:
+        entry["grad_norm"] = window.norm / window.steps
+    return entry | {name: value / window.steps for name, value in window.further.items()}
+
+
+def _explained(error: BaseException, state: RunState, last: int, main: bool) -> BaseException:
+    """The error that leaves the loop, also written to `status.json`."""
+    kind, result = "interrupted", error
+    if not isinstance(error, Interrupted):
+        text = disk_error(error) if isinstance(error, OSError) else str(error)
+        kind, result = "stopped", TrainingStopped(f"{text}; {state.last_good()}")
+    if main:
+        with contextlib.suppress(OSError):  # the disk may be full; the checkpoints say enough
+            write_status(state.config.out, kind, state.step, last, str(result))
+    return result
