@@ -49,7 +49,7 @@ def complete(
     images
         Pictures, or folders of them.
     model
-        A masked autoencoder: crate_mae_*, vit_mae_* or a folder with one.
+        A masked autoencoder: `crate_mae_*`, `vit_mae_*` or a folder with one.
     mask_ratio
         Share of the patches to remove, in (0, 1).
     weights
