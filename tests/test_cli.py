@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,6 +75,23 @@ def test_help_lists_the_flags_with_defaults_under_headings(capsys: pytest.Captur
     assert cli.run(["finetune", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "Peak learning rate. [default: 5e-05]" in text
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_is_complete(verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every example on a line of its own, a text for every flag, and defaults as one would type them."""
+    module, function = cli.VERBS[verb].function.split(":")
+    doc = getattr(importlib.import_module(module), function).__doc__ or ""
+    examples = [line.strip() for line in doc.splitlines() if re.match(r" {8}(unrolled|torchrun) ", line)]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.run([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    lines = [line.strip() for line in text.splitlines()]
+    assert examples
+    assert [example for example in examples if example not in lines] == []
+    assert not re.search(r"\[default: *[](\[{]|--empty-", text)
+    arguments = cli.build([verb])[verb].assemble_argument_collection(parse_docstring=True)
+    assert [each.name for each in arguments if each.show and not each.parameter.help] == []
 
 
 def test_no_color_is_honoured() -> None:

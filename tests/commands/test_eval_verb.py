@@ -12,6 +12,8 @@ from PIL import Image
 from torch import nn
 
 from unrolled import cli
+from unrolled.commands.eval import calibration
+from unrolled.commands.eval_report import at_bound
 from unrolled.data import eval_loader, eval_transform, open_images, synthetic_images
 from unrolled.data.real_labels import RealLabels
 from unrolled.errors import CorruptFile, MissingData
@@ -52,6 +54,32 @@ def test_calibration_stands_beside_the_accuracy(
     assert "held-out images of this split" in page
     assert (tmp_path / "figures").is_dir()
     assert "robustness" not in found
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_temperature_at_its_bound_is_said_and_explained(right: bool) -> None:
+    labels = torch.arange(200) % 4
+    logits = torch.eye(4)[labels if right else (labels + 1) % 4] * 3
+    fitted = calibration(logits, labels)["temperature"]
+    assert fitted["bound"] == ("low" if right else "high")
+    said = at_bound(fitted)
+    assert ("lower bound, 0.01" if right else "upper bound, 100") in said
+    assert ("all classified correctly" if right else "no better than the same one for every class") in said
+    noise = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    assert calibration(torch.eye(4)[labels] + noise, labels)["temperature"]["bound"] is None
+
+
+def test_a_bound_is_on_the_page_and_the_terminal(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", "folder", "--data-dir", str(tmp_path / "images"), "--split", "all"]
+    for number in range(10):  # 60 equal images in 10 classes: no probabilities beat equal ones
+        (tmp_path / "images" / str(number)).mkdir(parents=True)
+        for image in range(6):
+            Image.new("RGB", (8, 8), (90, 90, 90)).save(tmp_path / "images" / str(number) / f"{image}.png")
+    assert cli.run(["eval", str(run_folder), *flags, "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert "ran into its upper bound" in capsys.readouterr().out
+    assert "ran into its upper bound" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_corruptions_raise_the_error_and_repeat_exactly(
@@ -110,7 +138,7 @@ def test_a_part_of_the_split_is_drawn_evenly_and_said_everywhere(
     assert "samples: 60" in (tmp_path / "config.yaml").read_text()
     assert cli.run(["eval", *flags, "60", "--quiet"]) == 0
     assert "60 images drawn evenly from 360" in capsys.readouterr().out
-    assert ask(capsys, *flags, "360")["loss"] == pytest.approx(ask(capsys, str(run_folder))["loss"])
+    assert ask(capsys, *flags, "360")["loss"] == pytest.approx(ask(capsys, *flags[:-1])["loss"])
     for number in ("0", "-3", "361"):
         assert cli.run(["eval", *flags, number]) == 2
         said = capsys.readouterr().err

@@ -205,24 +205,54 @@ def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool) -
     yield from tqdm(items, total=total, desc=what, unit="batch", disable=quiet or None, file=sys.stderr, leave=False)
 
 
-def default_folder(verb: str, model: str, data: str) -> Path:
-    """`runs/VERB-MODEL-DATA`, of a folder its name alone; other characters than A-Z a-z 0-9 . _ become dashes."""
+_SUBJECT = ("image", "images", "model", "weights", "pretrained", "model_args")
+
+
+def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] | None = None) -> Path:
+    """`runs/VERB-MODEL-DATA`, of a folder its name alone; other characters than A-Z a-z 0-9 . _ become dashes.
+
+    Args:
+        verb: of the command.
+        model: its MODEL argument.
+        data: what it looks at.
+        subject: settings, of which those of the model and the pictures count. Where that folder holds the result of
+            others, because names in different folders are alike, the next free one is taken: `...-2`, `...-3`.
+    """
     spec = named(model)
     parts = [Path(spec.removeprefix("local:")).name if spec.startswith("local:") else spec, data]
-    return Path("runs") / "-".join([verb, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)])
+    name = "-".join([verb, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)])
+    folder, number = Path("runs") / name, 1
+    if subject is not None:
+        wanted = {key: _plain(subject[key]) for key in _SUBJECT if key in subject}
+        while (folder / "config.yaml").is_file() and wanted != _subject_in(folder):
+            number += 1
+            folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _subject_in(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return {key: settings[key] for key in _SUBJECT if key in settings} if isinstance(settings, dict) else {}
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write `config.yaml`, which `--config` reads again."""
     import yaml
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({key: plain(value) for key, value in settings.items()}, sort_keys=False)
+    text = yaml.safe_dump({key: _plain(value) for key, value in settings.items()}, sort_keys=False)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 

@@ -49,7 +49,7 @@ def complete(
     images
         Pictures, or folders of them.
     model
-        A masked autoencoder: crate_mae_*, vit_mae_* or a folder with one.
+        A masked autoencoder: `crate_mae_*`, `vit_mae_*` or a folder with one.
     mask_ratio
         Share of the patches to remove, in (0, 1).
     weights
@@ -61,7 +61,8 @@ def complete(
     device
         What to run on.
     out
-        Where pictures, config.yaml, report.html and report.json go; default: runs/complete-MODEL-PICTURE.
+        Where pictures, config.yaml, report.html and report.json go; default: runs/complete-MODEL-PICTURE,
+        with a number behind it where that holds the result of another model or picture of the same name.
     """
     if not images:
         raise ValueError("images: give at least one picture, or a folder of them")
@@ -82,7 +83,19 @@ def complete(
         raise ValueError(f"--model {model}: is no masked autoencoder; see `unrolled list '*mae*'`")
     network = network.to(where)
     prepared = prepare(network, image_size=image_size)
-    folder = out or default_folder("complete", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
+    settings: dict[str, Any] = {
+        "images": list(images),
+        "model": model,
+        "mask_ratio": mask_ratio,
+        "weights": weights,
+        "pretrained": pretrained,
+        "model_args": model_args or {},
+        "image_size": image_size,
+        "seed": seed,
+        "device": device,
+    }
+    subject = paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures"
+    folder = out or default_folder("complete", model, subject, settings)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     shown: list[tuple[str, list[Pixels]]] = []
@@ -99,17 +112,6 @@ def complete(
     sheet(shown, _NAMES).save(folder / "contact-sheet.png")
     source = origin(model, weights=weights, pretrained=pretrained)
     result = {"model": model, "weights": source, "mask_ratio": mask_ratio, "images": rows}
-    settings: dict[str, Any] = {
-        "images": list(images),
-        "model": model,
-        "mask_ratio": mask_ratio,
-        "weights": weights,
-        "pretrained": pretrained,
-        "model_args": model_args or {},
-        "image_size": image_size,
-        "seed": seed,
-        "device": device,
-    }
     page = _report(folder, settings, result, shown, bool(network.norm_pix_loss), seconds)
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result)))

@@ -22,7 +22,7 @@ from unrolled.commands.common import (
     progress,
     say_where,
 )
-from unrolled.commands.eval_report import write_report
+from unrolled.commands.eval_report import at_bound, write_report
 from unrolled.commands.pretrain import evaluate_pretrained, is_pretrain_run
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 from unrolled.commands.text import evaluate_run, is_text_run
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _HELD_OUT = 0.2
 _ENOUGH = 50  # images, below which no temperature is fitted
+_TEMPERATURES = (0.01, 100.0)  # the range it is looked for in
 
 
 def evaluate(
@@ -232,8 +233,9 @@ def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, A
     """Calibration of all samples, and of four fifths of them before and after a temperature fitted on the others.
 
     Returns:
-        the fields of `Reliability`, and `temperature`: None for fewer than 50 samples, else `value`, `fitted_on`,
-        `judged_on`, and `before` and `after`, the same fields on the samples it was not fitted on.
+        the fields of `Reliability`, and `temperature`: None for fewer than 50 samples, else `value`, `bound` ("low" or
+        "high" if the fit ended there, else None), `fitted_on`, `judged_on`, and `before` and `after`, the same fields
+        on the samples it was not fitted on.
     """
     import torch
 
@@ -244,12 +246,17 @@ def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, A
         return {**found, "temperature": None}
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     held, rest = order[: (cut := round(_HELD_OUT * len(labels)))], order[cut:]
-    value = fit_temperature(logits[held], labels[held])
+    low, high = _TEMPERATURES
+    value = fit_temperature(logits[held], labels[held], low=low, high=high)
+    if bool((logits[held].argmax(1) == labels[held]).all()):
+        value = low  # the loss falls all the way, but is too small to be told from 0 before it gets there
+    bound = "low" if value < 1.01 * low else "high" if value > 0.99 * high else None  # it stops just short of them
     before, after = (dataclasses.asdict(reliability(logits[rest], labels[rest], temperature=at)) for at in (1.0, value))
     return {
         **found,
         "temperature": {
-            "value": value, "fitted_on": len(held), "judged_on": len(rest), "before": before, "after": after,
+            "value": value, "bound": bound, "fitted_on": len(held), "judged_on": len(rest), "before": before,
+            "after": after,
         },
     }  # fmt: skip
 
@@ -320,6 +327,8 @@ def _line(result: dict[str, Any]) -> str:
             text += (
                 f", {100 * fitted['after']['ece']:.2f} % with a temperature of {fitted['value']:.2f} fitted on a fifth"
             )
+            if fitted["bound"] is not None:
+                text += f"\nnote: {at_bound(fitted)}"
     if "real" in result:
         text += f"\nReaL accuracy {100 * result['real']['accuracy']:.2f} %, {result['real']['images']:,} images"
     if "robustness" in result:

@@ -79,6 +79,22 @@ def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any],
     return write_run(folder, settings, report)
 
 
+def at_bound(fitted: dict[str, Any]) -> str:
+    """What it means that the temperature ended at a bound of its range."""
+    if fitted["bound"] == "high":
+        return (
+            f"the fit of the temperature ran into its upper bound, {fitted['value']:.0f}: on the "
+            f"{fitted['fitted_on']:,} held-out images this model's probabilities are no better than the same one for "
+            "every class. That is all that is left at this temperature, so the calibration error after it is no merit "
+            "of the model"
+        )
+    return (
+        f"the fit of the temperature ran into its lower bound, {fitted['value']:.2f}: the {fitted['fitted_on']:,} "
+        "held-out images are all classified correctly, or nearly so, and any lower one would fit them better. They do "
+        "not determine it; judge the calibration error as it is, or fit on more images"
+    )
+
+
 def _calibration(report: Report, found: dict[str, Any]) -> None:
     from unrolled.report import LineChart, Series
 
@@ -92,6 +108,8 @@ def _calibration(report: Report, found: dict[str, Any]) -> None:
     if after is not None:
         series.append(_curve("temperature", after["after"]["bins"], 1))
     series.append(Series(label="calibrated", x=[0.0, 1.0], y=[0.0, 1.0], color=5, dashed=True))
+    if after is not None and after["bound"] is not None:
+        section.text(at_bound(after)[0].upper() + at_bound(after)[1:] + ".")
     caption = (
         "Share of right images against their mean confidence, in 15 bins of equal width, ± its "
         "standard error; empty bins are left out."

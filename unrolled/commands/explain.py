@@ -76,7 +76,8 @@ def explain(
     device
         What to run on.
     out
-        Where pictures, config.yaml, report.html and report.json go; default: runs/explain-MODEL-PICTURE.
+        Where pictures, config.yaml, report.html and report.json go; default: runs/explain-MODEL-PICTURE,
+        with a number behind it where that holds the result of another model or picture of the same name.
     """
     import numpy as np
     import torch
@@ -103,10 +104,8 @@ def explain(
     removals = _removals(network, prepared, pixels, found, seed)
     seconds = time.perf_counter() - began
 
-    folder = out or default_folder("explain", model, image.stem)
     original = np.asarray(canvas(picture))
     views = paint(found, original)
-    write_pictures(folder, views)
     settings: dict[str, Any] = {
         "image": image,
         "model": model,
@@ -119,6 +118,8 @@ def explain(
         "seed": seed,
         "device": device,
     }
+    folder = out or default_folder("explain", model, image.stem, settings)
+    write_pictures(folder, views)
     source = origin(model, weights=weights, pretrained=pretrained)
     result = {"model": model, "weights": source, "image": str(image)} | _record(found, names) | {"removals": removals}
     page = write_report(folder, settings, result, found, views, seconds)

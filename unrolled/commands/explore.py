@@ -23,7 +23,7 @@ def explore(
     runs: Path = Path("runs"),
     images: Path | None = None,
     port: int = 8765,
-    open_: Annotated[bool, Parameter(name="--open", negative="--no-open")] = True,
+    open_: Annotated[bool, Parameter(name="--open", negative="--no-open", help="Open it in the browser.")] = True,
     seed: int = 0,
     device: Device = "auto",
     config: ConfigFiles = (),
@@ -47,8 +47,6 @@ def explore(
         Folder of pictures whose neighbours two models are compared on; default: scikit-learn's digits.
     port
         Where the page is on 127.0.0.1; 0 takes any free port.
-    open
-        Open the page in the browser.
     seed
         Of random weights.
     device

@@ -18,6 +18,8 @@ def gallery(
 ) -> None:
     """Build a static site from the reports of studies: each claim, the paper's value, ours, the picture, the command.
 
+    The pages are files that need no server and no network, and can be put on any web host as they are.
+
         unrolled gallery
         unrolled gallery --studies runs --out site
 

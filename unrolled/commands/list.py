@@ -40,7 +40,7 @@ def list_(
     batch_size
         Images a batch, for the throughput of `--compare`.
     device
-        Where `--compare` measures: `auto`, `cpu`, `cuda` or `mps`.
+        Where `--compare` measures.
     """
     from unrolled.models import list_models
 

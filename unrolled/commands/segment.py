@@ -131,7 +131,8 @@ def segment(
     device
         What to run on.
     out
-        Where overlays, config.yaml, report.html and report.json go; default: runs/segment-MODEL-PICTURE.
+        Where overlays, config.yaml, report.html and report.json go; default: runs/segment-MODEL-PICTURE,
+        with a number behind it where that holds the result of another model or picture of the same name.
     """
     for flag, value in {"--frames": frames, "--batch-size": batch_size, "--limit": limit}.items():
         if value < 1:
@@ -189,7 +190,8 @@ def segment(
         else:
             print(said)
         return
-    folder = out or default_folder("segment", model, paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures")
+    subject = paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures"
+    folder = out or default_folder("segment", model, subject, settings)
     began = time.perf_counter()
     views: list[View] = []
     skipped: list[str] = []

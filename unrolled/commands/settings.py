@@ -139,6 +139,13 @@ def read_yaml(path: str, arguments: ArgumentCollection) -> dict[str, Any]:
     return settings
 
 
+def shown_default(value: Any) -> str | None:
+    """A default as one would type it, for `--help`: `a b` of several values, and nothing of none."""
+    if value is None or value in ((), [], {}):
+        return None
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
 def did_you_mean(name: str, known: list[str]) -> str:
     """` Did you mean a or b?`, or an empty string if nothing is near."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

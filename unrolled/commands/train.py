@@ -78,6 +78,7 @@ def run_training(config: TrainConfig, *, json: bool) -> None:
     result = training.finetune(config) if isinstance(config, FinetuneConfig) else training.fit(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
+    config = training.load_config(result.run_dir / "config.yaml", type(config))  # with the model that "auto" stood for
     facts = summary(config, result)
     notes = (
         {} if result.load_report is None else {"Weights it started from": f"`{config.weights}`: {result.load_report}"}

@@ -1,0 +1,44 @@
+"""Without --out, a verb on pictures never overwrites what it said of another picture or model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unrolled import cli
+
+MODELS = {
+    "segment": ["--model", "crate_nano_patch4_32", "--method", "pca"],
+    "explain": ["--model", "crate_nano_patch4_32"],
+    "complete": ["--model", "crate_mae_nano_patch4_32"],
+}
+
+
+@pytest.mark.parametrize("verb", MODELS)
+def test_another_subject_of_the_same_name_gets_a_folder_of_its_own(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, folder in enumerate(("mine", "yours")):
+        Path(folder).mkdir()
+        noise = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(Path(folder) / "cat.png")
+
+    def went_to(*arguments: str) -> str:
+        assert cli.run([verb, *arguments, *MODELS[verb], "--device", "cpu"]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("report: ")]
+        return Path(said[0].removeprefix("report: ")).parent.name
+
+    base = f"{verb}-{MODELS[verb][1]}-cat"
+    assert went_to("mine/cat.png") == base
+    kept = (tmp_path / "runs" / base / "report.json").read_bytes()
+    assert went_to("yours/cat.png") == f"{base}-2"
+    assert went_to("mine/cat.png", "--model-args.depth", "2") == f"{base}-3"
+    assert (tmp_path / "runs" / base / "report.json").read_bytes() == kept
+    # the same again replaces its own, also with other settings
+    assert went_to("yours/cat.png", "--seed", "1") == f"{base}-2"
+    assert went_to("mine/cat.png", "--model-args.depth", "2") == f"{base}-3"
+    assert len(list((tmp_path / "runs").iterdir())) == 3
