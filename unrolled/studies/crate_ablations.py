@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from unrolled.studies.base import Budget, Expectation, Study
-from unrolled.studies.crate_family import NAMES, known
-from unrolled.studies.crate_members import Data, Member, MembersConfig
+from unrolled.studies.crate_family import known
+from unrolled.studies.crate_members import NAMES, ComparedConfig, Data, Member
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,7 +99,7 @@ PREDICTS = Expectation(
 
 
 @dataclass(kw_only=True)
-class Config(MembersConfig):
+class Config(ComparedConfig):
     """Budgets change the images; `quick` trains its own small members on digits, the others read those kept."""
 
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
@@ -124,12 +124,6 @@ class Config(MembersConfig):
         },
     }
 
-    data: tuple[Data, ...] = ("cifar10", "tiny-imagenet-32")
-    """What members are trained on; claims are judged on the first."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Members of each kind."""
-    train: bool = False
-    """Train members that are not kept; without it their cells read `not run`."""
     samples: int = 300
     """Test images that layers are measured on; the paper takes 1,000."""
     eps: float = 0.1
@@ -141,10 +135,6 @@ class Config(MembersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds must name at least one, and none twice")
-        if not self.data or len(set(self.data)) < len(self.data) or any(name not in NAMES for name in self.data):
-            raise ValueError(f"data must name at least one of {', '.join(NAMES)}, and none twice")
         if min(self.samples, self.draws) < 2 or not self.eps > 0:
             raise ValueError("samples and draws must be at least 2, and eps positive")
 

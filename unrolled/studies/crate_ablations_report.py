@@ -18,8 +18,9 @@ from unrolled.studies.crate_ablations import (
     SPARSER,
     Config,
 )
-from unrolled.studies.crate_family import NAMES, differences, mean
+from unrolled.studies.crate_family import differences, mean
 from unrolled.studies.crate_family_report import NOT_RUN, difference, judged, points, settled, words
+from unrolled.studies.crate_members import NAMES
 
 if TYPE_CHECKING:
     from unrolled.report import Claim, LineChart, Report, Scatter, Series

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unrolled.studies.base import Budget, Expectation, Study
-from unrolled.studies.crate_members import Data, Member, MembersConfig
+from unrolled.studies.crate_members import NAMES, ComparedConfig, Data, Member, MembersConfig
 
 if TYPE_CHECKING:
     from unrolled.report import Report
 
 FAMILY = ("crate", "overcomplete", "decoupled", "alpha", "tost", "cbt", "attention-only", "vit", "vit-48", "vit-52")
 NARROW = {"vit-48": "parameters", "vit-52": "operations"}  # baselines whose width gives them CRATE's
-NAMES = {"cifar10": "CIFAR-10", "tiny-imagenet-32": "Tiny-ImageNet-32", "digits": "digits"}
 _ALPHA = "arXiv 2405.20299, build-up at B/32 (ImageNet-21K, then 1K), points"
 _POINTS = "ImageNet-1K, accuracy in points"
 
@@ -129,7 +128,7 @@ QUADRATIC = Expectation(
 
 
 @dataclass(kw_only=True)
-class Config(MembersConfig):
+class Config(ComparedConfig):
     """Budgets change the images; `quick` trains its own small members on digits, the others read those kept."""
 
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
@@ -155,12 +154,6 @@ class Config(MembersConfig):
         },
     }
 
-    data: tuple[Data, ...] = ("cifar10", "tiny-imagenet-32")
-    """What members are trained on; claims are judged on the first."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Members of each kind."""
-    train: bool = False
-    """Train members that are not kept; without it their cells read `not run`."""
     fit: int = 2000
     """Test images that the ridge readout of the controls is fitted on."""
     held_out: int = 1000
@@ -176,10 +169,6 @@ class Config(MembersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds must name at least one, and none twice")
-        if not self.data or len(set(self.data)) < len(self.data) or any(name not in NAMES for name in self.data):
-            raise ValueError(f"data must name at least one of {', '.join(NAMES)}, and none twice")
         if min(self.fit, self.held_out, self.rounds, self.batch) < 1:
             raise ValueError("fit, held_out, rounds and batch must be at least 1")
         sides = self.sides
@@ -228,12 +217,12 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
 
 
 def known(
-    config: MembersConfig, members: Sequence[Member], on_progress: Callable[[str], None] | None = None
+    config: ComparedConfig, members: Sequence[Member], on_progress: Callable[[str], None] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Records of the members that are kept with their weights, by name; of all where `config.train` is set."""
     from unrolled.studies.crate_members import kept, record, train_all, weights
 
-    if getattr(config, "train", False):
+    if config.train:
         return train_all(config, members, on_progress=on_progress)
     return {
         member.name: record(config, member)

@@ -12,12 +12,12 @@ from unrolled.studies.crate_family import (
     DIFFERENCES,
     FAMILY,
     LINEAR,
-    NAMES,
     QUADRATIC,
     Config,
     differences,
     mean,
 )
+from unrolled.studies.crate_members import NAMES
 
 if TYPE_CHECKING:
     from unrolled.report import Claim, Report, Scatter, Series

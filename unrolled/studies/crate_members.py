@@ -23,6 +23,7 @@ from unrolled.studies.platonic_zoo import Pictures, as_input, augmented, picture
 from unrolled.studies.processes import finished
 
 Data = Literal["cifar10", "tiny-imagenet-32", "digits"]
+NAMES = {"cifar10": "CIFAR-10", "tiny-imagenet-32": "Tiny-ImageNet-32", "digits": "digits"}
 DEPTH = 4
 _PEAK, _WEIGHT_DECAY, _BATCH = 2e-3, 0.05, 128
 _MASK_RATIO = 0.75
@@ -96,6 +97,25 @@ class MembersConfig(StudyConfig):
     def __post_init__(self) -> None:
         if self.images < _BATCH or self.workers < 1:
             raise ValueError(f"images must be at least one batch, {_BATCH}, and workers at least 1")
+
+
+@dataclass(kw_only=True)
+class ComparedConfig(MembersConfig):
+    """Of studies that compare kinds by members of several seeds."""
+
+    data: tuple[Data, ...] = ("cifar10", "tiny-imagenet-32")
+    """What members are trained on; claims are judged on the first."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Members of each kind."""
+    train: bool = False
+    """Train members that are not kept; without it their cells read `not run`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must name at least one, and none twice")
+        if not self.data or len(set(self.data)) < len(self.data) or any(name not in NAMES for name in self.data):
+            raise ValueError(f"data must name at least one of {', '.join(NAMES)}, and none twice")
 
 
 @dataclass(frozen=True, kw_only=True)
