@@ -21,8 +21,8 @@ from unrolled.studies.crate_members import NAMES, ComparedConfig, Data, Member, 
 if TYPE_CHECKING:
     from unrolled.report import Report
 
-FAMILY = ("crate", "overcomplete", "decoupled", "alpha", "tost", "cbt", "attention-only", "vit", "vit-48", "vit-52")
-NARROW = {"vit-48": "parameters", "vit-52": "operations"}  # baselines whose width gives them CRATE's
+CONTROLS = ("crate-conv", "vit-48", "vit-52")  # CRATE with CBT's stem; ViTs of CRATE's parameters, and operations
+FAMILY = ("crate", "overcomplete", "decoupled", "alpha", "tost", "cbt", "attention-only", "vit", *CONTROLS)
 _ALPHA = "arXiv 2405.20299, build-up at B/32 (ImageNet-21K, then 1K), points"
 _POINTS = "ImageNet-1K, accuracy in points"
 
@@ -82,14 +82,14 @@ DIFFERENCES: tuple[tuple[Expectation, str, str], ...] = (
     ),
     (
         Expectation(
-            statement="CBT comes within 3 points of CRATE (CBT less CRATE)",
+            statement="CBT comes within 3 points of CRATE (CBT less CRATE with the same convolutional stem)",
             source=f"arXiv 2509.16875, tiny and small; {_POINTS}, same stem",
             published="-1.5 and -0.7",
             low=-3.0,
             high=3.0,
         ),
         "cbt",
-        "crate",
+        "crate-conv",
     ),
     (
         Expectation(
@@ -321,7 +321,7 @@ def _cost(config: Config) -> dict[str, Any]:
 
 
 def _sizes(config: Config) -> dict[str, Any]:
-    """`crate_costs.by_size` of every kind but the narrow ViTs."""
+    """`crate_costs.by_size` of every kind but the controls."""
     import torch
 
     from unrolled.studies.cells import remembered
@@ -338,7 +338,7 @@ def _sizes(config: Config) -> dict[str, Any]:
             return lambda side: build(Member(kind=kind), classes=10, side=side)
 
         return by_size(
-            {kind: maker(kind) for kind in FAMILY if kind not in NARROW},
+            {kind: maker(kind) for kind in FAMILY if kind not in CONTROLS},
             config.sides,
             patch=patch,
             rounds=min(3, config.rounds),

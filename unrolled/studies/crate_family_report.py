@@ -27,7 +27,7 @@ NOT_RUN = "not run"
 _GROUPS = {
     "CRATE": ("crate", "attention-only"),
     "alpha": ("overcomplete", "decoupled", "alpha"),
-    "linear": ("tost", "cbt"),
+    "linear": ("tost", "cbt", "crate-conv"),
     "ViT": ("vit", "vit-48", "vit-52"),
 }
 Found = dict[str, dict[str, Any]]
@@ -223,7 +223,7 @@ def _curves(report: Report, config: Config, found: dict[str, Found]) -> None:
     panels = []
     for title, group in (
         ("CRATE and alpha", ("crate", "overcomplete", "decoupled", "alpha", "vit")),
-        ("the others", ("crate", "tost", "cbt", "attention-only", "vit", "vit-48", "vit-52")),
+        ("the others", ("crate", "crate-conv", "tost", "cbt", "attention-only", "vit")),
     ):
         shown = [series(kind, place) for place, kind in enumerate(group) if kinds[kind]["logs"]]
         if shown:
@@ -318,8 +318,8 @@ def _limits(report: Report, config: Config, found: dict[str, Found], cost: dict[
         below + "So few images reward models that learn fast, not those that end best. The published differences are "
         "of converged ImageNet models: only their signs are judged, or that they stay small. A sign is judged on the "
         "mean; compare it with the standard deviation over seeds before believing it. Kinds differ in stem (CBT and "
-        "ToST begin with convolutions, which help on small images) and in parameters, not only in the layer."
-        + (missing if here < wanted else ""),
+        "ToST begin with convolutions, which help on small images: compare them with the CRATE that has CBT's stem) "
+        "and in parameters, not only in the layer." + (missing if here < wanted else ""),
     )
 
 

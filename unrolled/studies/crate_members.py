@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
     "alpha": Kind("CRATE-alpha (with residual)", _CRATE, {**_ALPHA, "decoupled": True, "residual": True}),
     "tost": Kind("ToST", "tost_nano_patch4_32"),
     "cbt": Kind("CBT", "cbt_nano_patch4_32"),
+    "crate-conv": Kind("CRATE with CBT's stem", _CRATE, {"stem": "conv"}),  # CBT and ToST begin with convolutions
     "attention-only": Kind("attention only", "aot_nano_patch4_32"),
     "vit": Kind("ViT", "vit_nano_patch4_32"),
     # as wide as `unrolled.models.compare.matched_width` says: CRATE's parameters, CRATE's operations
