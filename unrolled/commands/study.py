@@ -130,5 +130,9 @@ def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool, jud
     for claim in report.claims:
         verdict = {True: "reproduced", False: "NOT reproduced", None: "not judged"}[claim.reproduced]
         verdict = verdict if judged else "not judged at this budget"
-        print(f"{claim.statement}: {claim.measured}, {claim.source}: {claim.published}; {verdict}")
+        print(f"\n{claim.statement}")
+        for name, text in (
+            ("here", claim.measured), ("published", f"{claim.published} ({claim.source})"), ("verdict", verdict)
+        ):  # fmt: skip
+            print(f"  {name + ':':<11}{text}")
     return report
