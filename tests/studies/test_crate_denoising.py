@@ -106,6 +106,16 @@ def test_a_tiny_study_says_what_it_found_and_what_it_did_not_run(tmp_path: Path)
     assert len(lines) == 3
     assert len(report.results["steps"]) == len(points(config))
     assert base(config) in [cell["settings"] for cell in report.results["steps"].values()]
+    sweep = next(
+        block
+        for block in written["sections"][0]["blocks"]
+        if block["kind"] == "table" and "setting" in block["columns"]
+    )
+    named = [row[0] for row in sweep["rows"]]
+    assert named.count("as above") == 1
+    assert len(set(named)) == len(points(config)), "every setting is told from every other"
+    tables = [block for section in written["sections"] for block in section["blocks"] if block["kind"] == "table"]
+    assert all(table["caption"] for table in tables)
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     again = run(config)

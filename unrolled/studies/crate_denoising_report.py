@@ -35,7 +35,8 @@ def build(config: Config, found: dict[str, Any], duration: float) -> Report:
 
     report = Report(
         "Compression as denoising",
-        question="Are MSSA's steps along the score, do layers denoise, and do the decoder's steps bring tokens back?",
+        question="Does CRATE's attention (MSSA) move tokens along the score, the direction in which noisy tokens "
+        "become more likely, so that layers denoise, and do the decoder's steps bring tokens back?",
     )
     here = found["steps"][name_of("steps", base(config))]["runs"]
 
@@ -77,15 +78,23 @@ def build(config: Config, found: dict[str, Any], duration: float) -> Report:
             Claim(statement=MIRROR.statement, source=MIRROR.source, published=MIRROR.published, measured=_NOT_RUN)
         )
     report.headline(
-        f"At {where}, the cosine with the score is {fmean(cosine('softmax over heads')):.2f} for a softmax over heads, "
+        f"At {where}, the cosine with the score (1: the same direction) is "
+        f"{fmean(cosine('softmax over heads')):.2f} for a softmax over heads, "
         f"{fmean(cosine('R^c of a token')):.2f} for -grad R^c of one token, {fmean(cosine('R^c of all tokens')):.2f} "
         f"for -grad R^c of all tokens and {fmean(cosine('MSSA(Z) - Z')):.2f} for MSSA(Z) - Z. "
-        f"{config.layers} published layers change the squared error by a factor of {fmean(ratios):.2f}.",
+        f"{config.layers} published layers change the squared error by a factor of {fmean(ratios):.2f} "
+        "(below 1 they denoise).",
         [
             Fact(
-                label="-grad R^c and the score", value=mean_std(cosine("R^c of all tokens"), digits=2), detail="cosine"
+                label="-grad R^c and the score",
+                value=mean_std(cosine("R^c of all tokens"), digits=2),
+                detail="mean cosine over tokens; 1: the same direction",
             ),
-            Fact(label="MSSA(Z) - Z and the score", value=mean_std(cosine("MSSA(Z) - Z"), digits=2), detail="cosine"),
+            Fact(
+                label="MSSA(Z) - Z and the score",
+                value=mean_std(cosine("MSSA(Z) - Z"), digits=2),
+                detail="mean cosine over tokens",
+            ),
             Fact(
                 label="Error with the decoder / without",
                 value=mean_std(kept, digits=3),
@@ -117,30 +126,28 @@ def _steps(report: Report, config: Config, cells: dict[str, Any]) -> None:
         runs: list[dict[str, Any]] = cells[name_of("steps", {**base(config), **changes})]["runs"]
         return runs
 
-    meaning = " ".join(f"`{name}`: {words}." for name, words in STEPS.items())
     section = report.section(
         "Steps beside the score",
-        "Tokens are drawn from a mixture whose score is known in closed form, and sigma^2 times it, the best denoiser "
-        "minus the token, is what a step should be. The subspaces are the true ones, and nothing is trained. "
-        f"{meaning}",
+        "Tokens Z are drawn from a mixture of subspaces U_k with noise sigma, in units of the signal. Its score, the "
+        "gradient of the log density, is known in closed form, and sigma^2 times it, the best denoiser minus the "
+        "token, is what a step should be. R^c is the coding rate within the subspaces, which CRATE's attention MSSA "
+        "is derived to lower. The subspaces are the true ones, and nothing is trained.",
     )
     here = at()
     base_rows = [
-        [step, *(mean_std(over_runs(here, "steps", step, key), digits=3) for key in ("cosine", "error", "removed"))]
-        for step in STEPS
+        [step, words]
+        + [mean_std(over_runs(here, "steps", step, key), digits=3) for key in ("cosine", "error", "removed")]
+        for step, words in STEPS.items()
     ]
     rows: list[list[Any]] = []
     for cell in cells.values():
-        place, runs = cell["settings"], cell["runs"]
-        kind = "" if place["orthogonal"] else ", overlapping"
-        cosines = (mean_std(over_runs(runs, "steps", step, "cosine"), digits=2) for step in STEPS)
-        setting = [f"{place[key]:g}" for key in ("noise", "temperature", "eps")]
-        rows.append([*setting, f"{place['heads']}{kind}", place["tokens"], *cosines])
+        cosines = (mean_std(over_runs(cell["runs"], "steps", step, "cosine"), digits=2) for step in STEPS)
+        rows.append([_changed(config, cell["settings"]), *cosines])
     section.table(
-        ["step", "cosine", "error", "of the best removed"],
+        ["step", "what it is", "cosine", "error", "of the best removed"],
         base_rows,
-        caption=f"Sigma {config.noise:g}, {config.heads} orthogonal subspaces, {config.tokens} tokens, published "
-        f"temperature; mean and standard deviation over {_draws(config)}. Cosine: with sigma^2 times the "
+        caption=f"Steps at sigma {config.noise:g}, {config.heads} orthogonal subspaces, {config.tokens} tokens, "
+        f"published temperature; mean and standard deviation over {_draws(config)}. Cosine: with sigma^2 times the "
         "score, mean over tokens. Error: of the best common multiple of the step, relative to the score step (1 is no "
         "better than no step). Of the best removed: the share of the squared error removed by the best multiple of the "
         "step, over what the best denoiser removes.",
@@ -153,7 +160,7 @@ def _steps(report: Report, config: Config, cells: dict[str, Any]) -> None:
     panels = [
         LineChart(
             title="cosine with the score",
-            x_label="log2 of sigma",
+            x_label="log2 of sigma (0: noise as strong as signal)",
             series=[curve(step, "noise", config.noises, i) for i, step in enumerate(_CHARTED)],
             y_range=(-1.0, 1.05),
         )
@@ -178,9 +185,10 @@ def _steps(report: Report, config: Config, cells: dict[str, Any]) -> None:
         "own part is lost.",
     )
     section.table(
-        ["sigma", "temperature", "eps", "subspaces", "tokens", *(_short(step) for step in STEPS)],
+        ["setting", *(_short(step) for step in STEPS)],
         rows,
-        caption="Cosine with the score at every setting. Temperature in units of the published one; eps in units of "
+        caption="Cosine of each step with the score where one or two settings differ from those of the table above. "
+        "Temperature of the softmax over tokens: in units of the published one. Eps, the precision of R^c: in units of "
         "sigma sqrt(d). Errors and shares removed are in report.json.",
     )
     section.text(
@@ -260,7 +268,9 @@ def _stacks(report: Report, config: Config, stacks: dict[str, Any]) -> None:
     section.table(
         ["kappa", "layers", "error at 0", "lowest error", "at layer", "last error", "energy outside own subspace"],
         rows,
-        caption="The last column: share of the tokens' energy outside their own subspaces, from first to last layer.",
+        caption="Squared distance to the clean tokens per signal energy. Kappa: size of the steps. Error at 0: before "
+        "the first layer. At layer: after how many layers the error is lowest. Last error: after all of them. Energy "
+        "outside own subspace: share of the tokens' energy, before the first and after the last layer.",
     )
 
 
@@ -305,7 +315,8 @@ def _reversal(report: Report, config: Config, stacks: dict[str, Any]) -> None:
     section.table(
         ["kappa", "way back", *(f"to layer {k}" for k in _marks(config))],
         rows,
-        caption="Relative errors. None: the code as it is; rescaled: its best multiple; random: a decoder with random "
+        caption="Relative errors ||Y - Z_l|| / ||Z_l|| where layers above l are undone. Kappa: size of the steps. Way "
+        "back: what undoes them. None: the code as it is; rescaled: its best multiple; random: a decoder with random "
         "subspaces; times: iterations towards the exact inverse. Where steps are as large as tokens (large kappa, "
         "first layers) the iteration need not converge, and errors of one layer are passed on to those before it.",
     )
@@ -320,6 +331,24 @@ def _limits(report: Report) -> None:
         "mixture has equal, mutually orthogonal subspaces with isotropic signal unless a row says otherwise. The "
         "claims' ranges were fixed at a cosine of 0.9, errors of 0.7 and 0.5; the papers give none.",
     )
+
+
+def _changed(config: Config, place: dict[str, Any]) -> str:
+    """How a setting differs from that of the first table, in words."""
+    usual = base(config)
+    said = []
+    if place["noise"] != usual["noise"]:
+        said.append(f"sigma {place['noise']:g}")
+    if place["temperature"] != usual["temperature"]:
+        said.append(f"temperature {place['temperature']:g}")
+    if place["eps"] != usual["eps"]:
+        said.append(f"eps {place['eps']:g}")
+    if (place["heads"], place["orthogonal"]) != (usual["heads"], usual["orthogonal"]):
+        kind = "" if place["orthogonal"] else "overlapping "
+        said.append(f"{place['heads']} {kind}subspace{'s' if place['heads'] > 1 else ''}")
+    if place["tokens"] != usual["tokens"]:
+        said.append(f"{place['tokens']} tokens")
+    return ", ".join(said) or "as above"
 
 
 def _draws(config: Config) -> str:
