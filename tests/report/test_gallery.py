@@ -123,6 +123,17 @@ def test_text_of_reports_is_escaped_and_filters_know_the_lines(tmp_path: Path) -
     assert text.index('id="crate-a"') < text.index('id="platonic-b"') < text.index('id="else-c"')
 
 
+def test_a_notice_is_read_first(tmp_path: Path) -> None:
+    report = study(tmp_path / "in", "mesa-one")
+    report.notice = "Only a trial."
+    report.write(tmp_path / "in/mesa-one")
+    write_gallery(read_studies(tmp_path / "in"), tmp_path / "site")
+    for page in ("index.html", "mesa-one/index.html"):
+        text = (tmp_path / "site" / page).read_text()
+        assert text.index("Only a trial.") < text.index("Is <code>a &lt; b</code>?")
+    assert broken(tmp_path / "site") == []
+
+
 def test_folders_of_data_are_not_told(tmp_path: Path) -> None:
     study(tmp_path / "in", "mesa-some")
     path = tmp_path / "in/mesa-some/report.json"
