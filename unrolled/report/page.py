@@ -173,7 +173,7 @@ def _cell(cell: Cell) -> str:
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:
     def numeric(cell: Cell) -> bool:
-        return cell is None or isinstance(cell, int | float) or re.match(r"[−+-]?\d", cell) is not None
+        return cell is None or isinstance(cell, int | float) or re.match(r"(< )?[−+-]?\d", cell) is not None
 
     known = [cell for cell in cells if cell not in ("", "-", "–")]
     return bool(known) and all(numeric(cell) for cell in known)

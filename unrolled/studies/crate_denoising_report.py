@@ -252,7 +252,7 @@ def _stacks(report: Report, config: Config, stacks: dict[str, Any]) -> None:
                     mean_std([min(error) for error in errors], digits=3),
                     mean_std([float(error.index(min(error))) for error in errors], digits=0),
                     mean_std([error[-1] for error in errors], digits=3),
-                    f"{fmean(o[0] for o in shares):.2f} to {fmean(o[-1] for o in shares):.2f}",
+                    " to ".join(f"{round(fmean(o[k] for o in shares), 2) + 0.0:.2f}" for k in (0, -1)),
                 ]
             )
         lowest = mean_std([run["best"] for run in runs], digits=3)
@@ -275,7 +275,7 @@ def _stacks(report: Report, config: Config, stacks: dict[str, Any]) -> None:
 
 
 def _reversal(report: Report, config: Config, stacks: dict[str, Any]) -> None:
-    from unrolled.report import LineChart, Series, mean_std
+    from unrolled.report import LineChart, Series
 
     depth = list(range(config.layers + 1))
     section = report.section(
@@ -304,7 +304,7 @@ def _reversal(report: Report, config: Config, stacks: dict[str, Any]) -> None:
             )
         )
         for label, values, _ in [("none", [run["none"] for run in runs], True), *curves]:
-            rows.append([f"{rate:g}", label, *(mean_std([v[k] for v in values], digits=4) for k in _marks(config))])
+            rows.append([f"{rate:g}", label, *(_error([v[k] for v in values]) for k in _marks(config))])
     section.figure(
         panels,
         name="reversal",
@@ -331,6 +331,12 @@ def _limits(report: Report) -> None:
         "mixture has equal, mutually orthogonal subspaces with isotropic signal unless a row says otherwise. The "
         "claims' ranges were fixed at a cosine of 0.9, errors of 0.7 and 0.5; the papers give none.",
     )
+
+
+def _error(values: list[float]) -> str:
+    from unrolled.report import mean_std
+
+    return "< 0.0001" if max(values) < 1e-4 else mean_std(values, digits=4)
 
 
 def _changed(config: Config, place: dict[str, Any]) -> str:
