@@ -37,6 +37,7 @@ _EXPORTS = {
     "layer_sweep": "overlap",
     "layerwise": "rates",
     "maskcut": "spectral",
+    "matched_boundary": "overlap",
     "matched_iou": "overlap",
     "Matches": "semantics",
     "mesa_descent": "context",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from unrolled.instruments.overlap import covering as covering
     from unrolled.instruments.overlap import jaccard as jaccard
     from unrolled.instruments.overlap import layer_sweep as layer_sweep
+    from unrolled.instruments.overlap import matched_boundary as matched_boundary
     from unrolled.instruments.overlap import matched_iou as matched_iou
     from unrolled.instruments.overlap import region_scores as region_scores
     from unrolled.instruments.overlap import score_attention as score_attention

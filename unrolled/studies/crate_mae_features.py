@@ -227,8 +227,8 @@ def mirror_section(section: Section, config: Any, entries: dict[str, list[dict[s
         ["stack", "layer", "weights", "nearest before", "after", "R^c before", "after", "cosine with -grad R^c"],
         rows,
         caption="Around each layer's attention step. Nearest: share of a token's energy in the one subspace, of the "
-        f"layer's own, that holds most. R^c in nats, tokens of unit norm, eps {EPS}. Mean and standard deviation over "
-        f"{len(entries['trained'])} seeds.",
+        f"layer's own, that holds most. R^c in nats, tokens of unit norm, eps {EPS}. Mean and standard deviation "
+        f"over {len(entries['trained'])} seed{'s' * (len(entries['trained']) > 1)}.",
     )
     panels = []
     for state in ("trained", "untrained"):
