@@ -299,7 +299,7 @@ def _growth(report: Report, sizes: dict[str, Any]) -> None:
             ]
             for kind in sizes["seconds"]
         ],
-        caption="Milliseconds of one image's forward pass; exponents of operations and of time in the number of tokens.",
+        caption="Milliseconds of one image's forward pass; exponents of operations and of time in the tokens.",
     )
 
 
