@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -195,6 +196,18 @@ def drawn(samples: int | None, there: int) -> dict[str, int]:
 def of_all(result: Mapping[str, Any]) -> str:
     """What such a result says after a number of samples: `` drawn evenly from 10,000``, or nothing."""
     return f" drawn evenly from {result['samples_of']:,}" if "samples_of" in result else ""
+
+
+@contextlib.contextmanager
+def saying_how_to_resume(verb: str, out: Path) -> Iterator[None]:
+    """Add the command that goes on with the run in `out` to what an interrupted one says."""
+    from unrolled.train.signals import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        command = f"unrolled {verb} --config {shlex.quote(str(out / 'config.yaml'))} --resume auto"
+        raise Interrupted(f"{stop}, or: {command}") from None
 
 
 def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool) -> Iterator[T]:

@@ -21,6 +21,7 @@ from unrolled.commands.common import (
     open_model,
     run_settings,
     say_where,
+    saying_how_to_resume,
     write_run,
 )
 from unrolled.commands.settings import PRETRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
@@ -64,7 +65,8 @@ def run_pretraining(chosen: PretrainConfig, *, json: bool) -> None:
     from unrolled.commands.pretrain_report import run_report, words
 
     began = time.perf_counter()
-    result = training.pretrain(chosen)
+    with saying_how_to_resume("pretrain", chosen.out):
+        result = training.pretrain(chosen)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
     chosen = training.load_config(result.run_dir / "config.yaml", PretrainConfig)

@@ -15,6 +15,7 @@ from unrolled.commands.common import (
     of_all,
     run_settings,
     say_where,
+    saying_how_to_resume,
     write_run,
 )
 from unrolled.train.config import TrainConfig
@@ -33,7 +34,8 @@ def run_text(config: TrainConfig, *, json: bool) -> None:
     from unrolled.train import fit_text
 
     began = time.perf_counter()
-    result = fit_text(config)
+    with saying_how_to_resume("train", config.out):
+        result = fit_text(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
     facts = {
