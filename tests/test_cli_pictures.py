@@ -238,3 +238,21 @@ def test_complete_says_what_is_wrong(
 ) -> None:
     assert run("complete", picture, *arguments, "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("verb", "model", "trained"),
+    [
+        (["segment"], "crate_nano_patch4_32.cifar10", True),
+        (["segment"], "crate_nano_patch4_32", False),
+        (["explain"], "crate_nano_patch4_32.cifar10", True),
+        (["explain"], "crate_nano_patch4_32", False),
+    ],
+)
+def test_weights_that_ship_are_not_called_random(
+    verb: list[str], model: str, trained: bool, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*verb, str(picture), "--model", model, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert ("The weights are random" in page) is not trained
+    assert ("random weights" in capsys.readouterr().err) is not trained

@@ -152,13 +152,13 @@ def prepare(model: nn.Module, *, image_size: int | None, stride: int | None = No
 
 def origin(model: str, *, weights: Path | None, pretrained: bool) -> str:
     """Where the weights of a verb's MODEL argument are from, in words; `"random"` if nowhere."""
-    from unrolled.commands.common import named
+    from unrolled.commands.common import named, shipped
 
     if weights is not None:
         return str(weights)
     if named(model).startswith(("local:", "hf:")):
         return model
-    if pretrained:
+    if pretrained or shipped(model) is not None:
         return "pretrained"
     return "random" if ":" not in model or model.startswith("timm:") else f"whatever {model} gives"
 
