@@ -6,11 +6,14 @@ tolerance, 130 interrupted. Data go to stdout; progress and errors to stderr.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unrolled import __version__
@@ -50,6 +53,8 @@ VERBS = {
     "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),
     "doctor": Verb("unrolled.commands.doctor:doctor", "What of this machine will be used, and what is missing."),
 }
+
+_UNWRITABLE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 _EPILOGUE = (
     "Settings come from flags, then UNROLLED_NAME environment variables, then --config files. "
@@ -100,10 +105,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        code, message = explain(error)
+        code, message = out_refused(error, tokens) or explain(error)
         print(f"error: {message}", file=sys.stderr)
         return code
     return result if isinstance(result, int) else 0
+
+
+def out_refused(error: Exception, tokens: Sequence[str]) -> tuple[int, str] | None:
+    """As `explain`, if the error is that nothing can be written where `--out` points."""
+    given = [value for flag, value in pairwise(tokens) if flag == "--out"]
+    given += [token.removeprefix("--out=") for token in tokens if token.startswith("--out=")]
+    if not given or not isinstance(error, OSError) or error.errno not in _UNWRITABLE or not error.filename:
+        return None
+    out, where = Path(given[-1]).expanduser().absolute(), Path(os.fsdecode(error.filename)).absolute()
+    missing_in_it = error.errno == errno.ENOENT and out.is_dir()  # then it was to be read
+    if missing_in_it or (where != out and out not in where.parents and where not in out.parents):
+        return None
+    return 2, f"--out {given[-1]}: cannot be written ({error.strerror}: {where}); give another folder"
 
 
 def explain(error: Exception) -> tuple[int, str]:

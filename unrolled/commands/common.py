@@ -23,6 +23,17 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 T = TypeVar("T")
 
 
+def check_counts(least: int = 1, **given: int | None) -> None:
+    """Refuse flags that are below `least`; None is a flag that was not given.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give at least {least}")
+
+
 def open_model(
     spec: str,
     *,

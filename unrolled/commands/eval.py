@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unrolled.commands.common import (
     Device,
     batches,
+    check_counts,
     choose_device,
     data_settings,
     default_folder,
@@ -118,8 +119,8 @@ def evaluate(
     out
         Where config.yaml, report.html and report.json go; default: runs/eval-MODEL-DATA.
     """
-    if robustness_images < 1:
-        raise ValueError(f"--robustness-images {robustness_images}: give at least 1")
+    check_counts(robustness_images=robustness_images, batch_size=batch_size, image_size=image_size)
+    check_counts(0, workers=workers, seed=seed, split_seed=split_seed)
     if is_text_run(model):
         if split == "all" or labels is not None or robustness:
             raise ValueError("--split all, --labels and --robustness are for images; leave them out")

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from unrolled.commands.common import Device, choose_device, table
+from unrolled.commands.common import Device, check_counts, choose_device, named, table
 from unrolled.commands.settings import AsJson
 
 
 def list_(
     pattern: str = "*",
     *,
-    compare: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    compare: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
     match: Literal["parameters", "flops"] | None = None,
     batch_size: int = 16,
     device: Device = "auto",
@@ -44,13 +44,18 @@ def list_(
     """
     from unrolled.models import list_models
 
-    if compare:
+    check_counts(batch_size=batch_size)
+    if compare is not None:
+        if len(compare) < (2 if match else 1):
+            raise ValueError(
+                f"--compare: name the models{', the first and those to be matched to it' if match else ''}"
+            )
         if pattern != "*":
             raise ValueError(f"pattern={pattern!r}: --compare takes whole names; leave the pattern out")
         _compare(compare, match, batch_size, device, json)
         return
     if match:
-        raise ValueError(f"match={match!r}: name the models with --compare, first the one to be matched")
+        raise ValueError(f"--match {match}: name the models with --compare, first the one to be matched")
     models = list_models(pattern)
     if not models:
         names = [model.name for model in list_models()]
@@ -73,7 +78,7 @@ def _compare(
     from unrolled.provenance import environment
 
     where = choose_device(device)
-    rows = compare(names, batch_size=batch_size, device=where, match=match)
+    rows = compare(tuple(map(named, names)), batch_size=batch_size, device=where, match=match)
     known = environment()
     machine = known["gpus"][where.index or 0] if where.type == "cuda" else str(known["cpu"] or where.type)
     if where.type == "cpu":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from unrolled.commands.common import (
     Device,
+    check_counts,
     choose_device,
     data_settings,
     default_folder,
@@ -116,9 +117,8 @@ def probe(
     out
         Where config.yaml, report.html, report.json and the features go; default: runs/probe-MODEL-DATA.
     """
-    for flag, value in (("samples", samples), ("test-samples", test_samples), ("k", k)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag} {value}: give at least 1")
+    check_counts(samples=samples, test_samples=test_samples, k=k, batch_size=batch_size, image_size=image_size)
+    check_counts(0, workers=workers, seed=seed)
     import torch
 
     from unrolled.data import open_images
@@ -136,6 +136,7 @@ def probe(
             rest := open_images(data, "test", **options), test_samples or len(rest), f"{data} (test)"
         ),
     }
+    _check_enough(splits["train"].source, k if "knn" in method else None, seed)
     body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args)
     network = encoder_of(body)
     pools = pool or default_pools(network)
@@ -177,6 +178,25 @@ def probe(
     page = write_report(folder, settings, result, time.perf_counter() - began)
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _table(result))
+
+
+def _check_enough(source: ImageSource, k: int | None, seed: int) -> None:
+    """Refuse fewer training images than can be held out from, or than there are neighbours, before features are made.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    from unrolled.data.sources import stratified_split
+
+    try:
+        fitted, _ = stratified_split(source.labels, len(source), HELD_OUT, seed)
+    except ValueError as error:
+        raise ValueError(f"--samples: of {len(source)} training images none can be held out; give more") from error
+    if k is not None and k > len(fitted):
+        raise ValueError(
+            f"--k {k}: more neighbours than the {len(fitted):,} training images that are not held out; lower it, or "
+            "give more --samples"
+        )
 
 
 def open_body(spec: str, *, weights: Path | None, pretrained: bool, model_args: dict[str, Any] | None) -> nn.Module:

@@ -74,8 +74,10 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
             f"{path}: needs {', '.join(wanted)} to be read and was refused, not executed; if you trust it and that is "
             f"in {options}, allow it by name, or re-save its state dict as safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (RuntimeError, OSError, zipfile.BadZipFile) as error:
         raise CorruptFile(f"{path}: truncated or damaged ({str(error).splitlines()[0]})") from error
+    except (EOFError, LookupError, ValueError, TypeError, AttributeError) as error:  # of bytes that are no pickle
+        raise CorruptFile(f"{path}: truncated, damaged, or no checkpoint at all") from error
 
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:

@@ -50,6 +50,8 @@ def finetune(config: FinetuneConfig, **options: Any) -> TrainResult:
     Raises:
         ValueError: no `weights`, or no validation split to choose by.
     """
+    if config.task != "classify":
+        raise ValueError(f"task={config.task!r}: only classifiers of images are fine-tuned; leave it at 'classify'")
     if config.weights is None:
         raise ValueError("weights: fine-tuning starts from weights; give a folder, a run or a checkpoint file")
     if config.val_fraction == 0:

@@ -127,9 +127,12 @@ def model_of(config: TrainConfig) -> dict[str, Any]:
     """The `model` and `model_args` that the folder of `config.weights` describes, below those of `config` itself.
 
     Raises:
+        MissingData: there are no such weights.
         ValueError: the weights are no folder that says.
     """
     weights = config.weights or Path()
+    if not weights.exists():
+        raise MissingData(f"weights: there is no folder or file {weights}")
     decided = {"num_classes", *(["img_size"] if config.image_size is not None else [])}
     for described in (weights / "model" / "config.json", weights / "config.json"):
         if described.is_file():
