@@ -33,6 +33,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("list --match flops", "--match flops"),
         ("probe RUN --batch-size 0", "--batch-size 0"),
         ("probe RUN --seed -1", "--seed -1"),
+        ("probe RUN --model-args.depth 2", "--model-args: the weights of"),
         ("probe RUN --image-size -8", "--image-size -8"),
         ("probe RUN --samples 5", "--samples: of 5 training images"),
         ("probe RUN --samples 100 --method knn --k 81", "--k 81: more neighbours than the 80"),

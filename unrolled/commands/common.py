@@ -63,7 +63,14 @@ def open_model(
     if weights is not None and classes is not None and not spec.startswith(("local:", "hf:")):
         arguments.setdefault("num_classes", classes)
     own = weights is None and (pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
-    model = resolve_model(spec, pretrained=own, **arguments)
+    try:
+        model = resolve_model(spec, pretrained=own, **arguments)
+    except RuntimeError as error:
+        if not (own and arguments and "state_dict" in str(error)):
+            raise
+        raise ValueError(
+            f"--model-args: the weights of {spec} do not fit a model with {', '.join(arguments)} changed; leave it out"
+        ) from error
     if weights is not None:
         report = load_weights(model, weights)
         refused = {key: how for key, how in report.reshaped.items() if how.startswith("not loaded")}
