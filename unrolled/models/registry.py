@@ -61,7 +61,8 @@ _CRATE_NAMES = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "
 _CRATE_SOURCE = "CRATE, arXiv 2306.01129"
 _FIRST_CONV = "patch_embed.proj.0.0"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# weights that ship with the package, by model and tag: what they were trained on says the rest (see their cards)
+# weights that ship with the package, by model and tag: entries of timm's `pretrained_cfg`, and under `arch` the
+# arguments they were trained with where those differ from the name's (what they were trained on: see their cards)
 _SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
     "crate_nano_patch4_32": {"cifar10": {"label_names": CIFAR10}},
@@ -152,13 +153,15 @@ def register(
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         out_indices = kwargs.pop("out_indices", 3)
+        tag = kwargs.get("pretrained_cfg")  # timm: what stands behind the dot of a name
+        own = _SHIPPED.get(name, {}).get(tag, {}).get("arch", {}) if isinstance(tag, str) else {}
         return build_model_with_cfg(
             build,
             name,
             pretrained,
             pretrained_filter_fn=_filter_checkpoint,
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-            **{**arch, **kwargs},
+            **{**arch, **own, **kwargs},
         )
 
     if name in _INFO:
@@ -169,6 +172,7 @@ def register(
     configs = {name: _config(arch, **config)}
     for tag, more in _SHIPPED.get(name, {}).items():
         file = _SHIPPED_FOLDER / f"{name}.{tag}.safetensors"
+        more = {key: value for key, value in more.items() if key != "arch"}
         configs[f"{name}.{tag}"] = _config(arch, **{**config, **more, "file": str(file), "license": "apache-2.0"})
     globals()["default_cfgs"] = generate_default_cfgs(configs)
     register_model(entrypoint)
