@@ -34,7 +34,7 @@ _REMOVED = 0.1
 def explain(
     image: Path,
     *,
-    model: str = "crate_tiny_patch16_224",
+    model: str = "crate_nano_patch4_32.cifar10",
     target: str | None = None,
     against: str | None = None,
     weights: Path | None = None,
@@ -53,6 +53,7 @@ def explain(
     The terms sum to the logit exactly. Evidence for the class (orange) and against it (blue) is painted on the picture,
     of all layers together and of each; what happens to the logit when those patches are removed stands beside it.
 
+        unrolled explain cat.jpg
         unrolled explain cat.jpg --model runs/crate
         unrolled explain cat.jpg --model timm:vit_tiny_patch16_224 --pretrained --target 281 --against 207
         unrolled explain cat.jpg --model crate_base_patch16_224 --weights models/crate-b16 --json
@@ -62,7 +63,8 @@ def explain(
     image
         A picture.
     model
-        A run folder, or any classifier by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...).
+        A run folder, or any classifier by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...). The
+        default is small and comes trained, on CIFAR-10.
     target
         Class to explain, by number or name; default: the predicted one.
     against

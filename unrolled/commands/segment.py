@@ -38,7 +38,7 @@ METHODS: tuple[Method, ...] = ("attention", "pca", "maskcut", "cluster")
 def segment(
     images: tuple[Path, ...] = (),
     *,
-    model: str = "crate_tiny_patch16_224",
+    model: str = "crate_nano_patch4_32.cifar10",
     method: Annotated[tuple[Method, ...], Parameter(negative="", consume_multiple=False)] = METHODS,
     layers: Annotated[tuple[int, ...], Parameter(negative="", consume_multiple=True)] = (),
     facet: Literal["key", "query", "value", "token"] = "key",
@@ -72,6 +72,7 @@ def segment(
     Overlays are written for every picture, layer and method, and side by side in contact-sheet.png (a further sheet for
     every 100 rows) and in the report. Pictures keep their shape: positions are interpolated to it.
 
+        unrolled segment cat.jpg
         unrolled segment cat.jpg dog.jpg --model timm:vit_small_patch16_dinov3 --pretrained --method attention
         unrolled segment photos/ --model runs/crate --layers 3 5 --method maskcut --method pca
         unrolled segment cat.jpg --model crate_base_patch8_224 --weights models/crate-b8 --image-size 448
@@ -85,7 +86,8 @@ def segment(
     images
         Pictures, animations (GIF, WebP, PNG), or folders of them; numbered frames keep their order.
     model
-        A run folder, or any model by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...).
+        A run folder, or any model by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...). The default
+        is small and comes trained.
     method
         `attention` of the class token, `pca` colours, `maskcut` objects or `cluster`s; may be repeated; default: all.
     layers
