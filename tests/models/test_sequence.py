@@ -260,6 +260,7 @@ def test_a_state_of_other_width_is_refused(name: str) -> None:
     [
         ({"layers": ()}, "layers"),
         ({"layers": ("sofmax",)}, "sofmax"),
+        ({"layers": "softmax"}, "one name a block"),
         ({"second": "gelu"}, "second"),
         ({"heads": 5}, "heads=5"),
         ({"dropout": 1.0}, "dropout"),

@@ -52,6 +52,8 @@ class SequenceConfig:
     causal: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            raise ValueError(f"layers={self.layers!r}: give one name a block, e.g. ({self.layers!r},) * 4")
         object.__setattr__(self, "layers", tuple(self.layers))  # JSON has no tuples
         if not self.layers:
             raise ValueError("layers: is empty; name at least one layer, e.g. ('softmax',)")
