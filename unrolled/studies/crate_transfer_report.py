@@ -126,6 +126,7 @@ def _claims(found: Found, target: str) -> list[Claim]:
         from unrolled.report import Claim
 
         if values and target == "cifar10":
+            more += f"; {len(values)} seed{'s' * (len(values) > 1)}"
             return expected.judge(fmean(values.values()), shown(values, sign=True) + more)
         measured = f"{_NOT_RUN} on CIFAR-10" if target != "cifar10" else _NOT_RUN + more
         return Claim(
@@ -349,15 +350,12 @@ def _rates(report: Report, found: Found, target: str) -> None:
 
 
 def _longer(report: Report, found: Found, results: dict[str, Any]) -> None:
-    config, rows, first = found.config, list[list[Any]](), found.config.seeds[0]
+    config, rows = found.config, list[list[Any]]()
     for target in results["targets"]:
         for kind in (kind for kind in config.longer_kinds if kind in config.kinds):
             row = [_TITLES[target], KINDS[kind].words, _how(kind)]
             for steps in (0, config.longer):
-                one, other = (
-                    {s: v for s, v in found.tuned(target, kind, state, steps=steps).items() if s == first}
-                    for state in (True, False)
-                )
+                one, other = (found.tuned(target, kind, state, steps=steps) for state in (True, False))
                 row += [shown(one), shown(other), shown(less(one, other), sign=True)]
             rows.append(row)
     short, long = (f"{steps * BATCH:,}" for steps in (config.steps, config.longer))
@@ -374,8 +372,8 @@ def _longer(report: Report, found: Found, results: dict[str, Any]) -> None:
             "gain",
         ],
         rows,
-        caption=f"Fine-tuned with all labels, one seed, for {config.steps} steps as everywhere else, and for "
-        f"{config.longer}. Gains in points. What scratch makes up for in the longer run was a head start.",
+        caption=f"Fine-tuned with all labels for {config.steps} steps as everywhere else, and for {config.longer} with "
+        "one seed. Gains in points. What scratch makes up for in the longer run was a head start.",
     )
 
 
