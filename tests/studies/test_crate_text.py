@@ -102,6 +102,13 @@ def test_the_wider_gpt2_has_the_operations_of_crate_and_not_its_parameters(dim: 
     assert operations(crate, config.length) > operations(narrow, config.length)
 
 
+@pytest.mark.parametrize("model", [WIDER, "CRATE-GPT"])
+def test_a_seed_gives_the_same_weights_whether_or_not_the_width_is_known(model: str) -> None:
+    first = build(Config(dim=40), model, seed=1).state_dict()
+    again = build(Config(dim=40), model, seed=1).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 def test_counted_parameters_leave_out_the_tables_alone() -> None:
     config = Config(dim=64)
     counts = parameters(build(config, "GPT-2"))

@@ -83,8 +83,9 @@ def _fitted(model: str, twin: str, depth: int, dim: int, heads: int, length: int
 
 def build(config: Config, model: str, *, seed: int = 0, table_std: float = 0.02) -> nn.Module:
     """An untrained model, its tables of bytes and positions drawn with a standard deviation of `table_std`."""
+    described = model_config(config, model)  # before seeding: the search for a width may draw random numbers
     torch.manual_seed(seed)
-    network: Any = _of_config(model_config(config, model))
+    network: Any = _of_config(described)
     for table in (network.embed, network.positions):
         if table is not None:
             nn.init.normal_(table.weight, std=table_std)
