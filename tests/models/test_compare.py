@@ -70,6 +70,12 @@ def test_a_model_matched_with_itself_keeps_its_width_and_what_cannot_be_matched_
         matched_width("vit_nano_patch4_32", "crate_nano_patch4_32", by="flop")
 
 
+@pytest.mark.parametrize("name", ["timm:vit_relpos_small_patch16_224", "timm:vit_small_patch16_rope_224"])
+@pytest.mark.parametrize("by", ["parameters", "flops"])
+def test_models_with_tables_of_positions_and_rotations_are_matched_too(name, by):
+    assert matched_width(name, name, by=by, depth=1) == 384
+
+
 def test_the_roster_of_the_studies_is_as_wide_as_matching_says():
     from unrolled.studies.crate_members import DEPTH, KINDS
 

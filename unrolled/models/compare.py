@@ -40,7 +40,7 @@ def matched_width(name: str, like: str, *, by: Literal["parameters", "flops"] = 
         **kwargs: arguments of both models, such as `num_classes`.
 
     Returns:
-        The width; `name` at the widths around it costs more, or less, than `like`.
+        The width, a multiple of the number of heads of `name`.
 
     Raises:
         ValueError: `by` is unknown, or the width of `name` cannot be changed.
@@ -54,9 +54,10 @@ def matched_width(name: str, like: str, *, by: Literal["parameters", "flops"] = 
         return count_flops(model.eval(), torch.zeros(1, *_input_size(label, model)))
 
     def at(width: int) -> nn.Module:
-        with torch.device("meta"):  # nothing is drawn: weights of any value cost the same
-            model = resolve_model(name, **kwargs, embed_dim=width)
-        return model if by == "parameters" else model.to_empty(device="cpu")
+        if by == "flops":  # it has to run, and what it looks up in tables of its own must be there
+            return resolve_model(name, **kwargs, embed_dim=width)
+        with torch.device("meta"):  # nothing is drawn
+            return resolve_model(name, **kwargs, embed_dim=width)
 
     target = cost(resolve_model(like, **kwargs), like)
     changed = resolve_model(name, **kwargs)
@@ -64,7 +65,7 @@ def matched_width(name: str, like: str, *, by: Literal["parameters", "flops"] = 
         width = int(changed.num_features)  # type: ignore[arg-type]
         attention = changed.blocks[0].attn  # type: ignore[index, union-attr]
         step = int(getattr(attention, "heads", None) or attention.num_heads)  # type: ignore[arg-type, union-attr]
-        while not _can(at, width + step):  # a convolutional stem also halves the width, some times
+        while not _can(at, width + step):  # a convolutional stem also halves the width, rotations need even shares
             step *= 2
     except (AttributeError, TypeError) as error:
         raise ValueError(f"name={name!r}: its width cannot be changed; choose a transformer of the list") from error
@@ -158,7 +159,7 @@ def compare(
 def _can(at: Callable[[int], nn.Module], width: int) -> bool:
     try:
         at(width)
-    except (ValueError, AssertionError):  # how this package and timm refuse a width
+    except (ValueError, AssertionError, RuntimeError):  # how this package and timm refuse a width
         if width > 2**16:
             raise
         return False
