@@ -66,6 +66,10 @@ def test_a_temperature_at_its_bound_is_said_and_explained(right: bool) -> None:
     assert ("lower bound, 0.01" if right else "upper bound, 100") in said
     assert ("all classified correctly" if right else "no better than the same one for every class") in said
     noise = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    small = calibration((torch.eye(4)[labels] + noise) / 1000, labels)["temperature"]
+    assert small["bound"] == "low"
+    assert f"{small['right']} of the 40 held-out images are classified correctly" in at_bound(small)
+    assert small["right"] < 40
     assert calibration(torch.eye(4)[labels] + noise, labels)["temperature"]["bound"] is None
 
 

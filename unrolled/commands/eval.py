@@ -235,8 +235,8 @@ def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, A
 
     Returns:
         the fields of `Reliability`, and `temperature`: None for fewer than 50 samples, else `value`, `bound` ("low" or
-        "high" if the fit ended there, else None), `fitted_on`, `judged_on`, and `before` and `after`, the same fields
-        on the samples it was not fitted on.
+        "high" if the fit ended there, else None), `fitted_on`, of which `right` are classified correctly, `judged_on`,
+        and `before` and `after`, the same fields on the samples it was not fitted on.
     """
     import torch
 
@@ -249,15 +249,16 @@ def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, A
     held, rest = order[: (cut := round(_HELD_OUT * len(labels)))], order[cut:]
     low, high = _TEMPERATURES
     value = fit_temperature(logits[held], labels[held], low=low, high=high)
-    if bool((logits[held].argmax(1) == labels[held]).all()):
+    right = int((logits[held].argmax(1) == labels[held]).sum())
+    if right == len(held):
         value = low  # the loss falls all the way, but is too small to be told from 0 before it gets there
     bound = "low" if value < 1.01 * low else "high" if value > 0.99 * high else None  # it stops just short of them
     before, after = (dataclasses.asdict(reliability(logits[rest], labels[rest], temperature=at)) for at in (1.0, value))
     return {
         **found,
         "temperature": {
-            "value": value, "bound": bound, "fitted_on": len(held), "judged_on": len(rest), "before": before,
-            "after": after,
+            "value": value, "bound": bound, "fitted_on": len(held), "right": right, "judged_on": len(rest),
+            "before": before, "after": after,
         },
     }  # fmt: skip
 

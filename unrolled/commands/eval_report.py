@@ -88,10 +88,15 @@ def at_bound(fitted: dict[str, Any]) -> str:
             "every class. That is all that is left at this temperature, so the calibration error after it is no merit "
             "of the model"
         )
+    lower = f"the fit of the temperature ran into its lower bound, {fitted['value']:.2f}: "
+    if fitted["right"] < fitted["fitted_on"]:
+        return (
+            f"{lower}{fitted['right']:,} of the {fitted['fitted_on']:,} held-out images are classified correctly, but "
+            "this model's logits differ so little that a lower one would fit them better still"
+        )
     return (
-        f"the fit of the temperature ran into its lower bound, {fitted['value']:.2f}: the {fitted['fitted_on']:,} "
-        "held-out images are all classified correctly, or nearly so, and any lower one would fit them better. They do "
-        "not determine it; judge the calibration error as it is, or fit on more images"
+        f"{lower}the {fitted['fitted_on']:,} held-out images are all classified correctly, and any lower one would fit "
+        "them better. They do not determine it; judge the calibration error as it is, or fit on more images"
     )
 
 
