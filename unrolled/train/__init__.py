@@ -1,4 +1,4 @@
-"""Training: one visible loop (`loop.py`), with the helpers it calls beside it.
+"""Training: one visible loop (`steps.py`), with the helpers it calls beside it.
 
 Importing this package imports nothing heavy: `config` is read by the command line before torch is needed.
 """
