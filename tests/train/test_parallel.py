@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from train_helpers import TINY
 
-from unrolled.train import PretrainConfig, TrainConfig, fit, pretrain, save_config
+from unrolled.train import PretrainConfig, TrainConfig, fit, fit_text, pretrain, save_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -27,6 +27,13 @@ PRETRAIN = """
 import sys
 from unrolled.train import PretrainConfig, load_config, pretrain
 pretrain(load_config(sys.argv[1], PretrainConfig))
+"""
+
+
+TEXT = """
+import sys
+from unrolled.train import TrainConfig, fit_text, load_config
+fit_text(load_config(sys.argv[1], TrainConfig))
 """
 
 
@@ -86,6 +93,22 @@ def test_two_processes_train_as_one_does(tmp_path):
     run_processes(two, tmp_path)
     environment = json.loads((two.out / "env.json").read_text())
     assert (environment["strategy"], environment["processes"]) == ("ddp", 2)
+    assert_same_to_rounding(one.out, two.out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["lm", "mlm"])
+def test_two_processes_train_on_text_as_one_does(tmp_path, task):
+    """Masks fall unevenly on the processes; every masked token of a step counts the same."""
+    lines = [f"line {i} and {i % 7} are numbers" for i in range(900)]
+    (tmp_path / "tinyshakespeare.txt").write_text("\n".join(lines))
+    own: dict[str, Any] = {"task": task, "model": TrainConfig.model, "model_args": {"dim": 16, "heads": 2}}
+    own |= {"data": "tinyshakespeare", "data_dir": tmp_path, "length": 16, "batch_size": 16, "eval_samples": 9}
+    own |= {"epochs": 1.0, "eval_every": 0.01, "warmup_epochs": 0.01, "max_steps": 6}
+    one, two = settings(tmp_path / "one", **own), settings(tmp_path / "two", **own, devices=2)
+    fit_text(one)
+    run_processes(two, tmp_path, script=TEXT)
+    assert json.loads((two.out / "env.json").read_text())["processes"] == 2
     assert_same_to_rounding(one.out, two.out)
 
 

@@ -140,8 +140,10 @@ class _Text(Work):
         there = self.corpus.excerpts("val", self.config.length)
         return [f"validating on {self.config.eval_samples:,} of {there:,} excerpts of {self.config.length} tokens"]
 
-    def fetch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of this process, its share of the batch that (seed, step) names."""
+    def fetch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs and targets of this process, its share of the batch that (seed, step) names; of each excerpt also how
+        many tokens the step predicts on a process, which is the same on all: masks fall unevenly, and the mean over
+        processes must not depend on how many there are."""
         config, tokenizer = self.config, self.corpus.tokenizer
         tokens = self.corpus.tokens["train"]
         batch = token_batches(tokens, batch_size=config.batch_size, length=config.length, seed=config.seed, step=step)
@@ -158,19 +160,20 @@ class _Text(Work):
                 share=config.mask_share,
             )
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        return inputs.chunk(world)[rank], targets.chunk(world)[rank]
+        predicted = (targets != IGNORED).sum().clamp(min=1) / world
+        share = inputs.chunk(world)[rank]
+        return share, targets.chunk(world)[rank], predicted.expand(len(share))
 
-    def inputs(self, fetched: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    def inputs(self, fetched: tuple[Tensor, ...], step: int) -> tuple[Tensor, ...]:
         """The same, on the device."""
-        inputs, targets = fetched
-        return inputs.to(self.fabric.device), targets.to(self.fabric.device)
+        return tuple(tensor.to(self.fabric.device) for tensor in fetched)
 
     def loss(
         self, wrapped: nn.Module, part: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy summed over the part's tokens, over the number of tokens that the whole step predicts."""
-        whole = (inputs[1] != IGNORED).sum().clamp(min=1)
-        return token_loss(logits_of(wrapped(part[0])), part[1], self.config.label_smoothing) / whole, {}
+        tokens, targets, predicted = part
+        return token_loss(logits_of(wrapped(tokens)), targets, self.config.label_smoothing) / predicted[0], {}
 
     def non_finite(self, loss: float, norm: float, fetched: Any, step: int) -> str:
         """Text is always finite, so what helps is in the settings."""
