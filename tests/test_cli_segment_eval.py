@@ -103,6 +103,19 @@ def test_what_is_measured_and_how_objects_are_ranked_can_be_chosen(
     assert "Columns" not in said
 
 
+def test_scores_of_another_model_of_the_same_name_get_a_folder_of_their_own(
+    marked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(marked)
+    arguments = ["segment", "--eval", "masks", "--data-dir", marked, "--image-size", 16, "--measure", "clusters"]
+    for more in ([], ["--model-args.depth", 2], ["--limit", 2]):
+        assert run(*arguments, *MODEL, *more, "--layers", 1, "--quiet") == 0
+    assert sorted(folder.name for folder in (marked / "runs").iterdir()) == [
+        "segment-crate_nano_patch4_32-masks",
+        "segment-crate_nano_patch4_32-masks-2",
+    ]
+
+
 def test_of_one_photo_there_is_no_other_half_to_choose_a_head_on(
     marked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from unrolled.report import HeatMap, Report
 
 Table = tuple[list[str], list[list[str]]]
-_RULES = {"mass": "entries that hold {keep:g} of the mass", "fraction": "{keep:g} of the entries"}
 
 
 def run_eval(
@@ -76,7 +75,7 @@ def run_eval(
     report = _report(result, asked)
     report.results = result
     report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
-    page = write_run(out or default_folder("segment", model, data), settings, report)
+    page = write_run(out or default_folder("segment", model, data, settings), settings, report)
     return result, page, said_in_terminal(result, asked, words=not quiet)
 
 
