@@ -136,6 +136,12 @@ def test_fine_tuning_starts_from_the_member(tmp_path: Path) -> None:
             assert all(torch.equal(start[name], member[name]) for name in shared)
 
 
+@pytest.mark.parametrize("name", ["kinds", "longer_kinds"])
+def test_unknown_kinds_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: 'vit-49' is unknown"):
+        Config(**{name: ("crate", "vit-49")})
+
+
 def test_what_an_encoder_is_shown_changes_no_untrained_weight() -> None:
     one, other = (build(Member(kind=kind), classes=10).state_dict() for kind in ("mae", "mae-visible"))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -127,8 +127,9 @@ class Config(MembersConfig):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must name at least one, and none twice")
-        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
-            raise ValueError(f"kinds: {unknown[0]!r} is unknown; choose of {', '.join(KINDS)}")
+        for name in ("kinds", "longer_kinds"):
+            if unknown := [kind for kind in getattr(self, name) if kind not in KINDS]:
+                raise ValueError(f"{name}: {unknown[0]!r} is unknown; choose of {', '.join(KINDS)}")
         known = ("cifar10", "fashion_mnist", "digits-turned")
         if not self.targets or any(target not in known for target in self.targets):
             raise ValueError(f"targets={self.targets}: name at least one of {', '.join(known)}")
