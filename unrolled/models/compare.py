@@ -24,7 +24,7 @@ class Cost(NamedTuple):
     input_size: tuple[int, int, int]
     """(channels, height, width)."""
     width: int | None = None
-    """Width of the tokens, where the model says it."""
+    """`num_features`, where the model has it: of a transformer the width of its tokens, in the last stage."""
 
 
 def matched_width(name: str, like: str, *, by: Literal["parameters", "flops"] = "parameters", **kwargs: Any) -> int:

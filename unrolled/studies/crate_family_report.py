@@ -319,8 +319,9 @@ def _limits(report: Report, config: Config, found: dict[str, Found], cost: dict[
         below + "So few images reward models that learn fast, not those that end best. The published differences are "
         "of converged ImageNet models: only their signs are judged, or that they stay small. A sign is judged on the "
         "mean; compare it with the standard deviation over seeds before believing it. Kinds differ in stem (CBT and "
-        "ToST begin with convolutions, which help on small images: compare them with the CRATE that has CBT's stem) "
-        "and in parameters, not only in the layer." + (missing if here < wanted else ""),
+        "ToST begin with convolutions, which help on small images: compare them with the CRATE that has CBT's stem, "
+        "which was added after CBT had come out far ahead of the CRATE without it) and in parameters, not only in the "
+        "layer." + (missing if here < wanted else ""),
     )
 
 
