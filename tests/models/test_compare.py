@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 
 from unrolled import cli
@@ -59,6 +60,13 @@ def test_a_matched_baseline_costs_what_the_reference_does_and_its_neighbours_do_
     off = [abs(cost(create_model(name, num_classes=5, embed_dim=width + step)) - target) for step in (-4, 0, 4)]
     assert off[1] == min(off)
     assert off[1] < 0.1 * target
+
+
+def test_counting_leaves_the_model_as_it_was_and_takes_models_with_a_late_class_token():
+    model = timm.create_model("cait_xxs24_224", depth=2, img_size=32, embed_dim=48)
+    model.pos_embed.requires_grad_(False)
+    assert count_flops(model.eval(), torch.zeros(1, 3, 32, 32)) > 0
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["pos_embed"]
 
 
 def test_a_model_matched_with_itself_keeps_its_width_and_what_cannot_be_matched_is_named():

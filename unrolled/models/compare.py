@@ -95,10 +95,16 @@ def count_flops(model: nn.Module, images: Tensor) -> int:
         model: runs without gradients, in the mode it is in.
         images: `[b, c, h, w]` on the model's device; the result is for all b.
     """
-    with torch.no_grad():
-        model(images)  # what is folded once and kept is no cost of a forward pass
-        with FlopCounterMode(display=False) as counter:
-            model(images)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)  # without it the counter stumbles over models that join tokens on their way, as cait
+    try:
+        with torch.no_grad():
+            model(images)  # what is folded once and kept is no cost of a forward pass
+            with FlopCounterMode(display=False) as counter:
+                model(images)
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
     return counter.get_total_flops()
 
 

@@ -63,7 +63,7 @@ DIFFERENCES: tuple[tuple[Expectation, str, str], ...] = (
     ),
     (
         Expectation(
-            statement="So is a ViT of as many parameters (ViT less CRATE)",
+            statement="A ViT of as many parameters as CRATE is more accurate (ViT less CRATE)",
             source=f"arXiv 2306.01129, table 1, tiny; {_POINTS}",
             published="71.5 - 66.7 = +4.8",
             low=0.0,
@@ -73,7 +73,7 @@ DIFFERENCES: tuple[tuple[Expectation, str, str], ...] = (
     ),
     (
         Expectation(
-            statement="So is a ViT of as many operations (ViT less CRATE)",
+            statement="A ViT of as many operations as CRATE is more accurate (ViT less CRATE)",
             source="a control that no paper has",
             published="none",
             low=0.0,

@@ -30,7 +30,7 @@ CRATE = Expectation(
     low=0.0,
 )
 OPERATIONS = Expectation(
-    statement="And behind a GPT-2 of as many operations (difference of losses, bits per byte)",
+    statement="CRATE-GPT is behind a GPT-2 of as many operations too (difference of losses, bits per byte)",
     source="a control that no source has",
     published="none",
     low=0.0,

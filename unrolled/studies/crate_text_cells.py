@@ -247,7 +247,10 @@ def baselines(config: Config) -> dict[str, Any]:
 def costs(config: Config) -> dict[str, Any]:
     """Bytes per second in training, milliseconds per byte in decoding, and what decoding remembers, of every model."""
     return remembered(
-        config.out / "cells", "costs", _settings(config, Job(model="GPT-2", rate=0)), lambda: _costs(config)
+        config.out / "cells",
+        "costs",
+        {**_settings(config, Job(model="GPT-2", rate=0)), "models": list(MODELS)},
+        lambda: _costs(config),
     )
 
 

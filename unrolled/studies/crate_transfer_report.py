@@ -350,12 +350,13 @@ def _rates(report: Report, found: Found, target: str) -> None:
 
 
 def _longer(report: Report, found: Found, results: dict[str, Any]) -> None:
-    config, rows = found.config, list[list[Any]]()
+    config, rows, first = found.config, list[list[Any]](), found.config.seeds[0]
     for target in results["targets"]:
         for kind in (kind for kind in config.longer_kinds if kind in config.kinds):
             row = [_TITLES[target], KINDS[kind].words, _how(kind)]
             for steps in (0, config.longer):
-                one, other = (found.tuned(target, kind, state, steps=steps) for state in (True, False))
+                both = (found.tuned(target, kind, state, steps=steps) for state in (True, False))
+                one, other = ({seed: value for seed, value in values.items() if seed == first} for values in both)
                 row += [shown(one), shown(other), shown(less(one, other), sign=True)]
             rows.append(row)
     short, long = (f"{steps * BATCH:,}" for steps in (config.steps, config.longer))
@@ -372,8 +373,8 @@ def _longer(report: Report, found: Found, results: dict[str, Any]) -> None:
             "gain",
         ],
         rows,
-        caption=f"Fine-tuned with all labels for {config.steps} steps as everywhere else, and for {config.longer} with "
-        "one seed. Gains in points. What scratch makes up for in the longer run was a head start.",
+        caption=f"Fine-tuned with all labels, one seed, for {config.steps} steps as everywhere else and for "
+        f"{config.longer}. Gains in points. What scratch makes up for in the longer run was a head start.",
     )
 
 

@@ -223,6 +223,10 @@ class _Images(Work):
             cause = "their pixels are all finite, so lower lr, lengthen warmup_epochs or tighten clip_grad"
         return f"non-finite {what} ({value}) at step {step}, images {shown} ({len(indices)} in all); {cause}"
 
+    def skipped(self, fetched: Any) -> list[str]:
+        """Images that were left out (only with `on_error="skip"`)."""
+        return fetched.skipped  # type: ignore[no-any-return]
+
     def after_step(self, step: int) -> None:
         """The objective may follow the weights."""
         self.objective.after_step(step)

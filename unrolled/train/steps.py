@@ -96,6 +96,10 @@ class Work:
         """What to say of a loss, or a norm of gradients, that is no number (a collective call)."""
         raise NotImplementedError
 
+    def skipped(self, fetched: Any) -> list[str]:
+        """Names of samples of this batch that could not be read."""
+        return []
+
     def after_step(self, step: int) -> None:
         """Called when the weights have changed for the `step`-th time."""
 
@@ -261,7 +265,7 @@ def run_steps(
                     units, seconds = units + work.step_units, seconds + elapsed
 
                 # --- log, save, validate
-                state.window.add(loss_value, None if norm is None else norm_value, getattr(fetched, "skipped", []))
+                state.window.add(loss_value, None if norm is None else norm_value, work.skipped(fetched))
                 state.window.add_further(dict(zip(further, means[3:], strict=True)))
                 progress.step(state.step, loss_value)
                 if state.step % config.log_every == 0 or state.step == last:
