@@ -20,7 +20,7 @@ from unrolled.studies.crate_text import MASKED_MODELS, MODELS, WIDER, Config, pl
 from unrolled.studies.crate_text_cells import Job, chosen, held_out, kept, record
 from unrolled.studies.crate_text_models import build, model_config, operations, parameters
 from unrolled.studies.crate_text_ngrams import LONGEST, NGrams
-from unrolled.studies.crate_text_report import _falling
+from unrolled.studies.crate_text_report import _by_trials, _falling
 
 TINY: dict[str, Any] = {
     "seeds": (0, 1),
@@ -185,6 +185,17 @@ def test_how_many_curves_still_fall_is_counted_and_not_said_of_one_look() -> Non
     assert _falling(cells(3.0, 2.0)).endswith(f"of {len(MODELS)} of {len(MODELS)} models was still falling")
     assert "of 1 of" in _falling({**cells(2.0, 3.0), "ToST": cells(2.0, 1.0)["ToST"]})
     assert _falling(cells(3.0)) == ""
+
+
+def test_a_wider_model_that_is_behind_is_put_down_to_its_settings() -> None:
+    def cells(wide: float, narrow: float) -> dict[str, list[dict[str, Any]]]:
+        return {
+            name: [{"test": {"loss": loss}, "rate": rate}]
+            for name, loss, rate in ((WIDER, wide, 0.003), ("GPT-2", narrow, 0.01))
+        }
+
+    assert "0.003 and 0.01" in _by_trials(cells(2.0, 1.0))
+    assert _by_trials(cells(1.0, 2.0)) == ""
 
 
 def test_the_slow_model_gets_fewer_seeds() -> None:

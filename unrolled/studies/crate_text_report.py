@@ -319,6 +319,17 @@ def _falling(cells: dict[str, Cells]) -> str:
     return f": at the last look the validation loss of {falling} of {len(curves)} models was still falling"
 
 
+def _by_trials(cells: dict[str, Cells]) -> str:
+    """A warning where the wider GPT-2 is behind the other, which can only be the settings' doing."""
+    wide, narrow = cells[WIDER], cells["GPT-2"]
+    if fmean(_bits(wide)) <= fmean(_bits(narrow)):
+        return ""
+    return (
+        ": the wider GPT-2 came out behind the narrower one, which more parameters do not explain but rates "
+        f"may (chosen: {wide[0]['rate']:g} and {narrow[0]['rate']:g})"
+    )
+
+
 def _limits(report: Report, config: Config, cells: dict[str, Cells]) -> None:
     seen = cells["GPT-2"][0]["bytes"]
     report.section(
@@ -333,7 +344,7 @@ def _limits(report: Report, config: Config, cells: dict[str, Cells]) -> None:
         "that of the mesa layer alone (the `mesa-language` study replaces the layer and nothing else). Equal "
         "parameters at equal depth make CRATE twice as wide as GPT-2; deeper models of equal width were not tried. "
         "Beyond the scale of the tables initialisation is the package's for each model. Settings were chosen by short "
-        f"trials, which favour what learns fast, with one seed and from few candidates. MesaNet has "
+        f"trials, which favour what learns fast, with one seed and from few candidates{_by_trials(cells)}. MesaNet has "
         f"{len(cells['MesaNet'])} seeds where the others have {len(cells['GPT-2'])}, and standard deviations over so "
         "few say little.",
     )
