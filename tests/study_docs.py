@@ -40,11 +40,22 @@ def add(folder: Path) -> None:
     target = STUDIES / folder.name
     shutil.rmtree(target, ignore_errors=True)
     (target / "figures").mkdir(parents=True)
-    report = json.loads((folder / "report.json").read_text())
+    report = without_paths(json.loads((folder / "report.json").read_text()))
     (target / "report.json").write_text(json.dumps(report, separators=(",", ":"), ensure_ascii=False) + "\n")
     for figure in sorted((folder / "figures").glob("*.svg")):
         if figure.stat().st_size <= _LARGEST:
             shutil.copy(figure, target / "figures" / figure.name)
+
+
+def without_paths(value: Any) -> Any:
+    """A report that names no folder of the machine it was made on: DATA in their place."""
+    if isinstance(value, dict):
+        return {key: without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_paths(entry) for entry in value]
+    if isinstance(value, str):
+        return re.sub(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]+(?=$|\s)", "DATA", value)
+    return value
 
 
 def page() -> str:

@@ -1,5 +1,6 @@
 """What the README says is true: its tree is the package's, its links resolve, its Python runs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,12 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.
 
 def test_the_tree_is_the_packages():
     assert f"```text\n{tree()}\n```" in README, "run: python -m tests.readme_tree"
+
+
+@pytest.mark.parametrize("path", sorted(study_docs.STUDIES.glob("*/report.json")), ids=lambda path: path.parent.name)
+def test_committed_reports_name_no_folder_of_a_machine(path: Path):
+    report = json.loads(path.read_text())
+    assert study_docs.without_paths(report) == report
 
 
 def test_the_page_of_studies_is_what_their_reports_say():
