@@ -21,7 +21,7 @@ NAMES = [file.name.removesuffix(".safetensors") for file in FILES]
 def test_what_is_registered_is_there() -> None:
     registered = {f"{name}.{tag}" for name, tags in registry._SHIPPED.items() for tag in tags}
     assert registered == set(NAMES)
-    assert "crate_nano_patch4_32.cifar10" in registered
+    assert {"crate_nano_patch4_32.cifar10", "crate_mae_nano_patch4_32.cifar10"} <= registered
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,6 +67,35 @@ def test_a_card_says_data_recipe_accuracy_and_limits(file: Path) -> None:
         assert part in card
     parameters = sum(value.numel() for value in unrolled.create_model(file.name.rsplit(".", 1)[0]).parameters())
     assert f"{parameters:,} parameters" in card
+
+
+def test_the_autoencoder_comes_as_it_was_trained(tmp_path: Path) -> None:
+    import timm
+
+    name = "crate_mae_nano_patch4_32.cifar10"
+    model = timm.create_model(name, pretrained=True)
+    assert model.encoder == "visible"
+    assert not model.norm_pix_loss
+    assert timm.create_model("crate_mae_nano_patch4_32").encoder == "full"
+    assert unrolled.create_model(name, pretrained=True, encoder="full").encoder == "full"
+
+
+def test_the_autoencoder_completes_as_well_as_its_card_says(shared: Path) -> None:
+    from unrolled.data import eval_loader, eval_transform, model_input, open_images
+    from unrolled.train.masked import evaluate_masked
+
+    name = "crate_mae_nano_patch4_32.cifar10"
+    card = (registry._SHIPPED_FOLDER / f"{name}.md").read_text()
+    said = float(re.search(r"\| mean squared error on the removed patches \| ([\d.]+)", card)[1])  # type: ignore[index]
+    model = unrolled.create_model(name, pretrained=True)
+    cfg = model_input(model)
+    transform = eval_transform(
+        cfg["input_size"], cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"]
+    )
+    source = open_images("cifar10", "test", data_dir=shared / "data")
+    scores = evaluate_masked(model, model, eval_loader(source, transform, batch_size=500), mask_ratio=0.75)
+    assert scores["loss"] == pytest.approx(said, abs=2e-3)
+    assert scores["loss"] < 0.6 * scores["visible_mean_loss"]
 
 
 def test_the_classifier_is_as_accurate_as_its_card_says(shared: Path) -> None:

@@ -23,7 +23,7 @@ _NAMES = ("input", "mask", "completion", "prediction")
 def complete(
     images: tuple[Path, ...],
     *,
-    model: str = "crate_mae_base_patch16_224",
+    model: str = "crate_mae_nano_patch4_32.cifar10",
     mask_ratio: float = 0.75,
     weights: Path | None = None,
     pretrained: Pretrained = False,
@@ -41,6 +41,7 @@ def complete(
     Writes the input, what was left of it, its completion and the bare prediction, at the size the model sees. The error
     on the removed patches stands beside that of filling them with the mean colour of the others.
 
+        unrolled complete cat.jpg
         unrolled complete cat.jpg --model crate_mae_base_patch16_224 --weights models/crate-mae
         unrolled complete cat.jpg --model runs/mae --mask-ratio 0.5 --seed 3
 
@@ -49,7 +50,7 @@ def complete(
     images
         Pictures, or folders of them.
     model
-        A masked autoencoder: `crate_mae_*`, `vit_mae_*` or a folder with one.
+        A masked autoencoder: `crate_mae_*`, `vit_mae_*` or a folder with one. The default is small and comes trained.
     mask_ratio
         Share of the patches to remove, in (0, 1).
     weights
