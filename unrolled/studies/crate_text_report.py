@@ -50,10 +50,10 @@ def build_report(config: Config, results: dict[str, Any], began: float) -> Repor
     verdict = f"ahead of it are {', '.join(ahead)}." if ahead else "no model is ahead of it."
     report.headline(
         f"On {config.corpus}, after {seen / 1e6:.2f} million bytes and with about "
-        f"{cells['GPT-2'][0]['parameters']['without_embeddings']:,} parameters each, the models spend "
+        f"{cells['GPT-2'][0]['parameters']['without_embeddings']:,} parameters without embeddings, the models spend "
         + ", ".join(f"{losses[model]} ({model})" for model in ranked if model != WIDER)
         + f" bits on a byte they never saw; a GPT-2 of CRATE's operations {losses[WIDER]}. "
-        f"Counting {order} bytes in a row spends {best:.3f}: {verdict}",
+        f"Counting {order} bytes in a row in all of the training part spends {best:.3f}: {verdict}",
         [Fact(label=model, value=losses[model], detail="bits per byte, test part") for model in MODELS],
     )
     _models(report, config, cells, results)
@@ -344,7 +344,7 @@ def _limits(report: Report, config: Config, cells: dict[str, Cells]) -> None:
         "that of the mesa layer alone (the `mesa-language` study replaces the layer and nothing else). Equal "
         "parameters at equal depth make CRATE twice as wide as GPT-2; deeper models of equal width were not tried. "
         "Beyond the scale of the tables initialisation is the package's for each model. Settings were chosen by short "
-        f"trials, which favour what learns fast, with one seed and from few candidates{_by_trials(cells)}. MesaNet has "
-        f"{len(cells['MesaNet'])} seeds where the others have {len(cells['GPT-2'])}, and standard deviations over so "
-        "few say little.",
+        f"trials, which favour what learns fast, with one seed and from few candidates{_by_trials(cells)}. MesaNet was "
+        f"trained {len(cells['MesaNet'])} times, the others {len(cells['GPT-2'])}; standard deviations over so few say "
+        "little.",
     )
