@@ -55,20 +55,35 @@ DIFFERENCES: dict[str, Expectation] = {
         statement="A step of 0.5 instead of 0.1 costs accuracy", source=_SOURCE, published="-4.1", high=0.0
     ),
     "step-0.02": Expectation(
-        statement="A step of 0.02 changes it by less than 2 points", source=_SOURCE, published="-0.1", **_CLOSE
+        statement="A step of 0.02 instead of 0.1 changes accuracy by less than 2 points",
+        source=_SOURCE,
+        published="-0.1",
+        **_CLOSE,
     ),
     "sparsity-0.02": Expectation(
-        statement="So does a sparsity of 0.02 instead of 0.1", source=_SOURCE, published="0.0", **_CLOSE
+        statement="A sparsity of 0.02 instead of 0.1 changes accuracy by less than 2 points",
+        source=_SOURCE,
+        published="0.0",
+        **_CLOSE,
     ),
-    "sparsity-0.5": Expectation(statement="And one of 0.5", source=_SOURCE, published="-0.3", **_CLOSE),
-    "learned": Expectation(statement="Learning step and threshold", source="nobody published it", published="none"),
+    "sparsity-0.5": Expectation(
+        statement="A sparsity of 0.5 instead of 0.1 changes accuracy by less than 2 points",
+        source=_SOURCE,
+        published="-0.3",
+        **_CLOSE,
+    ),
+    "learned": Expectation(
+        statement="Learning step and threshold: change of accuracy", source="nobody published it", published="none"
+    ),
     "derived": Expectation(
-        statement="The compression step as derived, with its first-order term",
+        statement="The compression step as derived, with its first-order term: change of accuracy",
         source="arXiv 2411.17182",
         published="value not found",
     ),
     "negated": Expectation(
-        statement="The compression step with the opposite sign", source="arXiv 2411.17182", published="value not found"
+        statement="The compression step with the opposite sign: change of accuracy",
+        source="arXiv 2411.17182",
+        published="value not found",
     ),
 }
 _CURVES = "arXiv 2306.01129, figures 3 and 4, small"

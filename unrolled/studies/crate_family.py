@@ -38,7 +38,7 @@ DIFFERENCES: tuple[tuple[Expectation, str, str], ...] = (
     ),
     (
         Expectation(
-            statement="Decoupling the dictionary that decodes raises it further",
+            statement="Decoupling the dictionary that decodes raises accuracy further",
             source=_ALPHA,
             published="+2.0",
             low=0.0,
@@ -47,7 +47,9 @@ DIFFERENCES: tuple[tuple[Expectation, str, str], ...] = (
         "overcomplete",
     ),
     (
-        Expectation(statement="So does the residual connection", source=_ALPHA, published="+0.7", low=0.0),
+        Expectation(
+            statement="The residual connection raises accuracy further", source=_ALPHA, published="+0.7", low=0.0
+        ),
         "alpha",
         "decoupled",
     ),
