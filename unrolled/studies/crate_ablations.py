@@ -94,7 +94,7 @@ FALL = Expectation(
     high=1.0,
 )
 LEARNED_FALL = Expectation(
-    statement="It falls by more than in the untrained network (ratio less the control's)",
+    statement="R^c falls by more than in the untrained network (ratio less the control's)",
     source="a control that no paper has",
     published="none",
     high=0.0,
