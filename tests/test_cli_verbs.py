@@ -34,6 +34,24 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert models[0]["parameters"] == 77641192
 
 
+def test_list_has_the_language_models(capsys: pytest.CaptureFixture[str]) -> None:
+    from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
+
+    assert cli.run(["list"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {*LANGUAGE_MODELS, *ENCODERS} < rows.keys()
+    assert "60,665,088" in rows["crate_gpt_base"]
+    assert cli.run(["list", "*gpt*", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)
+    assert {model["name"] for model in models} == {name for name in LANGUAGE_MODELS if "gpt" in name}
+    assert all(model["source"].startswith("text: ") for model in models)
+
+
+def test_list_compares_models_of_images_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list", "--compare", "vit_nano_patch2_8", "crate_gpt_nano"]) == 2
+    assert "--compare: crate_gpt_nano: a language model; only models of images" in capsys.readouterr().err
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 

@@ -87,3 +87,62 @@ def test_a_file_that_is_missing_elsewhere_is_not_blamed_on_out() -> None:
 def test_run_folders_are_compared(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["list", "--compare", str(run_folder), "vit_nano_patch2_8", "--batch-size", "1"]) == 0
     assert str(run_folder) in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on text as far as these verbs look: its model."""
+    from unrolled.models import LanguageModel, language_config
+
+    folder = tmp_path_factory.mktemp("runs") / "text"
+    config = language_config("crate_gpt_nano", vocab_size=256, dim=8, heads=2, layers=("mssa",), max_length=16)
+    LanguageModel(config).save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "finetune --weights TEXT",
+        "finetune --weights TEXT --model crate_nano_patch2_8 --max-steps 1",
+        "train --weights TEXT --max-steps 1",
+        "segment PICTURE --model TEXT",
+        "explain PICTURE --model TEXT",
+        "explain PICTURE --model crate_nano_patch2_8 --weights TEXT",
+        "explain PICTURE --model crate_gpt_nano",
+        "probe TEXT --samples 50",
+    ],
+)
+def test_a_language_model_is_called_one_where_images_are_shown(
+    arguments: str, text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    known = {"TEXT": str(text_run), "PICTURE": str(tmp_path / "a.png")}
+    words = [known.get(word, word) for word in arguments.split()]
+    code, line = answer(capsys, *words, "--out", str(tmp_path / "out"), "--quiet")
+    assert code == 2
+    assert "a language model" in line
+    assert ("weights: " if "--weights" in words else "model") in line
+
+
+def test_weights_of_another_family_are_named_in_words(tmp_path: Path) -> None:
+    from unrolled.models import create_model, load_weights
+
+    saved = {name: tmp_path / name for name in ("crate_mae_nano_patch4_32", "tost_nano_patch4_32")}
+    for name, folder in saved.items():
+        create_model(name).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"weights of a masked autoencoder, and the model is a CRATE; .*finetune"):
+        load_weights(create_model("crate_nano_patch4_32"), saved["crate_mae_nano_patch4_32"])
+    with pytest.raises(ValueError, match="weights of a ToST, and the model is a ViT; give the model"):
+        load_weights(create_model("vit_nano_patch4_32"), saved["tost_nano_patch4_32"])
+    with pytest.raises(ValueError, match="another architecture than CRATE: it lacks"):  # as the names cannot tell
+        load_weights(create_model("crate_nano_patch4_32", depth=7), _saved_crate(tmp_path))
+
+
+def _saved_crate(folder: Path) -> Path:
+    from unrolled.models import create_model
+
+    create_model("crate_nano_patch4_32").save_pretrained(folder / "crate")
+    return folder / "crate"

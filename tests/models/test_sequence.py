@@ -316,3 +316,11 @@ def test_a_misspelt_argument_of_a_layer_is_named() -> None:
     )
     with pytest.raises(ValueError, match=r"layer_args\['mesa'\].*did you mean 'ridge'"):
         SequenceRegressor(config)
+
+
+def test_the_card_of_a_saved_model_claims_no_hub(tmp_path: Path) -> None:
+    model = LanguageModel(language_config("gpt2_nano", vocab_size=7, dim=8, heads=2, layers=("softmax",)))
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "pushed" not in card
+    assert 'LanguageModel.from_pretrained("FOLDER")' in card

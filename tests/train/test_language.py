@@ -144,6 +144,22 @@ def test_a_run_learns_reports_bits_per_byte_and_generates_from_its_folder(make: 
     }
 
 
+@pytest.mark.parametrize("task", ["lm", "mlm"])
+def test_the_card_of_a_saved_model_is_true(make: Make, task: str) -> None:
+    model = {"lm": "crate_gpt_nano", "mlm": "crate_bert_nano"}[task]
+    result = fit_text(make(task=task, model=model, max_steps=1))
+    card = (result.run_dir / "model" / "README.md").read_text()
+    assert "pushed" not in card
+    assert f"# {model}" in card
+    assert f"`--task {task}`" in card
+    parameters = sum(parameter.numel() for parameter in result.model.parameters())
+    assert f"{parameters:,} parameters" in card
+    names: dict[str, Any] = {}
+    code = card.split("```python\n")[1].split("```")[0].replace('"FOLDER"', repr(str(result.run_dir / "model")))
+    exec(compile(code, "card", "exec"), names)
+    assert names["logits"].shape == (1, len("a text"), names["tokenizer"].vocab_size)
+
+
 def test_subword_tokens_are_measured_in_bytes(make: Make) -> None:
     result = fit_text(make(tokenizer="bpe:300", max_steps=2))
     corpus = open_corpus(result.config)

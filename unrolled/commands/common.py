@@ -53,7 +53,7 @@ def open_model(
         classes: outputs of the head of a model that is built from its name and filled with `weights`.
 
     Raises:
-        ValueError: unknown model, or `weights` have another head.
+        ValueError: unknown model, a language model, or `weights` have another head.
     """
     from unrolled.models import load_weights
     from unrolled.models.resolve import resolve_model
@@ -71,6 +71,7 @@ def open_model(
         raise ValueError(
             f"--model-args: the weights of {spec} do not fit a model with {', '.join(arguments)} changed; leave it out"
         ) from error
+    takes_images(spec, model)
     if weights is not None:
         report = load_weights(model, weights)
         refused = {key: how for key, how in report.reshaped.items() if how.startswith("not loaded")}
@@ -82,6 +83,21 @@ def open_model(
         advice = "--pretrained, or a folder in place of the name, gives it trained ones"
         print(f"note: {spec} has random weights; {advice}", file=sys.stderr)
     return model.eval()
+
+
+def takes_images(spec: str, model: nn.Module) -> None:
+    """Refuse a language model of this package where images are to be shown.
+
+    Raises:
+        ValueError: it is one.
+    """
+    from unrolled.models import LanguageModel
+
+    if isinstance(model, LanguageModel):
+        raise ValueError(
+            f"model: {spec.removeprefix('local:')} is a language model; this takes models of images (`unrolled eval` "
+            "measures language models)"
+        )
 
 
 def shown_everything(model: nn.Module) -> nn.Module:

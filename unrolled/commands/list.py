@@ -22,6 +22,9 @@ def list_(
 ) -> None:
     """List this package's models: name, parameters, source and the weights that can be had.
 
+    Sources that begin with "text:" are of language models, for `train --task lm` or `mlm`; their parameters are those
+    with the vocabulary of GPT-2 or RoBERTa. All others are models of images.
+
     Every other timm model can be used too (`timm:NAME`), and Hugging Face ones (`hf:ORG/NAME`).
 
         unrolled list
@@ -43,6 +46,7 @@ def list_(
         Where `--compare` measures.
     """
     from unrolled.models import list_models
+    from unrolled.models.encoder import list_language_models
 
     check_counts(batch_size=batch_size)
     if compare is not None:
@@ -56,9 +60,9 @@ def list_(
         return
     if match:
         raise ValueError(f"--match {match}: name the models with --compare, first the one to be matched")
-    models = list_models(pattern)
+    models = [*list_models(pattern), *list_language_models(pattern)]
     if not models:
-        names = [model.name for model in list_models()]
+        names = [model.name for model in (*list_models(), *list_language_models())]
         raise ValueError(f"pattern={pattern!r} matches no model; there are {', '.join(names)}")
     if json:
         print(json_module.dumps([model._asdict() for model in models], indent=2))
@@ -75,8 +79,12 @@ def _compare(
     import torch
 
     from unrolled.models.compare import compare
+    from unrolled.models.encoder import list_language_models
     from unrolled.provenance import environment
 
+    texts = {model.name for model in list_language_models()}.intersection(names)
+    if texts:
+        raise ValueError(f"--compare: {', '.join(sorted(texts))}: a language model; only models of images are compared")
     where = choose_device(device)
     rows = compare(tuple(map(named, names)), batch_size=batch_size, device=where, match=match)
     known = environment()

@@ -20,6 +20,7 @@ from unrolled.commands.common import (
     open_model,
     say_where,
     table,
+    takes_images,
 )
 from unrolled.commands.extract import Precision, Samples, features_in
 from unrolled.commands.probe_report import write_report
@@ -207,6 +208,7 @@ def open_body(spec: str, *, weights: Path | None, pretrained: bool, model_args: 
     from unrolled.models.resolve import resolve_model
 
     model = resolve_model(named(spec), **(model_args or {}))
+    takes_images(spec, model)
     print(f"weights: {load_weights(model, weights, head=False)}", file=sys.stderr)
     return model.eval()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
+from unrolled.models.registry import ModelInfo
 from unrolled.models.sequence import LanguageModel, check_ids
-from unrolled.models.sequence_config import EncoderConfig, LanguageConfig, SequenceConfig
+from unrolled.models.sequence_config import (
+    ENCODERS,
+    LANGUAGE_MODELS,
+    EncoderConfig,
+    LanguageConfig,
+    SequenceConfig,
+    language_config,
+    language_source,
+)
 
 
 class MaskedLanguageModel(LanguageModel):
@@ -91,6 +102,22 @@ class MaskedLanguageModel(LanguageModel):
 def build_language_model(config: LanguageConfig) -> LanguageModel:
     """The model of a config: a `MaskedLanguageModel` of an `EncoderConfig`, else a `LanguageModel`."""
     return MaskedLanguageModel(config) if isinstance(config, EncoderConfig) else LanguageModel(config)
+
+
+def list_language_models(pattern: str = "*") -> list[ModelInfo]:
+    """The named language models, also masked ones, whose name matches `pattern` (wildcards).
+
+    Parameters are counted with the vocabulary and positions of the name (GPT-2's or RoBERTa's vocabulary); `train`
+    builds the model with those of its tokenizer and `length`.
+    """
+    names = [name for name in (*LANGUAGE_MODELS, *ENCODERS) if fnmatch(name, pattern)]
+    return [ModelInfo(name, _count(name), language_source(name), "") for name in names]
+
+
+@cache
+def _count(name: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_language_model(language_config(name)).parameters())
 
 
 def is_language_config(config: Any) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
+from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
 from unrolled.models.tost import ToST
 
 # width, heads, layers: tiny to large as published (arXiv 2306.01129, table 5); nano is ours, for a laptop
@@ -256,6 +257,11 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         ValueError: no model of that name; the nearest names are given.
     """
     plain = name.split(":")[-1].split(".")[0]
+    if plain in LANGUAGE_MODELS or plain in ENCODERS:
+        task = "mlm" if plain in ENCODERS else "lm"
+        raise ValueError(
+            f"model={name!r} is a language model and takes no images; `unrolled train --task {task} --model {plain}`"
+        )
     if ":" not in name and not timm.is_model(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]

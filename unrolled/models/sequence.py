@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from unrolled.layers.ista import ISTA
@@ -126,6 +126,17 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
             if isinstance(module, nn.Linear | nn.Embedding):
                 last = path.endswith((".attn.output", ".mlp.contract"))
                 nn.init.normal_(module.weight, std=std * shrink if last else std)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The `README.md` that `save_pretrained` and `push_to_hub` write where there is none yet."""
+        kind = type(self).__name__
+        return ModelCard(
+            "---\nlibrary_name: unrolled\ntags:\n- unrolled\n---\n\n"
+            f"# {kind}\n\nA `{kind}` of the Python package `unrolled`; `config.json` has its settings, "
+            "`model.safetensors` its weights.\n\nTo load it, with FOLDER for where these files are:\n\n"
+            f"```python\nfrom {type(self).__module__} import {kind}\n\n"
+            f'model = {kind}.from_pretrained("FOLDER").eval()\n```\n'
+        )
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: Any = None, **kwargs: Any) -> Any:

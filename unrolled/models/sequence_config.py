@@ -200,6 +200,22 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "bert_nano": {"layers": ("softmax",) * 4, "dim": 128, "heads": 4, **_ROBERTA},
 }
 
+# beginning of a name -> what `unrolled list` says it is
+_SOURCES = {
+    "crate_gpt": "CRATE-GPT",
+    "crate_alpha_gpt": "CRATE-alpha, arXiv 2405.20299, on GPT-2's frame",
+    "tost_gpt": "ToST, arXiv 2412.17810, on GPT-2's frame",
+    "gpt2": "GPT-2, the baseline of CRATE-GPT",
+    "mesanet": "MesaNet, arXiv 2506.05233",
+    "crate_bert": "CRATE-BERT, masked",
+    "bert": "BERT in RoBERTa's frame, masked, the baseline of CRATE-BERT",
+}
+
+
+def language_source(name: str) -> str:
+    """What a model of `LANGUAGE_MODELS` or `ENCODERS` is, e.g. `text: CRATE-GPT`."""
+    return "text: " + _SOURCES[name.rsplit("_", 1)[0]]
+
 
 def language_config(name: str, **overrides: Any) -> LanguageConfig:
     """The config of a model of `LANGUAGE_MODELS` or, an `EncoderConfig`, of `ENCODERS`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,28 @@ from unrolled.errors import MissingData
 from unrolled.models.crate import add_registers
 from unrolled.models.published import LAYOUTS, LoadReport, StateDict, fill, load_published, unwrap
 from unrolled.models.weights import read_tensors
+
+MASKED = "a masked autoencoder"
+LANGUAGE = "a language model (or another model of sequences)"
+# the first whose part is in the names of a state dict says what it is the weights of
+_FAMILIES = (
+    ("decoder_blocks.", MASKED),
+    ("cls_attn_blocks.", "a ToST"),
+    (".attn.step_representative", "a CBT"),
+    (".ista.decoder", "a CRATE-alpha"),
+    (".ista.dictionary", "a CRATE"),
+    (".attn.subspaces.", "an attention-only transformer"),
+    (".attn.qkv.", "a ViT"),
+)
+
+
+def family_of(names: Iterable[str]) -> str | None:
+    """What the names of a state dict show it to be the weights of, as in "a CRATE"; None where they do not."""
+    names = list(names)
+    if not any(name.startswith("patch_embed.") for name in names):
+        sequences = {"embed.weight", "head.weight"}.intersection(names) and any(n.startswith("blocks.") for n in names)
+        return LANGUAGE if sequences else None
+    return next((family for part, family in _FAMILIES if any(part in name for name in names)), None)
 
 
 def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> LoadReport:
@@ -60,6 +83,13 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
     needed = [key for key in needed if own[key].data_ptr() not in stored]
     foreign = [key for key in report.ignored if not key.startswith(classifier)]
     if needed or foreign:
+        there, here = family_of(state), family_of(own)
+        if there is not None and there != here:
+            way = " or, for a classifier, `unrolled finetune` it without --model" if there == MASKED else ""
+            raise ValueError(
+                f"weights: {path} belongs to another architecture than {type(model).__name__}: these are weights of "
+                f"{there}{f', and the model is {here}' if here else ''}; give the model they are of{way}"
+            )
         raise ValueError(
             f"weights: {path} belongs to another architecture than {type(model).__name__}: "
             f"it lacks {sorted(needed)[:5]} and has {sorted(foreign)[:5]} that the model has not"

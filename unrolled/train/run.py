@@ -128,8 +128,10 @@ def model_of(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         MissingData: there are no such weights.
-        ValueError: the weights are no folder that says.
+        ValueError: the weights are no folder that says, or of a language model.
     """
+    from unrolled.models.encoder import is_language_config
+
     weights = config.weights or Path()
     if not weights.exists():
         raise MissingData(f"weights: there is no folder or file {weights}")
@@ -137,6 +139,10 @@ def model_of(config: TrainConfig) -> dict[str, Any]:
     for described in (weights / "model" / "config.json", weights / "config.json"):
         if described.is_file():
             found = json.loads(described.read_text(encoding="utf-8"))
+            if is_language_config(found):
+                raise ValueError(f"weights: {weights} is a language model; only classifiers of images are fine-tuned")
+            if "architecture" not in found:
+                continue
             arguments = {k: v for k, v in found.get("model_args", {}).items() if k not in decided and v is not None}
             return {"model": found["architecture"], "model_args": {**arguments, **config.model_args}}
     raise ValueError(f"model: {weights} does not say what it is the weights of; give --model NAME")

@@ -219,7 +219,7 @@ def _excerpts(tokens: Tensor, length: int, count: int) -> Tensor:
 
 
 def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, config: TrainConfig) -> None:
-    """`model.safetensors`, `config.json` and `tokenizer.json` in `folder`, for `load_language_model`."""
+    """`model.safetensors`, `config.json`, `tokenizer.json` and a card in `folder`, for `load_language_model`."""
     from unrolled.models.sequence import LanguageModel
     from unrolled.train.run import save_model
 
@@ -229,8 +229,39 @@ def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, co
         return
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    card = unfinished / "README.md"  # `save_pretrained` keeps the one that is there
+    card.write_text(_card(model, config), encoding="utf-8")
     save: Any = model.save_pretrained
     save(unfinished)
     tokenizer.save(unfinished / "tokenizer.json")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
+
+
+def _card(model: nn.Module, config: TrainConfig) -> str:
+    """What the folder of a model holds, as `README.md`: what it is, its task and tokenizer, and how to load it."""
+    goal = "the next token" if config.task == "lm" else "masked tokens"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"""---
+library_name: unrolled
+tags:
+- unrolled
+---
+
+# {config.model}
+
+A `{type(model).__name__}` of the Python package `unrolled`, {parameters:,} parameters, trained to predict {goal}
+(`--task {config.task}`) of `{config.data}` in sequences of {config.length} tokens, seed {config.seed}.
+
+`tokenizer.json` is its tokenizer (`{Path(config.tokenizer).name}`), `config.json` has its settings,
+`model.safetensors` its weights. To load them, with FOLDER for where these files are:
+
+```python
+from unrolled.data.tokens import load_tokenizer
+from unrolled.models.encoder import load_language_model
+
+model, tokenizer = load_language_model("FOLDER"), load_tokenizer("FOLDER")
+logits = model(tokenizer.encode("a text")[None])
+```
+"""
