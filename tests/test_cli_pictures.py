@@ -219,10 +219,27 @@ def test_predictions_come_back_as_the_colours_they_are(
     assert "random" not in (out / "report.html").read_text().split("<h2")[0]
 
 
-def test_normalised_patches_are_said_to_flatter(picture: Path, tmp_path: Path) -> None:
+def test_small_pictures_fill_the_contact_sheet(picture: Path, tmp_path: Path) -> None:
+    assert run("complete", picture, *MAE, "--out", tmp_path, "--quiet") == 0
+    with Image.open(tmp_path / "contact-sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    shown = (pixels[48:] != 255).any(-1)  # below the names and the caption
+    # four pictures of 32 x 64, each pixel three wide, stand in columns of 240
+    assert shown.any(0).sum() >= 4 * 3 * 64 * 0.95
+    assert shown.any(1).sum() >= 3 * 32 * 0.95
+
+
+def test_normalised_patches_are_said_to_flatter(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--model-args.norm-pix-loss", "true", "--out", tmp_path, "--quiet"]
     assert run("complete", picture, *MAE, *arguments) == 0
-    assert "flatter" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "flatter" in page
+    assert "which this model is not told" in page[page.index("Numbers") :]
+    assert "flatter" in capsys.readouterr().out
+    assert run("complete", picture, *MAE, "--out", tmp_path / "plain", "--quiet") == 0
+    assert "flatter" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 _GREY = 128
 _NAMES = ("input", "mask", "completion", "prediction")
+_FLATTERED = (
+    "This model predicts patches normalised one by one. They are shown with the mean and variance of the true patches, "
+    "which it does not know: these pictures and their PSNR flatter it, the loss does not."
+)
 
 
 def complete(
@@ -116,6 +120,8 @@ def complete(
     page = _report(folder, settings, result, shown, bool(network.norm_pix_loss), seconds)
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result)))
+    if network.norm_pix_loss and not json:
+        print(_FLATTERED)
 
 
 def completion_of(
@@ -216,15 +222,13 @@ def _report(
     ]
     caption = "Grey patches were removed. The prediction covers all patches, the completion keeps those that were left."
     if normalised:
-        caption += (
-            " This model predicts patches normalised one by one. They are shown with the mean and variance of the true "
-            "patches, which it does not know: these pictures and their PSNR flatter it, the loss does not."
-        )
+        caption += " " + _FLATTERED
     grid_section(report, "Pictures", panels, caption)
     report.section("Numbers").table(
         *_numbers(result),
         caption="Loss: mean squared error on the removed patches in the model's units. PSNR: on the removed patches, "
-        "beside that of filling them with the mean colour of the others.",
+        "beside that of filling them with the mean colour of the others."
+        + (" With the mean and variance of the true patches, which this model is not told." if normalised else ""),
     )
     report.results = result
     report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)

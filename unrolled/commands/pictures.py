@@ -196,10 +196,19 @@ def thumbnail(pixels: Pixels) -> Pixels:
     return np.asarray(image)
 
 
+def _enlarged(pixels: Pixels) -> Pixels:
+    """A thumbnail whose pixels are squares of whole pixels, as many as fit 240; a larger one as it is."""
+    times = max(1, _THUMBNAIL // max(pixels.shape[:2]))
+    return pixels.repeat(times, axis=0).repeat(times, axis=1)
+
+
 def sheet(rows: Sequence[tuple[str, Sequence[Pixels]]], names: Sequence[str]) -> Image.Image:
-    """A contact sheet: one row of pictures under a caption for each entry, names of the columns on top."""
+    """A contact sheet: one row of pictures under a caption for each entry, names of the columns on top.
+
+    Small pictures are enlarged pixel by pixel, to fill their column.
+    """
     gap, line = 8, 20
-    small = [(caption, [thumbnail(pixels) for pixels in pictures]) for caption, pictures in rows]
+    small = [(caption, [_enlarged(thumbnail(pixels)) for pixels in pictures]) for caption, pictures in rows]
     columns = max(len(pictures) for _, pictures in small)
     heights = [max(p.shape[0] for p in pictures) + line + gap for _, pictures in small]
     width = gap + columns * (_THUMBNAIL + gap)

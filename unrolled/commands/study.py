@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 else:
     DemoFlags = flags_of(DemoConfig)
 
+Settings = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        negative="",
+        consume_multiple=False,
+        show_default=False,
+        help="NAME=VALUE: one of the study's own settings, e.g. `--set fashion-dir=DIR --set seeds=0,1`; may be "
+        "repeated. A name the study does not have is refused with a list of those it has.",
+    ),
+]
+
 _DEMO = DemoFlags()
 
 
@@ -51,6 +63,7 @@ def study(
     *,
     budget: Budget = "cpu",
     data_dir: Path | None = None,
+    settings: Settings = (),
     out: Path | None = None,
     json: AsJson = False,
     quiet: Quiet = False,
@@ -62,13 +75,14 @@ def study(
 
         unrolled study
         unrolled study demo --budget quick
+        unrolled study crate-transfer --data-dir data --set fashion-dir=data/fashion
 
     Parameters
     ----------
     name
         Which study.
     budget
-        quick: seconds, to see that it runs; cpu: a laptop; gpu: one GPU.
+        quick: up to two minutes, to see that it runs; cpu: a laptop; gpu: one GPU.
     data_dir
         Where the data are, for studies of real data.
     out
@@ -93,6 +107,12 @@ def study(
         if "data_dir" not in {field.name for field in fields(chosen.config)}:
             raise ValueError(f"--data-dir: the study {name} makes its own data; leave it out")
         overrides["data_dir"] = data_dir
+    given = chosen.config.parse(settings)
+    for setting in given.keys() & overrides.keys():
+        raise ValueError(
+            f"--set {setting.replace('_', '-')}: also given as --{setting.replace('_', '-')}; leave one out"
+        )
+    overrides |= given
     judged = budget != "quick"
     report = run_study(chosen, chosen.config.of_budget(budget, **overrides), json=json, quiet=quiet, judged=judged)
     return 4 if report.reproduced is False and judged else 0

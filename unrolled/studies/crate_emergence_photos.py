@@ -161,13 +161,12 @@ def commonest(shots: tuple[Shot, ...], count: int) -> tuple[str, ...]:
 def _open(name: str, folder: Path, split: str) -> MaskSource:
     from unrolled.data import open_masks
     from unrolled.errors import MissingData
+    from unrolled.studies.base import data_missing
 
     try:
         return open_masks(name, data_dir=folder, split=split)
     except MissingData as error:
-        raise MissingData(
-            f"data_dir: {folder.parent} holds no {folder.name}; say where it is (--data-dir). {error}"
-        ) from error
+        raise data_missing(folder.name, error) from error
 
 
 def _pixels(image: Any) -> Tensor:

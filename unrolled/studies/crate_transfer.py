@@ -93,7 +93,8 @@ class Config(MembersConfig):
     }
 
     fashion_dir: Path | None = None
-    """Folder with Fashion-MNIST's four files, or with a folder `fashion_mnist` of them; default `data_dir`."""
+    """Folder with Fashion-MNIST's four files, or with a folder `fashion_mnist` of them (`--set fashion-dir=DIR`);
+    default `data_dir`."""
     source: Data = "tiny-imagenet-32"
     """What members are pretrained on."""
     targets: tuple[str, ...] = ("cifar10", "fashion_mnist")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unrolled.studies.base import data_missing
 from unrolled.studies.cells import remembered, train_kept, warmup_cosine
 from unrolled.studies.crate_members import MASKED, Member, accuracy, settings_of, trained
 from unrolled.studies.platonic_zoo import Pictures, as_input, augmented, pictures, stages
@@ -76,10 +77,10 @@ def available(config: Config) -> list[str]:
             target_pictures(target, "test", folder_of(config, target))
             found.append(target)
         except MissingData as error:
-            flag = "fashion_dir (--fashion-dir)" if target == "fashion_mnist" else "data_dir (--data-dir)"
-            said.append(f"{target}: set {flag}. {error}")
+            flag = "--set fashion-dir=DIR" if target == "fashion_mnist" else "--data-dir DIR"
+            said.append(str(data_missing(target, error, flag=flag)))
     if not found:
-        raise MissingData(" ".join(said))
+        raise MissingData("; ".join(said))
     return found
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.base import StudyConfig
+from unrolled.studies.base import StudyConfig, data_missing
 from unrolled.studies.cells import is_kept, remembered, train_kept, warmup_cosine
 from unrolled.studies.platonic_members import Member, build, roster
 from unrolled.studies.processes import finished
@@ -300,7 +300,7 @@ def pictures(data: str, split: Literal["train", "test"], data_dir: Path) -> Pict
     try:
         source = open_images(data, split, data_dir=None if data == "digits" else data_dir)
     except MissingData as error:
-        raise MissingData(f"data_dir: {data_dir} holds no {data}; say where it is (--data-dir). {error}") from error
+        raise data_missing(data, error) from error
     labels = torch.as_tensor(np.asarray(source.labels), dtype=torch.int64)
     order = torch.arange(len(labels))
     if split == "train" or data != "cifar10":
