@@ -93,11 +93,12 @@ def build_report(config: Config, results: dict[str, Any], began: float) -> Repor
             how = "masked" if kind in MASKED else "supervised"
             parts.append(
                 f"{KINDS[kind].words}, {how}, {shown(found.tuned(target, kind, True))} % (scratch "
-                f"{shown(found.tuned(target, kind, False))} %; {config.few} labels a class "
-                f"{shown(found.tuned(target, kind, True, True))} %, {shown(found.tuned(target, kind, False, True))} %)"
+                f"{shown(found.tuned(target, kind, False))} %) and "
+                f"{shown(found.tuned(target, kind, True, steps=config.longer))} % "
+                f"({shown(found.tuned(target, kind, False, steps=config.longer))} %)"
             )
     report.headline(
-        f"After {config.steps} steps of fine-tuning on {title}: {'; '.join(parts)}.",
+        f"After {config.steps} and {config.longer} steps of fine-tuning on {title}: {'; '.join(parts)}.",
         [
             Fact(
                 label=f"Gain of {KINDS[kind].words}, {amount}",
