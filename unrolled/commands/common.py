@@ -143,7 +143,7 @@ def data_settings(
     the run was trained on would be among those it is tested on.
     """
     run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
-    if weights is None and not run and (tag := shipped(model)) is not None:
+    if not run and (tag := shipped(model if weights is None else str(weights))) is not None:
         run = {"data": tag}
     chosen = data or run.get("data") or "digits"
     same = chosen == run.get("data")

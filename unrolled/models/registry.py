@@ -276,6 +276,17 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
+def shipped_weights(name: str | Path) -> tuple[Path, str, dict[str, Any]] | None:
+    """The file of weights that ship with the package, the model they are of, and the arguments it was trained with;
+    None if `name`, such as `crate_nano_patch4_32.cifar10`, is not one of theirs, or there is a file or folder of that
+    name, which goes first.
+    """
+    model, _, tag = str(name).removeprefix("timm:").partition(".")
+    if tag not in _SHIPPED.get(model, {}) or Path(name).exists():
+        return None
+    return _SHIPPED_FOLDER / f"{model}.{tag}.safetensors", model, dict(_SHIPPED[model][tag].get("arch", {}))
+
+
 def list_models(pattern: str = "*") -> list[ModelInfo]:
     """This package's models whose name matches `pattern` (wildcards): name, parameters, source, weights.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unrolled.errors import MissingData
 from unrolled.models.crate import add_registers
 from unrolled.models.published import LAYOUTS, LoadReport, StateDict, fill, load_published, unwrap
+from unrolled.models.registry import shipped_weights
 from unrolled.models.weights import read_tensors
 
 MASKED = "a masked autoencoder"
@@ -44,8 +45,8 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
 
     Args:
         model: a CRATE or timm vision transformer.
-        path: a folder written by `save_pretrained` or `unrolled convert`, a run folder, a published checkpoint, or a
-            file with a state dict.
+        path: a folder written by `save_pretrained` or `unrolled convert`, a run folder, a published checkpoint, a file
+            with a state dict, or the name of weights that ship with the package.
         head: also copy the classifier where its size fits; False keeps the model's own, since as many classes need not
             be the same classes.
 
@@ -103,6 +104,8 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
 
 def _read(model: nn.Module, path: Path) -> tuple[StateDict, str]:
     """The state dict at `path` under our names, and what it was."""
+    if (shipped := shipped_weights(path)) is not None:
+        return unwrap(read_tensors(shipped[0])), "weights that ship with the package"
     if path.is_dir():
         for candidate in (path / "model.safetensors", path / "model" / "model.safetensors"):
             if candidate.is_file():

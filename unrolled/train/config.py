@@ -30,7 +30,8 @@ class TrainConfig:
     model_args: dict[str, Any] = field(default_factory=dict)
     """Extra keyword arguments of the model, e.g. `--model-args.step-size 0.2`."""
     weights: Path | None = None
-    """Start from these weights: a folder made by `unrolled convert`, a run folder, or a published checkpoint."""
+    """Start from these weights: a folder made by `unrolled convert`, a run folder, a published checkpoint, or the name
+    of weights that ship with the package, e.g. `crate_nano_patch4_32.cifar10`."""
 
     # --- on what
     data: str = "digits"
@@ -163,7 +164,7 @@ class FinetuneConfig(TrainConfig):
     """Fine-tuning: new head, resized positions, a validation split, and the test split looked at once."""
 
     model: str = "auto"
-    """Default: the model that the weights' folder describes; a checkpoint file does not tell."""
+    """Default: the model that the weights' folder or name describes; a checkpoint file does not tell."""
     val_fraction: float = 0.1
     epochs: float = 10.0
     lr: float = 5e-5

@@ -104,11 +104,19 @@ def build_model(config: TrainConfig, source: ImageSource, classes: int | None = 
         arguments.setdefault("in_chans", 1)
     if config.image_size is not None and "img_size" not in arguments:
         try:
-            return resolve_model(config.model, **arguments, img_size=config.image_size)
+            return _own_labels(resolve_model(config.model, **arguments, img_size=config.image_size), source)
         except ValueError as error:
             if "img_size" not in str(error):
                 raise  # a model that does not ask for the size takes any: the images are resized all the same
-    return resolve_model(config.model, **arguments)
+    return _own_labels(resolve_model(config.model, **arguments), source)
+
+
+def _own_labels(model: nn.Module, source: ImageSource) -> nn.Module:
+    """The model without the class names of other data, which timm gives it with the name of its weights."""
+    described = getattr(model, "pretrained_cfg", None)
+    if isinstance(described, dict) and list(described.get("label_names") or ()) != list(source.classes):
+        described.pop("label_names", None)  # the model's own copy
+    return model
 
 
 def is_masked(spec: str) -> bool:
@@ -124,18 +132,22 @@ def is_masked(spec: str) -> bool:
 
 
 def model_of(config: TrainConfig) -> dict[str, Any]:
-    """The `model` and `model_args` that the folder of `config.weights` describes, below those of `config` itself.
+    """The `model` and `model_args` that `config.weights` describes, a folder or the name of weights that ship, below
+    those of `config` itself.
 
     Raises:
         MissingData: there are no such weights.
         ValueError: the weights are no folder that says, or of a language model.
     """
     from unrolled.models.encoder import is_language_config
+    from unrolled.models.registry import shipped_weights
 
     weights = config.weights or Path()
-    if not weights.exists():
-        raise MissingData(f"weights: there is no folder or file {weights}")
     decided = {"num_classes", *(["img_size"] if config.image_size is not None else [])}
+    if (shipped := shipped_weights(weights)) is not None:
+        return {"model": shipped[1], "model_args": {**shipped[2], **config.model_args}}
+    if not weights.exists():
+        raise MissingData(f"weights: there is no folder or file {weights}, nor do weights of that name ship")
     for described in (weights / "model" / "config.json", weights / "config.json"):
         if described.is_file():
             found = json.loads(described.read_text(encoding="utf-8"))
