@@ -40,7 +40,7 @@ def train(
 
         unrolled train --data digits --epochs 20 --out runs/digits
         unrolled train --config runs/digits/config.yaml --seed 1 --out runs/digits-1
-        unrolled train --data cifar10 --data-dir data --precision bf16
+        unrolled train --model crate_nano_patch4_32 --data cifar10 --data-dir data --precision bf16
         unrolled train --task lm --model crate_gpt_nano --data tinyshakespeare --data-dir texts --out runs/text
     """
     chosen = as_config(TrainConfig, settings)

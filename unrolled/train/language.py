@@ -67,17 +67,27 @@ def fit_text(
         TrainingStopped: a non-finite loss or a full disk; it names the last good checkpoint.
         Interrupted: Ctrl-C or SIGTERM, after saving; the message says how to resume.
     """
-    config = text_defaults(config)
+    asked, config = config, text_defaults(config)
     check_config(config)
     if config.strategy == "fsdp":
         raise ValueError("strategy='fsdp' is not supported for text; use 'ddp' or 'auto'")
     with engine.launched(config) as fabric:
-        return _fit(config, fabric, corpus, model, callbacks)
+        return _fit(config, asked, fabric, corpus, model, callbacks)
 
 
 def _fit(
-    config: TrainConfig, fabric: Any, corpus: Corpus | None, model: nn.Module | None, callbacks: Sequence[Callback]
+    config: TrainConfig,
+    asked: TrainConfig,
+    fabric: Any,
+    corpus: Corpus | None,
+    model: nn.Module | None,
+    callbacks: Sequence[Callback],
 ) -> LanguageResult:
+    given = {"model": model is not None, "data": corpus is not None}
+    taken = [name for name in given if not given[name] and getattr(config, name) != getattr(asked, name)]
+    note = "taken as text's defaults: " + ", ".join(f"--{name} {getattr(config, name)}" for name in taken)
+    note += f" ({' and '.join(getattr(asked, name) for name in taken)}: for images)"
+
     # --- text and model
     corpus = corpus or engine.main_first(fabric, lambda: open_corpus(config))
     check_excerpts(corpus, "val", config.length, config.eval_samples, f"eval_samples={config.eval_samples}")
@@ -104,7 +114,7 @@ def _fit(
         what="text",
         goodness=lambda scores: -scores["loss"],
     )
-    work = _Text(config, fabric, model, corpus)
+    work = _Text(config, fabric, model, corpus, [note] if taken else [])
     done = run_steps(work, state, wrapped, schedule, log, strategy=strategy, callbacks=callbacks)
     assert done.test is not None
     return LanguageResult(
@@ -125,8 +135,8 @@ class _Text(Work):
 
     unit = "tokens"
 
-    def __init__(self, config: TrainConfig, fabric: Any, model: nn.Module, corpus: Corpus) -> None:
-        self.config, self.fabric, self.model, self.corpus = config, fabric, model, corpus
+    def __init__(self, config: TrainConfig, fabric: Any, model: nn.Module, corpus: Corpus, defaults: list[str]) -> None:
+        self.config, self.fabric, self.model, self.corpus, self.defaults = config, fabric, model, corpus, defaults
         self.step_units = config.batch_size * config.length
 
     def opened(self, out: Path) -> None:
@@ -134,11 +144,14 @@ class _Text(Work):
         self.corpus.tokenizer.save(out / "tokenizer.json")
 
     def notes(self) -> list[str]:
-        """Of a validation by part of the excerpts."""
+        """Of text's own defaults, and of a validation by part of the excerpts."""
         if self.config.eval_samples is None:
-            return []
+            return self.defaults
         there = self.corpus.excerpts("val", self.config.length)
-        return [f"validating on {self.config.eval_samples:,} of {there:,} excerpts of {self.config.length} tokens"]
+        return [
+            *self.defaults,
+            f"validating on {self.config.eval_samples:,} of {there:,} excerpts of {self.config.length} tokens",
+        ]
 
     def fetch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs and targets of this process, its share of the batch that (seed, step) names; of each excerpt also how

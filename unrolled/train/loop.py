@@ -182,8 +182,10 @@ class _Images(Work):
         self.selects = objective.selects
 
     def notes(self) -> list[str]:
-        """Of weights that were loaded, and of a validation by part of the images."""
+        """Of weights that were loaded, of images seen much smaller than they are, of a validation by part of them."""
         said = [f"weights from {self.config.weights}: {self.load_report}"] if self.load_report is not None else []
+        if seen := _seen_small(self.splits.train.native_size, self.loaders.size, self.config):
+            said.append(seen)
         if self.config.eval_samples is not None and self.splits.val is not None:
             said.append(f"validating on {self.config.eval_samples:,} of {len(self.splits.val):,} images")
         return said
@@ -263,3 +265,16 @@ class _Images(Work):
         if self.result is not self.state.model:
             self.result.load_state_dict({name: whole(tensor) for name, tensor in self.state.model.state_dict().items()})
         engine.on_main(self.state.fabric, lambda: save_model(self.result, out / "model", self.config))
+
+
+def _seen_small(native: tuple[int, int, int] | None, size: tuple[int, int], config: TrainConfig) -> str | None:
+    """A note that images lose most of their pixels, with a model that sees more of them where there is one."""
+    if native is None or min(native[1:]) < 2 * min(size):
+        return None
+    said = f"images of {native[1]} x {native[2]} pixels are seen at {size[0]} x {size[1]}"
+    if config.image_size is not None:
+        return f"{said}, as image_size={config.image_size} says"
+    if "_patch2_8" not in config.model:
+        return f"{said}; another --model may see more of them"
+    sees = "all of them" if max(native[1:]) <= 32 else "32 x 32"
+    return f"{said}; --model {config.model.replace('_patch2_8', '_patch4_32')} sees {sees}"

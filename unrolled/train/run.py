@@ -167,6 +167,8 @@ class Loaders:
     train_at: partial[Iterator[Batch]]
     evaluate: partial[Iterator[Batch]]
     steps_per_epoch: int
+    size: tuple[int, int]
+    """(height, width) at which the model sees images."""
 
 
 def build_loaders(config: TrainConfig, splits: Splits, model: nn.Module, *, rank: int, world_size: int) -> Loaders:
@@ -188,6 +190,7 @@ def build_loaders(config: TrainConfig, splits: Splits, model: nn.Module, *, rank
         train_at=partial(train_loader, splits.train, training, seed=config.seed, **common),
         evaluate=partial(eval_loader, transform=evaluation, **common),
         steps_per_epoch=steps_per_epoch(splits.train, config.batch_size),
+        size=(size[1], size[2]),
     )
 
 
