@@ -28,9 +28,9 @@ how many. *No range* means that nothing was judged: the source gives no number, 
 
 At the `cpu` budget all mesa studies together took about 65 minutes of one core and all Platonic ones about 50, the zoo
 of models included. Those of white-box transformers took about 135, of which transfer and text 105, and the 96 trained
-models of their roster about 330, in processes of one thread on a machine busy with other work. Reports were written again when
-their text changed, from kept cells and trained models: the duration in a `report.json` is then that of the last
-writing.
+models of their roster about 330, in processes of one thread on a machine busy with other work. Reports were written
+again when their text changed, from kept cells and trained models: the duration in a `report.json` is then that of the
+last writing.
 """
 VERDICT = {True: "reproduced", False: "**not reproduced**", None: "no range"}
 
