@@ -305,3 +305,12 @@ def test_what_a_run_without_classes_would_ignore_is_refused(
     said = capsys.readouterr().err
     assert flags[0].split(".")[0] in said
     assert "leave it out" in said
+
+
+def test_scores_on_other_data_than_the_model_knows_come_with_a_warning(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", "digits", "--samples", "8", "--out", str(tmp_path), "--device", "cpu"]
+    said = ask(capsys, "crate_nano_patch4_32.cifar10", *flags)["said"]
+    assert "was trained on cifar10" in said
+    assert "was trained on" not in ask(capsys, str(run_folder), *flags)["said"]

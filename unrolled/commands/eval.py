@@ -21,7 +21,9 @@ from unrolled.commands.common import (
     of_all,
     open_model,
     progress,
+    run_settings,
     say_where,
+    shipped,
 )
 from unrolled.commands.eval_report import at_bound, write_report
 from unrolled.commands.pretrain import evaluate_pretrained, is_pretrain_run
@@ -166,6 +168,13 @@ def evaluate(
     else:
         network, stopped["step"] = _newest(unfinished, source)
     network = network.to(where)
+    trained_on = run_settings(str(weights) if weights is not None else model).get("data") or shipped(model)
+    if trained_on not in (None, data):
+        print(
+            f"note: {model} was trained on {trained_on}; its classes are taken for those of {data} by their number, so "
+            "the scores mean something only if they are the same",
+            file=sys.stderr,
+        )
     loader = batches(network, source, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error)
     total = -(-len(source) // batch_size)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
