@@ -84,7 +84,7 @@ def test_a_member_whose_weights_are_gone_is_not_run(tmp_path: Path) -> None:
 
 def test_claims_are_differences_of_what_was_measured_and_the_rest_is_not_run() -> None:
     members = [Member(kind=kind, data="tiny-imagenet-32") for kind in ("crate", "vit", "mae", "mae-visible", "vit-mae")]
-    config = Config(kinds=("crate", "vit-48", "vit", "mae", "mae-visible", "vit-mae"))
+    config = Config(kinds=("crate", "vit-48", "vit", "mae", "mae-visible", "vit-mae"), seeds=(0,))
 
     def made_up(job: Job) -> dict[str, Any]:
         score = 0.3 + 0.1 * job.trained + 0.05 * (job.trained and job.few) - 0.02 * (job.kind == "mae")
@@ -149,6 +149,14 @@ def test_what_an_encoder_is_shown_changes_no_untrained_weight() -> None:
     jobs = jobs_of(config, [Member(kind=k, data="tiny-imagenet-32") for k in ("mae", "mae-visible")], ["cifar10"])
     untrained = [job for job in jobs if job.what == "finetune" and not job.trained and not job.steps]
     assert len(untrained) == 2  # shared by both kinds
+
+
+def test_the_first_target_gets_every_seed_and_the_others_so_many_as_are_set() -> None:
+    config = Config(kinds=("crate",), seeds=(0, 1, 2), seeds_others=2)
+    members = [Member(kind="crate", data="tiny-imagenet-32", seed=seed) for seed in config.seeds]
+    jobs = jobs_of(config, members, ["cifar10", "fashion_mnist"])
+    seeds = {target: {job.seed for job in jobs if job.target == target} for target in config.targets}
+    assert seeds == {"cifar10": {0, 1, 2}, "fashion_mnist": {0, 1}}
 
 
 def test_few_labels_are_few_and_the_same_for_every_class() -> None:
@@ -242,6 +250,7 @@ def test_fashion_mnist_becomes_three_channels_of_32_pixels(tmp_path: Path) -> No
     ("changes", "word"),
     [
         ({"seeds": ()}, "seeds"),
+        ({"seeds_others": 0}, "seeds_others"),
         ({"kinds": ("crete",)}, "kinds"),
         ({"targets": ("imagenet",)}, "targets"),
         ({"source": "digits"}, "targets"),

@@ -69,6 +69,7 @@ class Config(MembersConfig):
             "targets": ("digits-turned",),
             "kinds": ("crate", "vit-48", "mae", "vit-mae"),
             "images": 2560,
+            "seeds": (0,),
             "train_members": True,
             "members": Path("runs/crate-transfer/quick-members"),
             "workers": 1,
@@ -81,7 +82,7 @@ class Config(MembersConfig):
         },
         "cpu": {},
         "gpu": {
-            "seeds": (0, 1, 2),
+            "seeds_others": 3,
             "steps": 1000,
             "longer": 5000,
             "images": 1_280_000,
@@ -101,8 +102,10 @@ class Config(MembersConfig):
     """What they are transferred to: `cifar10`, `fashion_mnist`, or `digits-turned`, the digits by a quarter turn."""
     kinds: tuple[str, ...] = ("crate", "vit-48", "vit", "alpha", "mae", "mae-visible", "vit-mae")
     """Members, of the roster's kinds. Those that are not kept are not run, unless `train_members`."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Of the pretrained member, its classifier and its fine-tuning batches."""
+    seeds_others: int = 1
+    """How many of them the targets after the first get."""
     train_members: bool = False
     """Train members that are not kept."""
     steps: int = 80
@@ -136,6 +139,8 @@ class Config(MembersConfig):
             raise ValueError(f"targets={self.targets}: name at least one of {', '.join(known)}")
         if (self.source == "digits") != (self.targets == ("digits-turned",)):
             raise ValueError("targets: digits-turned goes with source='digits', and nothing else does")
+        if self.seeds_others < 1:
+            raise ValueError(f"seeds_others={self.seeds_others}: must be at least 1")
         if self.longer <= self.steps:
             raise ValueError(f"longer={self.longer}: must be more than steps={self.steps}")
         if min(self.steps, self.few, self.test_images, self.probe_images) < 1 or min(self.rate, *self.rates, 1) <= 0:

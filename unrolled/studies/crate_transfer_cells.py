@@ -106,9 +106,10 @@ def jobs_of(config: Config, members: Sequence[Member], targets: Sequence[str]) -
     """Every cell once: pretrained members, the untrained networks beside them, and the checks of rate and length."""
     jobs: dict[Job, None] = {}
     for target in targets:
-        for seed in config.seeds:
+        seeds = config.seeds if target == config.targets[0] else config.seeds[: config.seeds_others]
+        for seed in seeds:
             jobs[Job("pixels", "pixels", False, seed, target)] = None
-        for member in members:
+        for member in (member for member in members if member.seed in seeds):
             for kind, state in ((member.kind, True), (untrained_kind(member.kind), False)):
                 jobs[Job("probe", kind, state, member.seed, target)] = None
                 for few in (False, True):
