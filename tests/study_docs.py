@@ -27,7 +27,7 @@ how many. *No range* means that nothing was judged: the source gives no number, 
 (a rule added after review, see [LOG.md](../LOG.md)). `DATA` is a folder with the data sets the study names.
 
 At the `cpu` budget all mesa studies together took about 65 minutes of one core and all Platonic ones about 50, the zoo
-of models included. Those of white-box transformers took about 135, of which transfer and text 105, and the 96 trained
+of models included. Those of white-box transformers took about 155, of which transfer and text 125, and the 98 trained
 models of their roster about 330, in processes of one thread on a machine busy with other work. Reports were written
 again when their text changed, from kept cells and trained models: the duration in a `report.json` is then that of the
 last writing.
