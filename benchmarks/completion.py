@@ -1,0 +1,55 @@
+"""What the CRATE-MAE that ships with the package is worth beside completions that learn nothing.
+
+python -m benchmarks.completion --data-dir DATA [--images 10000]
+
+Mean squared error on removed patches, 48 of 64, in the model's normalised pixels; masks as in `unrolled eval`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import unrolled
+from unrolled.data import eval_loader, eval_transform, model_input, open_images
+from unrolled.studies.crate_mae_baselines import completed_by_baselines, patches_of
+from unrolled.train.masked import _HELD_OUT, mask_noise
+
+NAME = "crate_mae_nano_patch4_32.cifar10"
+
+
+def main() -> None:
+    """Print the error of each completion."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder with cifar10")
+    parser.add_argument("--images", type=int, default=10_000, help="first test images")
+    asked = parser.parse_args()
+    model = unrolled.create_model(NAME, pretrained=True).eval()
+    wants = model_input(model)
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    size, mean, std, interpolation, crop = (wants[key] for key in keys)
+    transform = eval_transform(size, mean, std, interpolation=interpolation, crop_pct=crop)
+    source = open_images("cifar10", "test", data_dir=asked.data_dir)
+    errors: dict[str, list[torch.Tensor]] = {}
+    seen = 0
+    for batch in eval_loader(source, transform, batch_size=250):
+        images, noise = batch.images, mask_noise(_HELD_OUT, 0, batch.indices, 64)
+        with torch.no_grad():
+            filled, _ = model.complete(images, 0.75, noise)
+            mask = model(images, 0.75, noise)[2]
+        truth = patches_of(images, 4)
+        completions = {NAME: patches_of(filled, 4), **completed_by_baselines(images, mask.bool(), 4)}
+        for name, found in completions.items():
+            error = ((found - truth).square().mean(-1) * mask).sum(1) / mask.sum(1)
+            errors.setdefault(name, []).append(error)
+        seen += len(images)
+        if seen >= asked.images:
+            break
+    for name, parts in errors.items():
+        print(f"{name}: {torch.cat(parts)[: asked.images].mean():.3f}")
+
+
+if __name__ == "__main__":
+    main()
