@@ -163,8 +163,9 @@ def evaluate(
     unfinished = None if weights is not None else _unfinished(model)
     if unfinished is None:
         network = open_model(
-            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes)
-        )
+            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes),
+            seed=seed,
+        )  # fmt: skip
     else:
         network, stopped["step"] = _newest(unfinished, source)
     network = network.to(where)

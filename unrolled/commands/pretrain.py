@@ -152,7 +152,7 @@ def evaluate_pretrained(
         config.data, split, data_dir=config.data_dir, val_fraction=config.val_fraction, seed=config.split_seed
     )
     source = drawn_evenly(everything, samples, f"--samples {samples}")
-    network = open_model(model).to(where)
+    network = open_model(model, seed=config.seed).to(where)
     began = time.perf_counter()
     scores = measure_run(config, network, source, where)
     seconds = time.perf_counter() - began
