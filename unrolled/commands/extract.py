@@ -40,7 +40,7 @@ Pool = Literal["cls", "mean", "max", "grid", "last"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Images to compute features of: rows of a split, and in words what they are, with a digest that tells them apart."""
+    """Images to compute features of: rows of a split, and what they are in words, with a digest of them."""
 
     source: Subset
     data: str
