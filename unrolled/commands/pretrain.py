@@ -140,7 +140,6 @@ def evaluate_pretrained(
     config = dataclasses.replace(
         config,
         **changes,
-        batch_size=batch_size,
         accumulate=1,
         devices=1,
         num_nodes=1,
@@ -154,7 +153,7 @@ def evaluate_pretrained(
     source = drawn_evenly(everything, samples, f"--samples {samples}")
     network = open_model(model, seed=config.seed).to(where)
     began = time.perf_counter()
-    scores = measure_run(config, network, source, where)
+    scores = measure_run(config, network, source, where, batch_size=batch_size)
     seconds = time.perf_counter() - began
     result = {
         "model": model,
