@@ -127,9 +127,10 @@ class SequenceBlock(nn.Module):
         sparse = isinstance(second, ISTA | OvercompleteISTA)
         self.ista = second if sparse else None
         self.mlp = None if sparse else second
-        for name, half in (("gamma1", self.attn), ("gamma2", second)):
-            scaled = half is not None and config.layer_scale is not None
-            self.register_parameter(name, nn.Parameter(torch.ones(config.dim) * config.layer_scale) if scaled else None)
+        self.gamma1 = self.gamma2 = None
+        if config.layer_scale is not None:
+            self.gamma1 = nn.Parameter(torch.full((config.dim,), config.layer_scale))
+            self.gamma2 = None if second is None else nn.Parameter(torch.full((config.dim,), config.layer_scale))
 
     def forward(
         self, z: Tensor, *, positions: Tensor | None = None, state: Any = None, return_state: bool = False
