@@ -95,8 +95,7 @@ def logistic(
                 model.fit(part, want)
             weight, bias, classes = model.coef_.copy(), model.intercept_.copy(), model.classes_
             late = any(issubclass(warning.category, ConvergenceWarning) for warning in said)
-            predict = _linear(weight, bias, classes)
-            found.append((lambda rows, predict=predict: predict(((rows - mean) / spread).numpy()), not late))
+            found.append((_linear(weight, bias, classes, mean, spread), not late))
         return found
 
     order = sorted(penalties, reverse=True)
@@ -209,9 +208,11 @@ def accuracy_interval(right: int, count: int, *, level: float = 0.95) -> tuple[f
     return low, high
 
 
-def _linear(weight: np.ndarray, bias: np.ndarray, classes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    def predict(rows: np.ndarray) -> np.ndarray:
-        scores = rows @ weight.T + bias
+def _linear(
+    weight: np.ndarray, bias: np.ndarray, classes: np.ndarray, mean: Tensor, spread: Tensor
+) -> Callable[[Tensor], np.ndarray]:
+    def predict(rows: Tensor) -> np.ndarray:
+        scores = ((rows - mean) / spread).numpy() @ weight.T + bias
         return classes[(scores[:, 0] > 0).astype(int) if len(weight) == 1 else scores.argmax(1)]
 
     return predict
