@@ -97,9 +97,10 @@ def check(name: str, value: Any, where: Path | str) -> None:
     for each in value if isinstance(value, list | tuple) else (value,):
         done = consequence(name, each)
         if done is not None and not (_trusted or (_typed is not None and each in _typed)):
+            way = f"give {each} as the model and this folder as its --weights" if name == "architecture" else "type it"
             raise UnsafeFile(
-                f"{where}: its {name} {each!r} would {done}, which no file may do by itself; type it on the command "
-                "line, or add --trust if you trust whoever made the file"
+                f"{where}: its {name} {each!r} would {done}, which no file may do by itself; {way} on the command line, "
+                "or add --trust if you trust whoever made the file"
             )
 
 

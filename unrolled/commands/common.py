@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shlex
@@ -280,7 +281,7 @@ def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] 
     """
     spec = named(model)
     parts = [Path(spec.removeprefix("local:")).name if spec.startswith("local:") else spec, data]
-    name = "-".join([verb, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)])
+    name = "-".join([verb, *(_short(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.")) for part in parts)])
     folder, number = Path("runs") / name, 1
     if subject is not None:
         wanted = {key: _plain(subject[key]) for key in _SUBJECT if key in subject}
@@ -288,6 +289,11 @@ def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] 
             number += 1
             folder = Path("runs") / f"{name}-{number}"
     return folder
+
+
+def _short(name: str) -> str:
+    """At most 80 letters: systems of files take 255, and a name may be as long already."""
+    return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _subject_in(folder: Path) -> dict[str, Any]:
@@ -314,7 +320,7 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({key: _plain(value) for key, value in settings.items()}, sort_keys=False)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    (folder / "config.yaml").write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_run(folder: Path, settings: Mapping[str, Any], report: Report) -> Path:

@@ -123,7 +123,7 @@ def write_gallery(
         target = out / study.name
         try:
             figures, text = study.figures().values(), _study_page(study)
-            _card(study)  # it is on the front page, of which nothing is said before all studies are known to be whole
+            _card(study)  # which the front page will have
         except (CorruptFile, UnsafeFile):
             raise
         except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -243,8 +243,8 @@ def _card(study: Study) -> str:
         f'<div class="{"with" if picture else "without"}-picture"><div><p>{page._inline(report["summary"])}</p></div>'
         f'{picture}</div><ul class="claims">{claims}</ul>'
         + (f"<pre><code>{escape(study.command)}</code></pre>" if study.command else "")
-        + f'<p><a href="{address}/index.html">All tables and figures</a> · <a href="{address}/report.json">Numbers</a></p>'
-        "</article>\n"
+        + f'<p><a href="{address}/index.html">All tables and figures</a> · '
+        f'<a href="{address}/report.json">Numbers</a></p></article>\n'
     )
 
 
