@@ -23,7 +23,7 @@ from unrolled.errors import UnsafeFile
 
 # what stands before the colon of a model that is built without importing code that the string chooses
 _KINDS_OF_MODELS = frozenset({"given", "hf", "local", "st", "timm", "tv"})
-_ADDRESS = re.compile(r"(?i)(?:pipe:|(?!hf://)[a-z][a-z0-9+.-]*://)")
+_ADDRESS = re.compile(r"(?i)pipe:|(?!hf://)[a-z][a-z0-9+.-]*://")
 
 LOADING = frozenset(
     {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args",
@@ -76,8 +76,8 @@ def consequence(name: str, value: Any) -> str | None:
     kind, colon, rest = value.partition(":")
     if name in ("model", "a", "b", "architecture") and colon and kind not in _KINDS_OF_MODELS:
         return f"import {kind} and call {rest}"
-    if name == "data" and kind == "wds" and (address := _ADDRESS.search(rest)):
-        return f"open {rest[address.start() :].partition(';')[0]}"
+    if name == "data" and kind == "wds":
+        return next((f"open {part}" for part in rest.split(";") if _ADDRESS.match(part)), None)
     if name == "scheduler":
         return f"connect to the Dask scheduler {value}, which can run code here"
     return None
@@ -99,8 +99,8 @@ def check(name: str, value: Any, where: Path | str) -> None:
         if done is not None and not (_trusted or (_typed is not None and each in _typed)):
             way = f"give {each} as the model and this folder as its --weights" if name == "architecture" else "type it"
             raise UnsafeFile(
-                f"{where}: its {name} {each!r} would {done}, which no file may do by itself; {way} on the command line, "
-                "or add --trust if you trust whoever made the file"
+                f"{where}: its {name} {each!r} would {done}, which no file may do by itself; {way} on the command "
+                "line, or add --trust if you trust whoever made the file"
             )
 
 

@@ -78,18 +78,20 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
 
     Raises:
         MissingData: there is no such file.
-        CorruptFile: it is not YAML.
-        ValueError: it is not of that form; what is wrong is named.
+        ValueError: it is not YAML of that form; what is wrong is named.
         UnsafeFile: a model names code.
     """
-    from unrolled.errors import MissingData
+    from unrolled.errors import CorruptFile, MissingData
     from unrolled.reading import read_yaml
 
     if path.is_dir():
         raise ValueError(f"--grid {path}: is a folder; give the YAML file that names the models")
     if not path.exists():
         raise MissingData(f"--grid {path}: there is no such file")
-    content = read_yaml(path)
+    try:
+        content = read_yaml(path)
+    except CorruptFile as error:
+        raise ValueError(f"--grid {error}") from error
     entries = content.get("models") if isinstance(content, dict) else None
     if not isinstance(entries, dict) or len(entries) < 2:
         raise ValueError(f"{path}: needs `models:` with at least two lines `NAME: MODEL` below it")

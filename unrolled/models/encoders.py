@@ -193,7 +193,7 @@ def _sentence_transformer(spec: str, name: str) -> Encoder:
     package = require("sentence_transformers", extra="st", feature=f"model {spec}")
     _check_modules(name)
     try:
-        whole = package.SentenceTransformer(name, device="cpu", trust_remote_code=False)
+        whole = package.SentenceTransformer(name, device="cpu")
     except OSError as error:
         raise MissingData(f"model: {spec} could not be read: {str(error).splitlines()[0]}") from error
     pooling = "mean"
