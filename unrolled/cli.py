@@ -6,6 +6,7 @@ tolerance, 130 interrupted. Data go to stdout; progress and errors to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unrolled import __version__
+from unrolled.locks import release_held
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -107,7 +109,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
-        print(f"interrupted{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            print(f"interrupted{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
@@ -115,6 +118,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code, message = out_refused(error, tokens) or explain(error)
         print(f"error: {printable(message)}", file=sys.stderr)
         return code
+    finally:
+        release_held()
     return result if isinstance(result, int) else 0
 
 

@@ -22,6 +22,7 @@ from unrolled.commands.common import (
 from unrolled.commands.extract import Pool, Precision, Samples, features_in
 from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, Pretrained, Quiet
 from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -184,6 +185,7 @@ def align(
     metrics = [_metric(name, k) for name in metric]
     where = choose_device(device)
     folder = out or default_folder("align", _stem(a), _stem(b))
+    hold(folder)
     sides = [_read(spec) for spec in (a, b)]
     models = [spec for spec, side in zip((a, b), sides, strict=True) if side is None]
     paired = is_paired(data, side or side_b, texts)

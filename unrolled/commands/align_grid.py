@@ -25,6 +25,7 @@ from unrolled.commands.common import (
 )
 from unrolled.commands.extract import Samples, features_in
 from unrolled.commands.sides import Paired, check_alone, is_paired, side_features
+from unrolled.locks import hold
 from unrolled.trust import check_settings, require_typed
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def align_grid(
         raise ValueError(f"--k {settings['k']}: give at least 1")
     for metric in settings["metric"]:
         get_metric(metric)  # before the models run: a wrong name must not cost their features
+    hold(folder)
     paths = _features(folder, models, settings, where, quiet)
 
     def progress(done: int, tiles: int) -> None:

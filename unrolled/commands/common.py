@@ -315,9 +315,12 @@ def _plain(value: Any) -> Any:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write `config.yaml`, which `--config` reads again."""
+    """Write `config.yaml`, which `--config` reads again; from now on the folder is this verb's."""
     import yaml
 
+    from unrolled.locks import hold
+
+    hold(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({key: _plain(value) for key, value in settings.items()}, sort_keys=False)
     (folder / "config.yaml").write_bytes(text.encode("utf-8", "backslashreplace"))

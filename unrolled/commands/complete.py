@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.common import Device, choose_device, default_folder, open_model, say_where, table, write_run
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +102,7 @@ def complete(
     }
     subject = paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures"
     folder = out or default_folder("complete", model, subject, settings)
+    hold(folder)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     shown: list[tuple[str, list[Pixels]]] = []

@@ -20,6 +20,7 @@ from unrolled.commands.common import (
     table,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet, did_you_mean
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -121,6 +122,7 @@ def explain(
         "device": device,
     }
     folder = out or default_folder("explain", model, image.stem, settings)
+    hold(folder)
     write_pictures(folder, views)
     source = origin(model, weights=weights, pretrained=pretrained)
     result = {"model": model, "weights": source, "image": str(image)} | _record(found, names) | {"removals": removals}

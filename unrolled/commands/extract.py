@@ -25,6 +25,7 @@ from unrolled.commands.common import (
 )
 from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
 from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features, sound_features
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from torch import nn
@@ -159,7 +160,7 @@ def extract(
         if sounds is not None:
             if paired or data is not None:
                 raise ValueError("--sounds: is data by itself; leave --data, --side and --texts out")
-            folder = out or default_folder("features", model, sounds.name)
+            folder = _own(out or default_folder("features", model, sounds.name), processes)
             began = time.perf_counter()
             found, reused = sound_features(
                 folder, model, sounds, images, where=where, layers=layers, pool=pool, pretrained=pretrained,
@@ -168,7 +169,9 @@ def extract(
         elif paired:
             pairs = Paired.choose(data, split, data_dir, texts, images)
             side = side or ("image" if texts is None else "text")
-            folder = out or default_folder("features", model, f"{data or (texts and texts.stem)}-{side}")
+            folder = _own(
+                out or default_folder("features", model, f"{data or (texts and texts.stem)}-{side}"), processes
+            )
             began = time.perf_counter()
             found, reused = side_features(
                 folder, model, pairs, side, where=where, data_dir=data_dir, captions=captions, weights=weights,
@@ -178,7 +181,7 @@ def extract(
             check_alone(model, paired)
             own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
             data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
-            folder = out or default_folder("features", model, str(data))
+            folder = _own(out or default_folder("features", model, str(data)), processes)
             everything = _images(split, own)
             samples = Samples.choose(everything, images, f"{data} ({split})")
             network = open_model(
@@ -227,6 +230,14 @@ def extract(
         for name in found.skipped:
             print(f"skipped: {name}", file=sys.stderr)
         print(f"features: {folder}{' (were there already)' if reused else ''}", file=sys.stderr)
+
+
+def _own(folder: Path, processes: Processes) -> Path:
+    """`folder`, which from now on is these processes'."""
+    if processes.rank == 0:
+        hold(folder)
+    processes.barrier()  # none writes before the first has it
+    return folder
 
 
 def _images(split: str, own: dict[str, Any]) -> ImageSource:

@@ -25,6 +25,7 @@ from unrolled.commands.common import (
     write_run,
 )
 from unrolled.commands.settings import PRETRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.locks import hold
 from unrolled.train.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def run_pretraining(chosen: PretrainConfig, *, json: bool) -> None:
         result = training.pretrain(chosen)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
+    hold(result.run_dir)
     chosen = training.load_config(result.run_dir / "config.yaml", PretrainConfig)
     facts = {
         "run": str(result.run_dir),

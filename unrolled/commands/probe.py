@@ -25,6 +25,7 @@ from unrolled.commands.common import (
 from unrolled.commands.extract import Precision, Samples, features_in
 from unrolled.commands.probe_report import write_report
 from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -142,6 +143,7 @@ def probe(
     network = encoder_of(body)
     pools = pool or default_pools(network)
     folder = out or default_folder("probe", model, data)
+    hold(folder)
     began = time.perf_counter()
     networks = {"model": network}
     if control:  # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them

@@ -23,6 +23,7 @@ from unrolled.commands.common import (
     table,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from torch import nn
@@ -194,6 +195,7 @@ def segment(
         return
     subject = paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures"
     folder = out or default_folder("segment", model, subject, settings)
+    hold(folder)
     began = time.perf_counter()
     views: list[View] = []
     skipped: list[str] = []

@@ -18,6 +18,7 @@ from unrolled.commands.common import (
     saying_how_to_resume,
     write_run,
 )
+from unrolled.locks import hold
 from unrolled.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def run_text(config: TrainConfig, *, json: bool) -> None:
         result = fit_text(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
+    hold(result.run_dir)
     facts = {
         "run": str(result.run_dir),
         "task": result.config.task,

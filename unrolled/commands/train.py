@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from unrolled.commands.common import say_where, saying_how_to_resume
 from unrolled.commands.settings import TRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
 from unrolled.commands.text import run_text
+from unrolled.locks import hold
 from unrolled.train.config import FinetuneConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def run_training(config: TrainConfig, *, json: bool) -> None:
         result = training.finetune(config) if isinstance(config, FinetuneConfig) else training.fit(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
+    hold(result.run_dir)
     config = training.load_config(result.run_dir / "config.yaml", type(config))  # with the model that "auto" stood for
     facts = summary(config, result)
     notes = (

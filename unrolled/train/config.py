@@ -77,7 +77,8 @@ class TrainConfig:
 
     # --- optimiser and schedule
     optimizer: str = "adamw"
-    """A timm optimiser name: `adamw`, `lion`, ..."""
+    """A timm optimiser name: `adamw`, `lion`, ..., or `muon`: ours, for the matrices of the layers; the rest by AdamW,
+    at the same rate."""
     lr: float = 2e-3
     """Peak learning rate."""
     weight_decay: float = 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import io
@@ -156,7 +157,10 @@ def write_status(folder: Path, state: str, step: int, total: int, message: str =
 
 
 class Progress:
-    """Speed and time left on stderr: a bar on a terminal, a plain line every so often in a log file."""
+    """Speed and time left on stderr: a bar on a terminal, a plain line every so often in a log file.
+
+    A terminal that was closed, or a reader that left, ends nothing but the progress.
+    """
 
     def __init__(
         self, *, total: int, start: int, batch_size: int, show: bool, every: float = 10.0, unit: str = "images"
@@ -181,8 +185,9 @@ class Progress:
     def step(self, done: int, loss: float) -> None:
         """`done` optimiser steps are finished; `loss` is that of the last one."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"step {done}/{self._total} loss {loss:.3f}", refresh=False)
-            self._bar.update(self._batch)
+            with contextlib.suppress(OSError):
+                self._bar.set_postfix_str(f"step {done}/{self._total} loss {loss:.3f}", refresh=False)
+                self._bar.update(self._batch)
         elif self._show and (now := time.monotonic()) - self._last >= self._every:
             self._last = now
             rate = (done - self._start) / (now - self._began)
@@ -193,16 +198,18 @@ class Progress:
 
     def note(self, text: str) -> None:
         """One line, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        elif self._show:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stderr)
+            elif self._show:
+                sys.stderr.write(text + "\n")
+                sys.stderr.flush()
 
     def close(self) -> None:
         """Leave the terminal tidy."""
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
 
 
 def _duration(seconds: float) -> str:

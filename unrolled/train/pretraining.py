@@ -41,7 +41,7 @@ def pretrain(
     Raises:
         ValueError: a setting or checkpoint this run cannot use, or a model without the objective.
         TrainingStopped: a non-finite loss, an undecodable image, a full disk; it names the last good checkpoint.
-        Interrupted: Ctrl-C or SIGTERM, after saving; the message says how to resume.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP, after saving; the message says how to resume.
     """
     check_pretrain(config)
     return run_objective(objective_of(config), splits=splits, model=model, callbacks=callbacks)
