@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unrolled.errors import MissingData, require
+from unrolled.reading import read_json
 
 IGNORED = -100
 _MASKS = ("[MASK]", "<mask>")
@@ -224,10 +225,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     found = [file for file in tried if file.is_file()]
     if not found:
         raise MissingData(f"tokenizer: {tried[0]} does not exist")
-    try:
-        content = json.loads(found[0].read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{found[0]} is no tokenizer: {error}") from error
+    content = read_json(found[0])
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "bytes":
         return ByteTokenizer(mask=bool(content.get("mask")))
