@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unrolled.checksums import check_file
 from unrolled.errors import MissingData, require
 
 IGNORED = -100
@@ -224,6 +225,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     found = [file for file in tried if file.is_file()]
     if not found:
         raise MissingData(f"tokenizer: {tried[0]} does not exist")
+    check_file(found[0])
     try:
         content = json.loads(found[0].read_text(encoding="utf-8"))
     except ValueError as error:

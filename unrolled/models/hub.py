@@ -8,6 +8,8 @@ from typing import Any, Self
 import timm
 from timm.models import push_to_hf_hub, save_for_hf
 
+from unrolled.checksums import write_sums
+
 
 class HubMixin:
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for classifiers registered with timm.
@@ -17,8 +19,9 @@ class HubMixin:
     """
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> Path:
-        """Write `model.safetensors` and `config.json`; further arguments go to `timm.models.save_for_hf`."""
+        """Write `model.safetensors`, `config.json`, `SHA256SUMS`; further arguments go to `timm.models.save_for_hf`."""
         save_for_hf(self, str(folder), safe_serialization=True, **kwargs)  # type: ignore[arg-type]
+        write_sums(Path(folder))
         return Path(folder)
 
     @classmethod

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from unrolled.checksums import write_sums
 from unrolled.layers.ista import ISTA
 from unrolled.layers.subspace import SubspaceAttention
 from unrolled.models.sequence_blocks import NORMS, SequenceBlock, check_state, sinusoids
@@ -137,6 +138,12 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
             f"```python\nfrom {type(self).__module__} import {kind}\n\n"
             f'model = {kind}.from_pretrained("FOLDER").eval()\n```\n'
         )
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+        """Write `config.json`, `model.safetensors`, `SHA256SUMS` and, where there is none, a card."""
+        pushed = super().save_pretrained(save_directory, **kwargs)
+        write_sums(Path(save_directory))
+        return pushed
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: Any = None, **kwargs: Any) -> Any:
