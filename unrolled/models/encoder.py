@@ -40,8 +40,6 @@ class MaskedLanguageModel(LanguageModel):
         super().__init__(config)
         self.segments = nn.Embedding(config.segments, config.dim) if config.segments else None
         self.embed_norm = nn.LayerNorm(config.dim)
-        if not config.final_norm:
-            self.norm = nn.Identity()
         self.transform = nn.Linear(config.dim, config.dim)
         self.transform_norm = nn.LayerNorm(config.dim)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))

@@ -228,13 +228,14 @@ def _register_families() -> None:
     for size, widths in TOST_SIZES.items():
         for patch in (4,) if size == "nano" else (8, 16):
             name = f"tost_{size}_patch{patch}_{_side(patch)['img_size']}"
-            arch = {**widths, **_side(patch)}
+            # the published sizes as they are registered where they were published, with biases; nano is ours
+            arch = {**widths, **_side(patch), **({} if size == "nano" else {"qkv_bias": True})}
             register(name, _build_tost, arch, source="ToST, arXiv 2412.17810", first_conv=_FIRST_CONV)
     # names that saved models of any size go by, and the baseline of masked autoencoding
     arch = {**SIZES["base"], **_side(16)}
     register("crate_mae", _build_masked, arch, source="CRATE-MAE, any size", num_classes=0)
     register("tost", _build_tost, {**TOST_SIZES["small"], **_side(16)}, source="ToST, any size", first_conv=_FIRST_CONV)
-    mae = {"attention": "mhsa", "sparsifier": "mlp", "residual": True}
+    mae = {"attention": "mhsa", "sparsifier": "mlp", "residual": True, "norm_eps": 1e-6}
     source = "MAE of ViT blocks, the baseline of CRATE-MAE"
     arch = {**SIZES["nano"], **_side(4), **mae}
     register("vit_mae_nano_patch4_32", _build_masked, arch, source=source, num_classes=0)
