@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from unrolled.errors import CorruptFile
+from unrolled.errors import CorruptFile, MissingData
 from unrolled.memory import available_bytes
 
 _MOST_LAYERS = 10_000
@@ -59,10 +60,46 @@ def building(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
             raise ValueError(f"{what} needs more memory{free}; make it smaller") from error
         if isinstance(error, TypeError) and "unexpected keyword argument" in said:
             raise  # named by `resolve_model`
-        raise ValueError(f"{what} cannot be built: {_first_line(error)}") from error
+        raise ValueError(f"{what} cannot be built: {first_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def reading_weights(name: str, arguments: Mapping[str, Any], pretrained: bool) -> Iterator[None]:
+    """Within the block timm builds a model and, if `pretrained`, reads its weights; what is wrong with those is said.
+
+    Raises:
+        MissingData: there are none, or they could not be fetched.
+        CorruptFile: they are damaged.
+        ValueError: they do not fit the model.
+    """
+    if not pretrained:
+        yield
+        return
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
+        raise MissingData(f"model: the weights of {name} could not be fetched: {first_line(error)}") from error
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        raise CorruptFile(f"model: the weights of {name} are truncated or damaged: {first_line(error)}") from error
+    except FileNotFoundError as error:
+        raise MissingData(f"model: the weights of {name} are not there: {first_line(error)}") from error
+    except RuntimeError as error:
+        if any(part in str(error) for part in ("No pretrained weights", "No suitable checkpoints")):
+            raise MissingData(f"model: there are no weights for {name}; train it, or give --weights") from error
+        if "state_dict" not in str(error):
+            raise
+        if arguments:
+            changed = ", ".join(arguments)
+            raise ValueError(
+                f"model_args: the weights of {name} do not fit a model with {changed} changed; leave it out"
+            ) from error
+        raise CorruptFile(f"model: the weights of {name} do not fit it: {first_line(error)}") from error
 
 
 def check_finite_weights(model: nn.Module, source: Any) -> None:
@@ -94,5 +131,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that follow."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
