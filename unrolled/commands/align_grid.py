@@ -26,6 +26,7 @@ from unrolled.commands.common import (
 from unrolled.commands.extract import Samples, features_in
 from unrolled.commands.sides import Paired, check_alone, is_paired, side_features
 from unrolled.locks import hold
+from unrolled.trust import check_settings, require_typed
 
 if TYPE_CHECKING:
     from unrolled.instruments.model_grid import ModelGrid
@@ -80,19 +81,19 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         MissingData: there is no such file.
         ValueError: it is not YAML of that form; what is wrong is named.
+        UnsafeFile: a model names code.
     """
-    import yaml
-
-    from unrolled.errors import MissingData
+    from unrolled.errors import CorruptFile, MissingData
+    from unrolled.reading import read_yaml
 
     if path.is_dir():
         raise ValueError(f"--grid {path}: is a folder; give the YAML file that names the models")
-    if not path.is_file():
+    if not path.exists():
         raise MissingData(f"--grid {path}: there is no such file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
+        content = read_yaml(path)
+    except CorruptFile as error:
+        raise ValueError(f"--grid {error}") from error
     entries = content.get("models") if isinstance(content, dict) else None
     if not isinstance(entries, dict) or len(entries) < 2:
         raise ValueError(f"{path}: needs `models:` with at least two lines `NAME: MODEL` below it")
@@ -112,6 +113,7 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{path}, {name}: competence must be a number, not {competence!r}")
         if isinstance(entry.get("layers"), str):
             entry["layers"] = [entry["layers"]]
+        check_settings(entry, f"{path}, {name}")
         models[str(name)] = entry
     return models
 
@@ -184,6 +186,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     if workers == 1 and scheduler is None:
         yield None
         return
+    require_typed("scheduler", scheduler)
     try:
         from dask.distributed import Client, LocalCluster
     except ImportError as error:

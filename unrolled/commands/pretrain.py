@@ -66,7 +66,7 @@ def run_pretraining(chosen: PretrainConfig, *, json: bool) -> None:
     from unrolled.commands.pretrain_report import run_report, words
 
     began = time.perf_counter()
-    with saying_how_to_resume("pretrain", chosen.out):
+    with saying_how_to_resume("pretrain", chosen.out, chosen.model):
         result = training.pretrain(chosen)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return

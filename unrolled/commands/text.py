@@ -35,7 +35,7 @@ def run_text(config: TrainConfig, *, json: bool) -> None:
     from unrolled.train import fit_text
 
     began = time.perf_counter()
-    with saying_how_to_resume("train", config.out):
+    with saying_how_to_resume("train", config.out, config.model):
         result = fit_text(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unrolled.checksums import check_file
 from unrolled.errors import MissingData, require
+from unrolled.reading import read_json
 
 IGNORED = -100
 _MASKS = ("[MASK]", "<mask>")
@@ -226,10 +227,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     if not found:
         raise MissingData(f"tokenizer: {tried[0]} does not exist")
     check_file(found[0])
-    try:
-        content = json.loads(found[0].read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{found[0]} is no tokenizer: {error}") from error
+    content = read_json(found[0])
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "bytes":
         return ByteTokenizer(mask=bool(content.get("mask")))

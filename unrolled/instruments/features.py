@@ -23,6 +23,7 @@ from unrolled.instruments.anatomy import unwrap
 from unrolled.instruments.pooling import Pooling, as_tokens, get_pooling, prefix_tokens
 from unrolled.instruments.probes import evaluating
 from unrolled.instruments.trace import trace
+from unrolled.reading import read_json
 
 logger = logging.getLogger(__name__)
 FORMAT = "unrolled.features/1"
@@ -161,10 +162,7 @@ def read_descriptors(folder: str | Path) -> dict[str, Any]:
     path = Path(folder).expanduser() / _RECORD
     if not path.is_file():
         raise MissingData(f"{path.parent} holds no feature set ({_RECORD}); `unrolled extract` writes one")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{path} is truncated or not JSON: {error}") from error
+    record = read_json(path)
     needed = ("model", "data", "pooling", "weights", "key", "skipped", "layers", "bytes", "sha256")
     if not isinstance(record, dict) or record.get("format") != FORMAT or any(name not in record for name in needed):
         raise CorruptFile(f"{path} does not describe features of the format {FORMAT}; extract again")
