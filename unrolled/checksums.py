@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unrolled.errors import CorruptFile
+from unrolled.errors import CorruptFile, MissingData
 
 SUMS = "SHA256SUMS"
 _OF_A_MODEL = ("config.json", "model.safetensors", "tokenizer.json")
@@ -38,12 +38,13 @@ def check_file(path: Path) -> bool:
 
     Raises:
         CorruptFile: it is not the file that was written, or `SHA256SUMS` is damaged.
+        MissingData: it is not there.
     """
     wanted = _read(path.parent).get(path.name)
     if wanted is None:
         return False
     if not path.is_file():
-        raise CorruptFile(f"{path} is missing, although {SUMS} beside it names it")
+        raise MissingData(f"{path} is missing, although {SUMS} beside it names it")
     if file_digest(path) != wanted:
         raise CorruptFile(
             f"{path} is damaged: it does not have the checksum that {SUMS} beside it gives; restore the file, or "
@@ -56,7 +57,7 @@ def check_model(folder: Path) -> None:
     """Check all files that `SHA256SUMS` of a model's folder names; where there is none, say so in the log.
 
     Raises:
-        CorruptFile: as in `check_file`.
+        CorruptFile, MissingData: as in `check_file`.
     """
     names = _read(folder)
     for name in names:

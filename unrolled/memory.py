@@ -1,4 +1,4 @@
-"""How much memory there is, asked before something absurd is built or read: the kernel would end the process instead."""
+"""How much memory there is, asked before something absurd is built or read, which would end the process."""
 
 from __future__ import annotations
 

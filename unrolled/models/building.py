@@ -59,7 +59,7 @@ def building(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
             free = "" if limit is None else f" than the {limit / 2**30:,.1f} GiB that are free"
             raise ValueError(f"{what} needs more memory{free}; make it smaller") from error
         if isinstance(error, TypeError) and "unexpected keyword argument" in said:
-            raise  # named by `resolve_model`
+            raise unknown_argument(name, error) from error
         raise ValueError(f"{what} cannot be built: {first_line(error)}") from error
     finally:
         for handle in handles:
@@ -129,6 +129,12 @@ def _is_full(value: Tensor) -> bool:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def unknown_argument(name: str, error: TypeError) -> ValueError:
+    """The error of a model that was given an argument it does not take."""
+    unknown = str(error).rsplit("unexpected keyword argument", 1)[1].strip().split(".")[0].strip("'\" ")
+    return ValueError(f"model_args: {name} does not take {unknown!r}; leave it out or correct its name")
 
 
 def first_line(error: BaseException) -> str:

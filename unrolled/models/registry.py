@@ -270,29 +270,30 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         raise ValueError(
             f"model={name!r} is a language model and takes no images; `unrolled train --task {task} --model {plain}`"
         )
-    known = timm.is_model(plain)
-    if name.split(":")[0] not in _TIMM_SOURCES if ":" in name else not known and names_folder(name):
+    if names_folder(name) or (":" in name and name.split(":")[0] not in _TIMM_SOURCES):
         from unrolled.models.resolve import resolve_model
 
         return resolve_model(name, pretrained=pretrained, **kwargs)
-    if ":" not in name and not known:
-        there = timm.list_models()
-        family = [full for full in there if full.split("_")[0] == plain.split("_")[0]]
-        near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, there, n=3)
+    if ":" not in name and not timm.is_model(plain):
+        known = timm.list_models()
+        family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
+        near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
         raise ValueError(f"model={name!r} is not known{hint}")
     tag = name.split(".", 1)[1] if "." in name else None
     if ":" not in name and plain in _INFO and tag and tag not in _SHIPPED.get(plain, {}):
-        own = ", ".join(f"{plain}.{each}" for each in _SHIPPED.get(plain, {}))
-        hint = f"did you mean {own}?" if own else f"none ship for {plain}; train it, or leave out {tag!r}"
+        known = ", ".join(f"{plain}.{own}" for own in _SHIPPED.get(plain, {}))
+        hint = f"did you mean {known}?" if known else f"none ship for {plain}; train it, or leave out {tag!r}"
         raise ValueError(f"model={name!r}: there are no such weights; {hint}")
     with building(name, kwargs), reading_weights(name, kwargs, pretrained):
         return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
 def names_folder(spec: str) -> bool:
-    """Whether a model's string is the path of a folder, without `local:` in front."""
-    return ":" not in spec and ("/" in spec or os.sep in spec or Path(spec).expanduser().is_dir())
+    """Whether a model's string is the path of a folder, without `local:` in front; what timm knows is a name."""
+    if ":" in spec or timm.is_model(spec.split(".")[0]):
+        return False
+    return "/" in spec or os.sep in spec or Path(spec).expanduser().is_dir()
 
 
 def shipped_weights(name: str | Path) -> tuple[Path, str, dict[str, Any]] | None:
