@@ -92,7 +92,7 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
     spec, path = str(source), Path(source).expanduser()
     if path.is_file():
         return load_published(path, **kwargs)
-    if path.is_dir() and not (isinstance(source, str) and timm.is_model(spec.split(".")[0])):
+    if spec and path.is_dir() and not (isinstance(source, str) and timm.is_model(spec.split(".")[0])):
         spec = f"local:{path}"
     elif _REPOSITORY.fullmatch(spec):
         return _from_hub(spec, kwargs).eval()
