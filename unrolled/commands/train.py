@@ -76,7 +76,7 @@ def run_training(config: TrainConfig, *, json: bool) -> None:
     from unrolled.report import report_for_run
 
     began = time.perf_counter()
-    with saying_how_to_resume("finetune" if isinstance(config, FinetuneConfig) else "train", config.out):
+    with saying_how_to_resume("finetune" if isinstance(config, FinetuneConfig) else "train", config.out, config.model):
         result = training.finetune(config) if isinstance(config, FinetuneConfig) else training.fit(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return

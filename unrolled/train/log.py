@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unrolled.errors import require
+from unrolled.errors import CorruptFile, require
+from unrolled.reading import read_text
 from unrolled.train.checkpoint import write_atomic
 from unrolled.train.config import TrainConfig, as_plain
 
@@ -86,8 +87,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    lines = read_text(path).split("\n")[:-1]
+    try:
+        records = [json.loads(line) for line in lines if line]
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: a line is not valid JSON: {error}") from error
+    if not all(isinstance(record, dict) and isinstance(record.get("step", 0), int) for record in records):
+        raise CorruptFile(f"{path}: a line is no record of a run")
+    return records
 
 
 class _TensorBoard:
