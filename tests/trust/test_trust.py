@@ -156,7 +156,7 @@ def test_how_to_resume_names_the_code_again(foreign: Path) -> None:
 
 
 def test_modules_of_the_working_folder_are_found_only_for_code_that_was_typed(foreign: Path) -> None:
-    run = unfinished(foreign / "run", data="hf:nobody/nothing")
+    run = unfinished(foreign / "run", data="wds:none-*.tar")
     (run / "webdataset.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
     os.chdir(run)
     cli.run(["eval", "."])

@@ -122,7 +122,6 @@ def _features(
     folder: Path, models: Mapping[str, dict[str, Any]], settings: dict[str, Any], where: Any, quiet: bool
 ) -> dict[str, Path]:
     """Where each model's features lie, computed where they are not given."""
-    import torch
 
     from unrolled.data import open_images
     from unrolled.instruments.feature_files import is_feature_file
@@ -136,13 +135,13 @@ def _features(
         pairs = Paired.choose(settings["data"], settings["split"], settings["data_dir"], None, settings["images"])
         for i, name in enumerate(run):
             entry = models[name]
-            torch.manual_seed(settings["seed"] + i)
             paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
             side_features(
                 paths[name], entry["model"], pairs, sides[name] or "image", where=where, data_dir=settings["data_dir"],
                 layers=tuple(entry.get("layers", settings["layers"])), pool=entry.get("pool", settings["pool"]),
                 pretrained=entry.get("pretrained", settings["pretrained"]), image_size=settings["image_size"],
-                batch_size=settings["batch_size"], precision=settings["precision"], quiet=quiet,
+                batch_size=settings["batch_size"], precision=settings["precision"], seed=settings["seed"] + i,
+                quiet=quiet,
             )  # fmt: skip
         return {name: paths[name] for name in models}
     for name in run:
@@ -161,12 +160,12 @@ def _features(
     samples = Samples.choose(everything, settings["images"], f"{own['data']} ({settings['split']})")
     for i, (name, data) in enumerate(zip(run, found, strict=True)):
         entry = models[name]
-        torch.manual_seed(settings["seed"] + i)  # of weights that are not loaded
         network = shown_everything(
             open_model(
                 entry["model"],
                 pretrained=entry.get("pretrained", settings["pretrained"]),
                 classes=len(everything.classes),
+                seed=settings["seed"] + i,
             )
         ).to(where)
         paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")

@@ -44,6 +44,7 @@ def open_model(
     pretrained: bool = False,
     model_args: dict[str, Any] | None = None,
     classes: int | None = None,
+    seed: int,
 ) -> nn.Module:
     """The model a verb's MODEL argument means, in eval mode: a string of `resolve_model`, or simply a folder.
 
@@ -54,10 +55,13 @@ def open_model(
             weights that ship with this package always come with theirs.
         model_args: the model's own arguments.
         classes: outputs of the head of a model that is built from its name and filled with `weights`.
+        seed: of weights that are not loaded; the global random state is set by it.
 
     Raises:
         ValueError: unknown model, a language model, or `weights` have another head.
     """
+    import torch
+
     from unrolled.models import load_weights
     from unrolled.models.resolve import resolve_model
 
@@ -66,6 +70,7 @@ def open_model(
     if weights is not None and classes is not None and not spec.startswith(("local:", "hf:")):
         arguments.setdefault("num_classes", classes)
     own = weights is None and (pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
+    torch.manual_seed(seed)
     try:
         model = resolve_model(spec, pretrained=own, **arguments)
     except ValueError as error:

@@ -142,7 +142,6 @@ def evaluate_pretrained(
     config = dataclasses.replace(
         config,
         **changes,
-        batch_size=batch_size,
         accumulate=1,
         devices=1,
         num_nodes=1,
@@ -154,9 +153,9 @@ def evaluate_pretrained(
         config.data, split, data_dir=config.data_dir, val_fraction=config.val_fraction, seed=config.split_seed
     )
     source = drawn_evenly(everything, samples, f"--samples {samples}")
-    network = open_model(model).to(where)
+    network = open_model(model, seed=config.seed).to(where)
     began = time.perf_counter()
-    scores = measure_run(config, network, source, where)
+    scores = measure_run(config, network, source, where, batch_size=batch_size)
     seconds = time.perf_counter() - began
     result = {
         "model": model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,10 +137,32 @@ def _build_vit(**kwargs: Any) -> VisionTransformer:
     return VisionTransformer(**kwargs)
 
 
-def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """timm's for vision transformers, which resamples positions; but it drops what it thinks classifiers never have."""
+def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module, *, decoder: bool = True) -> dict[str, Tensor]:
+    """timm's for vision transformers, which resamples positions; but it drops what it thinks classifiers never have.
+
+    Args:
+        state: what the file holds.
+        model: what it is for.
+        decoder: whether a masked autoencoder's last map is wanted; otherwise it may be of other channels, and stays.
+
+    Raises:
+        ValueError: it is wanted, and of other channels.
+    """
     kept = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
-    return {**checkpoint_filter_fn(add_registers(state, model), model), **kept}
+    state = {**checkpoint_filter_fn(add_registers(state, model), model), **kept}
+    own_state = model.state_dict()
+    for there, here in (("norm", "fc_norm"), ("fc_norm", "norm")):  # normalised before pooling, or after it
+        if f"{here}.weight" in own_state and f"{there}.weight" not in own_state and f"{there}.weight" in state:
+            state |= {f"{here}.{kind}": state.pop(f"{there}.{kind}") for kind in ("weight", "bias")}
+    for key, own in own_state.items():
+        if key.startswith("decoder_pred.") and key in state and state[key].shape != own.shape:
+            if decoder:
+                raise ValueError(
+                    f"in_chans: the decoder of these weights predicts patches of {len(state[key])} values, not "
+                    f"{len(own)}; leave in_chans out, or give num_classes for a classifier without the decoder"
+                )
+            state[key] = own
+    return state
 
 
 def register(
@@ -157,17 +179,25 @@ def register(
     """
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        head = build is _build_masked and kwargs.pop("num_classes", 0)
+        pool = kwargs.pop("pool", None) or kwargs.pop("global_pool", None) if head else None
         out_indices = kwargs.pop("out_indices", 3)
         tag = kwargs.get("pretrained_cfg")  # timm: what stands behind the dot of a name
         own = _SHIPPED.get(name, {}).get(tag, {}).get("arch", {}) if isinstance(tag, str) else {}
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             build,
             name,
             pretrained,
-            pretrained_filter_fn=_filter_checkpoint,
+            pretrained_filter_fn=partial(_filter_checkpoint, decoder=not head),
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **{**arch, **own, **kwargs},
         )
+        if not head:
+            return model
+        # as elsewhere in timm: the encoder, under a new head
+        classifier = model.classifier(head, pool=pool or "cls")
+        classifier.default_cfg = classifier.pretrained_cfg  # timm's older name for it
+        return classifier
 
     if name in _INFO:
         raise ValueError(f"name={name!r}: registered already")
@@ -257,6 +287,7 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
             or `local:DIR`, `hf:ORG/NAME`, `timm:NAME`, `package.module:factory`.
         pretrained: load weights; see `from_pretrained`, which always does.
         **kwargs: `num_classes`, `in_chans`, `img_size`, `features_only`, ... as in timm; for CRATE also `CRATE`'s own.
+            With `num_classes` a masked autoencoder becomes a classifier, its encoder with a new head.
 
     Raises:
         ValueError: no model of that name (the nearest are given), or one that cannot be built from these arguments,
@@ -291,7 +322,7 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
 
 def names_folder(spec: str) -> bool:
     """Whether a model's string is the path of a folder, without `local:` in front; what timm knows is a name."""
-    if ":" in spec or timm.is_model(spec.split(".")[0]):
+    if not spec or ":" in spec or timm.is_model(spec.split(".")[0]):
         return False
     return "/" in spec or os.sep in spec or Path(spec).expanduser().is_dir()
 
