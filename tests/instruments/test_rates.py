@@ -254,7 +254,9 @@ def test_small_singular_values_count_in_the_effective_rank() -> None:
     # a smooth picture's tokens: singular values fall over five decades, which a float32 Gram matrix does not hold
     model = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
     ramp = torch.linspace(0, 1, 224)
-    images = torch.stack([ramp * k + ramp[:, None].square() * (1 - k) for k in (0.2, 0.9)])[:, None].expand(-1, 3, -1, -1)
+    images = torch.stack([ramp * k + ramp[:, None].square() * (1 - k) for k in (0.2, 0.9)])[:, None].expand(
+        -1, 3, -1, -1
+    )
     with torch.no_grad(), trace(model) as t:
         model(images)
     row = layerwise(model, images)[0]

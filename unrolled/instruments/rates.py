@@ -160,7 +160,7 @@ def _spectral(u: Tensor, eps: float) -> dict[str, Tensor]:
     wide = widen(u)
     spectrum = torch.linalg.eigvalsh(wide @ wide.mT if n <= d else wide.mT @ wide).clamp_min(0)
     rate = 0.5 * (d / (n * eps**2) * spectrum).log1p().sum(-1)
-    # the square roots of what rounding left, of the products and of the tokens, would add up to a rank that is not there
+    # roots of what rounding left, of the products and of the tokens, would add up to a rank that is not there
     products = spectrum.amax(-1, keepdim=True) * max(n, d) * torch.finfo(wide.dtype).eps
     tokens = spectrum.sum(-1, keepdim=True) * torch.finfo(u.dtype).eps ** 2
     singular = torch.where(spectrum > products + tokens, spectrum, 0).sqrt()
