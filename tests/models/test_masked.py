@@ -178,6 +178,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="encoder='sparse'"):
         small(encoder="sparse")
     with pytest.raises(ValueError, match="classifier"):
-        create_model("crate_mae_nano_patch4_32", num_classes=10)
+        small(num_classes=10)
     with pytest.raises(ValueError, match="multiple of 4"):
         small(dim=18, heads=3)

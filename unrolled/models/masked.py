@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from unrolled.layers import MSSA
 from unrolled.models.crate import CRATE, CRATEBlock, add_registers
+
+# what a model's description says of its images and its layers' names, whatever it was trained for
+_OF_IMAGES = ("crop_pct", "interpolation", "mean", "std", "fixed_input_size", "first_conv", "classifier")
 
 
 class CRATEDecoderBlock(nn.Module):
@@ -81,6 +84,8 @@ class MaskedAutoencoder(CRATE):
         resampled), and the number of patches removed is the nearest to the share asked for (`removed_patches`).
         `encoder="visible"` is not published.
     """
+
+    _FOREIGN: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -284,16 +289,7 @@ class MaskedAutoencoder(CRATE):
             **kwargs: further arguments of `CRATE`, e.g. `drop_path_rate` or `reg_tokens`.
         """
         own = dict(self._model_args)
-        for key in (
-            "decoder_depth",
-            "decoder_heads",
-            "encoder",
-            "norm_pix_loss",
-            "num_classes",
-            "pool",
-            "global_pool",
-            "fc_norm",
-        ):
+        for key in (*CRATE._FOREIGN, "num_classes", "pool", "global_pool", "fc_norm"):
             own.pop(key, None)
         renamed = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "dim", "num_heads": "heads"}
         arguments = {renamed.get(key, key): value for key, value in own.items()}
@@ -303,6 +299,8 @@ class MaskedAutoencoder(CRATE):
         if isinstance(model.norm, nn.Identity):
             state |= {f"fc_norm.{kind}": self.state_dict()[f"norm.{kind}"] for kind in ("weight", "bias")}
         model.load_state_dict(state, strict=False)
+        described: dict[str, Any] = {key: self.pretrained_cfg[key] for key in _OF_IMAGES if key in self.pretrained_cfg}
+        model.pretrained_cfg = {**described, **model.pretrained_cfg, "num_classes": num_classes}  # type: ignore[dict-item]
         return model.train(self.training)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
