@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from unrolled.commands.common import say_where, table, write_settings
 from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, as_config, flags_of
+from unrolled.locks import hold
 from unrolled.studies.base import QUICK_NOTICE, Budget
 from unrolled.studies.base import Study as PlainStudy
 from unrolled.studies.demo import Config as DemoConfig
@@ -126,8 +127,9 @@ def run_study(study: AnyStudy, config: StudyConfig, *, json: bool, quiet: bool, 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    report = study.run(config, on_progress=None if quiet else say)
     folder = study.folder(config)
+    hold(folder)
+    report = study.run(config, on_progress=None if quiet else say)
     if isinstance(study, PlainStudy):
         _complete(report, folder, judged)
     write_settings(folder, vars(config))

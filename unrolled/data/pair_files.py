@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from unrolled.data.pairs import PairSource, _none_of, _twice
 from unrolled.data.sources import BadImage, Picture, decode, existing_folder
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
+from unrolled.reading import read_json
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _TEXTS = ("text", "texts", "caption", "captions", "sentence", "sentences", "raw", "alt_text", "description")
@@ -298,10 +298,7 @@ def _rows(path: Path) -> list[tuple[str, str]]:
 def _json(path: Path) -> Any:
     if not path.is_file():
         raise MissingData(f"{path} does not exist")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFile(f"{path} is truncated or not JSON: {error}") from error
+    return read_json(path)
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from unrolled.reading import read_json
 from unrolled.studies.fingerprint import fingerprint
 from unrolled.studies.training import Checkpoint
 
@@ -128,7 +129,7 @@ class Row(NamedTuple, Generic[CellT]):
 def kept(cell: Cell, context: Context) -> Row[Cell] | None:
     """The row of a cell that is in the store; None of any other, or where the file is damaged."""
     try:
-        record = json.loads(cell.file(context, ".json").read_text(encoding="utf-8"))
+        record = read_json(cell.file(context, ".json"))
         return Row(cell, record["result"], float(record["seconds"])) if record["key"] == cell.key else None
     except (OSError, ValueError, KeyError, TypeError):  # not there, or cut short
         return None

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from unrolled.reading import read_json
 from unrolled.studies.training import Checkpoint
 
 
@@ -36,7 +37,7 @@ def remembered(
     path = folder / f"{name}.json"
     if path.is_file():
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path)
         except ValueError:  # cut short while it was written
             kept = {}
         if kept.get("key") == key:
@@ -74,7 +75,7 @@ def seconds_spent(folder: Path) -> float:
     total = 0.0
     for path in folder.glob("*.json"):
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path)
             total += kept.get("seconds", 0.0)
         except (ValueError, AttributeError):  # cut short while it was written, or not a cell
             continue

@@ -9,6 +9,7 @@ from torch import nn
 
 from unrolled.errors import MissingData
 from unrolled.models import MaskedAutoencoder
+from unrolled.models.building import check_finite_weights
 from unrolled.train.checkpoint import check_architecture, checkpoints, load_newest
 from unrolled.train.config import TrainConfig, load_config
 from unrolled.train.run import build_model
@@ -40,6 +41,7 @@ def newest_model(run: Path, source: ImageSource) -> tuple[nn.Module, int]:
         MissingData: there is no checkpoint.
         CorruptFile: all checkpoints are damaged.
         ValueError: the configuration makes another architecture.
+        UnsafeFile: the configuration names code, and nobody said to trust it; see `unrolled.trust`.
     """
     config = load_config(run / "config.yaml", TrainConfig)
     found = load_newest(run / "checkpoints")
@@ -56,4 +58,5 @@ def newest_model(run: Path, source: ImageSource) -> tuple[nn.Module, int]:
         model = model.classifier(len(source.classes))
     check_architecture(model, weights, path)
     model.load_state_dict(weights)
+    check_finite_weights(model, path)
     return model.eval(), int(state["step"])

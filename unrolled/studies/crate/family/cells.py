@@ -153,7 +153,7 @@ def untrained(kind: str, *, channels: int = 3, side: int) -> nn.Module:
 
 def network(config: FamilyConfig, kind: str, data: Data, seed: int) -> Network:
     """A trained network; Tiny-ImageNet, with 200 classes, is seen half as long again."""
-    images = config.images * 3 // 2 if data == "tiny-imagenet-32" else config.images
+    images = round(1.5 * config.images) if data == "tiny-imagenet-32" else config.images
     return Network(kind=kind, data=data, seed=seed, images=images)
 
 

@@ -283,7 +283,7 @@ def network_columns(config: TransferConfig, kind: str, trained: bool) -> dict[st
     """
     if not trained:
         return {"kind": "mae" if kind == "mae-visible" else kind, "data": config.source, "images": 0}
-    images = config.images * 3 // 2 if config.source == "tiny-imagenet-32" else config.images
+    images = round(1.5 * config.images) if config.source == "tiny-imagenet-32" else config.images
     return {"kind": kind, "data": config.source, "images": images}
 
 
