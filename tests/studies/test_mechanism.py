@@ -124,7 +124,7 @@ def test_only_kept_computes_nothing(context: Context) -> None:
     computed(Square(number=2), context)
     found = compute_all([Square(number=2), Square(number=3)], context, only_kept=True)
     assert [row.result["value"] for row in found.rows] == [4]
-    assert "--only-kept" in found.missing[Square(number=3)]
+    assert "only-kept" in found.missing[Square(number=3)]
     assert times(context) == ["square2"]
 
 
