@@ -49,6 +49,7 @@ def evaluate(
     split: Literal["train", "val", "test", "all"] = "test",
     labels: Path | None = None,
     samples: int | None = None,
+    stride: int | None = None,
     robustness: bool = False,
     robustness_images: int = 1000,
     val_fraction: float | None = None,
@@ -57,7 +58,7 @@ def evaluate(
     pretrained: Pretrained = False,
     model_args: ModelArgs = None,
     image_size: int | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     seed: int = 0,
@@ -96,6 +97,10 @@ def evaluate(
         have some. The images are those of the ImageNet validation set, under their own names.
     samples
         Use so many images of the split, drawn evenly, or of a text so many excerpts of its context; default: all.
+    stride
+        Of a run on text: tokens between the starts of two windows of its context. By default blocks do not overlap, and
+        a token is predicted from 1 token up to the whole context; a half of the context gives each at least the other
+        half, at twice the cost.
     robustness
         Errors on images made worse in nine ways and five severities: 45 forward passes an image.
     robustness_images
@@ -109,7 +114,7 @@ def evaluate(
     image_size
         Side in pixels; default: the model's own input size.
     batch_size
-        Images in one forward pass.
+        Images, or excerpts of text, in one forward pass; default: 128, of a run on text that of the run.
     workers
         Loader processes; 0 loads in this process.
     on_error
@@ -121,17 +126,20 @@ def evaluate(
     out
         Where config.yaml, report.html and report.json go; default: runs/eval-MODEL-DATA.
     """
-    check_counts(robustness_images=robustness_images, batch_size=batch_size, image_size=image_size)
+    check_counts(robustness_images=robustness_images, batch_size=batch_size, image_size=image_size, stride=stride)
     check_counts(0, workers=workers, seed=seed, split_seed=split_seed)
     if is_text_run(model):
         if split == "all" or labels is not None or robustness:
             raise ValueError("--split all, --labels and --robustness are for images; leave them out")
         _refuse_model_flags(image_size=image_size, pretrained=pretrained, model_args=model_args, weights=weights)
         evaluate_run(
-            model, data=data, data_dir=data_dir, split=split, samples=samples, batch_size=batch_size, device=device,
-            out=out, json=json, quiet=quiet,
+            model, data=data, data_dir=data_dir, split=split, samples=samples, stride=stride, batch_size=batch_size,
+            device=device, out=out, json=json, quiet=quiet,
         )  # fmt: skip
         return
+    if stride is not None:
+        raise ValueError("--stride: is for runs on text; leave it out")
+    batch_size = batch_size or 128
     if weights is None and is_pretrain_run(model):
         if labels is not None or robustness:
             raise ValueError("--labels and --robustness are for classifiers; leave them out, or probe this run")
@@ -163,8 +171,9 @@ def evaluate(
     unfinished = None if weights is not None else _unfinished(model)
     if unfinished is None:
         network = open_model(
-            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes)
-        )
+            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes),
+            seed=seed,
+        )  # fmt: skip
     else:
         network, stopped["step"] = _newest(unfinished, source)
     network = network.to(where)

@@ -25,6 +25,7 @@ from unrolled.commands.common import (
 from unrolled.commands.extract import Precision, Samples, features_in
 from unrolled.commands.probe_report import write_report
 from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -120,7 +121,6 @@ def probe(
     """
     check_counts(samples=samples, test_samples=test_samples, k=k, batch_size=batch_size, image_size=image_size)
     check_counts(0, workers=workers, seed=seed)
-    import torch
 
     from unrolled.data import open_images
     from unrolled.instruments import untrained_control
@@ -128,7 +128,6 @@ def probe(
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     data, data_dir, image_size = str(own["data"]), own["data_dir"], own["image_size"]
     where = choose_device(device)
-    torch.manual_seed(seed)
     options: dict[str, Any] = {"data_dir": data_dir, "seed": own["split_seed"]}
     train = open_images(data, "train", val_fraction=own["val_fraction"], **options)
     splits = {
@@ -138,14 +137,17 @@ def probe(
         ),
     }
     _check_enough(splits["train"].source, k if "knn" in method else None, seed)
-    body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args)
+    body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed)
     network = encoder_of(body)
     pools = pool or default_pools(network)
     folder = out or default_folder("probe", model, data)
+    hold(folder)
     began = time.perf_counter()
     networks = {"model": network}
-    if control:  # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them
-        networks["untrained"] = encoder_of(untrained_control(body, seed))
+    if control:
+        # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them; and under another seed, so
+        # that a model with random weights is not its own control
+        networks["untrained"] = encoder_of(untrained_control(body, seed + 1))
     found: dict[str, dict[str, FeatureSet]] = {}
     reused = True
     for who, net in networks.items():
@@ -157,7 +159,10 @@ def probe(
                 precision=precision, quiet=quiet,
             )  # fmt: skip
             reused &= there
-    labels = {split: labels_of(part.source, found["model"][split]) for split, part in splits.items()}
+    labels = {}
+    for split, features in found["model"].items():
+        assert features.labels is not None  # images of classes have some
+        labels[split] = features.labels
     widths = widths_of(network, splits["train"].source, layers, image_size) if len(pools) > 1 else None
     records = []
     for who in networks:
@@ -200,13 +205,18 @@ def _check_enough(source: ImageSource, k: int | None, seed: int) -> None:
         )
 
 
-def open_body(spec: str, *, weights: Path | None, pretrained: bool, model_args: dict[str, Any] | None) -> nn.Module:
+def open_body(
+    spec: str, *, weights: Path | None, pretrained: bool, model_args: dict[str, Any] | None, seed: int
+) -> nn.Module:
     """As `open_model`, but `weights` may be of any number of classes: their head is left out, nothing here reads it."""
     if weights is None:
-        return open_model(spec, pretrained=pretrained, model_args=model_args)
+        return open_model(spec, pretrained=pretrained, model_args=model_args, seed=seed)
+    import torch
+
     from unrolled.models import load_weights
     from unrolled.models.resolve import resolve_model
 
+    torch.manual_seed(seed)
     model = resolve_model(named(spec), **(model_args or {}))
     takes_images(spec, model)
     print(f"weights: {load_weights(model, weights, head=False)}", file=sys.stderr)
@@ -232,17 +242,6 @@ def default_pools(network: nn.Module) -> tuple[Pool, ...]:
     from unrolled.instruments.pooling import prefix_tokens
 
     return ("cls", "mean") if prefix_tokens(unwrap(network), None)[1] else ("mean",)
-
-
-def labels_of(source: ImageSource, features: FeatureSet) -> Tensor:
-    """int64 labels of the images the features are of."""
-    import numpy as np
-    import torch
-
-    indices = np.arange(features.samples) if features.indices is None else features.indices.numpy()
-    if source.labels is not None:
-        return torch.from_numpy(source.labels[indices].astype(np.int64))
-    return torch.tensor([source.load(int(index))[1] for index in indices])  # only decoding tells
 
 
 def widths_of(network: nn.Module, source: ImageSource, layers: Sequence[str], image_size: int | None) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from unrolled.data.pairs import PairSource, _none_of, _twice
 from unrolled.data.sources import BadImage, Picture, decode, existing_folder
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
+from unrolled.reading import read_json
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _TEXTS = ("text", "texts", "caption", "captions", "sentence", "sentences", "raw", "alt_text", "description")
@@ -221,8 +221,14 @@ def _hub_pairs(datasets: Any, table: Any, title: str) -> PairSource:
     preferred = [key for key in _TEXTS if key in texts]
     keys = [key for key in ("id", "image_id", "img_id", "key") if key in features]
     ids = [str(value) for value in table[keys[0]]] if keys else [str(i) for i in range(len(table))]
-    if _twice(ids):
-        ids = [str(i) for i in range(len(table))]
+    groups: list[str] = []
+    if _twice(ids):  # one row a caption: rows of one id are of one photo
+        ids, groups = [str(i) for i in range(len(table))], ids
+
+    def columns(name: str) -> list[str] | None:
+        plain = isinstance(features.get(name), datasets.Value | datasets.ClassLabel)
+        return [str(value) for value in table[name]] if plain else None
+
     description = f"{title}, {len(table):,} pairs"
     if not images:
         if len(texts) < 2:
@@ -232,7 +238,7 @@ def _hub_pairs(datasets: Any, table: Any, title: str) -> PairSource:
         first, second = texts[:2]
         return PairSource(
             ids=ids, captions=[[_joined(text)] for text in table[second]], description=description,
-            others=[_joined(text) for text in table[first]],
+            others=[_joined(text) for text in table[first]], groups=groups, columns=columns,
         )  # fmt: skip
     if not (preferred or texts):
         raise ValueError(f"{title}: has no column of texts; its columns are {', '.join(features)}")
@@ -246,7 +252,9 @@ def _hub_pairs(datasets: Any, table: Any, title: str) -> PairSource:
             raise BadImage("has no image in its row")
         return decode(record["bytes"] if record["bytes"] is not None else Path(record["path"]))
 
-    return PairSource(ids=ids, captions=captions, description=description, load=load)
+    return PairSource(
+        ids=ids, captions=captions, description=description, load=load, groups=groups, columns=columns
+    )  # fmt: skip
 
 
 def _is_text(datasets: Any, feature: Any) -> bool:
@@ -298,10 +306,7 @@ def _rows(path: Path) -> list[tuple[str, str]]:
 def _json(path: Path) -> Any:
     if not path.is_file():
         raise MissingData(f"{path} does not exist")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFile(f"{path} is truncated or not JSON: {error}") from error
+    return read_json(path)
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, np.ndarray]:

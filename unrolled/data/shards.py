@@ -26,8 +26,10 @@ import numpy as np
 from unrolled.data.files import Splits
 from unrolled.data.sources import BadImage, ImageSource, Picture, check_labels, decode
 from unrolled.errors import CorruptFile, MissingData, require
+from unrolled.reading import open_file, read_object, read_text
 
 GROUP = 4
+_MOST = 1_000_000
 _IMAGES = frozenset({"bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"})
 _REMOTE = re.compile(r"(https?|hf|gs)://")
 
@@ -158,11 +160,9 @@ def _source(shards: list[str], title: str, data_dir: Path | None, also: list[str
     known: dict[str, Any] = {"labels": {}}
     sidecar = _beside(shards, data_dir, "index.json")
     if sidecar is not None:
-        try:
-            known = json.loads(sidecar.read_text())
-            known["labels"].items()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptFile(f"{sidecar} is not an index of shards: {error}") from error
+        known = read_object(sidecar)
+        if not _is_index(known):
+            raise CorruptFile(f"{sidecar} is not an index of shards: it needs `labels`, shard -> list of integers")
     labels: dict[str, list[int]] = known["labels"]
     for shard in dict.fromkeys(shards + (also or [])):
         if _base(shard) not in labels:
@@ -171,11 +171,20 @@ def _source(shards: list[str], title: str, data_dir: Path | None, also: list[str
     if "classes" in known:
         classes = [str(name) for name in known["classes"]]
     elif names is not None:
-        classes = [name.strip() for name in names.read_text().splitlines() if name.strip()]
+        classes = [name.strip() for name in read_text(names).splitlines() if name.strip()]
     else:
         used = [label for shard in shards + (also or []) for label in labels[_base(shard)]]
         classes = [str(number) for number in range(max(used, default=-1) + 1)]
     return ShardSource(shards, labels, classes=classes, title=title)
+
+
+def _is_index(known: dict[str, Any]) -> bool:
+    labels = known.get("labels")
+    return (
+        isinstance(labels, dict)
+        and all(isinstance(each, list) and all(type(label) is int for label in each) for each in labels.values())
+        and isinstance(known.get("classes", []), list)
+    )
 
 
 def _beside(shards: list[str], data_dir: Path | None, file: str) -> Path | None:
@@ -193,7 +202,7 @@ def _scan(shard: str) -> list[int]:
         )
     labels: OrderedDict[str, int | None] = OrderedDict()
     try:
-        with tarfile.open(shard) as archive:
+        with open_file(shard) as stream, tarfile.open(fileobj=stream) as archive:
             for member in archive:
                 key, suffix = _key(member.name)
                 if not member.isfile() or not key or not suffix:
@@ -212,10 +221,15 @@ def _scan(shard: str) -> list[int]:
 
 
 def _samples(shard: str) -> Iterator[tuple[str, bytes | None, int]]:
-    """(key, encoded image, label) of every sample, read by webdataset without decoding anything."""
+    """(key, encoded image, label) of every sample, read by webdataset without decoding anything.
+
+    webdataset's own way of opening would run what follows `pipe:` in a file's name in a shell. Local shards are opened
+    here, as files; addresses, which `expand_shards` has checked, by it.
+    """
     tariterators = require("webdataset.tariterators", extra="webdataset", feature="reading shards")
     try:
-        for sample in tariterators.tarfile_samples([{"url": shard}]):
+        opened = tariterators.url_opener([{"url": shard}]) if _REMOTE.match(shard) else _local(shard)
+        for sample in tariterators.group_by_keys(tariterators.tar_file_expander(opened)):
             image = next((sample[suffix] for suffix in sample if suffix in _IMAGES), None)
             suffix = next((suffix for suffix in ("cls", "json") if suffix in sample), None)
             if suffix is None:
@@ -225,10 +239,15 @@ def _samples(shard: str) -> Iterator[tuple[str, bytes | None, int]]:
         raise CorruptFile(f"{shard} is damaged or cannot be read: {error}") from error
 
 
+def _local(shard: str) -> Iterator[dict[str, Any]]:
+    with open_file(shard) as stream:
+        yield {"url": shard, "stream": stream}
+
+
 def _label(suffix: str, text: bytes, what: str) -> int:
     try:
         return int(text) if suffix == "cls" else int(json.loads(text)["label"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(f"{what}: the label must be an integer, in .cls or as `label` in .json") from error
 
 
@@ -250,6 +269,8 @@ def _braces(pattern: str) -> list[str]:
         return [pattern]
     first, last = found.groups()
     numbers = range(int(first), int(last) + 1)
+    if len(numbers) > _MOST:
+        raise ValueError(f"data: {found[0]} stands for {len(numbers):,} shards, more than {_MOST:,}")
     return [
         item
         for n in numbers

@@ -24,13 +24,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unrolled.errors import CorruptFile
 from unrolled.instruments.alignment import get_metric
 from unrolled.instruments.alignment_base import Metric
 from unrolled.instruments.alignment_grid import Layers, prepare_layers
 from unrolled.instruments.calibration import compare
-from unrolled.instruments.dependence import Blocks, Groups
+from unrolled.instruments.dependence import Blocks, Groups, Units
 from unrolled.instruments.feature_files import Rows, check_same_samples, features_digest, read_features
 from unrolled.instruments.significance import benjamini_hochberg
+from unrolled.reading import read_json
 
 _VERSION = 2  # of what a tile holds; kept tiles of others are computed anew
 
@@ -71,6 +73,8 @@ class ModelGrid:
     models: list[str]
     metrics: list[str]
     pairs: list[PairScore]
+    units: str = ""
+    """What was relabelled, in words; "" for single rows."""
 
     def matrix(self, metric: str, quantity: str = "score") -> NDArray[np.float64]:
         """`score`, `chance`, `p_value`, `z` or `calibrated` of row a and column b; NaN where there is no pair."""
@@ -168,7 +172,7 @@ def model_grid(
     pairs = [PairScore(**{**pair, "layers": tuple(pair["layers"])}) for result in results for pair in result or []]
     place = {name: i for i, name in enumerate(names)}
     pairs.sort(key=lambda pair: (metrics.index(pair.metric), place[pair.a], place[pair.b]))
-    return ModelGrid(names, list(metrics), pairs)
+    return ModelGrid(names, list(metrics), pairs, Units.of(pairs[0].n, groups, blocks).said)
 
 
 def tiles(names: Sequence[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
@@ -299,8 +303,8 @@ def _kept(store: Path | None, key: str) -> list[dict[str, Any]] | None:
     if store is None or not (store / f"{key}.json").is_file():
         return None
     try:
-        kept: list[dict[str, Any]] = json.loads((store / f"{key}.json").read_text(encoding="utf-8"))
-    except ValueError:  # cut short while it was written
+        kept: list[dict[str, Any]] = read_json(store / f"{key}.json")
+    except CorruptFile:  # cut short while it was written
         return None
     return kept
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from unrolled.errors import require
+from unrolled.reading import read_object
 
 Rows = Tensor | np.ndarray  # [n, d]; a numpy memory map is read tile by tile
 _TILE_BYTES = 64 * 2**20
@@ -327,10 +328,10 @@ def neighbours_to_folder(
     progress, target = folder / "progress.json", folder / "indices.npy"
     done = 0
     if progress.exists():
-        state = json.loads(progress.read_text())
-        if state["request"] != request:
+        state = read_object(progress)
+        if state.get("request") != request:
             raise ValueError(
-                f"folder {folder} holds neighbours of another request ({state['request']}): choose another folder"
+                f"folder {folder} holds neighbours of another request ({state.get('request')}): choose another folder"
             )
         done = int(state["done"])
     store = np.lib.format.open_memmap(target, mode="r+" if done else "w+", dtype=np.int64, shape=(n, k))
