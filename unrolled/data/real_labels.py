@@ -67,7 +67,7 @@ def _read(path: Path) -> list[list[int]]:
     if not path.is_file():
         raise MissingData(f"labels: there is no file {path}")
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
+        lists = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptFile(f"labels: {path} is truncated or not JSON: {error}") from error
     if not isinstance(lists, list) or not all(
