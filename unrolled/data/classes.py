@@ -104,18 +104,22 @@ def one_class_note(source: ImageSource) -> str | None:
     """A warning where all images are of one class, so that any constant answer is right; None otherwise."""
     if source.labels is None or not len(source.labels) or (source.labels != source.labels[0]).any():
         return None
-    name = source.classes[int(source.labels[0])]
+    name = _named(source, int(source.labels[0]))
     return f"all {len(source):,} images are of one class ({name}): a model that always answers it is right every time"
 
 
 def _classes(source: ImageSource) -> str:
     if source.labels is None:
         return counted(len(source.classes))
-    counts = np.bincount(source.labels, minlength=len(source.classes))
-    present = np.flatnonzero(counts)
+    present, counts = np.unique(source.labels, return_counts=True)
     of = "" if len(present) == len(source.classes) else f"{len(present):,} of the "
     if len(source.classes) <= _SHOWN:
-        named = ", ".join(f"{source.classes[label]} {counts[label]:,}" for label in present)
+        named = ", ".join(f"{_named(source, label)} {count:,}" for label, count in zip(present, counts, strict=True))
         return f"{of}{counted(len(source.classes))} ({named})"
-    low, high = counts[present].min(), counts[present].max()
+    low, high = counts.min(initial=0), counts.max(initial=0)
     return f"{of}{counted(len(source.classes))}, {low:,}{f' to {high:,}' if high != low else ''} of each"
+
+
+def _named(source: ImageSource, label: int) -> str:
+    """The name of a label; one outside the classes, which the loader refuses when its turn comes, is its number."""
+    return source.classes[label] if 0 <= label < len(source.classes) else f"label {label}"
