@@ -63,7 +63,7 @@ def test_models_are_run_where_features_are_not_given(tmp_path: Path, capsys: pyt
         ("models:\n  a: x.npy\n  b: {modle: y.npy}\n", "must be a model"),
         ("models:\n  a: x.npy\n  b: {model: y.npy, grup: 1}\n", "did you mean 'group'"),
         ("models:\n  a: x.npy\n  b: {model: y.npy, competence: high}\n", "competence must be a number"),
-        ("models: [", "not YAML"),
+        ("models: [", "not valid YAML"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str) -> None:

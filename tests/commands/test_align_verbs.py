@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 from unrolled import cli
+from unrolled.data import open_images
 from unrolled.instruments import FeatureSet
 
 CRATE, VIT = "crate_nano_patch2_8", "vit_nano_patch2_8"
@@ -40,7 +41,11 @@ def test_extract_keeps_features_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (found.samples, len(found), found.pooling) == (40, 6, "mean")
     assert found.model == CRATE
     assert found.data.startswith("digits (test), 40 of 360 images")
+    source = open_images("digits", "test")
     assert found.indices is not None
+    assert found.labels is not None
+    assert found.indices.tolist() == np.linspace(0, 359, 40).round().astype(int).tolist(), "rows of the split"
+    assert found.labels.tolist() == [source.load(int(row))[1] for row in found.indices]
     assert extract(tmp_path, "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert (first["reused"], again["reused"]) == (False, True)

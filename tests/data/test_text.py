@@ -17,6 +17,7 @@ from unrolled.data.tokens import (
     CharacterTokenizer,
     load_tokenizer,
     mask_tokens,
+    masked_windows,
     open_tokenizer,
     token_batches,
     token_windows,
@@ -192,6 +193,29 @@ def test_windows_predict_every_token_once_with_enough_context(count: int, length
             if row[0] > 0 and len(here):
                 assert here[0] - row[0] > length - stride
     assert predicted == list(range(1, count))
+
+
+@given(count=st.integers(2, 60), length=st.integers(1, 20), batch=st.integers(1, 7))
+@settings(max_examples=30, deadline=None)
+def test_masks_of_windows_do_not_depend_on_the_batch_and_predict_no_token_twice(
+    count: int, length: int, batch: int
+) -> None:
+    length = min(length, count - 1)
+    options = {"vocab_size": count + 1, "mask_id": count, "seed": 3, "share": 0.7}
+    tokens = torch.arange(count)
+    one, many = (
+        [
+            torch.cat(parts)
+            for parts in zip(*masked_windows(tokens, length=length, batch_size=b, **options), strict=True)
+        ]
+        for b in (1, batch)
+    )
+    assert torch.equal(one[0], many[0])
+    assert torch.equal(one[1], many[1])
+    predicted = one[1][one[1] != IGNORED]
+    assert len(predicted.unique()) == len(predicted)
+    everything = [t for _, t in masked_windows(tokens, length=length, batch_size=4, **{**options, "share": 1 - 1e-12})]
+    assert torch.cat([t[t != IGNORED] for t in everything]).tolist() == list(range(count)), "the last one too"
 
 
 def test_masking_is_80_10_10_and_a_function_of_the_step() -> None:

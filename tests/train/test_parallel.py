@@ -113,9 +113,10 @@ def test_two_processes_train_on_text_as_one_does(tmp_path, task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_run_may_change_its_number_of_processes_when_it_resumes(tmp_path, strategy):
-    one, moved = settings(tmp_path / "one"), settings(tmp_path / "moved", resume="auto", val_fraction=0.1)
+@pytest.mark.parametrize(("strategy", "optimizer"), [("ddp", "adamw"), ("fsdp", "adamw"), ("fsdp", "muon")])
+def test_a_run_may_change_its_number_of_processes_when_it_resumes(tmp_path, strategy, optimizer):
+    one = settings(tmp_path / "one", optimizer=optimizer)
+    moved = settings(tmp_path / "moved", optimizer=optimizer, resume="auto", val_fraction=0.1)
     fit(one)
     for stop, changes in (
         (4, {"devices": 2, "strategy": strategy}),

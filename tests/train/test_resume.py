@@ -33,7 +33,7 @@ def crash_at(step: int) -> Any:
     return callback
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
 @pytest.mark.parametrize("step", [6, 8])
 def test_a_crashed_run_resumes_to_the_same_bits(config, splits, tmp_path, optimizer, step):
     straight = config(**EVERYTHING, optimizer=optimizer, out=tmp_path / "straight")

@@ -23,6 +23,7 @@ from unrolled.commands.common import (
 from unrolled.commands.extract import Pool, Precision, Samples, features_in
 from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, Pretrained, Quiet
 from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -185,6 +186,7 @@ def align(
     metrics = [_metric(name, k) for name in metric]
     where = choose_device(device)
     folder = out or default_folder("align", _stem(a), _stem(b))
+    hold(folder)
     sides = [_read(spec) for spec in (a, b)]
     models = [spec for spec, side in zip((a, b), sides, strict=True) if side is None]
     paired = is_paired(data, side or side_b, texts)
@@ -204,16 +206,15 @@ def align(
     began = time.perf_counter()
     for i, (spec, letter) in enumerate(((a, "a"), (b, "b"))):
         if sides[i] is None and paired:
-            torch.manual_seed(seed + i)
             sides[i], _ = side_features(
                 folder / "features" / letter, spec, pairs, _side(i, (side, side_b), data, texts), where=where,
                 data_dir=data_dir, layers=wanted[i], pool=pool, captions=captions, pretrained=pretrained,
-                image_size=image_size, batch_size=batch_size, precision=precision, quiet=quiet,
+                image_size=image_size, batch_size=batch_size, precision=precision, seed=seed + i, quiet=quiet,
             )  # fmt: skip
         elif sides[i] is None:
             size = image_size or data_settings(spec, None, data=data, data_dir=data_dir, image_size=None)["image_size"]
-            torch.manual_seed(seed + i)  # of weights that are not loaded; A and B must not be one model by accident
-            network = open_model(spec, pretrained=pretrained, classes=len(everything.classes))
+            # A and B must not be one model by accident
+            network = open_model(spec, pretrained=pretrained, classes=len(everything.classes), seed=seed + i)
             sides[i], _ = features_in(
                 folder / "features" / letter, shown_everything(network).to(where), samples, name=spec, layers=wanted[i],
                 pool=pool, image_size=size, batch_size=batch_size, precision=precision, quiet=quiet,

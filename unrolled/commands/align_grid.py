@@ -26,6 +26,8 @@ from unrolled.commands.common import (
 )
 from unrolled.commands.extract import Samples, features_in
 from unrolled.commands.sides import Paired, check_alone, is_paired, side_features
+from unrolled.locks import hold
+from unrolled.trust import check_settings, require_typed
 
 if TYPE_CHECKING:
     from unrolled.instruments.model_grid import ModelGrid
@@ -52,6 +54,7 @@ def align_grid(
         raise ValueError(f"--k {settings['k']}: give at least 1")
     for metric in settings["metric"]:
         get_metric(metric)  # before the models run: a wrong name must not cost their features
+    hold(folder)
     paths = _features(folder, models, settings, where, quiet)
 
     def progress(done: int, tiles: int) -> None:
@@ -79,19 +82,19 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         MissingData: there is no such file.
         ValueError: it is not YAML of that form; what is wrong is named.
+        UnsafeFile: a model names code.
     """
-    import yaml
-
-    from unrolled.errors import MissingData
+    from unrolled.errors import CorruptFile, MissingData
+    from unrolled.reading import read_yaml
 
     if path.is_dir():
         raise ValueError(f"--grid {path}: is a folder; give the YAML file that names the models")
-    if not path.is_file():
+    if not path.exists():
         raise MissingData(f"--grid {path}: there is no such file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
+        content = read_yaml(path)
+    except CorruptFile as error:
+        raise ValueError(f"--grid {error}") from error
     entries = content.get("models") if isinstance(content, dict) else None
     if not isinstance(entries, dict) or len(entries) < 2:
         raise ValueError(f"{path}: needs `models:` with at least two lines `NAME: MODEL` below it")
@@ -111,6 +114,7 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{path}, {name}: competence must be a number, not {competence!r}")
         if isinstance(entry.get("layers"), str):
             entry["layers"] = [entry["layers"]]
+        check_settings(entry, f"{path}, {name}")
         models[str(name)] = entry
     return models
 
@@ -119,7 +123,6 @@ def _features(
     folder: Path, models: Mapping[str, dict[str, Any]], settings: dict[str, Any], where: Any, quiet: bool
 ) -> dict[str, Path]:
     """Where each model's features lie, computed where they are not given."""
-    import torch
 
     from unrolled.instruments.feature_files import is_feature_file
 
@@ -132,13 +135,13 @@ def _features(
         pairs = Paired.choose(settings["data"], settings["split"], settings["data_dir"], None, settings["images"])
         for i, name in enumerate(run):
             entry = models[name]
-            torch.manual_seed(settings["seed"] + i)
             paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
             side_features(
                 paths[name], entry["model"], pairs, sides[name] or "image", where=where, data_dir=settings["data_dir"],
                 layers=tuple(entry.get("layers", settings["layers"])), pool=entry.get("pool", settings["pool"]),
                 pretrained=entry.get("pretrained", settings["pretrained"]), image_size=settings["image_size"],
-                batch_size=settings["batch_size"], precision=settings["precision"], quiet=quiet,
+                batch_size=settings["batch_size"], precision=settings["precision"], seed=settings["seed"] + i,
+                quiet=quiet,
             )  # fmt: skip
         return {name: paths[name] for name in models}
     for name in run:
@@ -154,12 +157,12 @@ def _features(
     samples = Samples.choose(everything, settings["images"], f"{own['data']} ({settings['split']})")
     for i, (name, data) in enumerate(zip(run, found, strict=True)):
         entry = models[name]
-        torch.manual_seed(settings["seed"] + i)  # of weights that are not loaded
         network = shown_everything(
             open_model(
                 entry["model"],
                 pretrained=entry.get("pretrained", settings["pretrained"]),
                 classes=len(everything.classes),
+                seed=settings["seed"] + i,
             )
         ).to(where)
         paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
@@ -179,6 +182,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     if workers == 1 and scheduler is None:
         yield None
         return
+    require_typed("scheduler", scheduler)
     try:
         from dask.distributed import Client, LocalCluster
     except ImportError as error:

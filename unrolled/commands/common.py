@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from unrolled.trust import check, consequence
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +44,7 @@ def open_model(
     pretrained: bool = False,
     model_args: dict[str, Any] | None = None,
     classes: int | None = None,
+    seed: int,
 ) -> nn.Module:
     """The model a verb's MODEL argument means, in eval mode: a string of `resolve_model`, or simply a folder.
 
@@ -52,10 +56,13 @@ def open_model(
         model_args: the model's own arguments.
         classes: outputs of the head of a model that is built from its name and filled with `weights`, where those do
             not say it.
+        seed: of weights that are not loaded; the global random state is set by it.
 
     Raises:
         ValueError: unknown model, a language model, or `weights` have another head.
     """
+    import torch
+
     from unrolled.models import load_weights
     from unrolled.models.resolve import resolve_model
     from unrolled.models.transfer import weights_classes
@@ -66,6 +73,7 @@ def open_model(
         own_classes = weights_classes(weights)
         arguments.setdefault("num_classes", classes if own_classes is None else len(own_classes))
     own = weights is None and (pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
+    torch.manual_seed(seed)
     try:
         model = resolve_model(spec, pretrained=own, **arguments)
     except RuntimeError as error:
@@ -119,15 +127,19 @@ def named(spec: str) -> str:
 
 
 def run_settings(spec: str) -> dict[str, Any]:
-    """The `config.yaml` of the run folder a MODEL argument means; empty for any other model."""
-    import yaml
+    """The `config.yaml` of the run folder a MODEL argument means; empty for any other model.
+
+    Raises:
+        CorruptFile: there is one that cannot be read, or that does not say what the run was.
+    """
+    from unrolled.reading import read_settings
+    from unrolled.train.config import run_values
 
     spec = named(spec)
     path = Path(spec.removeprefix("local:")).expanduser() / "config.yaml"
-    if not spec.startswith("local:") or not path.is_file():
+    if not spec.startswith("local:") or not os.path.lexists(path):
         return {}
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return settings if isinstance(settings, dict) else {}
+    return run_values(read_settings(path), path)
 
 
 def shipped(spec: str) -> str | None:
@@ -144,10 +156,15 @@ def data_settings(
 
     What is not given is taken from the run the weights are from. Above all the division is: under another seed, images
     the run was trained on would be among those it is tested on.
+
+    Raises:
+        UnsafeFile: the run's data are an address, which no file may open.
     """
     run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
     if not run and (tag := shipped(model if weights is None else str(weights))) is not None:
         run = {"data": tag}
+    if data is None:
+        check("data", run.get("data"), f"the config.yaml of {model if weights is None else weights}")
     chosen = data or run.get("data") or "digits"
     same = chosen == run.get("data")
     if data_dir is None and same and run.get("data_dir"):
@@ -326,14 +343,16 @@ def of_all(result: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def saying_how_to_resume(verb: str, out: Path) -> Iterator[None]:
-    """Add the command that goes on with the run in `out` to what an interrupted one says."""
+def saying_how_to_resume(verb: str, out: Path, model: str) -> Iterator[None]:
+    """Add the command that goes on with the run of `model` in `out` to what an interrupted one says."""
     from unrolled.train.signals import Interrupted
 
     try:
         yield
     except Interrupted as stop:
         command = f"unrolled {verb} --config {shlex.quote(str(out / 'config.yaml'))} --resume auto"
+        if consequence("model", model) is not None:  # the file may not name code: the person does
+            command += f" --model {shlex.quote(model)}"
         raise Interrupted(f"{stop}, or: {command}") from None
 
 
@@ -360,7 +379,7 @@ def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] 
     """
     spec = named(model)
     parts = [Path(spec.removeprefix("local:")).name if spec.startswith("local:") else spec, data]
-    name = "-".join([verb, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)])
+    name = "-".join([verb, *(_short(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.")) for part in parts)])
     folder, number = Path("runs") / name, 1
     if subject is not None:
         wanted = {key: _plain(subject[key]) for key in _SUBJECT if key in subject}
@@ -370,12 +389,18 @@ def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] 
     return folder
 
 
-def _subject_in(folder: Path) -> dict[str, Any]:
-    import yaml
+def _short(name: str) -> str:
+    """At most 80 letters: systems of files take 255, and a name may be as long already."""
+    return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
-    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return {key: settings[key] for key in _SUBJECT if key in settings} if isinstance(settings, dict) else {}
+
+def _subject_in(folder: Path) -> dict[str, Any]:
+    from unrolled.errors import CorruptFile
+    from unrolled.reading import read_settings
+
+    with contextlib.suppress(OSError, CorruptFile):
+        settings = read_settings(folder / "config.yaml")
+        return {key: settings[key] for key in _SUBJECT if key in settings}
     return {}
 
 
@@ -388,12 +413,15 @@ def _plain(value: Any) -> Any:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write `config.yaml`, which `--config` reads again."""
+    """Write `config.yaml`, which `--config` reads again; from now on the folder is this verb's."""
     import yaml
 
+    from unrolled.locks import hold
+
+    hold(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({key: _plain(value) for key, value in settings.items()}, sort_keys=False)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    (folder / "config.yaml").write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_run(folder: Path, settings: Mapping[str, Any], report: Report) -> Path:

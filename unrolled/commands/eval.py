@@ -54,6 +54,7 @@ def evaluate(
     classes_by: Literal["name", "number"] = "name",
     unknown_classes: Literal["raise", "skip"] = "raise",
     samples: int | None = None,
+    stride: int | None = None,
     robustness: bool = False,
     robustness_images: int = 1000,
     val_fraction: float | None = None,
@@ -62,7 +63,7 @@ def evaluate(
     pretrained: Pretrained = False,
     model_args: ModelArgs = None,
     image_size: int | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     seed: int = 0,
@@ -107,6 +108,10 @@ def evaluate(
         What to do with images of this split whose class the data's own training split lacks.
     samples
         Use so many images of the split, drawn evenly, or of a text so many excerpts of its context; default: all.
+    stride
+        Of a run on text: tokens between the starts of two windows of its context. By default blocks do not overlap, and
+        a token is predicted from 1 token up to the whole context; a half of the context gives each at least the other
+        half, at twice the cost.
     robustness
         Errors on images made worse in nine ways and five severities: 45 forward passes an image.
     robustness_images
@@ -120,7 +125,7 @@ def evaluate(
     image_size
         Side in pixels; default: the model's own input size.
     batch_size
-        Images in one forward pass.
+        Images, or excerpts of text, in one forward pass; default: 128, of a run on text that of the run.
     workers
         Loader processes; 0 loads in this process.
     on_error
@@ -132,17 +137,20 @@ def evaluate(
     out
         Where config.yaml, report.html and report.json go; default: runs/eval-MODEL-DATA.
     """
-    check_counts(robustness_images=robustness_images, batch_size=batch_size, image_size=image_size)
+    check_counts(robustness_images=robustness_images, batch_size=batch_size, image_size=image_size, stride=stride)
     check_counts(0, workers=workers, seed=seed, split_seed=split_seed)
     if is_text_run(model):
         if split == "all" or labels is not None or robustness:
             raise ValueError("--split all, --labels and --robustness are for images; leave them out")
         _refuse_model_flags(image_size=image_size, pretrained=pretrained, model_args=model_args, weights=weights)
         evaluate_run(
-            model, data=data, data_dir=data_dir, split=split, samples=samples, batch_size=batch_size, device=device,
-            out=out, json=json, quiet=quiet,
+            model, data=data, data_dir=data_dir, split=split, samples=samples, stride=stride, batch_size=batch_size,
+            device=device, out=out, json=json, quiet=quiet,
         )  # fmt: skip
         return
+    if stride is not None:
+        raise ValueError("--stride: is for runs on text; leave it out")
+    batch_size = batch_size or 128
     if weights is None and is_pretrain_run(model):
         if labels is not None or robustness:
             raise ValueError("--labels and --robustness are for classifiers; leave them out, or probe this run")
@@ -176,8 +184,9 @@ def evaluate(
     unfinished = None if weights is not None else _unfinished(model)
     if unfinished is None:
         network = open_model(
-            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
-        )
+            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes),
+            seed=seed,
+        )  # fmt: skip
     else:
         network, stopped["step"] = _newest(unfinished, everything)
     network = network.to(where)

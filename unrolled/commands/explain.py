@@ -18,6 +18,7 @@ from unrolled.commands.common import (
     table,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet, did_you_mean
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,7 +81,6 @@ def explain(
         with a number behind it where that holds the result of another model or picture of the same name.
     """
     import numpy as np
-    import torch
 
     from unrolled.commands.explain_report import layer_table, paint, write_pictures, write_report
     from unrolled.commands.pictures import canvas, origin, prepare
@@ -90,8 +90,7 @@ def explain(
 
     picture = read_picture(image)
     where = choose_device(device)
-    torch.manual_seed(seed)
-    network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args).to(where)
+    network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed).to(where)
     if isinstance(network, MaskedAutoencoder):
         raise ValueError(f"model: {model} is a masked autoencoder without a class head; finetune it first")
     names = list(next(iter(class_names(network, model, weights=weights, pretrained=pretrained)), ()))
@@ -119,6 +118,7 @@ def explain(
         "device": device,
     }
     folder = out or default_folder("explain", model, image.stem, settings)
+    hold(folder)
     write_pictures(folder, views)
     source = origin(model, weights=weights, pretrained=pretrained)
     result = {"model": model, "weights": source, "image": str(image)} | _record(found, names) | {"removals": removals}

@@ -26,6 +26,7 @@ from unrolled.commands.common import (
     write_run,
 )
 from unrolled.commands.settings import PRETRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.locks import hold
 from unrolled.train.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -66,10 +67,11 @@ def run_pretraining(chosen: PretrainConfig, *, json: bool) -> None:
     from unrolled.commands.pretrain_report import run_report, words
 
     began = time.perf_counter()
-    with saying_how_to_resume("pretrain", chosen.out):
+    with saying_how_to_resume("pretrain", chosen.out, chosen.model):
         result = training.pretrain(chosen)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
+    hold(result.run_dir)
     chosen = training.load_config(result.run_dir / "config.yaml", PretrainConfig)
     facts = {
         "run": str(result.run_dir),
@@ -141,7 +143,6 @@ def evaluate_pretrained(
     config = dataclasses.replace(
         config,
         **changes,
-        batch_size=batch_size,
         accumulate=1,
         devices=1,
         num_nodes=1,
@@ -155,9 +156,9 @@ def evaluate_pretrained(
     )  # fmt: skip
     say_data(quiet=quiet, **{split: everything})
     source = drawn_evenly(everything, samples, f"--samples {samples}")
-    network = open_model(model).to(where)
+    network = open_model(model, seed=config.seed).to(where)
     began = time.perf_counter()
-    scores = measure_run(config, network, source, where)
+    scores = measure_run(config, network, source, where, batch_size=batch_size)
     seconds = time.perf_counter() - began
     result = {
         "model": model,

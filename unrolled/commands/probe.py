@@ -26,6 +26,7 @@ from unrolled.commands.common import (
 from unrolled.commands.extract import Precision, Samples, features_in
 from unrolled.commands.probe_report import write_report
 from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.locks import hold
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -124,7 +125,6 @@ def probe(
     """
     check_counts(samples=samples, test_samples=test_samples, k=k, batch_size=batch_size, image_size=image_size)
     check_counts(0, workers=workers, seed=seed)
-    import torch
 
     from unrolled.data import open_images
     from unrolled.data.classes import one_class_note
@@ -133,7 +133,6 @@ def probe(
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     data, data_dir, image_size = str(own["data"]), own["data_dir"], own["image_size"]
     where = choose_device(device)
-    torch.manual_seed(seed)
     options: dict[str, Any] = {
         "data_dir": data_dir, "seed": own["split_seed"], "unknown_classes": unknown_classes,
     }  # fmt: skip
@@ -149,14 +148,17 @@ def probe(
         if (alone := one_class_note(part.source)) is not None:
             print(f"note: {alone}", file=sys.stderr)
     _check_enough(splits["train"].source, k if "knn" in method else None, seed)
-    body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args)
+    body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed)
     network = encoder_of(body)
     pools = pool or default_pools(network)
     folder = out or default_folder("probe", model, data)
+    hold(folder)
     began = time.perf_counter()
     networks = {"model": network}
-    if control:  # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them
-        networks["untrained"] = encoder_of(untrained_control(body, seed))
+    if control:
+        # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them; and under another seed, so
+        # that a model with random weights is not its own control
+        networks["untrained"] = encoder_of(untrained_control(body, seed + 1))
     found: dict[str, dict[str, FeatureSet]] = {}
     reused = True
     for who, net in networks.items():
@@ -168,7 +170,10 @@ def probe(
                 precision=precision, quiet=quiet,
             )  # fmt: skip
             reused &= there
-    labels = {split: labels_of(part.source, found["model"][split]) for split, part in splits.items()}
+    labels = {}
+    for split, features in found["model"].items():
+        assert features.labels is not None  # images of classes have some
+        labels[split] = features.labels
     widths = widths_of(network, splits["train"].source, layers, image_size) if len(pools) > 1 else None
     records = []
     for who in networks:
@@ -212,13 +217,18 @@ def _check_enough(source: ImageSource, k: int | None, seed: int) -> None:
         )
 
 
-def open_body(spec: str, *, weights: Path | None, pretrained: bool, model_args: dict[str, Any] | None) -> nn.Module:
+def open_body(
+    spec: str, *, weights: Path | None, pretrained: bool, model_args: dict[str, Any] | None, seed: int
+) -> nn.Module:
     """As `open_model`, but `weights` may be of any number of classes: their head is left out, nothing here reads it."""
     if weights is None:
-        return open_model(spec, pretrained=pretrained, model_args=model_args)
+        return open_model(spec, pretrained=pretrained, model_args=model_args, seed=seed)
+    import torch
+
     from unrolled.models import load_weights
     from unrolled.models.resolve import resolve_model
 
+    torch.manual_seed(seed)
     model = resolve_model(named(spec), **(model_args or {}))
     takes_images(spec, model)
     print(f"weights: {load_weights(model, weights, head=False)}", file=sys.stderr)
@@ -244,17 +254,6 @@ def default_pools(network: nn.Module) -> tuple[Pool, ...]:
     from unrolled.instruments.pooling import prefix_tokens
 
     return ("cls", "mean") if prefix_tokens(unwrap(network), None)[1] else ("mean",)
-
-
-def labels_of(source: ImageSource, features: FeatureSet) -> Tensor:
-    """int64 labels of the images the features are of."""
-    import numpy as np
-    import torch
-
-    indices = np.arange(features.samples) if features.indices is None else features.indices.numpy()
-    if source.labels is not None:
-        return torch.from_numpy(source.labels[indices].astype(np.int64))
-    return torch.tensor([source.load(int(index))[1] for index in indices])  # only decoding tells
 
 
 def widths_of(network: nn.Module, source: ImageSource, layers: Sequence[str], image_size: int | None) -> dict[str, int]:

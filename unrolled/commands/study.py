@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from unrolled.commands.common import say_where, table, write_settings
 from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, as_config, flags_of
+from unrolled.locks import hold
 from unrolled.studies.base import QUICK_NOTICE, Budget
 from unrolled.studies.demo import Config as DemoConfig
 
@@ -126,8 +127,9 @@ def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool, jud
 
     from unrolled.studies.cells import seconds_spent
 
-    report = study.run(config, on_progress=None if quiet else say)
     folder = Path(getattr(config, "out", Path("runs") / study.name))
+    hold(folder)
+    report = study.run(config, on_progress=None if quiet else say)
     spent = seconds_spent(folder / "cells")
     before = spent > (report.provenance.duration or 0)  # cells were there already
     if before:

@@ -5,7 +5,6 @@ What its columns and splits are called may be said behind a comma: `hf:ORG/NAME,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from unrolled.data.files import Splits, Unknown
 from unrolled.data.listing import PARTS
 from unrolled.data.sources import BadImage, ImageSource, Picture, check_labels, decode
 from unrolled.errors import MissingData, require
+from unrolled.reading import read_json
 
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 _WORDS = ("string", "large_string", "bool")
@@ -213,7 +213,7 @@ def _from_disk(datasets: Any, folder: Path) -> Any:
         return datasets.load_from_disk(str(folder))
     except IndexError:
         if (listing := folder / "dataset_dict.json").is_file():
-            return {part: _from_disk(datasets, folder / part) for part in json.loads(listing.read_text())["splits"]}
+            return {part: _from_disk(datasets, folder / part) for part in read_json(listing)["splits"]}
         features = datasets.DatasetInfo.from_directory(str(folder)).features
         return datasets.Dataset.from_dict({column: [] for column in features}, features=features)
 

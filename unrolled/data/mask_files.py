@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from unrolled.data.masks import (
 )
 from unrolled.data.sources import BadImage, decode
 from unrolled.errors import CorruptFile, MissingData, require
+from unrolled.reading import read_json
 
 VOC_CLASSES = (
     "aeroplane",
@@ -382,10 +382,7 @@ def _mask_image(path: Path) -> Any:
 def _read_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise MissingData(f"data_dir: {path} does not exist")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptFile(f"{path} is not valid JSON: {error}") from error
+    data = read_json(path)
     lacking = [key for key in keys if not isinstance(data, dict) or key not in data]
     if lacking:
         raise CorruptFile(f"{path} lacks {', '.join(lacking)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from unrolled.data.pairs import PairSource, _none_of, _twice
 from unrolled.data.sources import BadImage, Picture, decode, existing_folder
 from unrolled.data.text import read_lines
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
+from unrolled.reading import read_json
 
 _TEXTS = ("text", "texts", "caption", "captions", "sentence", "sentences", "raw", "alt_text", "description")
 
@@ -294,10 +294,7 @@ def _rows(path: Path) -> list[tuple[str, str]]:
 def _json(path: Path) -> Any:
     if not path.is_file():
         raise MissingData(f"{path} does not exist")
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise CorruptFile(f"{path} is truncated or not JSON: {error}") from error
+    return read_json(path)
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, np.ndarray]:

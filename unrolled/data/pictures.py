@@ -17,10 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unrolled.data.files import IMAGES as SUFFIXES
 from unrolled.data.listing import files_in, printable
+from unrolled.data.sources import FORMATS
 from unrolled.errors import CorruptFile, MissingData
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is decoded; Pillow's other decoders are rarely exercised and some of them start programs."""
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_FRAMES = 100

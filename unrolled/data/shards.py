@@ -28,8 +28,10 @@ from unrolled.data.files import Splits
 from unrolled.data.listing import is_real
 from unrolled.data.sources import BadImage, ImageSource, Picture, check_labels, decode
 from unrolled.errors import CorruptFile, MissingData, require
+from unrolled.reading import open_file, read_object, read_text
 
 GROUP = 4
+_MOST = 1_000_000
 _IMAGES = frozenset({"bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"})
 _LABELS = ("cls", "json")
 _REMOTE = re.compile(r"(https?|hf|gs)://")
@@ -169,11 +171,9 @@ def _source(shards: list[str], title: str, data_dir: Path | None, also: list[str
     labels: dict[str, list[int]] = {}
     named: dict[str, list[str]] = {}
     for sidecar, of in _beside(everything, data_dir, "index.json").items():
-        try:
-            known = json.loads(sidecar.read_text())
-            known["labels"].items()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptFile(f"{sidecar} is not an index of shards: {error}") from error
+        known = read_object(sidecar)
+        if not _is_index(known):
+            raise CorruptFile(f"{sidecar} is not an index of shards: it needs `labels`, shard -> list of integers")
         for shard in of:
             if (entry := _entry(shard, known["labels"], sidecar, everything)) is not None:
                 labels.setdefault(shard, entry)
@@ -184,12 +184,21 @@ def _source(shards: list[str], title: str, data_dir: Path | None, also: list[str
             labels[shard] = _scan(shard)
     if not named:
         for sidecar in _beside(everything, data_dir, "classes.txt"):
-            named[str(sidecar)] = [name.strip() for name in sidecar.read_text().splitlines() if name.strip()]
+            named[str(sidecar)] = [name.strip() for name in read_text(sidecar).splitlines() if name.strip()]
     if len({tuple(names) for names in named.values()}) > 1:
         raise ValueError(f"data: {' and '.join(named)} name other classes; keep one list of them for all shards")
     used = [label for shard in everything for label in labels[shard]]
     classes = next(iter(named.values()), [str(number) for number in range(max(used, default=-1) + 1)])
     return ShardSource(shards, labels, classes=classes, title=title)
+
+
+def _is_index(known: dict[str, Any]) -> bool:
+    labels = known.get("labels")
+    return (
+        isinstance(labels, dict)
+        and all(isinstance(each, list) and all(type(label) is int for label in each) for each in labels.values())
+        and isinstance(known.get("classes", []), list)
+    )
 
 
 def _beside(shards: list[str], data_dir: Path | None, file: str) -> dict[Path, list[str]]:
@@ -234,7 +243,7 @@ def _scan(shard: str) -> list[int]:
         )
     found: OrderedDict[str, dict[str, bytes]] = OrderedDict()
     try:
-        with tarfile.open(shard) as archive:
+        with open_file(shard) as stream, tarfile.open(fileobj=stream) as archive:
             for member in archive:
                 key, suffix = _key(member.name)
                 if not member.isfile() or not key or not suffix:
@@ -269,14 +278,26 @@ def _check_end(archive: tarfile.TarFile, shard: str) -> None:
 
 
 def _samples(shard: str) -> Iterator[tuple[str, bytes | None, int]]:
-    """(key, encoded image, label) of every sample, read by webdataset without decoding anything."""
+    """(key, encoded image, label) of every sample, read by webdataset without decoding anything.
+
+    webdataset's own way of opening would run what follows `pipe:` in a file's name in a shell. Local shards are opened
+    here, as files; addresses, which `expand_shards` has checked, by it.
+    """
     tariterators = require("webdataset.tariterators", extra="webdataset", feature="reading shards")
     try:
-        for sample in tariterators.tarfile_samples([{"url": shard}], select_files=lambda name: _key(name)[0] != ""):
+        opened = tariterators.url_opener([{"url": shard}]) if _REMOTE.match(shard) else _local(shard)
+        for sample in tariterators.group_by_keys(
+            tariterators.tar_file_expander(opened, select_files=lambda name: _key(name)[0] != "")
+        ):
             image = next((sample[suffix] for suffix in sample if suffix in _IMAGES), None)
             yield sample["__key__"], image, _label(sample, f"{shard}: sample {sample['__key__']}")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise CorruptFile(f"{shard} is damaged or cannot be read: {error}") from error
+
+
+def _local(shard: str) -> Iterator[dict[str, Any]]:
+    with open_file(shard) as stream:
+        yield {"url": shard, "stream": stream}
 
 
 def _label(sample: Mapping[str, Any], what: str) -> int:
@@ -290,7 +311,7 @@ def _label(sample: Mapping[str, Any], what: str) -> int:
             return int(sample["cls"])
         if "json" in sample and "label" in (said := json.loads(sample["json"])):
             return int(said["label"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(f"{what}: the label must be an integer, in .cls or as `label` in .json") from error
     raise CorruptFile(f"{what} has no label (.cls, or .json with `label`)")
 
@@ -311,6 +332,8 @@ def _braces(pattern: str) -> list[str]:
         return [pattern]
     first, last = found.groups()
     numbers = range(int(first), int(last) + 1)
+    if len(numbers) > _MOST:
+        raise ValueError(f"data: {found[0]} stands for {len(numbers):,} shards, more than {_MOST:,}")
     return [
         item
         for n in numbers

@@ -17,7 +17,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from unrolled.data.listing import printable
-from unrolled.errors import MissingData
+from unrolled.errors import CorruptFile, MissingData
+from unrolled.reading import open_file
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded; Pillow's other decoders are rarely exercised and some of them start programs."""
 
 Picture = Image.Image | np.ndarray
 """A PIL image, or an array [h, w, c]: uint8, or floating point in 0..1."""
@@ -227,10 +231,13 @@ def decode(data: bytes | Path) -> Image.Image:
     """Decode an encoded image completely, so that a truncated one is found here and not in a transform.
 
     Raises:
-        BadImage: not an image, truncated, or larger than Pillow's limit for decompression bombs.
+        BadImage: not an image of `FORMATS`, truncated, or larger than Pillow's limit for decompression bombs.
     """
     try:
-        with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
+        with (
+            open_file(data) if isinstance(data, Path) else io.BytesIO(data) as stream,
+            Image.open(stream, formats=FORMATS) as image,
+        ):
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise BadImage(f"has {image.width} x {image.height} pixels, more than the {limit:,} allowed")
@@ -238,6 +245,8 @@ def decode(data: bytes | Path) -> Image.Image:
             return image
     except BadImage:
         raise
+    except CorruptFile as error:
+        raise BadImage("is a folder, a pipe or a device") from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"has too many pixels: {error}") from error
     except UnidentifiedImageError as error:

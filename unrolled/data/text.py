@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from unrolled.data.listing import PARTS, PassedOver, files_below, printable
 from unrolled.data.sources import existing_folder
 from unrolled.errors import CorruptFile, MissingData, require
+from unrolled.reading import open_file
 
 Split = Literal["train", "val", "test"]
 _HELD = 0.05
@@ -268,8 +269,10 @@ def read_text(path: Path) -> str:
     Raises:
         CorruptFile: it cannot be decompressed, or is not UTF-8.
     """
+    with open_file(path) as file:
+        data = file.read()
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+        data = gzip.decompress(data) if path.suffix.lower() == ".gz" else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CorruptFile(f"{printable(path)}: cannot be decompressed: {error}") from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unrolled.errors import CorruptFile
 from unrolled.instruments.alignment import get_metric
 from unrolled.instruments.alignment_base import Metric
 from unrolled.instruments.alignment_grid import Layers, layer_grid, prepare_layers
 from unrolled.instruments.calibration import benjamini_hochberg, compare
 from unrolled.instruments.feature_files import Rows, check_same_samples, features_digest, read_features
+from unrolled.reading import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,8 +293,8 @@ def _kept(store: Path | None, key: str) -> list[dict[str, Any]] | None:
     if store is None or not (store / f"{key}.json").is_file():
         return None
     try:
-        kept: list[dict[str, Any]] = json.loads((store / f"{key}.json").read_text(encoding="utf-8"))
-    except ValueError:  # cut short while it was written
+        kept: list[dict[str, Any]] = read_json(store / f"{key}.json")
+    except CorruptFile:  # cut short while it was written
         return None
     return kept
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from unrolled.errors import MissingData, require
+from unrolled.errors import MissingData, UnsafeFile, require
+from unrolled.reading import read_object
+from unrolled.trust import check, check_model_args, import_factory
 
 _FORMS = "a name from `unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR or package.module:factory"
 
@@ -26,19 +26,21 @@ def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool
             `local:DIR`: a folder with `config.json` and weights as written by `save_pretrained` or `unrolled convert`,
             or a run folder, whose `model/` is used;
             `package.module:factory`: a function of your own that returns an `nn.Module`. It is imported and called,
-            so name only code you trust.
+            so name only code you trust. No file may name it, see `unrolled.trust`.
         num_classes: outputs of the head; default: what the model comes with. A head of another size is drawn anew.
         pretrained: load the weights that belong to `spec`; otherwise only its architecture is used.
         **kwargs: the model's own arguments (`img_size`, `in_chans`, `step_size`, ...).
 
     Raises:
         ValueError: nothing is known under `spec` (the nearest names are given), or the model does not take an argument.
+        UnsafeFile: a file names code.
         MissingData: the folder or the weights are not there.
         MissingExtra: transformers is needed and not installed.
     """
     scheme, colon, rest = spec.partition(":")
     if not spec or (colon and not rest):
         raise ValueError(f"model={spec!r} names no model; give {_FORMS}")
+    check_model_args(kwargs)
     if num_classes is not None:
         kwargs["num_classes"] = num_classes
     build: Callable[..., nn.Module]
@@ -89,30 +91,35 @@ def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
     from unrolled.models.encoder import build_language_model, is_language_config, load_language_model
 
     path = model_folder(folder)
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"model: {path / 'config.json'} is not valid JSON: {error}") from error
-    if isinstance(config, dict) and ":" in str(config.get("architecture")):  # a file must not choose code to run
-        built = config["architecture"]
-        raise ValueError(
-            f"model: {path} holds the weights of {built}, which no file may call; give {built} as the model, and this "
-            "folder as its weights (--weights)"
-        )
+    config = read_object(path / "config.json")
+    check("architecture", config.get("architecture"), path / "config.json")
+    check_model_args(config.get("model_args") or {}, f"{path / 'config.json'}: model_args")
+    if ":" in str(config.get("architecture")):
+        return _build_named(path, config, pretrained, kwargs)
     if is_language_config(config):
         if kwargs:
             raise ValueError(f"model_args: {path} is a language model and decides them itself; leave them out")
         trained = load_language_model(path)
         return trained if pretrained else build_language_model(trained.config)
-    if isinstance(config, dict) and "architecture" in config:
+    if "architecture" in config:
         return _with_weights(
             str(path), pretrained, lambda: create_model(f"local-dir:{path}", pretrained=pretrained, **kwargs)
         )
-    if isinstance(config, dict) and "model_type" in config:
+    if "model_type" in config:
         return _build_transformers(str(path), pretrained, kwargs)
     raise ValueError(
         f"model: {path / 'config.json'} names neither an `architecture` (timm) nor a `model_type` (transformers)"
     )
+
+
+def _build_named(path: Path, config: dict[str, Any], pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """The model of a folder that names code to build it with, which is trusted."""
+    from unrolled.models.transfer import load_weights
+
+    model = resolve_model(config["architecture"], **{**(config.get("model_args") or {}), **kwargs})
+    if pretrained:
+        load_weights(model, path)
+    return model
 
 
 def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -123,13 +130,27 @@ def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any]) -> 
         loader = transformers.AutoModelForImageClassification
         kwargs["num_labels"] = kwargs.pop("num_classes")
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **kwargs)
+        # False, not the default: that asks on a terminal whether to run the code that came with the weights
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
+        if "/" in str(getattr(config, "_attn_implementation", "")):  # a repository of compiled code
+            raise UnsafeFile(f"model: hf:{name} wants the attention of {config._attn_implementation}, which is code")
         if not pretrained:
-            model = loader.from_config(config)
+            model = loader.from_config(config, trust_remote_code=False)
         else:
             model = loader.from_pretrained(
-                name, config=config, ignore_mismatched_sizes="num_labels" in kwargs, use_safetensors=True
-            )
+                name, config=config, ignore_mismatched_sizes="num_labels" in kwargs, use_safetensors=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+    except UnsafeFile:
+        raise
+    except (ValueError, ImportError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        # transformers meets what a config.json should not say wherever it first uses it
+        if "trust_remote_code" in str(error):
+            raise UnsafeFile(
+                f"model: hf:{name} comes with code of its own, which is not run; if you trust it, build it in a "
+                "function of yours and give that as package.module:factory"
+            ) from error
+        raise ValueError(f"model: hf:{name} cannot be built: {_first_line(error)}") from error
     except OSError as error:
         raise MissingData(
             f"model: hf:{name} could not be read: {_first_line(error)} (give a hub name ORG/NAME or a folder; "
@@ -143,7 +164,7 @@ def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any]) -> 
 def _build_factory(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     module_name, _, attribute = spec.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = import_factory(spec)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise

@@ -232,6 +232,8 @@ class LanguageModel(_SequenceModel):
         """Build the model; see `LanguageConfig`."""
         super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.dim)
+        if not config.final_norm:
+            self.norm = nn.Identity()
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.embed.weight

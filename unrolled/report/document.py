@@ -246,7 +246,7 @@ def _write_panel(folder: Path, figure: Figure, panel: Panel, taken: set[str]) ->
 def _write(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(text.encode("utf-8", "backslashreplace"))  # names of files need not be text
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unrolled.reading import read_json
+
 Look = Callable[[int], Mapping[str, Any] | None]
 
 
@@ -35,7 +37,7 @@ def remembered(
     path = folder / f"{name}.json"
     if path.is_file():
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path)
         except ValueError:  # cut short while it was written
             kept = {}
         if _counts(kept.get("key"), key):
@@ -73,7 +75,7 @@ def seconds_spent(folder: Path) -> float:
     total = 0.0
     for path in folder.glob("*.json"):
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path)
             total += kept.get("seconds", 0.0)
         except (ValueError, AttributeError):  # cut short while it was written, or not a cell
             continue

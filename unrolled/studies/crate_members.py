@@ -245,7 +245,7 @@ def weights(config: MembersConfig, member: Member) -> Path:
 def images_seen(config: MembersConfig, member: Member) -> int:
     """How many images training shows a member."""
     share = 1.5 if member.data == "tiny-imagenet-32" else 1.0
-    return int(share * config.images) if member.trained else 0
+    return round(share * config.images) if member.trained else 0
 
 
 def settings_of(config: MembersConfig, member: Member) -> dict[str, Any]:

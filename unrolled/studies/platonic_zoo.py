@@ -264,7 +264,7 @@ def _probe(config: ZooConfig, model: nn.Module, found: Pictures, fit: int, test:
 
 
 def _part(found: Pictures) -> tuple[int, int]:
-    fit = int(0.75 * len(found.labels))
+    fit = round(0.75 * len(found.labels))
     return fit, len(found.labels) - fit
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from unrolled.errors import CorruptFile, MissingData, TrainingStopped
+from unrolled.reading import open_file, read_object
 
 FORMAT = 1
 _TENSORS, _STATE, _UNFINISHED = "state.safetensors", "state.json", ".unfinished"
@@ -74,7 +75,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.exists():
         raise MissingData(f"no checkpoint at {path}; `--resume auto` continues the run in `out`")
     try:
-        document = json.loads((path / _STATE).read_bytes())
+        document = read_object(path / _STATE)
         checksum = document.pop("checksum")
         if checksum != hashlib.sha256(_canonical(document)).hexdigest():
             raise CorruptFile(f"{path / _STATE} is damaged: its checksum does not match")
@@ -85,8 +86,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if document.get("format") != FORMAT:
         raise CorruptFile(f"{path} has checkpoint format {document.get('format')}; this version reads {FORMAT}")
     try:
-        payload = (path / _TENSORS).read_bytes()
-    except OSError as error:
+        with open_file(path / _TENSORS) as file:
+            payload = file.read()
+    except (OSError, CorruptFile) as error:
         raise CorruptFile(f"{path} is not a complete checkpoint: {_TENSORS} cannot be read ({error})") from error
     if hashlib.sha256(payload).hexdigest() != document["sha256"]:
         raise CorruptFile(f"{path / _TENSORS} is truncated or damaged: its checksum does not match")

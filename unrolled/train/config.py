@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from unrolled.errors import CorruptFile
+from unrolled.trust import check_model_args, check_settings
+
 Precision = Literal["fp32", "bf16", "fp16"]
 Task = Literal["classify", "lm", "mlm"]
 
@@ -77,7 +80,8 @@ class TrainConfig:
 
     # --- optimiser and schedule
     optimizer: str = "adamw"
-    """A timm optimiser name: `adamw`, `lion`, ..."""
+    """A timm optimiser name: `adamw`, `lion`, ..., or `muon`: ours, for the matrices of the layers; the rest by AdamW,
+    at the same rate."""
     lr: float = 2e-3
     """Peak learning rate."""
     weight_decay: float = 0.05
@@ -210,18 +214,14 @@ def load_config(path: Path | str | None, cls: type[C], **overrides: Any) -> C:
 
     Raises:
         ValueError: an unknown key (the nearest one is suggested), or a value of the wrong type.
-        FileNotFoundError: no such file.
+        UnsafeFile: the file names code, and nobody said to trust it; see `unrolled.trust`.
+        CorruptFile: no file of settings.
+        MissingData: no such file.
     """
-    import yaml
+    from unrolled.reading import read_settings
 
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold `field: value` lines, not a {type(values).__name__}")
+    values = {} if path is None else read_settings(path)
+    check_settings({name: value for name, value in values.items() if name not in overrides}, str(path))
     hints = typing.get_type_hints(cls)
     result: dict[str, Any] = {}
     for where, given in ((str(path), values), ("overrides", overrides)):
@@ -235,6 +235,25 @@ def load_config(path: Path | str | None, cls: type[C], **overrides: Any) -> C:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{where}: {name}: {error}") from error
     return cls(**result)
+
+
+def run_values(settings: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The settings of a run that other commands use, checked: they are as in `TrainConfig` or of another verb.
+
+    Raises:
+        CorruptFile: one is of another type.
+    """
+    hints = typing.get_type_hints(TrainConfig)
+    for name in ("model", "data", "data_dir", "image_size", "val_fraction", "split_seed"):
+        if settings.get(name) is not None:
+            try:
+                _coerce(settings[name], hints[name])
+            except (TypeError, ValueError) as error:
+                raise CorruptFile(f"{where}: {name}: {error}") from error
+    check_model_args(settings.get("model_args") or {}, f"{where}: model_args")
+    if not isinstance(settings.get("task", ""), str):
+        raise CorruptFile(f"{where}: task: expected str, got {settings['task']!r}")
+    return settings
 
 
 def save_config(config: TrainConfig, path: Path | str) -> None:
@@ -298,6 +317,7 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         ValueError: at the first such value.
     """
+    check_model_args(config.model_args)
     counts = ("batch_size", "accumulate", "devices", "num_nodes", "checkpoint_every", "keep", "log_every", "length")
     for name in counts:
         if getattr(config, name) < 1:

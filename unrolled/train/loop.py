@@ -81,7 +81,7 @@ def fit(
     Raises:
         ValueError: a setting, label or checkpoint this run cannot use.
         TrainingStopped: a non-finite loss, an undecodable image, a full disk; it names the last good checkpoint.
-        Interrupted: Ctrl-C or SIGTERM, after saving; the message says how to resume.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP, after saving; the message says how to resume.
     """
     check_config(config)
     if config.task != "classify":

@@ -40,8 +40,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     """The timm optimiser `config.optimizer` over two groups: decayed matrices, and everything that must not decay
     (norms, biases, learned scalars, and what `model.no_weight_decay()` names: positions, class token).
 
+    `"muon"` is ours (`unrolled.train.muon`), with a third group: the matrices of the layers. The rest is AdamW's.
+
     Raises:
-        ValueError: no such optimiser, or it does not take `betas`.
+        ValueError: no such optimiser, it does not take `betas`, or the model has no matrices for Muon.
     """
     from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 
@@ -50,6 +52,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     named: Any = getattr(model, "no_weight_decay", None)
     exempt = named() if callable(named) else ()
     groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
+    if config.optimizer.lower() == "muon":
+        return _muon(model, config, groups)
     options: dict[str, Any] = {} if config.betas is None else {"betas": tuple(config.betas)}
     if config.optimizer.lower() in ("adam", "adamw") and config.precision != "fp16" and config.strategy != "fsdp":
         options["fused"] = True  # one kernel; it would unscale fp16 gradients itself, after they are clipped
@@ -62,6 +66,21 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if config.betas is not None and "betas" not in optimizer.param_groups[0]:
         raise ValueError(f"optimizer={config.optimizer!r} has no betas; leave them unset")
     return optimizer
+
+
+def _muon(model: nn.Module, config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    from unrolled.train.muon import Muon, layer_matrices
+
+    parameters = dict(model.named_parameters())
+    matrices = [parameters[name] for name in layer_matrices(model) if parameters[name].requires_grad]
+    if not matrices:
+        raise ValueError("optimizer='muon' is for the matrices of a model's layers, and this one has none; use 'adamw'")
+    theirs = {id(parameter) for parameter in matrices}
+    rest = [{**group, "params": [p for p in group["params"] if id(p) not in theirs]} for group in groups]
+    ours = {"params": matrices, "weight_decay": config.weight_decay, "muon": True}
+    options: dict[str, Any] = {} if config.betas is None else {"betas": tuple(config.betas)}
+    fused = config.strategy != "fsdp"
+    return Muon([ours, *(group for group in rest if group["params"])], lr=config.lr, fused=fused, **options)
 
 
 class Mixing:

@@ -16,7 +16,9 @@ import numpy as np
 from torch import nn
 
 from unrolled.errors import MissingData
+from unrolled.reading import read_object
 from unrolled.train.config import TrainConfig
+from unrolled.trust import check, check_model_args
 
 if TYPE_CHECKING:
     from unrolled.data import Batch, ImageSource
@@ -134,7 +136,7 @@ def is_masked(spec: str) -> bool:
 
     scheme, _, rest = spec.partition(":")
     if scheme == "local":
-        described = json.loads((model_folder(rest) / "config.json").read_text(encoding="utf-8"))
+        described = read_object(model_folder(rest) / "config.json")
         return described.get("architecture") in MASKED
     return (rest if scheme == "timm" else spec).split(".")[0] in MASKED
 
@@ -146,6 +148,7 @@ def model_of(config: TrainConfig) -> dict[str, Any]:
     Raises:
         MissingData: there are no such weights.
         ValueError: the weights are no folder that says, or of a language model.
+        UnsafeFile: the folder names code.
     """
     from unrolled.models.encoder import is_language_config
     from unrolled.models.registry import shipped_weights
@@ -158,12 +161,14 @@ def model_of(config: TrainConfig) -> dict[str, Any]:
         raise MissingData(f"weights: there is no folder or file {weights}, nor do weights of that name ship")
     for described in (weights / "model" / "config.json", weights / "config.json"):
         if described.is_file():
-            found = json.loads(described.read_text(encoding="utf-8"))
+            found = read_object(described)
             if is_language_config(found):
                 raise ValueError(f"weights: {weights} is a language model; only classifiers of images are fine-tuned")
             if "architecture" not in found:
                 continue
-            arguments = {k: v for k, v in found.get("model_args", {}).items() if k not in decided and v is not None}
+            check("architecture", found["architecture"], described)
+            said = check_model_args(found.get("model_args") or {}, f"{described}: model_args")
+            arguments = {k: v for k, v in said.items() if k not in decided and v is not None}
             return {"model": found["architecture"], "model_args": {**arguments, **config.model_args}}
     raise ValueError(f"model: {weights} does not say what it is the weights of; give --model NAME")
 

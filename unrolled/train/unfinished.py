@@ -40,6 +40,7 @@ def newest_model(run: Path, source: ImageSource) -> tuple[nn.Module, int]:
         MissingData: there is no checkpoint.
         CorruptFile: all checkpoints are damaged.
         ValueError: the configuration makes another architecture.
+        UnsafeFile: the configuration names code, and nobody said to trust it; see `unrolled.trust`.
     """
     config = load_config(run / "config.yaml", TrainConfig)
     found = load_newest(run / "checkpoints")
