@@ -76,12 +76,10 @@ def open_model(
     torch.manual_seed(seed)
     try:
         model = resolve_model(spec, pretrained=own, **arguments)
-    except RuntimeError as error:
-        if not (own and arguments and "state_dict" in str(error)):
+    except ValueError as error:
+        if not str(error).startswith("model_args: "):
             raise
-        raise ValueError(
-            f"--model-args: the weights of {spec} do not fit a model with {', '.join(arguments)} changed; leave it out"
-        ) from error
+        raise ValueError(f"--model-args{str(error).removeprefix('model_args')}") from error
     takes_images(spec, model)
     if weights is not None:
         report = load_weights(model, weights)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from unrolled.checksums import write_sums
 from unrolled.errors import MissingData
 from unrolled.reading import read_object
 from unrolled.train.config import TrainConfig
@@ -231,5 +232,6 @@ def save_model(model: nn.Module, folder: Path, config: TrainConfig, *, classes: 
         if classes is not None:
             described["label_names"] = list(classes)
         (unfinished / "config.json").write_text(json.dumps(described, indent=2))
+    write_sums(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)

@@ -9,6 +9,7 @@ from torch import nn
 
 from unrolled.errors import MissingData
 from unrolled.models import MaskedAutoencoder
+from unrolled.models.building import check_finite_weights
 from unrolled.train.checkpoint import check_architecture, checkpoints, load_newest
 from unrolled.train.config import TrainConfig, load_config
 from unrolled.train.run import build_model
@@ -59,4 +60,5 @@ def newest_model(run: Path, source: ImageSource) -> tuple[nn.Module, int]:
     check_architecture(model, weights, path)
     model.load_state_dict(weights)
     model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), "label_names": state.get("classes") or ()}
+    check_finite_weights(model, path)
     return model.eval(), int(state["step"])
