@@ -131,7 +131,8 @@ def evaluate(
     on_error
         An undecodable image stops the evaluation, or is named, counted and left out.
     seed
-        Of the held-out images the temperature is fitted on, and of the corruptions.
+        Of weights that are not loaded, of the corruptions, and, where the data have no validation part to fit the
+        temperature on, of the fifth of the images it is then fitted on.
     device
         What to run on.
     out
@@ -207,17 +208,23 @@ def evaluate(
         if note:
             print(f"note: {note}", file=sys.stderr)
     real = None if labels is None else RealLabels(labels, everything)
-    loader = batches(network, source, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error)
-    total = -(-len(source) // batch_size)
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def keep(logits: Tensor, batch: Any) -> None:
-        kept.append((logits.cpu(), batch.labels, batch.indices))
+    def look(images: ImageSource, what: str) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
+        """Scores of the images, and their logits, labels and numbers."""
+        loader = batches(
+            network, images, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error
+        )
+        bar = progress(loader, total=-(-len(images) // batch_size), what=what, quiet=quiet)
+        kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        found = measure(
+            network, bar, where, on_logits=lambda z, batch: kept.append((z.cpu(), batch.labels, batch.indices))
+        )
+        logits, truth, indices = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        return found, logits, truth, indices
 
     began = time.perf_counter()
-    scores = measure(network, progress(loader, total=total, what="eval", quiet=quiet), where, on_logits=keep)
+    scores, logits, truth, indices = look(source, "eval")
     seconds = time.perf_counter() - began
-    logits, truth, indices = (torch.cat(parts) for parts in zip(*kept, strict=True))
     result = {"model": model, "data": data, "split": split, **stopped, **drawn(samples, len(everything)), **scores,
               "images_per_second": scores["images"] / seconds}  # fmt: skip
     if len(everything) < there:
@@ -232,7 +239,11 @@ def evaluate(
             raise ValueError(f"labels: none of the {len(indices):,} images has a label in {labels}")
         result["real"] = {"accuracy": right / judged, "images": judged, "without": len(indices) - judged}
     if bool(torch.isfinite(logits).all()):
-        result["calibration"] = calibration(logits, truth, seed=seed)
+        validation = _validation(own, samples) if split in ("train", "test") else None
+        if validation is not None:
+            validation, _ = by_class_names(validation, names, what=model, by=classes_by)
+        fit_on = None if validation is None else look(validation, "temperature")[1:3]
+        result["calibration"] = calibration(logits, truth, fit_on=fit_on, seed=seed)
     if robustness:
         result["robustness"] = _corrupted(
             network, source, where, images=robustness_images, image_size=image_size, batch_size=batch_size,
@@ -275,26 +286,62 @@ def _refuse_model_flags(**given: Any) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: this run is measured as it was trained; leave it out")
 
 
-def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, Any]:
-    """Calibration of all samples, and of four fifths of them before and after a temperature fitted on the others.
+def _validation(own: dict[str, Any], samples: int | None) -> ImageSource | None:
+    """The images a run held out for validation, or its data set's own validation split; at most `samples` of them.
+
+    Divided as in the run and never as the flags say: under another division they were trained on.
+    """
+    from unrolled.data import open_images
+    from unrolled.errors import MissingData
+    from unrolled.train.run import drawn_evenly
+
+    try:
+        source = open_images(
+            own["data"], "val", data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"]
+        )
+    except (ValueError, MissingData):  # there is none
+        return None
+    if len(source) < _ENOUGH:
+        return None
+    return drawn_evenly(source, None if samples is None else min(max(samples, _ENOUGH), len(source)), "--samples")
+
+
+def calibration(
+    logits: Tensor, labels: Tensor, *, fit_on: tuple[Tensor, Tensor] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Calibration of all samples, and before and after a temperature, on samples it was not fitted on.
+
+    Args:
+        logits: [n, c].
+        labels: integers [n].
+        fit_on: logits and labels of validation samples, to fit the temperature on; without them it is fitted on a fifth
+            of these samples, and compared on the other four.
+        seed: of the fifth.
 
     Returns:
-        the fields of `Reliability`, and `temperature`: None for fewer than 50 samples, else `value`, `bound` ("low" or
-        "high" if the fit ended there, else None), `fitted_on`, of which `right` are classified correctly, `judged_on`,
-        and `before` and `after`, the same fields on the samples it was not fitted on.
+        the fields of `Reliability`, and `temperature`: None for fewer than 50 samples without `fit_on`, else `value`,
+        `bound` ("low" or "high" if the fit ended there, else None), `validation`, whether it was fitted on such
+        samples, `fitted_on`, of which `right` are classified correctly, `judged_on`, and `before` and `after`, the same
+        fields on the samples it is judged on.
     """
     import torch
 
     from unrolled.instruments.reliability import fit_temperature, reliability
 
     found = dataclasses.asdict(reliability(logits, labels))
-    if len(labels) < _ENOUGH:
+    validation = fit_on is not None and bool(torch.isfinite(fit_on[0]).all())
+    if fit_on is not None and validation:
+        held, truth = fit_on
+        rest = torch.arange(len(labels))
+    elif len(labels) < _ENOUGH:
         return {**found, "temperature": None}
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    held, rest = order[: (cut := round(_HELD_OUT * len(labels)))], order[cut:]
+    else:
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        cut = round(_HELD_OUT * len(labels))
+        held, truth, rest = logits[order[:cut]], labels[order[:cut]], order[cut:]
     low, high = _TEMPERATURES
-    value = fit_temperature(logits[held], labels[held], low=low, high=high)
-    right = int((logits[held].argmax(1) == labels[held]).sum())
+    value = fit_temperature(held, truth, low=low, high=high)
+    right = int((held.argmax(1) == truth).sum())
     if right == len(held):
         value = low  # the loss falls all the way, but is too small to be told from 0 before it gets there
     bound = "low" if value < 1.01 * low else "high" if value > 0.99 * high else None  # it stops just short of them
@@ -302,8 +349,8 @@ def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, A
     return {
         **found,
         "temperature": {
-            "value": value, "bound": bound, "fitted_on": len(held), "right": right, "judged_on": len(rest),
-            "before": before, "after": after,
+            "value": value, "bound": bound, "validation": validation, "fitted_on": len(held), "right": right,
+            "judged_on": len(rest), "before": before, "after": after,
         },
     }  # fmt: skip
 
@@ -372,9 +419,11 @@ def _line(result: dict[str, Any]) -> str:
     if "calibration" in result:
         text += f"\ncalibration error {100 * result['calibration']['ece']:.2f} %"
         if (fitted := result["calibration"]["temperature"]) is not None:
-            text += (
-                f", {100 * fitted['after']['ece']:.2f} % with a temperature of {fitted['value']:.2f} fitted on a fifth"
-            )
+            after = f"{100 * fitted['after']['ece']:.2f} % with a temperature of {fitted['value']:.2f} fitted on"
+            if fitted["validation"]:
+                text += f", {after} {fitted['fitted_on']:,} validation images"
+            else:  # compared on the same images
+                text += f"; on four fifths of the images {100 * fitted['before']['ece']:.2f} %, {after} the other fifth"
             if fitted["bound"] is not None:
                 text += f"\nnote: {at_bound(fitted)}"
     if "real" in result:
