@@ -14,6 +14,7 @@ from unrolled.commands.common import (
     choose_device,
     data_settings,
     default_folder,
+    images_of,
     open_model,
     say_where,
     shown_everything,
@@ -205,16 +206,12 @@ def align(
     if models and paired:
         pairs = Paired.choose(data, split, data_dir, texts, images)
     elif models:
-        from unrolled.data import open_images
-
         if split == "all":
             raise ValueError("--split all: is for paired data; choose train or test")
         found = [data_settings(spec, None, data=data, data_dir=data_dir, image_size=None) for spec in models]
         own = next((each for spec, each in zip(models, found, strict=True) if _is_run(spec)), found[0])
         data, data_dir = own["data"], own["data_dir"]
-        everything = open_images(
-            data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["split_seed"]
-        )
+        everything = images_of(own, split, quiet=quiet)
         samples = Samples.choose(everything, images, f"{data} ({split})")
     wanted = layers, layers_b or layers
     began = time.perf_counter()

@@ -17,6 +17,7 @@ from unrolled.commands.common import (
     choose_device,
     data_settings,
     default_folder,
+    images_of,
     open_model,
     say_where,
     shown_everything,
@@ -130,7 +131,6 @@ def _features(
 ) -> tuple[dict[str, Path], PairSource | None]:
     """Where each model's features lie, computed where they are not given, and the pairs they are of where these are."""
 
-    from unrolled.data import open_images
     from unrolled.instruments.feature_files import is_feature_file
 
     run = [name for name, entry in models.items() if not is_feature_file(entry["model"])]
@@ -160,10 +160,7 @@ def _features(
         for name in run
     ]
     own = next((each for each in found if each["data_dir"] is not None), found[0])
-    everything = open_images(
-        own["data"], settings["split"], data_dir=own["data_dir"], val_fraction=own["val_fraction"],
-        seed=own["split_seed"],
-    )  # fmt: skip
+    everything = images_of(own, settings["split"], quiet=quiet)
     samples = Samples.choose(everything, settings["images"], f"{own['data']} ({settings['split']})")
     for i, (name, data) in enumerate(zip(run, found, strict=True)):
         entry = models[name]

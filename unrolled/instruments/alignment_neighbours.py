@@ -63,7 +63,7 @@ class CKNNA(EmbeddingMetric):
         if dense is not None:
             sums, cosine = dense.sum(1) - dense.diagonal(), dense.gather(1, near)
         else:
-            unit = torch.nn.functional.normalize(rep.x, dim=1)
+            unit = rep.unit
             sums = unit @ unit.sum(0) - unit.square().sum(1)
             blocks = _row_blocks(n, near.shape[1] * rep.d)
             cosine = torch.cat([(unit[near[rows]] @ unit[rows, :, None])[..., 0] for rows in blocks])

@@ -18,6 +18,7 @@ from unrolled.instruments.calibration import Comparison
 from unrolled.instruments.dependence import Blocks, Groups, Units
 from unrolled.instruments.significance import tail_p_value
 from unrolled.ops.neighbours import Membership, membership
+from unrolled.ops.rows import as_floats, check_kind
 
 LARGE = 50_000
 """Samples above which `unrolled align` takes `compare_large`: n x n kernels no longer fit."""
@@ -247,12 +248,10 @@ def _shared_overlap(a: Membership, b: Membership, n: int) -> Tensor:
 
 def _constant(x: Tensor | np.ndarray, block: int = 8192) -> bool:
     """Whether all rows are equal up to rounding; reads blocks until one differs."""
-    first = torch.as_tensor(np.array(x[0]) if isinstance(x, np.ndarray) else x[0]).float()
+    first = as_floats(x[0])
     slack = 8 * torch.finfo(torch.float32).eps * float(first.abs().max())
     for start in range(0, len(x), block):
-        part = x[start : start + block]
-        rows = torch.as_tensor(np.array(part) if isinstance(part, np.ndarray) else part).float()
-        if float((rows - first).abs().max()) > slack:
+        if float((as_floats(x[start : start + block]) - first).abs().max()) > slack:
             return False
     return True
 
@@ -260,11 +259,7 @@ def _constant(x: Tensor | np.ndarray, block: int = 8192) -> bool:
 def _streamed_cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, block: int = 8192) -> float:
     stream = StreamingCKA(unbiased=True)
     for start in range(0, len(x), block):
-        rows = slice(start, start + block)
-        a, b = (
-            torch.as_tensor(np.asarray(side[rows])) if isinstance(side, np.ndarray) else side[rows] for side in (x, y)
-        )
-        stream.update(a.float(), b.float())
+        stream.update(x[start : start + block], y[start : start + block])
     return stream.compute()
 
 
@@ -302,6 +297,8 @@ def mutual_knn_curve(
 
 
 def _paired(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> int:
+    check_kind(x, "x")
+    check_kind(y, "y")
     if x.ndim != 2 or y.ndim != 2 or x.shape[0] != y.shape[0]:
         raise ValueError(f"x and y must be [n, d] with the same n, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
     return int(x.shape[0])

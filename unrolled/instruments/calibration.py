@@ -167,12 +167,12 @@ def compare(
     stored = None
     if not isinstance(features_a, Layers) and not isinstance(features_b, Layers):
         stored = features_a, features_b = dict(named_layers(features_a)), dict(named_layers(features_b))
-        if groups is None and blocks is None:
-            note_copies(features_a, "features_a")
-            note_copies(features_b, "features_b")
     left = features_a if isinstance(features_a, Layers) else prepare_layers(features_a, [chosen])
     right = features_b if isinstance(features_b, Layers) else prepare_layers(features_b, [chosen])
     check_paired(left, right)
+    if stored is not None and groups is None and blocks is None:
+        for side, name in zip(stored, ("features_a", "features_b"), strict=True):
+            note_copies(side, name)
     units = Units.of(left.n, groups, blocks)
     chosen = chosen.for_units(units)
     grid = layer_grid(left, right, chosen)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unrolled.ops.gram import accumulator
+from unrolled.ops.rows import as_rows
 
 MANY = 0.1
 """Share of rows with a copy above which a metric warns."""
@@ -61,8 +62,8 @@ def warn_of_copies(x: Tensor, name: str) -> None:
 def note_copies(layers: Mapping[str, Any], name: str) -> None:
     """Warn if many rows of the last layer are copies, or near copies, of others: they suggest groups."""
     layer, values = list(layers.items())[-1]
-    x = torch.as_tensor(values).detach()
-    if x.ndim != 2 or len(x) < 4 or not x.is_floating_point() or not bool(torch.isfinite(x.sum())):
+    x = as_rows(values)
+    if len(x) < 4:
         return
     exact = copied_share(x)
     share = max(exact, near_copied_share(x.float()))

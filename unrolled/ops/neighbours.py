@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from unrolled.errors import require
+from unrolled.ops.rows import as_floats, check_kind, unit_rows
 from unrolled.reading import read_object
 
 Rows = Tensor | np.ndarray  # [n, d]; a numpy memory map is read tile by tile
@@ -351,6 +352,7 @@ def neighbours_to_folder(
 
 
 def _check(x: Rows, k: int) -> int:
+    check_kind(x)
     if x.ndim != 2:
         raise ValueError(f"x must be [n, d], got shape {tuple(x.shape)}")
     n = int(x.shape[0])
@@ -360,13 +362,14 @@ def _check(x: Rows, k: int) -> int:
 
 
 def _load(x: Rows, rows: slice | Tensor, normalize: bool, device: torch.device) -> Tensor:
-    if isinstance(x, Tensor):
-        part = x[rows.to(x.device) if isinstance(rows, Tensor) else rows].detach().to(device)
+    if isinstance(rows, Tensor):
+        part = x[rows.to(x.device) if isinstance(x, Tensor) else rows.cpu().numpy()]
     else:
-        part = torch.from_numpy(np.array(x[rows.cpu().numpy() if isinstance(rows, Tensor) else rows])).to(device)
-    if part.dtype not in (torch.float32, torch.float64):
-        part = part.float()
-    return torch.nn.functional.normalize(part, dim=1) if normalize else part
+        part = x[rows]
+    part = as_floats(part).to(device)
+    if not bool(torch.isfinite(part.sum())) and not bool(torch.isfinite(part).all()):  # NaN would be everyone's nearest
+        raise ValueError("x has NaN or infinite values: drop these samples on both sides")
+    return unit_rows(part) if normalize else part
 
 
 def _faiss(x: Rows, k: int, queries: Tensor | None, normalize: bool) -> Neighbours:
