@@ -218,7 +218,7 @@ def analysed(
 
     import numpy as np
 
-    from unrolled.instruments.calibration import benjamini_hochberg
+    from unrolled.instruments.significance import benjamini_hochberg
     from unrolled.studies.platonic_zoo_stats import over_models, pair_places, spearman
 
     rows = list(records.values())
