@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from unrolled.commands.common import (
     Device,
     batches,
+    by_class_names,
     check_counts,
     choose_device,
+    class_names,
     data_settings,
     default_folder,
     drawn,
@@ -22,6 +24,7 @@ from unrolled.commands.common import (
     open_model,
     progress,
     run_settings,
+    say_data,
     say_where,
     shipped,
 )
@@ -48,6 +51,8 @@ def evaluate(
     data_dir: Path | None = None,
     split: Literal["train", "val", "test", "all"] = "test",
     labels: Path | None = None,
+    classes_by: Literal["name", "number"] = "name",
+    unknown_classes: Literal["raise", "skip"] = "raise",
     samples: int | None = None,
     stride: int | None = None,
     robustness: bool = False,
@@ -80,6 +85,7 @@ def evaluate(
         unrolled eval timm:vit_tiny_patch16_224 --pretrained --data folder --data-dir matched-frequency --split all
         unrolled eval runs/cifar10 --robustness
         unrolled eval runs/cifar10 --samples 1000
+        unrolled eval runs/pets --data folder --data-dir other-pets
 
     Parameters
     ----------
@@ -95,6 +101,11 @@ def evaluate(
     labels
         real.json of ImageNet ReaL: also the share of predictions that are among an image's labels, over the images that
         have some. The images are those of the ImageNet validation set, under their own names.
+    classes_by
+        name: an image's class is the model's class of the same name, where both name theirs; images of classes that the
+        model does not know are left out and counted. number: labels are taken as they are.
+    unknown_classes
+        What to do with images of this split whose class the data's own training split lacks.
     samples
         Use so many images of the split, drawn evenly, or of a text so many excerpts of its context; default: all.
     stride
@@ -154,6 +165,7 @@ def evaluate(
     import torch
 
     from unrolled.data import open_images
+    from unrolled.data.classes import one_class_note
     from unrolled.data.real_labels import RealLabels
     from unrolled.data.sources import Subset
     from unrolled.train import evaluate as measure
@@ -165,26 +177,37 @@ def evaluate(
     if val_fraction is None:
         val_fraction = own["val_fraction"] or (0.1 if split == "val" else 0.0)
     where = choose_device(device)
-    everything = open_images(data, split, data_dir=data_dir, val_fraction=val_fraction, seed=split_seed)
-    source = drawn_evenly(everything, samples, f"--samples {samples}")
-    real = None if labels is None else RealLabels(labels, everything)
+    everything = open_images(
+        data, split, data_dir=data_dir, val_fraction=val_fraction, seed=split_seed, unknown_classes=unknown_classes
+    )
+    say_data(quiet=quiet, **{split: everything})
     stopped: dict[str, Any] = {}
     unfinished = None if weights is not None else _unfinished(model)
     if unfinished is None:
         network = open_model(
-            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes),
+            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes),
             seed=seed,
         )  # fmt: skip
     else:
-        network, stopped["step"] = _newest(unfinished, source)
+        network, stopped["step"] = _newest(unfinished, everything)
     network = network.to(where)
-    trained_on = run_settings(str(weights) if weights is not None else model).get("data") or shipped(model)
-    if trained_on not in (None, data):
-        print(
-            f"note: {model} was trained on {trained_on}; its classes are taken for those of {data} by their number, so "
-            "the scores mean something only if they are the same",
-            file=sys.stderr,
+    run = run_settings(str(weights) if weights is not None else model)
+    trained_on = run.get("data") or shipped(model)
+    elsewhere = trained_on != data or Path(run.get("data_dir") or data_dir or "") != Path(data_dir or "")
+    names = class_names(network, model, weights=weights, pretrained=pretrained)
+    there = len(everything)
+    named_alike = tuple(everything.classes) in names
+    everything, said = by_class_names(everything, names, what=model, by=classes_by)
+    if not said and not named_alike and trained_on is not None and elsewhere:
+        said = (
+            f"{model} was trained on {trained_on if trained_on != data else f'other {data} data'}; its classes are "
+            f"taken for those of {data} by their number, so the scores mean something only if they are the same"
         )
+    source = drawn_evenly(everything, samples, f"--samples {samples}")
+    for note in (said, one_class_note(source)):
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+    real = None if labels is None else RealLabels(labels, everything)
 
     def look(images: ImageSource, what: str) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
         """Scores of the images, and their logits, labels and numbers."""
@@ -204,6 +227,8 @@ def evaluate(
     seconds = time.perf_counter() - began
     result = {"model": model, "data": data, "split": split, **stopped, **drawn(samples, len(everything)), **scores,
               "images_per_second": scores["images"] / seconds}  # fmt: skip
+    if len(everything) < there:
+        result["unknown"] = there - len(everything)  # images of classes that the model does not have
     if real is not None:
         real.check_classes(logits.shape[1])
         if source is not everything:
@@ -215,6 +240,8 @@ def evaluate(
         result["real"] = {"accuracy": right / judged, "images": judged, "without": len(indices) - judged}
     if bool(torch.isfinite(logits).all()):
         validation = _validation(own, samples) if split in ("train", "test") else None
+        if validation is not None:
+            validation, _ = by_class_names(validation, names, what=model, by=classes_by)
         fit_on = None if validation is None else look(validation, "temperature")[1:3]
         result["calibration"] = calibration(logits, truth, fit_on=fit_on, seed=seed)
     if robustness:
@@ -228,6 +255,8 @@ def evaluate(
         "data_dir": data_dir,
         "split": split,
         "labels": labels,
+        "classes_by": classes_by,
+        "unknown_classes": unknown_classes,
         "samples": samples,
         "robustness": robustness,
         "robustness_images": robustness_images,
@@ -381,6 +410,7 @@ def _corrupted(
 
 def _line(result: dict[str, Any]) -> str:
     unread = f", {result['skipped']} unreadable" if result["skipped"] else ""
+    unread += f", {result['unknown']:,} of classes it does not know left out" if "unknown" in result else ""
     text = (
         f"{result['model']} on {result['data']} ({result['split']}): accuracy {100 * result['accuracy']:.2f} %, "
         f"top-5 {100 * result['top5']:.2f} %, loss {result['loss']:.4f} nats, "

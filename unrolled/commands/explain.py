@@ -13,13 +13,14 @@ from unrolled.commands.common import (
     batches,
     check_counts,
     choose_device,
+    class_names,
     data_settings,
     default_folder,
+    images_of,
     open_model,
     progress,
     run_settings,
     say_where,
-    shipped,
     table,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet, did_you_mean
@@ -111,7 +112,7 @@ def explain(
     network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed).to(where)
     if isinstance(network, MaskedAutoencoder):
         raise ValueError(f"model: {model} is a masked autoencoder without a class head; finetune it first")
-    names = _class_names(model, weights, pretrained, int(getattr(network, "num_classes", 0) or 0))
+    names = list(next(iter(class_names(network, model, weights=weights, pretrained=pretrained)), ()))
     prepared = prepare(network, image_size=image_size)
     pixels = prepared.tensor(picture)
     grid = (pixels.shape[2] // prepared.patch[0], pixels.shape[3] // prepared.patch[1])
@@ -168,30 +169,6 @@ def _flags(target: str | None, against: str | None) -> list[tuple[str, str | Non
     return [("target", target), ("against", against)]
 
 
-def _class_names(model: str, weights: Path | None, pretrained: bool, classes: int) -> list[str]:
-    """Names of the classes where they are known: of the data a run was trained on, or ImageNet's for timm's weights."""
-    from unrolled.data import open_images
-    from unrolled.errors import MissingData, MissingExtra
-
-    names: list[str] = []
-    run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
-    if run.get("data"):
-        own = data_settings(model, weights, data=None, data_dir=None, image_size=None)
-        # the picture is explained without the data; only the names are then missing
-        with contextlib.suppress(MissingData, MissingExtra, OSError, ValueError):
-            names = list(open_images(own["data"], "train", data_dir=own["data_dir"]).classes)
-    elif shipped(model) is not None:
-        from timm.models import get_pretrained_cfg
-
-        names = list(get_pretrained_cfg(model).label_names or [])
-    elif pretrained and classes == 1000:
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo()
-        names = [info.index_to_description(i).split(",")[0] for i in range(classes)]
-    return names if len(names) == classes else []
-
-
 def _number(flag: str, text: str, names: list[str]) -> int:
     with contextlib.suppress(ValueError):
         return int(text)
@@ -241,7 +218,6 @@ def _many(
     quiet: bool,
 ) -> dict[str, Any] | None:
     """`faithfulness` on test images of the data that was asked for, or of the run's; None where there are none."""
-    from unrolled.data import open_images
     from unrolled.errors import MissingData, MissingExtra
     from unrolled.instruments.faithfulness import faithfulness
     from unrolled.train.run import drawn_evenly
@@ -251,9 +227,7 @@ def _many(
         return None
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     try:
-        source = open_images(
-            own["data"], "test", data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"]
-        )
+        source = images_of(own, "test", quiet=quiet)
     except (MissingData, MissingExtra, OSError, ValueError):
         if data is not None:
             raise
