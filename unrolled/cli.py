@@ -6,7 +6,9 @@ tolerance, 130 interrupted. Data go to stdout; progress and errors to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import sys
 import traceback
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unrolled import __version__
+from unrolled.locks import release_held
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -58,7 +61,9 @@ _UNWRITABLE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EA
 
 _EPILOGUE = (
     "Settings come from flags, then UNROLLED_NAME environment variables, then --config files. "
-    "Every verb takes --debug (show tracebacks). NO_COLOR turns colours off."
+    "Every verb takes --debug (show tracebacks) and --trust: what you type may name code to import "
+    "(package.module:factory); what a file says, such as the config.yaml of a run, may only with --trust. "
+    "NO_COLOR turns colours off."
 )
 
 
@@ -89,25 +94,32 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `unrolled`; default: those of this process.
     """
-    tokens, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for `package.module:factory` of the user's own code
+    from unrolled.trust import command_line
+
+    tokens, debug = _take(list(sys.argv[1:] if arguments is None else arguments), "--debug")
+    tokens, trusted = _take(tokens, "--trust")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
-        result = build(tokens)(tokens, exit_on_error=False, print_error=False)
+        with command_line(tokens, trusted=trusted):
+            result = build(tokens)(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except BrokenPipeError:
         # the reader of our output (`head`, a pager) has left; keep Python from complaining again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
-        print(f"interrupted{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            print(f"interrupted{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
         code, message = out_refused(error, tokens) or explain(error)
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         return code
+    finally:
+        release_held()
     return result if isinstance(result, int) else 0
 
 
@@ -151,7 +163,12 @@ def explain(error: Exception) -> tuple[int, str]:
     return 1, f"{type(error).__name__}: {message} (--debug shows where)"
 
 
-def _take_debug(tokens: list[str]) -> tuple[list[str], bool]:
+def printable(text: str) -> str:
+    """`text` with its control characters written out: names of files may hold what moves a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _take(tokens: list[str], flag: str) -> tuple[list[str], bool]:
     end = tokens.index("--") if "--" in tokens else len(tokens)
-    kept = [token for token in tokens[:end] if token != "--debug"]
+    kept = [token for token in tokens[:end] if token != flag]
     return kept + tokens[end:], len(kept) < end

@@ -63,7 +63,7 @@ def test_models_are_run_where_features_are_not_given(tmp_path: Path, capsys: pyt
         ("models:\n  a: x.npy\n  b: {modle: y.npy}\n", "must be a model"),
         ("models:\n  a: x.npy\n  b: {model: y.npy, grup: 1}\n", "did you mean 'group'"),
         ("models:\n  a: x.npy\n  b: {model: y.npy, competence: high}\n", "competence must be a number"),
-        ("models: [", "not YAML"),
+        ("models: [", "not valid YAML"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str) -> None:
@@ -92,6 +92,6 @@ def test_a_wrong_metric_is_said_before_models_run(tmp_path: Path, capsys: pytest
 
 
 def test_a_p_value_too_small_for_floats_is_not_printed_as_zero() -> None:
-    from unrolled.commands.align_grid import _share
+    from unrolled.alignment import p_text
 
-    assert (_share(0.0), _share(0.0123)) == ("<1e-300", "0.012")
+    assert (p_text(1e-300), p_text(0.0123)) == ("< 1e-300", "0.012")

@@ -164,7 +164,7 @@ def test_undecodable_files_say_why(tmp_path: Path, pictures: list[np.ndarray], m
     path.write_bytes(b"")
     with pytest.raises(BadImage, match="known format"):
         decode(path)
-    with pytest.raises(BadImage, match="No such file"):
+    with pytest.raises(BadImage, match="no such file"):
         decode(tmp_path / "gone.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(BadImage, match="240 x 240 pixels"):

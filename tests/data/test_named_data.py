@@ -273,7 +273,7 @@ def test_an_index_names_labels_and_classes(shards: Path) -> None:
     with pytest.raises(CorruptFile, match="holds 5 samples, its index says 6"):
         opened(shards).load(0)
     (shards / "index.json").write_text("[]")
-    with pytest.raises(CorruptFile, match="not an index"):
+    with pytest.raises(CorruptFile, match="must hold an object"):
         opened(shards)
 
 

@@ -196,7 +196,8 @@ def test_the_verb_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["studies"] == ["mesa-some"]
     assert cli.run(["gallery", "--studies", str(tmp_path / "in"), "--out", str(tmp_path / "in")]) == 2
     assert cli.run(["gallery", "--studies", str(tmp_path / "none"), "--out", str(tmp_path / "site")]) == 3
-    for text, said in (("{", "not valid JSON"), ("[]", "not a report"), ('{"format": "x"}', "not a report")):
+    refused = (("{", "not valid JSON", 1), ("[]", "not a report", 2), ('{"format": "x"}', "not a report", 2))
+    for text, said, code in refused:
         (tmp_path / "in/mesa-some/report.json").write_text(text)
-        assert cli.run(arguments) == 2
+        assert cli.run(arguments) == code
         assert said in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults():
         ("betas: 0.9", r"betas: expected a list"),
         ("betas: [0.9]", r"betas: expected 2 values"),
         ("loggers: [csv, excel]", r"loggers: 'excel' is not one of"),
-        ("- lr", r"must hold `field: value` lines"),
+        ("- lr", r"must hold `name: value` lines"),
         ("lr: [", r"not valid YAML"),
         ("model_args: 3", r"expected `key: value` pairs"),
     ],

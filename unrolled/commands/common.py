@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from unrolled.trust import check, consequence
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +44,7 @@ def open_model(
     pretrained: bool = False,
     model_args: dict[str, Any] | None = None,
     classes: int | None = None,
+    seed: int,
 ) -> nn.Module:
     """The model a verb's MODEL argument means, in eval mode: a string of `resolve_model`, or simply a folder.
 
@@ -50,27 +54,32 @@ def open_model(
         pretrained: load the weights timm or the hub has for a registered name. Folders, `hf:` models and names of
             weights that ship with this package always come with theirs.
         model_args: the model's own arguments.
-        classes: outputs of the head of a model that is built from its name and filled with `weights`.
+        classes: outputs of the head of a model that is built from its name and filled with `weights`, where those do
+            not say it.
+        seed: of weights that are not loaded; the global random state is set by it.
 
     Raises:
         ValueError: unknown model, a language model, or `weights` have another head.
     """
+    import torch
+
     from unrolled.models import load_weights
     from unrolled.models.resolve import resolve_model
+    from unrolled.models.transfer import weights_classes
 
     spec = named(spec)
     arguments = dict(model_args or {})
     if weights is not None and classes is not None and not spec.startswith(("local:", "hf:")):
-        arguments.setdefault("num_classes", classes)
+        own_classes = weights_classes(weights)
+        arguments.setdefault("num_classes", classes if own_classes is None else len(own_classes))
     own = weights is None and (pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
+    torch.manual_seed(seed)
     try:
         model = resolve_model(spec, pretrained=own, **arguments)
-    except RuntimeError as error:
-        if not (own and arguments and "state_dict" in str(error)):
+    except ValueError as error:
+        if not str(error).startswith("model_args: "):
             raise
-        raise ValueError(
-            f"--model-args: the weights of {spec} do not fit a model with {', '.join(arguments)} changed; leave it out"
-        ) from error
+        raise ValueError(f"--model-args{str(error).removeprefix('model_args')}") from error
     takes_images(spec, model)
     if weights is not None:
         report = load_weights(model, weights)
@@ -116,15 +125,19 @@ def named(spec: str) -> str:
 
 
 def run_settings(spec: str) -> dict[str, Any]:
-    """The `config.yaml` of the run folder a MODEL argument means; empty for any other model."""
-    import yaml
+    """The `config.yaml` of the run folder a MODEL argument means; empty for any other model.
+
+    Raises:
+        CorruptFile: there is one that cannot be read, or that does not say what the run was.
+    """
+    from unrolled.reading import read_settings
+    from unrolled.train.config import run_values
 
     spec = named(spec)
     path = Path(spec.removeprefix("local:")).expanduser() / "config.yaml"
-    if not spec.startswith("local:") or not path.is_file():
+    if not spec.startswith("local:") or not os.path.lexists(path):
         return {}
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return settings if isinstance(settings, dict) else {}
+    return run_values(read_settings(path), path)
 
 
 def shipped(spec: str) -> str | None:
@@ -141,10 +154,15 @@ def data_settings(
 
     What is not given is taken from the run the weights are from. Above all the division is: under another seed, images
     the run was trained on would be among those it is tested on.
+
+    Raises:
+        UnsafeFile: the run's data are an address, which no file may open.
     """
     run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
     if not run and (tag := shipped(model if weights is None else str(weights))) is not None:
         run = {"data": tag}
+    if data is None:
+        check("data", run.get("data"), f"the config.yaml of {model if weights is None else weights}")
     chosen = data or run.get("data") or "digits"
     same = chosen == run.get("data")
     if data_dir is None and same and run.get("data_dir"):
@@ -156,6 +174,96 @@ def data_settings(
         "split_seed": run.get("split_seed", 0) if same else 0,
         "val_fraction": run.get("val_fraction", 0.0) if same else 0.0,
     }
+
+
+def class_names(
+    network: nn.Module, model: str, *, weights: Path | None, pretrained: bool = False
+) -> list[tuple[str, ...]]:
+    """What the outputs of a classifier stand for, in their order, by every naming that is known; empty if none is.
+
+    Args:
+        network: the classifier.
+        model, weights, pretrained: what it was opened from.
+    """
+    from unrolled.models.transfer import weights_classes
+
+    count = int(getattr(network, "num_classes", 0) or getattr(network, "num_labels", 0) or 0)
+    spec = named(model)
+    trained = pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None
+    found: list[Any] = []
+    if weights is not None:
+        found.append(weights_classes(weights))
+    elif trained:
+        found.append((getattr(network, "pretrained_cfg", None) or {}).get("label_names"))
+        labels = getattr(getattr(network, "config", None), "id2label", None) or {}
+        found.append([labels[number] for number in sorted(labels)])
+        if pretrained and count == 1000 and spec.removeprefix("timm:").find(":") < 0:
+            from timm.data import ImageNetInfo
+
+            info = ImageNetInfo()
+            described = [info.index_to_description(number) for number in range(count)]
+            found += [[name.split(",")[0] for name in described], info.label_names(), described]
+    if not any(found):
+        found.append(_classes_of_run(model, weights))
+    return [names for names in (tuple(map(str, each or ())) for each in found) if names and len(names) == count]
+
+
+def _classes_of_run(model: str, weights: Path | None) -> list[str]:
+    """Of a run folder that does not name its classes: those of its data, if they are there."""
+    from unrolled.data import open_images
+    from unrolled.errors import MissingData, MissingExtra
+
+    run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
+    if run.get("data"):
+        own = data_settings(model, weights, data=None, data_dir=None, image_size=None)
+        with contextlib.suppress(MissingData, MissingExtra, OSError, ValueError):  # only the names are then missing
+            return list(open_images(own["data"], "train", data_dir=own["data_dir"], seed=own["split_seed"]).classes)
+    return []
+
+
+def by_class_names(
+    source: ImageSource, namings: list[tuple[str, ...]], *, what: str, by: Literal["name", "number"] = "name"
+) -> tuple[ImageSource, str]:
+    """`source` with the labels that a model has for its classes, and a note if that changed something.
+
+    Args:
+        source: images and labels.
+        namings: as from `class_names`; the one that knows most of the classes counts.
+        what: the model, for messages.
+        by: "number" leaves the labels as they are, and so it is for classes that have numbers and no names.
+
+    Raises:
+        ValueError: none of the images is of a class that the model knows.
+    """
+    from unrolled.data.classes import by_name, numbers_of
+
+    numbered = list(source.classes) == [str(number) for number in range(len(source.classes))]
+    if by == "number" or not namings:
+        return source, ""
+    known = max(namings, key=lambda names: int((numbers_of(source.classes, names) >= 0).sum()))
+    if numbered and numbers_of(source.classes, known).max(initial=-1) < 0 and len(source.classes) <= len(known):
+        return source, ""
+    return by_name(source, known, what=what)
+
+
+def images_of(own: Mapping[str, Any], split: Any, *, quiet: bool) -> ImageSource:
+    """The images that a verb which looks at no labels takes, from what `data_settings` returned; said on stderr."""
+    from unrolled.data import open_images
+
+    source = open_images(
+        own["data"], split, data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"],
+        unknown_classes="skip",
+    )  # fmt: skip
+    say_data(quiet=quiet, **{split: source})
+    return source
+
+
+def say_data(*, quiet: bool, **parts: ImageSource | None) -> None:
+    """Say on stderr what was read, in one line, and what makes its scores mean little."""
+    from unrolled.data.classes import said_of
+
+    if not quiet:
+        print(f"data: {said_of(**parts)}", file=sys.stderr)
 
 
 def choose_device(choice: Device) -> torch.device:
@@ -233,14 +341,16 @@ def of_all(result: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def saying_how_to_resume(verb: str, out: Path) -> Iterator[None]:
-    """Add the command that goes on with the run in `out` to what an interrupted one says."""
+def saying_how_to_resume(verb: str, out: Path, model: str) -> Iterator[None]:
+    """Add the command that goes on with the run of `model` in `out` to what an interrupted one says."""
     from unrolled.train.signals import Interrupted
 
     try:
         yield
     except Interrupted as stop:
         command = f"unrolled {verb} --config {shlex.quote(str(out / 'config.yaml'))} --resume auto"
+        if consequence("model", model) is not None:  # the file may not name code: the person does
+            command += f" --model {shlex.quote(model)}"
         raise Interrupted(f"{stop}, or: {command}") from None
 
 
@@ -267,7 +377,7 @@ def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] 
     """
     spec = named(model)
     parts = [Path(spec.removeprefix("local:")).name if spec.startswith("local:") else spec, data]
-    name = "-".join([verb, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)])
+    name = "-".join([verb, *(_short(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.")) for part in parts)])
     folder, number = Path("runs") / name, 1
     if subject is not None:
         wanted = {key: _plain(subject[key]) for key in _SUBJECT if key in subject}
@@ -277,12 +387,18 @@ def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] 
     return folder
 
 
-def _subject_in(folder: Path) -> dict[str, Any]:
-    import yaml
+def _short(name: str) -> str:
+    """At most 80 letters: systems of files take 255, and a name may be as long already."""
+    return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
-    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return {key: settings[key] for key in _SUBJECT if key in settings} if isinstance(settings, dict) else {}
+
+def _subject_in(folder: Path) -> dict[str, Any]:
+    from unrolled.errors import CorruptFile
+    from unrolled.reading import read_settings
+
+    with contextlib.suppress(OSError, CorruptFile):
+        settings = read_settings(folder / "config.yaml")
+        return {key: settings[key] for key in _SUBJECT if key in settings}
     return {}
 
 
@@ -295,12 +411,15 @@ def _plain(value: Any) -> Any:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write `config.yaml`, which `--config` reads again."""
+    """Write `config.yaml`, which `--config` reads again; from now on the folder is this verb's."""
     import yaml
 
+    from unrolled.locks import hold
+
+    hold(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({key: _plain(value) for key, value in settings.items()}, sort_keys=False)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    (folder / "config.yaml").write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_run(folder: Path, settings: Mapping[str, Any], report: Report) -> Path:

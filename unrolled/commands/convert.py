@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from unrolled.commands.settings import AsJson
+from unrolled.locks import hold
 
 
 def convert(
@@ -81,6 +82,7 @@ def convert(
     save = getattr(model, "save_pretrained", None)
     if save is None:
         raise ValueError(f"checkpoint: a {type(model).__name__} cannot be saved in this format yet")
+    hold(out)
     save(out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if json:

@@ -6,6 +6,7 @@ import json as json_module
 from pathlib import Path
 
 from unrolled.commands.settings import AsJson, ConfigFiles, Quiet
+from unrolled.locks import hold
 
 
 def gallery(
@@ -37,6 +38,7 @@ def gallery(
     found = read_studies(studies)
     if out.resolve() == studies.resolve():
         raise ValueError(f"--out {out}: holds the reports themselves; give another folder")
+    hold(out)
     docs = studies.parent if studies.name == "studies" else None
     notes = [] if docs is None else read_notes(docs, without=studies)
     index = write_gallery(found, out, notes=notes, pictures=[] if docs is None else screenshots(docs))

@@ -20,11 +20,13 @@ from unrolled.commands.common import (
     of_all,
     open_model,
     run_settings,
+    say_data,
     say_where,
     saying_how_to_resume,
     write_run,
 )
 from unrolled.commands.settings import PRETRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.locks import hold
 from unrolled.train.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -65,10 +67,11 @@ def run_pretraining(chosen: PretrainConfig, *, json: bool) -> None:
     from unrolled.commands.pretrain_report import run_report, words
 
     began = time.perf_counter()
-    with saying_how_to_resume("pretrain", chosen.out):
+    with saying_how_to_resume("pretrain", chosen.out, chosen.model):
         result = training.pretrain(chosen)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
+    hold(result.run_dir)
     chosen = training.load_config(result.run_dir / "config.yaml", PretrainConfig)
     facts = {
         "run": str(result.run_dir),
@@ -140,7 +143,6 @@ def evaluate_pretrained(
     config = dataclasses.replace(
         config,
         **changes,
-        batch_size=batch_size,
         accumulate=1,
         devices=1,
         num_nodes=1,
@@ -149,12 +151,14 @@ def evaluate_pretrained(
     )
     where = choose_device(device)
     everything = open_images(
-        config.data, split, data_dir=config.data_dir, val_fraction=config.val_fraction, seed=config.split_seed
-    )
+        config.data, split, data_dir=config.data_dir, val_fraction=config.val_fraction, seed=config.split_seed,
+        unknown_classes="skip",
+    )  # fmt: skip
+    say_data(quiet=quiet, **{split: everything})
     source = drawn_evenly(everything, samples, f"--samples {samples}")
-    network = open_model(model).to(where)
+    network = open_model(model, seed=config.seed).to(where)
     began = time.perf_counter()
-    scores = measure_run(config, network, source, where)
+    scores = measure_run(config, network, source, where, batch_size=batch_size)
     seconds = time.perf_counter() - began
     result = {
         "model": model,

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 from cyclopts import CycloptsError, Group, Parameter, Token
 from cyclopts.config import Dict, Env
 
+from unrolled.errors import CorruptFile, MissingData
 from unrolled.train.config import recipe
+from unrolled.trust import check, check_model_args
 
 if TYPE_CHECKING:
     from cyclopts import App, Argument, ArgumentCollection
@@ -108,35 +110,35 @@ def layered(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
     if model_args is not None:
         _merge_model_args(model_args, [layer.pop("model_args", None) for _, layer in layers], flags)
     for source, layer in layers:
+        for argument in arguments:
+            if not argument.tokens and (name := _spelled(argument)) in layer:  # else a stronger source has decided
+                check(name, layer[name], source)
         Dict(layer, source=source, use_commands_as_keys=False)(app, commands, arguments)
 
 
 def read_yaml(path: str, arguments: ArgumentCollection) -> dict[str, Any]:
     """The mapping in a YAML file, every key checked against the verb's flags and spelled with underscores."""
-    import yaml
+    from unrolled.reading import read_settings
 
     try:
-        data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        data = read_settings(Path(path).expanduser())
+    except MissingData as error:
         raise CycloptsError(msg=f"--config: there is no file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CycloptsError(msg=f"--config: cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise CycloptsError(msg=f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise CycloptsError(msg=f"--config: {path} must hold `name: value` lines, not a {type(data).__name__}")
-    known = {argument.name.lstrip("-").replace("-", "_") for argument in arguments if argument.parse}
-    known -= {"config", "recipe"}
-    settings = {str(key).replace("-", "_"): value for key, value in data.items()}
-    if not isinstance(settings.get("model_args") or {}, dict):
-        raise CycloptsError(msg=f"model_args in {path} must be a mapping of names to values")
+    except (OSError, CorruptFile) as error:
+        raise CycloptsError(msg=f"--config: {error}") from error
+    known = {_spelled(argument) for argument in arguments if argument.parse} - {"config", "recipe"}
+    settings = {key.replace("-", "_"): value for key, value in data.items()}
+    check_model_args(settings.get("model_args") or {}, f"model_args in {path}")
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             raise CycloptsError(msg=f"unknown key {key!r} in {path}." + (f" Did you mean {near[0]!r}?" if near else ""))
     return settings
+
+
+def _spelled(argument: Argument) -> str:
+    """The name of a setting as files spell it."""
+    return argument.name.lstrip("-").replace("-", "_")
 
 
 def shown_default(value: Any) -> str | None:
@@ -190,5 +192,6 @@ def _merge_model_args(argument: Argument, layers: list[dict[str, Any] | None], f
             example = "write --model-args.NAME VALUE, for example --model-args.step-size 0.2"
             raise CycloptsError(msg=f"{token.keyword}: {example}")
         merged[token.keys[0].replace("-", "_")] = literal(token.value)
+    check_model_args(merged, "--model-args")
     if merged:
         argument.append(Token(keyword="--model-args", source="merged", implicit_value=merged))

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from unrolled.commands.common import say_where, saying_how_to_resume
 from unrolled.commands.settings import TRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
 from unrolled.commands.text import run_text
+from unrolled.locks import hold
 from unrolled.train.config import FinetuneConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ def run_training(config: TrainConfig, *, json: bool) -> None:
     from unrolled.report import report_for_run
 
     began = time.perf_counter()
-    with saying_how_to_resume("finetune" if isinstance(config, FinetuneConfig) else "train", config.out):
+    with saying_how_to_resume("finetune" if isinstance(config, FinetuneConfig) else "train", config.out, config.model):
         result = training.finetune(config) if isinstance(config, FinetuneConfig) else training.fit(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
+    hold(result.run_dir)
     config = training.load_config(result.run_dir / "config.yaml", type(config))  # with the model that "auto" stood for
     facts = summary(config, result)
     notes = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from unrolled.data.sources import FileSource, ImageSource, Subset
 from unrolled.errors import CorruptFile, MissingData
+from unrolled.reading import read_json
 
 _NUMBER = re.compile(r"_val_(\d{8})(?:\D|$)")
 
@@ -66,10 +66,7 @@ class RealLabels:
 def _read(path: Path) -> list[list[int]]:
     if not path.is_file():
         raise MissingData(f"labels: there is no file {path}")
-    try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"labels: {path} is truncated or not JSON: {error}") from error
+    lists = read_json(path)
     if not isinstance(lists, list) or not all(
         isinstance(labels, list) and all(type(label) is int and label >= 0 for label in labels) for labels in lists
     ):

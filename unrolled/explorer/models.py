@@ -5,7 +5,6 @@ The page sends an identifier from this list, never a name to be resolved: `packa
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unrolled.errors import MissingData
+from unrolled.reading import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -268,14 +268,14 @@ def _runs(folder: Path) -> list[Choice]:
     for place in places:
         try:
             config = model_folder(place) / "config.json"
-            read = json.loads(config.read_text(encoding="utf-8"))
+            read = read_json(config)
+            data = str(run_settings(str(place)).get("data") or "")
         except (MissingData, OSError, ValueError):
             continue  # most folders of runs are reports, or runs that go on: they are simply not offered
         if isinstance(read, dict) and "architecture" in read and ":" not in str(read["architecture"]):
-            found.append((config.stat().st_mtime, place, str(read["architecture"])))
+            found.append((config.stat().st_mtime, place, str(read["architecture"]), data))
     out = []
-    for _, place, architecture in sorted(found, key=lambda entry: -entry[0])[:RUNS]:
-        data = str(run_settings(str(place)).get("data") or "")
+    for _, place, architecture, data in sorted(found, key=lambda entry: -entry[0])[:RUNS]:
         label = place.resolve().name
         out.append(
             Choice(id=f"run-{label}", label=label, spec=f"local:{place}", group="Your runs", data=data, trained=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,20 @@ class CBSA(SubspaceAttention):
     gradient at eps 1, 0.82 to 0.91 at eps 0.1, and R^c of all tokens falls with that of the representatives.
 
     Departures: the published code pools all tokens but the last, which takes the class token for the first patch and
-        shifts the grid by one; here the patches are pooled. Grids need not be square. A grid with fewer rows or columns
-        than the pooled one is not enlarged.
+        shifts the grid by one; here the patches are pooled, and a grid with fewer rows or columns than the pooled one
+        is not enlarged. `pooled="leading"` is the published form, for weights that were trained with it. Grids need not
+        be square.
     """
 
     def __init__(
-        self, dim: int, heads: int, *, representatives: int = 8, prefix_tokens: int = 1, **kwargs: Any
+        self,
+        dim: int,
+        heads: int,
+        *,
+        representatives: int = 8,
+        prefix_tokens: int = 1,
+        pooled: Literal["patches", "leading"] = "patches",
+        **kwargs: Any,
     ) -> None:
         """Build the layer.
 
@@ -51,6 +59,8 @@ class CBSA(SubspaceAttention):
             heads: K, number of subspaces.
             representatives: side of the pooled grid; m is its square.
             prefix_tokens: leading tokens that are not on the grid (the class token).
+            pooled: what the representatives are means of: `"patches"`, or `"leading"`, as many tokens from the first
+                on, prefix included, as there are patches.
             **kwargs: further arguments of `SubspaceAttention`.
 
         Raises:
@@ -59,7 +69,9 @@ class CBSA(SubspaceAttention):
         super().__init__(dim, heads, **kwargs)
         if representatives < 1:
             raise ValueError(f"representatives={representatives}: must be at least 1")
-        self.representatives, self.prefix_tokens = representatives, prefix_tokens
+        if pooled not in ("patches", "leading"):
+            raise ValueError(f"pooled={pooled!r}: choose 'patches' or 'leading'")
+        self.representatives, self.prefix_tokens, self.pooled = representatives, prefix_tokens, pooled
         placed = {key: kwargs.get(key) for key in ("device", "dtype")}
         self.step_representative = nn.Parameter(torch.empty(heads, **placed))
         self.step_token = nn.Parameter(torch.empty(heads, **placed))
@@ -104,8 +116,10 @@ class CBSA(SubspaceAttention):
         """Projected tokens `[b, h, n, p]` and their means over the cells of the pooled grid `[b, h, m, p]`."""
         w = self.subspaces(z)
         rows, columns = self._grid(z.shape[-2] - self.prefix_tokens)
-        patches = w[..., self.prefix_tokens :, :]
-        side = (min(self.representatives, rows), min(self.representatives, columns))
+        leading = self.pooled == "leading"
+        patches = w[..., : rows * columns, :] if leading else w[..., self.prefix_tokens :, :]
+        m = self.representatives
+        side = (m, m) if leading else (min(m, rows), min(m, columns))
         if side != (rows, columns):
             patches = F.adaptive_avg_pool2d(patches.mT.unflatten(-1, (rows, columns)), side).flatten(-2).mT
         return self.split(w), self.split(patches)

@@ -22,6 +22,7 @@ class SubspaceAttention(nn.Module):
     | symbol      | attribute         | shape                                                                          |
     |-------------|-------------------|--------------------------------------------------------------------------------|
     | U_1 ... U_K | `subspaces.weight`| `[h * p, d]`, head k is rows k p to (k + 1) p, transposed: U_k^T               |
+    | b           | `subspaces.bias`  | `[h * p]`; None unless `projection_bias`                                       |
     | W           | `output`          | `[d, h * p]`; None with `output="tied"`, and then `scale` * [U_1 ... U_K] is W |
     """
 
@@ -33,6 +34,7 @@ class SubspaceAttention(nn.Module):
         dim_head: int | None = None,
         output: Literal["learned", "tied"] = "learned",
         bias: bool = True,
+        projection_bias: bool = False,
         scale: float = 1.0,
         dropout: float = 0.0,
         orthogonal: bool = False,
@@ -47,6 +49,8 @@ class SubspaceAttention(nn.Module):
             dim_head: p, dimension of each; default `dim / heads`.
             output: `"learned"` W, or `"tied"` to the subspaces.
             bias: of the learned output.
+            projection_bias: add a learned vector to the projections, as published ToSTs do: what stands for U_k^T z in
+                the layer's formula is then U_k^T z + b_k.
             scale: factor of the tied output, the paper's kappa p / (N eps^2).
             dropout: on the learned output, in training.
             orthogonal: keep all subspaces orthonormal and mutually orthogonal; they then start as a random such frame.
@@ -71,7 +75,7 @@ class SubspaceAttention(nn.Module):
                 f"orthogonal: {heads} subspaces of {self.dim_head} dimensions do not fit in dim={dim}; lower dim_head"
             )
         linear = _OrthonormalRows if orthogonal else nn.Linear
-        self.subspaces = linear(dim, inner, bias=False, device=device, dtype=dtype)
+        self.subspaces = linear(dim, inner, bias=projection_bias, device=device, dtype=dtype)
         self.output: nn.Module | None = None
         if output == "learned":
             self.output = nn.Linear(inner, dim, bias=bias, device=device, dtype=dtype)

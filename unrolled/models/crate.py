@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.layers import DropPath, Mlp
@@ -72,6 +72,7 @@ class CRATEBlock(nn.Module):
         dim_head: int | None = None,
         output: Literal["learned", "tied"] = "learned",
         bias: bool = True,
+        pooled: Literal["patches", "leading"] = "patches",
         dropout: float = 0.0,
         orthogonal: bool = False,
         compression: Compression = "softmax",
@@ -95,6 +96,7 @@ class CRATEBlock(nn.Module):
             dim_head: p, dimension of a subspace.
             output: `"learned"` or `"tied"`, see `SubspaceAttention`.
             bias: of the attention's learned output.
+            pooled: what CBSA's representatives are means of, see `CBSA`.
             dropout: on the attention's output.
             orthogonal: keep the subspaces orthonormal and mutually orthogonal, see `SubspaceAttention`.
             compression: the form of MSSA's step, see `MSSA`.
@@ -121,10 +123,13 @@ class CRATEBlock(nn.Module):
             raise ValueError(f"{', '.join(ista_args)}: sparsifier={sparsifier!r} has no such thing; leave it out")
         if attention != "mssa" and (compression != "softmax" or eps is not None):
             raise ValueError(f"compression, eps: are MSSA's; leave them out with attention={attention!r}")
+        if attention != "cbsa" and pooled != "patches":
+            raise ValueError(f"pooled: is CBSA's; leave it out with attention={attention!r}")
         if attention == "mhsa" and orthogonal:
             raise ValueError("orthogonal: attention='mhsa' has no subspaces; leave it out")
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
         form: dict[str, Any] = {"compression": compression, "eps": eps} if attention == "mssa" else {}
+        form |= {"pooled": pooled} if attention == "cbsa" else {}
         form |= {"orthogonal": True} if orthogonal else {}
         self.residual = residual
         self.norm1 = norm_layer(dim, **placed)
@@ -165,6 +170,9 @@ class CRATE(HubMixin, VisionTransformer):
     resampled in two dimensions at other sizes (published: an error, or the wrong rows); attention is PyTorch's fused
     kernel; `ISTA` is folded. The published `dropout` reached MSSA's output only, and does so here.
     """
+
+    # arguments that belong to the masked autoencoder whose encoder a classifier is
+    _FOREIGN: ClassVar[tuple[str, ...]] = ("decoder_depth", "decoder_heads", "encoder", "norm_pix_loss")
 
     def __init__(
         self,
@@ -215,8 +223,8 @@ class CRATE(HubMixin, VisionTransformer):
                 a position row of its own. Layers use them as room for what belongs to no patch; no pooling reads them,
                 and weights trained without them load, the registers being left as they start.
             **block_args: further arguments of `CRATEBlock`: `attention`, `sparsifier`, `expansion`, `decoupled`,
-                `residual`, `output`, `bias`, `orthogonal`, `compression`, `eps`; `step_size` (eta), `sparsity`
-                (lambda), `learn_step_size`, `learn_sparsity`.
+                `residual`, `output`, `bias`, `pooled`, `orthogonal`, `compression`, `eps`; `step_size` (eta),
+                `sparsity` (lambda), `learn_step_size`, `learn_sparsity`.
 
         Raises:
             ValueError: sizes do not fit, or an option is unknown; the message names the argument.
@@ -286,6 +294,16 @@ class CRATE(HubMixin, VisionTransformer):
             **block_args,
         }
         self.pretrained_cfg = {"architecture": "crate", "input_size": (channels, *self.patch_embed.img_size)}
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """timm's: the arguments this model was built with, saved beside its weights."""
+        return self._arguments
+
+    @_model_args.setter
+    def _model_args(self, arguments: dict[str, Any]) -> None:
+        # timm adds what it was called with, which was for the autoencoder where it returns its encoder
+        self._arguments = {key: value for key, value in arguments.items() if key not in self._FOREIGN}
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier, and the pooling if given (timm's names, or `"cls"` and `"mean"`)."""

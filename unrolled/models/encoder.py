@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from unrolled.models.sequence_config import (
     language_config,
     language_source,
 )
+from unrolled.reading import read_json
 
 
 class MaskedLanguageModel(LanguageModel):
@@ -40,8 +40,6 @@ class MaskedLanguageModel(LanguageModel):
         super().__init__(config)
         self.segments = nn.Embedding(config.segments, config.dim) if config.segments else None
         self.embed_norm = nn.LayerNorm(config.dim)
-        if not config.final_norm:
-            self.norm = nn.Identity()
         self.transform = nn.Linear(config.dim, config.dim)
         self.transform_norm = nn.LayerNorm(config.dim)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -125,6 +123,11 @@ def is_language_config(config: Any) -> bool:
     return isinstance(config, dict) and {"layers", "dim", "heads", "vocab_size"} <= config.keys()
 
 
+def language_model_class(config: dict[str, Any]) -> type[LanguageModel]:
+    """The class of the model that the content of a `config.json` describes."""
+    return MaskedLanguageModel if "segments" in config else LanguageModel
+
+
 def load_language_model(folder: Path | str) -> LanguageModel:
     """The language model that a run, or `save_pretrained`, left in a folder, in eval mode.
 
@@ -139,9 +142,7 @@ def load_language_model(folder: Path | str) -> LanguageModel:
             f"model: neither {path} nor its model/ holds a config.json; a run that was stopped goes on with "
             "--resume auto"
         )
-    config = json.loads((found[0] / "config.json").read_text(encoding="utf-8"))
+    config = read_json(found[0] / "config.json")
     if not is_language_config(config):
         raise ValueError(f"model: {found[0]} holds no language model of this package")
-    kind = MaskedLanguageModel if "segments" in config else LanguageModel
-    model: LanguageModel = kind.from_pretrained(found[0])
-    return model.eval()
+    return language_model_class(config).from_pretrained(found[0]).eval()

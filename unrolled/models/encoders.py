@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unrolled.errors import MissingData, require
+from unrolled.errors import MissingData, UnsafeFile, require
 from unrolled.models.given import find_weights, open_given
+from unrolled.reading import read_json
 
 Kind = Literal["image", "text", "audio"]
 _BLOCKS = ("block*",)
@@ -157,7 +158,7 @@ def _has_norm(module: nn.Module) -> bool:
 def _tokenizer(spec: str, name: str, limit: int) -> Callable[[Sequence[str]], dict[str, Tensor]]:
     transformers = require("transformers", extra="hf", feature=f"model {spec}")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingData(f"model: {spec} has no tokenizer that could be read: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token is None:
@@ -174,7 +175,7 @@ def _tokenizer(spec: str, name: str, limit: int) -> Callable[[Sequence[str]], di
 def _audio(spec: str, name: str, module: nn.Module) -> Encoder:
     transformers = require("transformers", extra="hf", feature=f"model {spec}")
     try:
-        features = transformers.AutoFeatureExtractor.from_pretrained(name)
+        features = transformers.AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingData(f"model: {spec} has no feature extractor: {str(error).splitlines()[0]}") from error
     rate = int(getattr(features, "sampling_rate", 0))
@@ -190,6 +191,7 @@ def _audio(spec: str, name: str, module: nn.Module) -> Encoder:
 
 def _sentence_transformer(spec: str, name: str) -> Encoder:
     package = require("sentence_transformers", extra="st", feature=f"model {spec}")
+    _check_modules(name)
     try:
         whole = package.SentenceTransformer(name, device="cpu")
     except OSError as error:
@@ -211,6 +213,26 @@ def _sentence_transformer(spec: str, name: str) -> Encoder:
     return Encoder(
         name=spec, module=module.eval(), kind="text", collate=collate, layers=("embed", *_BLOCKS), pooling=pooling
     )
+
+
+def _check_modules(name: str) -> None:
+    """Refuse a folder whose modules.json names classes of others: sentence-transformers imports whatever it says there,
+    also from files of the folder itself.
+
+    Raises:
+        UnsafeFile: naming the class.
+    """
+    path = Path(name).expanduser() / "modules.json"
+    if not path.is_file():
+        return
+    parts = read_json(path)
+    for part in parts if isinstance(parts, list) else [parts]:
+        kind = part.get("type") if isinstance(part, dict) else part
+        if not str(kind).startswith("sentence_transformers."):
+            raise UnsafeFile(
+                f"{path}: would import {kind}, which no file may do; if you trust it, build it in a function of yours "
+                "and give that as package.module:factory"
+            )
 
 
 def _resolved(spec: str, kind: Kind, *, pretrained: bool) -> Encoder:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
+
+from unrolled.models.building import check_finite_weights
 
 StateDict = dict[str, Tensor]
 
@@ -21,24 +25,27 @@ class LoadReport:
         layout: name of the layout that was recognised.
         mapped: published key -> our key, for everything that was loaded.
         missing: parameters of the model that the file does not have (they keep their initial values).
-        ignored: keys of the file that the model has no use for.
+        ignored: key of the file -> why the model's output does not depend on it.
         reshaped: our key -> what was done to it beyond renaming.
+        settings: argument -> how the model differs from the one the weights are of, which no tensor shows.
     """
 
     layout: str
     mapped: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
     reshaped: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [f"{self.layout}: {len(self.mapped)} tensors loaded"]
-        parts += [
-            f"{what}: {', '.join(keys)}"
-            for what, keys in (("missing", self.missing), ("ignored", self.ignored))
-            if keys
-        ]
-        parts += [f"{key}: {how}" for key, how in self.reshaped.items()]
+        if self.missing:
+            parts.append(f"missing: {', '.join(self.missing)}")
+        for reason in dict.fromkeys(self.ignored.values()):
+            keys = [key for key, why in self.ignored.items() if why == reason]
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            parts.append(f"ignored: {', '.join(keys[:3])}{more} ({reason})")
+        parts += [f"{key}: {how}" for key, how in (self.reshaped | self.settings).items()]
         return "; ".join(parts)
 
 
@@ -69,10 +76,42 @@ class Options:
 
 
 class Reader:
-    """Takes tensors out of a published state dict, one after the other, and keeps account."""
+    """Takes tensors out of a published state dict, one after the other, and keeps account.
+
+    Every tensor of the file must be taken, or be known to have no influence on what the published model computes
+    (`ignore`): a tensor that is neither belongs to a model that we do not know.
+    """
 
     def __init__(self, state: StateDict, layout: str) -> None:
         self.state, self.tensors, self.report = state, StateDict(), LoadReport(layout)
+
+    def ignore(self, dead: dict[str, str]) -> None:
+        """Leave out what is known to be dead: pattern of the keys -> why nothing depends on them."""
+        for pattern, reason in dead.items():
+            self.report.ignored |= {key: reason for key in self.state if fnmatchcase(key, pattern)}
+
+    def ignore_copy(self, published: str, original: str) -> None:
+        """Leave out a tensor that is tied to another one.
+
+        Raises:
+            ValueError: it differs from the other.
+        """
+        if published in self.state:
+            if not torch.equal(self.state[published], self.state[original]):
+                raise ValueError(f"checkpoint: {published} and {original} are one tensor where published; here not")
+            self.report.ignored[published] = f"a copy of {original}"
+
+    def ignore_causal_masks(self, pattern: str) -> None:
+        """Leave out masks that language models keep as buffers: 1 where a token attends, `[1, 1, n, n]`.
+
+        Raises:
+            ValueError: one is another mask, or no mask.
+        """
+        for key in [key for key in self.state if fnmatchcase(key, pattern)]:
+            mask = self.state[key]
+            if mask.ndim != 4 or not torch.equal(mask != 0, torch.ones_like(mask, dtype=torch.bool).tril()):
+                raise ValueError(f"checkpoint: {key} is no causal mask; no published model has it")
+            self.report.ignored[key] = "the causal mask"
 
     def take(
         self, published: str, ours: str, how: Callable[[Tensor], Tensor] | None = None, *, optional: bool = False
@@ -105,9 +144,16 @@ class Reader:
         """Copy everything taken into `model`, resample its positions if another size was asked for, and report.
 
         Raises:
-            ValueError: shapes do not fit, or the model has parameters that the file lacks.
+            ValueError: shapes do not fit, the model has parameters that the file lacks, or the file has tensors that
+                the model has no place for.
         """
-        self.report.ignored = sorted(self.state.keys() - self.report.mapped.keys())
+        unknown = sorted(self.state.keys() - self.report.mapped.keys() - self.report.ignored.keys())
+        if unknown:
+            shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+            raise ValueError(
+                f"checkpoint: {shown}: no published {self.report.layout} has this, and leaving it out would give "
+                "another model than was trained; remove what is known to be of no influence, and load the rest"
+            )
         fill(model, self.tensors, self.report)
         if self.report.missing:
             missing = ", ".join(self.report.missing[:3])
@@ -132,6 +178,7 @@ def fill(model: nn.Module, tensors: StateDict, report: LoadReport) -> nn.Module:
         raise ValueError(f"checkpoint: shapes do not fit the model they imply: {', '.join(wrong)}")
     report.missing = sorted(own.keys() - tensors.keys())
     model.load_state_dict(tensors, strict=False)
+    check_finite_weights(model, "the file")
     model.load_report = report  # type: ignore[assignment]
     return model
 
@@ -179,6 +226,24 @@ def find_sizes(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:
     if state[key].ndim != dimensions:
         raise ValueError(f"checkpoint: {key} is {list(state[key].shape)}, but must have {dimensions} dimensions")
     return tuple(state[key].shape)
+
+
+def third(part: int, t: Tensor) -> Tensor:
+    """Query, key or value (0, 1, 2) of a stack of the three."""
+    return t.chunk(3)[part]
+
+
+def find_rows(state: StateDict, key: str) -> int:
+    """The first size of a tensor that must be there."""
+    if key not in state:
+        raise ValueError(f"checkpoint: {key} is missing; the file is not a whole checkpoint")
+    return state[key].shape[0]
+
+
+def check_heads(options: Options, heads: int, dim_head: int) -> None:
+    """Where the file tells the heads, refuse others."""
+    if options.heads not in (None, heads) or options.dim_head not in (None, dim_head):
+        raise ValueError(f"heads, dim_head: the file has {heads} x {dim_head}; leave them out")
 
 
 @dataclass(frozen=True)

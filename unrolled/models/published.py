@@ -33,8 +33,8 @@ def load_published(
     Args:
         path: `.pth`, `.pth.tar`, `.pt`, `.safetensors`, or `.npz` of a JAX tree; the state dict may be bare or under
             `state_dict` or `model`, its keys with or without `module.`.
-        heads: number of subspaces. Shapes do not tell it, except of ToST and JAX trees: needed when the width is not a
-            published one.
+        heads: number of subspaces. Shapes do not tell it, except of ToST, CBT and JAX trees: needed when the width is
+            not a published one.
         decoder_heads: the same for the decoder of a masked autoencoder; default `heads`.
         dim_head: dimension of a subspace; default: rows of the projection / heads.
         image_size: input size to use, an int or (height, width); default: the one it was trained at. Positions are
@@ -48,7 +48,8 @@ def load_published(
         The model, in eval mode; `model.load_report` is a `LoadReport`.
 
     Raises:
-        ValueError: unknown layout, several at once, tensors that do not fit together, or something shapes do not tell
+        ValueError: unknown layout, several at once, tensors that do not fit together, a tensor that the published
+            models of the layout do not have (leaving it out would change the output), or something shapes do not tell
             is missing.
         UnsafeFile: the file would have to run code to be read.
         CorruptFile: the file is truncated or damaged.

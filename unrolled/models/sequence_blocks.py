@@ -104,10 +104,14 @@ class SequenceBlock(nn.Module):
     | attention  | `attn`           |
     | the second half | `mlp`, or `ista` for ISTA and the overcomplete dictionary; none with `second="none"` |
     | norms      | `norm1`, `norm2` |
+    | what multiplies what each half adds | `gamma1`, `gamma2`, `[d]`; None without `layer_scale` |
 
     ISTA replaces the tokens, as in `CRATEBlock`: its identity is inside the step. The overcomplete dictionary of
     CRATE-alpha is added to them.
     """
+
+    gamma1: nn.Parameter | None
+    gamma2: nn.Parameter | None
 
     def __init__(self, config: SequenceConfig, index: int) -> None:
         super().__init__()
@@ -123,6 +127,10 @@ class SequenceBlock(nn.Module):
         sparse = isinstance(second, ISTA | OvercompleteISTA)
         self.ista = second if sparse else None
         self.mlp = None if sparse else second
+        self.gamma1 = self.gamma2 = None
+        if config.layer_scale is not None:
+            self.gamma1 = nn.Parameter(torch.full((config.dim,), config.layer_scale))
+            self.gamma2 = None if second is None else nn.Parameter(torch.full((config.dim,), config.layer_scale))
 
     def forward(
         self, z: Tensor, *, positions: Tensor | None = None, state: Any = None, return_state: bool = False
@@ -145,10 +153,12 @@ class SequenceBlock(nn.Module):
             update, after = self.attn(x, state=state, return_state=True)
         else:
             update = self.attn(x)
-        z = z + self.dropout(update)
+        z = z + self.dropout(update if self.gamma1 is None else self.gamma1 * update)
         x, second = self.norm2(z), self.mlp if self.ista is None else self.ista
         if second is not None:
-            z = second(x) if self.replaces else z + self.dropout(second(x))
+            update = second(x)
+            update = update if self.gamma2 is None else self.gamma2 * update
+            z = update if self.replaces else z + self.dropout(update)
         return (z, after) if return_state else z
 
 

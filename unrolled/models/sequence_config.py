@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-from unrolled.models.sequence_blocks import LAYERS, NORMS, SECOND
+from unrolled.models.sequence_blocks import LAYERS, NORMS, REPLACING, SECOND
 
 POSITIONS = ("learned", "sinusoidal", "first_layer", "none")
 
@@ -32,6 +32,8 @@ class SequenceConfig:
         max_length: rows of the learned table, and of what "tssa" learns by position; all else knows no limit.
         dropout: on the embedded tokens and on what each half adds, in training.
         init_std: of all weights but those of MSSA, TSSA and the ISTAs, which keep their own; PyTorch's default if None.
+        layer_scale: what the elements of gamma start at, a learned vector by which what each half adds is multiplied;
+            None for none.
         clip: tokens are clipped to [-clip, clip] after every block; None for no clipping.
         causal: each token sees itself and those before it. False, for encoders, is for "softmax" and "mssa".
     """
@@ -48,6 +50,7 @@ class SequenceConfig:
     max_length: int = 1024
     dropout: float = 0.0
     init_std: float | None = 0.02
+    layer_scale: float | None = None
     clip: float | None = None
     causal: bool = True
 
@@ -67,6 +70,8 @@ class SequenceConfig:
             raise ValueError(f"causal=False: {', '.join(sorted(recurrent))} reads one way only; use softmax or mssa")
         if unknown := set(self.layer_args) - set(self.layers) - {self.second}:
             raise ValueError(f"layer_args: {', '.join(sorted(unknown))} is neither a layer nor the second half here")
+        if self.layer_scale is not None and self.second in REPLACING:
+            raise ValueError(f"layer_scale: second={self.second!r} replaces the tokens and adds nothing; leave it out")
         if min(self.dim, self.heads, self.dim_head or 1, self.max_length) < 1:
             raise ValueError("dim, heads, dim_head and max_length must be at least 1")
         if self.dim_head is None and self.dim % self.heads:
@@ -123,11 +128,13 @@ class LanguageConfig(SequenceConfig):
         vocab_size: number of tokens.
         tied: the output matrix is the embedding.
         logit_cap: c of c tanh(logits / c), 30 in MesaNet; None for none.
+        final_norm: normalise what leaves the last block. GPT-2 does, the published CRATE-GPT does not.
     """
 
     vocab_size: int
     tied: bool = True
     logit_cap: float | None = None
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,8 +157,8 @@ class EncoderConfig(LanguageConfig):
 
     causal: bool = False
     max_length: int = 512
-    segments: int = 1
     final_norm: bool = False
+    segments: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,16 +38,17 @@ class ToSTBlock(nn.Module):
         *,
         mlp_ratio: float = 4.0,
         output: Literal["learned", "tied"] = "learned",
+        qkv_bias: bool = False,
         layer_scale: float = 1.0,
         drop_path: float = 0.0,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Build the layer; `layer_scale` is what gamma starts at, `drop_path` the probability of skipping each half."""
+        """Build the layer; arguments as in `ToST`, and `drop_path` is the probability of skipping each half."""
         super().__init__()
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **placed)
-        self.attn = TSSA(dim, heads, output=output, **placed)
+        self.attn = TSSA(dim, heads, output=output, projection_bias=qkv_bias, **placed)
         self.ls1 = LayerScale(dim, init_values=layer_scale, **placed)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **placed)
@@ -79,8 +80,9 @@ class ToST(HubMixin, Xcit):
     Departures: none in what is computed. In class attention query, key and value are separate maps, as in timm.
 
     Parameters: tiny and small have the published 5.8M and 22.6M. Medium has 71.5M (width 512, depth 24) where 68.1M is
-    published. No single part accounts for the difference: one class-attention layer fewer gives 68.3M, one layer
-    fewer 68.8M, a tied output 65.2M, no classifier 71.0M. In units of 2^20 it has 68.2M (68.1M with patches of 8).
+    published, with the projections' biases (0.015M) or without. No single part accounts for the difference: one
+    class-attention layer fewer gives 68.3M, one layer fewer 68.9M, a tied output 65.2M, no classifier 71.0M. In units
+    of 2^20 it has 68.2M (68.1M with patches of 8), but the other sizes are published in units of 10^6.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class ToST(HubMixin, Xcit):
         channels: int = 3,
         mlp_ratio: float = 4.0,
         output: Literal["learned", "tied"] = "learned",
+        qkv_bias: bool = False,
         layer_scale: float = 1.0,
         drop_path_rate: float = 0.0,
         **kwargs: Any,
@@ -111,6 +114,8 @@ class ToST(HubMixin, Xcit):
             channels: colour channels of the input.
             mlp_ratio: hidden units of the MLP for each dimension.
             output: of `TSSA`, `"learned"` or `"tied"`.
+            qkv_bias: of the projections of `TSSA` and of class attention. The published constructor's default is
+                False, all models that its repository registers (`tost_cab_*`) have them.
             layer_scale: what gamma starts at; published 1.
             drop_path_rate: stochastic depth, the same for every layer.
             **kwargs: further arguments of timm's `Xcit`: `global_pool`, `drop_rate`, `cls_attn_layers`, ...
@@ -132,7 +137,7 @@ class ToST(HubMixin, Xcit):
             depth=0,
             num_heads=heads,
             mlp_ratio=mlp_ratio,
-            qkv_bias=False,
+            qkv_bias=qkv_bias,
             eta=layer_scale,
             tokens_norm=True,
             **kwargs,
@@ -146,6 +151,7 @@ class ToST(HubMixin, Xcit):
                 heads,
                 mlp_ratio=mlp_ratio,
                 output=output,
+                qkv_bias=qkv_bias,
                 layer_scale=layer_scale,
                 drop_path=drop_path_rate,
                 device=kwargs.get("device"),
@@ -165,6 +171,7 @@ class ToST(HubMixin, Xcit):
             "num_heads": heads,
             "mlp_ratio": mlp_ratio,
             "output": output,
+            "qkv_bias": qkv_bias,
             "layer_scale": layer_scale,
             **kwargs,
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
@@ -15,6 +16,7 @@ from unrolled.models.crate import add_registers
 from unrolled.models.published import LAYOUTS, LoadReport, StateDict, fill, load_published, unwrap
 from unrolled.models.registry import shipped_weights
 from unrolled.models.weights import read_tensors
+from unrolled.reading import read_json
 
 MASKED = "a masked autoencoder"
 LANGUAGE = "a language model (or another model of sequences)"
@@ -51,22 +53,22 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
             be the same classes.
 
     Returns:
-        What was loaded, reshaped, left out (`missing`) and not needed (`ignored`).
+        What was loaded, reshaped, left out (`missing`) and not needed (`ignored`), and, of a published checkpoint,
+        where the model's own settings differ from those it was published with (`settings`).
 
     Raises:
         ValueError: the weights belong to another architecture; the message lists what differs.
         MissingData, UnsafeFile, CorruptFile: as in `weights.read_tensors`.
     """
-    found, layout = _read(model, Path(path))
+    found, report = _read(model, Path(path))
     state = add_registers(found, model)
     own = model.state_dict()
-    report = LoadReport(layout)
     tensors: StateDict = {}
     named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
     classifier = tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
     for key, tensor in state.items():
         if key not in own:
-            report.ignored.append(key)
+            report.ignored[key] = "the model has no such tensor"
         elif not head and key.startswith(classifier):
             report.reshaped[key] = "not loaded: the classifier is new"
         elif tensor.shape == own[key].shape:
@@ -102,22 +104,52 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
     return report
 
 
-def _read(model: nn.Module, path: Path) -> tuple[StateDict, str]:
-    """The state dict at `path` under our names, and what it was."""
+def weights_classes(path: str | Path) -> list[str] | None:
+    """What the outputs of the classifier in weights stand for, in their order; None where nothing says it.
+
+    Args:
+        path: as in `load_weights`.
+    """
+    path = Path(path)
+    if shipped_weights(path) is not None:
+        found = get_pretrained_cfg(path.name)
+        return list(found.label_names) if found is not None and found.label_names else None
+    for described in (path / "model" / "config.json", path / "config.json"):
+        if described.is_file():
+            said = read_json(described)
+            names = said.get("label_names") if isinstance(said, dict) else None
+            if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                return names
+            return None
+    return None
+
+
+def _read(model: nn.Module, path: Path) -> tuple[StateDict, LoadReport]:
+    """The state dict at `path` under our names, and a report that says what it was."""
     if (shipped := shipped_weights(path)) is not None:
-        return unwrap(read_tensors(shipped[0])), "weights that ship with the package"
+        return unwrap(read_tensors(shipped[0])), LoadReport("weights that ship with the package")
     if path.is_dir():
         for candidate in (path / "model.safetensors", path / "model" / "model.safetensors"):
             if candidate.is_file():
-                return unwrap(read_tensors(candidate)), "saved folder"
+                return unwrap(read_tensors(candidate)), LoadReport("saved folder")
         raise MissingData(f"weights: {path} has no model.safetensors, nor model/model.safetensors")
     state = unwrap(read_tensors(path))
     if any(layout.matches(state) for layout in LAYOUTS):
         attention = next((block.attn for block in getattr(model, "blocks", []) if hasattr(block, "attn")), None)
         heads = getattr(attention, "heads", getattr(attention, "num_heads", None))
-        source = load_published(path, heads=heads)
-        return source.state_dict(), f"published {source.load_report.layout}"  # type: ignore[union-attr]
-    return state, "state dict"
+        source: Any = load_published(path, heads=heads)
+        report = LoadReport(f"published {source.load_report.layout}", settings=_settings(source, model))
+        return source.state_dict(), report
+    return state, LoadReport("state dict")
+
+
+def _settings(source: nn.Module, model: nn.Module) -> dict[str, str]:
+    """What `model` computes otherwise than `source` on the same tensors."""
+    there, here = (getattr(one, "_model_args", {}) for one in (source, model))
+    names = ("step_size", "sparsity", "norm_eps", "head_norm_eps", "pooled", "compression", "eps", "residual")
+    defaults = {"step_size": 0.1, "sparsity": 0.1, "pooled": "patches", "compression": "softmax", "residual": False}
+    pairs = {name: [args.get(name, defaults.get(name)) for args in (there, here)] for name in names}
+    return {name: f"{a} where published, {b} here" for name, (a, b) in pairs.items() if a != b}
 
 
 def _resample_positions(table: Tensor, model: Any) -> Tensor:

@@ -60,13 +60,22 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a source says beside what came out here; `reproduced` is None where no tolerance was declared."""
+    """What a source says beside what came out here; `reproduced` is None where nothing is judged or decided.
+
+    `verdict` is one of "reproduced", "not reproduced", "undecided", "not run" and "not judged".
+    """
 
     statement: str
     source: str
     published: str
     measured: str
     reproduced: bool | None = None
+    verdict: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.verdict:
+            verdicts = {True: "reproduced", False: "not reproduced", None: "not judged"}
+            object.__setattr__(self, "verdict", verdicts[self.reproduced])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +255,7 @@ def _write_panel(folder: Path, figure: Figure, panel: Panel, taken: set[str]) ->
 def _write(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(text.encode("utf-8", "backslashreplace"))  # names of files need not be text
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from a disk, below any address, and offline.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -15,10 +15,13 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from unrolled.errors import MissingData
+from unrolled.errors import CorruptFile, MissingData, UnsafeFile
+from unrolled.reading import below, read_json, really_below
 from unrolled.report import page
 from unrolled.report.document import Claim, Fact, _write, slug
+from unrolled.report.drawings import check_drawing
 from unrolled.report.notes import Note, inline
 from unrolled.report.provenance import Provenance
 
@@ -70,9 +73,9 @@ class Study:
                     while unique in taken:
                         unique, count = f"{stem}-{count}", count + 1
                     taken.add(unique)
-                    path = self.folder / "figures" / f"{unique}.svg"
-                    if path.is_file():
-                        found[i, j, k] = path
+                    path = below(self.folder / "figures", f"{unique}.svg")
+                    if os.path.lexists(path):
+                        found[i, j, k] = really_below(self.folder.parent, path)
         return found
 
 
@@ -81,14 +84,12 @@ def read_studies(folder: Path) -> list[Study]:
 
     Raises:
         MissingData: there is none.
+        CorruptFile: a file is damaged, or a link to somewhere else.
         ValueError: a file is not a report of this package.
     """
     found = []
     for path in sorted(folder.glob("*/report.json")):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: is not valid JSON; write it again with `unrolled study`") from error
+        report = read_json(really_below(folder, path))
         if not isinstance(report, dict) or report.get("format") != "unrolled.report/1":
             raise ValueError(f"{path}: is not a report of `unrolled study`; move it away or write it again")
         found.append(Study(path.parent.name, report, path.parent))
@@ -110,6 +111,8 @@ def write_gallery(
         pictures: screenshots for the front page, with captions.
 
     Raises:
+        CorruptFile: a report is not whole, or a file that would be published is a link to somewhere else.
+        UnsafeFile: a drawing does more than show.
         ValueError: a note and a study of one name.
     """
     twice = {note.name for note in notes} & {study.name for study in studies}
@@ -118,11 +121,21 @@ def write_gallery(
     out.mkdir(parents=True, exist_ok=True)
     for study in studies:
         target = out / study.name
+        try:
+            figures, text = study.figures().values(), _study_page(study)
+            _card(study)  # which the front page will have
+        except (CorruptFile, UnsafeFile):
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise CorruptFile(
+                f"{study.folder / 'report.json'}: is not a whole report ({type(error).__name__}: {error})"
+            ) from error
         (target / "figures").mkdir(parents=True, exist_ok=True)
-        for path in study.figures().values():
+        for path in figures:
+            check_drawing(path)
             shutil.copyfile(path, target / "figures" / path.name)
         shutil.copyfile(study.folder / "report.json", target / "report.json")
-        _write(target / "index.html", _study_page(study))
+        _write(target / "index.html", text)
     for note in notes:
         _write(out / note.name / "index.html", _note_page(note, note.page(out / note.name)))
     for path, _ in pictures:
@@ -173,17 +186,17 @@ def _index(studies: Sequence[Study], notes: Sequence[Note], pictures: Sequence[t
 def _front(notes: Sequence[Note], pictures: Sequence[tuple[Path, str]]) -> str:
     """Screenshots, then the pages written by hand."""
     shots = "".join(
-        f'<figure><a href="pictures/{escape(path.name)}"><img src="pictures/{escape(path.name)}" '
+        f'<figure><a href="pictures/{quote(path.name)}"><img src="pictures/{quote(path.name)}" '
         f'alt="{escape(caption.replace("`", ""))}" loading="lazy"></a>'
         f"<figcaption>{page._inline(caption)}</figcaption></figure>"
         for path, caption in pictures
     )
     cards = ""
     for note in notes:
-        address, shown = f"{escape(note.name)}/index.html", note.picture()
+        address, shown = f"{quote(note.name)}/index.html", note.picture()
         drawn = ""
         if shown is not None:
-            source = f'src="{escape(note.name)}/{escape(shown[0])}" alt="{escape(shown[1])}"'
+            source = f'src="{quote(note.name)}/{quote(shown[0])}" alt="{escape(shown[1])}"'
             drawn = f'<a class="picture" href="{address}"><img {source} loading="lazy"></a>'
         cards += (
             f'<article class="note" id="{escape(note.name)}"><h2><a href="{address}">{escape(note.title)}</a></h2>'
@@ -215,40 +228,41 @@ def _choices(name: str, legend: str, options: dict[str, str]) -> str:
 def _card(study: Study) -> str:
     report, (key, line) = study.report, study.line
     verdicts = {_VERDICTS[claim["reproduced"]][0] for claim in report["claims"]}
-    name = escape(study.name)
+    name, address = escape(study.name), quote(study.name)  # an address: `javascript:` may be the name of a folder
     figures = study.figures()
     picture = ""
     if figures:
         place = min(figures)
         panel = report["sections"][place[0]]["blocks"][place[1]]["panels"][place[2]]
-        picture = f'<a class="picture" href="{name}/index.html">{_image(figures[place], panel, f"{name}/")}</a>'
+        picture = f'<a class="picture" href="{address}/index.html">{_image(figures[place], panel, f"{address}/")}</a>'
     claims = "".join(_claim(claim) for claim in report["claims"])
     return (
         f'<article class="study {" ".join([key, *sorted(verdicts)])}" id="{name}"><p class="over">{escape(line)}</p>'
-        f'<h2><a href="{name}/index.html">{escape(report["title"])}</a></h2>'
+        f'<h2><a href="{address}/index.html">{escape(report["title"])}</a></h2>'
         f'{page._notice(report.get("notice", ""))}<p class="question">{page._inline(report["question"])}</p>'
         f'<div class="{"with" if picture else "without"}-picture"><div><p>{page._inline(report["summary"])}</p></div>'
         f'{picture}</div><ul class="claims">{claims}</ul>'
         + (f"<pre><code>{escape(study.command)}</code></pre>" if study.command else "")
-        + f'<p><a href="{name}/index.html">All tables and figures</a> · <a href="{name}/report.json">Numbers</a></p>'
-        "</article>\n"
+        + f'<p><a href="{address}/index.html">All tables and figures</a> · '
+        f'<a href="{address}/report.json">Numbers</a></p></article>\n'
     )
 
 
 def _claim(claim: dict[str, Any]) -> str:
     key, verdict = _VERDICTS[claim["reproduced"]]
+    verdict = page.verdict_word(str(claim.get("verdict") or verdict))
     source = f'<span class="over">{page._inline(claim["source"])}</span>'
     return (
         f'<li><p class="statement">{page._inline(claim["statement"])} {source}</p>'
         f"<dl><div><dt>paper</dt><dd>{escape(claim['published'])}</dd></div>"
         f"<div><dt>here</dt><dd>{escape(claim['measured'])}</dd></div>"
-        f'<div><dt>verdict</dt><dd class="{key}">{verdict}</dd></div></dl></li>'
+        f'<div><dt>verdict</dt><dd class="{key}">{escape(verdict)}</dd></div></dl></li>'
     )
 
 
-def _image(path: Path, panel: dict[str, Any], below: str = "") -> str:
+def _image(path: Path, panel: dict[str, Any], place: str = "") -> str:
     return (
-        f'<img src="{below}figures/{escape(path.name)}" alt="{escape(panel["description"])}" loading="lazy" '
+        f'<img src="{place}figures/{quote(path.name)}" alt="{escape(panel["description"])}" loading="lazy" '
         'width="400" height="262">'
     )
 

@@ -7,6 +7,9 @@ import shutil
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
+
+from unrolled.reading import read_text, really_below
 
 SHOTS = {
     "demo": "What `unrolled demo` shows.",
@@ -61,7 +64,7 @@ def read_notes(docs: Path, *, without: Path) -> list[Note]:
         folder = path.with_suffix("")
         if not folder.is_dir() or folder.resolve() == without.resolve():
             continue
-        head, _, text = path.read_text(encoding="utf-8").strip().partition("\n")
+        head, _, text = read_text(really_below(docs, path)).strip().partition("\n")
         lead = text.strip().split("\n\n")[0]
         found.append(Note(folder.name, head.removeprefix("# "), lead.replace("\n", " "), text.strip(), folder))
     return found
@@ -72,10 +75,14 @@ def screenshots(docs: Path) -> list[tuple[Path, str]]:
 
     What a page in `docs` says of a picture, in `![words](NAME.png)`, is its caption; else the rest of its name.
     """
-    pages = "\n".join(path.read_text(encoding="utf-8") for path in sorted(docs.glob("*.md")))
+    pages = "\n".join(read_text(really_below(docs, path)) for path in sorted(docs.glob("*.md")))
     words = {target: alt for alt, target in re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", pages)}
     found = [(path, re.split(r"[-.]", path.name)[0]) for path in sorted(docs.glob("*.png"))]
-    return [(path, _said(path, SHOTS[word], words.get(path.name))) for path, word in found if word in SHOTS]
+    return [
+        (really_below(docs, path), _said(path, SHOTS[word], words.get(path.name)))
+        for path, word in found
+        if word in SHOTS
+    ]
 
 
 def _said(path: Path, caption: str, words: str | None) -> str:
@@ -132,9 +139,9 @@ def _words(text: str, links: dict[str, str]) -> str:
         bang, words, target = found.groups()
         address = links.get(target)
         if bang and address:
-            return f'<img src="{escape(address)}" alt="{words}" loading="lazy">'
+            return f'<img src="{quote(address)}" alt="{words}" loading="lazy">'
         words = re.sub(r"`([^`]+)`", r"<code>\1</code>", words)
-        return f'<a href="{escape(address)}">{words}</a>' if address else words
+        return f'<a href="{quote(address)}">{words}</a>' if address else words
 
     out = re.sub(r"(!?)\[([^\]]+)\]\(([^)]+)\)", link, escape(text))
     out = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", out)

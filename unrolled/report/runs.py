@@ -8,9 +8,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
 from unrolled.errors import CorruptFile, MissingData
+from unrolled.reading import read_settings
 from unrolled.report.charts import LineChart, Series
 from unrolled.report.document import Fact, Report
 from unrolled.report.layers import TraceResult, trace_section
@@ -149,13 +148,7 @@ def _read(path: Path, *, needed: bool) -> dict[str, Any]:
         if needed:
             raise MissingData(f"{path.parent} holds no {path.name}: is it a run folder of `unrolled train`?")
         return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise CorruptFile(f"{path} holds no `name: value` pairs")
-    return found
+    return read_settings(path)  # JSON is YAML too
 
 
 def _parameters(run_dir: Path) -> int | None:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from unrolled.errors import CorruptFile
+from unrolled.trust import check_model_args, check_settings
+
 Precision = Literal["fp32", "bf16", "fp16"]
 Task = Literal["classify", "lm", "mlm"]
 
@@ -35,7 +38,8 @@ class TrainConfig:
 
     # --- on what
     data: str = "digits"
-    """`digits`, `cifar10`, another torchvision name, `folder`, `hf:ORG/NAME`, `wds:PATTERN` or `packed`. Texts:
+    """`digits`, `cifar10`, another torchvision name, `folder`, `hf:ORG/NAME`, `wds:PATTERN` or `packed`; columns and
+    splits of `hf:` may be named, as in `hf:ORG/NAME,label=species,test=validation`. Texts:
     `tinyshakespeare` (the default there), `wikitext2`, `brown`, `bronte`, `darwin`, `folder`, `hf:ORG/NAME`."""
     data_dir: Path | None = None
     """Where the data are (or are downloaded to)."""
@@ -51,6 +55,8 @@ class TrainConfig:
     """Loader processes; 0 loads in the training process."""
     on_error: Literal["raise", "skip"] = "raise"
     """An undecodable image stops the run, or is named, counted and left out."""
+    unknown_classes: Literal["raise", "skip"] = "raise"
+    """A validation or test split with classes that the training split lacks is refused, or their images left out."""
 
     # --- text
     tokenizer: str = "bytes"
@@ -62,7 +68,8 @@ class TrainConfig:
 
     # --- for how long
     epochs: float = 30.0
-    """Passes over the training split."""
+    """Passes over the training split. Each leaves out what does not fill a last batch, and each leaves out others; of
+    text, a pass is as many tokens as there are, in excerpts drawn at random."""
     max_steps: int | None = None
     """Stop after this many optimiser steps (the schedule still spans `epochs`)."""
     batch_size: int = 128
@@ -85,7 +92,7 @@ class TrainConfig:
     warmup_epochs: float = 2.0
     """Linear warm-up, per step."""
     min_lr: float = 0.0
-    """Where the cosine ends."""
+    """Where the cosine ends: one step after the last, whose own rate is still a little higher."""
     clip_grad: float | None = 1.0
     """Largest gradient norm, after unscaling; none: no clipping."""
     ema: float | None = None
@@ -208,18 +215,14 @@ def load_config(path: Path | str | None, cls: type[C], **overrides: Any) -> C:
 
     Raises:
         ValueError: an unknown key (the nearest one is suggested), or a value of the wrong type.
-        FileNotFoundError: no such file.
+        UnsafeFile: the file names code, and nobody said to trust it; see `unrolled.trust`.
+        CorruptFile: no file of settings.
+        MissingData: no such file.
     """
-    import yaml
+    from unrolled.reading import read_settings
 
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold `field: value` lines, not a {type(values).__name__}")
+    values = {} if path is None else read_settings(path)
+    check_settings({name: value for name, value in values.items() if name not in overrides}, str(path))
     hints = typing.get_type_hints(cls)
     result: dict[str, Any] = {}
     for where, given in ((str(path), values), ("overrides", overrides)):
@@ -233,6 +236,25 @@ def load_config(path: Path | str | None, cls: type[C], **overrides: Any) -> C:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{where}: {name}: {error}") from error
     return cls(**result)
+
+
+def run_values(settings: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The settings of a run that other commands use, checked: they are as in `TrainConfig` or of another verb.
+
+    Raises:
+        CorruptFile: one is of another type.
+    """
+    hints = typing.get_type_hints(TrainConfig)
+    for name in ("model", "data", "data_dir", "image_size", "val_fraction", "split_seed"):
+        if settings.get(name) is not None:
+            try:
+                _coerce(settings[name], hints[name])
+            except (TypeError, ValueError) as error:
+                raise CorruptFile(f"{where}: {name}: {error}") from error
+    check_model_args(settings.get("model_args") or {}, f"{where}: model_args")
+    if not isinstance(settings.get("task", ""), str):
+        raise CorruptFile(f"{where}: task: expected str, got {settings['task']!r}")
+    return settings
 
 
 def save_config(config: TrainConfig, path: Path | str) -> None:
@@ -296,6 +318,7 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         ValueError: at the first such value.
     """
+    check_model_args(config.model_args)
     counts = ("batch_size", "accumulate", "devices", "num_nodes", "checkpoint_every", "keep", "log_every", "length")
     for name in counts:
         if getattr(config, name) < 1:

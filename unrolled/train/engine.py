@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from unrolled.locks import owned
 from unrolled.train.config import TrainConfig
 
 T = TypeVar("T")
@@ -22,17 +23,22 @@ _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 def launched(config: TrainConfig) -> Iterator[Any]:
     """A launched `lightning_fabric.Fabric` for `config`, whose process group is left at the end, come what may.
 
+    Until then the run folder `config.out` is the group's: its first process holds the lock of `unrolled.locks`.
+
     Raises:
-        ValueError: as `launch`.
+        ValueError: as `launch`, or other processes are at work in the run folder; the message names one.
     """
     fabric = launch(config)
+    lock = contextlib.ExitStack()
     try:
+        on_main(fabric, lambda: lock.enter_context(owned(config.out)))
         yield fabric
     except BaseException as error:
         if fabric.world_size > 1:
             traceback.clear_frames(error.__traceback__)  # they hold the DDP wrapper, see `shutdown`
         raise
     finally:
+        lock.close()
         shutdown(fabric)
 
 

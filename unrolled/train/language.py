@@ -65,7 +65,7 @@ def fit_text(
     Raises:
         ValueError: a setting, text or checkpoint this run cannot use.
         TrainingStopped: a non-finite loss or a full disk; it names the last good checkpoint.
-        Interrupted: Ctrl-C or SIGTERM, after saving; the message says how to resume.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP, after saving; the message says how to resume.
     """
     asked, config = config, text_defaults(config)
     check_config(config)

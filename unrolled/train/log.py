@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import io
@@ -16,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unrolled.errors import require
+from unrolled.errors import CorruptFile, require
+from unrolled.reading import read_text
 from unrolled.train.checkpoint import write_atomic
 from unrolled.train.config import TrainConfig, as_plain
 
@@ -85,8 +87,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    lines = read_text(path).split("\n")[:-1]
+    try:
+        records = [json.loads(line) for line in lines if line]
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: a line is not valid JSON: {error}") from error
+    if not all(isinstance(record, dict) and isinstance(record.get("step", 0), int) for record in records):
+        raise CorruptFile(f"{path}: a line is no record of a run")
+    return records
 
 
 class _TensorBoard:
@@ -149,7 +157,10 @@ def write_status(folder: Path, state: str, step: int, total: int, message: str =
 
 
 class Progress:
-    """Speed and time left on stderr: a bar on a terminal, a plain line every so often in a log file."""
+    """Speed and time left on stderr: a bar on a terminal, a plain line every so often in a log file.
+
+    A terminal that was closed, or a reader that left, ends nothing but the progress.
+    """
 
     def __init__(
         self, *, total: int, start: int, batch_size: int, show: bool, every: float = 10.0, unit: str = "images"
@@ -174,8 +185,9 @@ class Progress:
     def step(self, done: int, loss: float) -> None:
         """`done` optimiser steps are finished; `loss` is that of the last one."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"step {done}/{self._total} loss {loss:.3f}", refresh=False)
-            self._bar.update(self._batch)
+            with contextlib.suppress(OSError):
+                self._bar.set_postfix_str(f"step {done}/{self._total} loss {loss:.3f}", refresh=False)
+                self._bar.update(self._batch)
         elif self._show and (now := time.monotonic()) - self._last >= self._every:
             self._last = now
             rate = (done - self._start) / (now - self._began)
@@ -186,16 +198,18 @@ class Progress:
 
     def note(self, text: str) -> None:
         """One line, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        elif self._show:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stderr)
+            elif self._show:
+                sys.stderr.write(text + "\n")
+                sys.stderr.flush()
 
     def close(self) -> None:
         """Leave the terminal tidy."""
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from unrolled.checksums import write_sums
 from unrolled.errors import MissingData
+from unrolled.reading import read_object
 from unrolled.train.config import TrainConfig
+from unrolled.trust import check, check_model_args
 
 if TYPE_CHECKING:
     from unrolled.data import Batch, ImageSource
@@ -36,19 +39,26 @@ class Splits:
         return len(self.train.classes)
 
     def fingerprint(self) -> str:
-        """A short hash of what the training images are: their number, labels, classes and some of the pixels."""
-        source = self.train
-        digest = hashlib.sha256(json.dumps([len(source), list(source.classes)]).encode())
-        if source.labels is not None:
-            digest.update(np.ascontiguousarray(source.labels, dtype=np.int64).tobytes())
-        for index in np.linspace(0, len(source) - 1, 4).astype(int):
-            digest.update(source.name(int(index)).encode())
-            try:
-                picture, label = source.load(int(index))
-            except ValueError:  # an undecodable image: the loader reports it when its turn comes
-                continue
-            digest.update(np.ascontiguousarray(np.asarray(picture)).tobytes() + str(int(label)).encode())
+        """A short hash of what the training and test images are: their number, labels, classes and some of the
+        pixels."""
+        digest = hashlib.sha256()
+        for source in (self.train, self.test):
+            if source is not None:
+                _digest(source, digest)
         return digest.hexdigest()[:16]
+
+
+def _digest(source: ImageSource, digest: Any) -> None:
+    digest.update(json.dumps([len(source), list(source.classes)]).encode())
+    if source.labels is not None:
+        digest.update(np.ascontiguousarray(source.labels, dtype=np.int64).tobytes())
+    for index in np.linspace(0, len(source) - 1, 4).astype(int):
+        digest.update(source.name(int(index)).encode())
+        try:
+            picture, label = source.load(int(index))
+        except ValueError:  # an undecodable image: the loader reports it when its turn comes
+            continue
+        digest.update(np.ascontiguousarray(np.asarray(picture)).tobytes() + str(int(label)).encode())
 
 
 def open_splits(config: TrainConfig) -> Splits:
@@ -59,6 +69,7 @@ def open_splits(config: TrainConfig) -> Splits:
         "data_dir": config.data_dir,
         "val_fraction": config.val_fraction,
         "seed": config.split_seed,
+        "unknown_classes": config.unknown_classes,
     }
     train = open_images(config.data, "train", **options)
     val = open_images(config.data, "val", **options) if config.val_fraction > 0 else None
@@ -126,7 +137,7 @@ def is_masked(spec: str) -> bool:
 
     scheme, _, rest = spec.partition(":")
     if scheme == "local":
-        described = json.loads((model_folder(rest) / "config.json").read_text(encoding="utf-8"))
+        described = read_object(model_folder(rest) / "config.json")
         return described.get("architecture") in MASKED
     return (rest if scheme == "timm" else spec).split(".")[0] in MASKED
 
@@ -138,6 +149,7 @@ def model_of(config: TrainConfig) -> dict[str, Any]:
     Raises:
         MissingData: there are no such weights.
         ValueError: the weights are no folder that says, or of a language model.
+        UnsafeFile: the folder names code.
     """
     from unrolled.models.encoder import is_language_config
     from unrolled.models.registry import shipped_weights
@@ -150,12 +162,14 @@ def model_of(config: TrainConfig) -> dict[str, Any]:
         raise MissingData(f"weights: there is no folder or file {weights}, nor do weights of that name ship")
     for described in (weights / "model" / "config.json", weights / "config.json"):
         if described.is_file():
-            found = json.loads(described.read_text(encoding="utf-8"))
+            found = read_object(described)
             if is_language_config(found):
                 raise ValueError(f"weights: {weights} is a language model; only classifiers of images are fine-tuned")
             if "architecture" not in found:
                 continue
-            arguments = {k: v for k, v in found.get("model_args", {}).items() if k not in decided and v is not None}
+            check("architecture", found["architecture"], described)
+            said = check_model_args(found.get("model_args") or {}, f"{described}: model_args")
+            arguments = {k: v for k, v in said.items() if k not in decided and v is not None}
             return {"model": found["architecture"], "model_args": {**arguments, **config.model_args}}
     raise ValueError(f"model: {weights} does not say what it is the weights of; give --model NAME")
 
@@ -194,10 +208,11 @@ def build_loaders(config: TrainConfig, splits: Splits, model: nn.Module, *, rank
     )
 
 
-def save_model(model: nn.Module, folder: Path, config: TrainConfig) -> None:
+def save_model(model: nn.Module, folder: Path, config: TrainConfig, *, classes: Sequence[str] | None = None) -> None:
     """`model.safetensors` and `config.json` in `folder`, as timm reads them: `timm.create_model("local-dir:FOLDER")`.
 
-    A model that timm did not build is written as weights with its name and arguments.
+    A model that timm did not build is written as weights with its name and arguments. `classes` are what the outputs
+    stand for, in their order, kept as timm's `label_names`.
     """
     from safetensors.torch import save_model as save_untied
     from timm.models import save_for_hf
@@ -209,10 +224,14 @@ def save_model(model: nn.Module, folder: Path, config: TrainConfig) -> None:
     unfinished.mkdir(parents=True)
     if (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
         expects = model_input(model, image_size=config.image_size)
-        save_for_hf(model, str(unfinished), safe_serialization=True, data_config=expects)
+        named = {} if classes is None else {"label_names": list(classes)}
+        save_for_hf(model, str(unfinished), safe_serialization=True, model_config=named, data_config=expects)
     else:
         save_untied(model, str(unfinished / "model.safetensors"))
-        described = {"architecture": config.model, "model_args": config.model_args}
+        described: dict[str, Any] = {"architecture": config.model, "model_args": config.model_args}
+        if classes is not None:
+            described["label_names"] = list(classes)
         (unfinished / "config.json").write_text(json.dumps(described, indent=2))
+    write_sums(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)

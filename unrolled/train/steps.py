@@ -158,7 +158,7 @@ def run_steps(
     Raises:
         ValueError: the run folder holds another run, or a checkpoint this run cannot use.
         TrainingStopped: a non-finite loss, an unreadable sample, a full disk; it names the last good checkpoint.
-        Interrupted: Ctrl-C or SIGTERM, after saving; the message says how to resume.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP, after saving; the message says how to resume.
     """
     config, fabric, model, optimizer, average = state.config, state.fabric, state.model, state.optimizer, state.average
     main, rank, world, out = fabric.is_global_zero, fabric.global_rank, fabric.world_size, state.config.out
