@@ -116,7 +116,7 @@ def open_flags_of(config: type[Any], without: Sequence[str] = ()) -> type[Any]:
             negative_iterable=(),
             negative="" if hints[item.name] is bool else None,
             consume_multiple=True,
-            show_default=partial(_shown, default),
+            show_default=partial(_shown, default) if _shown(default) else False,
             help=docs.get(item.name),
         )
         hint: Any = Annotated[Optional[hints[item.name]], parameter]  # noqa: UP045 (a type that is made at run time)
@@ -126,8 +126,9 @@ def open_flags_of(config: type[Any], without: Sequence[str] = ()) -> type[Any]:
     return flags
 
 
-def _shown(default: Any, _: Any) -> str:
-    return shown_default(default) or ""
+def _shown(default: Any, _: Any = None) -> str:
+    nested = isinstance(default, tuple) and all(isinstance(part, tuple) for part in default)
+    return shown_default(tuple(value for part in default for value in part) if nested else default) or ""
 
 
 def given(flags: Any) -> dict[str, Any]:

@@ -68,11 +68,7 @@ def app(names: Sequence[str]) -> App:
 
     if "--set" in names:
         raise ValueError("--set NAME=VALUE: every setting of a study is a flag of its own now, --name VALUE")
-    made = App(
-        name="study",
-        help="Run a study: a published claim, measured here and set beside what the source says. Without a name: the "
-        "list. `unrolled study NAME --help` shows the settings of one.",
-    )
+    made = App(name="study")
     made.default(list_studies)
     if names and not names[0].startswith("-"):
         study = load(names[0])
@@ -81,11 +77,13 @@ def app(names: Sequence[str]) -> App:
 
 
 def list_studies(*, json: AsJson = False) -> None:
-    """List the studies.
+    """Run a study: a published claim, measured here and set beside what the source says.
 
-    unrolled study
-    unrolled study mesa-one-step --budget quick
-    unrolled study crate-transfer --data-dir data --fashion-dir data/fashion --seeds 0 1
+    Without a name it lists the studies; `unrolled study NAME --help` shows the settings of one.
+
+        unrolled study
+        unrolled study mesa-one-step --budget quick
+        unrolled study crate-transfer --data-dir data --fashion-dir data/fashion --seeds 0 1
     """
     from unrolled.studies import STUDIES, load
 
