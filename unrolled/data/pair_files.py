@@ -212,8 +212,14 @@ def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> P
     preferred = [key for key in _TEXTS if key in texts]
     keys = [key for key in ("id", "image_id", "img_id", "key") if key in features]
     ids = [str(value) for value in table[keys[0]]] if keys else [str(i) for i in range(len(table))]
-    if _twice(ids):
-        ids = [str(i) for i in range(len(table))]
+    groups: list[str] = []
+    if _twice(ids):  # one row a caption: rows of one id are of one photo
+        ids, groups = [str(i) for i in range(len(table))], ids
+
+    def columns(name: str) -> list[str] | None:
+        plain = isinstance(features.get(name), datasets.Value | datasets.ClassLabel)
+        return [str(value) for value in table[name]] if plain else None
+
     description = f"{title}, {len(table):,} pairs"
     if not images:
         if len(texts) < 2:
@@ -223,7 +229,7 @@ def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> P
         first, second = texts[:2]
         return PairSource(
             ids=ids, captions=[[_joined(text)] for text in table[second]], description=description,
-            others=[_joined(text) for text in table[first]],
+            others=[_joined(text) for text in table[first]], groups=groups, columns=columns,
         )  # fmt: skip
     if "text" in said:
         preferred = [column_called(table, title, "text", said["text"])]
@@ -245,7 +251,9 @@ def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> P
             raise BadImage("has no image in its row")
         return decode(record["bytes"] if record["bytes"] is not None else Path(record["path"]))
 
-    return PairSource(ids=ids, captions=captions, description=description, load=load)
+    return PairSource(
+        ids=ids, captions=captions, description=description, load=load, groups=groups, columns=columns
+    )  # fmt: skip
 
 
 def _is_text(datasets: Any, feature: Any) -> bool:
