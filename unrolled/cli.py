@@ -57,6 +57,7 @@ VERBS = {
     "doctor": Verb("unrolled.commands.doctor:doctor", "What of this machine will be used, and what is missing."),
 }
 
+_NO_MEMORY = ("can't allocate memory", "out of memory")  # as PyTorch says it
 _UNWRITABLE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 _EPILOGUE = (
@@ -165,6 +166,8 @@ def explain(error: Exception) -> tuple[int, str]:
         return 2, message
     if isinstance(error, OSError) and error.strerror:
         return 1, f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"
+    if isinstance(error, MemoryError) or any(part in message for part in _NO_MEMORY):
+        return 1, "memory ran out; give a smaller --batch-size, --image-size or model, or fewer images"
     return 1, f"{type(error).__name__}: {message} (--debug shows where)"
 
 
