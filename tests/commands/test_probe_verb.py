@@ -78,7 +78,7 @@ def test_weights_with_another_number_of_classes_are_probed(tmp_path: Path) -> No
     body = create_model("crate_nano_patch2_8", num_classes=7)
     torch.save(body.state_dict(), tmp_path / "seven.pt")
     weights = tmp_path / "seven.pt"
-    found = open_body("crate_nano_patch2_8", weights=weights, pretrained=False, model_args={"num_classes": 10})
+    found = open_body("crate_nano_patch2_8", weights=weights, pretrained=False, model_args={"num_classes": 10}, seed=0)
     images = torch.randn(2, 1, 8, 8) if found.patch_embed.proj.in_channels == 1 else torch.randn(2, 3, 8, 8)  # type: ignore[union-attr]
     with torch.no_grad():
         assert torch.equal(found.forward_features(images), body.eval().forward_features(images))  # type: ignore[operator]

@@ -18,6 +18,7 @@ from unrolled.instruments import (
     threshold_attention,
     upsample,
 )
+from unrolled.instruments.emergence import by_shape, in_order
 from unrolled.models import create_model
 
 GRID = (4, 6)
@@ -107,11 +108,33 @@ def test_the_loop_gives_what_single_photos_give_and_takes_a_generator() -> None:
     record = emergence_scores(model, stream(), batch_size=2)
     assert record.layers == tuple(range(6))
     assert record.things.shape == (4, 2, 6, 5)
-    assert record.names == (0, 1, 9, 2)
-    alone = np.concatenate([emergence_scores(model, [each]).things for each in (*photos, turned)])
-    np.testing.assert_allclose(np.sort(record.things, 0), np.sort(alone, 0), atol=1e-6)
+    assert record.names == (0, 9, 1, 2), "in their own order, however batches filled up"
+    alone = np.concatenate([emergence_scores(model, [each]).things for each in (photos[0], turned, *photos[1:])])
+    np.testing.assert_allclose(record.things, alone, atol=1e-6)
+    one = emergence_scores(model, stream(), batch_size=1)
+    assert one.names == record.names
+    np.testing.assert_allclose(one.chance, record.chance, atol=1e-6)
+    assert one.sweep() == [pytest.approx(row) for row in record.sweep()]
     chosen = emergence_scores(model, photos, layers=[-2], by=["mass"], patch=(4, 4))
     assert (chosen.layers, chosen.rules) == ((4,), ("mass",))
+
+
+def test_batches_of_one_shape_hold_few_photos_and_are_put_in_order() -> None:
+    shapes = [0, *[1] * 11, 0, 2]
+    drawn = []
+
+    def stream() -> Iterator[int]:
+        for place in range(len(shapes)):
+            drawn.append(place)
+            yield place
+
+    batches = []
+    for batch in by_shape(stream(), 2, lambda place: shapes[place]):
+        assert len(drawn) - sum(map(len, batches)) <= 4 * 2
+        batches.append(batch)
+    assert all(len({shapes[place] for place, _ in batch}) == 1 and len(batch) <= 2 for batch in batches)
+    assert [item for batch in batches for _, item in batch] != list(range(len(shapes)))
+    assert list(in_order(pair for batch in batches for pair in batch)) == list(range(len(shapes)))
 
 
 def test_a_model_without_contrast_finds_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,3 +213,19 @@ def test_the_cache_knows_model_weights_data_layers_and_pooling(
     assert len(list(tmp_path.iterdir())) == 2
     with pytest.raises(ValueError, match="data="):
         extract(model, [images], cache=tmp_path)
+
+
+def test_indices_of_older_folders_are_not_taken_for_rows_of_the_data(tmp_path: Path) -> None:
+    FeatureSet(layers={"x": torch.rand(3, 2)}, indices=torch.arange(3), labels=torch.tensor([2, 0, 1])).save(tmp_path)
+    found = FeatureSet.load(tmp_path)
+    assert found.indices is not None
+    assert found.labels is not None
+    assert found.labels.tolist() == [2, 0, 1]
+    record = json.loads((tmp_path / "features.json").read_text())
+    del record["record"]  # the checksum of the rest, which older folders lack
+    (tmp_path / "features.json").write_text(json.dumps(record | {"format": "unrolled.features/1"}))
+    old = FeatureSet.load(tmp_path)
+    assert old.samples == 3
+    assert old.indices is None, "they counted what had been drawn"
+    with pytest.raises(ValueError, match="labels: 2 for 3"):
+        FeatureSet(layers={"x": torch.rand(3, 2)}, labels=torch.arange(2))

@@ -52,6 +52,15 @@ def test_parts_are_whole_batches_and_join_in_order(tmp_path: Path) -> None:
     assert not (tmp_path / "parts").exists()
 
 
+def test_indices_are_rows_of_the_data_in_one_part_and_in_several(tmp_path: Path) -> None:
+    rows = torch.arange(25) * 3 + 1
+    for size in (4, 100):
+        found = extract_in_parts(tmp_path / str(size), Computed(), key="k", total=25, batch_size=size, rows=rows)
+        assert found.indices is not None
+        assert found.indices.equal(rows)
+        assert FeatureSet.load(tmp_path / str(size)).indices.equal(rows)  # type: ignore[union-attr]
+
+
 def test_an_interrupted_extraction_computes_only_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         extract_in_parts(tmp_path, Computed(fails_from=20), key="k", total=25, batch_size=5)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from torch import Tensor
 
-from unrolled.instruments.frozen import accuracy_interval, logistic, neighbours, ridge
+from unrolled.instruments.frozen import LOGISTIC_PENALTIES, accuracy_interval, logistic, neighbours, ridge
 
 METHODS = [logistic, ridge, neighbours, partial(neighbours, temperature=None)]
 
@@ -85,6 +86,37 @@ def test_logistic_is_at_the_minimum_it_names() -> None:
     expected = (asked @ weight.T + bias).argmax(1)
     found = logistic(x, y, HELD, queries, penalties=(0.1,))
     assert (found.predicted == expected).double().mean() >= 0.98
+
+
+def test_the_choice_of_the_penalty_is_that_of_converged_fits_that_never_saw_the_held_out_samples() -> None:
+    generator = torch.Generator().manual_seed(7)
+    x, y = clusters(180, d=24, spread=0.9)
+    x = x * (1 + 3 * torch.rand(24, generator=generator)) + torch.randn(24, generator=generator)
+    held = torch.arange(120, 180)
+    x[held[0]] *= 50  # would widen the scale of every feature
+    tried = logistic(x, y, held, x[:3]).tried
+    for penalty in LOGISTIC_PENALTIES:
+        assert tried[f"penalty {penalty:g}"] == pytest.approx(_converged(x, y, held, penalty), abs=1e-9), penalty
+
+
+def _converged(x: Tensor, y: Tensor, held: Tensor, penalty: float) -> float:
+    """Held-out accuracy at the minimum of mean cross-entropy + penalty / 2 |weights|^2, in float64."""
+    fit = torch.ones(len(x), dtype=torch.bool)
+    fit[held] = False
+    z = (x.double() - x[fit].double().mean(0)) / x[fit].double().std(0, correction=0)
+    z = torch.cat([z, torch.ones(len(z), 1)], 1)
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weight = torch.from_numpy(flat).view(3, -1).clone().requires_grad_()
+        value = (
+            torch.nn.functional.cross_entropy(z[fit] @ weight.T, y[fit]) + penalty / 2 * weight[:, :-1].square().sum()
+        )
+        (gradient,) = torch.autograd.grad(value, weight)
+        return float(value.detach()), gradient.flatten().numpy()
+
+    found = minimize(loss, np.zeros(3 * z.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-8, "maxiter": 5000})
+    assert found.success
+    return float(((z[held] @ torch.from_numpy(found.x).view(3, -1).T).argmax(1) == y[held]).double().mean())
 
 
 def test_votes_are_weighed_by_the_cosine() -> None:

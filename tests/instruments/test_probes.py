@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -84,6 +85,28 @@ def test_classes_are_found() -> None:
     constant = probe(x, torch.zeros_like(labels), kind="logistic", positions=[0])
     assert constant[0]["score"] == 1.0
     assert constant[0]["selectivity"] == 0.0
+
+
+def test_the_penalty_is_chosen_by_fits_that_never_saw_the_samples_they_are_judged_on() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    labels = torch.randint(3, (120,))
+    x = torch.nn.functional.one_hot(labels, 3) + 1.2 * torch.randn(120, 3)
+    fitted = torch.randperm(120, generator=torch.Generator().manual_seed(0))[30:]  # as `probe` divides them
+    x[fitted[-1]] *= 1000  # one of the last quarter, on which the penalty is chosen
+    penalties = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+    features, known, cut = x[fitted].double().numpy(), labels[fitted].numpy(), 90 - 22
+    hits = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=1 / (p * cut), max_iter=2000))
+        .fit(features[:cut], known[:cut])
+        .score(features[cut:], known[cut:])
+        for p in penalties
+    ]
+    [record] = probe(x, labels, kind="logistic", penalties=penalties[::-1], test_fraction=0.25)
+    assert record["fitted"] == 90
+    assert record["penalty"] == penalties[int(np.argmax(hits))]
 
 
 def test_a_control_by_type_exposes_what_identity_alone_gives() -> None:

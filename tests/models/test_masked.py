@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unrolled.models import CRATE, CRATEDecoderBlock, MaskedAutoencoder, create_model, list_models
-from unrolled.models.masked import sincos_positions
+from unrolled.models.masked import removed_patches, sincos_positions
 
 # millions of the published models, and the parameters of theirs that do nothing: a second table, a square map
 PUBLISHED = {"tiny": (384, 11.56), "small": (576, 25.41), "base": (768, 44.64), "large": (1024, 154.27)}
@@ -36,7 +38,7 @@ def test_shapes_masks_and_loss(encoder, size):
     noise = torch.rand(3, n)
     loss, prediction, mask = model(images, mask_ratio=0.6, noise=noise)
     assert prediction.shape == (3, n, 48)
-    kept = int(n * 0.4)
+    kept = {16: 6, 24: 10, 20: 8}[n]
     assert ((mask == 0).sum(1) == kept).all()
     assert (noise[mask == 0].view(3, -1).max(1)[0] < noise[mask == 1].view(3, -1).min(1)[0]).all()
     error = (prediction - model.patchify(images)).square().mean(-1)
@@ -148,7 +150,21 @@ def test_positions_are_sines_and_cosines():
     torch.testing.assert_close(table[0, 6, :6], torch.cat(expected))
 
 
-@pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, 0.99])
+@given(st.integers(2, 400), st.integers(1, 99))
+def test_the_share_of_removed_patches_is_the_nearest_there_is(n: int, percent: int) -> None:
+    ratio = percent / 100
+    removed = removed_patches(n, ratio)
+    assert abs(100 * removed - n * percent) <= 50
+    if n * percent % 400 == 0 and ratio in (0.25, 0.5, 0.75):
+        assert n - removed == int(n * (1 - ratio)), "the published rule, where it is exact"
+
+
+def test_a_fifth_of_a_hundred_patches_is_twenty() -> None:
+    _, _, mask = small(image_size=40)(torch.randn(1, 3, 40, 40), mask_ratio=0.8)
+    assert int(mask.sum()) == 80, "int(100 * (1 - 0.8)) is 19"
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, 0.99, float("nan")])
 def test_ratios_that_leave_nothing_to_do_are_refused(ratio):
     with pytest.raises(ValueError, match=f"mask_ratio={ratio}"):
         small()(torch.randn(1, 3, 16, 16), mask_ratio=ratio)
@@ -162,6 +178,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="encoder='sparse'"):
         small(encoder="sparse")
     with pytest.raises(ValueError, match="classifier"):
-        create_model("crate_mae_nano_patch4_32", num_classes=10)
+        small(num_classes=10)
     with pytest.raises(ValueError, match="multiple of 4"):
         small(dim=18, heads=3)

@@ -246,5 +246,60 @@ def test_the_command_trains_and_evaluates_text(
     assert "A sample" in page
     assert run(["eval", str(tmp_path / "run"), "--out", str(tmp_path / "eval"), "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)
-    assert measured["bits_per_byte"] == pytest.approx(trained["test"]["bits_per_byte"])
-    assert (tmp_path / "eval" / "report.json").is_file()
+    assert {key: measured[key] for key in trained["test"]} == trained["test"], "to the last bit"
+    assert "blocks of 32 tokens that do not overlap" in (tmp_path / "eval" / "report.html").read_text()
+    assert run(["eval", str(tmp_path / "run"), "--out", str(tmp_path / "eval"), "--stride", "8", "--json"]) == 0
+    strided = json.loads(capsys.readouterr().out)
+    assert (strided["tokens"], strided["bytes"], strided["stride"]) == (measured["tokens"], measured["bytes"], 8)
+    assert strided["loss"] != measured["loss"]
+    assert "from at least 25 tokens" in (tmp_path / "eval" / "report.html").read_text()
+    for flags, said in {("33",): "--stride 33: give 1 to 32", ("8", "--samples", "2"): "leave --samples out"}.items():
+        assert run(["eval", str(tmp_path / "run"), "--out", str(tmp_path / "eval"), "--stride", *flags]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_masked_model_is_measured_alike_in_training_and_after_it_whatever_the_batch(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unrolled.cli import run
+
+    result = fit_text(make(task="mlm", model="crate_bert_nano", max_steps=2, batch_size=16))
+    flags = ["eval", str(result.run_dir), "--out", str(tmp_path / "eval"), "--json", "--quiet"]
+    assert run(flags) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert {key: measured[key] for key in result.test} == result.test, "to the last bit"
+    for size in ("1", "7", "128"):
+        assert run([*flags, "--batch-size", size]) == 0
+        other = json.loads(capsys.readouterr().out)
+        assert other["tokens"] == measured["tokens"], "the same tokens are masked"
+        assert other["loss"] == pytest.approx(measured["loss"], rel=1e-6)
+        assert other["accuracy"] == pytest.approx(measured["accuracy"], abs=1e-3)
+    assert run([*flags, "--stride", "8"]) == 2
+    assert "--stride 8: is for language models" in capsys.readouterr().err
+    corpus = open_corpus(result.config, result.tokenizer)
+    scores = [
+        evaluate_text(result.model, corpus, "test", make(task="mlm", batch_size=size), samples=9) for size in (2, 9)
+    ]
+    assert scores[0] == {key: pytest.approx(value) for key, value in scores[1].items()}
+
+
+def test_losses_are_those_of_one_token_after_the_other(make: Make) -> None:
+    result = fit_text(make(max_steps=1))
+    model, corpus = result.model, open_corpus(result.config)
+    corpus.tokens["test"] = tokens = corpus.tokens["test"][:75]
+    corpus.bytes["test"] = 75
+
+    def nats(start: int, target: int) -> float:
+        with torch.no_grad():
+            return -float(model(tokens[None, start:target])[0, -1].double().log_softmax(-1)[tokens[target]])
+
+    blocks = [nats((target - 1) // 32 * 32 if target <= 64 else 42, target) for target in range(1, 75)]
+    scores = evaluate_text(model, corpus, "test", result.config)
+    assert scores["loss"] == pytest.approx(sum(blocks) / 74, rel=1e-5)
+    assert scores["tokens"] == scores["bytes"] == 74
+    sliding = [nats(max(0, target - 32), target) for target in range(1, 75)]
+    scores = evaluate_text(model, corpus, "test", result.config, stride=1)
+    assert scores["loss"] == pytest.approx(sum(sliding) / 74, rel=1e-5)
+    assert scores["bits_per_byte"] == pytest.approx(sum(sliding) / 74 / math.log(2), rel=1e-5)
+    with pytest.raises(ValueError, match="stride=40"):
+        evaluate_text(model, corpus, "test", result.config, stride=40)

@@ -74,7 +74,6 @@ def complete(
         raise ValueError("images: give at least one picture, or a folder of them")
     if not 0 < mask_ratio < 1:
         raise ValueError(f"--mask-ratio {mask_ratio:g}: must lie between 0 and 1, both excluded")
-    import torch
     from PIL import Image
 
     from unrolled.commands.pictures import origin, prepare, sheet, stems
@@ -83,8 +82,7 @@ def complete(
 
     paths = find_pictures(images)
     where = choose_device(device)
-    torch.manual_seed(seed)
-    network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)
+    network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed)
     if not isinstance(network, MaskedAutoencoder):
         raise ValueError(f"--model {model}: is no masked autoencoder; see `unrolled list '*mae*'`")
     network = network.to(where)

@@ -16,6 +16,7 @@ from unrolled.commands.common import (
     batches,
     data_settings,
     default_folder,
+    images_of,
     open_model,
     progress,
     sharing,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unrolled.data import ImageSource
+    from unrolled.data.sources import Subset
     from unrolled.instruments import FeatureSet
     from unrolled.instruments.features_parts import Processes
 
@@ -40,9 +42,9 @@ Pool = Literal["cls", "mean", "max", "grid", "last"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Images to compute features of: the source, what is said of it, and the digest that tells it from others."""
+    """Images to compute features of: rows of a split, and what they are in words, with a digest of them."""
 
-    source: ImageSource
+    source: Subset
     data: str
 
     @classmethod
@@ -87,8 +89,9 @@ def extract(
 ) -> None:
     """Run a model over images, texts or sounds and keep one vector per layer and sample.
 
-    The folder holds features.safetensors, features.json (model, data, pooling, checksums) and config.yaml. Features of
-    the same model, weights, images and pooling that it holds already are left as they are.
+    The folder holds features.safetensors (features, labels, and which rows of the split they are of), features.json
+    (model, data, pooling, checksums) and config.yaml. Features of the same model, weights, images and pooling that it
+    holds already are left as they are.
 
         unrolled extract runs/digits --out features/digits
         unrolled extract timm:resnet18 --pretrained --data cifar10 --data-dir data --layers "layer*"
@@ -148,15 +151,12 @@ def extract(
     """
     if images < 1:
         raise ValueError(f"--images {images}: give at least 1")
-    import torch
-
     with sharing(device) as (where, processes):
         options: dict[str, Any] = {
             "layers": layers, "pool": pool, "batch_size": batch_size, "workers": workers, "on_error": on_error,
             "precision": precision, "processes": processes, "quiet": quiet or processes.rank > 0,
         }  # fmt: skip
         paired = is_paired(data, side, texts)
-        torch.manual_seed(seed)
         if sounds is not None:
             if paired or data is not None:
                 raise ValueError("--sounds: is data by itself; leave --data, --side and --texts out")
@@ -164,7 +164,7 @@ def extract(
             began = time.perf_counter()
             found, reused = sound_features(
                 folder, model, sounds, images, where=where, layers=layers, pool=pool, pretrained=pretrained,
-                batch_size=batch_size, precision=precision,
+                batch_size=batch_size, precision=precision, seed=seed,
             )  # fmt: skip
         elif paired:
             pairs = Paired.choose(data, split, data_dir, texts, images)
@@ -175,18 +175,21 @@ def extract(
             began = time.perf_counter()
             found, reused = side_features(
                 folder, model, pairs, side, where=where, data_dir=data_dir, captions=captions, weights=weights,
-                pretrained=pretrained, model_args=model_args, image_size=image_size, **options,
+                pretrained=pretrained, model_args=model_args, image_size=image_size, seed=seed, **options,
             )  # fmt: skip
         else:
             check_alone(model, paired)
             own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
             data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
             folder = _own(out or default_folder("features", model, str(data)), processes)
-            everything = _images(split, own)
+            if split not in ("train", "test"):
+                raise ValueError(f"--split {split}: is for paired data; choose train or test")
+            everything = images_of(own, split, quiet=options["quiet"])
             samples = Samples.choose(everything, images, f"{data} ({split})")
             network = open_model(
-                model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
-            )
+                model, weights=weights, pretrained=pretrained, model_args=model_args,
+                classes=len(everything.classes), seed=seed,
+            )  # fmt: skip
             network = shown_everything(network).to(where)
             began = time.perf_counter()
             found, reused = features_in(folder, network, samples, name=model, image_size=image_size, **options)
@@ -240,17 +243,6 @@ def _own(folder: Path, processes: Processes) -> Path:
     return folder
 
 
-def _images(split: str, own: dict[str, Any]) -> ImageSource:
-    from unrolled.data import open_images
-
-    if split not in ("train", "test"):
-        raise ValueError(f"--split {split}: is for paired data; choose train or test")
-    part: Any = split
-    return open_images(
-        own["data"], part, data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"]
-    )
-
-
 def features_in(
     folder: Path,
     network: nn.Module,
@@ -302,8 +294,10 @@ def features_in(
         bar = progress(loader, total=-(-len(source) // batch_size), what=f"{name}, from {start:,}", quiet=quiet)
         return compute(network, bar, name=name, **options)
 
-    total = len(samples.source)
-    found = extract_in_parts(folder, part, key=key, total=total, batch_size=batch_size, processes=processes)
+    rows = torch.from_numpy(samples.source.indices)
+    found = extract_in_parts(
+        folder, part, key=key, total=len(rows), batch_size=batch_size, rows=rows, processes=processes
+    )
     return found, False
 
 

@@ -18,6 +18,7 @@ from unrolled.commands.common import (
     default_folder,
     named,
     open_model,
+    say_data,
     say_where,
     table,
     takes_images,
@@ -47,6 +48,7 @@ def probe(
     method: Annotated[tuple[Method, ...], SEVERAL] = ("linear",),
     layers: Annotated[tuple[str, ...], SEVERAL] = ("block*",),
     pool: Annotated[tuple[Pool, ...] | None, SEVERAL] = None,
+    unknown_classes: Literal["raise", "skip"] = "raise",
     samples: int | None = None,
     test_samples: int | None = None,
     k: int = 20,
@@ -92,6 +94,8 @@ def probe(
         Patterns of layer names; `*` stays within one part of a name.
     pool
         Class token, mean of the patches, or both; default: what the model has.
+    unknown_classes
+        What to do with test images whose class the training split lacks.
     samples
         Use so many training images, drawn evenly; default: all.
     test_samples
@@ -121,16 +125,17 @@ def probe(
     """
     check_counts(samples=samples, test_samples=test_samples, k=k, batch_size=batch_size, image_size=image_size)
     check_counts(0, workers=workers, seed=seed)
-    import torch
 
     from unrolled.data import open_images
+    from unrolled.data.classes import one_class_note
     from unrolled.instruments import untrained_control
 
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     data, data_dir, image_size = str(own["data"]), own["data_dir"], own["image_size"]
     where = choose_device(device)
-    torch.manual_seed(seed)
-    options: dict[str, Any] = {"data_dir": data_dir, "seed": own["split_seed"]}
+    options: dict[str, Any] = {
+        "data_dir": data_dir, "seed": own["split_seed"], "unknown_classes": unknown_classes,
+    }  # fmt: skip
     train = open_images(data, "train", val_fraction=own["val_fraction"], **options)
     splits = {
         "train": Samples.choose(train, samples or len(train), f"{data} (train)"),
@@ -138,16 +143,22 @@ def probe(
             rest := open_images(data, "test", **options), test_samples or len(rest), f"{data} (test)"
         ),
     }
+    say_data(quiet=quiet, train=train, test=rest)
+    for part in splits.values():
+        if (alone := one_class_note(part.source)) is not None:
+            print(f"note: {alone}", file=sys.stderr)
     _check_enough(splits["train"].source, k if "knn" in method else None, seed)
-    body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args)
+    body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed)
     network = encoder_of(body)
     pools = pool or default_pools(network)
     folder = out or default_folder("probe", model, data)
     hold(folder)
     began = time.perf_counter()
     networks = {"model": network}
-    if control:  # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them
-        networks["untrained"] = encoder_of(untrained_control(body, seed))
+    if control:
+        # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them; and under another seed, so
+        # that a model with random weights is not its own control
+        networks["untrained"] = encoder_of(untrained_control(body, seed + 1))
     found: dict[str, dict[str, FeatureSet]] = {}
     reused = True
     for who, net in networks.items():
@@ -159,7 +170,10 @@ def probe(
                 precision=precision, quiet=quiet,
             )  # fmt: skip
             reused &= there
-    labels = {split: labels_of(part.source, found["model"][split]) for split, part in splits.items()}
+    labels = {}
+    for split, features in found["model"].items():
+        assert features.labels is not None  # images of classes have some
+        labels[split] = features.labels
     widths = widths_of(network, splits["train"].source, layers, image_size) if len(pools) > 1 else None
     records = []
     for who in networks:
@@ -174,7 +188,8 @@ def probe(
     }  # fmt: skip
     settings: dict[str, Any] = {
         "model": model, "data": data, "data_dir": data_dir, "method": method, "layers": layers, "pool": pool,
-        "samples": samples, "test_samples": test_samples, "k": k, "control": control, "weights": weights,
+        "unknown_classes": unknown_classes, "samples": samples, "test_samples": test_samples, "k": k,
+        "control": control, "weights": weights,
         "pretrained": pretrained, "model_args": model_args or {}, "image_size": image_size, "batch_size": batch_size,
         "workers": workers, "on_error": on_error, "precision": precision, "seed": seed, "device": device,
     }  # fmt: skip
@@ -202,13 +217,18 @@ def _check_enough(source: ImageSource, k: int | None, seed: int) -> None:
         )
 
 
-def open_body(spec: str, *, weights: Path | None, pretrained: bool, model_args: dict[str, Any] | None) -> nn.Module:
+def open_body(
+    spec: str, *, weights: Path | None, pretrained: bool, model_args: dict[str, Any] | None, seed: int
+) -> nn.Module:
     """As `open_model`, but `weights` may be of any number of classes: their head is left out, nothing here reads it."""
     if weights is None:
-        return open_model(spec, pretrained=pretrained, model_args=model_args)
+        return open_model(spec, pretrained=pretrained, model_args=model_args, seed=seed)
+    import torch
+
     from unrolled.models import load_weights
     from unrolled.models.resolve import resolve_model
 
+    torch.manual_seed(seed)
     model = resolve_model(named(spec), **(model_args or {}))
     takes_images(spec, model)
     print(f"weights: {load_weights(model, weights, head=False)}", file=sys.stderr)
@@ -234,17 +254,6 @@ def default_pools(network: nn.Module) -> tuple[Pool, ...]:
     from unrolled.instruments.pooling import prefix_tokens
 
     return ("cls", "mean") if prefix_tokens(unwrap(network), None)[1] else ("mean",)
-
-
-def labels_of(source: ImageSource, features: FeatureSet) -> Tensor:
-    """int64 labels of the images the features are of."""
-    import numpy as np
-    import torch
-
-    indices = np.arange(features.samples) if features.indices is None else features.indices.numpy()
-    if source.labels is not None:
-        return torch.from_numpy(source.labels[indices].astype(np.int64))
-    return torch.tensor([source.load(int(index))[1] for index in indices])  # only decoding tells
 
 
 def widths_of(network: nn.Module, source: ImageSource, layers: Sequence[str], image_size: int | None) -> dict[str, int]:

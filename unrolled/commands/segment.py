@@ -142,8 +142,6 @@ def segment(
             raise ValueError(f"{flag} {value}: give at least 1")
     if bool(images) == bool(eval_):
         raise ValueError("images: give at least one picture or a folder of them, or else --eval SET --data-dir DIR")
-    import torch
-
     from unrolled.commands.overlays import Options, look
     from unrolled.commands.pictures import origin, prepare, stems
     from unrolled.commands.segment_report import numbers, words, write_report, write_sheets
@@ -180,8 +178,8 @@ def segment(
     }
     paths = find_pictures(images)
     where = choose_device(device)
-    torch.manual_seed(seed)
-    network = _encoder(open_model(model, weights=weights, pretrained=pretrained, model_args=model_args)).to(where)
+    network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed)
+    network = _encoder(network).to(where)
     prepared = prepare(network, image_size=image_size, stride=stride)
     if eval_:
         from unrolled.commands.segment_eval import run_eval

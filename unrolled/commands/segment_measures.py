@@ -32,7 +32,7 @@ from unrolled.instruments import (
     untrained_control,
     upsample,
 )
-from unrolled.instruments.emergence import by_shape, centre_prior, patch_colours
+from unrolled.instruments.emergence import by_shape, centre_prior, in_order, patch_colours
 from unrolled.instruments.overlap import matched_boundary
 from unrolled.instruments.patches import of_one_colour
 
@@ -115,40 +115,60 @@ def evaluate(
     used = (item for item in items if any(part.takes(item) for part in parts))
     attention = "attention" in settings.measures
     facets = [settings.facet] if set(settings.measures) - {"attention"} else []
-    for batch in by_shape(used, settings.batch_size, lambda item: tuple(item.photo.pixels.shape)):
-        images = torch.stack([item.photo.pixels for item in batch])
-        for system, model in systems.items():
-            try:
-                found = read_patches(
-                    model,
-                    images,
-                    layers=_together(settings) if attention else list(settings.detailed),
-                    facets=facets,
-                    facet_layers=list(settings.detailed) if facets else None,
-                    attention=attention,
-                    prefix=prepared.prefix,
-                    grid=batch[0].grid,
-                )
-            except ValueError as error:
-                if "attention weights are not known" not in str(error):
-                    raise
-                hint = "give --facet token, and --measure maskcut or clusters"
-                raise ValueError(f"{str(error).split(';')[0]}; {hint}") from error
+
+    def read() -> Iterator[tuple[int, tuple[Item, int, dict[str, Patches]]]]:
+        for batch in by_shape(used, settings.batch_size, lambda item: tuple(item.photo.pixels.shape)):
+            images, grid = torch.stack([item.photo.pixels for _, item in batch]), batch[0][1].grid
+            seen = {
+                name: _patches(model, images, settings, facets, prepared.prefix, grid)
+                for name, model in systems.items()
+            }
+            yield from ((place, (item, index, seen)) for index, (place, item) in enumerate(batch))
+
+    # in the order of photos, which breaks ties of confidence in average precision, as pycocotools has it
+    for item, index, seen in in_order(read()):
+        for system, found in seen.items():
             said = f"Attention is that of the {found.query}: the model has no class token."
             if attention and found.query != "class token" and notes is not None and said not in notes:
                 notes.append(said)
-            for index, item in enumerate(batch):
-                for part in parts:
-                    if part.takes(item):
-                        part.add(system, found, index, item)
-        for item in batch:
             for part in parts:
                 if part.takes(item):
-                    part.baselines(item)
+                    part.add(system, found, index, item)
+        for part in parts:
+            if part.takes(item):
+                part.baselines(item)
     out: dict[str, list[Row]] = {}
     for part in parts:
         out |= part.tables(source.description)
     return out
+
+
+def _patches(
+    model: nn.Module,
+    images: Tensor,
+    settings: Settings,
+    facets: list[Any],
+    prefix: int | None,
+    grid: tuple[int, int],
+) -> Patches:
+    """What the measures look at of a batch `[b, c, h, w]`."""
+    attention = "attention" in settings.measures
+    try:
+        return read_patches(
+            model,
+            images,
+            layers=_together(settings) if attention else list(settings.detailed),
+            facets=facets,
+            facet_layers=list(settings.detailed) if facets else None,
+            attention=attention,
+            prefix=prefix,
+            grid=grid,
+        )
+    except ValueError as error:
+        if "attention weights are not known" not in str(error):
+            raise
+        hint = "give --facet token, and --measure maskcut or clusters"
+        raise ValueError(f"{str(error).split(';')[0]}; {hint}") from error
 
 
 def _together(settings: Settings) -> list[int] | None:

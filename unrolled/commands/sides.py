@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from unrolled.commands.common import batches, open_model, progress, shown_everything
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from unrolled.data.pairs import PairSource
     from unrolled.instruments import FeatureSet
@@ -29,6 +31,8 @@ class Paired:
 
     pairs: PairSource
     data: str
+    rows: NDArray[np.int64]
+    """Which pairs of the data they are."""
 
     @classmethod
     def choose(cls, data: str | None, split: str, data_dir: Path | None, texts: Path | None, count: int) -> Paired:
@@ -45,9 +49,11 @@ class Paired:
             part: Any = split if data == "flickr8k" or str(data).startswith("hf:") else "all"
             everything = open_pairs(str(data), part, data_dir=data_dir)
         count = min(count, len(everything))
-        pairs = everything.take(np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
+        rows = np.linspace(0, len(everything) - 1, count).round().astype(np.int64)
+        pairs = everything.take(rows)
         digest = hashlib.sha256(json_module.dumps([pairs.ids, pairs.captions, pairs.others]).encode()).hexdigest()
-        return cls(pairs, f"{everything.description}: {count:,} of {len(everything):,} pairs (sha256 {digest[:16]})")
+        said = f"{everything.description}: {count:,} of {len(everything):,} pairs (sha256 {digest[:16]})"
+        return cls(pairs, said, rows)
 
 
 def is_paired(data: str | None, side: Side | None, texts: Path | None) -> bool:
@@ -72,6 +78,7 @@ def read_texts(path: Path) -> PairSource:
         ValueError: an empty line; the first are named by number.
     """
     from unrolled.data.pairs import PairSource, open_pairs
+    from unrolled.data.text import read_lines
     from unrolled.errors import CorruptFile, MissingData
 
     path = path.expanduser()
@@ -80,9 +87,9 @@ def read_texts(path: Path) -> PairSource:
     if path.suffix == ".tsv":
         return open_pairs("text", data_dir=path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise CorruptFile(f"--texts: {path} is not UTF-8 text: {error}") from error
+        lines = read_lines(path)
+    except CorruptFile as error:
+        raise CorruptFile(f"--texts: {error}") from error
     numbers = [f"line {number}" for number in range(1, len(lines) + 1)]
     return PairSource(
         ids=numbers, captions=[[line] for line in lines], description=f"{path.name}, {len(lines):,} texts"
@@ -109,6 +116,7 @@ def side_features(
     on_error: Literal["raise", "skip"] = "raise",
     precision: str = "fp32",
     processes: Processes | None = None,
+    seed: int,
     quiet: bool,
 ) -> tuple[FeatureSet, bool]:
     """Features of one side, read if `folder` holds the same, else computed and written there; and which it was."""
@@ -121,8 +129,9 @@ def side_features(
     from unrolled.instruments.features_parts import extract_in_parts
     from unrolled.instruments.features_text import extract_texts, text_feature_key
 
-    encoder = _encoder(spec, side, data_dir, weights, pretrained, model_args)
+    encoder = _encoder(spec, side, data_dir, weights, pretrained, model_args, seed)
     module = encoder.module.to(where)
+    rows = torch.from_numpy(samples.rows)
     chosen = encoder.layers if tuple(layers) == ("block*",) else layers
     options: dict[str, Any] = {
         "layers": chosen,
@@ -143,10 +152,11 @@ def side_features(
 
         def text_part(start: int, stop: int) -> FeatureSet:
             assert encoder.collate is not None
-            return extract_texts(module, texts[start:stop], encoder.collate, name=spec, progress=bar, **options)
+            made = extract_texts(module, texts[start:stop], encoder.collate, name=spec, progress=bar, **options)
+            return replace(made, indices=torch.arange(stop - start))
 
         found = extract_in_parts(
-            folder, text_part, key=key, total=len(texts), batch_size=batch_size, processes=processes
+            folder, text_part, key=key, total=len(texts), batch_size=batch_size, rows=rows, processes=processes
         )
         return found, False
     from unrolled.data import model_input
@@ -166,9 +176,11 @@ def side_features(
             module, images, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error
         )
         shown = progress(loader, total=-(-len(images) // batch_size), what=f"{spec}, from {start:,}", quiet=quiet)
-        return compute(module, shown, name=spec, **options)
+        return replace(compute(module, shown, name=spec, **options), labels=None)  # pairs have no classes
 
-    found = extract_in_parts(folder, image_part, key=key, total=len(source), batch_size=batch_size, processes=processes)
+    found = extract_in_parts(
+        folder, image_part, key=key, total=len(source), batch_size=batch_size, rows=rows, processes=processes
+    )
     return found, False
 
 
@@ -184,6 +196,7 @@ def sound_features(
     pretrained: bool,
     batch_size: int,
     precision: str,
+    seed: int,
 ) -> tuple[FeatureSet, bool]:
     """Features of at most `count` sounds of a folder; read or computed as in `side_features`."""
     import hashlib
@@ -197,6 +210,7 @@ def sound_features(
     from unrolled.models.encoders import open_encoder, waveform
 
     source = open_sounds(sounds)
+    torch.manual_seed(seed)
     encoder = open_encoder(spec, "audio", pretrained=pretrained or spec.startswith("hf:"))
     assert encoder.collate is not None
     module = encoder.module.to(where)
@@ -214,7 +228,7 @@ def sound_features(
     if kept is not None:
         return kept, True
     found = extract_waveforms(module, waves, encoder.collate, batch_size=batch_size, name=spec, **options)
-    found = replace(found, key=key)
+    found = replace(found, key=key, indices=torch.from_numpy(rows))
     found.save(folder)
     return found, False
 
@@ -237,12 +251,16 @@ def _encoder(
     weights: Path | None,
     pretrained: bool,
     model_args: dict[str, Any] | None,
+    seed: int,
 ) -> Encoder:
+    import torch
+
     from unrolled.models.encoders import Encoder, open_encoder
 
     scheme = spec.partition(":")[0]
     if side != "image" or scheme in ("given", "tv", "st", "hf"):
         own = scheme in ("hf", "given", "st") or pretrained
+        torch.manual_seed(seed)
         return open_encoder(spec, "image" if side == "image" else "text", data_dir=data_dir, pretrained=own)
-    module = shown_everything(open_model(spec, weights=weights, pretrained=pretrained, model_args=model_args))
-    return Encoder(name=spec, module=module, kind="image")
+    module = open_model(spec, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed)
+    return Encoder(name=spec, module=shown_everything(module), kind="image")

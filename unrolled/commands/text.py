@@ -70,7 +70,8 @@ def evaluate_run(
     data_dir: Path | None,
     split: str,
     samples: int | None,
-    batch_size: int,
+    stride: int | None,
+    batch_size: int | None,
     device: Device,
     out: Path | None,
     json: bool,
@@ -84,15 +85,22 @@ def evaluate_run(
     from unrolled.train.text_run import check_excerpts, evaluate_text, open_corpus
 
     folder = Path(model.removeprefix("local:")).expanduser()
-    changes: dict[str, Any] = {"batch_size": batch_size, "accumulate": 1, "devices": 1, "num_nodes": 1}
-    changes |= {name: value for name, value in (("data", data), ("data_dir", data_dir)) if value is not None}
+    changes: dict[str, Any] = {"accumulate": 1, "devices": 1, "num_nodes": 1}
+    given = {"data": data, "data_dir": data_dir, "batch_size": batch_size}
+    changes |= {name: value for name, value in given.items() if value is not None}
     config = load_config(folder / "config.yaml", TrainConfig, **changes)
+    if stride is not None and config.task != "lm":
+        raise ValueError(f"--stride {stride}: is for language models, this one fills in masked tokens; leave it out")
+    if stride is not None and samples is not None:
+        raise ValueError(f"--stride {stride}: is for the whole part; leave --samples out")
+    if stride is not None and not 1 <= stride <= config.length:
+        raise ValueError(f"--stride {stride}: give 1 to {config.length}, the context of this run")
     where = choose_device(device)
     network = load_language_model(folder).to(where)
     corpus = open_corpus(config, load_tokenizer(folder))
     check_excerpts(corpus, split, config.length, samples, f"--samples {samples}")
     began = time.perf_counter()
-    scores = evaluate_text(network, corpus, split, config, where, samples=samples)
+    scores = evaluate_text(network, corpus, split, config, where, samples=samples, stride=stride)
     seconds = time.perf_counter() - began
     result = {
         "model": model,
@@ -100,12 +108,13 @@ def evaluate_run(
         "data": config.data,
         "split": split,
         **drawn(samples, corpus.excerpts(split, config.length)),
+        **({"length": config.length, "stride": stride or config.length} if config.task == "lm" else {}),
         **scores,
         "tokens_per_second": scores["tokens"] / seconds,
     }
     report = Report(f"{model} on {config.data}", question=f"How well does it predict the {split} part?")
     only = "" if samples is None else f", {samples:,} excerpts of {config.length} tokens{of_all(result)}"
-    report.headline(f"{_words(scores).capitalize()}{only}.", _facts(scores))
+    report.headline(f"{_words(scores).capitalize()}{only}. {said_of_context(config, stride)}", _facts(scores))
     report.results = result
     settings = {
         "model": model,
@@ -113,7 +122,8 @@ def evaluate_run(
         "data_dir": config.data_dir,
         "split": split,
         "samples": samples,
-        "batch_size": batch_size,
+        "stride": stride,
+        "batch_size": config.batch_size,
         "device": device,
     }
     report.provenance = Provenance.collect(config=settings, seeds=[], duration=seconds)
@@ -123,6 +133,25 @@ def evaluate_run(
         print(json_module.dumps({**result, "report": str(page)}, indent=2))
     else:
         print(f"{model} on {config.data} ({split}): {_words(scores)}, {scores['tokens']:,} tokens{only}")
+
+
+def said_of_context(config: TrainConfig, stride: int | None = None) -> str:
+    """From how much text each held-out token is predicted."""
+    length = config.length
+    if config.task == "mlm":
+        return (
+            f"The text is cut into windows of {length} tokens side by side; {config.mask_share:.0%} of each, the same "
+            "ones every time, are masked, and none is predicted twice."
+        )
+    if stride is None or stride == length:
+        return (
+            f"The text is cut into blocks of {length} tokens that do not overlap, so that a token is predicted from 1 "
+            f"to {length} tokens, half of that on average; `unrolled eval --stride` gives it more."
+        )
+    return (
+        f"Windows of {length} tokens every {stride}: after the first, a token is predicted from at least "
+        f"{length - stride + 1} tokens."
+    )
 
 
 def is_text_run(model: str) -> bool:
@@ -159,7 +188,7 @@ def _report(result: LanguageResult, facts: dict[str, Any], seconds: float) -> Re
         f"{config.model} trained on {config.data}", question=f"How well does it predict {what} of text it never saw?"
     )
     report.headline(
-        f"On the test part: {_words(result.test)}.",
+        f"On the test part: {_words(result.test)}. {said_of_context(config)}",
         [
             *_facts(result.test),
             Fact(label="Parameters", value=f"{facts['parameters']:,}"),

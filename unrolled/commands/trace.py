@@ -14,6 +14,7 @@ from unrolled.commands.common import (
     choose_device,
     data_settings,
     default_folder,
+    images_of,
     open_model,
     progress,
     say_where,
@@ -90,7 +91,7 @@ def trace(
     batch_size
         Images in one forward pass.
     seed
-        Of the untrained control's weights.
+        Of weights that are not loaded, and of the untrained control's, which are others.
     device
         What to run on.
     out
@@ -100,19 +101,23 @@ def trace(
         raise ValueError(f"--images {images}: give at least 1")
     import numpy as np
 
-    from unrolled.data import open_images
     from unrolled.data.sources import Subset
     from unrolled.instruments import trace_report
 
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
     where = choose_device(device)
-    everything = open_images(data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["split_seed"])
+    everything = images_of(own, split, quiet=quiet)
     count = min(images, len(everything))
     source = Subset(everything, np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
     network = shown_everything(
         open_model(
-            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes)
+            model,
+            weights=weights,
+            pretrained=pretrained,
+            model_args=model_args,
+            classes=len(everything.classes),
+            seed=seed,
         )
     )
     loader = batches(network, source, image_size=image_size, batch_size=batch_size)
@@ -122,7 +127,8 @@ def trace(
             yield batch.images
 
     began = time.perf_counter()
-    result = trace_report(network, pixels(), eps, protocol, device=where, seed=seed)
+    # under the same seed, the control of a model with random weights could be that model itself
+    result = trace_report(network, pixels(), eps, protocol, device=where, seed=seed + 1)
     seconds = time.perf_counter() - began
     settings: dict[str, Any] = {
         "model": model,
@@ -140,7 +146,7 @@ def trace(
         "seed": seed,
         "device": device,
     }
-    result = {"model": model, "data": data, "split": split, **result}
+    result = {"model": model, "data": data, "split": split, **result, "seed": seed}
     page = _report(out or default_folder("trace", model, data), settings, result, seconds)
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _table(result))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unrolled.checksums import check_file
 from unrolled.errors import MissingData, require
 from unrolled.reading import read_json
 
@@ -225,6 +226,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     found = [file for file in tried if file.is_file()]
     if not found:
         raise MissingData(f"tokenizer: {tried[0]} does not exist")
+    check_file(found[0])
     content = read_json(found[0])
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "bytes":
@@ -271,7 +273,8 @@ def token_windows(
         tokens: ids [n].
         length: t, of a window.
         batch_size: windows at a time; the last batch may have fewer.
-        stride: tokens between the starts of two windows, at most t; t if None. A smaller one gives every prediction
+        stride: tokens between the starts of two windows, at most t; t if None: windows side by side, whose tokens are
+            predicted from 1 to t tokens, t / 2 on average. A smaller one gives every prediction after the first window
             at least t - stride tokens of context, at t / stride times the cost.
 
     Yields:
@@ -282,7 +285,7 @@ def token_windows(
         raise ValueError(f"stride={stride}: must lie between 1 and length={length}")
     _check_length(tokens, length)
     inputs, targets = [], []
-    starts, predicted = [*range(0, len(tokens) - 1 - length, stride), len(tokens) - 1 - length], 0
+    starts, predicted = _starts(len(tokens) - 1, length, stride), 0
     for number, start in enumerate(starts):
         after = tokens[start + 1 : start + length + 1].clone()
         after[: predicted - start] = IGNORED  # tokens up to `predicted` have had their turn
@@ -292,6 +295,56 @@ def token_windows(
         if len(inputs) == batch_size or number == len(starts) - 1:
             yield torch.stack(inputs), torch.stack(targets)
             inputs, targets = [], []
+
+
+def masked_windows(
+    tokens: Tensor, *, length: int, batch_size: int, vocab_size: int, mask_id: int, seed: int, share: float = 0.15
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All of a held-out text, in order, masked as in `mask_tokens`; none is predicted twice.
+
+    What is masked of a window follows from the seed and its number alone, so it is the same for every batch size.
+
+    Args:
+        tokens: ids [n].
+        length: t, of a window. The last one ends with the text; what an earlier one holds too is not predicted in it.
+        batch_size: windows at a time; the last batch may have fewer.
+        vocab_size, mask_id, seed, share: as in `mask_tokens`.
+
+    Yields:
+        inputs [b, t], and targets [b, t] that are -100 where nothing was chosen.
+    """
+    _check_length(tokens, length)
+    starts, seen = _starts(len(tokens), length, length), 0
+    for first in range(0, len(starts), batch_size):
+        group = starts[first : first + batch_size]
+        inputs, targets = mask_each(
+            torch.stack([tokens[start : start + length] for start in group]),
+            vocab_size=vocab_size,
+            mask_id=mask_id,
+            seed=seed,
+            first=first,
+            share=share,
+        )
+        for row, start in zip(targets, group, strict=True):
+            row[: max(0, seen - start)] = IGNORED
+            seen = start + length
+        yield inputs, targets
+
+
+def mask_each(
+    excerpts: Tensor, *, vocab_size: int, mask_id: int, seed: int, first: int, share: float = 0.15
+) -> tuple[Tensor, Tensor]:
+    """`mask_tokens` of excerpts [b, t] one by one: what is masked follows from the seed and an excerpt's number.
+
+    Args:
+        excerpts: ids [b, t].
+        first: number of the first of them.
+        vocab_size, mask_id, seed, share: as in `mask_tokens`.
+    """
+    options: dict[str, Any] = {"vocab_size": vocab_size, "mask_id": mask_id, "seed": seed, "share": share}
+    masked = [mask_tokens(row[None], step=number, **options) for number, row in enumerate(excerpts, first)]
+    inputs, targets = (torch.cat(parts) for parts in zip(*masked, strict=True))
+    return inputs, targets
 
 
 def mask_tokens(
@@ -331,6 +384,11 @@ def mask_tokens(
     inputs = tokens.masked_fill(masked, mask_id)
     inputs = torch.where(replaced, torch.from_numpy(other), inputs)
     return inputs, tokens.masked_fill(~chosen_, IGNORED)
+
+
+def _starts(count: int, length: int, stride: int) -> list[int]:
+    """Where windows of `length` begin, so that every one of `count` tokens lies in one; the last ends with them."""
+    return [*range(0, count - length, stride), count - length]
 
 
 def _generator(seed: int, step: int, what: int) -> np.random.Generator:

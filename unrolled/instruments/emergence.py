@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unrolled.instruments.overlap import Row, bootstrap_intervals, pixels_in_patches, score_attention, score_masks
-from unrolled.instruments.patches import read_patches
+from unrolled.instruments.patches import Patches, read_patches
 from unrolled.instruments.segmentation import Threshold, threshold_attention
 from unrolled.instruments.spectral import cluster_tokens
 
@@ -46,17 +46,36 @@ class Photo:
         return torch.stack(list(self.classes.values())).any(0)
 
 
-def by_shape(photos: Iterable[T], batch_size: int, shape: Any) -> Iterator[list[T]]:
-    """Batches of equal `shape(photo)`, as they fill up; the rest at the end."""
+def by_shape(photos: Iterable[T], batch_size: int, shape: Any) -> Iterator[list[tuple[int, T]]]:
+    """Batches of equal `shape(photo)`, each photo with its place among all of them, from 0; for `in_order`.
+
+    A batch that does not fill goes when four times as many photos wait, so that few are held.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    waiting: dict[Any, list[T]] = {}
-    for photo in photos:
+    waiting: dict[Any, list[tuple[int, T]]] = {}
+    for place, photo in enumerate(photos):
         group = waiting.setdefault(shape(photo), [])
-        group.append(photo)
+        group.append((place, photo))
         if len(group) == batch_size:
             yield waiting.pop(shape(photo))
+        elif sum(map(len, waiting.values())) >= 4 * batch_size:
+            yield waiting.pop(next(iter(waiting)))  # the group of the first photo that waits
     yield from waiting.values()
+
+
+def in_order(placed: Iterable[tuple[int, T]]) -> Iterator[T]:
+    """Items by their place, from 0, as soon as all before them have come.
+
+    What is added up, drawn at random or ranked photo by photo must not depend on how photos were batched.
+    """
+    early: dict[int, T] = {}
+    turn = 0
+    for place, item in placed:
+        early[place] = item
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class Emergence:
     chance: Scores
     """As `things`, of the same maps moved, around the edges: as large and as connected, but anywhere."""
     names: tuple[str | int, ...]
-    """Of the photos, in the order of the scores: that in which batches filled up, so pair two models by name."""
+    """Of the photos, in the order of the scores, which is theirs; those without a thing that counts are left out."""
     classes: list[Row] = field(repr=False)
     """The rows of `score_attention`: every photo, layer, rule and class of things."""
 
@@ -209,8 +228,8 @@ def emergence_scores(
 ) -> Emergence:
     """Jaccard of every layer's and head's thresholded class-token attention with the things of photos.
 
-    One pass over `photos`, which may be a generator; photos of one size go through the model together. Of a batch one
-    attention row is held for each layer and head, and only scores are kept.
+    One pass over `photos`, which may be a generator; photos of one size go through the model together. Of a few batches
+    one attention row is held for each layer and head, and only scores are kept, in the order of the photos.
 
     Args:
         model: see `read_patches`.
@@ -226,18 +245,20 @@ def emergence_scores(
     Raises:
         ValueError: no photo with a thing, or what `read_patches` refuses.
     """
-    scorer: EmergenceScorer | None = None
     marked = (photo for photo in photos if any(bool(mask.any()) for mask in photo.classes.values()))
-    for batch in by_shape(marked, batch_size, lambda photo: tuple(photo.pixels.shape)):
-        height, width = batch[0].pixels.shape[-2:]
-        grid = None if patch is None else (height // patch[0], width // patch[1])
-        found = read_patches(
-            model, torch.stack([photo.pixels for photo in batch]), layers=layers, prefix=prefix, grid=grid
-        )
+
+    def read() -> Iterator[tuple[int, tuple[Patches, int, Photo]]]:
+        for batch in by_shape(marked, batch_size, lambda photo: tuple(photo.pixels.shape)):
+            images = torch.stack([photo.pixels for _, photo in batch])
+            grid = None if patch is None else (images.shape[-2] // patch[0], images.shape[-1] // patch[1])
+            found = read_patches(model, images, layers=layers, prefix=prefix, grid=grid)
+            yield from ((place, (found, index, photo)) for index, (place, photo) in enumerate(batch))
+
+    scorer: EmergenceScorer | None = None
+    for found, index, photo in in_order(read()):
         assert found.attention is not None
         scorer = scorer or EmergenceScorer(found.layers, by=by, keep=keep, seed=seed)
-        for index, photo in enumerate(batch):
-            scorer.add(found.attention[:, index], found.grid, photo)
+        scorer.add(found.attention[:, index], found.grid, photo)
     if scorer is None:
         raise ValueError("photos: none has a marked thing")
     return scorer.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unrolled.checksums import file_digest, is_whole, sealed
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.anatomy import unwrap
 from unrolled.instruments.pooling import Pooling, as_tokens, get_pooling, prefix_tokens
@@ -23,7 +25,10 @@ from unrolled.instruments.probes import evaluating
 from unrolled.instruments.trace import trace
 from unrolled.reading import read_json
 
-FORMAT = "unrolled.features/1"
+logger = logging.getLogger(__name__)
+FORMAT = "unrolled.features/2"
+_FIRST = "unrolled.features/1"  # its indices counted what had been drawn from the data, not rows of the data
+_SEAL = "record"  # the checksum of all else in `features.json`
 _RECORD, _ARRAYS = "features.json", "features.safetensors"
 
 
@@ -36,7 +41,9 @@ class FeatureSet(Mapping[str, Tensor]):
         model: what made them, in words.
         data: what they are of, in words.
         pooling: how tokens became a vector.
-        indices: int64 [n], which samples of the data; None where nobody said.
+        indices: int64 [n], which samples of the data: rows of the split, or pairs, that `data` names; None where nobody
+            said.
+        labels: int64 [n], their classes; None for samples without.
         weights: SHA-256 of the model's weights.
         key: SHA-256 of everything the features follow from: equal keys, equal features.
         skipped: samples that could not be read and are not among the rows, with the reason.
@@ -47,6 +54,7 @@ class FeatureSet(Mapping[str, Tensor]):
     data: str = ""
     pooling: str = ""
     indices: Tensor | None = field(default=None, repr=False)
+    labels: Tensor | None = field(default=None, repr=False)
     weights: str = ""
     key: str = ""
     skipped: list[str] = field(default_factory=list)
@@ -59,8 +67,9 @@ class FeatureSet(Mapping[str, Tensor]):
             len(shape) != 2 for shape in shapes.values()
         ):
             raise ValueError(f"layers must be [n, d] with one n, got {shapes}")
-        if self.indices is not None and len(self.indices) != self.samples:
-            raise ValueError(f"indices: {len(self.indices)} for {self.samples} samples")
+        for name, value in (("indices", self.indices), ("labels", self.labels)):
+            if value is not None and len(value) != self.samples:
+                raise ValueError(f"{name}: {len(value)} for {self.samples} samples")
 
     def __getitem__(self, name: str) -> Tensor:
         return self.layers[name]
@@ -97,12 +106,13 @@ class FeatureSet(Mapping[str, Tensor]):
         folder.mkdir(parents=True, exist_ok=True)
         names = list(self.layers)
         arrays = {f"layers/{name}": value.contiguous() for name, value in self.layers.items()}
-        if self.indices is not None:
-            arrays["indices"] = self.indices.contiguous()
+        for name, value in (("indices", self.indices), ("labels", self.labels)):
+            if value is not None:
+                arrays[name] = value.contiguous()
         part = folder / f"{_ARRAYS}.{os.getpid()}.part"
         try:
             save_file(arrays, part)
-            size, digest = part.stat().st_size, _file_digest(part)
+            size, digest = part.stat().st_size, file_digest(part)
             os.replace(part, folder / _ARRAYS)
             record = {
                 "format": FORMAT, "model": self.model, "data": self.data, "pooling": self.pooling,
@@ -110,7 +120,7 @@ class FeatureSet(Mapping[str, Tensor]):
                 "dims": {name: value.shape[1] for name, value in self.layers.items()}, "weights": self.weights,
                 "key": self.key, "skipped": self.skipped, "checksum": self.checksum, "bytes": size, "sha256": digest,
             }  # fmt: skip
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            part.write_bytes(sealed(record, _SEAL) + b"\n")
             os.replace(part, folder / _RECORD)
         finally:
             part.unlink(missing_ok=True)
@@ -137,7 +147,7 @@ class FeatureSet(Mapping[str, Tensor]):
                 f"{path} has {path.stat().st_size:,} bytes instead of {record['bytes']:,}: it is truncated or belongs "
                 "to another extraction; extract again"
             )
-        if _file_digest(path) != record["sha256"]:
+        if file_digest(path) != record["sha256"]:
             raise CorruptFile(f"{path} does not have the checksum that {_RECORD} gives: it was altered; extract again")
         try:
             arrays = load_file(path)
@@ -145,7 +155,8 @@ class FeatureSet(Mapping[str, Tensor]):
         except (SafetensorError, KeyError) as error:
             raise CorruptFile(f"{path} cannot be read: {error}; extract again") from error
         words = {name: record[name] for name in ("model", "data", "pooling", "weights", "key", "skipped")}
-        return cls(layers=layers, indices=arrays.get("indices"), **words)
+        indices = arrays.get("indices") if record["format"] == FORMAT else None
+        return cls(layers=layers, indices=indices, labels=arrays.get("labels"), **words)
 
 
 def read_descriptors(folder: str | Path) -> dict[str, Any]:
@@ -160,8 +171,16 @@ def read_descriptors(folder: str | Path) -> dict[str, Any]:
         raise MissingData(f"{path.parent} holds no feature set ({_RECORD}); `unrolled extract` writes one")
     record = read_json(path)
     needed = ("model", "data", "pooling", "weights", "key", "skipped", "layers", "bytes", "sha256")
-    if not isinstance(record, dict) or record.get("format") != FORMAT or any(name not in record for name in needed):
+    if (
+        not isinstance(record, dict)
+        or record.get("format") not in (FORMAT, _FIRST)
+        or any(name not in record for name in needed)
+    ):
         raise CorruptFile(f"{path} does not describe features of the format {FORMAT}; extract again")
+    if _SEAL not in record:
+        logger.warning("note: %s has no checksum of its own, so damage to it would not be noticed", path)
+    elif not is_whole(record, _SEAL):
+        raise CorruptFile(f"{path} is damaged: it does not have the checksum it was written with; extract again")
     return record
 
 
@@ -236,8 +255,8 @@ def extract(
     Args:
         model: any module that `trace` understands.
         images: preprocessed images [n, c, h, w], or an iterable of batches: tensors, tuples or lists that begin with
-            one, objects with `images` (and `indices`, `skipped`), or mappings of a model's keyword arguments, whose
-            `attention_mask` [b, n] marks padding.
+            one, objects with `images` (and `indices`, `labels`, `skipped`), or mappings of a model's keyword arguments,
+            whose `attention_mask` [b, n] marks padding.
         layers: patterns of layer names, see `layer_names`.
         pooling: name in `POOLINGS`, or a function `Tokens` -> [b, d]. A layer that is [b, d] already is left alone, and
             a feature map [b, c, h, w] (or [b, h, w, c], where h = w differs from c) is a row of tokens.
@@ -277,7 +296,7 @@ def extract(
     count, has_class = prefix_tokens(unwrap(model), prefix)
     source: Iterable[Any] = images.split(batch_size) if isinstance(images, Tensor) else images
     kept: dict[str, list[Tensor]] = {layer: [] for layer in chosen}
-    indices: list[Tensor] = []
+    said: dict[str, list[Tensor]] = {"indices": [], "labels": []}
     skipped: list[str] = []
     current: dict[str, Any] = {}
 
@@ -306,8 +325,9 @@ def extract(
                     raise ValueError(f"layers: {layer} ran {len(values)} times in a forward pass; leave it out")
                 kept[layer].append(values[0])
             recorded.clear()
-            if isinstance(rows := getattr(batch, "indices", None), Tensor):  # a tensor's is a method
-                indices.append(rows.cpu())
+            for about, values in said.items():
+                if isinstance(value := getattr(batch, about, None), Tensor):  # a tensor's `indices` is a method
+                    values.append(value.cpu())
     if not kept[chosen[0]]:
         raise ValueError("images: there is not one sample")
     features = {layer: torch.cat(kept.pop(layer)) for layer in chosen}
@@ -315,8 +335,8 @@ def extract(
         check_finite(value, layer, "use another precision, or look at these samples")
     found = FeatureSet(
         layers=features, model=name or type(unwrap(model)).__name__, data=data, pooling=pooled_by,
-        indices=torch.cat(indices) if indices else None, weights=weights_checksum(unwrap(model)), key=key,
-        skipped=skipped,
+        weights=weights_checksum(unwrap(model)), key=key, skipped=skipped,
+        **{about: torch.cat(values) if values else None for about, values in said.items()},
     )  # fmt: skip
     if cache is not None:
         found.save(Path(cache) / key[:32])
@@ -361,8 +381,3 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.features import FeatureSet, read_descriptors
@@ -35,6 +36,7 @@ def extract_in_parts(
     key: str,
     total: int,
     batch_size: int,
+    rows: Tensor | None = None,
     processes: Processes | None = None,
 ) -> FeatureSet:
     """The features of samples 0 to `total`, computed part by part below `folder`/parts, joined and saved in `folder`.
@@ -45,21 +47,27 @@ def extract_in_parts(
         key: tells these features from others; finished parts count only under the same key.
         total: samples.
         batch_size: parts hold whole batches.
+        rows: int64 [total], which of the data the samples are, for the `indices` of the result; default: 0 to `total`.
         processes: those that share the work; all must call this.
     """
     shared = processes or Processes()
     size = -(-PART // batch_size) * batch_size
     bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
+
+    def computed(start: int, stop: int, key: str | None = None) -> FeatureSet:
+        found = compute(start, stop)
+        indices = None if found.indices is None else found.indices + start
+        indices = indices if indices is None or rows is None else rows[indices]
+        return replace(found, indices=indices, key=found.key if key is None else key)
+
     if len(bounds) == 1 and shared.world == 1:
-        found = compute(0, total)
+        found = computed(0, total)
         found.save(folder)
         return found
     where = [folder / "parts" / f"{start:09d}-{stop:09d}" for start, stop in bounds]
     for i, (start, stop) in enumerate(bounds):
         if i % shared.world == shared.rank and not _done(where[i], _part_key(key, start, stop)):
-            found = compute(start, stop)
-            indices = None if found.indices is None else found.indices + start
-            replace(found, key=_part_key(key, start, stop), indices=indices).save(where[i])
+            computed(start, stop, _part_key(key, start, stop)).save(where[i])
     shared.barrier()
     if shared.rank == 0:
         _join([FeatureSet.load(part) for part in where], key).save(folder)
@@ -81,11 +89,16 @@ def _done(folder: Path, key: str) -> bool:
 
 def _join(parts: list[FeatureSet], key: str) -> FeatureSet:
     first = parts[0]
-    indices = [part.indices for part in parts if part.indices is not None]
+
+    def joined(values: list[Tensor | None]) -> Tensor | None:
+        known = [value for value in values if value is not None]
+        return torch.cat(known) if len(known) == len(parts) else None
+
     return replace(
         first,
         layers={name: torch.cat([part[name] for part in parts]) for name in first},
-        indices=torch.cat(indices) if len(indices) == len(parts) else None,
+        indices=joined([part.indices for part in parts]),
+        labels=joined([part.labels for part in parts]),
         skipped=[name for part in parts for name in part.skipped],
         key=key,
     )

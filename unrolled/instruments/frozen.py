@@ -16,12 +16,14 @@ from torch.nn import functional as F
 
 from unrolled.instruments.probes import widen
 from unrolled.ops.neighbours import top_k
+from unrolled.ops.rows import unit_rows
 
 LOGISTIC_PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Tried by `logistic`, for a sample's mean loss and standardised features; from strong to weak."""
 RIDGE_PENALTIES = tuple(10.0**power for power in range(-8, 3))
 """Tried by `ridge`, relative to the mean eigenvalue of the features' Gram matrix."""
 
+_TOLERANCE = 1e-6  # of the gradient; at scikit-learn's 1e-4 a weak penalty hardly moves from the stronger one before it
 _SCORES = 2**24  # similarities held at a time
 
 
@@ -55,9 +57,11 @@ def logistic(
     queries: Tensor,
     *,
     penalties: Sequence[float] = LOGISTIC_PENALTIES,
-    max_iter: int = 300,
+    max_iter: int = 1000,
 ) -> Classified:
     """Logistic regression on standardised features, its penalty chosen on `held`, then fitted on all of `x`.
+
+    Features are standardised by the samples that are fitted, so that the choice knows nothing of the held-out ones.
 
     Args:
         x: training features [n, d].
@@ -77,15 +81,14 @@ def logistic(
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"penalties={tuple(penalties)}: give at least one, all positive")
     features, asked = widen(x).cpu(), widen(queries).cpu()
-    mean, spread = features.mean(0), features.std(0, correction=0)
-    spread[spread == 0] = 1
-    features, asked = ((part - mean) / spread for part in (features, asked))
     target = labels.cpu().numpy()
 
-    def solve(rows: Tensor | slice, order: Sequence[float]) -> list[tuple[Callable[[np.ndarray], np.ndarray], bool]]:
-        part, want = features[rows].numpy(), target[rows]
+    def solve(rows: Tensor | slice, order: Sequence[float]) -> list[tuple[Callable[[Tensor], np.ndarray], bool]]:
+        mean, spread = features[rows].mean(0), features[rows].std(0, correction=0)
+        spread[spread == 0] = 1
+        part, want = ((features[rows] - mean) / spread).numpy(), target[rows]
         found = []
-        model = LogisticRegression(max_iter=max_iter, warm_start=True)
+        model = LogisticRegression(max_iter=max_iter, warm_start=True, tol=_TOLERANCE)
         for penalty in order:
             model.set_params(C=1 / (penalty * len(want)))
             with warnings.catch_warnings(record=True) as said:
@@ -93,7 +96,7 @@ def logistic(
                 model.fit(part, want)
             weight, bias, classes = model.coef_.copy(), model.intercept_.copy(), model.classes_
             late = any(issubclass(warning.category, ConvergenceWarning) for warning in said)
-            found.append((_linear(weight, bias, classes), not late))
+            found.append((_linear(weight, bias, classes, mean, spread), not late))
         return found
 
     order = sorted(penalties, reverse=True)
@@ -101,12 +104,12 @@ def logistic(
     if len(np.unique(target[fit])) < 2:
         raise ValueError("labels: the training samples have one class only; give at least two")
     for penalty, (predict, _) in zip(order, solve(fit, order), strict=True):
-        scores[f"penalty {penalty:g}"] = float((predict(features[held].numpy()) == target[held]).mean())
+        scores[f"penalty {penalty:g}"] = float((predict(features[held]) == target[held]).mean())
     best = int(np.argmax(list(scores.values())))
-    predict, converged = solve(slice(None), order[best : best + 1])[0]
+    predict, converged = solve(slice(None), order[: best + 1])[-1]  # along the path by which it was chosen
     name = list(scores)[best]
     return Classified(
-        predicted=torch.from_numpy(predict(asked.numpy()).astype(np.int64)),
+        predicted=torch.from_numpy(predict(asked).astype(np.int64)),
         held_out=scores[name],
         setting=name,
         tried=scores,
@@ -171,7 +174,7 @@ def neighbours(
     if k < 1 or (temperature is not None and temperature <= 0):
         raise ValueError(f"k={k}, temperature={temperature}: both must be positive")
     classes, target = labels.to(x.device).unique(return_inverse=True)
-    unit, asked = (F.normalize(part.float(), dim=1) for part in (x, queries.to(x.device)))
+    unit, asked = (unit_rows(part.float()) for part in (x, queries.to(x.device)))
 
     def vote(rows: Tensor | slice, wanted: Tensor) -> Tensor:
         base, of = unit[rows], target[rows]
@@ -206,9 +209,11 @@ def accuracy_interval(right: int, count: int, *, level: float = 0.95) -> tuple[f
     return low, high
 
 
-def _linear(weight: np.ndarray, bias: np.ndarray, classes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    def predict(rows: np.ndarray) -> np.ndarray:
-        scores = rows @ weight.T + bias
+def _linear(
+    weight: np.ndarray, bias: np.ndarray, classes: np.ndarray, mean: Tensor, spread: Tensor
+) -> Callable[[Tensor], np.ndarray]:
+    def predict(rows: Tensor) -> np.ndarray:
+        scores = ((rows - mean) / spread).numpy() @ weight.T + bias
         return classes[(scores[:, 0] > 0).astype(int) if len(weight) == 1 else scores.argmax(1)]
 
     return predict

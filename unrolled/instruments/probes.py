@@ -278,28 +278,28 @@ def _logistic_score(x: Tensor, y: Tensor, division: tuple[Tensor, Tensor] | None
     assert division is not None
     fit, test = (x[part].flatten(0, 1).cpu().double() for part in division)
     want, truth = (y[part].flatten().cpu().numpy() for part in division)
-    spread = fit.std(0, correction=0)
-    spread[spread == 0] = 1
-    fit_x, test_x = (((part - fit.mean(0)) / spread).numpy() for part in (fit, test))
     labels, counts = np.unique(want, return_counts=True)
     commonest = labels[counts.argmax()]
     cut = len(want) - max(1, round(_VALIDATION * len(division[0]))) * x.shape[1]
 
-    def solve(rows: slice, penalty: float) -> Callable[[Any], Any]:
+    def solve(rows: slice, penalty: float) -> Callable[[Tensor], Any]:
         found = want[rows]
         if len(np.unique(found)) < 2:
             return lambda part: np.full(len(part), found[0])
+        # standardised by what is fitted: the choice of the penalty knows nothing of the samples it is judged on
+        mean, spread = fit[rows].mean(0), fit[rows].std(0, correction=0)
+        spread[spread == 0] = 1
         model = LogisticRegression(C=1 / (penalty * len(found)), max_iter=2000)
         with warnings.catch_warnings():  # scikit-learn takes many classes for a regression; these are token ids
             warnings.filterwarnings("ignore", message=".*regression problem.*", category=UserWarning)
-            predict: Callable[[Any], Any] = model.fit(fit_x[rows], found).predict
-        return predict
+            model.fit(((fit[rows] - mean) / spread).numpy(), found)
+        return lambda part: model.predict(((part - mean) / spread).numpy())
 
     best = penalties[0]
     if len(penalties) > 1 and cut >= 2:
-        hits = [float((solve(slice(cut), p)(fit_x[cut:]) == want[cut:]).mean()) for p in penalties]
+        hits = [float((solve(slice(cut), p)(fit[cut:]) == want[cut:]).mean()) for p in penalties]
         best = penalties[len(hits) - 1 - int(np.argmax(hits[::-1]))]  # of equals the strongest
-    right = float((solve(slice(None), best)(test_x) == truth).mean())
+    right = float((solve(slice(None), best)(test) == truth).mean())
     return {
         "score": right,
         "error": 1 - right,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.layers import DropPath, Mlp
@@ -171,6 +171,9 @@ class CRATE(HubMixin, VisionTransformer):
     kernel; `ISTA` is folded. The published `dropout` reached MSSA's output only, and does so here.
     """
 
+    # arguments that belong to the masked autoencoder whose encoder a classifier is
+    _FOREIGN: ClassVar[tuple[str, ...]] = ("decoder_depth", "decoder_heads", "encoder", "norm_pix_loss")
+
     def __init__(
         self,
         *,
@@ -291,6 +294,16 @@ class CRATE(HubMixin, VisionTransformer):
             **block_args,
         }
         self.pretrained_cfg = {"architecture": "crate", "input_size": (channels, *self.patch_embed.img_size)}
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """timm's: the arguments this model was built with, saved beside its weights."""
+        return self._arguments
+
+    @_model_args.setter
+    def _model_args(self, arguments: dict[str, Any]) -> None:
+        # timm adds what it was called with, which was for the autoencoder where it returns its encoder
+        self._arguments = {key: value for key, value in arguments.items() if key not in self._FOREIGN}
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier, and the pooling if given (timm's names, or `"cls"` and `"mean"`)."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from unrolled.models.building import building, reading_weights
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
@@ -69,6 +71,7 @@ _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
     "crate_nano_patch4_32": {"cifar10": {"label_names": CIFAR10}},
     "crate_mae_nano_patch4_32": {"cifar10": {"arch": {"encoder": "visible"}}},
 }
+_TIMM_SOURCES = ("local-dir", "hf-hub", "hf_hub")  # timm's own schemes
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
 
 
@@ -134,10 +137,32 @@ def _build_vit(**kwargs: Any) -> VisionTransformer:
     return VisionTransformer(**kwargs)
 
 
-def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """timm's for vision transformers, which resamples positions; but it drops what it thinks classifiers never have."""
+def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module, *, decoder: bool = True) -> dict[str, Tensor]:
+    """timm's for vision transformers, which resamples positions; but it drops what it thinks classifiers never have.
+
+    Args:
+        state: what the file holds.
+        model: what it is for.
+        decoder: whether a masked autoencoder's last map is wanted; otherwise it may be of other channels, and stays.
+
+    Raises:
+        ValueError: it is wanted, and of other channels.
+    """
     kept = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
-    return {**checkpoint_filter_fn(add_registers(state, model), model), **kept}
+    state = {**checkpoint_filter_fn(add_registers(state, model), model), **kept}
+    own_state = model.state_dict()
+    for there, here in (("norm", "fc_norm"), ("fc_norm", "norm")):  # normalised before pooling, or after it
+        if f"{here}.weight" in own_state and f"{there}.weight" not in own_state and f"{there}.weight" in state:
+            state |= {f"{here}.{kind}": state.pop(f"{there}.{kind}") for kind in ("weight", "bias")}
+    for key, own in own_state.items():
+        if key.startswith("decoder_pred.") and key in state and state[key].shape != own.shape:
+            if decoder:
+                raise ValueError(
+                    f"in_chans: the decoder of these weights predicts patches of {len(state[key])} values, not "
+                    f"{len(own)}; leave in_chans out, or give num_classes for a classifier without the decoder"
+                )
+            state[key] = own
+    return state
 
 
 def register(
@@ -154,17 +179,25 @@ def register(
     """
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        head = build is _build_masked and kwargs.pop("num_classes", 0)
+        pool = kwargs.pop("pool", None) or kwargs.pop("global_pool", None) if head else None
         out_indices = kwargs.pop("out_indices", 3)
         tag = kwargs.get("pretrained_cfg")  # timm: what stands behind the dot of a name
         own = _SHIPPED.get(name, {}).get(tag, {}).get("arch", {}) if isinstance(tag, str) else {}
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             build,
             name,
             pretrained,
-            pretrained_filter_fn=_filter_checkpoint,
+            pretrained_filter_fn=partial(_filter_checkpoint, decoder=not head),
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **{**arch, **own, **kwargs},
         )
+        if not head:
+            return model
+        # as elsewhere in timm: the encoder, under a new head
+        classifier = model.classifier(head, pool=pool or "cls")
+        classifier.default_cfg = classifier.pretrained_cfg  # timm's older name for it
+        return classifier
 
     if name in _INFO:
         raise ValueError(f"name={name!r}: registered already")
@@ -250,12 +283,17 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """Build a model by name: `timm.create_model`, with this package's models registered and helpful errors.
 
     Args:
-        name: one of `list_models()`, or any other timm name.
-        pretrained: load weights.
+        name: one of `list_models()`, any other timm name, or another string of `resolve_model`: a run or model folder
+            or `local:DIR`, `hf:ORG/NAME`, `timm:NAME`, `package.module:factory`.
+        pretrained: load weights; see `from_pretrained`, which always does.
         **kwargs: `num_classes`, `in_chans`, `img_size`, `features_only`, ... as in timm; for CRATE also `CRATE`'s own.
+            With `num_classes` a masked autoencoder becomes a classifier, its encoder with a new head.
 
     Raises:
-        ValueError: no model of that name; the nearest names are given.
+        ValueError: no model of that name (the nearest are given), or one that cannot be built from these arguments,
+            within the memory there is.
+        MissingData: there are no weights of that name, or they could not be fetched.
+        CorruptFile: the weights are damaged.
     """
     plain = name.split(":")[-1].split(".")[0]
     if plain in LANGUAGE_MODELS or plain in ENCODERS:
@@ -263,6 +301,10 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         raise ValueError(
             f"model={name!r} is a language model and takes no images; `unrolled train --task {task} --model {plain}`"
         )
+    if names_folder(name) or (":" in name and name.split(":")[0] not in _TIMM_SOURCES):
+        from unrolled.models.resolve import resolve_model
+
+        return resolve_model(name, pretrained=pretrained, **kwargs)
     if ":" not in name and not timm.is_model(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
@@ -274,7 +316,15 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         known = ", ".join(f"{plain}.{own}" for own in _SHIPPED.get(plain, {}))
         hint = f"did you mean {known}?" if known else f"none ship for {plain}; train it, or leave out {tag!r}"
         raise ValueError(f"model={name!r}: there are no such weights; {hint}")
-    return timm.create_model(name, pretrained=pretrained, **kwargs)
+    with building(name, kwargs), reading_weights(name, kwargs, pretrained):
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+
+
+def names_folder(spec: str) -> bool:
+    """Whether a model's string is the path of a folder, without `local:` in front; what timm knows is a name."""
+    if not spec or ":" in spec or timm.is_model(spec.split(".")[0]):
+        return False
+    return "/" in spec or os.sep in spec or Path(spec).expanduser().is_dir()
 
 
 def shipped_weights(name: str | Path) -> tuple[Path, str, dict[str, Any]] | None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unrolled.models.masked import removed_patches
 from unrolled.studies.crate_mae_features import fixed_noise
 
 _EPS = 1e-6  # of the model's own patch normalisation
@@ -26,7 +27,7 @@ def masks(images: Tensor, patch: int, mask_ratio: float = 0.75) -> Tensor:
     """Which patches are removed `[n, rows * columns]`, true for removed; the same for every model."""
     noise = fixed_noise(len(images), (images.shape[2] // patch) * (images.shape[3] // patch))
     order = noise.argsort(dim=1, stable=True).argsort(dim=1)
-    return order >= int(noise.shape[1] * (1 - mask_ratio))
+    return order >= noise.shape[1] - removed_patches(noise.shape[1], mask_ratio)
 
 
 def patches_of(images: Tensor, patch: int) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unrolled.instruments.anatomy import head_subspaces
-from unrolled.models.masked import CRATEDecoderBlock
-from unrolled.studies.cells import remembered
+from unrolled.models.masked import CRATEDecoderBlock, removed_patches
 from unrolled.studies.crate_members import Data, Member, MembersConfig, settings_of, train_all, trained
+from unrolled.studies.remembered import remembered
 from unrolled.theory import normalize_tokens, subspace_coding_rate, subspace_coding_rate_gradient
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def measure(model: nn.Module, images: Tensor) -> dict[str, Any]:
                         row[key] = row.get(key, 0.0) + value * len(part) / len(images)
     result: dict[str, Any] = {**totals, "mirror": None}
     if encoder[0][0].shape[1] == decoder[0][0].shape[1]:
-        visible = noise.argsort(dim=1, stable=True).argsort(1) < int(noise.shape[1] * (1 - _MASK_RATIO))
+        n = noise.shape[1]
+        visible = noise.argsort(dim=1, stable=True).argsort(1) < n - removed_patches(n, _MASK_RATIO)
         stacks = [[torch.cat(layer) for layer in zip(*found, strict=True)] for found in (encoder, decoder)]
         result["mirror"] = mirrored(stacks[0], stacks[1], visible)
     return result

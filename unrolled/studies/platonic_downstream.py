@@ -72,7 +72,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     Raises:
         MissingData: CIFAR-10 is not in `config.data_dir`.
     """
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     records = zoo(config, on_progress=on_progress)
@@ -113,7 +113,7 @@ def measured(config: Config, records: dict[str, dict[str, Any]]) -> dict[str, An
         return {"tasks": tasks, "language": {"MiniLM": None, "GloVe": None}}
     half = len(other.labels) // 2
     classes = len(other.classes)
-    fit = half + int(0.75 * (len(other.labels) - half))
+    fit = half + round(0.75 * (len(other.labels) - half))
     transfer, few, means = [], [], []
     for name in records:
         seen = last_layer(trained(config, by_name(config, name)), other.images, config.device)

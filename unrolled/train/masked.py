@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.models import MaskedAutoencoder
+from unrolled.models.masked import removed_patches
 from unrolled.train.objectives import Numbers, Objective
 from unrolled.train.run import Splits, build_model
 
@@ -54,7 +55,7 @@ class MaskedReconstruction(Objective):
         model.norm_pix_loss = config.norm_pix_loss
         model._model_args["norm_pix_loss"] = config.norm_pix_loss
         rows, columns = model.patch_embed.grid_size
-        kept = int(rows * columns * (1 - config.mask_ratio))
+        kept = rows * columns - removed_patches(rows * columns, config.mask_ratio)
         if not 0 < kept < rows * columns:
             raise ValueError(
                 f"mask_ratio={config.mask_ratio} keeps {kept} of the {rows} x {columns} patches; choose one that keeps "

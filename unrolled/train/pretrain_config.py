@@ -38,7 +38,7 @@ class PretrainConfig(TrainConfig):
 
     # --- masked autoencoding
     mask_ratio: float = 0.75
-    """Share of the patches that are removed; the number kept is rounded down."""
+    """Share of the patches that are removed; their number is the nearest to it."""
     norm_pix_loss: bool = True
     """Predict patches normalised to mean 0 and variance 1, each by itself."""
 

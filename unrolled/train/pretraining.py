@@ -60,20 +60,24 @@ def objective_of(config: PretrainConfig) -> Objective:
     return SelfDistillation(config)
 
 
-def measure_run(config: PretrainConfig, model: nn.Module, source: ImageSource, device: torch.device) -> dict[str, Any]:
+def measure_run(
+    config: PretrainConfig, model: nn.Module, source: ImageSource, device: torch.device, *, batch_size: int
+) -> dict[str, Any]:
     """The scores of the model that a run ended with on other images, in this process.
 
     Args:
-        config: the run's, for its task and how images are loaded.
+        config: the run's, for its task and how images are loaded; the loss of self-distillation depends on the batch
+            size it was trained with.
         model: on `device`.
         source: the images.
         device: where the batches go.
+        batch_size: images in one forward pass, which changes no score.
     """
     objective = objective_of(config)
     splits = Splits(train=source)
     model = objective.adapt(model, splits)
     objective.begin(model, splits, total=1, rank=0, device=device)
-    loading = replace(config, batch_size=min(config.batch_size, len(source)), augment=False)
+    loading = replace(config, batch_size=min(batch_size, len(source)), augment=False)
     loaders = build_loaders(loading, splits, model, rank=0, world_size=1)
     loader = loaders.evaluate(source)
     return objective.measure(model, loader, reduce=lambda sums: sums, on_batch=lambda: None, collective=False)

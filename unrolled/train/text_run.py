@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unrolled.data.tokens import IGNORED, Tokenizer, mask_tokens, open_tokenizer, token_windows
+from unrolled.checksums import write_sums
+from unrolled.data.tokens import IGNORED, Tokenizer, mask_each, masked_windows, open_tokenizer, token_windows
 from unrolled.train.config import TrainConfig
 from unrolled.train.evaluation import logits_of
 
@@ -139,6 +140,7 @@ def evaluate_text(
     device: torch.device | str = "cpu",
     *,
     samples: int | None = None,
+    stride: int | None = None,
     on_batch: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Loss of a model on a part of the corpus; every process of a run looks at all of it.
@@ -150,40 +152,36 @@ def evaluate_text(
         config: for `task`, `length`, `batch_size` and `mask_share`.
         device: where the batches go.
         samples: only so many excerpts of `length` tokens, drawn evenly; default: all of the part.
+        stride: of "lm", tokens between the starts of two windows, see `token_windows`; default: windows side by side.
         on_batch: called after each batch.
 
     Returns:
         `loss` in nats per predicted token, `accuracy` of the likeliest token (a fraction), `tokens` predicted, and for
         "lm" `perplexity`, `bits_per_byte` and `bytes`: every token but the first is predicted once, from at most
-        `length` tokens before it. For "mlm" the same tokens are masked every time.
+        `length` tokens before it; where windows lie side by side, from 1 to `length`. For "mlm" the same tokens are
+        masked every time, whatever `batch_size`, and none is predicted twice.
 
     Raises:
-        ValueError: `samples` is below 1 or above `corpus.excerpts`.
+        ValueError: `samples` is below 1 or above `corpus.excerpts`; a `stride` of "mlm", of samples, or out of range.
     """
+    if stride is not None and (config.task != "lm" or samples is not None):
+        raise ValueError(f"stride={stride}: is for a language model on a whole part; leave it out")
     check_excerpts(corpus, split, config.length, samples, f"samples={samples}")
     was_training = model.training
     model.eval()
-    total, hits, count = 0.0, 0, 0
+    total, hits, count, predicted = 0.0, 0, 0, 0
     tokens, tokenizer = corpus.tokens[split], corpus.tokenizer
     try:
-        if samples is None:
+        drawn = None if samples is None else _excerpts(tokens, config.length, samples)
+        if config.task == "mlm":
+            windows = _masked(tokens, drawn, tokenizer, config)
+        elif drawn is None:
             predicted = corpus.predicted_bytes(split)
-            windows = token_windows(tokens, length=config.length, batch_size=config.batch_size)
+            windows = token_windows(tokens, length=config.length, batch_size=config.batch_size, stride=stride)
         else:
-            drawn = _excerpts(tokens, config.length, samples)
             predicted = sum(tokenizer.bytes_of(token) for token in drawn[:, 1:].flatten().tolist())
             windows = ((some[:, :-1], some[:, 1:]) for some in drawn.split(config.batch_size))
-        for number, (inputs, targets) in enumerate(windows):
-            if config.task == "mlm":
-                assert tokenizer.mask_id is not None
-                inputs, targets = mask_tokens(
-                    inputs,
-                    vocab_size=tokenizer.vocab_size,
-                    mask_id=tokenizer.mask_id,
-                    seed=_MASK_SEED,
-                    step=number,
-                    share=config.mask_share,
-                )
+        for inputs, targets in windows:
             inputs, targets = inputs.to(device), targets.to(device)
             logits = logits_of(model(inputs))
             known = targets != IGNORED
@@ -199,6 +197,24 @@ def evaluate_text(
         scores["perplexity"] = math.exp(min(total / count, 700.0))
         scores |= {"bits_per_byte": total / math.log(2) / predicted, "bytes": predicted}
     return scores
+
+
+def _masked(
+    tokens: Tensor, drawn: Tensor | None, tokenizer: Tokenizer, config: TrainConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of a masked language model: of the whole part, or of the excerpts that were drawn."""
+    assert tokenizer.mask_id is not None
+    options: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "mask_id": tokenizer.mask_id,
+        "seed": _MASK_SEED,
+        "share": config.mask_share,
+    }
+    if drawn is None:
+        yield from masked_windows(tokens, length=config.length, batch_size=config.batch_size, **options)
+        return
+    for first in range(0, len(drawn), config.batch_size):
+        yield mask_each(drawn[first : first + config.batch_size, :-1], first=first, **options)
 
 
 def check_excerpts(corpus: Corpus, split: str, length: int, samples: int | None, setting: str) -> None:
@@ -226,6 +242,7 @@ def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, co
     if not isinstance(model, LanguageModel):
         save_model(model, folder, config)  # a model of the caller's own
         tokenizer.save(folder / "tokenizer.json")
+        write_sums(folder)
         return
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -235,6 +252,7 @@ def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, co
     save: Any = model.save_pretrained
     save(unfinished)
     tokenizer.save(unfinished / "tokenizer.json")
+    write_sums(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
 
