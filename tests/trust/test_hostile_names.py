@@ -81,7 +81,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             image = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8))
             image.save(root / "data" / label / f"{number}{label[:200]}.png")
     (root / "pictures").mkdir()
-    for name in NAMES.values():
+    for name in (NAMES["element"], NAMES["control"] + NAMES["reversed"], NAMES["no text"]):
         image = Image.fromarray(draw.integers(0, 255, (16, 16, 3), dtype=np.uint8))
         image.save(root / "pictures" / f"{name[:200]}.png")
     data = ["--data", "folder", "--data-dir", str(root / "data")]

@@ -50,7 +50,7 @@ def _architecture(folder: Path) -> None:
 
 def _pickles(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"architecture": "crate_nano_patch2_8", "num_classes": 10}))
-    for name in ("pytorch_model.bin", "weights.pth"):
+    for name in ("model.safetensors", "pytorch_model.bin", "weights.pth"):
         (folder / name).write_bytes(pickled())
 
 
@@ -74,7 +74,7 @@ POISONS: dict[str, Callable[[Path], None]] = {
     "a list": _config("- model\n"),
     "a tag": _config(f"model: !!python/object/apply:os.system ['touch {SEEN}']\n"),
     "data as a list": _config("model: crate_nano_patch2_8\ndata: [digits]\n"),
-    "deep": _config("model: " + "[" * 5_000),
+    "deep": _config("model: " + "[" * 600),
     "references without end": _config(DOUBLED),
     "itself": _config("model: &m [*m]\n"),
     "too large": _config("# " + "x" * 2**21),

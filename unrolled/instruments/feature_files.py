@@ -98,7 +98,7 @@ def _read_npy(path: Path) -> Mapping[str, Tensor | np.ndarray]:
     try:
         large = path.stat().st_size >= _MAPPED
         array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:  # of a header that claims more than there is
         if "pickle" in str(error).lower() and "Object arrays" in str(error):
             raise UnsafeFile(f"{path} holds pickled objects and was not read; save a plain array") from error
         raise CorruptFile(f"{path} is truncated or not a .npy file: {error}") from error
