@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unrolled.arrays import read_npz
 from unrolled.data.files import IMAGES
 from unrolled.data.hub import column_called, columns_of, hub_spec, load_dataset
 from unrolled.data.listing import files_below, files_in, printable
 from unrolled.data.pairs import PairSource, _none_of, _twice
 from unrolled.data.sources import BadImage, Picture, decode, existing_folder
 from unrolled.data.text import read_lines
-from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
+from unrolled.errors import CorruptFile, MissingData, require
 from unrolled.reading import read_json
 
 _TEXTS = ("text", "texts", "caption", "captions", "sentence", "sentences", "raw", "alt_text", "description")
@@ -213,8 +212,14 @@ def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> P
     preferred = [key for key in _TEXTS if key in texts]
     keys = [key for key in ("id", "image_id", "img_id", "key") if key in features]
     ids = [str(value) for value in table[keys[0]]] if keys else [str(i) for i in range(len(table))]
-    if _twice(ids):
-        ids = [str(i) for i in range(len(table))]
+    groups: list[str] = []
+    if _twice(ids):  # one row a caption: rows of one id are of one photo
+        ids, groups = [str(i) for i in range(len(table))], ids
+
+    def columns(name: str) -> list[str] | None:
+        plain = isinstance(features.get(name), datasets.Value | datasets.ClassLabel)
+        return [str(value) for value in table[name]] if plain else None
+
     description = f"{title}, {len(table):,} pairs"
     if not images:
         if len(texts) < 2:
@@ -224,7 +229,7 @@ def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> P
         first, second = texts[:2]
         return PairSource(
             ids=ids, captions=[[_joined(text)] for text in table[second]], description=description,
-            others=[_joined(text) for text in table[first]],
+            others=[_joined(text) for text in table[first]], groups=groups, columns=columns,
         )  # fmt: skip
     if "text" in said:
         preferred = [column_called(table, title, "text", said["text"])]
@@ -246,7 +251,9 @@ def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> P
             raise BadImage("has no image in its row")
         return decode(record["bytes"] if record["bytes"] is not None else Path(record["path"]))
 
-    return PairSource(ids=ids, captions=captions, description=description, load=load)
+    return PairSource(
+        ids=ids, captions=captions, description=description, load=load, groups=groups, columns=columns
+    )  # fmt: skip
 
 
 def _is_text(datasets: Any, feature: Any) -> bool:
@@ -298,18 +305,7 @@ def _json(path: Path) -> Any:
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise MissingData(f"{path} does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            wanted = {*needed, "payload", "offsets", "header", "ids", "images"} & set(archive.files)
-            arrays = {key: archive[key] for key in wanted}
-    except ValueError as error:
-        if "pickle" in str(error).lower():
-            raise UnsafeFile(f"{path} holds pickled objects and was not read; save plain arrays") from error
-        raise CorruptFile(f"{path} is damaged: {error}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise CorruptFile(f"{path} is truncated or not an .npz file: {error}") from error
+    arrays = read_npz(path, dict.fromkeys((*needed, "payload", "offsets", "header", "ids", "images")))
     lacking = [key for key in needed if key not in arrays]
     if lacking:
         raise CorruptFile(f"{path} lacks {', '.join(lacking)}")
