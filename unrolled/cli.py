@@ -72,7 +72,7 @@ def build(tokens: Sequence[str] = ()) -> App:
     """The cyclopts application made from `VERBS`; no verb is imported."""
     from cyclopts import App, Parameter
 
-    from unrolled.commands.settings import layered, shown_default
+    from unrolled.commands.settings import finite, layered, shown_default
 
     app = App(
         name="unrolled",
@@ -80,7 +80,7 @@ def build(tokens: Sequence[str] = ()) -> App:
         version=__version__,
         help_epilogue=_EPILOGUE,
         config=[layered],
-        default_parameter=Parameter(show_default=shown_default, negative_iterable=()),
+        default_parameter=Parameter(show_default=shown_default, negative_iterable=(), validator=finite),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )

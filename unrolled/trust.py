@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from unrolled.errors import UnsafeFile
+from unrolled.errors import UnsafeFile, check_finite
 
 KINDS_OF_MODELS = frozenset({"given", "hf", "local", "st", "timm", "tv"})
 """What stands before the colon of a model that is built without importing code that the string chooses."""
@@ -124,12 +124,14 @@ def check_model_args(arguments: Any, where: Path | str = "model_args") -> dict[s
     """The arguments of a model, as a mapping without those that say what to load and from where.
 
     Raises:
-        ValueError: they are no mapping, or one of them is of `LOADING`.
+        ValueError: they are no mapping, one of them is of `LOADING`, or infinite or NaN.
     """
     if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
         raise ValueError(f"{where}: must be `name: value` pairs, not {arguments!r:.60}")
     if loading := sorted(LOADING.intersection(arguments)):
         raise ValueError(f"{where}: {loading[0]} is no argument of a model but of loading one; leave it out")
+    for name, value in arguments.items():
+        check_finite(value, f"{where}: {name}")
     return dict(arguments)
 
 

@@ -86,7 +86,10 @@ class _Coco(_Files):
         """Read categories, and the images that exist with their annotations; of panoptic ones those that have some."""
         data = _read_json(path, ("images", "annotations", "categories"))
         described = ("id", "name", *(["isthing"] if panoptic else []))
-        self._categories = {str(c["id"]): c for c in _records(data, "categories", described, path)}
+        self._categories: dict[str, dict[str, Any]] = {}
+        for category in _records(data, "categories", described, path):
+            if self._categories.setdefault(str(category["id"]), category) is not category:
+                raise CorruptFile(f"{path}: several categories have the id {category['id']}")
         self.classes = [str(c["name"]) for c in data["categories"]]
         found: dict[str, list[dict[str, Any]]] = {}
         images = _records(data, "images", ("id", "file_name"), path)
