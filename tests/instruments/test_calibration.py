@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import unrolled.alignment as al
+from unrolled.instruments import alignment_embedding
 
 
 def features(n: int, d: int, *, seed: int, shared: torch.Tensor | None = None, spectrum: float = 0.0) -> torch.Tensor:
@@ -80,7 +81,11 @@ def test_known_chance_levels() -> None:
 
 
 @pytest.mark.parametrize("metric", ["mutual_knn", "cka", "unbiased_cka", "cknna", "rsa", "procrustes", "lcs_knn"])
-def test_null_grids_equal_computing_on_relabelled_features(metric: str) -> None:
+@pytest.mark.parametrize("few", [0, 384])
+def test_null_grids_equal_computing_on_relabelled_features(
+    metric: str, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment_embedding, "_FEW", few)
     chosen = al.get_metric(metric)
     a, b = ([features(40, d, seed=s) for d in widths] for s, widths in ((0, (5, 6)), (1, (4, 7, 30))))
     orders = list(al.relabellings(40, 3))
@@ -198,14 +203,19 @@ def test_comparison_of_distances_looks_for_the_smallest() -> None:
     assert result.interval is None
 
 
-def test_moments_null_and_what_it_cannot_say() -> None:
+def test_moments_null_and_what_it_says() -> None:
     x, y = features(50, 6, seed=0), features(50, 6, seed=1)
     result = al.compare(x, y, "cka", null="moments", resamples=0)
-    assert result.p_value is None
     assert result.chance == pytest.approx(al.chance_level("cka", x, y)[0])
-    assert "not corrected" in result.summary()
-    with pytest.raises(ValueError, match="needs a closed form"):
-        al.compare(x, y, "svcca", null="moments")
+    assert result.p_value is not None
+    assert "Pearson III" in result.p_method
+    assert result.p_method in result.summary()
+    drawn = al.compare(x, y, "cka", draws=2000, resamples=0)
+    assert result.p_value == pytest.approx(drawn.p_value, abs=0.03)
+    # a metric without a closed form is drawn, and says so
+    other = al.compare(x, y, "svcca", null="moments", resamples=0)
+    assert "relabellings" in other.p_method
+    assert other.p_value == pytest.approx(al.compare(x, y, "svcca", draws=999, resamples=0).p_value, abs=0.15)
     for bad in ({"null": "none"}, {"draws": 0}, {"alpha": 0.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             al.compare(x, y, "cka", **bad)

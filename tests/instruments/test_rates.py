@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unrolled.instruments import head_subspaces, incoherence, layerwise, trace_report
+from unrolled.instruments.rates import _spectral
 from unrolled.instruments.trace import trace
 from unrolled.models import CRATE, load_published
 from unrolled.theory import coding_rate, normalize_tokens, subspace_coding_rate
@@ -247,3 +248,28 @@ def test_pytorchs_own_attention_has_subspaces_too() -> None:
     layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     value = layer.self_attn.in_proj_weight[32:]
     torch.testing.assert_close(head_subspaces(layer), value.unflatten(0, (4, 4)).mT)
+
+
+def test_small_singular_values_count_in_the_effective_rank() -> None:
+    # a smooth picture's tokens: singular values fall over five decades, which a float32 Gram matrix does not hold
+    model = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
+    ramp = torch.linspace(0, 1, 224)
+    images = torch.stack([ramp * k + ramp[:, None].square() * (1 - k) for k in (0.2, 0.9)])[:, None].expand(
+        -1, 3, -1, -1
+    )
+    with torch.no_grad(), trace(model) as t:
+        model(images)
+    row = layerwise(model, images)[0]
+    for point, name in {"z": "embed", "half": "block00/half", "next": "block00"}.items():
+        singular = torch.linalg.svdvals(normalize_tokens(t[name]).double())
+        want = torch.special.entr(singular / singular.sum(-1, keepdim=True)).sum(-1).exp().mean()
+        assert row[f"effective_rank_{point}"] == pytest.approx(float(want), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_adds_no_rank(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, 197, 3, generator=g, dtype=dtype) @ torch.randn(3, 192, generator=g, dtype=dtype)
+    found = _spectral(normalize_tokens(tokens), 0.1)["effective_rank"]
+    singular = torch.linalg.svdvals(normalize_tokens(tokens).double())[:, :3]
+    assert float(found) == pytest.approx(float(torch.special.entr(singular / singular.sum()).sum().exp()), rel=1e-4)

@@ -158,9 +158,9 @@ def similar(look: Look, layer: int, patch: int) -> dict[str, Any]:
     Raises:
         ValueError: a layer or a patch out of range.
     """
-    from torch.nn.functional import normalize
+    from unrolled.ops.rows import unit_rows
 
-    features = normalize(_features(look, layer), dim=-1)
+    features = unit_rows(_features(look, layer).float())
     if not 0 <= patch < len(features):
         raise ValueError(f"patch={patch}: there are patches 0 to {len(features) - 1}")
     return {"values": [round(float(value), 4) for value in features @ features[patch]]}

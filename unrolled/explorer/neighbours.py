@@ -141,14 +141,14 @@ class Neighbours:
         Raises:
             ValueError: no such layer or image.
         """
-        from torch.nn.functional import normalize
+        from unrolled.ops.rows import unit_rows
 
         features = list(self.features(opened).values())
         if not 0 <= layer < len(features):
             raise ValueError(f"layer={layer}: there are layers 0 to {len(features) - 1}")
         if not 0 <= image < len(self.set.images):
             raise ValueError(f"image={image}: there are images 0 to {len(self.set.images) - 1}")
-        rows = normalize(features[layer].float(), dim=-1)
+        rows = unit_rows(features[layer].float())
         similarity = rows @ rows[image]
         similarity[image] = -2.0
         best = similarity.topk(self.k)

@@ -7,14 +7,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unrolled.instruments.copies import warn_of_copies
 from unrolled.ops.gram import gram
 from unrolled.ops.neighbours import Membership, membership, membership_of_scores
+from unrolled.ops.rows import as_floats, as_rows, check_devices, moderate, unit_rows
+
+if TYPE_CHECKING:
+    from unrolled.instruments.dependence import Units
 
 Features = Tensor | np.ndarray | Sequence[Sequence[float]]
 
@@ -25,34 +30,15 @@ DENSE_LIMIT = 4096
 def as_features(x: Features, name: str = "x", *, min_samples: int = 2) -> Tensor:
     """Check features and return them as a detached float tensor [n, d] on their own device.
 
-    Integers and half precision become float32; float64 stays.
+    Integers and half precision become float32 (large integers float64); float64 stays.
 
     Raises:
-        ValueError: not 2-D, too few samples, NaN or infinite entries (rows named), or no variance between rows.
+        ValueError: what `ops.rows.as_rows` refuses (not numbers, masked, sparse, not 2-D, NaN or infinite entries, the
+            rows named), too few samples, or no variance between rows.
     """
-    try:
-        tensor = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be an array of numbers [n, d]: {error}") from error
-    tensor = tensor.detach()
-    if tensor.ndim != 2 or tensor.shape[1] == 0:
-        raise ValueError(
-            f"{name} must be [n, d] with d >= 1, got shape {tuple(tensor.shape)}: pool tokens or flatten first"
-        )
-    if tensor.is_complex():
-        raise ValueError(f"{name} is complex: pass real and imaginary parts as separate columns")
+    tensor = as_rows(x, name)
     if tensor.shape[0] < min_samples:
         raise ValueError(f"{name} has {tensor.shape[0]} samples: at least {min_samples} are needed")
-    if tensor.dtype not in (torch.float32, torch.float64):
-        tensor = tensor.float()
-    # one sum finds any NaN or infinity; only then is it worth looking for the rows
-    if not bool(torch.isfinite(tensor.sum())) and not bool((finite := torch.isfinite(tensor).all(1)).all()):
-        bad = (~finite).nonzero()[:, 0].tolist()
-        rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        raise ValueError(
-            f"{name} has NaN or infinite values in {len(bad)} of {len(finite)} rows ({rows}): "
-            "drop these samples on both sides"
-        )
     slack = 8 * torch.finfo(tensor.dtype).eps * float(tensor[0].abs().max())
     if not any(float((part - tensor[0]).abs().max()) > slack for part in tensor.split(64)):
         raise ValueError(f"{name} has zero variance: all {tensor.shape[0]} rows are equal, so similarity is undefined")
@@ -86,9 +72,9 @@ def prepare_features(
         values = prepare_features(list(x.values()), clamp, normalize, threshold=threshold, quantile=quantile)
         return dict(zip(x, values, strict=True))
     if isinstance(x, (list, tuple)) and x and np.ndim(x[0]) == 2:
-        layers = [_floats(layer) for layer in x]
+        layers = [as_floats(layer, f"x[{i}]") for i, layer in enumerate(x)]
     else:
-        x = _floats(x)
+        x = as_floats(x)
         if x.ndim == 3:
             out = prepare_features(list(x.unbind(1)), clamp, normalize, threshold=threshold, quantile=quantile)
             return torch.stack(out, 1)
@@ -105,13 +91,8 @@ def prepare_features(
             limits = [_outlier_limit(layer, clamp, quantile) for layer in layers]
         layers = [layer.clamp(-limit, limit) for layer, limit in zip(layers, limits, strict=True)]
     if normalize:
-        layers = [torch.nn.functional.normalize(layer, dim=-1) for layer in layers]
+        layers = [unit_rows(layer) for layer in layers]
     return layers if isinstance(x, (list, tuple)) else layers[0]
-
-
-def _floats(x: Any) -> Tensor:
-    tensor: Tensor = x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def _outlier_limit(x: Tensor, clamp: float, quantile: str) -> float:
@@ -144,14 +125,15 @@ class Representation:
         return cls(x, min_samples=min_samples)
 
     @cached_property
-    def mean(self) -> Tensor:
-        """[d] column means."""
-        return self.x.mean(0)
+    def moderate(self) -> tuple[Tensor, float]:
+        """[n, d] features over a power of two, and that power: 1 unless their squares would leave float32."""
+        return moderate(self.x)
 
     @cached_property
     def centred(self) -> Tensor:
-        """[n, d] features with zero column means."""
-        centred = self.x - self.mean
+        """[n, d] `moderate` features with zero column means."""
+        x = self.moderate[0]
+        centred = x - x.mean(0)
         return centred.sub_(centred.mean(0))  # what rounding left over when the mean is large
 
     @cached_property
@@ -160,23 +142,21 @@ class Representation:
         return gram(self.centred)
 
     @cached_property
+    def unit(self) -> Tensor:
+        """[n, d] rows as given over their norms."""
+        return unit_rows(self.x)
+
+    @cached_property
     def cosine(self) -> Tensor:
         """[n, n] cosines of the rows as given."""
-        if "gram" not in self.__dict__:
-            return gram(torch.nn.functional.normalize(self.x, dim=1))
-        # the raw Gram matrix follows from the centred one, which spares a second product
-        shift = self.centred @ self.mean + self.mean @ self.mean / 2
-        scale = 1 / self.x.norm(dim=1).clamp_min(1e-12)
-        cosine = self.gram + shift[:, None]
-        cosine.add_(shift).mul_(scale[:, None]).mul_(scale)
-        return cosine
+        return gram(self.unit)
 
     def membership(self, k: int) -> Membership:
         """Neighbourhoods of the k nearest rows by cosine, ties shared."""
         if k not in self._memberships:
             if not 1 <= k < self.n:
                 raise ValueError(f"k must be between 1 and n - 1 = {self.n - 1}, got {k}: lower k or give more samples")
-            dense = "cosine" in self.__dict__ or "gram" in self.__dict__
+            dense = "cosine" in self.__dict__
             self._memberships[k] = membership_of_scores(self.cosine, k) if dense else membership(self.x, k)
         return self._memberships[k]
 
@@ -229,6 +209,18 @@ class Metric(ABC):
         """
         return None
 
+    def null_shapes(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """Where `null_moments` are known: exact skewness, and how far one sample of each side may move the value alone.
+
+        The latter is the geometric mean of the largest shares that a sample has in the two squared norms. Both are
+        [len(rows), len(columns)]; None where no closed form is known.
+        """
+        return None
+
+    def for_units(self, units: Units) -> Metric:
+        """This metric for rows that depend on each other: where it leaves samples out, whole units are left out."""
+        return self
+
     def grid(self, rows: Sequence[Any], columns: Sequence[Any]) -> Tensor:
         """[len(rows), len(columns)] float64 values; a missing (None) layer gives NaN."""
         return torch.tensor(
@@ -251,6 +243,8 @@ def representations(
 ) -> tuple[Representation, Representation]:
     """Check that two sets of features can be compared: same samples, same device; a common dtype is chosen.
 
+    Features given as such, not as a `Representation`, are warned of if many of their rows are copies.
+
     Raises:
         ValueError: unequal numbers of rows, different devices, or what `as_features` refuses.
     """
@@ -258,10 +252,10 @@ def representations(
     right = y if isinstance(y, Representation) else Representation(y, "y", min_samples=min_samples)
     if left.n != right.n:
         raise ValueError(f"x has {left.n} samples and y {right.n}: rows must be the same samples in the same order")
-    if left.x.device != right.x.device:
-        raise ValueError(
-            f"x is on {left.x.device} and y on {right.x.device}: move one with .to({str(left.x.device)!r})"
-        )
+    check_devices(left.x, right.x)
+    for side, given, name in ((left, x, "x"), (right, y, "y")):
+        if side is not given:
+            warn_of_copies(side.x, name)
     if left.x.dtype != right.x.dtype:
         left, right = Representation(left.x.double()), Representation(right.x.double())
     return left, right

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from unrolled.instruments.alignment import get_metric
 from unrolled.instruments.alignment_base import Features, Metric, Representation
+from unrolled.ops.rows import as_rows, check_kind
 
 LayerFeatures = Features | Mapping[str, Features] | Iterable[Features | tuple[str, Features]]
 
@@ -24,12 +26,14 @@ class Layers:
         n: samples.
         prepared: per metric (by its repr), one entry a layer; None for layers without variance.
         constant: names of these layers, such as a class token before the first block.
+        device: where all of them are.
     """
 
     names: list[str]
     n: int
     prepared: dict[str, list[Any]]
     constant: list[str]
+    device: torch.device | None = None
 
     def of(self, metric: Metric) -> list[Any]:
         """Prepared layers for one metric.
@@ -66,15 +70,18 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> 
     names: list[str] = []
     constant: list[str] = []
     prepared: dict[str, list[Any]] = {repr(metric): [] for metric in chosen}
-    n = 0
+    n, device = 0, None
     for name, layer in named_layers(features):
         names.append(name)
-        rows = len(layer)
+        checked = as_rows(layer, name)
+        rows = len(checked)
         if n and rows != n:
             raise ValueError(f"layer {name} has {rows} samples and {names[0]} {n}: rows must be the same samples")
-        n = rows
+        if device is not None and checked.device != device:
+            raise ValueError(f"layer {name} is on {checked.device} and {names[0]} on {device}: move one")
+        n, device = rows, checked.device
         try:
-            rep: Representation | None = Representation(layer, name)
+            rep: Representation | None = Representation(checked, name)
         except ValueError as error:
             if "zero variance" not in str(error):
                 raise
@@ -86,18 +93,23 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> 
         raise ValueError("features hold no layers")
     if len(constant) == len(names):
         raise ValueError(f"all layers have zero variance ({', '.join(names)}): similarity is undefined")
-    return Layers(names, n, prepared, constant)
+    return Layers(names, n, prepared, constant, device)
 
 
 def named_layers(features: LayerFeatures) -> Iterator[tuple[str, Features]]:
     """Pairs of layer name and features [n, d] from any of the forms `prepare_layers` takes."""
     layers: Iterable[Any]
+    check_kind(features, "features")
     if isinstance(features, Mapping):
         layers = features.items()
     elif isinstance(features, Tensor | np.ndarray):
         layers = [features[:, i] for i in range(features.shape[1])] if features.ndim == 3 else [features]
-    else:
+    elif isinstance(features, Iterable) and not isinstance(features, str):
         layers = features
+    else:
+        raise ValueError(
+            f"features must be [n, d], layers of that, or a mapping of them, not {type(features).__name__}"
+        )
     for i, layer in enumerate(layers):
         yield layer if isinstance(layer, tuple) else (f"layer{i:02d}", layer)
 
@@ -117,6 +129,8 @@ def layer_grid(a: Layers, b: Layers, metric: str | Metric) -> Grid:
 
 
 def check_paired(a: Layers, b: Layers) -> None:
-    """Raise ValueError unless both sides have the same number of samples."""
+    """Raise ValueError unless both sides have the same number of samples, on one device."""
     if a.n != b.n:
         raise ValueError(f"features_a has {a.n} samples and features_b {b.n}: rows must be the same samples")
+    if a.device != b.device:
+        raise ValueError(f"features_a is on {a.device} and features_b on {b.device}: move one with .to(...)")

@@ -14,15 +14,18 @@ from torch import Tensor
 from unrolled.instruments.alignment_base import DENSE_LIMIT, Features, Representation, representations
 from unrolled.instruments.alignment_embedding import DenseEmbedding, EmbeddingMetric
 from unrolled.ops.gram import (
+    accumulator,
     center_gram,
     from_triangle,
     gram,
     linear_hsic,
     rbf_gram,
+    square_distances,
     triangle,
     triangle_relabelling,
     u_center,
 )
+from unrolled.ops.rows import scaled_rows, unit_rows, varies
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class CKA(EmbeddingMetric):
         """Unit vector of the centred kernel up to n = 4096, centred features above (linear kernel only)."""
         rep = Representation.of(x, min_samples=self.min_samples)
         if self.kernel == "rbf":
-            raw = rbf_gram(rep.x, self.sigma)
+            x, scale = rep.moderate
+            raw = rbf_gram(x, self.sigma / scale)
             kernel = u_center(raw) if self.unbiased else center_gram(raw)
             return DenseEmbedding.of(kernel, diagonal=not self.unbiased, scale=1.0)
         if rep.n > DENSE_LIMIT:
@@ -138,7 +142,7 @@ class RSA(EmbeddingMetric):
 
     def prepare(self, x: Features | Representation) -> DenseEmbedding | Tensor:
         """Unit vector of the (ranked or whitened) dissimilarities; for tau-a the [n (n - 1) / 2] dissimilarities."""
-        return self.prepare_rdm(rdm(Representation.of(x, min_samples=self.min_samples), self.dissimilarity))
+        return self.prepare_rdm(_rdm(Representation.of(x, min_samples=self.min_samples), self.dissimilarity)[0])
 
     def prepare_rdm(self, dissimilarities: Tensor) -> DenseEmbedding | Tensor:
         """As `prepare`, from a symmetric [n, n] matrix; its diagonal is ignored."""
@@ -149,6 +153,8 @@ class RSA(EmbeddingMetric):
         scale = float(values.abs().max())
         if float(values.max() - values.min()) <= 1e-6 * scale:
             raise ValueError("x has no similarity structure: all pairwise dissimilarities are equal")
+        if self.method in ("tau-a", "spearman"):
+            values = (values / scale).round(decimals=12)  # what differs by rounding is tied
         if self.method == "tau-a":
             return values
         if self.method == "spearman":
@@ -187,20 +193,30 @@ def rdm(x: Features | Representation, dissimilarity: str = "correlation") -> Ten
         ValueError: unknown dissimilarity, or "correlation" with fewer than two columns.
     """
     rep = Representation.of(x)
+    out, scale = _rdm(rep, dissimilarity)
+    return (out * scale).to(rep.x.dtype)
+
+
+def _rdm(rep: Representation, dissimilarity: str) -> tuple[Tensor, float]:
+    """`rdm` over a number, which keeps it inside the range of its dtype, and that number."""
+    scale = 1.0
     if dissimilarity not in _DISSIMILARITIES:
         raise ValueError(f"dissimilarity must be one of {', '.join(_DISSIMILARITIES)}, got {dissimilarity!r}")
+    wide = accumulator(rep.x)  # the rounding of float32 would put equal dissimilarities in an order of its own
     if dissimilarity == "cosine":
-        out = 1 - rep.cosine
+        out = 1 - gram(unit_rows(rep.x.to(wide)))
     elif dissimilarity == "correlation":
         if rep.d < 2:
             raise ValueError("dissimilarity 'correlation' needs at least 2 columns: use 'euclidean'")
-        rows = rep.x - rep.x.mean(1, keepdim=True)
-        out = 1 - gram(torch.nn.functional.normalize(rows, dim=1))
+        rows = scaled_rows(rep.x.to(wide))
+        # a row whose entries are equal up to rounding correlates with nothing, not with what rounding left of it
+        centred = torch.where(varies(rep.x.mT)[:, None], rows - rows.mean(1, keepdim=True), 0)
+        out = 1 - gram(unit_rows(centred))
     else:
-        squares = rep.gram.diagonal()
-        out = (squares[:, None] + squares[None, :] - 2 * rep.gram).clamp_min(0)
+        out = square_distances(rep.centred.to(wide))
+        scale = rep.moderate[1] ** (1 if dissimilarity == "euclidean" else 2)
         out = out.sqrt() if dissimilarity == "euclidean" else out
-    return out.fill_diagonal_(0)
+    return out.fill_diagonal_(0), scale
 
 
 def compare_rdms(a: Tensor, b: Tensor, method: str = "spearman") -> float:

@@ -15,6 +15,7 @@ from unrolled.instruments.alignment_base import Features, as_features
 from unrolled.instruments.alignment_neighbours import _cycle, _lcs, _levenshtein
 from unrolled.ops.gram import gram
 from unrolled.ops.neighbours import nearest_neighbours
+from unrolled.ops.rows import moderate
 
 
 def mutual_knn(x: Features, y: Features, k: int = 10) -> float:
@@ -43,7 +44,12 @@ def edit_knn(x: Features, y: Features, k: int = 10) -> float:
 
 
 def cka(x: Features, y: Features, *, unbiased: bool = False, kernel: str = "linear", sigma: float = 1.0) -> float:
-    """CKA. Fault: 1e-6 in the denominator, so that features of small scale score too low, even against themselves."""
+    """CKA. Fault: 1e-6 in the denominator, so that features of small scale score too low, even against themselves.
+
+    Every product is taken as published, so that values agree to the last digits on one machine. A float32 kernel whose
+    entries are nearly equal (rbf, rows much closer than `sigma`) leaves little but rounding: `unrolled.alignment`
+    refuses it, this form returns it.
+    """
     if kernel not in ("linear", "rbf"):
         raise ValueError(f"kernel must be 'linear' or 'rbf', got {kernel!r}")
     k, l = (_kernel(side, kernel, sigma) for side in _pair(x, y))
@@ -107,21 +113,27 @@ def _pair(x: Features, y: Features) -> tuple[Tensor, Tensor]:
 
 
 def _lists(x: Features, y: Features, k: int) -> tuple[Tensor, Tensor]:
-    a, b = _pair(x, y)
-    return nearest_neighbours(a, k, normalize=False).indices, nearest_neighbours(b, k, normalize=False).indices
+    a, b = (nearest_neighbours(moderate(side)[0], k, normalize=False).indices for side in _pair(x, y))
+    return a, b
 
 
 def _kernel(x: Tensor, kernel: str, sigma: float) -> Tensor:
     return gram(x) if kernel == "linear" else torch.exp(-(torch.cdist(x, x) ** 2) / (2 * sigma**2))
 
 
+# Both in O(n^3), product by product, as published: cheaper forms round differently, by 1e-4 of a float32 kernel whose
+# entries are nearly equal, and can be negative (and CKA then NaN) where the products give 0.
+
+
 def _gretton(k: Tensor, l: Tensor) -> Tensor:
-    return ((k - k.mean(1, keepdim=True)) * (l - l.mean(1, keepdim=True)).T).sum()
+    """tr(k H l H)."""
+    centring = torch.eye(k.shape[0], dtype=k.dtype, device=k.device) - 1 / k.shape[0]
+    return torch.trace(k @ centring @ l @ centring)
 
 
 def _song(k: Tensor, l: Tensor) -> Tensor:
     """Unbiased HSIC for matrices that need not be symmetric, term by term."""
     n = k.shape[0]
     k, l = k.clone().fill_diagonal_(0), l.clone().fill_diagonal_(0)
-    paths = k.sum(0) @ l.sum(1)
+    paths = (k @ l).sum()
     return ((k * l.T).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2)) - 2 * paths / (n - 2)) / (n * (n - 3))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from unrolled.instruments.alignment_base import Features, Metric, Representation
+from unrolled.instruments.dependence import Units
 from unrolled.ops.gram import accumulator
+from unrolled.ops.rows import varies
+
+_SMALL = 64  # side up to which a whole singular value decomposition is as fast as Lanczos steps
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class _CCA(Metric):
         rep = Representation.of(x)
         centred = rep.centred.to(accumulator(rep.x))
         if self.standardize:
-            spread = centred.std(0)
-            centred = centred[:, spread > 0] / spread[spread > 0]
+            kept = centred[:, varies(rep.x)]
+            centred = kept / kept.std(0)
         basis, spectrum, axes = torch.linalg.svd(centred, full_matrices=False)
         rank = int((spectrum > spectrum[0] * max(centred.shape) * torch.finfo(rep.x.dtype).eps).sum())
         if isinstance(self.dims, int):
@@ -120,6 +126,9 @@ class Procrustes(Metric):
         kind: "angular" arccos(s) in [0, pi/2], a metric in the mathematical sense; "euclidean" sqrt(2 - 2 s); or
             "similarity" s itself.
         alpha: 1 compares shapes; towards 0 features are whitened first, so that alpha=0 compares subspaces as CCA does.
+            In between, singular values s become alpha s + (1 - alpha) |s| / sqrt(rank), which no scale of the features
+            changes. netrep has alpha s + (1 - alpha): its distance is this one only for centred features of Frobenius
+            norm sqrt(rank), and for others depends on their scale.
     """
 
     name: ClassVar[str] = "procrustes"
@@ -181,20 +190,28 @@ class _CrossValidated(Metric):
         if folds < 2:
             raise ValueError(f"folds must be at least 2, got {folds}")
         self.folds, self.seed = folds, seed
+        self._units: Units | None = None
 
     def prepare(self, x: Features | Representation) -> Tensor:
         """[n, d] features of unit root-mean-square, so that penalties do not depend on scale."""
         rep = Representation.of(x, min_samples=self.min_samples)
-        wide = rep.x.to(accumulator(rep.x))
+        wide = rep.moderate[0].to(accumulator(rep.x))
+        wide = torch.where(varies(rep.x), wide, wide[0])  # nothing is fitted to the rounding of a constant column
         return wide / rep.centred.to(wide).square().mean().sqrt()
 
     def relabel(self, prepared: Tensor, order: Tensor) -> Tensor:
         """The samples in another order."""
         return prepared[order.to(prepared.device)]
 
+    def for_units(self, units: Units) -> _CrossValidated:
+        """This metric with folds of whole units."""
+        other = copy.copy(self)
+        other._units = units
+        return other
+
     def _splits(self, n: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).to(device)
-        parts = order.tensor_split(min(self.folds, n))
+        units = self._units if self._units is not None else Units(n)
+        parts = [part.to(device) for part in units.parts(min(self.folds, units.count), self.seed)]
         for i, test in enumerate(parts):
             yield torch.cat([p for j, p in enumerate(parts) if j != i]), test
 
@@ -229,7 +246,12 @@ class RidgePredictivity(_CrossValidated):
 
 
 class PLSPredictivity(_CrossValidated):
-    """As `RidgePredictivity`, with scikit-learn's partial least squares on `components` latent variables."""
+    """As `RidgePredictivity`, with partial least squares (PLS2) on `components` latent variables.
+
+    Equal to scikit-learn's where that has converged, except that components end where the training rows of x, or what
+    is left to be predicted of y, hold nothing but rounding. A further one is divided by that rounding, and predicts at
+    will for a held-out row that alone differs in some direction, such as the one row of zeros beside a constant column.
+    """
 
     name: ClassVar[str] = "pls_predictivity"
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
@@ -243,16 +265,10 @@ class PLSPredictivity(_CrossValidated):
 
     def compare(self, a: Any, b: Any) -> float:
         """Median correlation of predicting b from a."""
-        from sklearn.cross_decomposition import PLSRegression
-
-        x, y = a.cpu().numpy(), b.cpu().numpy()
-        prediction = torch.empty(b.shape, dtype=b.dtype)
-        rank = int(torch.linalg.matrix_rank(a - a.mean(0)))
-        for train, test in self._splits(a.shape[0], torch.device("cpu")):
-            model = PLSRegression(min(self.components, rank, len(train) - 1), scale=False, tol=1e-12, max_iter=5000)
-            fitted = model.fit(x[train], y[train]).predict(x[test])
-            prediction[test] = torch.from_numpy(fitted).reshape(len(test), -1).to(prediction)
-        return _median_correlation(prediction, b.cpu())
+        prediction = torch.empty_like(b)
+        for train, test in self._splits(a.shape[0], a.device):
+            prediction[test] = _pls(a[train], b[train], a[test], self.components)
+        return _median_correlation(prediction, b)
 
 
 class Stitching(_CrossValidated):
@@ -288,15 +304,53 @@ def _ridge(x: Tensor, y: Tensor, at: Tensor, alpha: float, *, offset: bool) -> T
     x_mean, y_mean = (x.mean(0), y.mean(0)) if offset else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
     x, y, at = x - x_mean, y - y_mean, at - x_mean
     n, d = x.shape
-    if d <= n:
-        system = x.T @ x
-        system.diagonal().add_(alpha)
-        weights = torch.cholesky_solve(x.T @ y, torch.linalg.cholesky(system))
-    else:
-        system = x @ x.T
-        system.diagonal().add_(alpha)
-        weights = x.T @ torch.cholesky_solve(y, torch.linalg.cholesky(system))
+    system = x.T @ x if d <= n else x @ x.T
+    # a smaller penalty is lost in the rounding of the products, and whether a factor exists would hang on that rounding
+    system.diagonal().add_(max(alpha, len(system) * torch.finfo(x.dtype).eps * float(system.trace())))
+    factor = torch.linalg.cholesky(system)
+    weights = torch.cholesky_solve(x.T @ y, factor) if d <= n else x.T @ torch.cholesky_solve(y, factor)
     return at @ weights + y_mean
+
+
+def _pls(x: Tensor, y: Tensor, at: Tensor, components: int) -> Tensor:
+    """PLS2 prediction at new rows, by deflating x'y alone (Dayal and MacGregor 1997)."""
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    # what float32 features hold below this is their rounding, and so is the norm of a score from it
+    floor = torch.finfo(torch.float32).eps * float(x.norm())
+    x, at = x - x_mean, at - x_mean
+    cross = x.T @ (y - y_mean)
+    enough = 1e-10 * float(cross.norm())
+    weights = x.new_zeros(x.shape[1], y.shape[1])
+    rotations, loadings = x.new_zeros(0, x.shape[1]), x.new_zeros(0, x.shape[1])
+    for _ in range(min(components, *x.shape)):
+        if not float(cross.norm()) > enough:
+            break
+        direction = _leading(cross)
+        rotation = direction - rotations.T @ (loadings @ direction)
+        score = x @ rotation
+        size = score.square().sum()
+        if not float(size) > floor**2:
+            break
+        loading = score @ x / size
+        gain = rotation @ cross / size
+        cross = cross - torch.outer(loading, gain) * size
+        weights += torch.outer(rotation, gain)
+        rotations, loadings = (
+            torch.cat([rows, new[None]]) for rows, new in ((rotations, rotation), (loadings, loading))
+        )
+    return at @ weights + y_mean
+
+
+def _leading(matrix: Tensor) -> Tensor:
+    """Unit left singular vector of the largest singular value."""
+    if matrix.shape[1] == 1:
+        return matrix[:, 0] / matrix.norm()
+    if min(matrix.shape) <= _SMALL:
+        return torch.linalg.svd(matrix, full_matrices=False)[0][:, 0]
+    from scipy.sparse.linalg import svds
+
+    start = np.random.default_rng(0).standard_normal(min(matrix.shape))
+    return torch.from_numpy(svds(matrix.cpu().numpy(), k=1, v0=start)[0][:, 0].copy()).to(matrix)
 
 
 def _median_correlation(prediction: Tensor, y: Tensor) -> float:

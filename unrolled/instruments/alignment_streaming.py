@@ -7,6 +7,7 @@ sample once.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unrolled.instruments.alignment import get_metric
-from unrolled.instruments.alignment_base import Metric
+from unrolled.instruments.alignment_base import Features, Metric
 from unrolled.ops.gram import LinearMoments
+from unrolled.ops.rows import as_rows, check_devices
 
 
 class StreamingCKA:
@@ -37,24 +39,32 @@ class StreamingCKA:
         """Forget all batches."""
         self._moments = LinearMoments(**self._centers)
 
-    def update(self, x: Tensor, y: Tensor) -> None:
+    def update(self, x: Features, y: Features) -> None:
         """Add paired rows x [b, d_x], y [b, d_y].
 
         Raises:
-            ValueError: shapes do not match, or NaN or infinite values (the batch is not added).
+            ValueError: shapes or devices do not match, not numbers, or NaN or infinite values (the batch is not added).
         """
-        _check_batch(x, y)
-        self._moments.update(x, y)
+        self._moments.update(*_checked(x, y))
 
     def compute(self) -> float:
         """CKA of all rows so far, over all processes.
 
         Raises:
-            ValueError: too few samples, or features without variance.
+            ValueError: too few samples, features without variance, or beyond 1e75 in size.
         """
-        cross, own_x, own_y = _reduced(self._moments).hsic(unbiased=self.unbiased)
-        if not (own_x > 0 and own_y > 0):
-            raise ValueError("features have zero variance, so similarity is undefined")
+        moments = _reduced(self._moments)
+        cross, own_x, own_y = moments.hsic(unbiased=self.unbiased)
+        if not math.isfinite(own_x) or not math.isfinite(own_y):
+            raise ValueError("features are too large for sums of their fourth powers: divide them by a constant")
+        for name, own in (("x", own_x), ("y", own_y)):
+            # what is left of the sums where features are constant: rounding, once subtracted and once cancelled
+            total = float(moments.sums[name * 2].square().sum())
+            if not own > (1e-14 * total / moments.n**2 if self.unbiased else 1e-26 * total):
+                raise ValueError(
+                    f"{name} has zero variance, or a mean so far from the origin that rounding hides it: similarity is "
+                    f"undefined; for the latter pass a rough mean as center_{name}"
+                )
         value: float = cross / (own_x**0.5 * own_y**0.5)
         return max(-1.0 if self.unbiased else 0.0, min(1.0, value))
 
@@ -74,18 +84,18 @@ class StreamingMetric:
         """Forget all batches."""
         self._rows: tuple[list[Tensor], list[Tensor]] = ([], [])
 
-    def update(self, x: Tensor, y: Tensor) -> None:
+    def update(self, x: Features, y: Features) -> None:
         """Add paired rows x [b, d_x], y [b, d_y].
 
         Raises:
-            ValueError: shapes do not match, or NaN or infinite values (the batch is not added).
+            ValueError: shapes or devices do not match, not numbers, or NaN or infinite values (the batch is not added).
         """
-        _check_batch(x, y)
+        x, y = _checked(x, y)
         for rows, batch in zip(self._rows, (x, y), strict=True):
             if rows and rows[0].shape[1] != batch.shape[1]:
                 raise ValueError(f"widths changed from {rows[0].shape[1]} to {batch.shape[1]}")
         for rows, batch in zip(self._rows, (x, y), strict=True):
-            rows.append(batch.detach().clone())
+            rows.append(batch.clone())
 
     def compute(self) -> float:
         """Value for all rows so far, over all processes, in the order of ranks.
@@ -97,12 +107,12 @@ class StreamingMetric:
         return self.metric(x, y)
 
 
-def _check_batch(x: Tensor, y: Tensor) -> None:
-    if x.ndim != 2 or y.ndim != 2 or x.shape[0] != y.shape[0]:
-        raise ValueError(f"x and y must be [b, d] with the same b, got {tuple(x.shape)} and {tuple(y.shape)}")
-    for name, batch in (("x", x), ("y", y)):
-        if not bool(torch.isfinite(batch).all()):
-            raise ValueError(f"{name} has NaN or infinite values: drop these samples on both sides")
+def _checked(x: Features, y: Features) -> tuple[Tensor, Tensor]:
+    left, right = as_rows(x, "x"), as_rows(y, "y")
+    if left.shape[0] != right.shape[0]:
+        raise ValueError(f"x and y must be [b, d] with the same b, got {tuple(left.shape)} and {tuple(right.shape)}")
+    check_devices(left, right)
+    return left, right
 
 
 def _device(fallback: torch.device) -> torch.device:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unrolled.arrays import read_npy
+
 _MAPPED = 2**30
 ARRAY_SUFFIXES = (".npy", ".safetensors")
 
@@ -48,15 +50,13 @@ def read_features(path: str | Path) -> Mapping[str, Tensor | np.ndarray]:
 
 def features_digest(path: str | Path) -> str:
     """Tells these features from others: the checksum a folder keeps, else one of the whole file."""
-    import hashlib
-
+    from unrolled.checksums import file_digest
     from unrolled.instruments.features import read_descriptors
 
     path = Path(path).expanduser()
     if path.suffix not in ARRAY_SUFFIXES:
         return str(read_descriptors(path)["checksum"])
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 class Rows(NamedTuple):
@@ -95,15 +95,8 @@ def check_same_samples(left: Rows, right: Rows, a: str, b: str) -> None:
 
 
 def _read_npy(path: Path) -> Mapping[str, Tensor | np.ndarray]:
-    from unrolled.errors import CorruptFile, UnsafeFile
-
-    try:
-        large = path.stat().st_size >= _MAPPED
-        array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        if "pickle" in str(error).lower() and "Object arrays" in str(error):
-            raise UnsafeFile(f"{path} holds pickled objects and was not read; save a plain array") from error
-        raise CorruptFile(f"{path} is truncated or not a .npy file: {error}") from error
+    array = read_npy(path, mapped_from=_MAPPED)
+    large = isinstance(array, np.memmap)
     if array.dtype.kind not in "fiu" or array.ndim not in (2, 3) or not array.size:
         raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}")
     if large and array.ndim == 2 and array.dtype.kind == "f":

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from unrolled.instruments.probes import widen
 from unrolled.ops.neighbours import top_k
+from unrolled.ops.rows import unit_rows
 
 LOGISTIC_PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Tried by `logistic`, for a sample's mean loss and standardised features; from strong to weak."""
@@ -173,7 +174,7 @@ def neighbours(
     if k < 1 or (temperature is not None and temperature <= 0):
         raise ValueError(f"k={k}, temperature={temperature}: both must be positive")
     classes, target = labels.to(x.device).unique(return_inverse=True)
-    unit, asked = (F.normalize(part.float(), dim=1) for part in (x, queries.to(x.device)))
+    unit, asked = (unit_rows(part.float()) for part in (x, queries.to(x.device)))
 
     def vote(rows: Tensor | slice, wanted: Tensor) -> Tensor:
         base, of = unit[rows], target[rows]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import FIRST_NORM, child, find_stacks, head_subspaces, unwrap
 from unrolled.instruments.control import untrained_control
+from unrolled.instruments.probes import widen
 from unrolled.instruments.trace import Trace
 from unrolled.theory import coding_rate, normalize_tokens
 
@@ -136,8 +137,9 @@ def incoherence(subspaces: Tensor) -> float:
     Returns:
         A number from 0 to 1.
     """
-    u, s, _ = torch.linalg.svd(subspaces.float(), full_matrices=False)
-    kept = s > s.amax(-1, keepdim=True) * max(subspaces.shape[-2:]) * torch.finfo(s.dtype).eps
+    u, s, _ = torch.linalg.svd(widen(subspaces), full_matrices=False)
+    # weights of float32 have that many digits, whatever they are computed in
+    kept = s > s.amax(-1, keepdim=True) * max(subspaces.shape[-2:]) * torch.finfo(_full(subspaces).dtype).eps
     basis = u * kept[:, None, :]
     overlap = torch.einsum("idp,jdq->ijpq", basis, basis).square().sum((-2, -1))
     rank = kept.sum(-1).clamp_min(1)
@@ -151,21 +153,21 @@ def incoherence(subspaces: Tensor) -> float:
 def _spectral(u: Tensor, eps: float) -> dict[str, Tensor]:
     """`rate` and `effective_rank` of tokens `u` [b, n, d], both from one spectrum of the smaller Gram matrix.
 
-    The rate is `theory.coding_rate` to rounding; the effective rank needs the eigenvalues anyway. Zero tokens: both 0.
+    The Gram matrix squares the singular values, so that in float32 those below some thousandths of the largest drown in
+    its rounding; in float64 what is lost is below what rounding the tokens themselves has added. Zero tokens: both 0.
     """
     n, d = u.shape[-2:]
-    gram = u @ u.mT if n <= d else u.mT @ u
-    if gram.device.type == "mps":  # has no eigenvalue solver
-        gram = gram.cpu()
-    spectrum = torch.linalg.eigvalsh(gram).clamp_min(0)
+    wide = widen(u)
+    spectrum = torch.linalg.eigvalsh(wide @ wide.mT if n <= d else wide.mT @ wide).clamp_min(0)
     rate = 0.5 * (d / (n * eps**2) * spectrum).log1p().sum(-1)
-    # rounding leaves a floor under the spectrum; its square roots would add up to a rank that is not there
-    floor = spectrum.amax(-1, keepdim=True) * max(n, d) * torch.finfo(u.dtype).eps
-    singular = torch.where(spectrum > floor, spectrum, 0).sqrt()
+    # roots of what rounding left, of the products and of the tokens, would add up to a rank that is not there
+    products = spectrum.amax(-1, keepdim=True) * max(n, d) * torch.finfo(wide.dtype).eps
+    tokens = spectrum.sum(-1, keepdim=True) * torch.finfo(u.dtype).eps ** 2
+    singular = torch.where(spectrum > products + tokens, spectrum, 0).sqrt()
     total = singular.sum(-1, keepdim=True)
     entropy = torch.special.entr(singular / torch.where(total > 0, total, 1)).sum(-1)
     rank = torch.where(total[..., 0] > 0, entropy.exp(), 0)
-    return {"rate": rate.to(u.device), "effective_rank": rank.to(u.device)}
+    return {"rate": rate.to(u.device, u.dtype), "effective_rank": rank.to(u.device, u.dtype)}
 
 
 def _project(z: Tensor, subspaces: Tensor) -> Tensor:

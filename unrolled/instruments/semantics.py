@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from unrolled.instruments.spectral import check_features
+from unrolled.ops.rows import unit_rows
 
 Floats = NDArray[np.float64]
 
@@ -211,7 +211,7 @@ def _similarity(a: Tensor, b: Tensor) -> Tensor:
     a, b = check_features(a, (1, len(a))), check_features(b, (1, len(b)))
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features: widths {a.shape[1]} and {b.shape[1]} differ; use one model and layer for both")
-    return F.normalize(a, dim=-1) @ F.normalize(b.to(a), dim=-1).mT
+    return unit_rows(a) @ unit_rows(b.to(a)).mT
 
 
 def _check_maps(maps: list[Floats], labels: list[NDArray[np.integer]]) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F
+
+from unrolled.ops.rows import power_of_two, unit_rows
 
 Solver = Literal["auto", "dense", "lanczos"]
 
@@ -148,7 +149,8 @@ def cluster_tokens(
     if not 1 <= clusters <= n:
         raise ValueError(f"clusters={clusters}: {n} tokens make 1 to {n} clusters")
     if method in ("kmeans", "kmeans-euclidean"):
-        rows = (F.normalize(features, dim=-1) if method == "kmeans" else features).cpu().double().numpy()
+        same_scale = unit_rows(features) if method == "kmeans" else features / power_of_two(features.abs().max())
+        rows = same_scale.cpu().double().numpy()
     elif method == "spectral":
         _check_graph(tau, eps, "auto")
         joined = _joined(features, tau)
@@ -193,7 +195,7 @@ def _check_graph(tau: float, eps: float, solver: str) -> None:
 
 
 def _joined(features: Tensor, tau: float) -> Tensor:
-    unit = F.normalize(features, dim=-1)
+    unit = unit_rows(features)
     return unit @ unit.mT > tau
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrolled.instruments.calibration import relabellings
+from unrolled.instruments.dependence import relabellings
+from unrolled.ops.rows import unit_rows, varies
 
 Stage = Callable[[Tensor], Tensor]
 
@@ -181,8 +182,9 @@ def rosetta(a: Tensor, b: Tensor, *, draws: int = 100, seed: int = 0) -> Rosetta
 
 
 def _standardised(value: Tensor) -> Tensor:
-    centred = value.float() - value.float().mean((0, 1))
-    return centred / centred.square().sum((0, 1)).sqrt().clamp_min(1e-12)
+    columns = value.flatten(0, 1).float()
+    centred = torch.where(varies(columns), columns - columns.mean(0), 0)
+    return unit_rows(centred.mT).mT.unflatten(0, value.shape[:2])
 
 
 def _mutual(correlation: Tensor) -> tuple[Tensor, Tensor]:

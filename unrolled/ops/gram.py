@@ -37,10 +37,17 @@ def rbf_gram(x: Tensor, sigma: float) -> Tensor:
     """Gaussian kernel exp(-|x_i - x_j|^2 / (2 sigma^2)): [n, d] -> [n, n]."""
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
-    k = gram(x - x.mean(0))
-    squares = k.diagonal().clone()
-    distances = (squares[:, None] + squares[None, :] - 2 * k).clamp_min(0)
-    return torch.exp(-distances / (2 * sigma**2)).fill_diagonal_(1.0)
+    distances = square_distances((x - x.mean(0)).to(accumulator(x)))
+    sigma = min(max(sigma, 1e-150), 1e150)  # its square must be a number; beyond, the kernel is 0 and 1, or all 1
+    return torch.exp(distances.div_(-2 * sigma**2)).to(x.dtype)
+
+
+def square_distances(x: Tensor) -> Tensor:
+    """|x_i - x_j|^2 of all rows: [n, d] -> [n, n]. Rows equal but for the rounding of their products are 0 apart."""
+    k = gram(x)
+    both = k.diagonal()[:, None] + k.diagonal()
+    distances = both - 2 * k
+    return torch.where(distances > 16 * torch.finfo(x.dtype).eps * both, distances, 0).fill_diagonal_(0)
 
 
 def center_gram(k: Tensor) -> Tensor:

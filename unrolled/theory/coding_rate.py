@@ -21,7 +21,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from unrolled.ops.rows import unit_rows
 
 
 def coding_rate(z: Tensor, eps: float) -> Tensor:
@@ -175,7 +176,7 @@ def proximal_step(z: Tensor, target: Tensor, dictionary: Tensor, step_size: floa
 def normalize_tokens(z: Tensor) -> Tensor:
     """Every token `[..., d]` divided by its l2 norm; zero tokens stay zero instead of becoming NaN."""
     full = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z  # the squares of small halves underflow
-    return F.normalize(full, dim=-1, eps=torch.finfo(full.dtype).tiny ** 0.5).to(z.dtype)
+    return unit_rows(full).to(z.dtype)
 
 
 def _half_logdet(w: Tensor, alpha: float) -> Tensor:

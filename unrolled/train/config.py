@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from unrolled.errors import CorruptFile
+from unrolled.errors import CorruptFile, check_finite
 from unrolled.trust import check_model_args, check_settings
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -38,7 +38,8 @@ class TrainConfig:
 
     # --- on what
     data: str = "digits"
-    """`digits`, `cifar10`, another torchvision name, `folder`, `hf:ORG/NAME`, `wds:PATTERN` or `packed`. Texts:
+    """`digits`, `cifar10`, another torchvision name, `folder`, `hf:ORG/NAME`, `wds:PATTERN` or `packed`; columns and
+    splits of `hf:` may be named, as in `hf:ORG/NAME,label=species,test=validation`. Texts:
     `tinyshakespeare` (the default there), `wikitext2`, `brown`, `bronte`, `darwin`, `folder`, `hf:ORG/NAME`."""
     data_dir: Path | None = None
     """Where the data are (or are downloaded to)."""
@@ -54,6 +55,8 @@ class TrainConfig:
     """Loader processes; 0 loads in the training process."""
     on_error: Literal["raise", "skip"] = "raise"
     """An undecodable image stops the run, or is named, counted and left out."""
+    unknown_classes: Literal["raise", "skip"] = "raise"
+    """A validation or test split with classes that the training split lacks is refused, or their images left out."""
 
     # --- text
     tokenizer: str = "bytes"
@@ -65,7 +68,8 @@ class TrainConfig:
 
     # --- for how long
     epochs: float = 30.0
-    """Passes over the training split."""
+    """Passes over the training split. Each leaves out what does not fill a last batch, and each leaves out others; of
+    text, a pass is as many tokens as there are, in excerpts drawn at random."""
     max_steps: int | None = None
     """Stop after this many optimiser steps (the schedule still spans `epochs`)."""
     batch_size: int = 128
@@ -88,7 +92,7 @@ class TrainConfig:
     warmup_epochs: float = 2.0
     """Linear warm-up, per step."""
     min_lr: float = 0.0
-    """Where the cosine ends."""
+    """Where the cosine ends: one step after the last, whose own rate is still a little higher."""
     clip_grad: float | None = 1.0
     """Largest gradient norm, after unscaling; none: no clipping."""
     ema: float | None = None
@@ -315,6 +319,8 @@ def check_config(config: TrainConfig) -> None:
         ValueError: at the first such value.
     """
     check_model_args(config.model_args)
+    for item in dataclasses.fields(config):
+        check_finite(getattr(config, item.name), item.name)
     counts = ("batch_size", "accumulate", "devices", "num_nodes", "checkpoint_every", "keep", "log_every", "length")
     for name in counts:
         if getattr(config, name) < 1:

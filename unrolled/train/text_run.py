@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.checksums import write_sums
 from unrolled.data.tokens import IGNORED, Tokenizer, mask_each, masked_windows, open_tokenizer, token_windows
 from unrolled.train.config import TrainConfig
 from unrolled.train.evaluation import logits_of
@@ -31,6 +32,8 @@ class Corpus:
     tokens: dict[str, Tensor]
     bytes: dict[str, int]
     fingerprint: str
+    said: str = ""
+    """What was read and what was passed over, in one line."""
 
     def tokens_per_byte(self, split: str) -> float:
         """How many tokens a byte of a part is."""
@@ -96,6 +99,9 @@ def open_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
         tokens=tokens,
         bytes={str(split): part.bytes for split, part in parts.items()},
         fingerprint=digest.hexdigest()[:16],
+        said=f"data: {config.data}: "
+        + ", ".join(f"{split} {len(part.text):,} characters" for split, part in parts.items())
+        + (f" (passed over: {parts['train'].passed_over})" if parts["train"].passed_over else ""),
     )
 
 
@@ -241,6 +247,7 @@ def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, co
     if not isinstance(model, LanguageModel):
         save_model(model, folder, config)  # a model of the caller's own
         tokenizer.save(folder / "tokenizer.json")
+        write_sums(folder)
         return
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -250,6 +257,7 @@ def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, co
     save: Any = model.save_pretrained
     save(unfinished)
     tokenizer.save(unfinished / "tokenizer.json")
+    write_sums(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
 
