@@ -265,7 +265,7 @@ def test_convert(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.run(["convert", str(checkpoint), str(tmp_path), "--heads", "4", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == 32650
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "SHA256SUMS"}
     assert cli.run(["convert", str(checkpoint), str(tmp_path), "--heads", "4"]) == 2
     assert "--force" in capsys.readouterr().err
     assert cli.run(["eval", str(tmp_path), "--out", str(tmp_path / "eval"), "--quiet"]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
 STOREYS = [
-    {"errors", "locks", "provenance", "reading", "trust"},
+    {"checksums", "errors", "locks", "memory", "provenance", "reading", "trust"},
     {"theory", "ops"},
     {"layers"},
     {"models", "tasks", "data", "instruments"},
@@ -16,7 +16,7 @@ STOREYS = [
     {"report"},
     {"studies"},
     {"commands", "explorer"},
-    {"cli", "__main__", "__init__"},
+    {"cli", "__main__", "__init__", "timm_names"},
 ]
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
 # instruments are strangers to models

@@ -13,21 +13,19 @@ from unrolled.instruments.alignment_streaming import StreamingCKA, StreamingMetr
 from unrolled.instruments.calibration import (
     Comparison,
     HeldOut,
-    benjamini_hochberg,
     bootstrap_interval,
-    calibrate,
     chance_level,
     compare,
     held_out,
     null_of_best,
-    permutation_p_value,
-    relabellings,
 )
+from unrolled.instruments.dependence import Units, relabellings
+from unrolled.instruments.significance import benjamini_hochberg, calibrate, p_text, permutation_p_value
 
 __all__ = [
     *_metrics.__all__,
-    "Comparison", "Grid", "HeldOut", "Layers", "SampledScore", "StreamingCKA", "StreamingMetric",
+    "Comparison", "Grid", "HeldOut", "Layers", "SampledScore", "StreamingCKA", "StreamingMetric", "Units",
     "benjamini_hochberg", "bootstrap_interval", "calibrate", "chance_level", "cka_loss", "compare", "held_out",
-    "layer_grid", "mutual_knn_curve", "mutual_knn_sampled", "null_of_best", "permutation_p_value",
+    "layer_grid", "mutual_knn_curve", "mutual_knn_sampled", "null_of_best", "p_text", "permutation_p_value",
     "prepare_layers", "procrustes_loss", "relabellings", "rsa_loss", "soft_knn_loss",
 ]  # fmt: skip

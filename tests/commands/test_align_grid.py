@@ -92,6 +92,6 @@ def test_a_wrong_metric_is_said_before_models_run(tmp_path: Path, capsys: pytest
 
 
 def test_a_p_value_too_small_for_floats_is_not_printed_as_zero() -> None:
-    from unrolled.commands.align_grid import _share
+    from unrolled.alignment import p_text
 
-    assert (_share(0.0), _share(0.0123)) == ("<1e-300", "0.012")
+    assert (p_text(1e-300), p_text(0.0123)) == ("< 1e-300", "0.012")

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from unrolled import cli
+from unrolled.commands.common import batches, open_model
 from unrolled.commands.eval import calibration
 from unrolled.commands.eval_report import at_bound
 from unrolled.data import eval_loader, eval_transform, open_images, synthetic_images
@@ -51,9 +52,46 @@ def test_calibration_stands_beside_the_accuracy(
     assert fitted["fitted_on"] + fitted["judged_on"] == found["images"]
     assert fitted["before"]["accuracy"] == fitted["after"]["accuracy"]
     page = (tmp_path / "report.html").read_text()
-    assert "held-out images of this split" in page
+    assert not fitted["validation"], "this run held none out"
+    assert "no validation part to fit it on" in page
     assert (tmp_path / "figures").is_dir()
     assert "robustness" not in found
+
+
+def test_a_temperature_is_fitted_on_validation_images_and_compared_on_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sklearn.metrics import log_loss
+
+    run = tmp_path / "run"
+    long = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "32", "--no-augment", "--quiet"]
+    assert cli.run(["train", *long, "--val-fraction", "0.2", "--out", str(run)]) == 0
+    capsys.readouterr()
+    found = ask(capsys, str(run), "--out", str(tmp_path / "eval"))
+    of = found["calibration"]
+    fitted = of["temperature"]
+    assert fitted["validation"]
+    assert (fitted["fitted_on"], fitted["judged_on"]) == (288, found["images"])
+    assert fitted["before"] == {key: value for key, value in of.items() if key != "temperature"}
+    assert "288 validation images" in (tmp_path / "eval" / "report.html").read_text()
+    # independently: the loss of the validation images is least there
+    network = open_model(str(run), seed=0)
+    source = open_images("digits", "val", val_fraction=0.2)
+    with torch.no_grad():
+        logits = torch.cat([network(b.images) for b in batches(network, source, image_size=None, batch_size=64)])
+    loss = [
+        log_loss(source.labels, (logits.double() / (fitted["value"] * factor)).softmax(1).numpy(), labels=range(10))
+        for factor in (0.98, 1.0, 1.02)
+    ]
+    assert fitted["bound"] is None
+    assert loss[1] == min(loss)
+    # the run's own division, whatever is asked of the evaluation: under another one they were trained on
+    again = ask(capsys, str(run), "--out", str(tmp_path / "eval"), "--val-fraction", "0.5", "--split-seed", "0")
+    assert again["calibration"]["temperature"]["value"] == fitted["value"]
+    assert cli.run(["eval", str(run), "--out", str(tmp_path / "eval"), "--quiet"]) == 0
+    assert "fitted on 288 validation images" in capsys.readouterr().out
+    assert cli.run(["eval", str(run), "--split", "val", "--out", str(tmp_path / "eval"), "--quiet"]) == 0
+    assert "on four fifths of the images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -72,10 +72,34 @@ def test_against_another_class_and_names(picture: Path, tmp_path: Path, capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Terms of the logit of class 1 less that of class 2")
     assert lines[2].split()[:3] == ["layer", "head", "0"]
-    assert lines[-1].startswith("without the ")
+    assert lines[-2].startswith("without the ")
+    assert lines[-1].startswith("Over many images: not run; --data")
     assert "class 1 against class 2" in (tmp_path / "out/report.html").read_text()
     assert run(picture, *MODEL, "--target", "cat", "--out", tmp_path / "out") == 2
     assert "names of this model's classes are not known" in capsys.readouterr().err
+
+
+def test_removal_is_measured_on_many_images_of_a_data_set(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = [picture, *MODEL, "--data", "digits", "--out", tmp_path / "out", "--quiet"]
+    flags = [*plain, "--images", 5]
+    assert run(*flags, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["faithfulness"]
+    assert (found["data"], found["images"]) == ("digits", 5)
+    assert [(row["what"], row["share"]) for row in found["rows"]] == [
+        (what, share) for what in ("removed", "kept") for share in (0.1, 0.3, 0.5)
+    ]
+    assert run(*flags) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("Over 5 test images of digits, without the 10% of patches with the most evidence")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert said in page
+    assert "This is one picture." in page
+    assert run(*plain, "--images", 0, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["faithfulness"] is None
+    assert run(picture, *MODEL, "--data", "folder", "--out", tmp_path / "out") == 2
+    assert "--data-dir" in capsys.readouterr().err
 
 
 def test_bad_input(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from unrolled import cli
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     code = cli.run(arguments)
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("note: ", "data: "))]
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     return code, lines[0]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrolled.data.text import divide, open_text, text_names
+from unrolled.data.text import divide, open_text, read_lines, text_names
 from unrolled.data.tokens import (
     IGNORED,
     ByteTokenizer,
@@ -254,3 +254,44 @@ def test_the_shared_corpora_are_read_whole(shared: Path) -> None:
         total = sum(len(part.text) for part in parts.values())
         assert total == counts.get(name, total)
         assert all(part.bytes > 20_000 for part in parts.values())
+
+
+def test_marks_and_line_ends_of_windows_are_no_text(tmp_path: Path) -> None:
+    for number, kind in enumerate(("utf-8", "utf-8-sig")):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "a.txt").write_bytes(BOOK.replace("\n", "\r\n" if number else "\n").encode(kind))
+    plain, marked = (open_text("folder", data_dir=tmp_path / kind) for kind in ("utf-8", "utf-8-sig"))
+    assert plain.text == marked.text
+    (tmp_path / "utf-8" / "a.txt").write_bytes(BOOK.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"a\.txt: is UTF-16; save it as UTF-8"):
+        open_text("folder", data_dir=tmp_path / "utf-8")
+
+
+def test_a_file_and_its_compressed_copy_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(BOOK)
+    once = open_text("folder", data_dir=tmp_path)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(BOOK.encode()))
+    again = open_text("folder", data_dir=tmp_path)
+    assert again.text == once.text
+    assert again.passed_over == "1 compressed copies of files beside them (a.txt.gz)"
+
+
+def test_hidden_folders_are_no_text(tmp_path: Path) -> None:
+    for part in ("Train", "Validation", "Testing"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "A.TXT").write_text(f"{part} {BOOK}")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "test.txt").write_text("held out\n" * 100)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._A.txt").write_bytes(b"\0\5\x16\7\xff")
+    parts = {part: open_text("folder", part, data_dir=tmp_path) for part in ("train", "val", "test")}
+    assert [text.text.split()[0] for text in parts.values()] == ["Train", "Validation", "Testing"]
+    assert "held out" not in parts["train"].text
+    assert parts["train"].passed_over == "2 hidden or system entries (.git, __MACOSX)"
+
+
+def test_lines_are_parted_by_line_ends_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\u2028still one\x0cstill\r\ntwo\n\n".encode())
+    assert read_lines(path) == ["one\u2028still one\x0cstill", "two", ""]

@@ -198,14 +198,19 @@ def test_comparison_of_distances_looks_for_the_smallest() -> None:
     assert result.interval is None
 
 
-def test_moments_null_and_what_it_cannot_say() -> None:
+def test_moments_null_and_what_it_says() -> None:
     x, y = features(50, 6, seed=0), features(50, 6, seed=1)
     result = al.compare(x, y, "cka", null="moments", resamples=0)
-    assert result.p_value is None
     assert result.chance == pytest.approx(al.chance_level("cka", x, y)[0])
-    assert "not corrected" in result.summary()
-    with pytest.raises(ValueError, match="needs a closed form"):
-        al.compare(x, y, "svcca", null="moments")
+    assert result.p_value is not None
+    assert "Pearson III" in result.p_method
+    assert result.p_method in result.summary()
+    drawn = al.compare(x, y, "cka", draws=2000, resamples=0)
+    assert result.p_value == pytest.approx(drawn.p_value, abs=0.03)
+    # a metric without a closed form is drawn, and says so
+    other = al.compare(x, y, "svcca", null="moments", resamples=0)
+    assert "relabellings" in other.p_method
+    assert other.p_value == pytest.approx(al.compare(x, y, "svcca", draws=999, resamples=0).p_value, abs=0.15)
     for bad in ({"null": "none"}, {"draws": 0}, {"alpha": 0.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             al.compare(x, y, "cka", **bad)

@@ -222,6 +222,7 @@ def test_indices_of_older_folders_are_not_taken_for_rows_of_the_data(tmp_path: P
     assert found.labels is not None
     assert found.labels.tolist() == [2, 0, 1]
     record = json.loads((tmp_path / "features.json").read_text())
+    del record["record"]  # the checksum of the rest, which older folders lack
     (tmp_path / "features.json").write_text(json.dumps(record | {"format": "unrolled.features/1"}))
     old = FeatureSet.load(tmp_path)
     assert old.samples == 3

@@ -120,7 +120,7 @@ def test_initialisation_is_the_documented_one():
 def test_saved_models_come_back_bit_for_bit(tmp_path, how):
     model = small(image_size=(16, 8), pool="mean", dim_head=7, sparsity=0.2, learn_sparsity=True).eval()
     model.save_pretrained(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
+    assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "config.json", "SHA256SUMS"}
     if how == "folder":
         again = CRATE.from_pretrained(tmp_path)
     else:

@@ -87,7 +87,7 @@ def test_weights_that_do_not_exist(tmp_path: Path) -> None:
         resolve_model("crate_nano_patch2_8", pretrained=True)
     folder = create_model("crate_nano_patch2_8").save_pretrained(tmp_path)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(MissingData, match="no weights"):
+    with pytest.raises(MissingData, match="is missing"):
         resolve_model(f"local:{tmp_path}", pretrained=True)
 
 

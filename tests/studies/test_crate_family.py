@@ -11,17 +11,20 @@ import torch
 from torch import nn
 
 from unrolled import studies
-from unrolled.errors import MissingData
+from unrolled.studies.cells import Cell, Row
+from unrolled.studies.crate.family import STUDY
+from unrolled.studies.crate.family.cells import FAMILY, FamilyConfig, untrained
+from unrolled.studies.crate.family.claims import difference
+from unrolled.studies.crate.networks import Network
 from unrolled.studies.crate_costs import best_seconds, by_size, costs, exponent, training_memory
-from unrolled.studies.crate_family import FAMILY, Config, differences, known, readout, run, training_log
-from unrolled.studies.crate_members import Member, build, weights
+from unrolled.studies.results import Results
 
 QUICK: dict[str, Any] = {"data": ("digits",), "seeds": (0,), "images": 128, "workers": 1, "rounds": 1, "batch": 4}
 
 
-def tiny(folder: Path, **changes: Any) -> Config:
-    given = {**QUICK, "sides": (8, 12), "fit": 60, "held_out": 60, "members": folder / "members", "out": folder / "out"}
-    return Config(**{**given, **changes})
+def tiny(folder: Path, **changes: Any) -> FamilyConfig:
+    given = {**QUICK, "sides": (8, 12), "fit": 60, "held_out": 60, "kept": folder / "kept", "out": folder / "out"}
+    return FamilyConfig(**{**given, **changes})
 
 
 def test_memory_counts_weights_gradients_moments_and_activations() -> None:
@@ -39,7 +42,7 @@ def test_memory_counts_weights_gradients_moments_and_activations() -> None:
 
 
 def test_costs_leave_weights_and_say_what_the_models_are() -> None:
-    models = {kind: build(Member(kind=kind), classes=10, channels=1, side=8) for kind in ("crate", "alpha")}
+    models = {kind: untrained(kind, channels=1, side=8) for kind in ("crate", "alpha")}
     before = [parameter.clone() for model in models.values() for parameter in model.parameters()]
     found = costs(models, torch.randn(2, 1, 8, 8), torch.tensor([0, 1]), rounds=1)
     assert all(
@@ -62,7 +65,7 @@ def test_calls_take_turns() -> None:
 
 def test_operations_of_token_statistics_grow_linearly_and_those_of_mssa_faster() -> None:
     def make(kind: str) -> Any:
-        return lambda side: build(Member(kind=kind), classes=10, side=side)
+        return lambda side: untrained(kind, side=side)
 
     found = by_size({kind: make(kind) for kind in ("tost", "crate")}, (32, 64), patch=4, rounds=1)
     assert found["tokens"] == [64, 256]
@@ -71,55 +74,56 @@ def test_operations_of_token_statistics_grow_linearly_and_those_of_mssa_faster()
     assert exponent([1, 10], [1, 100]) == pytest.approx(2)
 
 
+def row(cell: Cell, **result: Any) -> Row[Any]:
+    return Row(cell, result, 1.0)
+
+
 def test_differences_pair_seeds() -> None:
-    kinds = {"a": {"accuracy": {"0": 0.5, "1": 0.7}}, "b": {"accuracy": {"1": 0.6, "2": 0.1}}}
-    assert differences(kinds, "a", "b") == pytest.approx([10.0])
+    networks = [("crate", 0, 0.5), ("crate", 1, 0.7), ("vit", 1, 0.6), ("vit", 2, 0.1)]
+    rows = [
+        row(Network(kind=kind, data="digits", seed=seed, images=128), accuracy=score) for kind, seed, score in networks
+    ]
+    rows.append(row(Network(kind="crate", data="digits", seed=0, images=0), accuracy=0.0))  # the control is no seed
+    values = difference(Results(rows), "crate", "vit", "digits")
+    assert values.by == pytest.approx({1: 10.0})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the study has trained its members and kept its cells."""
+    """Where the study has trained its networks and kept its cells."""
     folder = tmp_path_factory.mktemp("family")
-    run(tiny(folder, train=True))
+    STUDY.run(tiny(folder))
     return folder
 
 
 def test_the_study_trains_compares_and_reports(folder: Path) -> None:
     record = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
-    kinds = record["results"]["members"]["digits"]
-    assert list(kinds) == list(FAMILY)
-    for entry in kinds.values():
-        assert 0 <= entry["accuracy"]["0"] <= 1
-        assert 0 <= entry["readout_untrained"] <= 1
-    assert len(record["claims"]) == len(studies.load("crate-family").expectations)
-    gain = 100 * (kinds["alpha"]["accuracy"]["0"] - kinds["decoupled"]["accuracy"]["0"])
-    assert record["claims"][2]["measured"] == f"{gain:+.1f} (digits, 1 seed)"
+    rows = record["results"]["rows"]
+    scores = {row["kind"]: row["accuracy"] for row in rows if row["cell"] == "Network"}
+    assert list(scores) == list(FAMILY)
+    assert all(0 <= score <= 1 for score in scores.values())
+    assert {(row["kind"], bool(row["images"])) for row in rows if row["cell"] == "Readout"} == {
+        (kind, state) for kind in FAMILY for state in (True, False)
+    }
+    assert len(record["claims"]) == len(studies.load("crate-family").claims)  # type: ignore[union-attr]
+    gain = 100 * (scores["alpha"] - scores["decoupled"])
+    assert record["claims"][2]["measured"] == f"{gain:+.1f} (digits, 1 seed); one seed decides nothing"
     # a claim about 4,096 tokens is not judged on 36
     assert record["claims"][-1]["measured"] == "not run"
 
 
-def test_a_second_run_reads_what_is_kept(folder: Path) -> None:
-    config = tiny(folder)
-    member = Member(kind="vit", data="digits")
-    assert weights(config, member).is_file()
-    assert set(known(config, [member, Member(kind="vit", data="digits", seed=1)])) == {member.name}
-    assert all(entry["loss"] > 0 for entry in training_log(config, member))
+def test_networks_that_are_not_kept_are_not_run(folder: Path, tmp_path: Path) -> None:
+    report = STUDY.run(tiny(folder, seeds=(0, 1), out=tmp_path, only_kept=True))
+    written = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{len(FAMILY)} of {2 * len(FAMILY)} networks were not run" in written
+    assert report.claims[0].verdict == "undecided"
 
 
-def test_members_that_are_not_kept_are_not_run(folder: Path, tmp_path: Path) -> None:
-    report = run(tiny(folder, members=tmp_path / "members"))
-    assert not (tmp_path / "members").exists()
-    assert all(claim.measured.startswith("not run") for claim in report.claims[:9])
-    assert all(claim.reproduced is None for claim in report.claims[:9])
-    written = (folder / "out" / "report.html").read_text(encoding="utf-8")
-    assert f"{len(FAMILY)} of {len(FAMILY)} members were not run" in written
-
-
-def test_missing_images_leave_out_the_control_and_stop_training(tmp_path: Path) -> None:
-    config = tiny(tmp_path, data=("cifar10",), data_dir=tmp_path / "nowhere", train=True)
-    assert readout(config, Member(kind="crate", trained=False)) is None
-    with pytest.raises(MissingData, match="data_dir"):
-        run(config)
+def test_missing_images_leave_out_the_networks_and_measure_the_costs(tmp_path: Path) -> None:
+    report = STUDY.run(tiny(tmp_path, data=("cifar10",), data_dir=tmp_path / "nowhere"))
+    assert all(claim.verdict == "not run" for claim in report.claims)
+    assert "data_dir" in report.to_dict()["sections"][-1]["blocks"][0]["text"]
+    assert {row["cell"] for row in report.results["rows"]} == {"Cost", "Growth"}
 
 
 @pytest.mark.parametrize(

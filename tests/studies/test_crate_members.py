@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from unrolled import studies
-from unrolled.studies import cells
 from unrolled.studies.base import Budget
+from unrolled.studies.crate import networks
 from unrolled.studies.crate_members import KINDS, Member, MembersConfig, build, kept, record, trained
 
 
@@ -62,9 +62,9 @@ def test_an_interrupted_member_ends_the_same(tmp_path: Path, monkeypatch: pytest
             raise KeyboardInterrupt
 
     config = tiny(tmp_path / "parts")
-    train_kept = cells.train_kept
+    train_kept = networks.train_kept
     monkeypatch.setattr(
-        "unrolled.studies.crate_members.train_kept", lambda *a, **k: train_kept(*a, **{**k, "every": 2})
+        "unrolled.studies.crate.networks.train_kept", lambda *a, **k: train_kept(*a, **{**k, "every": 2})
     )
     monkeypatch.setattr(torch, "save", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -80,7 +80,7 @@ def test_an_interrupted_member_ends_the_same(tmp_path: Path, monkeypatch: pytest
 def test_a_save_coincides_with_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was lost between a look and a kill would be missing from the loss at the next look."""
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("unrolled.studies.crate_members.train_kept", lambda *_, **options: asked.update(options))
+    monkeypatch.setattr("unrolled.studies.crate.networks.train_kept", lambda *_, **options: asked.update(options))
     for images in (384, 96_000):
         trained(tiny(tmp_path, images=images), Member(kind="crate", data="digits"))
         saves = set(range(asked["every"], asked["steps"], asked["every"]))

@@ -13,149 +13,141 @@ import torch
 
 from unrolled import studies
 from unrolled.errors import MissingData
-from unrolled.studies import cells
-from unrolled.studies.crate_members import Member, build, record, trained, weights
-from unrolled.studies.crate_transfer import Config, run
-from unrolled.studies.crate_transfer_cells import (
-    Job,
-    cell,
-    features,
+from unrolled.studies.cells import Cell, Context, Row
+from unrolled.studies.crate.networks import Network, build
+from unrolled.studies.crate.transfer import STUDY
+from unrolled.studies.crate.transfer import cells as module
+from unrolled.studies.crate.transfer.cells import (
+    FineTuned,
+    Probed,
+    TransferConfig,
+    cells,
     few_rows,
-    jobs_of,
-    member_of,
-    network,
-    probe,
+    frozen_features,
     target_pictures,
 )
-from unrolled.studies.crate_transfer_report import build_report
+from unrolled.studies.results import Results
+
+UNTRAINED = {"data": "digits", "seed": 0, "images": 0}
 
 
-def tiny(folder: Path, **changes: Any) -> Config:
+def tiny(folder: Path, **changes: Any) -> TransferConfig:
     small = {
-        "images": 128,
-        "members": folder / "members",
-        "out": folder / "out",
-        "kinds": ("crate", "mae"),
-        "steps": 4,
-        "longer": 6,
-        "test_images": 60,
-        "probe_images": 200,
+        **{"images": 128, "kept": folder / "kept", "out": folder / "out", "kinds": ("crate", "mae"), "steps": 4},
+        **{"longer": 6, "test_images": 60, "probe_images": 200},
     }
-    return Config.of_budget("quick", **{**small, **changes})
+    return TransferConfig.of_budget("quick", **{**small, **changes})
 
 
-def test_the_study_is_found_by_name() -> None:
-    assert studies.load("crate-transfer").config is Config
+def fine_tuned(network: Network, **changes: Any) -> FineTuned:
+    given = {"labels": "few", "rate": 1e-3, "steps": 4, "few": 10, "test_images": 60, "target": "digits-turned"}
+    return FineTuned(**{"network": network, "seed": network.seed, **given, **changes})
 
 
 def test_a_tiny_run_reports_every_cell(tmp_path: Path) -> None:
-    lines: list[str] = []
-    report = run(tiny(tmp_path), on_progress=lines.append)
-    found = report.results["cells"]
-    # pixels; two members, pretrained and not, each probed once and fine-tuned twice, and longer; three for the rate
-    assert len(found) == 1 + 2 * 2 * 3 + 2 * 2 + 3
-    assert all(0 <= c["accuracy"] <= 1 for c in found if c["what"] == "finetune")
-    assert {c["labels"] for c in found if c["what"] == "finetune" and c["few"]} == {100}
+    assert studies.load("crate-transfer") is STUDY
+    report = STUDY.run(tiny(tmp_path))
+    rows = report.results["rows"]
+    # pixels; two networks, pretrained and not, each probed once and fine-tuned twice, and longer; four for the rate
+    assert len(rows) == 1 + 2 * 2 * 3 + 2 * 2 + 4
+    tuned = [row for row in rows if row["cell"] == "FineTuned"]
+    assert all(0 <= row["accuracy"] <= 1 for row in tuned)
+    assert {row["labels_used"] for row in tuned if row["labels"] == "few"} == {100}
     saved = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert saved["results"]["missing_members"] == []
-    assert all(claim["reproduced"] is None for claim in saved["claims"])  # digits judge nothing
-    again = run(tiny(tmp_path)).results["cells"]
-    assert again == found
+    assert all(claim["verdict"] == "not run" for claim in saved["claims"])  # digits judge nothing
+    again = STUDY.run(tiny(tmp_path, only_kept=True))
+    assert again.results["rows"] == rows
+    assert again.provenance.duration == report.provenance.duration > sum(row["seconds"] for row in rows)
 
 
-def test_missing_members_are_not_run(tmp_path: Path) -> None:
-    tiny_config = tiny(tmp_path, train_members=False)
-    with_none = run(tiny_config)
-    assert with_none.results["missing_members"] == ["crate-digits-seed0", "mae-digits-seed0"]
-    assert {c["what"] for c in with_none.results["cells"]} == {"pixels"}
-    table = next(s for s in with_none.to_dict()["sections"] if s["title"] == "Fine-tuned")["blocks"][0]
-    assert all(row[5:] == ["not run"] * 6 for row in table["rows"])
+def test_networks_that_are_not_kept_are_not_run(tmp_path: Path) -> None:
+    STUDY.run(tiny(tmp_path, kinds=("crate",)))
+    report = STUDY.run(tiny(tmp_path, only_kept=True))
+    sections = {section["title"]: section["blocks"] for section in report.to_dict()["sections"]}
+    rows = {row[1]: row[5:] for row in sections["Fine-tuned"][0]["rows"]}
+    assert rows["CRATE-MAE"] == ["not run"] * 6
+    assert "not run" not in rows["CRATE"]
+    assert "only-kept" in sections["Not run"][0]["text"]
 
 
-def test_a_member_whose_weights_are_gone_is_not_run(tmp_path: Path) -> None:
-    config = tiny(tmp_path, kinds=("crate",))
-    member = Member(kind="crate", data="digits")
-    record(config, member)
-    weights(config, member).unlink()
-    found = run(tiny(tmp_path, kinds=("crate",), train_members=False)).results
-    assert found["missing_members"] == [member.name]
-    assert not weights(config, member).exists()
+def made_up(cell: Cell) -> Row[Any]:
+    columns = cell.columns
+    pretrained = bool(columns.get("images"))
+    score = 0.3 + 0.1 * pretrained + 0.05 * (pretrained and columns.get("labels") == "few")
+    score -= 0.02 * (columns.get("kind") == "mae")
+    score += 0.001 * columns["seed"]
+    if isinstance(cell, FineTuned):
+        found = {"accuracy": score, "parameters": 1, "curve": [{"step": 8, "loss": 2.0}, {"step": 16, "loss": 1.9}]}
+    else:
+        sites = {"pixels": 0.3} if columns.get("kind") is None else {"1 mean": score, "2 mean": score}
+        chosen = {"accuracy": score, "held_out": score, "site": next(iter(sites)), "sites": sites}
+        both = {method: {"all": chosen, "few": chosen} for method in ("ridge", "knn")}
+        found = {"labels_used": {"all": 50, "few": 10}, **both}
+    return Row(cell, {"chance": 0.1, **found}, 1.0)
 
 
-def test_claims_are_differences_of_what_was_measured_and_the_rest_is_not_run() -> None:
-    members = [Member(kind=kind, data="tiny-imagenet-32") for kind in ("crate", "vit", "mae", "mae-visible", "vit-mae")]
-    config = Config(kinds=("crate", "vit-48", "vit", "mae", "mae-visible", "vit-mae"), seeds=(0,))
+def test_claims_are_differences_of_what_was_measured_and_the_rest_is_not_run(tmp_path: Path) -> None:
+    from unrolled.report import Report
 
-    def made_up(job: Job) -> dict[str, Any]:
-        score = 0.3 + 0.1 * job.trained + 0.05 * (job.trained and job.few) - 0.02 * (job.kind == "mae")
-        if job.what == "finetune":
-            found = {"accuracy": score, "parameters": 1, "curve": [{"step": 8, "loss": 2.0}, {"step": 16, "loss": 1.9}]}
-        else:
-            sites = {"1 mean": score, "2 mean": score} if job.what == "probe" else {"pixels": 0.3}
-            chosen = {"accuracy": score, "held_out": score, "site": next(iter(sites)), "sites": sites}
-            found = {"labels": {"all": 50, "few": 10}, **{m: {"all": chosen, "few": chosen} for m in ("ridge", "knn")}}
-        return {**job._asdict(), "chance": 0.1, **found}
-
-    results = {
-        "targets": ["cifar10"],
-        "missing_targets": ["fashion_mnist"],
-        "missing_members": ["vit-48-tiny-imagenet-32-seed0"],
-        "cells": [made_up(job) for job in jobs_of(config, members, ["cifar10"])],
-    }
-    report = build_report(config, results, 0.0)
-    supervised, vit, masked, few, probed, untrained = report.claims
-    assert (supervised.reproduced, masked.reproduced, few.reproduced, probed.reproduced) == (True,) * 4
-    assert untrained.reproduced is True
-    assert supervised.measured.startswith("+10.0 (40.0 % less 30.0 %)")
+    config = TransferConfig(kinds=("crate", "vit-48", "vit", "mae", "mae-visible", "vit-mae"))
+    rows = [made_up(cell) for cell in dict.fromkeys(cells(config)) if cell.target == "cifar10"]
+    results = Results(row for row in rows if row.cell.columns.get("kind") != "vit-48")
+    supervised, vit, masked, few, probed, untrained = (claim.judge(results, config) for claim in STUDY.claims)
+    assert {claim.verdict for claim in (supervised, masked, few, probed, untrained)} == {"reproduced"}
+    assert supervised.measured == "+10.0 ± 0.0 (40.1 ± 0.1 % less 30.1 ± 0.1 %); 3 seeds"
     assert few.measured.startswith("+5.0")
     assert probed.measured.startswith("-2.0")
-    assert vit.reproduced is None
-    assert vit.measured.startswith("not run")
+    assert (vit.verdict, vit.measured) == ("not run", "not run")
+    report = Report("t")
+    STUDY.report(report, config, results)
     sections = {section["title"]: section["blocks"] for section in report.to_dict()["sections"]}
-    rows = sections["Fine-tuned"][0]["rows"]
-    assert [row[5] for row in rows if row[0] == "Fashion-MNIST"] == ["not run"] * 6
-    assert [row[5] for row in rows if row[0] == "CIFAR-10"] == ["40.0", "not run", "40.0", "38.0", "40.0", "40.0"]
-    assert "not kept" in sections["Budgets"][0]["text"].lower()
+    table = sections["Fine-tuned"][0]["rows"]
+    assert [row[5] for row in table if row[0] == "Fashion-MNIST"] == ["not run"] * 6
+    shown = [row[5].split(" ±")[0] for row in table if row[0] == "CIFAR-10"]
+    assert shown == ["40.1", "not run", "40.1", "38.1", "40.1", "40.1"]
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:
+    config = TransferConfig(data_dir=tmp_path, kept=tmp_path / "kept", out=tmp_path / "out")
     with pytest.raises(MissingData, match="data_dir"):
-        run(Config(data_dir=tmp_path, out=tmp_path / "out"))
+        STUDY.run(config)
+    fashion = fine_tuned(Network(kind="crate", **UNTRAINED), target="fashion_mnist")
+    with pytest.raises(MissingData, match="--set fashion-dir=DIR"):
+        fashion.require(TransferConfig(fashion_dir=tmp_path).context)
 
 
-def test_fine_tuning_starts_from_the_member(tmp_path: Path) -> None:
-    config = tiny(tmp_path)
-    for kind in ("crate", "mae"):
-        for state in (True, False):
-            job = Job("finetune", kind, state, 0, "digits-turned", rate=1e-3)
-            start, again = network(config, job, 10).state_dict(), network(config, job, 10).state_dict()
-            member = trained(config, member_of(config, job)).state_dict()
-            assert all(torch.equal(start[name], again[name]) for name in start)
-            shared = [name for name in member if name.startswith(("blocks.", "patch_embed."))]
-            assert len(shared) > 20
-            assert all(torch.equal(start[name], member[name]) for name in shared)
+@pytest.mark.parametrize("kind", ["crate", "mae"])
+@pytest.mark.parametrize("images", [0, 128])
+def test_fine_tuning_starts_from_the_network(tmp_path: Path, kind: str, images: int) -> None:
+    context = Context(kept=tmp_path)
+    cell = fine_tuned(Network(**{**UNTRAINED, "kind": kind, "images": images}))
+    assert cell.network is not None
+    start, again = (cell.classifier(context, 10).state_dict() for _ in range(2))
+    network = cell.network.load(context).state_dict()
+    assert all(torch.equal(start[name], again[name]) for name in start)
+    shared = [name for name in network if name.startswith(("blocks.", "patch_embed."))]
+    assert len(shared) > 20
+    assert all(torch.equal(start[name], network[name]) for name in shared)
 
 
 @pytest.mark.parametrize("name", ["kinds", "longer_kinds"])
 def test_unknown_kinds_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: 'vit-49' is unknown"):
-        Config(**{name: ("crate", "vit-49")})
+        TransferConfig(**{name: ("crate", "vit-49")})
 
 
 def test_what_an_encoder_is_shown_changes_no_untrained_weight() -> None:
-    one, other = (build(Member(kind=kind), classes=10).state_dict() for kind in ("mae", "mae-visible"))
+    both = [Network(kind=kind, **UNTRAINED) for kind in ("mae", "mae-visible")]
+    one, other = (build(network, classes=10).state_dict() for network in both)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    config = Config()
-    jobs = jobs_of(config, [Member(kind=k, data="tiny-imagenet-32") for k in ("mae", "mae-visible")], ["cifar10"])
-    untrained = [job for job in jobs if job.what == "finetune" and not job.trained and not job.steps]
-    assert len(untrained) == 2  # shared by both kinds
+    config = TransferConfig(kinds=("mae", "mae-visible"), seeds=(0,), targets=("cifar10",), longer_kinds=(), rates=())
+    scratch = [c for c in set(cells(config)) if isinstance(c, FineTuned) and c.network and not c.network.images]
+    assert len(scratch) == 2  # shared by both kinds: with all labels, and with few
 
 
 def test_the_first_target_gets_every_seed_and_the_others_so_many_as_are_set() -> None:
-    config = Config(kinds=("crate",), seeds=(0, 1, 2), seeds_others=2)
-    members = [Member(kind="crate", data="tiny-imagenet-32", seed=seed) for seed in config.seeds]
-    jobs = jobs_of(config, members, ["cifar10", "fashion_mnist"])
-    seeds = {target: {job.seed for job in jobs if job.target == target} for target in config.targets}
+    config = TransferConfig(kinds=("crate",), seeds=(0, 1, 2), seeds_others=2)
+    seeds = {target: {c.seed for c in cells(config) if c.target == target} for target in config.targets}
     assert seeds == {"cifar10": {0, 1, 2}, "fashion_mnist": {0, 1}}
 
 
@@ -172,8 +164,8 @@ def test_features_are_what_the_blocks_put_out(tmp_path: Path) -> None:
 
     test = target_pictures("digits-turned", "test", tmp_path)
     for kind in ("crate", "mae", "vit-48"):
-        model = build(Member(kind=kind, data="digits"), classes=10, channels=1, side=8).eval()
-        found = features(model, test.images[:9])
+        model = build(Network(kind=kind, **UNTRAINED), classes=10, channels=1, side=8).eval()
+        found = frozen_features(model, test.images[:9])
         assert list(found) == [f"{depth} {pool}" for depth in (1, 2, 3, 4) for pool in ("class", "mean")]
         if kind != "mae":
             with torch.no_grad(), trace(model, patterns="block*") as layers:
@@ -183,8 +175,12 @@ def test_features_are_what_the_blocks_put_out(tmp_path: Path) -> None:
 
 
 def test_test_labels_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, job = tiny(tmp_path), Job("probe", "crate", False, 0, "digits-turned")
-    found = probe(config, job)
+    context = Context(kept=tmp_path)
+    cell = Probed(
+        network=Network(kind="crate", **UNTRAINED),
+        **{"seed": 0, "target": "digits-turned", "few": 10, "test_images": 60, "probe_images": 200},
+    )
+    found = cell.compute(context)
     real = target_pictures
 
     def wrong(target: str, split: Any, folder: Path) -> Any:
@@ -193,8 +189,8 @@ def test_test_labels_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             return type(pictures)(images=pictures.images, labels=(pictures.labels + 1) % 10, classes=pictures.classes)
         return pictures
 
-    monkeypatch.setattr("unrolled.studies.crate_transfer_cells.target_pictures", wrong)
-    other = probe(config, job)
+    monkeypatch.setattr(module, "target_pictures", wrong)
+    other = cell.compute(context)
     for method in ("ridge", "knn"):
         for amount in ("all", "few"):
             one, two = found[method][amount], other[method][amount]
@@ -203,32 +199,22 @@ def test_test_labels_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_interrupted_fine_tuning_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job("finetune", "crate", False, 0, "digits-turned", True, 1e-3)
-    train_kept = cells.train_kept
-    monkeypatch.setattr(
-        "unrolled.studies.crate_transfer_cells.train_kept", lambda *a, **k: train_kept(*a, **{**k, "every": 2})
-    )
-    whole = cell(tiny(tmp_path / "whole"), job)
-
-    real = torch.save
+    cell = fine_tuned(Network(kind="crate", **UNTRAINED), steps=6)
+    train_kept = module.train_kept
+    monkeypatch.setattr(module, "train_kept", lambda *a, **k: train_kept(*a, **{**k, "every": 2}))
+    whole = cell.compute(Context(kept=tmp_path / "whole"))
+    context, real = Context(kept=tmp_path / "parts"), torch.save
 
     def stop(state: dict[str, Any], path: Path) -> None:
         real(state, path)
-        path.replace(tmp_path / "parts" / "out" / "models" / f"{job.name}.pt")
+        path.replace(cell.file(context, ".pt"))
         raise KeyboardInterrupt
 
-    config = tiny(tmp_path / "parts")
     monkeypatch.setattr(torch, "save", stop)
     with pytest.raises(KeyboardInterrupt):
-        cell(config, job)
+        cell.compute(context)
     monkeypatch.setattr(torch, "save", real)
-    parts = cell(config, job)
-    assert parts["accuracy"] == whole["accuracy"]
-    one, two = (
-        torch.load(tmp_path / name / "out" / "models" / f"{job.name}.pt", weights_only=True)["model"]
-        for name in ("whole", "parts")
-    )
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert cell.compute(context) == whole
 
 
 def test_fashion_mnist_becomes_three_channels_of_32_pixels(tmp_path: Path) -> None:
@@ -260,4 +246,4 @@ def test_fashion_mnist_becomes_three_channels_of_32_pixels(tmp_path: Path) -> No
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        Config(**changes)
+        TransferConfig(**changes)

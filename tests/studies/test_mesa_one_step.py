@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from unrolled import studies
 from unrolled.layers.linear_attention import LinearSelfAttention
-from unrolled.studies import mesa_one_step
-from unrolled.studies.mesa_one_step import Config, run
+from unrolled.studies import mesa_train
+from unrolled.studies.cells import Context
+from unrolled.studies.mesa.one_step import STUDY, Layer, OneStepConfig
 from unrolled.studies.mesa_train import TUNE_SEED, Recipe, best_step_size, structure, train
 from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
 from unrolled.theory.in_context import gradient_descent_predictions
@@ -80,48 +81,52 @@ def test_training_is_a_function_of_the_seed_and_leaves_the_global_generator_alon
 
 
 def test_the_report_holds_the_claims_and_marks_short_training(tmp_path: Path) -> None:
-    config = Config(seeds=(0, 1), sizes=((1, 3),), out=tmp_path, **TINY)
-    said: list[str] = []
-    report = run(config, on_progress=said.append)
-    assert len(said) == 3
+    config = OneStepConfig(seeds=(0, 1), sizes=((1, 3),), out=tmp_path, kept=tmp_path / "kept", **TINY)
+    report = STUDY.run(config)
     record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert len(record["results"]["layers"]) == 3
+    assert [row["dim"] for row in record["results"]["rows"]] == [10, 10, 3]
     assert len(report.claims) == 5
     # six steps from weights near zero predict zero: the verdict must be negative
-    assert report.claims[0].reproduced is False
-    assert report.claims[3].reproduced is None
+    assert report.claims[0].verdict == "not reproduced"
+    assert report.claims[3].verdict == "not judged"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "paper: 5000 of 256" in page
     assert "By position" in page
 
 
-def test_an_interrupted_study_keeps_what_it_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config(seeds=(0, 1), sizes=(), out=tmp_path, **TINY)
-    real = mesa_one_step.run_one
-    trained: list[int] = []
+def test_an_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer(seed=0, heads=1, dim=3, batch_size=4, steps=8, test_sequences=16, points=2)
+    whole = layer.compute(Context(kept=tmp_path / "whole"))
+    context = Context(kept=tmp_path / "parts")
+    train_kept = mesa_train.train_kept
 
-    def stops(config: Config, **which: int) -> dict[str, Any]:
-        if which["seed"] == 1 and len(trained) == 1:
-            trained.append(-1)
-            raise KeyboardInterrupt
-        trained.append(which["seed"])
-        return real(config, **which)
+    def stops(*given: Any, **options: Any) -> Any:
+        loss_at = given[2]
 
-    monkeypatch.setattr(mesa_one_step, "run_one", stops)
-    with pytest.raises(KeyboardInterrupt):
-        run(config)
-    run(config)
-    assert trained == [0, -1, 1]
+        def loss(step: int) -> Any:
+            if step == 6:
+                raise KeyboardInterrupt
+            return loss_at(step)
+
+        return train_kept(*given[:2], loss, *given[3:], **{**options, "every": 4})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mesa_train, "train_kept", stops)
+        with pytest.raises(KeyboardInterrupt):
+            layer.compute(context)
+    assert layer.file(context, ".pt").is_file()
+    assert layer.compute(context) == whole
 
 
 @pytest.mark.slow
 def test_the_quick_budget_finds_the_gradient_step(tmp_path: Path) -> None:
-    report = run(Config.of_budget("quick", out=tmp_path))
-    assert report.reproduced
+    report = STUDY.run(OneStepConfig.of_budget("quick", budget="cpu", out=tmp_path, kept=tmp_path / "kept"))
+    assert report.claims[-1].verdict == "reproduced"
+    assert "1.0" in report.claims[0].measured
 
 
 def test_bad_settings_are_refused_by_name() -> None:
     for settings_, match in (({"seeds": ()}, "seeds"), ({"steps": 0}, "steps"), ({"sizes": ((0, 3),)}, "sizes")):
         with pytest.raises(ValueError, match=match):
-            Config(**settings_)
-    assert studies.load("mesa-one-step").config is Config
+            OneStepConfig(**settings_)
+    assert studies.load("mesa-one-step") is STUDY

@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from unrolled.commands.align_report import COLUMNS, align_report, found_by, row
 from unrolled.commands.common import (
     Device,
     choose_device,
     data_settings,
     default_folder,
+    images_of,
     open_model,
     say_where,
     shown_everything,
     table,
-    write_run,
 )
+from unrolled.commands.dependence import dependence, noted
 from unrolled.commands.extract import Pool, Precision, Samples, features_in
 from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, Pretrained, Quiet
 from unrolled.commands.sides import Paired, Side, check_alone, is_paired, side_features
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor
 
-    from unrolled.alignment import Comparison, Metric
+    from unrolled.alignment import Metric
 
 
 def align(
@@ -42,6 +44,8 @@ def align(
     draws: int = 200,
     resamples: int = 100,
     held_out: bool = False,
+    groups: str | None = None,
+    blocks: str | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
     split: Literal["train", "test", "all"] = "test",
@@ -102,14 +106,20 @@ def align(
     k
         Neighbours, for the metrics that have them.
     null
-        `permutation` (default for two) relabels samples; `moments` (default for many) uses exact means and variances:
-        instant, but without a p-value for two and with an approximate one for many.
+        `permutation` (default for two) relabels samples; `moments` (default for many) takes the tail of three exact
+        moments where that is safe and relabels until p is resolved elsewhere; the result says which.
     draws
         Relabellings; the smallest p-value is 1 / (draws + 1).
     resamples
         Half-samples for the interval; 0 leaves it out.
     held_out
         Also choose the layers on one half of the samples and judge them on the other.
+    groups
+        Which samples depend on each other (captions of a photo, frames of a video, sentences of a document): a file
+        with one label a line (.npy too), or a column of paired data of a hub. They are relabelled, left out and
+        resampled together. Pairs that share a photo or a text are grouped without being told.
+    blocks
+        For samples in order, such as a film: how many in a row move as one, or `shift` to shift the whole series.
     data
         Data set both models see; default: the one of the first that is a run folder, else digits.
     data_dir
@@ -167,7 +177,8 @@ def align(
         from unrolled.commands.align_grid import align_grid
 
         return align_grid(
-            grid, metric=metric, k=k, null=null or "moments", draws=draws, data=data, data_dir=data_dir, split=split,
+            grid, metric=metric, k=k, null=null or "moments", draws=draws, groups=groups, blocks=blocks, data=data,
+            data_dir=data_dir, split=split,
             images=images, layers=layers, pool=pool, pretrained=pretrained, image_size=image_size,
             batch_size=batch_size, precision=precision, seed=seed, device=device, workers=workers,
             scheduler=scheduler, out=out, json=json, quiet=quiet,
@@ -187,6 +198,7 @@ def align(
     folder = out or default_folder("align", _stem(a), _stem(b))
     hold(folder)
     sides = [_read(spec) for spec in (a, b)]
+    pairs: Paired | None = None
     models = [spec for spec, side in zip((a, b), sides, strict=True) if side is None]
     paired = is_paired(data, side or side_b, texts)
     for spec in models:
@@ -194,21 +206,17 @@ def align(
     if models and paired:
         pairs = Paired.choose(data, split, data_dir, texts, images)
     elif models:
-        from unrolled.data import open_images
-
         if split == "all":
             raise ValueError("--split all: is for paired data; choose train or test")
         found = [data_settings(spec, None, data=data, data_dir=data_dir, image_size=None) for spec in models]
         own = next((each for spec, each in zip(models, found, strict=True) if _is_run(spec)), found[0])
         data, data_dir = own["data"], own["data_dir"]
-        everything = open_images(
-            data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["split_seed"]
-        )
+        everything = images_of(own, split, quiet=quiet)
         samples = Samples.choose(everything, images, f"{data} ({split})")
     wanted = layers, layers_b or layers
     began = time.perf_counter()
     for i, (spec, letter) in enumerate(((a, "a"), (b, "b"))):
-        if sides[i] is None and paired:
+        if sides[i] is None and pairs is not None:
             sides[i], _ = side_features(
                 folder / "features" / letter, spec, pairs, _side(i, (side, side_b), data, texts), where=where,
                 data_dir=data_dir, layers=wanted[i], pool=pool, captions=captions, pretrained=pretrained,
@@ -228,41 +236,38 @@ def align(
     for chosen in metrics:
         if getattr(chosen, "k", 1) >= n:
             raise ValueError(f"--k {k}: must be less than the {n} samples; lower it or give more samples")
-    if n > LARGE:
-        if held_out:
-            raise ValueError(f"--held-out: needs at most {LARGE:,} samples, not {n:,}; leave it out or give fewer")
-        results = [compare_large(left, right, each, seed=seed) for each in metrics]
-    else:
-        first, second = (
-            {name: torch.as_tensor(value).to(where) for name, value in side.items()} for side in (left, right)
-        )
-        options: dict[str, Any] = {"null": null, "draws": draws, "resamples": resamples, "select_held_out": held_out}
-        results = [compare(first, second, each, seed=seed, **options) for each in metrics]
+    options: dict[str, Any] = {"draws": draws, "seed": seed}
+    options |= dependence(groups, blocks, Rows.of(left), None if pairs is None else pairs.pairs, quiet=quiet)
+    notes: list[str] = []
+    with noted(notes, quiet=quiet):
+        if n > LARGE:
+            if held_out:
+                raise ValueError(f"--held-out: needs at most {LARGE:,} samples, not {n:,}; leave it out or give fewer")
+            results = [compare_large(left, right, each, **options) for each in metrics]
+        else:
+            first, second = (
+                {name: torch.as_tensor(value).to(where) for name, value in side.items()} for side in (left, right)
+            )
+            options |= {"null": null, "resamples": resamples, "select_held_out": held_out}
+            results = [compare(first, second, each, **options) for each in metrics]
     seconds = time.perf_counter() - began
     settings: dict[str, Any] = {
         "a": a, "b": b, "metric": metric, "k": k, "null": null, "draws": draws, "resamples": resamples,
-        "held_out": held_out, "data": data, "data_dir": data_dir, "split": split, "side": side, "side_b": side_b,
+        "held_out": held_out, "groups": groups, "blocks": blocks,
+        "data": data, "data_dir": data_dir, "split": split, "side": side, "side_b": side_b,
         "texts": texts, "captions": captions, "images": images, "layers": layers, "layers_b": layers_b, "pool": pool,
         "pretrained": pretrained, "image_size": image_size, "batch_size": batch_size, "precision": precision,
         "seed": seed, "device": device,
     }  # fmt: skip
-    page = _report(folder, settings, results, n, seconds)
+    page = align_report(folder, settings, results, n, seconds, notes)
     say_where(page, quiet=quiet)
     if json:
-        said = {"a": a, "b": b, "n": n, "comparisons": [each.to_dict() for each in results], "report": str(page)}
+        comparisons = [each.to_dict() for each in results]
+        said = {"a": a, "b": b, "n": n, "comparisons": comparisons, "notes": notes, "report": str(page)}
         print(json_module.dumps(plain(said), indent=2))
     else:
-        print(table(_COLUMNS, [_row(name, each) for name, each in zip(metric, results, strict=True)]))
-
-
-_COLUMNS = ["metric", "score", "null", "p", "interval", "z", "layer of A", "layer of B"]
-
-
-def _row(name: str, result: Comparison) -> list[str]:
-    interval = "-" if result.interval is None else f"{result.interval[0]:.4g} to {result.interval[1]:.4g}"
-    p = "-" if result.p_value is None else f"{result.p_value:.2g}"
-    z = "-" if result.z is None else f"{result.z:.3g}"
-    return [name, f"{result.score:.4g}", f"{result.chance:.4g}", p, interval, z, *result.best]
+        print(table(COLUMNS, [row(name, each) for name, each in zip(metric, results, strict=True)]))
+        print(found_by(metric, results))
 
 
 def _metric(name: str, k: int) -> Metric:
@@ -314,76 +319,3 @@ def _checked(side: Mapping[str, Tensor | ndarray] | None, spec: str) -> Mapping[
     for name, value in side.items():
         check_finite(value, f"{spec}, {name}", "drop these samples on both sides")
     return side
-
-
-def _how(settings: dict[str, Any], n: int) -> str:
-    """What null, p and interval of the table mean in this run."""
-    from unrolled.instruments.alignment_scale import LARGE
-
-    if n > LARGE:
-        return (
-            "Null: one pair of layers where samples are paired at random. p: normal tail of z times the number of "
-            "pairs of layers. Interval: 95 %, over the choice of queries alone; relabellings and half-samples are not "
-            f"drawn above {LARGE:,} samples."
-        )
-    null = (
-        f"Null: mean of the best pair of layers in {settings['draws']} relabellings of the samples; p: the share of "
-        "them that reach the score, so the search over layers is corrected."
-        if settings["null"] == "permutation"
-        else "Null and z: of this pair of layers alone, exact under random pairing; the search over layers is not "
-        "corrected, and there is no p."
-    )
-    return f"{null} Interval: 95 %, over the choice of samples for this pair, not over the search."
-
-
-def _report(folder: Path, settings: dict[str, Any], results: list[Comparison], n: int, seconds: float) -> Path:
-    from unrolled.report import Fact, HeatMap, Provenance, Report
-
-    a, b, named = settings["a"], settings["b"], list(zip(settings["metric"], results, strict=True))
-    report = Report(f"{a} and {b}", question="How far do two representations of the same samples agree?")
-    facts = [
-        Fact(
-            label=name,
-            value=f"{each.score:.3g}",
-            detail=f"by chance {each.chance:.3g}" + ("" if each.p_value is None else f", p = {each.p_value:.2g}"),
-        )
-        for name, each in named
-    ]
-    name, first = named[0]
-    report.headline(
-        f"The layers that agree best, {first.best[0]} of A and {first.best[1]} of B, have {name} {first.score:.3g} on "
-        f"{n:,} samples, where chance gives {first.chance:.3g}.",
-        facts,
-    )
-    section = report.section("Scores")
-    section.table(
-        _COLUMNS,
-        [_row(name, each) for name, each in named],
-        caption=_how(settings, n) + " In full: " + ", ".join(each.metric for each in results) + ".",
-    )
-    if results[0].held_out is not None:
-        rows: list[list[str | float]] = [
-            [name, *each.held_out.pair, each.held_out.score, each.held_out.chance, each.held_out.p_value]
-            for name, each in named
-            if each.held_out is not None
-        ]
-        columns = ["metric", "layer of A", "layer of B", "score", "null", "p"]
-        section.table(columns, rows, caption="Layers chosen on one half of the samples, judged on the other.")
-    layers = report.section("Layer by layer")
-    for name, each in named:
-        names_a, names_b = each.layers
-        panel = HeatMap(
-            title=name,
-            values=each.scores.cpu().double().numpy(),
-            rows=names_a,
-            columns=names_b,
-            row_label="A",
-            column_label="B",
-            mark=(names_a.index(each.best[0]), names_b.index(each.best[1])),
-        )
-        layers.figure(
-            panel, caption=f"{each.metric} of all layers of A ({a}) and B ({b}), {n:,} samples. Framed: best."
-        )
-    report.results = {"a": a, "b": b, "n": n, "comparisons": [each.to_dict() for each in results]}
-    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
-    return write_run(folder, settings, report)

@@ -17,18 +17,21 @@ from unrolled.commands.common import (
     choose_device,
     data_settings,
     default_folder,
+    images_of,
     open_model,
     say_where,
     shown_everything,
     table,
     write_run,
 )
+from unrolled.commands.dependence import dependence, noted
 from unrolled.commands.extract import Samples, features_in
 from unrolled.commands.sides import Paired, check_alone, is_paired, side_features
 from unrolled.locks import hold
 from unrolled.trust import check_settings, require_typed
 
 if TYPE_CHECKING:
+    from unrolled.data.pairs import PairSource
     from unrolled.instruments.model_grid import ModelGrid
     from unrolled.report import Report, Section
 
@@ -42,6 +45,7 @@ def align_grid(
 ) -> None:  # fmt: skip
     """Compare all models that `grid` names; `settings` are the flags of `unrolled align`."""
     from unrolled.alignment import get_metric
+    from unrolled.instruments.feature_files import Rows, read_features
     from unrolled.instruments.model_grid import model_grid
     from unrolled.report.provenance import plain
 
@@ -54,16 +58,20 @@ def align_grid(
     for metric in settings["metric"]:
         get_metric(metric)  # before the models run: a wrong name must not cost their features
     hold(folder)
-    paths = _features(folder, models, settings, where, quiet)
+    paths, pairs = _features(folder, models, settings, where, quiet)
+    rows = Rows.of(read_features(next(iter(paths.values()))))
+    which = dependence(settings["groups"], settings["blocks"], rows, pairs, quiet=quiet)
+    notes: list[str] = []
 
     def progress(done: int, tiles: int) -> None:
         if not quiet:
             print(f"compared: {done} of {tiles} tiles", file=sys.stderr, flush=True)
 
-    with _client(workers, scheduler) as client:
+    with _client(workers, scheduler) as client, noted(notes, quiet=quiet):
         result = model_grid(
             paths, settings["metric"], options={"k": settings["k"]}, null=settings["null"], draws=settings["draws"],
-            seed=settings["seed"], folder=folder / "tiles", client=client, device=str(where), on_progress=progress,
+            **which, seed=settings["seed"], folder=folder / "tiles", client=client, device=str(where),
+            on_progress=progress,
         )  # fmt: skip
     written = {"grid": grid, **settings, "device": device, "workers": workers, "scheduler": scheduler}
     report = _report(grid, models, result, written, time.perf_counter() - began)
@@ -120,16 +128,15 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
 
 def _features(
     folder: Path, models: Mapping[str, dict[str, Any]], settings: dict[str, Any], where: Any, quiet: bool
-) -> dict[str, Path]:
-    """Where each model's features lie, computed where they are not given."""
+) -> tuple[dict[str, Path], PairSource | None]:
+    """Where each model's features lie, computed where they are not given, and the pairs they are of where these are."""
 
-    from unrolled.data import open_images
     from unrolled.instruments.feature_files import is_feature_file
 
     run = [name for name, entry in models.items() if not is_feature_file(entry["model"])]
     paths = {name: Path(entry["model"]).expanduser() for name, entry in models.items() if name not in run}
     if not run:
-        return paths
+        return paths, None
     sides = {name: models[name].get("side") for name in run}
     if is_paired(settings["data"], next(filter(None, sides.values()), None), None):
         pairs = Paired.choose(settings["data"], settings["split"], settings["data_dir"], None, settings["images"])
@@ -143,7 +150,7 @@ def _features(
                 batch_size=settings["batch_size"], precision=settings["precision"], seed=settings["seed"] + i,
                 quiet=quiet,
             )  # fmt: skip
-        return {name: paths[name] for name in models}
+        return {name: paths[name] for name in models}, pairs.pairs
     for name in run:
         check_alone(models[name]["model"], False)
     found = [
@@ -153,10 +160,7 @@ def _features(
         for name in run
     ]
     own = next((each for each in found if each["data_dir"] is not None), found[0])
-    everything = open_images(
-        own["data"], settings["split"], data_dir=own["data_dir"], val_fraction=own["val_fraction"],
-        seed=own["split_seed"],
-    )  # fmt: skip
+    everything = images_of(own, settings["split"], quiet=quiet)
     samples = Samples.choose(everything, settings["images"], f"{own['data']} ({settings['split']})")
     for i, (name, data) in enumerate(zip(run, found, strict=True)):
         entry = models[name]
@@ -174,7 +178,7 @@ def _features(
             pool=entry.get("pool", settings["pool"]), image_size=settings["image_size"] or data["image_size"],
             batch_size=settings["batch_size"], precision=settings["precision"], quiet=quiet,
         )  # fmt: skip
-    return {name: paths[name] for name in models}
+    return {name: paths[name] for name in models}, None
 
 
 @contextlib.contextmanager
@@ -204,6 +208,8 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 
 def _rows(result: ModelGrid) -> list[list[str]]:
+    from unrolled.alignment import p_text
+
     rows = []
     for metric in result.metrics:
         for pair, q in sorted(
@@ -213,15 +219,10 @@ def _rows(result: ModelGrid) -> list[list[str]]:
             rows.append(
                 [
                     *(metric, pair.a, pair.b, f"{pair.score:.4g}", f"{pair.chance:.4g}", z),
-                    *(_share(pair.p_value), _share(q), *pair.layers),
+                    *(p_text(pair.p_value), p_text(q), *pair.layers),
                 ]
             )
     return rows
-
-
-def _share(p: float) -> str:
-    """A p-value in print; normal tails beyond the range of floats are not 0."""
-    return f"{p:.2g}" if p > 0 else "<1e-300"
 
 
 def _report(
@@ -244,10 +245,10 @@ def _report(
     how = (
         "p-values count relabellings of the samples that reach the score, the search over layers included."
         if settings["null"] == "permutation"
-        else "p-values are normal tails of the largest z over the layers, times the number of layer pairs; z and "
-        "chance come from closed-form moments under random pairing. Nulls are skewed to the right, so the smallest "
-        "p-values are too small, most for features of few directions: confirm what matters with --null permutation."
+        else "p-values are " + _methods(result) + ". z is of the pair of layers alone and takes no account of the "
+        "search over layers; z and chance come from closed-form moments under random pairing where these are known."
     )
+    how += f" Relabelled are {result.units}." if result.units else ""
     shown = _rows(result)[:60]
     report.section("Pairs").table(
         _COLUMNS,
@@ -265,6 +266,19 @@ def _report(
     }
     report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
     return report
+
+
+def _methods(result: ModelGrid) -> str:
+    """How the p-values were found, each way with the number of pairs."""
+    ways = {
+        "Pearson III": "tails of three exact moments (Pearson III), times the number of pairs of layers",
+        "Pareto": "Pareto tails of relabellings, none of which reached the score",
+        "": "shares of relabellings, drawn until ten reached the score",
+    }
+    counts = dict.fromkeys(ways, 0)
+    for pair in result.pairs:
+        counts[next(way for way in ways if pair.p_method.startswith(way))] += 1
+    return "; ".join(f"{ways[way]} ({count:,} pairs)" for way, count in counts.items() if count)
 
 
 def _section(section: Section, metric: str, models: Mapping[str, dict[str, Any]], result: ModelGrid) -> None:

@@ -54,7 +54,8 @@ def open_model(
         pretrained: load the weights timm or the hub has for a registered name. Folders, `hf:` models and names of
             weights that ship with this package always come with theirs.
         model_args: the model's own arguments.
-        classes: outputs of the head of a model that is built from its name and filled with `weights`.
+        classes: outputs of the head of a model that is built from its name and filled with `weights`, where those do
+            not say it.
         seed: of weights that are not loaded; the global random state is set by it.
 
     Raises:
@@ -64,21 +65,21 @@ def open_model(
 
     from unrolled.models import load_weights
     from unrolled.models.resolve import resolve_model
+    from unrolled.models.transfer import weights_classes
 
     spec = named(spec)
     arguments = dict(model_args or {})
     if weights is not None and classes is not None and not spec.startswith(("local:", "hf:")):
-        arguments.setdefault("num_classes", classes)
+        own_classes = weights_classes(weights)
+        arguments.setdefault("num_classes", classes if own_classes is None else len(own_classes))
     own = weights is None and (pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
     torch.manual_seed(seed)
     try:
         model = resolve_model(spec, pretrained=own, **arguments)
-    except RuntimeError as error:
-        if not (own and arguments and "state_dict" in str(error)):
+    except ValueError as error:
+        if not str(error).startswith("model_args: "):
             raise
-        raise ValueError(
-            f"--model-args: the weights of {spec} do not fit a model with {', '.join(arguments)} changed; leave it out"
-        ) from error
+        raise ValueError(f"--model-args{str(error).removeprefix('model_args')}") from error
     takes_images(spec, model)
     if weights is not None:
         report = load_weights(model, weights)
@@ -173,6 +174,96 @@ def data_settings(
         "split_seed": run.get("split_seed", 0) if same else 0,
         "val_fraction": run.get("val_fraction", 0.0) if same else 0.0,
     }
+
+
+def class_names(
+    network: nn.Module, model: str, *, weights: Path | None, pretrained: bool = False
+) -> list[tuple[str, ...]]:
+    """What the outputs of a classifier stand for, in their order, by every naming that is known; empty if none is.
+
+    Args:
+        network: the classifier.
+        model, weights, pretrained: what it was opened from.
+    """
+    from unrolled.models.transfer import weights_classes
+
+    count = int(getattr(network, "num_classes", 0) or getattr(network, "num_labels", 0) or 0)
+    spec = named(model)
+    trained = pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None
+    found: list[Any] = []
+    if weights is not None:
+        found.append(weights_classes(weights))
+    elif trained:
+        found.append((getattr(network, "pretrained_cfg", None) or {}).get("label_names"))
+        labels = getattr(getattr(network, "config", None), "id2label", None) or {}
+        found.append([labels[number] for number in sorted(labels)])
+        if pretrained and count == 1000 and spec.removeprefix("timm:").find(":") < 0:
+            from timm.data import ImageNetInfo
+
+            info = ImageNetInfo()
+            described = [info.index_to_description(number) for number in range(count)]
+            found += [[name.split(",")[0] for name in described], info.label_names(), described]
+    if not any(found):
+        found.append(_classes_of_run(model, weights))
+    return [names for names in (tuple(map(str, each or ())) for each in found) if names and len(names) == count]
+
+
+def _classes_of_run(model: str, weights: Path | None) -> list[str]:
+    """Of a run folder that does not name its classes: those of its data, if they are there."""
+    from unrolled.data import open_images
+    from unrolled.errors import MissingData, MissingExtra
+
+    run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
+    if run.get("data"):
+        own = data_settings(model, weights, data=None, data_dir=None, image_size=None)
+        with contextlib.suppress(MissingData, MissingExtra, OSError, ValueError):  # only the names are then missing
+            return list(open_images(own["data"], "train", data_dir=own["data_dir"], seed=own["split_seed"]).classes)
+    return []
+
+
+def by_class_names(
+    source: ImageSource, namings: list[tuple[str, ...]], *, what: str, by: Literal["name", "number"] = "name"
+) -> tuple[ImageSource, str]:
+    """`source` with the labels that a model has for its classes, and a note if that changed something.
+
+    Args:
+        source: images and labels.
+        namings: as from `class_names`; the one that knows most of the classes counts.
+        what: the model, for messages.
+        by: "number" leaves the labels as they are, and so it is for classes that have numbers and no names.
+
+    Raises:
+        ValueError: none of the images is of a class that the model knows.
+    """
+    from unrolled.data.classes import by_name, numbers_of
+
+    numbered = list(source.classes) == [str(number) for number in range(len(source.classes))]
+    if by == "number" or not namings:
+        return source, ""
+    known = max(namings, key=lambda names: int((numbers_of(source.classes, names) >= 0).sum()))
+    if numbered and numbers_of(source.classes, known).max(initial=-1) < 0 and len(source.classes) <= len(known):
+        return source, ""
+    return by_name(source, known, what=what)
+
+
+def images_of(own: Mapping[str, Any], split: Any, *, quiet: bool) -> ImageSource:
+    """The images that a verb which looks at no labels takes, from what `data_settings` returned; said on stderr."""
+    from unrolled.data import open_images
+
+    source = open_images(
+        own["data"], split, data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"],
+        unknown_classes="skip",
+    )  # fmt: skip
+    say_data(quiet=quiet, **{split: source})
+    return source
+
+
+def say_data(*, quiet: bool, **parts: ImageSource | None) -> None:
+    """Say on stderr what was read, in one line, and what makes its scores mean little."""
+    from unrolled.data.classes import said_of
+
+    if not quiet:
+        print(f"data: {said_of(**parts)}", file=sys.stderr)
 
 
 def choose_device(choice: Device) -> torch.device:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from unrolled.commands.common import (
     Device,
     batches,
+    by_class_names,
     check_counts,
     choose_device,
+    class_names,
     data_settings,
     default_folder,
     drawn,
@@ -22,6 +24,7 @@ from unrolled.commands.common import (
     open_model,
     progress,
     run_settings,
+    say_data,
     say_where,
     shipped,
 )
@@ -48,6 +51,8 @@ def evaluate(
     data_dir: Path | None = None,
     split: Literal["train", "val", "test", "all"] = "test",
     labels: Path | None = None,
+    classes_by: Literal["name", "number"] = "name",
+    unknown_classes: Literal["raise", "skip"] = "raise",
     samples: int | None = None,
     stride: int | None = None,
     robustness: bool = False,
@@ -80,6 +85,7 @@ def evaluate(
         unrolled eval timm:vit_tiny_patch16_224 --pretrained --data folder --data-dir matched-frequency --split all
         unrolled eval runs/cifar10 --robustness
         unrolled eval runs/cifar10 --samples 1000
+        unrolled eval runs/pets --data folder --data-dir other-pets
 
     Parameters
     ----------
@@ -95,6 +101,11 @@ def evaluate(
     labels
         real.json of ImageNet ReaL: also the share of predictions that are among an image's labels, over the images that
         have some. The images are those of the ImageNet validation set, under their own names.
+    classes_by
+        name: an image's class is the model's class of the same name, where both name theirs; images of classes that the
+        model does not know are left out and counted. number: labels are taken as they are.
+    unknown_classes
+        What to do with images of this split whose class the data's own training split lacks.
     samples
         Use so many images of the split, drawn evenly, or of a text so many excerpts of its context; default: all.
     stride
@@ -120,7 +131,8 @@ def evaluate(
     on_error
         An undecodable image stops the evaluation, or is named, counted and left out.
     seed
-        Of the held-out images the temperature is fitted on, and of the corruptions.
+        Of weights that are not loaded, of the corruptions, and, where the data have no validation part to fit the
+        temperature on, of the fifth of the images it is then fitted on.
     device
         What to run on.
     out
@@ -153,6 +165,7 @@ def evaluate(
     import torch
 
     from unrolled.data import open_images
+    from unrolled.data.classes import one_class_note
     from unrolled.data.real_labels import RealLabels
     from unrolled.data.sources import Subset
     from unrolled.train import evaluate as measure
@@ -164,39 +177,58 @@ def evaluate(
     if val_fraction is None:
         val_fraction = own["val_fraction"] or (0.1 if split == "val" else 0.0)
     where = choose_device(device)
-    everything = open_images(data, split, data_dir=data_dir, val_fraction=val_fraction, seed=split_seed)
-    source = drawn_evenly(everything, samples, f"--samples {samples}")
-    real = None if labels is None else RealLabels(labels, everything)
+    everything = open_images(
+        data, split, data_dir=data_dir, val_fraction=val_fraction, seed=split_seed, unknown_classes=unknown_classes
+    )
+    say_data(quiet=quiet, **{split: everything})
     stopped: dict[str, Any] = {}
     unfinished = None if weights is not None else _unfinished(model)
     if unfinished is None:
         network = open_model(
-            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(source.classes),
+            model, weights=weights, pretrained=pretrained, model_args=model_args, classes=len(everything.classes),
             seed=seed,
         )  # fmt: skip
     else:
-        network, stopped["step"] = _newest(unfinished, source)
+        network, stopped["step"] = _newest(unfinished, everything)
     network = network.to(where)
-    trained_on = run_settings(str(weights) if weights is not None else model).get("data") or shipped(model)
-    if trained_on not in (None, data):
-        print(
-            f"note: {model} was trained on {trained_on}; its classes are taken for those of {data} by their number, so "
-            "the scores mean something only if they are the same",
-            file=sys.stderr,
+    run = run_settings(str(weights) if weights is not None else model)
+    trained_on = run.get("data") or shipped(model)
+    elsewhere = trained_on != data or Path(run.get("data_dir") or data_dir or "") != Path(data_dir or "")
+    names = class_names(network, model, weights=weights, pretrained=pretrained)
+    there = len(everything)
+    named_alike = tuple(everything.classes) in names
+    everything, said = by_class_names(everything, names, what=model, by=classes_by)
+    if not said and not named_alike and trained_on is not None and elsewhere:
+        said = (
+            f"{model} was trained on {trained_on if trained_on != data else f'other {data} data'}; its classes are "
+            f"taken for those of {data} by their number, so the scores mean something only if they are the same"
         )
-    loader = batches(network, source, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error)
-    total = -(-len(source) // batch_size)
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    source = drawn_evenly(everything, samples, f"--samples {samples}")
+    for note in (said, one_class_note(source)):
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+    real = None if labels is None else RealLabels(labels, everything)
 
-    def keep(logits: Tensor, batch: Any) -> None:
-        kept.append((logits.cpu(), batch.labels, batch.indices))
+    def look(images: ImageSource, what: str) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
+        """Scores of the images, and their logits, labels and numbers."""
+        loader = batches(
+            network, images, image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error
+        )
+        bar = progress(loader, total=-(-len(images) // batch_size), what=what, quiet=quiet)
+        kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        found = measure(
+            network, bar, where, on_logits=lambda z, batch: kept.append((z.cpu(), batch.labels, batch.indices))
+        )
+        logits, truth, indices = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        return found, logits, truth, indices
 
     began = time.perf_counter()
-    scores = measure(network, progress(loader, total=total, what="eval", quiet=quiet), where, on_logits=keep)
+    scores, logits, truth, indices = look(source, "eval")
     seconds = time.perf_counter() - began
-    logits, truth, indices = (torch.cat(parts) for parts in zip(*kept, strict=True))
     result = {"model": model, "data": data, "split": split, **stopped, **drawn(samples, len(everything)), **scores,
               "images_per_second": scores["images"] / seconds}  # fmt: skip
+    if len(everything) < there:
+        result["unknown"] = there - len(everything)  # images of classes that the model does not have
     if real is not None:
         real.check_classes(logits.shape[1])
         if source is not everything:
@@ -207,7 +239,11 @@ def evaluate(
             raise ValueError(f"labels: none of the {len(indices):,} images has a label in {labels}")
         result["real"] = {"accuracy": right / judged, "images": judged, "without": len(indices) - judged}
     if bool(torch.isfinite(logits).all()):
-        result["calibration"] = calibration(logits, truth, seed=seed)
+        validation = _validation(own, samples) if split in ("train", "test") else None
+        if validation is not None:
+            validation, _ = by_class_names(validation, names, what=model, by=classes_by)
+        fit_on = None if validation is None else look(validation, "temperature")[1:3]
+        result["calibration"] = calibration(logits, truth, fit_on=fit_on, seed=seed)
     if robustness:
         result["robustness"] = _corrupted(
             network, source, where, images=robustness_images, image_size=image_size, batch_size=batch_size,
@@ -219,6 +255,8 @@ def evaluate(
         "data_dir": data_dir,
         "split": split,
         "labels": labels,
+        "classes_by": classes_by,
+        "unknown_classes": unknown_classes,
         "samples": samples,
         "robustness": robustness,
         "robustness_images": robustness_images,
@@ -248,26 +286,62 @@ def _refuse_model_flags(**given: Any) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: this run is measured as it was trained; leave it out")
 
 
-def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, Any]:
-    """Calibration of all samples, and of four fifths of them before and after a temperature fitted on the others.
+def _validation(own: dict[str, Any], samples: int | None) -> ImageSource | None:
+    """The images a run held out for validation, or its data set's own validation split; at most `samples` of them.
+
+    Divided as in the run and never as the flags say: under another division they were trained on.
+    """
+    from unrolled.data import open_images
+    from unrolled.errors import MissingData
+    from unrolled.train.run import drawn_evenly
+
+    try:
+        source = open_images(
+            own["data"], "val", data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"]
+        )
+    except (ValueError, MissingData):  # there is none
+        return None
+    if len(source) < _ENOUGH:
+        return None
+    return drawn_evenly(source, None if samples is None else min(max(samples, _ENOUGH), len(source)), "--samples")
+
+
+def calibration(
+    logits: Tensor, labels: Tensor, *, fit_on: tuple[Tensor, Tensor] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Calibration of all samples, and before and after a temperature, on samples it was not fitted on.
+
+    Args:
+        logits: [n, c].
+        labels: integers [n].
+        fit_on: logits and labels of validation samples, to fit the temperature on; without them it is fitted on a fifth
+            of these samples, and compared on the other four.
+        seed: of the fifth.
 
     Returns:
-        the fields of `Reliability`, and `temperature`: None for fewer than 50 samples, else `value`, `bound` ("low" or
-        "high" if the fit ended there, else None), `fitted_on`, of which `right` are classified correctly, `judged_on`,
-        and `before` and `after`, the same fields on the samples it was not fitted on.
+        the fields of `Reliability`, and `temperature`: None for fewer than 50 samples without `fit_on`, else `value`,
+        `bound` ("low" or "high" if the fit ended there, else None), `validation`, whether it was fitted on such
+        samples, `fitted_on`, of which `right` are classified correctly, `judged_on`, and `before` and `after`, the same
+        fields on the samples it is judged on.
     """
     import torch
 
     from unrolled.instruments.reliability import fit_temperature, reliability
 
     found = dataclasses.asdict(reliability(logits, labels))
-    if len(labels) < _ENOUGH:
+    validation = fit_on is not None and bool(torch.isfinite(fit_on[0]).all())
+    if fit_on is not None and validation:
+        held, truth = fit_on
+        rest = torch.arange(len(labels))
+    elif len(labels) < _ENOUGH:
         return {**found, "temperature": None}
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    held, rest = order[: (cut := round(_HELD_OUT * len(labels)))], order[cut:]
+    else:
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        cut = round(_HELD_OUT * len(labels))
+        held, truth, rest = logits[order[:cut]], labels[order[:cut]], order[cut:]
     low, high = _TEMPERATURES
-    value = fit_temperature(logits[held], labels[held], low=low, high=high)
-    right = int((logits[held].argmax(1) == labels[held]).sum())
+    value = fit_temperature(held, truth, low=low, high=high)
+    right = int((held.argmax(1) == truth).sum())
     if right == len(held):
         value = low  # the loss falls all the way, but is too small to be told from 0 before it gets there
     bound = "low" if value < 1.01 * low else "high" if value > 0.99 * high else None  # it stops just short of them
@@ -275,8 +349,8 @@ def calibration(logits: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, A
     return {
         **found,
         "temperature": {
-            "value": value, "bound": bound, "fitted_on": len(held), "right": right, "judged_on": len(rest),
-            "before": before, "after": after,
+            "value": value, "bound": bound, "validation": validation, "fitted_on": len(held), "right": right,
+            "judged_on": len(rest), "before": before, "after": after,
         },
     }  # fmt: skip
 
@@ -336,6 +410,7 @@ def _corrupted(
 
 def _line(result: dict[str, Any]) -> str:
     unread = f", {result['skipped']} unreadable" if result["skipped"] else ""
+    unread += f", {result['unknown']:,} of classes it does not know left out" if "unknown" in result else ""
     text = (
         f"{result['model']} on {result['data']} ({result['split']}): accuracy {100 * result['accuracy']:.2f} %, "
         f"top-5 {100 * result['top5']:.2f} %, loss {result['loss']:.4f} nats, "
@@ -344,9 +419,11 @@ def _line(result: dict[str, Any]) -> str:
     if "calibration" in result:
         text += f"\ncalibration error {100 * result['calibration']['ece']:.2f} %"
         if (fitted := result["calibration"]["temperature"]) is not None:
-            text += (
-                f", {100 * fitted['after']['ece']:.2f} % with a temperature of {fitted['value']:.2f} fitted on a fifth"
-            )
+            after = f"{100 * fitted['after']['ece']:.2f} % with a temperature of {fitted['value']:.2f} fitted on"
+            if fitted["validation"]:
+                text += f", {after} {fitted['fitted_on']:,} validation images"
+            else:  # compared on the same images
+                text += f"; on four fifths of the images {100 * fitted['before']['ece']:.2f} %, {after} the other fifth"
             if fitted["bound"] is not None:
                 text += f"\nnote: {at_bound(fitted)}"
     if "real" in result:

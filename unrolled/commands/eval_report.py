@@ -120,10 +120,8 @@ def _calibration(report: Report, found: dict[str, Any]) -> None:
         "standard error; empty bins are left out."
     )
     if after is not None:
-        caption += (
-            f" Temperature: fitted on {after['fitted_on']:,} held-out images of this split and drawn for the "
-            f"{after['judged_on']:,} others."
-        )
+        others = "" if after["validation"] else f" and drawn for the {after['judged_on']:,} others"
+        caption += f" Temperature: fitted on {_fitted_on(after)}{others}."
     section.figure(LineChart(title="Accuracy", x_label="Confidence", series=series, y_range=(0, 1)), caption=caption,
                    name="reliability")  # fmt: skip
 
@@ -135,14 +133,25 @@ def _calibration(report: Report, found: dict[str, Any]) -> None:
         section.table(columns, [[words, cell(found, key)] for key, words in _SCORES.items()],
                       caption="Lower is better. Temperature: not run, too few images to hold some out.")  # fmt: skip
         return
-    columns += [f"the {after['judged_on']:,}, as they are", f"the same, temperature {after['value']:.3g}"]
+    parts = [found, after["after"]]
+    caption = "Lower is better. One temperature for all logits leaves every decision as it is. It was fitted on "
+    caption += _fitted_on(after)
+    if not after["validation"]:
+        columns.append(f"the {after['judged_on']:,}, as they are")
+        parts.insert(1, after["before"])
+        caption += ", as there is no validation part to fit it on; the last two columns leave them out"
+    columns.append(f"the same, temperature {after['value']:.3g}")
     section.table(
         columns,
-        [[words, *(cell(part, key) for part in (found, after["before"], after["after"]))]
-         for key, words in _SCORES.items()],
-        caption="Lower is better. One temperature for all logits leaves every decision as it is. It was fitted on "
-        f"{after['fitted_on']:,} images of the evaluated split, which the last two columns leave out.",
-    )  # fmt: skip
+        [[words, *(cell(part, key) for part in parts)] for key, words in _SCORES.items()],
+        caption=f"{caption}.",
+    )
+
+
+def _fitted_on(after: dict[str, Any]) -> str:
+    """Which images a temperature was fitted on."""
+    where = "validation images" if after["validation"] else "images of the evaluated split"
+    return f"{after['fitted_on']:,} {where}"
 
 
 def _curve(label: str, bins: list[dict[str, Any]], color: int) -> Any:

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.common import (
     Device,
+    batches,
+    check_counts,
     choose_device,
+    class_names,
     data_settings,
     default_folder,
+    images_of,
     open_model,
+    progress,
     run_settings,
     say_where,
-    shipped,
     table,
 )
 from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet, did_you_mean
@@ -25,7 +29,6 @@ from unrolled.locks import hold
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unrolled.commands.pictures import Preparation
     from unrolled.instruments.explain import Explanation
 
 DRAWS = 16
@@ -38,6 +41,9 @@ def explain(
     model: str = "crate_nano_patch4_32.cifar10",
     target: str | None = None,
     against: str | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    images: int = 50,
     weights: Path | None = None,
     pretrained: Pretrained = False,
     model_args: ModelArgs = None,
@@ -52,10 +58,13 @@ def explain(
     """Decompose one decision: which layers, heads and patches its logit is made of.
 
     The terms sum to the logit exactly. Evidence for the class (orange) and against it (blue) is painted on the picture,
-    of all layers together and of each; what happens to the logit when those patches are removed stands beside it.
+    of all layers together and of each; what happens to the logit when those patches are removed stands beside it. One
+    picture proves little, so the same is measured on many images, against random patches: those of --data, or of the
+    run's own data where they are at hand.
 
         unrolled explain cat.jpg
-        unrolled explain cat.jpg --model runs/crate
+        unrolled explain cat.jpg --model runs/crate --images 200
+        unrolled explain cat.jpg --data cifar10 --data-dir data
         unrolled explain cat.jpg --model timm:vit_tiny_patch16_224 --pretrained --target 281 --against 207
         unrolled explain cat.jpg --model crate_base_patch16_224 --weights models/crate-b16 --json
 
@@ -70,21 +79,29 @@ def explain(
         Class to explain, by number or name; default: the predicted one.
     against
         Explain the logit of the target minus that of this class.
+    data
+        Data set on whose test images removal is measured too, each for its predicted class; default: that of the run
+        folder, if it is at hand.
+    data_dir
+        Where the data are; default: that of the run folder.
+    images
+        How many of them, drawn evenly; 0: none.
     weights
         Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
     image_size
         What the shorter side becomes, in pixels; default: the model's own.
     seed
-        Of random weights, and of the patches removed for comparison.
+        Of weights that are not loaded, and of the patches removed for comparison.
     device
         What to run on.
     out
         Where pictures, config.yaml, report.html and report.json go; default: runs/explain-MODEL-PICTURE,
         with a number behind it where that holds the result of another model or picture of the same name.
     """
+    check_counts(0, images=images, seed=seed)
     import numpy as np
 
-    from unrolled.commands.explain_report import layer_table, paint, write_pictures, write_report
+    from unrolled.commands.explain_report import layer_table, paint, said_of_many, write_pictures, write_report
     from unrolled.commands.pictures import canvas, origin, prepare
     from unrolled.data.pictures import read_picture
     from unrolled.instruments.explain import explain_logit
@@ -95,14 +112,18 @@ def explain(
     network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed).to(where)
     if isinstance(network, MaskedAutoencoder):
         raise ValueError(f"model: {model} is a masked autoencoder without a class head; finetune it first")
-    names = _class_names(model, weights, pretrained, int(getattr(network, "num_classes", 0) or 0))
+    names = list(next(iter(class_names(network, model, weights=weights, pretrained=pretrained)), ()))
     prepared = prepare(network, image_size=image_size)
     pixels = prepared.tensor(picture)
     grid = (pixels.shape[2] // prepared.patch[0], pixels.shape[3] // prepared.patch[1])
     chosen = [None if text is None else _number(flag, text, names) for flag, text in _flags(target, against)]
     began = time.perf_counter()
     found = explain_logit(network, pixels, target=chosen[0], against=chosen[1], prefix=prepared.prefix, grid=grid)
-    removals = _removals(network, prepared, pixels, found, seed)
+    removals = _removals(network, pixels, found, seed)
+    many = _many(
+        network, prepared.prefix, images, seed, model=model, weights=weights, data=data, data_dir=data_dir,
+        image_size=image_size, quiet=quiet,
+    )  # fmt: skip
     seconds = time.perf_counter() - began
 
     original = np.asarray(canvas(picture))
@@ -112,6 +133,9 @@ def explain(
         "model": model,
         "target": target,
         "against": against,
+        "data": data,
+        "data_dir": data_dir,
+        "images": images,
         "weights": weights,
         "pretrained": pretrained,
         "model_args": model_args or {},
@@ -124,6 +148,7 @@ def explain(
     write_pictures(folder, views)
     source = origin(model, weights=weights, pretrained=pretrained)
     result = {"model": model, "weights": source, "image": str(image)} | _record(found, names) | {"removals": removals}
+    result["faithfulness"] = many
     page = write_report(folder, settings, result, found, views, seconds)
     say_where(page, quiet=quiet)
     if json:
@@ -137,34 +162,11 @@ def explain(
         f"\nwithout the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
         f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}"
     )
+    print(said_of_many(many))
 
 
 def _flags(target: str | None, against: str | None) -> list[tuple[str, str | None]]:
     return [("target", target), ("against", against)]
-
-
-def _class_names(model: str, weights: Path | None, pretrained: bool, classes: int) -> list[str]:
-    """Names of the classes where they are known: of the data a run was trained on, or ImageNet's for timm's weights."""
-    from unrolled.data import open_images
-    from unrolled.errors import MissingData, MissingExtra
-
-    names: list[str] = []
-    run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
-    if run.get("data"):
-        own = data_settings(model, weights, data=None, data_dir=None, image_size=None)
-        # the picture is explained without the data; only the names are then missing
-        with contextlib.suppress(MissingData, MissingExtra, OSError, ValueError):
-            names = list(open_images(own["data"], "train", data_dir=own["data_dir"]).classes)
-    elif shipped(model) is not None:
-        from timm.models import get_pretrained_cfg
-
-        names = list(get_pretrained_cfg(model).label_names or [])
-    elif pretrained and classes == 1000:
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo()
-        names = [info.index_to_description(i).split(",")[0] for i in range(classes)]
-    return names if len(names) == classes else []
 
 
 def _number(flag: str, text: str, names: list[str]) -> int:
@@ -180,34 +182,61 @@ def _name(number: int, names: list[str]) -> str:
     return f"{number} ({names[number]})" if names and names[number] != str(number) else str(number)
 
 
-def _removals(
-    network: nn.Module, prepared: Preparation, pixels: Tensor, found: Explanation, seed: int
-) -> dict[str, Any]:
+def _removals(network: nn.Module, pixels: Tensor, found: Explanation, seed: int) -> dict[str, Any]:
     """The logit when a tenth of the patches become the mean colour: those with most evidence, and random ones."""
     import torch
+
+    from unrolled.instruments.faithfulness import logits_without
 
     order = found.evidence().flatten().argsort(descending=True)
     count = max(1, round(_REMOVED * len(order)))
     generator = torch.Generator().manual_seed(seed)
     chosen = [order[:count], order[-count:]]
     chosen += [torch.randperm(len(order), generator=generator)[:count] for _ in range(DRAWS)]
-    logits = []
-    weight = next(network.parameters())
-    with torch.no_grad():
-        for patches in chosen:
-            mask = torch.zeros(len(order), dtype=torch.bool).index_fill_(0, patches, True).reshape(found.grid)
-            for axis, side in enumerate(prepared.patch):
-                mask = mask.repeat_interleave(side, axis)
-            given = network(pixels.masked_fill(mask, 0.0).to(weight))  # 0 is the mean colour of the normalisation
-            row = (given if isinstance(given, torch.Tensor) else given.logits)[0].double()
-            logits.append(float(row[found.target] - (row[found.against] if found.against is not None else 0)))
-    random = torch.tensor(logits[2:])
+    removed = torch.zeros(len(chosen), len(order), dtype=torch.bool).scatter_(1, torch.stack(chosen), True)
+    change = logits_without(network, pixels, removed, found) - found.logit
+    random = change[2:]
     return {
         "patches": count,
-        "most for": logits[0] - found.logit,
-        "most against": logits[1] - found.logit,
-        "random": {"mean": float(random.mean()) - found.logit, "std": float(random.std()), "draws": DRAWS},
+        "most for": float(change[0]),
+        "most against": float(change[1]),
+        "random": {"mean": float(random.mean()), "std": float(random.std()), "draws": DRAWS},
     }
+
+
+def _many(
+    network: nn.Module,
+    prefix: int | None,
+    images: int,
+    seed: int,
+    *,
+    model: str,
+    weights: Path | None,
+    data: str | None,
+    data_dir: Path | None,
+    image_size: int | None,
+    quiet: bool,
+) -> dict[str, Any] | None:
+    """`faithfulness` on test images of the data that was asked for, or of the run's; None where there are none."""
+    from unrolled.errors import MissingData, MissingExtra
+    from unrolled.instruments.faithfulness import faithfulness
+    from unrolled.train.run import drawn_evenly
+
+    run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
+    if not images or not (data or run.get("data")):
+        return None
+    own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
+    try:
+        source = images_of(own, "test", quiet=quiet)
+    except (MissingData, MissingExtra, OSError, ValueError):
+        if data is not None:
+            raise
+        return None  # the picture is explained without the data
+    source = drawn_evenly(source, min(images, len(source)), "--images")
+    loader = batches(network, source, image_size=own["image_size"], batch_size=1, on_error="skip")
+    bar = progress(loader, total=len(source), what="many images", quiet=quiet)
+    rows = faithfulness(network, (batch.images for batch in bar if len(batch)), prefix=prefix, seed=seed)
+    return {"data": own["data"], "images": rows[0]["images"], "rows": rows}
 
 
 def _record(found: Explanation, names: list[str]) -> dict[str, Any]:

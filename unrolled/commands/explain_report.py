@@ -170,7 +170,8 @@ def write_report(
         series.append(Series(label=_KINDS[kind], x=[half.layer for half in own], y=[half.total for half in own]))
     panels.append(LineChart(title="Term of each half", x_label="layer", series=series))
     section.figure(panels, caption="Contributions to the logit; above zero they speak for the class.")
-    report.section("When patches are removed").table(
+    section = report.section("When patches are removed")
+    section.table(
         ["patches made the mean colour", "change of the logit", "± (draws)"],
         [
             ["most for", removals["most for"], None],
@@ -179,12 +180,40 @@ def write_report(
         ],
         caption=f"{removals['patches']} of {found.embed.numel() - found.prefix} patches at a time become the mean "
         "colour, and the network runs again. Most for, most against: the patches with the highest and the lowest "
-        f"evidence above. Random: mean and standard deviation over {random['draws']} draws.",
+        f"evidence above. Random: mean and standard deviation over {random['draws']} draws. This is one picture.",
     )
+    many = result["faithfulness"]
+    section.text(said_of_many(many))
+    if many is not None:
+        section.table(
+            ["patches", "share", "by evidence", "at random", "difference", "95 %", "images where evidence does better"],
+            [
+                [row["what"], f"{row['share']:.0%}", row["evidence"], row["random"], row["difference"],
+                 f"{row['low']:+.3f} to {row['high']:+.3f}", f"{row['agree']:.0%}"]
+                for row in many["rows"]
+            ],
+            caption=f"{many['images']} test images of {many['data']}, each for its predicted class: mean change of its "
+            "logit when patches become the mean colour. By evidence: the patches with the most evidence for it. At "
+            "random: as many random ones, four draws an image. Difference: of the two, with its bootstrap interval "
+            "over images. Removed: evidence does better where the logit falls more; kept alone: where it falls less.",
+        )  # fmt: skip
     report.section("What is exact and what is not", _words(found, second))
     report.results = result
     report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
     return write_run(folder, settings, report)
+
+
+def said_of_many(many: dict[str, Any] | None) -> str:
+    """What removal does on many images, in a sentence."""
+    if many is None:
+        return "Over many images: not run; --data NAME --data-dir DIR measures it."
+    row = next(row for row in many["rows"] if row["what"] == "removed")
+    return (
+        f"Over {many['images']} test images of {many['data']}, without the {row['share']:.0%} of patches with the most "
+        f"evidence for the predicted class its logit changes by {row['evidence']:+.3f}, without as many random ones by "
+        f"{row['random']:+.3f} (difference {row['low']:+.3f} to {row['high']:+.3f}; evidence does better on "
+        f"{row['agree']:.0%} of them)."
+    )
 
 
 def _table_words(columns: Sequence[str]) -> str:
@@ -241,9 +270,10 @@ def _words(found: Explanation, second: float) -> str:
     said.append(
         "Not linear, and therefore held fixed: norm scales, attention weights, ISTA's zeros"
         + (", what is inside an MLP" if any(half.kind == "mlp" for half in found.halves) else "")
-        + ". Remove a patch and all of these change, so the logit does not change by that patch's term; the table "
-        "above says by how much it does. A patch of a deeper layer is a place in the grid: its token holds what "
-        "earlier layers mixed into it. The same number added to every logit changes no decision, so a single logit has "
+        + ". Remove a patch and all of these change, so the logit does not change by that patch's term; the tables "
+        "above say by how much it does, and whether evidence tells more than chance which patches matter. A patch of a "
+        "deeper layer is a place in the grid: its token holds what earlier layers mixed into it. The same number added "
+        "to every logit changes no decision, so a single logit has "
         "an arbitrary zero; `--against` explains a difference, which has none."
     )
     return "\n\n".join(said)

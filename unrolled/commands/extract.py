@@ -16,6 +16,7 @@ from unrolled.commands.common import (
     batches,
     data_settings,
     default_folder,
+    images_of,
     open_model,
     progress,
     sharing,
@@ -181,7 +182,9 @@ def extract(
             own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
             data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
             folder = _own(out or default_folder("features", model, str(data)), processes)
-            everything = _images(split, own)
+            if split not in ("train", "test"):
+                raise ValueError(f"--split {split}: is for paired data; choose train or test")
+            everything = images_of(own, split, quiet=options["quiet"])
             samples = Samples.choose(everything, images, f"{data} ({split})")
             network = open_model(
                 model, weights=weights, pretrained=pretrained, model_args=model_args,
@@ -238,17 +241,6 @@ def _own(folder: Path, processes: Processes) -> Path:
         hold(folder)
     processes.barrier()  # none writes before the first has it
     return folder
-
-
-def _images(split: str, own: dict[str, Any]) -> ImageSource:
-    from unrolled.data import open_images
-
-    if split not in ("train", "test"):
-        raise ValueError(f"--split {split}: is for paired data; choose train or test")
-    part: Any = split
-    return open_images(
-        own["data"], part, data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"]
-    )
 
 
 def features_in(

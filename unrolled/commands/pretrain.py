@@ -20,6 +20,7 @@ from unrolled.commands.common import (
     of_all,
     open_model,
     run_settings,
+    say_data,
     say_where,
     saying_how_to_resume,
     write_run,
@@ -150,8 +151,10 @@ def evaluate_pretrained(
     )
     where = choose_device(device)
     everything = open_images(
-        config.data, split, data_dir=config.data_dir, val_fraction=config.val_fraction, seed=config.split_seed
-    )
+        config.data, split, data_dir=config.data_dir, val_fraction=config.val_fraction, seed=config.split_seed,
+        unknown_classes="skip",
+    )  # fmt: skip
+    say_data(quiet=quiet, **{split: everything})
     source = drawn_evenly(everything, samples, f"--samples {samples}")
     network = open_model(model, seed=config.seed).to(where)
     began = time.perf_counter()

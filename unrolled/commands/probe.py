@@ -18,6 +18,7 @@ from unrolled.commands.common import (
     default_folder,
     named,
     open_model,
+    say_data,
     say_where,
     table,
     takes_images,
@@ -47,6 +48,7 @@ def probe(
     method: Annotated[tuple[Method, ...], SEVERAL] = ("linear",),
     layers: Annotated[tuple[str, ...], SEVERAL] = ("block*",),
     pool: Annotated[tuple[Pool, ...] | None, SEVERAL] = None,
+    unknown_classes: Literal["raise", "skip"] = "raise",
     samples: int | None = None,
     test_samples: int | None = None,
     k: int = 20,
@@ -92,6 +94,8 @@ def probe(
         Patterns of layer names; `*` stays within one part of a name.
     pool
         Class token, mean of the patches, or both; default: what the model has.
+    unknown_classes
+        What to do with test images whose class the training split lacks.
     samples
         Use so many training images, drawn evenly; default: all.
     test_samples
@@ -123,12 +127,15 @@ def probe(
     check_counts(0, workers=workers, seed=seed)
 
     from unrolled.data import open_images
+    from unrolled.data.classes import one_class_note
     from unrolled.instruments import untrained_control
 
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     data, data_dir, image_size = str(own["data"]), own["data_dir"], own["image_size"]
     where = choose_device(device)
-    options: dict[str, Any] = {"data_dir": data_dir, "seed": own["split_seed"]}
+    options: dict[str, Any] = {
+        "data_dir": data_dir, "seed": own["split_seed"], "unknown_classes": unknown_classes,
+    }  # fmt: skip
     train = open_images(data, "train", val_fraction=own["val_fraction"], **options)
     splits = {
         "train": Samples.choose(train, samples or len(train), f"{data} (train)"),
@@ -136,6 +143,10 @@ def probe(
             rest := open_images(data, "test", **options), test_samples or len(rest), f"{data} (test)"
         ),
     }
+    say_data(quiet=quiet, train=train, test=rest)
+    for part in splits.values():
+        if (alone := one_class_note(part.source)) is not None:
+            print(f"note: {alone}", file=sys.stderr)
     _check_enough(splits["train"].source, k if "knn" in method else None, seed)
     body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed)
     network = encoder_of(body)
@@ -177,7 +188,8 @@ def probe(
     }  # fmt: skip
     settings: dict[str, Any] = {
         "model": model, "data": data, "data_dir": data_dir, "method": method, "layers": layers, "pool": pool,
-        "samples": samples, "test_samples": test_samples, "k": k, "control": control, "weights": weights,
+        "unknown_classes": unknown_classes, "samples": samples, "test_samples": test_samples, "k": k,
+        "control": control, "weights": weights,
         "pretrained": pretrained, "model_args": model_args or {}, "image_size": image_size, "batch_size": batch_size,
         "workers": workers, "on_error": on_error, "precision": precision, "seed": seed, "device": device,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ def run_eval(
 
     model, data = settings["model"], settings["eval"]
     source = _open(settings)
+    if not quiet:
+        print(f"data: {source.description}", file=sys.stderr)
     usual: tuple[Measure, ...] = ("clusters",) if data == "bsds" else ("attention", "maskcut")
     asked = Settings(
         measures=tuple(dict.fromkeys(settings["measure"])) or usual,

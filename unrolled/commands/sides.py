@@ -78,6 +78,7 @@ def read_texts(path: Path) -> PairSource:
         ValueError: an empty line; the first are named by number.
     """
     from unrolled.data.pairs import PairSource, open_pairs
+    from unrolled.data.text import read_lines
     from unrolled.errors import CorruptFile, MissingData
 
     path = path.expanduser()
@@ -86,9 +87,9 @@ def read_texts(path: Path) -> PairSource:
     if path.suffix == ".tsv":
         return open_pairs("text", data_dir=path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise CorruptFile(f"--texts: {path} is not UTF-8 text: {error}") from error
+        lines = read_lines(path)
+    except CorruptFile as error:
+        raise CorruptFile(f"--texts: {error}") from error
     numbers = [f"line {number}" for number in range(1, len(lines) + 1)]
     return PairSource(
         ids=numbers, captions=[[line] for line in lines], description=f"{path.name}, {len(lines):,} texts"

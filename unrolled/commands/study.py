@@ -14,11 +14,13 @@ from unrolled.commands.common import say_where, table, write_settings
 from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, as_config, flags_of
 from unrolled.locks import hold
 from unrolled.studies.base import QUICK_NOTICE, Budget
+from unrolled.studies.base import Study as PlainStudy
 from unrolled.studies.demo import Config as DemoConfig
 
 if TYPE_CHECKING:
     from unrolled.report import Report
-    from unrolled.studies.base import Study, StudyConfig
+    from unrolled.studies import AnyStudy
+    from unrolled.studies.base import StudyConfig
 
     DemoFlags = DemoConfig
 else:
@@ -119,26 +121,17 @@ def study(
     return 4 if report.reproduced is False and judged else 0
 
 
-def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool, judged: bool = True) -> Report:
+def run_study(study: AnyStudy, config: StudyConfig, *, json: bool, quiet: bool, judged: bool = True) -> Report:
     """Run a study with progress on stderr, and print its answer; what is not `judged` says that it is only a trial."""
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    from unrolled.studies.cells import seconds_spent
-
-    folder = Path(getattr(config, "out", Path("runs") / study.name))
+    folder = study.folder(config)
     hold(folder)
     report = study.run(config, on_progress=None if quiet else say)
-    spent = seconds_spent(folder / "cells")
-    before = spent > (report.provenance.duration or 0)  # cells were there already
-    if before:
-        report.provenance = replace(report.provenance, duration=spent)
-    if not judged:
-        report.notice = QUICK_NOTICE
-        report.claims = [replace(claim, reproduced=None) for claim in report.claims]
-    if before or not judged:
-        report.write(folder)
+    if isinstance(study, PlainStudy):
+        _complete(report, folder, judged)
     write_settings(folder, vars(config))
     say_where(folder / "report.html", quiet=quiet)
     if json:
@@ -150,11 +143,25 @@ def run_study(study: Study, config: StudyConfig, *, json: bool, quiet: bool, jud
     for fact in report.facts:
         print(f"{fact.label}: {fact.value}" + (f" ({fact.detail})" if fact.detail else ""))
     for claim in report.claims:
-        verdict = {True: "reproduced", False: "NOT reproduced", None: "not judged"}[claim.reproduced]
-        verdict = verdict if judged else "not judged at this budget"
+        verdict = claim.verdict.replace("not reproduced", "NOT reproduced") if judged else "not judged at this budget"
         print(f"\n{claim.statement}")
         for name, text in (
             ("here", claim.measured), ("published", f"{claim.published} ({claim.source})"), ("verdict", verdict)
         ):  # fmt: skip
             print(f"  {name + ':':<11}{text}")
     return report
+
+
+def _complete(report: Report, folder: Path, judged: bool) -> None:
+    """What studies that compute by cells do themselves: the time that all took, and the notice of the quick budget."""
+    from unrolled.studies.remembered import seconds_spent
+
+    spent = seconds_spent(folder / "cells")
+    before = spent > (report.provenance.duration or 0)  # cells were there already
+    if before:
+        report.provenance = replace(report.provenance, duration=spent)
+    if not judged:
+        report.notice = QUICK_NOTICE
+        report.claims = [replace(claim, reproduced=None, verdict="not judged") for claim in report.claims]
+    if before or not judged:
+        report.write(folder)

@@ -14,6 +14,7 @@ from unrolled.commands.common import (
     choose_device,
     data_settings,
     default_folder,
+    images_of,
     open_model,
     progress,
     say_where,
@@ -100,14 +101,13 @@ def trace(
         raise ValueError(f"--images {images}: give at least 1")
     import numpy as np
 
-    from unrolled.data import open_images
     from unrolled.data.sources import Subset
     from unrolled.instruments import trace_report
 
     own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
     data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
     where = choose_device(device)
-    everything = open_images(data, split, data_dir=data_dir, val_fraction=own["val_fraction"], seed=own["split_seed"])
+    everything = images_of(own, split, quiet=quiet)
     count = min(images, len(everything))
     source = Subset(everything, np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
     network = shown_everything(

@@ -2,55 +2,73 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from unrolled.data.listing import PassedOver, class_name, entries, files_below, files_in, parts_in, printable
 from unrolled.data.packed import PackedSource
 from unrolled.data.sources import FileSource, ImageSource, existing_folder
 from unrolled.errors import MissingData
 
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _ALIASES = {"tiny-imagenet-32": ("tiny-imagenet-32", "tiny32"), "cifar10": ("cifar10",), "cifar100": ("cifar100",)}
 
 Splits = dict[str, ImageSource]
 """What a data set comes with: "train" and "test", perhaps "val", or everything under "all"."""
+Unknown = Literal["raise", "skip"]
+"""What to do with images of a held-out part whose class the training part lacks: refuse, or leave them out."""
 
 
-def open_folder(data_dir: Path | None, *, split: str) -> Splits:
+def open_folder(data_dir: Path | None, *, split: str, unknown: Unknown = "raise") -> Splits:
     """`DIR/train/CLASS/*` with `DIR/val/CLASS/*` and/or `DIR/test/CLASS/*`, or one folder of classes, `DIR/CLASS/*`.
 
-    Classes are the names of the training folders, sorted, whole numbers by their value; a test folder may lack some but
-    not bring new ones. Class folders are searched in depth; files that do not end like an image are passed over.
-    Without `test`, `val` is the test split.
+    As torchvision's `ImageFolder`: classes are the names of the training folders, sorted (but whole numbers by their
+    value, as in timm), class folders are searched in depth, links are followed, and files that do not end like an image
+    are passed over. The parts may be called `training`, `valid`, `validation`, `testing` too, in any case. Hidden and
+    system entries are no content (`data.listing`). A test folder may lack some classes. Without `test`, or if that has
+    no class folders, `val` is the test split.
 
     With split "all", one folder of classes is taken whole, and where their names are numbers these are the labels, as
     in ImageNet-V2 (0 to 999), so that a class may be absent.
 
     Raises:
         MissingData: the folder does not exist.
-        ValueError: it has no class folders, a class without images, or a class that training does not know.
+        ValueError: it has no class folders, a class without images, or (unless `unknown` is "skip") a class that
+            training does not know.
     """
     root = existing_folder(data_dir, what="folder")
-    if not (root / "train").is_dir():
-        lonely = [part for part in ("val", "test") if (root / part).is_dir()]
-        if lonely:
-            raise MissingData(f"data_dir: {root} has {lonely[0]}/ but no train/")
-        return {"all": _classes_in(root, _numbered(root) if split == "all" else None)}
+    passed = PassedOver()
+    parts = parts_in(root, passed)
+    if "train" not in parts:
+        if parts:
+            lonely = next(iter(parts.values()))
+            raise MissingData(
+                f"data_dir: {printable(root)} has {lonely.name}/ but no train/; to take that one whole, give "
+                f"{printable(lonely)}, with --split all"
+            )
+        return {"all": _classes_in(root, _numbered(root) if split == "all" else None, passed=passed)}
     if split == "all":
-        raise ValueError(f"split: {root} has train/ and other parts; choose train, val or test")
-    tests = [part for part in ("test", "val") if (root / part).is_dir()]
-    classes = _class_names(root / "train")
+        raise ValueError(f"split: {printable(root)} has train/ and other parts; choose train, val or test")
+    for part in ("val", "test"):
+        if part in parts and not _class_folders(parts[part]):
+            passed.add("parts without class folders", parts.pop(part).name)
+    tests = [part for part in ("test", "val") if part in parts]
+    classes = _class_names(parts["train"])
     if split == "train":
-        return {"train": _classes_in(root / "train", classes)}
+        return {"train": _classes_in(parts["train"], classes, passed=passed)}
     if split == "test" and not tests:
-        raise MissingData(f"data_dir: {root} has train/ but neither test/ nor val/")
-    found: Splits = {"train": _classes_in(root / "train", classes)} if split == "val" else {}
+        raise MissingData(
+            f"data_dir: {printable(root)} has train/ but neither test/ nor val/ with class folders, so no test split"
+        )
+    found: Splits = {"train": _classes_in(parts["train"], classes)} if split == "val" else {}
     if tests:
-        found["test"] = _classes_in(root / tests[0], classes)
+        found["test"] = _classes_in(parts[tests[0]], classes, unknown=unknown, passed=passed)
     if len(tests) == 2 and split == "val":
-        found["val"] = _classes_in(root / "val", classes)
+        found["val"] = _classes_in(parts["val"], classes, unknown=unknown)
     return found
 
 
@@ -79,9 +97,9 @@ def find_packed(name: str, folder: Path, part: str) -> Path | None:
     endings = ("_train*.npz",) if part == "train" else ("_test*.npz", "_val*.npz")
     stems = ("*",) if name == "packed" else _ALIASES.get(name, (name,))
     for ending in endings:
-        fits = sorted({path for stem in stems for path in folder.glob(stem + ending)})
-        if not fits and name != "packed":
-            fits = sorted((folder / name).glob("*" + ending))
+        fits = files_in(folder, _fits(tuple(stem + ending for stem in stems)))
+        if not fits and name != "packed" and (folder / name).is_dir():
+            fits = files_in(folder / name, _fits(("*" + ending,)))
         if len(fits) > 1:
             names = ", ".join(path.name for path in fits)
             raise ValueError(
@@ -92,13 +110,35 @@ def find_packed(name: str, folder: Path, part: str) -> Path | None:
     return None
 
 
+def _fits(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _class_folders(root: Path, passed: PassedOver | None = None) -> dict[str, Path]:
+    """Class -> folder, in the order of the labels; images that lie beside the folders are passed over.
+
+    Raises:
+        ValueError: two folders have one name, but for the form of their accents.
+    """
+    found: dict[str, Path] = {}
+    for entry in entries(root, passed):
+        if entry.is_dir():
+            name = class_name(entry.name)
+            if name in found:
+                raise ValueError(f"data_dir: {printable(root)} has two folders called {name}; join them")
+            found[name] = Path(entry.path)
+        elif passed is not None:
+            passed.add("files outside the class folders", printable(entry.name))
+    order = sorted(found, key=int) if all(map(_is_number, found)) else sorted(found)
+    return {name: found[name] for name in order}
+
+
 def _class_names(root: Path) -> list[str]:
-    with os.scandir(root) as entries:
-        found = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    names = sorted(found, key=int) if all(map(_is_number, found)) else sorted(found)
+    names = list(_class_folders(root))
     if not names:
         raise ValueError(
-            f"data_dir: {root} has no class folders; expected {root.name}/CLASS/IMAGE or train/CLASS/IMAGE and test/..."
+            f"data_dir: {printable(root)} has no class folders; expected {printable(root.name)}/CLASS/IMAGE or "
+            "train/CLASS/IMAGE and test/..."
         )
     return names
 
@@ -115,24 +155,30 @@ def _numbered(root: Path) -> list[str] | None:
     return [str(number) for number in range(int(names[-1]) + 1)]
 
 
-def _classes_in(root: Path, classes: list[str] | None) -> FileSource:
-    present = _class_names(root)
+def _classes_in(
+    root: Path, classes: list[str] | None, *, unknown: Unknown = "raise", passed: PassedOver | None = None
+) -> FileSource:
+    passed = PassedOver() if passed is None else passed
     if classes is None:
-        classes = present
-    unknown = sorted(set(present) - set(classes))
-    if unknown:
-        raise ValueError(f"data_dir: {root} has a class {unknown[0]!r} that the training split does not have")
+        classes = _class_names(root)
+    numbers = {name: number for number, name in enumerate(classes)}
     paths: list[Path] = []
     labels: list[int] = []
-    for name in present:
-        files = sorted(
-            Path(folder) / file
-            for folder, _, found in os.walk(root / name)
-            for file in found
-            if os.path.splitext(file)[1].lower() in _SUFFIXES
-        )
+    for name, folder in _class_folders(root, passed).items():
+        if name not in numbers and unknown == "raise":
+            raise ValueError(
+                f"data_dir: {printable(root)} has a class {name!r} that the training split does not have; remove it, "
+                "or leave it out (--unknown-classes skip)"
+            )
+        files = files_below(folder, IMAGES, passed)
         if not files:
-            raise ValueError(f"data_dir: class folder {root / name} has no images; add some or remove it")
+            raise ValueError(f"data_dir: class folder {printable(folder)} has no images; add some or remove it")
+        if name not in numbers:
+            for _ in files:
+                passed.add("images of classes that training lacks", name)
+            continue
         paths += files
-        labels += [classes.index(name)] * len(files)
-    return FileSource(paths, np.array(labels, np.int64), classes=classes, root=root)
+        labels += [numbers[name]] * len(files)
+    source = FileSource(paths, np.array(labels, np.int64), classes=classes, root=root)
+    source.passed_over = passed.said()
+    return source

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from unrolled.data.builtin import digits, synthetic_images
-from unrolled.data.files import Splits, find_packed, open_folder, open_packed
+from unrolled.data.files import Splits, Unknown, find_packed, open_folder, open_packed
 from unrolled.data.loader import Batch, eval_loader, steps_per_epoch, train_loader
 from unrolled.data.sources import BadImage, ImageSource, Subset, stratified_split
 from unrolled.data.torchvision_sets import TORCHVISION_NAMES, open_torchvision
@@ -46,7 +46,13 @@ def dataset_names() -> list[str]:
 
 
 def open_images(
-    name: str, split: Split, *, data_dir: Path | str | None = None, val_fraction: float = 0.0, seed: int = 0
+    name: str,
+    split: Split,
+    *,
+    data_dir: Path | str | None = None,
+    val_fraction: float = 0.0,
+    seed: int = 0,
+    unknown_classes: Unknown = "raise",
 ) -> ImageSource:
     """Open one split of an image data set.
 
@@ -62,9 +68,12 @@ def open_images(
         val_fraction: share of the training split held out, the same share of every class.
         seed: which images are held out; also divides data sets without a test split (digits, one folder of classes, one
             packed file), 80 % to train on and 20 % to test on, class by class.
+        unknown_classes: images of `folder`, `imagenet` and `hf:` in the validation or test split whose class the
+            training split lacks are refused ("raise") or left out ("skip"), and then named in `passed_over`.
 
     Raises:
-        ValueError: an unknown name (the nearest is suggested), split or fraction, or labels outside the classes.
+        ValueError: an unknown name (the nearest is suggested), split or fraction, labels outside the classes, or a
+            split without images.
         MissingData: the data are not there and cannot be fetched.
         MissingExtra: `hf:` or `wds:` without their package.
     """
@@ -74,8 +83,17 @@ def open_images(
         raise ValueError(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, not {seed}")
+    if unknown_classes not in ("raise", "skip"):
+        raise ValueError(f"unknown_classes must be 'raise' or 'skip', not {unknown_classes!r}")
     folder = None if data_dir is None else Path(data_dir)
-    found = _open(name, split, folder, val_fraction, seed)
+    source = _choose(_open(name, split, folder, val_fraction, seed, unknown_classes), name, split, val_fraction, seed)
+    if len(source) == 0:
+        raise ValueError(f"data: the {split} split of {name} has no images ({source.description})")
+    return source
+
+
+def _choose(found: Splits, name: str, split: Split, val_fraction: float, seed: int) -> ImageSource:
+    """The split that was asked for, divided off another one where the data set does not have it."""
     if split == "all":
         if "all" not in found:
             raise ValueError(f"split: {name} is divided already; choose train, val or test instead of all")
@@ -96,17 +114,17 @@ def open_images(
     return _divide(train, val_fraction, seed, ("train", "val"))[split]
 
 
-def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed: int) -> Splits:
+def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed: int, unknown: Unknown) -> Splits:
     if name.startswith("hf:"):
         from unrolled.data.hub import open_hub
 
-        return open_hub(name[3:], folder, split=split)
+        return open_hub(name[3:], folder, split=split, unknown=unknown)
     if name.startswith("wds:"):
         from unrolled.data.shards import open_shards
 
         return open_shards(name[4:], folder, split=split, val_fraction=val_fraction, seed=seed)
     if name == "folder":
-        return open_folder(folder, split=split)
+        return open_folder(folder, split=split, unknown=unknown)
     if name == "packed":
         return open_packed(name, folder, split=split)
     if name == "digits":
@@ -120,7 +138,7 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
         if folder.is_file() or find_packed(name, folder.expanduser(), part) is not None:
             return open_packed(name, folder, split=split)
     if plain in TORCHVISION_NAMES:
-        return open_torchvision(plain, folder, split=split)
+        return open_torchvision(plain, folder, split=split, unknown=unknown)
     if name in _PACKED:
         return open_packed(name, folder, split=split)
     if Path(name).is_dir():

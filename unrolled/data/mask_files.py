@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ImageOps
 
+from unrolled.data.files import IMAGES
+from unrolled.data.listing import files_in, printable
 from unrolled.data.masks import (
     MaskSource,
     Missing,
@@ -23,7 +27,6 @@ from unrolled.data.sources import BadImage, decode
 from unrolled.errors import CorruptFile, MissingData, require
 from unrolled.reading import read_json
 
-_IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VOC_CLASSES = (
     "aeroplane",
     "bicycle",
@@ -67,70 +70,128 @@ class _Files(MaskSource):
 
     def name(self, index: int) -> str:
         """Path of the image."""
-        return str(self._paths[index])
+        return printable(self._paths[index])
 
 
-class CocoPanoptic(_Files):
+class _Coco(_Files):
+    """What the two kinds of COCO annotations share: images, categories and annotations that name each other by ids.
+
+    Ids are compared as text, so that the image "1" is the one an annotation calls 1.
+    """
+
+    _images: list[dict[str, Any]]
+    _annotations: list[list[dict[str, Any]]]
+
+    def _open(self, path: Path, folder: Path, missing: Missing, what: str, *, panoptic: bool) -> None:
+        """Read categories, and the images that exist with their annotations; of panoptic ones those that have some."""
+        data = _read_json(path, ("images", "annotations", "categories"))
+        described = ("id", "name", *(["isthing"] if panoptic else []))
+        self._categories = {str(c["id"]): c for c in _records(data, "categories", described, path)}
+        self.classes = [str(c["name"]) for c in data["categories"]]
+        found: dict[str, list[dict[str, Any]]] = {}
+        images = _records(data, "images", ("id", "file_name"), path)
+        for image in images:
+            if str(image["id"]) in found:
+                raise CorruptFile(f"{path}: several images have the id {image['id']}")
+            found[str(image["id"])] = []
+        strays = 0
+        for annotation in _records(data, "annotations", ("image_id",), path):
+            if (of := found.get(str(annotation["image_id"]))) is not None:
+                of.append(annotation)
+            else:
+                strays += 1
+        images = [image for image in images if found[str(image["id"])] or not panoptic]
+        here = self._keep([folder / str(image["file_name"]) for image in images], missing, what)
+        self._images = [images[index] for index in here]
+        self._annotations = [found[str(image["id"])] for image in self._images]
+        if strays:
+            self.description += f" ({strays:,} annotations are of images that {path.name} does not list)"
+
+    def _category(self, record: dict[str, Any], what: str) -> dict[str, Any]:
+        number = record.get("category_id")
+        if str(number) not in self._categories:
+            raise BadImage(f"its {what} is of category {number}, which the annotations do not describe")
+        return self._categories[str(number)]
+
+    def _image(self, index: int) -> Any:
+        """The picture, which must have the size that the annotations were drawn at."""
+        image, record = to_rgb(decode(self._paths[index])), self._images[index]
+        said = record.get("width"), record.get("height")
+        if None not in said and said != image.size:
+            raise BadImage(
+                f"its annotations are of {said[0]} x {said[1]} pixels, the file has {image.width} x {image.height}"
+            )
+        return image
+
+
+class CocoPanoptic(_Coco):
     """COCO panoptic: PNG masks whose colour is the segment's id, R + 256 G + 65536 B."""
 
     def __init__(self, root: Path, split: str, missing: Missing) -> None:
         path = root / "annotations" / f"panoptic_{split}2017.json"
         self._masks = path.with_suffix("")
-        data = _read_json(path, ("images", "annotations", "categories"))
-        files = {image["id"]: image["file_name"] for image in data["images"]}
-        annotations = [a for a in data["annotations"] if a["image_id"] in files]
-        paths = [root / f"{split}2017" / files[a["image_id"]] for a in annotations]
-        here = self._keep(paths, missing, f"COCO panoptic {split}2017")
-        self._annotations = [annotations[index] for index in here]
-        self._categories = {c["id"]: (c["name"], bool(c["isthing"])) for c in data["categories"]}
-        self.classes = [c["name"] for c in data["categories"]]
+        self._open(path, root / f"{split}2017", missing, f"COCO panoptic {split}2017", panoptic=True)
 
     def load(self, index: int) -> Scene:
         """See `MaskSource.load`."""
-        annotation = self._annotations[index]
-        image = to_rgb(decode(self._paths[index]))
+        annotation, *more = self._annotations[index]
+        image = self._image(index)
+        if more:
+            raise BadImage(f"has {1 + len(more)} panoptic annotations; one is needed")
+        if not isinstance(annotation.get("file_name"), str) or not isinstance(annotation.get("segments_info"), list):
+            raise BadImage("its annotation has no file_name or no segments_info")
         colours = np.asarray(_mask_image(self._masks / annotation["file_name"]).convert("RGB")).astype(np.int32)
         ids = colours @ np.array([1, 256, 65536], np.int32)
         check_size(ids, image, "panoptic mask")
         regions = []
         for segment in annotation["segments_info"]:
-            name, thing = self._categories[segment["category_id"]]
-            regions.append(Region(ids == segment["id"], name, thing, bool(segment.get("iscrowd", 0))))
+            if not isinstance(segment, dict) or "id" not in segment:
+                raise BadImage("one of its segments has no id")
+            category = self._category(segment, f"segment {segment['id']}")
+            thing, crowd = bool(category["isthing"]), bool(segment.get("iscrowd", 0))
+            regions.append(Region(ids == segment["id"], str(category["name"]), thing, crowd))
         return Scene(image, tuple(regions), ids == 0)
 
 
-class CocoInstances(_Files):
+class CocoInstances(_Coco):
     """COCO instances: polygons and run lengths, which pycocotools decodes. Images without instances are included."""
 
     def __init__(self, root: Path, split: str, missing: Missing) -> None:
         self._coding = require("pycocotools.mask", extra="eval", feature="reading COCO instances")
-        data = _read_json(root / "annotations" / f"instances_{split}2017.json", ("images", "annotations", "categories"))
-        images = data["images"]
-        here = self._keep(
-            [root / f"{split}2017" / image["file_name"] for image in images], missing, f"COCO instances {split}2017"
-        )
-        by_image: dict[int, list[dict[str, Any]]] = {images[index]["id"]: [] for index in here}
-        for annotation in data["annotations"]:
-            by_image.get(annotation["image_id"], []).append(annotation)
-        self._annotations = [by_image[images[index]["id"]] for index in here]
-        self._categories = {c["id"]: c["name"] for c in data["categories"]}
-        self.classes = [c["name"] for c in data["categories"]]
+        path = root / "annotations" / f"instances_{split}2017.json"
+        self._open(path, root / f"{split}2017", missing, f"COCO instances {split}2017", panoptic=False)
 
     def load(self, index: int) -> Scene:
         """See `MaskSource.load`."""
-        image = to_rgb(decode(self._paths[index]))
+        image = self._image(index)
         regions = []
-        for annotation in self._annotations[index]:
-            code = annotation["segmentation"]
-            if isinstance(code, list):
-                code = self._coding.merge(self._coding.frPyObjects(code, image.height, image.width))
-            elif isinstance(code["counts"], list):
-                code = self._coding.frPyObjects(code, *code["size"])
-            mask = self._coding.decode(code).astype(bool)
+        for number, annotation in enumerate(self._annotations[index]):
+            what = f"annotation {annotation.get('id', f'number {number}')}"
+            category = self._category(annotation, what)
+            mask = self._mask(annotation.get("segmentation"), image, what)
             check_size(mask, image, "instance mask")
             crowd = bool(annotation.get("iscrowd", 0))
-            regions.append(Region(mask, self._categories[annotation["category_id"]], True, crowd))
+            regions.append(Region(mask, str(category["name"]), True, crowd))
         return Scene(image, tuple(regions))
+
+    def _mask(self, code: Any, image: Any, what: str) -> NDArray[np.bool_]:
+        if not code:
+            raise BadImage(f"its {what} has no segmentation")
+        try:
+            if isinstance(code, list):
+                short = [len(polygon) for polygon in code if len(polygon) < 6 or len(polygon) % 2]
+                if short:  # four numbers would be taken for a box
+                    raise BadImage(f"its {what} has a polygon of {short[0]} numbers; three points, x and y, are needed")
+                code = self._coding.merge(self._coding.frPyObjects(code, image.height, image.width))
+            elif isinstance(code["counts"], list):
+                if sum(code["counts"]) != (pixels := int(np.prod(code["size"]))):
+                    raise BadImage(f"its {what} has run lengths of {sum(code['counts'])} pixels for {pixels}")
+                code = self._coding.frPyObjects(code, *code["size"])
+            return np.asarray(self._coding.decode(code)).astype(bool)
+        except BadImage:
+            raise
+        except Exception as error:  # whatever pycocotools makes of what is no polygon and no run lengths
+            raise BadImage(f"its {what} has a segmentation that cannot be read: {error}") from error
 
 
 class Voc(_Files):
@@ -141,7 +202,7 @@ class Voc(_Files):
         listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not listing.is_file():
             raise MissingData(f"data_dir: {listing} does not exist")
-        paths = [root / "JPEGImages" / f"{stem}.jpg" for stem in listing.read_text().split()]
+        paths = [root / "JPEGImages" / f"{stem}.jpg" for stem in listing.read_text(encoding="utf-8-sig").split()]
         self._keep(paths, missing, f"PASCAL VOC {split}")
         self.classes = list(VOC_CLASSES)
 
@@ -155,10 +216,13 @@ class Voc(_Files):
         )
         check_size(classes, image, "class mask")
         check_size(objects, image, "object mask")
+        known = (classes <= len(VOC_CLASSES)) | (classes == VOID)
+        if not known.all():
+            raise BadImage(f"its class mask has class {classes[~known][0]} of {len(VOC_CLASSES)}")
         regions = []
         for number in np.unique(objects[(objects > 0) & (objects < VOID)]):
             mask = objects == number
-            inside = classes[mask & (classes > 0) & (classes <= len(VOC_CLASSES))]
+            inside = classes[mask & (classes > 0) & (classes < VOID)]
             if len(inside):
                 regions.append(Region(mask, VOC_CLASSES[np.bincount(inside).argmax() - 1], True))
         return Scene(image, tuple(regions), classes == VOID)
@@ -169,7 +233,7 @@ class BsdsFolder(_Files):
 
     def __init__(self, root: Path, split: str, missing: Missing) -> None:
         root = _descend(root, "BSDS500/data", "data", has="groundTruth")
-        truths = sorted((root / "groundTruth" / split).glob("*.mat"))
+        truths = _files(root / "groundTruth" / split, {".mat"})
         if not truths:
             raise MissingData(f"data_dir: {root / 'groundTruth' / split} holds no .mat files")
         here = self._keep([root / "images" / split / f"{t.stem}.jpg" for t in truths], missing, f"BSDS500 {split}")
@@ -209,7 +273,7 @@ class Ade20k(_Files):
         self._categories = entries
         self.classes = [name for name, _ in entries]
         folder = {"val": "validation", "train": "training"}.get(split, split)
-        truths = sorted((root / "annotations" / folder).glob("*.png"))
+        truths = _files(root / "annotations" / folder, {".png"})
         if not truths:
             raise MissingData(f"data_dir: {root / 'annotations' / folder} holds no .png files")
         here = self._keep([root / "images" / folder / f"{t.stem}.jpg" for t in truths], missing, f"ADE20K {folder}")
@@ -231,28 +295,31 @@ class Ade20k(_Files):
 class MaskFolder(_Files):
     """Images with mask files: 0 is background, other values are regions named by their number.
 
-    A mask of 0 and one other value, as 0 and 255, is one region, `object`. Every region counts as a thing.
+    A mask of 0 and one other value, as 0 and 255, is one region, `object`. Beside other values 255 is void, as in
+    PASCAL VOC: no score counts there. Every region counts as a thing.
     """
 
     def __init__(self, root: Path, split: str, missing: Missing) -> None:
-        if (root / "masks").is_dir():
-            masks = {p.stem: p for p in sorted((root / "masks").iterdir()) if p.suffix.lower() in _IMAGES}
-            folder = root / "images"
+        apart = (root / "masks").is_dir()
+        if apart:
+            masks = _by_stem(files_in(root / "masks", IMAGES), "masks")
         else:
-            masks = {
-                p.stem.removesuffix("_mask"): p
-                for p in sorted(root.iterdir())
-                if p.suffix.lower() in _IMAGES and p.stem.endswith("_mask")
-            }
-            folder = root
+            found = [path for path in files_in(root, IMAGES) if path.stem.endswith("_mask")]
+            masks = {stem.removesuffix("_mask"): path for stem, path in _by_stem(found, "masks").items()}
+        folder = root / "images" if apart else root
         if not masks:
-            raise MissingData(f"data_dir: {root} holds neither masks/ with images nor files named *_mask.png")
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        images = {p.stem: p for p in files if p.suffix.lower() in _IMAGES and p not in masks.values()}
+            raise MissingData(
+                f"data_dir: {printable(root)} holds neither masks/ with images nor files named *_mask.png"
+            )
+        images = _by_stem([p for p in _files(folder, IMAGES) if p not in masks.values()], "images")
         paths = [images.get(stem, folder / f"{stem}.jpg") for stem in masks]
-        here = self._keep(paths, missing, f"masks in {root.name}")
+        here = self._keep(paths, missing, f"masks in {printable(root.name)}")
         self._truths = [list(masks.values())[index] for index in here]
         self.classes = []
+        if without := [stem for stem in images if stem not in masks]:
+            self.description += (
+                f" ({len(without):,} images without a mask are passed over, {printable(without[0])} first)"
+            )
 
     def load(self, index: int) -> Scene:
         """See `MaskSource.load`."""
@@ -262,7 +329,43 @@ class MaskFolder(_Files):
         check_size(labels, image, "mask")
         numbers = np.unique(labels[labels > 0])
         single = len(numbers) == 1
-        return Scene(image, tuple(Region(labels == k, "object" if single else str(k), True) for k in numbers))
+        void = None if single or VOID not in numbers else labels == VOID
+        numbers = numbers if void is None else numbers[numbers != VOID]
+        return Scene(image, tuple(Region(labels == k, "object" if single else str(k), True) for k in numbers), void)
+
+
+def _files(folder: Path, endings: Collection[str]) -> list[Path]:
+    return files_in(folder, endings) if folder.is_dir() else []
+
+
+def _by_stem(paths: list[Path], what: str) -> dict[str, Path]:
+    """Paths by their names without the ending.
+
+    Raises:
+        ValueError: two share one, so that it is open which is meant.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise ValueError(f"data_dir: {what} {printable(found[path.stem])} and {path.name} share a name; keep one")
+        found[path.stem] = path
+    return found
+
+
+def _records(data: dict[str, Any], key: str, needed: tuple[str, ...], path: Path) -> list[dict[str, Any]]:
+    """The list under `key`, every entry of which must be a record with what is needed.
+
+    Raises:
+        CorruptFile: naming the first that is not.
+    """
+    found = data[key]
+    if not isinstance(found, list):
+        raise CorruptFile(f"{path}: {key} must be a list, not a {type(found).__name__}")
+    for number, record in enumerate(found):
+        lacking = [name for name in needed if not isinstance(record, dict) or record.get(name) is None]
+        if lacking:
+            raise CorruptFile(f"{path}: entry {number} of {key} lacks {', '.join(lacking)}")
+    return found
 
 
 def _mask_image(path: Path) -> Any:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from unrolled.data.listing import files_in
 from unrolled.data.mask_files import BsdsFolder, CocoInstances, CocoPanoptic
 from unrolled.data.masks import MaskSource, Missing, Region, Scene, as_labels, check_size, to_rgb
-from unrolled.data.sources import decode
+from unrolled.data.sources import BadImage, decode
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 
 
@@ -79,9 +81,12 @@ class PackedCoco(_Packed):
         image, labels = to_rgb(self._decode("", number)), as_labels(self._decode("mask_", number))
         check_size(labels, image, "mask")
         segments = self._arrays["segments"]
+        own = segments[segments[:, 0] == number]
+        if lost := [int(category) for category in own[:, 2] if int(category) not in self._names]:
+            raise BadImage(f"one of its segments is of category {lost[0]}, which the file does not describe")
         regions = tuple(
             Region(mask, str(self._names[int(category)]), bool(thing), bool(crowd))
-            for _, k, category, thing, crowd, *_ in segments[segments[:, 0] == number]
+            for _, k, category, thing, crowd, *_ in own
             if (mask := labels == k).any()
         )
         return Scene(image, regions, labels == 0)
@@ -110,7 +115,7 @@ class PackedBsds(_Packed):
 def _packed(root: Path, pattern: str) -> Path | None:
     if root.is_file():
         return root
-    fits = sorted(root.glob(pattern))
+    fits = files_in(root, lambda name: fnmatchcase(name, pattern))
     if len(fits) > 1:
         raise ValueError(
             f"data_dir: {root} has several packed files ({', '.join(f.name for f in fits)}); name one of them"

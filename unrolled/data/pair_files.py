@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from unrolled.data.files import IMAGES
+from unrolled.data.hub import column_called, columns_of, hub_spec, load_dataset
+from unrolled.data.listing import files_below, files_in, printable
 from unrolled.data.pairs import PairSource, _none_of, _twice
 from unrolled.data.sources import BadImage, Picture, decode, existing_folder
+from unrolled.data.text import read_lines
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
 from unrolled.reading import read_json
 
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _TEXTS = ("text", "texts", "caption", "captions", "sentence", "sentences", "raw", "alt_text", "description")
 
 
@@ -86,10 +89,10 @@ def open_coco(data_dir: Path | None) -> PairSource:
 def open_folder_pairs(data_dir: Path | None) -> PairSource:
     """See `open_pairs`."""
     root = existing_folder(data_dir, what="folder")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    files = files_below(root, IMAGES)
     if not files:
         raise MissingData(f"data_dir: {root} holds no images")
-    names = [path.relative_to(root).as_posix() for path in files]
+    names = [printable(path.relative_to(root).as_posix()) for path in files]
     texts = _captions_in(root, files, names)
     captions = _matched(names, texts, str(root))
     return PairSource(
@@ -105,7 +108,7 @@ def _captions_in(root: Path, files: Sequence[Path], names: Sequence[str]) -> dic
         if (root / name).is_file():
             found: dict[str, Any] = {}
             for number, (key, text) in enumerate(_rows(root / name)):
-                if number or Path(key).suffix.lower() in _SUFFIXES:  # else a line of headings
+                if number or Path(key).suffix.lower() in IMAGES:  # else a line of headings
                     found.setdefault(key, []).append(text)
             return found
     beside = {name: path.with_suffix(".txt") for name, path in zip(names, files, strict=True)}
@@ -114,7 +117,7 @@ def _captions_in(root: Path, files: Sequence[Path], names: Sequence[str]) -> dic
             f"data_dir: {root} has images but no captions.json, no captions.tsv and no .txt file beside an image"
         )
     return {
-        name: [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] or [""]
+        name: [line for line in read_lines(path) if line.strip()] or [""]
         for name, path in beside.items()
         if path.is_file()
     }
@@ -143,7 +146,7 @@ def open_packed_pairs(data_dir: Path | None) -> PairSource:
     """See `open_pairs`."""
     path = existing_folder(data_dir, what="packed")
     if path.is_dir():
-        fits = sorted(path.glob("*.npz"))
+        fits = files_in(path, {".npz"})
         if len(fits) != 1:
             raise ValueError(f"data_dir: {path} has {len(fits)} .npz files; name the file of the pairs")
         path = fits[0]
@@ -179,7 +182,7 @@ def open_text_pairs(data_dir: Path | None) -> PairSource:
     """See `open_pairs`."""
     path = existing_folder(data_dir, what="text")
     if path.is_dir():
-        fits = sorted(path.glob("*.tsv"))
+        fits = files_in(path, {".tsv"})
         if len(fits) != 1:
             raise ValueError(f"data_dir: {path} has {len(fits)} .tsv files; name the file of the pairs")
         path = fits[0]
@@ -193,36 +196,31 @@ def open_text_pairs(data_dir: Path | None) -> PairSource:
 def open_hub_pairs(name: str, data_dir: Path | None, split: str) -> PairSource:
     """See `open_pairs`."""
     datasets = require("datasets", extra="hf", feature=f"data `hf:{name}`")
-    path, _, revision = name.partition("@")
-    folder = Path(path).expanduser()
-    try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(folder))
-        else:
-            cache = None if data_dir is None else str(data_dir)
-            source = str(folder) if folder.is_dir() else path
-            loaded = datasets.load_dataset(source, revision=revision or None, cache_dir=cache)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise MissingData(f"data: hf:{name} could not be read: {reason[0]}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if split == "all" and len(loaded) == 1:
-            split = next(iter(loaded))
-        if split not in loaded:
-            raise ValueError(f"split={split!r}: hf:{name} has {', '.join(loaded)}; name one of train and test")
-        loaded = loaded[split]
-    return _hub_pairs(datasets, loaded, f"hf:{name}")
+    place, said = hub_spec(name)
+    table = load_dataset(datasets, place, data_dir, revision=True)
+    if split == "all" and len(table) == 1:
+        split = next(iter(table))
+    split = said.get(split, split)
+    if split not in table:
+        raise ValueError(f"split={split!r}: hf:{place} has {', '.join(table)}; name one of train and test")
+    return _hub_pairs(datasets, table[split], f"hf:{place}", said)
 
 
-def _hub_pairs(datasets: Any, table: Any, title: str) -> PairSource:
+def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> PairSource:
     features = table.features
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     texts = [key for key, feature in features.items() if _is_text(datasets, feature)]
     preferred = [key for key in _TEXTS if key in texts]
     keys = [key for key in ("id", "image_id", "img_id", "key") if key in features]
     ids = [str(value) for value in table[keys[0]]] if keys else [str(i) for i in range(len(table))]
-    if _twice(ids):
-        ids = [str(i) for i in range(len(table))]
+    groups: list[str] = []
+    if _twice(ids):  # one row a caption: rows of one id are of one photo
+        ids, groups = [str(i) for i in range(len(table))], ids
+
+    def columns(name: str) -> list[str] | None:
+        plain = isinstance(features.get(name), datasets.Value | datasets.ClassLabel)
+        return [str(value) for value in table[name]] if plain else None
+
     description = f"{title}, {len(table):,} pairs"
     if not images:
         if len(texts) < 2:
@@ -232,11 +230,19 @@ def _hub_pairs(datasets: Any, table: Any, title: str) -> PairSource:
         first, second = texts[:2]
         return PairSource(
             ids=ids, captions=[[_joined(text)] for text in table[second]], description=description,
-            others=[_joined(text) for text in table[first]],
+            others=[_joined(text) for text in table[first]], groups=groups, columns=columns,
         )  # fmt: skip
+    if "text" in said:
+        preferred = [column_called(table, title, "text", said["text"])]
     if not (preferred or texts):
-        raise ValueError(f"{title}: has no column of texts; its columns are {', '.join(features)}")
+        raise ValueError(f"{title}: has no column of texts; its columns are {columns_of(table)}")
+    if not preferred and len(texts) > 1:
+        raise ValueError(
+            f"{title}: has several columns of texts ({', '.join(texts)}); say which it is (--data {title},text=COLUMN)"
+        )
     image = "image" if "image" in images else images[0]
+    if "image" in said and (image := column_called(table, title, "image", said["image"])) not in images:
+        raise ValueError(f"{title}: column {image} holds no images; its columns are {columns_of(table)}")
     captions = [_listed(text) for text in table[(preferred or texts)[0]]]
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
 
@@ -246,7 +252,9 @@ def _hub_pairs(datasets: Any, table: Any, title: str) -> PairSource:
             raise BadImage("has no image in its row")
         return decode(record["bytes"] if record["bytes"] is not None else Path(record["path"]))
 
-    return PairSource(ids=ids, captions=captions, description=description, load=load)
+    return PairSource(
+        ids=ids, captions=captions, description=description, load=load, groups=groups, columns=columns
+    )  # fmt: skip
 
 
 def _is_text(datasets: Any, feature: Any) -> bool:
@@ -281,11 +289,7 @@ def _place(data_dir: Path | None, name: str, inside: str) -> Path:
 def _rows(path: Path) -> list[tuple[str, str]]:
     """The two columns of a table of texts."""
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise CorruptFile(f"{path} is not UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         cells = line.split("\t")

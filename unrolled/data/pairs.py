@@ -27,6 +27,8 @@ class PairSource:
         description: what this is, in words for a report.
         others: the first texts of pairs of texts; empty where images are paired with texts.
         load: from an index to the picture; None for pairs of texts.
+        groups: what each pair belongs to, where several are of one photo; empty where each has its own.
+        columns: labels of all pairs by the name of a further column; None where there are none, or not this.
     """
 
     ids: list[str]
@@ -34,6 +36,8 @@ class PairSource:
     description: str
     others: list[str] = field(default_factory=list, repr=False)
     load: Callable[[int], Picture] | None = field(default=None, repr=False)
+    groups: list[str] = field(default_factory=list, repr=False)
+    columns: Callable[[str], list[str] | None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.captions) or (self.others and len(self.others) != len(self.ids)):
@@ -96,6 +100,33 @@ class PairSource:
             )
         return [" ".join(texts if use is None else texts[:count]) for texts in self.captions]
 
+    def dependent(self) -> list[int] | None:
+        """One number a pair, equal for those that share a photo or a text of their own; None if no two do.
+
+        A caption that two photos happen to share does not make them one.
+        """
+        shared = [[("group", name)] for name in self.groups] or [[] for _ in self.ids]
+        if self.others:
+            for keys, first, (second, *_) in zip(shared, self.others, self.captions, strict=True):
+                keys += [("first", first), ("second", second)]
+        owner: dict[tuple[str, str], int] = {}
+        parent = list(range(len(self)))
+
+        def root(i: int) -> int:
+            while parent[i] != i:
+                parent[i] = i = parent[parent[i]]
+            return i
+
+        for i, keys in enumerate(shared):
+            for key in keys:
+                parent[root(i)] = root(owner.setdefault(key, i))
+        found = [root(i) for i in range(len(self))]
+        return found if len(set(found)) < len(found) else None
+
+    def labels(self, column: str) -> list[str] | None:
+        """One label a pair from a column of the data; None if there is no such column."""
+        return None if self.columns is None else self.columns(column)
+
     @property
     def fewest(self) -> int:
         """The smallest number of texts that a pair has."""
@@ -104,12 +135,18 @@ class PairSource:
     def take(self, indices: Sequence[int] | np.ndarray) -> PairSource:
         """Some of the pairs, in the order given."""
         rows = [int(i) for i in indices]
-        load = self.load
+        load, columns = self.load, self.columns
+
+        def some(name: str) -> list[str] | None:
+            values = None if columns is None else columns(name)
+            return None if values is None else [values[i] for i in rows]
+
         return PairSource(
             ids=[self.ids[i] for i in rows], captions=[self.captions[i] for i in rows],
             others=[self.others[i] for i in rows] if self.others else [],
             description=f"{len(rows):,} of {self.description}",
             load=None if load is None else lambda index: load(rows[index]),
+            groups=[self.groups[i] for i in rows] if self.groups else [], columns=None if columns is None else some,
         )  # fmt: skip
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from unrolled.data.files import IMAGES as SUFFIXES
+from unrolled.data.listing import files_in, printable
 from unrolled.data.sources import FORMATS
 from unrolled.errors import CorruptFile, MissingData
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_FRAMES = 100
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
 _ANIMATED = ("GIF", "PNG", "WEBP")
 
 # what Pillow's decoders raise on damaged files; anything else is a fault of ours and must show
@@ -49,7 +49,7 @@ def read_picture(
         CorruptFile: empty, not a picture in one of `FORMATS`, or damaged.
         ValueError: a folder, or larger than the limits.
     """
-    name = name or (str(source) if not isinstance(source, bytes) else "the picture")
+    name = name or ("the picture" if isinstance(source, bytes) else printable(source))
     return next(_decoded(_data(source, name, max_bytes), name, max_pixels, 1))
 
 
@@ -75,7 +75,7 @@ def read_frames(
     """
     if most < 1:
         raise ValueError(f"most={most}: give at least 1")
-    name = name or (str(source) if not isinstance(source, bytes) else "the picture")
+    name = name or ("the picture" if isinstance(source, bytes) else printable(source))
     yield from _decoded(_data(source, name, max_bytes), name, max_pixels, most)
 
 
@@ -130,7 +130,7 @@ def find_pictures(places: Iterable[Path | str]) -> list[Path]:
     found: list[Path] = []
     for place in (Path(place).expanduser() for place in places):
         if place.is_dir():
-            inside = sorted((p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()), key=_natural)
+            inside = sorted(files_in(place, SUFFIXES), key=_natural)
             if not inside:
                 raise MissingData(f"{place}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
             found += inside

@@ -16,14 +16,16 @@ import glob
 import json
 import re
 import tarfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unrolled.data.files import Splits
+from unrolled.data.listing import is_real
 from unrolled.data.sources import BadImage, ImageSource, Picture, check_labels, decode
 from unrolled.errors import CorruptFile, MissingData, require
 from unrolled.reading import open_file, read_object, read_text
@@ -31,21 +33,22 @@ from unrolled.reading import open_file, read_object, read_text
 GROUP = 4
 _MOST = 1_000_000
 _IMAGES = frozenset({"bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"})
+_LABELS = ("cls", "json")
 _REMOTE = re.compile(r"(https?|hf|gs)://")
 
 
 class ShardSource(ImageSource):
-    """Images in tar shards, with labels as `KEY.cls` (text) or `KEY.json` (an integer `label`).
+    """Images in tar shards, with labels as `KEY.cls` (text), or else `KEY.json` (an integer `label`).
 
     Args:
         shards: local paths or addresses.
-        index: labels of the images of each shard, by file name, in the order of the shard.
+        index: labels of the images of each shard, by that path or address, in the order of the shard.
         classes: class names.
     """
 
     def __init__(self, shards: list[str], index: dict[str, list[int]], *, classes: list[str], title: str) -> None:
         self._shards = shards
-        per_shard = [np.asarray(index[_base(shard)], np.int64) for shard in shards]
+        per_shard = [np.asarray(index[shard], np.int64) for shard in shards]
         self._starts = np.concatenate([[0], np.cumsum([len(labels) for labels in per_shard])])
         self.classes = classes
         self.labels = check_labels(np.concatenate(per_shard), count=len(self), classes=len(classes), what=title)
@@ -102,7 +105,8 @@ def open_shards(pattern: str, data_dir: Path | None, *, split: str, val_fraction
 
     `{000..127}` counts, `*` matches local files, and relative patterns start in `data_dir`. `index.json` and
     `classes.txt` (a name a line) are looked for beside local shards and in `data_dir`; without class names, classes are
-    numbers. A hold-out is whole shards drawn by the seed, not stratified, since a stream cannot be divided by class.
+    numbers. An index names shards by their path from where it lies, or by their file name if only one has it. A
+    hold-out is whole shards drawn by the seed, not stratified, since a stream cannot be divided by class.
 
     Raises:
         MissingExtra: `webdataset` is not installed.
@@ -147,34 +151,44 @@ def expand_shards(pattern: str, data_dir: Path | None = None) -> list[str]:
 
 
 def index_shards(pattern: str, data_dir: Path | None = None) -> dict[str, Any]:
-    """What `index.json` must hold: {"labels": {shard file name: [label of each image]}}; add "classes": [names].
+    """What `index.json` must hold: {"labels": {shard: [label of each image]}}; add "classes": [names].
 
-    Reads every shard once, from start to end; write the result beside the shards with `json.dump`.
+    A shard is called by its path from the folder that all of them are in; the index belongs there. Reads every shard
+    once, from start to end; write the result with `json.dump`.
     """
     require("webdataset", extra="webdataset", feature="indexing shards")
-    return {"labels": {_base(s): [label for _, _, label in _samples(s)] for s in expand_shards(pattern, data_dir)}}
+    shards = expand_shards(pattern, data_dir)
+    common = shards[0].rsplit("/", 1)[0].split("/")
+    while any(shard.split("/")[: len(common)] != common for shard in shards):
+        common.pop()
+    start = len("/".join([*common, ""])) if "/" in shards[0] else 0
+    return {"labels": {shard[start:]: [label for _, _, label in _samples(shard)] for shard in shards}}
 
 
 def _source(shards: list[str], title: str, data_dir: Path | None, also: list[str] | None = None) -> ShardSource:
     """A source of `shards`; the shards in `also` count when classes are numbered, so that all splits agree."""
-    known: dict[str, Any] = {"labels": {}}
-    sidecar = _beside(shards, data_dir, "index.json")
-    if sidecar is not None:
+    everything = list(dict.fromkeys(shards + (also or [])))
+    labels: dict[str, list[int]] = {}
+    named: dict[str, list[str]] = {}
+    for sidecar, of in _beside(everything, data_dir, "index.json").items():
         known = read_object(sidecar)
         if not _is_index(known):
             raise CorruptFile(f"{sidecar} is not an index of shards: it needs `labels`, shard -> list of integers")
-    labels: dict[str, list[int]] = known["labels"]
-    for shard in dict.fromkeys(shards + (also or [])):
-        if _base(shard) not in labels:
-            labels[_base(shard)] = _scan(shard)
-    names = _beside(shards, data_dir, "classes.txt")
-    if "classes" in known:
-        classes = [str(name) for name in known["classes"]]
-    elif names is not None:
-        classes = [name.strip() for name in read_text(names).splitlines() if name.strip()]
-    else:
-        used = [label for shard in shards + (also or []) for label in labels[_base(shard)]]
-        classes = [str(number) for number in range(max(used, default=-1) + 1)]
+        for shard in of:
+            if (entry := _entry(shard, known["labels"], sidecar, everything)) is not None:
+                labels.setdefault(shard, entry)
+        if "classes" in known:
+            named[str(sidecar)] = [str(name) for name in known["classes"]]
+    for shard in everything:
+        if shard not in labels:
+            labels[shard] = _scan(shard)
+    if not named:
+        for sidecar in _beside(everything, data_dir, "classes.txt"):
+            named[str(sidecar)] = [name.strip() for name in read_text(sidecar).splitlines() if name.strip()]
+    if len({tuple(names) for names in named.values()}) > 1:
+        raise ValueError(f"data: {' and '.join(named)} name other classes; keep one list of them for all shards")
+    used = [label for shard in everything for label in labels[shard]]
+    classes = next(iter(named.values()), [str(number) for number in range(max(used, default=-1) + 1)])
     return ShardSource(shards, labels, classes=classes, title=title)
 
 
@@ -187,10 +201,37 @@ def _is_index(known: dict[str, Any]) -> bool:
     )
 
 
-def _beside(shards: list[str], data_dir: Path | None, file: str) -> Path | None:
-    folders = [] if _REMOTE.match(shards[0]) else [Path(shards[0]).parent]
-    folders += [] if data_dir is None else [Path(data_dir).expanduser()]
-    return next((folder / file for folder in folders if (folder / file).is_file()), None)
+def _beside(shards: list[str], data_dir: Path | None, file: str) -> dict[Path, list[str]]:
+    """The files of that name that belong to shards, nearest first, and the shards of each."""
+    found: dict[Path, list[str]] = {}
+    for shard in shards:
+        if not _REMOTE.match(shard):
+            found.setdefault(Path(shard).parent / file, []).append(shard)
+    if data_dir is not None:
+        found[Path(data_dir).expanduser() / file] = list(shards)
+    return {path: of for path, of in found.items() if path.is_file()}
+
+
+def _entry(shard: str, labels: dict[str, list[int]], index: Path, everything: list[str]) -> list[int] | None:
+    """What an index says of a shard: by its path from the index on, or by its file name.
+
+    Raises:
+        ValueError: it has only the file name, and that of several shards.
+    """
+    inside = Path(shard)
+    if not _REMOTE.match(shard) and inside.is_relative_to(index.parent):
+        path = inside.relative_to(index.parent).as_posix()
+        if path in labels:
+            return labels[path]
+    name = shard.rsplit("/", 1)[-1]
+    if name not in labels:
+        return next((labels[key] for key in labels if shard.endswith(f"/{key}")), None)
+    if sum(other.rsplit("/", 1)[-1] == name for other in everything) > 1:
+        raise ValueError(
+            f"data: {index} has labels of {name}, and several shards are called so; name them with their folders "
+            "(unrolled.data.index_shards does)"
+        )
+    return labels[name]
 
 
 def _scan(shard: str) -> list[int]:
@@ -200,24 +241,40 @@ def _scan(shard: str) -> list[int]:
             f"data: the labels in {shard} are not known beforehand; put an index.json that lists them into data_dir "
             "(unrolled.data.index_shards makes one)"
         )
-    labels: OrderedDict[str, int | None] = OrderedDict()
+    found: OrderedDict[str, dict[str, bytes]] = OrderedDict()
     try:
         with open_file(shard) as stream, tarfile.open(fileobj=stream) as archive:
             for member in archive:
                 key, suffix = _key(member.name)
                 if not member.isfile() or not key or not suffix:
                     continue
-                labels.setdefault(key, None)
-                if suffix in ("cls", "json"):
+                said = found.setdefault(key, {})
+                if suffix in _LABELS:
                     handle = archive.extractfile(member)
                     assert handle is not None
-                    labels[key] = _label(suffix, handle.read(), f"{shard}: {member.name}")
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    said[suffix] = handle.read()
+            _check_end(archive, shard)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise CorruptFile(f"{shard} is damaged: {error}") from error
-    lacking = [key for key, label in labels.items() if label is None]
-    if lacking:
-        raise CorruptFile(f"{shard}: sample {lacking[0]} has no label (.cls or .json)")
-    return [label for label in labels.values() if label is not None]
+    return [_label(said, f"{shard}: sample {key}") for key, said in found.items()]
+
+
+def _check_end(archive: tarfile.TarFile, shard: str) -> None:
+    """See that a shard whose members were all read ends as tar files do, in empty blocks and nothing else.
+
+    A file that was cut between two members looks whole but for that; of several that were joined, only the first is
+    ever read.
+
+    Raises:
+        CorruptFile: it does not.
+    """
+    stream: Any = archive.fileobj
+    stream.seek(archive.offset)
+    if len(block := stream.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE or any(block):
+        raise CorruptFile(f"{shard} is cut short: it lacks the empty blocks that end a tar file; copy it again")
+    while block := stream.read(2**20):
+        if any(block):
+            raise CorruptFile(f"{shard} goes on after its end, as joined tar files do; unpack it and pack it as one")
 
 
 def _samples(shard: str) -> Iterator[tuple[str, bytes | None, int]]:
@@ -229,12 +286,11 @@ def _samples(shard: str) -> Iterator[tuple[str, bytes | None, int]]:
     tariterators = require("webdataset.tariterators", extra="webdataset", feature="reading shards")
     try:
         opened = tariterators.url_opener([{"url": shard}]) if _REMOTE.match(shard) else _local(shard)
-        for sample in tariterators.group_by_keys(tariterators.tar_file_expander(opened)):
+        for sample in tariterators.group_by_keys(
+            tariterators.tar_file_expander(opened, select_files=lambda name: _key(name)[0] != "")
+        ):
             image = next((sample[suffix] for suffix in sample if suffix in _IMAGES), None)
-            suffix = next((suffix for suffix in ("cls", "json") if suffix in sample), None)
-            if suffix is None:
-                raise CorruptFile(f"{shard}: sample {sample['__key__']} has no label (.cls or .json)")
-            yield sample["__key__"], image, _label(suffix, sample[suffix], f"{shard}: {sample['__key__']}")
+            yield sample["__key__"], image, _label(sample, f"{shard}: sample {sample['__key__']}")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise CorruptFile(f"{shard} is damaged or cannot be read: {error}") from error
 
@@ -244,23 +300,30 @@ def _local(shard: str) -> Iterator[dict[str, Any]]:
         yield {"url": shard, "stream": stream}
 
 
-def _label(suffix: str, text: bytes, what: str) -> int:
+def _label(sample: Mapping[str, Any], what: str) -> int:
+    """The label of a sample, from the contents of its files by suffix: that of `.cls`, or else the `label` in `.json`.
+
+    Raises:
+        CorruptFile: it has none, or it is no integer.
+    """
     try:
-        return int(text) if suffix == "cls" else int(json.loads(text)["label"])
+        if "cls" in sample:
+            return int(sample["cls"])
+        if "json" in sample and "label" in (said := json.loads(sample["json"])):
+            return int(said["label"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(f"{what}: the label must be an integer, in .cls or as `label` in .json") from error
+    raise CorruptFile(f"{what} has no label (.cls, or .json with `label`)")
 
 
 def _key(name: str) -> tuple[str, str]:
-    """Sample and suffix of a file in a shard, as webdataset divides them; both empty for what it passes over."""
+    """Sample and suffix of a file in a shard, as webdataset divides them; both empty for what is passed over: its own
+    notes (`__x__`), and hidden and system entries."""
     found = re.match(r"((?:.*/)?[^./]+)\.([^/]+)$", name)
-    if not found or re.match(r"__[^/]*__($|/)", name):
+    parts = [part for part in name.split("/") if part != "."]
+    if not found or re.match(r"__[^/]*__($|/)", name) or not all(map(is_real, parts)):
         return "", ""
     return found[1], found[2].lower()
-
-
-def _base(shard: str) -> str:
-    return shard.rsplit("/", 1)[-1]
 
 
 def _braces(pattern: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unrolled.data.listing import files_below
 from unrolled.errors import CorruptFile, MissingData
 
 
@@ -51,7 +52,7 @@ def open_sounds(folder: str | Path) -> SoundFolder:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise MissingData(f"sounds: there is no folder {folder}")
-    ids = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix.lower() == ".wav")
+    ids = [str(path.relative_to(folder)) for path in files_below(folder, {".wav"})]
     if not ids:
         raise MissingData(f"sounds: {folder} holds no .wav files; convert others, e.g. with ffmpeg")
     return SoundFolder(folder, ids)

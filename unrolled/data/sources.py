@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from unrolled.data.listing import printable
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.reading import open_file
 
@@ -40,12 +41,14 @@ class ImageSource(ABC):
         native_size: (channels, height, width) where every image has the same, else None.
         labels: int64 [n] where they are known without decoding images, else None.
         description: what this is, in words for a report.
+        passed_over: what was found beside the images and left out, in words; empty where nothing was.
     """
 
     classes: list[str]
     native_size: tuple[int, int, int] | None = None
     labels: np.ndarray | None = None
     description: str = ""
+    passed_over: str = ""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -139,29 +142,28 @@ class FileSource(ImageSource):
         paths: one file per image.
         labels: integers [n].
         classes: class names.
-        root: names are relative to it.
+        root: the folder they are from, for messages.
     """
 
     def __init__(
         self, paths: Sequence[Path], labels: np.ndarray, *, classes: Sequence[str], root: Path, description: str = ""
     ) -> None:
         self.classes = list(classes)
-        self.labels = check_labels(labels, count=len(paths), classes=len(self.classes), what=str(root))
-        self.description = description or f"{root}, {len(paths):,} images"
-        self._paths = [str(path) for path in paths]
-        self._root = str(root)
+        self.labels = check_labels(labels, count=len(paths), classes=len(self.classes), what=printable(root))
+        self.description = description or f"{printable(root)}, {len(paths):,} images"
+        self.paths = [str(path) for path in paths]
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def load(self, index: int) -> tuple[Picture, int]:
         """Decoded image and label."""
         assert self.labels is not None
-        return decode(Path(self._paths[index])), int(self.labels[index])
+        return decode(Path(self.paths[index])), int(self.labels[index])
 
     def name(self, index: int) -> str:
-        """The path of the file."""
-        return self._paths[index]
+        """The path of the file, in printable characters."""
+        return printable(self.paths[index])
 
 
 class Subset(ImageSource):
@@ -172,6 +174,7 @@ class Subset(ImageSource):
         self.indices = np.asarray(indices, np.int64)
         self.classes = base.classes
         self.native_size = base.native_size
+        self.passed_over = base.passed_over
         self.labels = None if base.labels is None else base.labels[self.indices]
         self.description = description or f"{len(self.indices):,} of {base.description}"
 
@@ -295,5 +298,5 @@ def existing_folder(data_dir: Path | None, *, what: str) -> Path:
         raise ValueError(f"data_dir: `{what}` needs the folder where the data are (--data-dir DIR)")
     folder = Path(data_dir).expanduser()
     if not folder.exists():
-        raise MissingData(f"data_dir: {folder} does not exist")
+        raise MissingData(f"data_dir: {printable(folder)} does not exist")
     return folder

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from unrolled.data.listing import PARTS, PassedOver, files_below, printable
 from unrolled.data.sources import existing_folder
-from unrolled.errors import MissingData, require
+from unrolled.errors import CorruptFile, MissingData, require
+from unrolled.reading import open_file
 
 Split = Literal["train", "val", "test"]
-_NAMES: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _HELD = 0.05
 _BLOCKS = 20
 
@@ -26,6 +29,8 @@ class Text:
     split: Split
     text: str
     description: str
+    passed_over: str = ""
+    """What was found beside the files and left out, in words."""
 
     @property
     def bytes(self) -> int:
@@ -85,6 +90,9 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
     | `folder` | any `.txt` | sub-folders or files called train, val (valid, validation), test; else blocks |
     | `hf:ORG/NAME`, `hf:ORG/NAME@CONFIG`, `hf:FOLDER` | cache of downloads | published; else cut from train |
 
+    Behind a comma, `hf:` takes the column and the splits (`hf:ORG/NAME,text=body,val=dev`). A mark of the byte order at
+    the start of a file is no part of the text, and Windows' line ends become single ones.
+
     Blocks: the text is cut at line ends into pieces of 1/400, and of every 20 in a row one is for validation and one
     for the test, so that the held-out parts are spread over genres and books.
 
@@ -94,7 +102,8 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
         data_dir: the folder with the files, or with a folder `text` that has them.
 
     Raises:
-        ValueError: no such name or split, an empty text, or one that is not UTF-8.
+        ValueError: no such name or split, or an empty text.
+        CorruptFile: a file is damaged, or not UTF-8.
         MissingData: the files are not there.
     """
     if split not in get_args(Split):
@@ -102,10 +111,11 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
     folder = None if data_dir is None else Path(data_dir)
     if folder is not None and name in _CORPORA and (folder / "text").is_dir():
         folder = folder / "text"
+    passed = ""
     if name.startswith("hf:"):
         parts = _hub(name.removeprefix("hf:"), folder)
     elif name == "folder":
-        parts = _folder(existing_folder(folder, what=name))
+        parts, passed = _folder(existing_folder(folder, what=name))
     elif name in _CORPORA:
         parts = _packed(name, existing_folder(folder, what=name))
     else:
@@ -118,7 +128,13 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
     text = parts[split]
     if not text.strip():
         raise ValueError(f"data={name!r}: the {split} part is empty; give longer files, or files for every part")
-    return Text(name=name, split=split, text=text, description=f"{name} ({split}), {len(text):,} characters")
+    return Text(
+        name=name,
+        split=split,
+        text=text,
+        description=f"{name} ({split}), {len(text):,} characters",
+        passed_over=passed,
+    )
 
 
 def divide(text: str, *, fraction: float = _HELD) -> dict[Split, str]:
@@ -187,60 +203,87 @@ def _packed(name: str, folder: Path) -> dict[Split, str]:
         if not present:
             hint = "; `wikitext2-small` needs only valid and test" if name == "wikitext2" else ""
             raise MissingData(f"data_dir: {folder} has no {' or '.join(names)} (or .gz), for {name}{hint}")
-        found[part] = _read(present[0])
+        found[part] = read_text(present[0])
     if corpus.division == "tail":
         return _tail(found["all"])
     return divide(found["all"]) if corpus.division == "blocks" else _complete(found)  # type: ignore[arg-type]
 
 
-def _folder(folder: Path) -> dict[Split, str]:
-    files = sorted(path for path in folder.rglob("*") if path.name.endswith((".txt", ".txt.gz")) and path.is_file())
+def _folder(folder: Path) -> tuple[dict[Split, str], str]:
+    passed = PassedOver()
+    files = files_below(folder, lambda name: name.lower().endswith((".txt", ".txt.gz")), passed)
+    unpacked = set(files)
+    for path in list(files):
+        if path.suffix.lower() == ".gz" and path.with_suffix("") in unpacked:
+            files.remove(path)
+            passed.add("compressed copies of files beside them", printable(path.name))
     if not files:
-        raise MissingData(f"data_dir: {folder} has no .txt or .txt.gz files")
+        raise MissingData(f"data_dir: {printable(folder)} has no .txt or .txt.gz files")
     parts: dict[Split, list[str]] = {}
     rest = []
     for path in files:
-        names = [*path.relative_to(folder).parts[:-1], path.name.removesuffix(".gz").removesuffix(".txt")]
-        known: list[Split] = [_NAMES[name.lower()] for name in names if name.lower() in _NAMES]
+        names = [*path.relative_to(folder).parts[:-1], re.sub(r"(?i)(\.txt)?(\.gz)?$", "", path.name)]
+        known: list[Split] = [PARTS[name.lower()] for name in names if name.lower() in PARTS]  # type: ignore[misc]
         if known:
-            parts.setdefault(known[0], []).append(_read(path))
+            parts.setdefault(known[0], []).append(read_text(path))
         else:
-            rest.append(_read(path))
+            rest.append(read_text(path))
     if parts and (rest or "train" not in parts):
         raise ValueError(
-            f"data_dir: some files of {folder} are named as parts (train, val, test) and some are not, or train is "
-            "missing; name all of them, or none"
+            f"data_dir: some files of {printable(folder)} are named as parts (train, val, test) and some are not, or "
+            "train is missing; name all of them, or none"
         )
     if not parts:
-        return divide("\n".join(rest))
-    return _complete({part: "\n".join(texts) for part, texts in parts.items()})
+        return divide("\n".join(rest)), passed.said()
+    return _complete({part: "\n".join(texts) for part, texts in parts.items()}), passed.said()
 
 
 def _hub(name: str, folder: Path | None) -> dict[Split, str]:
-    from unrolled.data.hub import load_dataset
+    from unrolled.data.hub import column_called, columns_of, hub_spec, load_dataset, split_names
 
     datasets = require("datasets", extra="hf", feature=f"data `hf:{name}`")
-    table = load_dataset(datasets, name, folder)
+    place, said = hub_spec(name)
+    table = load_dataset(datasets, place, folder)
     parts: dict[Split, str] = {}
-    for part, rows in table.items():
-        if part in _NAMES and _NAMES[part] not in parts:
-            text = [key for key, f in rows.features.items() if getattr(f, "dtype", "") in ("string", "large_string")]
-            if not text:
-                raise ValueError(f"hf:{name} has no text column; its columns are {', '.join(rows.features)}")
-            column = "text" if "text" in text else text[0]
-            lines = (row if row.endswith("\n") else row + "\n" for row in rows[column][:] if row)
-            parts[_NAMES[part]] = "".join(lines)
-    if "train" not in parts:
-        raise MissingData(f"data: hf:{name} has no train split; it has {', '.join(table)}")
+    for part, published in split_names(table, said, f"hf:{place}").items():
+        rows = table[published]
+        texts = [key for key, f in rows.features.items() if getattr(f, "dtype", "") in ("string", "large_string")]
+        if "text" in said and column_called(rows, f"hf:{place}", "text", said["text"]) in texts:
+            texts = [said["text"]]
+        elif "text" in said or not texts:
+            raise ValueError(f"hf:{place} has no such text column; its columns are {columns_of(rows)}")
+        if len(texts) > 1 and "text" not in texts:
+            raise ValueError(
+                f"hf:{place} has several columns of text ({', '.join(texts)}); say which it is, as in "
+                f"--data hf:{place},text={texts[0]}"
+            )
+        column = "text" if "text" in texts else texts[0]
+        lines = (row if row.endswith("\n") else row + "\n" for row in rows[column][:] if row)
+        parts[part] = "".join(lines)  # type: ignore[index]
     return _complete(parts)
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file, or one packed as .gz: without a mark of the byte order, and with single characters as line ends.
+
+    Raises:
+        CorruptFile: it cannot be decompressed, or is not UTF-8.
+    """
+    with open_file(path) as file:
+        data = file.read()
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = gzip.decompress(data) if path.suffix.lower() == ".gz" else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be decompressed: {error}") from error
+        raise CorruptFile(f"{printable(path)}: cannot be decompressed: {error}") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CorruptFile(f"{printable(path)}: is UTF-16; save it as UTF-8")
     try:
-        return data.decode("utf-8").replace("\r\n", "\n")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 (byte {error.start}); convert it first") from error
+        raise CorruptFile(f"{printable(path)}: is not UTF-8 text (byte {error.start}); convert it first") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of such a file; only line ends part them, as `wc -l` counts, not form feeds or U+2028 in a text."""
+    lines = read_text(path).split("\n")
+    return lines if lines[-1] else lines[:-1]

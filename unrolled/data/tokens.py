@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unrolled.checksums import check_file
 from unrolled.errors import MissingData, require
 from unrolled.reading import read_json
 
@@ -225,6 +226,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     found = [file for file in tried if file.is_file()]
     if not found:
         raise MissingData(f"tokenizer: {tried[0]} does not exist")
+    check_file(found[0])
     content = read_json(found[0])
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "bytes":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unrolled.data.files import Splits, open_folder
+from unrolled.data.files import Splits, Unknown, open_folder
 from unrolled.data.idx import IDX_NAMES, find_idx, open_idx
 from unrolled.data.sources import ArraySource, FileSource, ImageSource
 from unrolled.errors import MissingData
@@ -50,7 +50,7 @@ _SETS = {
 TORCHVISION_NAMES = (*_SETS, "imagenet")
 
 
-def open_torchvision(name: str, data_dir: Path | None, *, split: str) -> Splits:
+def open_torchvision(name: str, data_dir: Path | None, *, split: str, unknown: Unknown = "raise") -> Splits:
     """A torchvision data set.
 
     Some of them need a word. `fashion_mnist`, `mnist` and `kmnist` are also read from their four original files
@@ -63,6 +63,7 @@ def open_torchvision(name: str, data_dir: Path | None, *, split: str) -> Splits:
         name: one of `TORCHVISION_NAMES`.
         data_dir: where the files are or go; default `$UNROLLED_DATA` or `~/.cache/unrolled/data`.
         split: "train", "val" or "test"; only what it needs is opened.
+        unknown: see `files.Unknown`; of `imagenet`.
 
     Raises:
         MissingData: the files are absent and cannot be downloaded.
@@ -70,7 +71,7 @@ def open_torchvision(name: str, data_dir: Path | None, *, split: str) -> Splits:
     if name == "imagenet":
         if data_dir is None:
             raise ValueError("data_dir: `imagenet` needs the folder with train/WNID and val/WNID (--data-dir DIR)")
-        return open_folder(data_dir, split=split)
+        return open_folder(data_dir, split=split, unknown=unknown)
     entry = _SETS[name]
     root = Path(data_dir or os.environ.get("UNROLLED_DATA") or "~/.cache/unrolled/data").expanduser()
     if "all" in entry.splits:
@@ -137,6 +138,6 @@ def _source(name: str, dataset: Any, part: str, root: Path) -> ImageSource:
 
 
 def _joined(sources: list[ImageSource], root: Path) -> FileSource:
-    paths = [Path(source.name(index)) for source in sources for index in range(len(source))]
+    paths = [Path(path) for source in sources if isinstance(source, FileSource) for path in source.paths]
     labels = np.concatenate([source.labels for source in sources if source.labels is not None])
     return FileSource(paths, labels, classes=sources[0].classes, root=root)

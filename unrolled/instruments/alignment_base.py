@@ -7,15 +7,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unrolled.instruments.copies import warn_of_copies
 from unrolled.ops.gram import gram
 from unrolled.ops.neighbours import Membership, membership, membership_of_scores
 from unrolled.ops.rows import as_floats, as_rows, check_devices, moderate, unit_rows
+
+if TYPE_CHECKING:
+    from unrolled.instruments.dependence import Units
 
 Features = Tensor | np.ndarray | Sequence[Sequence[float]]
 
@@ -205,6 +209,18 @@ class Metric(ABC):
         """
         return None
 
+    def null_shapes(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """Where `null_moments` are known: exact skewness, and how far one sample of each side may move the value alone.
+
+        The latter is the geometric mean of the largest shares that a sample has in the two squared norms. Both are
+        [len(rows), len(columns)]; None where no closed form is known.
+        """
+        return None
+
+    def for_units(self, units: Units) -> Metric:
+        """This metric for rows that depend on each other: where it leaves samples out, whole units are left out."""
+        return self
+
     def grid(self, rows: Sequence[Any], columns: Sequence[Any]) -> Tensor:
         """[len(rows), len(columns)] float64 values; a missing (None) layer gives NaN."""
         return torch.tensor(
@@ -227,6 +243,8 @@ def representations(
 ) -> tuple[Representation, Representation]:
     """Check that two sets of features can be compared: same samples, same device; a common dtype is chosen.
 
+    Features given as such, not as a `Representation`, are warned of if many of their rows are copies.
+
     Raises:
         ValueError: unequal numbers of rows, different devices, or what `as_features` refuses.
     """
@@ -235,6 +253,9 @@ def representations(
     if left.n != right.n:
         raise ValueError(f"x has {left.n} samples and y {right.n}: rows must be the same samples in the same order")
     check_devices(left.x, right.x)
+    for side, given, name in ((left, x, "x"), (right, y, "y")):
+        if side is not given:
+            warn_of_copies(side.x, name)
     if left.x.dtype != right.x.dtype:
         left, right = Representation(left.x.double()), Representation(right.x.double())
     return left, right

@@ -20,13 +20,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from unrolled.instruments.alignment_base import Metric
 from unrolled.ops.gram import accumulator, from_triangle, triangle, triangle_relabelling
+from unrolled.ops.permutation_moments import OrbitSums, orbit_sums, permutation_moments
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
+_WIDE = 2**28  # products of a sparse matrix with itself above which the dense form is cheaper
 _STACK = 2**31  # bytes of stacked layers for null grids
 
 
@@ -71,6 +75,15 @@ class DenseEmbedding:
             )
         return cls(vector / norm, n, (t, p, max(0.0, 1.0 - t * t - p)))
 
+    @cached_property
+    def shape(self) -> Shape:
+        """For the third moment under relabelling."""
+        above = self.n * (self.n - 1) // 2
+        matrix = from_triangle(self.vector[:above].to(accumulator(self.vector)) / math.sqrt(2), self.n)
+        if self.vector.numel() > above:
+            matrix.diagonal().copy_(self.vector[above:])
+        return Shape.of(matrix, symmetric=True)
+
 
 @dataclass(frozen=True)
 class SparseEmbedding:
@@ -106,6 +119,32 @@ class SparseEmbedding:
     def n(self) -> int:
         """Samples."""
         return self.columns.shape[0]
+
+    @cached_property
+    def shape(self) -> Shape:
+        """For the third moment under relabelling."""
+        n, m = self.columns.shape
+        values = self.values.to(accumulator(self.values)) * self.scale
+        if m * m * n > _WIDE:
+            return Shape.of(values.new_zeros(n, n).scatter_add_(1, self.columns, values), symmetric=False)
+        rows = np.repeat(np.arange(n), m)
+        entries = (values.flatten().cpu().numpy(), (rows, self.columns.flatten().cpu().numpy()))
+        return Shape.of(sparse.coo_array(entries, shape=(n, n)).tocsr(), symmetric=False)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the third moment of an embedding under relabelling needs, and the largest share of a sample in its norm."""
+
+    sums: OrbitSums
+    share: float
+
+    @classmethod
+    def of(cls, matrix: Any, *, symmetric: bool) -> Shape:
+        """From the [n, n] matrix of unit norm, a tensor or SciPy sparse."""
+        squares = matrix.multiply(matrix) if sparse.issparse(matrix) else matrix.square()
+        shares = (squares.sum(0) + squares.sum(1)) / 2
+        return cls(orbit_sums(matrix, symmetric=symmetric), float(shares.max()))
 
 
 Embedding = DenseEmbedding | SparseEmbedding
@@ -154,6 +193,23 @@ class EmbeddingMetric(Metric):
         mean, variance = (torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64) for _ in range(2))
         mean[where], variance[where] = moments
         return mean, variance
+
+    def null_shapes(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """Exact skewness over all relabellings, and how far a sample may move the value; `ops.permutation_moments`."""
+        kept_rows, kept_columns = _present(rows), _present(columns)
+        a, b = (
+            [rows[i].shape for i in kept_rows if _embedded(rows)],
+            [columns[j].shape for j in kept_columns if _embedded(columns)],
+        )
+        if not a or not b:
+            return None
+        first, second, third = permutation_moments([e.sums for e in a], [e.sums for e in b])
+        variance = np.clip(second - first**2, 1e-300, None)
+        where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
+        skewness, share = (torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64) for _ in range(2))
+        skewness[where] = torch.from_numpy((third - 3 * first * second + 2 * first**3) / variance**1.5)
+        share[where] = torch.tensor([[math.sqrt(x.share * y.share) for y in b] for x in a], dtype=torch.float64)
+        return skewness, share
 
     def grid(self, rows: Sequence[Any], columns: Sequence[Any]) -> Tensor:
         """All pairs by one matrix product; a missing (None) layer gives NaN."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unrolled.instruments.alignment_base import Features, Metric, Representation
+from unrolled.instruments.dependence import Units
 from unrolled.ops.gram import accumulator
 from unrolled.ops.rows import varies
 
@@ -188,6 +190,7 @@ class _CrossValidated(Metric):
         if folds < 2:
             raise ValueError(f"folds must be at least 2, got {folds}")
         self.folds, self.seed = folds, seed
+        self._units: Units | None = None
 
     def prepare(self, x: Features | Representation) -> Tensor:
         """[n, d] features of unit root-mean-square, so that penalties do not depend on scale."""
@@ -200,9 +203,15 @@ class _CrossValidated(Metric):
         """The samples in another order."""
         return prepared[order.to(prepared.device)]
 
+    def for_units(self, units: Units) -> _CrossValidated:
+        """This metric with folds of whole units."""
+        other = copy.copy(self)
+        other._units = units
+        return other
+
     def _splits(self, n: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed)).to(device)
-        parts = order.tensor_split(min(self.folds, n))
+        units = self._units if self._units is not None else Units(n)
+        parts = [part.to(device) for part in units.parts(min(self.folds, units.count), self.seed)]
         for i, test in enumerate(parts):
             yield torch.cat([p for j, p in enumerate(parts) if j != i]), test
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unrolled.instruments.alignment_base import DENSE_LIMIT, Features, Metric, Representation
 from unrolled.instruments.alignment_embedding import EmbeddingMetric, SparseEmbedding
-from unrolled.ops.neighbours import nearest_neighbours, top_k
+from unrolled.ops.neighbours import Neighbours, nearest_neighbours, shuffled_ties, top_k
 
 _ROW_INVARIANCES = frozenset({"rotation", "scale", "row_scale", "permutation"})
 
@@ -73,7 +73,7 @@ class CKNNA(EmbeddingMetric):
 
 
 class _ListMetric(Metric):
-    """Metrics of the ordered lists [n, k]; ties are ordered by sample index, which two sides with duplicates share."""
+    """Metrics of the ordered lists [n, k]; ties are broken at random, see `ops.neighbours.shuffled_ties`."""
 
     invariances = _ROW_INVARIANCES
 
@@ -83,9 +83,13 @@ class _ListMetric(Metric):
     def prepare(self, x: Features | Representation) -> Tensor:
         """[n, k] neighbour indices, nearest first."""
         rep = Representation.of(x)
+        wanted = self.k if self.k >= rep.n - 1 else self.k + 1  # one more shows whether the last place is tied
         if rep.n > DENSE_LIMIT or not 1 <= self.k < rep.n:
-            return nearest_neighbours(rep.x, self.k).indices
-        return top_k(rep.cosine.clone().fill_diagonal_(-torch.inf), self.k)[1]
+            found = nearest_neighbours(rep.x, wanted)
+        else:
+            values, indices = top_k(rep.cosine.clone().fill_diagonal_(-torch.inf), wanted)
+            found = Neighbours(indices, values)
+        return shuffled_ties(rep.x, self.k, found)
 
     def relabel(self, prepared: Any, order: Tensor) -> Tensor:
         """Lists of the samples in another order, by renaming."""

@@ -48,15 +48,13 @@ def read_features(path: str | Path) -> Mapping[str, Tensor | np.ndarray]:
 
 def features_digest(path: str | Path) -> str:
     """Tells these features from others: the checksum a folder keeps, else one of the whole file."""
-    import hashlib
-
+    from unrolled.checksums import file_digest
     from unrolled.instruments.features import read_descriptors
 
     path = Path(path).expanduser()
     if path.suffix not in ARRAY_SUFFIXES:
         return str(read_descriptors(path)["checksum"])
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 class Rows(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unrolled.checksums import file_digest, is_whole, sealed
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.anatomy import unwrap
 from unrolled.instruments.pooling import Pooling, as_tokens, get_pooling, prefix_tokens
@@ -23,8 +25,10 @@ from unrolled.instruments.probes import evaluating
 from unrolled.instruments.trace import trace
 from unrolled.reading import read_json
 
+logger = logging.getLogger(__name__)
 FORMAT = "unrolled.features/2"
 _FIRST = "unrolled.features/1"  # its indices counted what had been drawn from the data, not rows of the data
+_SEAL = "record"  # the checksum of all else in `features.json`
 _RECORD, _ARRAYS = "features.json", "features.safetensors"
 
 
@@ -108,7 +112,7 @@ class FeatureSet(Mapping[str, Tensor]):
         part = folder / f"{_ARRAYS}.{os.getpid()}.part"
         try:
             save_file(arrays, part)
-            size, digest = part.stat().st_size, _file_digest(part)
+            size, digest = part.stat().st_size, file_digest(part)
             os.replace(part, folder / _ARRAYS)
             record = {
                 "format": FORMAT, "model": self.model, "data": self.data, "pooling": self.pooling,
@@ -116,7 +120,7 @@ class FeatureSet(Mapping[str, Tensor]):
                 "dims": {name: value.shape[1] for name, value in self.layers.items()}, "weights": self.weights,
                 "key": self.key, "skipped": self.skipped, "checksum": self.checksum, "bytes": size, "sha256": digest,
             }  # fmt: skip
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            part.write_bytes(sealed(record, _SEAL) + b"\n")
             os.replace(part, folder / _RECORD)
         finally:
             part.unlink(missing_ok=True)
@@ -143,7 +147,7 @@ class FeatureSet(Mapping[str, Tensor]):
                 f"{path} has {path.stat().st_size:,} bytes instead of {record['bytes']:,}: it is truncated or belongs "
                 "to another extraction; extract again"
             )
-        if _file_digest(path) != record["sha256"]:
+        if file_digest(path) != record["sha256"]:
             raise CorruptFile(f"{path} does not have the checksum that {_RECORD} gives: it was altered; extract again")
         try:
             arrays = load_file(path)
@@ -173,6 +177,10 @@ def read_descriptors(folder: str | Path) -> dict[str, Any]:
         or any(name not in record for name in needed)
     ):
         raise CorruptFile(f"{path} does not describe features of the format {FORMAT}; extract again")
+    if _SEAL not in record:
+        logger.warning("note: %s has no checksum of its own, so damage to it would not be noticed", path)
+    elif not is_whole(record, _SEAL):
+        raise CorruptFile(f"{path} is damaged: it does not have the checksum it was written with; extract again")
     return record
 
 
@@ -373,8 +381,3 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

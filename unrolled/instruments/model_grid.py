@@ -27,10 +27,14 @@ from numpy.typing import NDArray
 from unrolled.errors import CorruptFile
 from unrolled.instruments.alignment import get_metric
 from unrolled.instruments.alignment_base import Metric
-from unrolled.instruments.alignment_grid import Layers, layer_grid, prepare_layers
-from unrolled.instruments.calibration import benjamini_hochberg, compare
+from unrolled.instruments.alignment_grid import Layers, prepare_layers
+from unrolled.instruments.calibration import compare
+from unrolled.instruments.dependence import Blocks, Groups, Units
 from unrolled.instruments.feature_files import Rows, check_same_samples, features_digest, read_features
+from unrolled.instruments.significance import benjamini_hochberg
 from unrolled.reading import read_json
+
+_VERSION = 2  # of what a tile holds; kept tiles of others are computed anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,10 @@ class PairScore:
         n: samples.
         score: of the best pair of layers, whose names are `layers`.
         chance: null "permutation": the mean best score of randomly paired samples; "moments": that of these layers.
-        p_value: "permutation": share of relabellings whose best score reaches this one. "moments": normal tail of the
-            largest z over the layer grid, times the number of layer pairs (Bonferroni). Conservative for the search,
-            too small in the tail where nulls are skewed: of independent pairs of 60 samples and one layer, unbiased CKA
-            gives p <= 0.001 to 0.2 % with 64 directions of equal variance and to 1.2 % with 2. Confirm what matters by
-            "permutation".
+        p_value: corrected for the search over layers; see `compare` for both nulls. At `significance.SMALLEST` a bound.
         z: of this pair of layers, where a closed form is known.
         calibrated: 0 at or below the 5 % threshold of the null, 1 at the best possible value ("permutation" only).
+        p_method: how the p-value was found, in words.
     """
 
     a: str
@@ -62,6 +63,7 @@ class PairScore:
     z: float | None
     calibrated: float | None
     layers: tuple[str, str]
+    p_method: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class ModelGrid:
     models: list[str]
     metrics: list[str]
     pairs: list[PairScore]
+    units: str = ""
+    """What was relabelled, in words; "" for single rows."""
 
     def matrix(self, metric: str, quantity: str = "score") -> NDArray[np.float64]:
         """`score`, `chance`, `p_value`, `z` or `calibrated` of row a and column b; NaN where there is no pair."""
@@ -105,6 +109,8 @@ def model_grid(
     options: Mapping[str, Any] | None = None,
     null: str = "permutation",
     draws: int = 200,
+    groups: Groups | None = None,
+    blocks: Blocks | None = None,
     seed: int = 0,
     tile: int = 8,
     folder: str | Path | None = None,
@@ -119,8 +125,9 @@ def model_grid(
             machines must find them under the same path.
         metrics: names.
         options: of the metrics that have them, e.g. `{"k": 20}`.
-        null: "permutation", or "moments" (closed form, so that hundreds of models take minutes).
+        null: "permutation", or "moments" (closed form for most pairs, so that hundreds of models take minutes).
         draws: relabellings of a pair.
+        groups, blocks: which rows depend on each other, as in `compare`; relabelled whole, and never in closed form.
         seed: of the relabellings.
         tile: models on either side of a tile. One that does not fit memory is cut in four and tried again.
         folder: keeps finished tiles, so that a stopped comparison goes on.
@@ -142,7 +149,7 @@ def model_grid(
     both_ways = not all(get_metric(metric).symmetric for metric in metrics)
     shared = {
         "metrics": list(metrics), "options": dict(options or {}), "null": null, "draws": draws, "seed": seed,
-        "both_ways": both_ways, "device": device,
+        "both_ways": both_ways, "device": device, "blocks": blocks, "groups": _codes(groups), "version": _VERSION,
     }  # fmt: skip
     jobs = [
         {**shared, "rows": rows, "columns": columns, "order": names,
@@ -165,7 +172,7 @@ def model_grid(
     pairs = [PairScore(**{**pair, "layers": tuple(pair["layers"])}) for result in results for pair in result or []]
     place = {name: i for i, name in enumerate(names)}
     pairs.sort(key=lambda pair: (metrics.index(pair.metric), place[pair.a], place[pair.b]))
-    return ModelGrid(names, list(metrics), pairs)
+    return ModelGrid(names, list(metrics), pairs, Units.of(pairs[0].n, groups, blocks).said)
 
 
 def tiles(names: Sequence[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
@@ -244,23 +251,26 @@ def _score(
     a: str, b: str, name: str, metric: Metric, prepared: Mapping[str, Layers], job: Mapping[str, Any]
 ) -> dict[str, Any]:
     left, right = prepared[a], prepared[b]
-    result = compare(left, right, metric, null=job["null"], draws=job["draws"], resamples=0, seed=job["seed"])
-    p_value = result.p_value if result.p_value is not None else _normal_p(left, right, metric)
+    result = compare(
+        left, right, metric, null=job["null"], draws=job["draws"], resamples=0, groups=job["groups"],
+        blocks=job["blocks"], seed=job["seed"],
+    )  # fmt: skip
+    assert result.p_value is not None
     return asdict(
         PairScore(
-            a=a, b=b, metric=name, n=result.n, score=result.score, chance=result.chance, p_value=p_value, z=result.z,
-            calibrated=result.calibrated, layers=result.best,
+            a=a, b=b, metric=name, n=result.n, score=result.score, chance=result.chance, p_value=result.p_value,
+            z=result.z, calibrated=result.calibrated, layers=result.best, p_method=result.p_method,
         )
     )  # fmt: skip
 
 
-def _normal_p(left: Layers, right: Layers, metric: Metric) -> float:
-    grid = layer_grid(left, right, metric)
-    assert grid.null_mean is not None  # `compare` has refused metrics without
-    assert grid.null_std is not None
-    sign = 1.0 if metric.higher_is_closer else -1.0
-    z = (sign * (grid.scores - grid.null_mean) / grid.null_std.clamp_min(1e-300)).nan_to_num(nan=-math.inf)
-    return min(1.0, z.numel() * 0.5 * math.erfc(float(z.max()) / math.sqrt(2)))
+def _codes(groups: Groups | None) -> list[int] | None:
+    """Groups as numbers, which travel to workers."""
+    if groups is None:
+        return None
+    values = np.asarray(groups)
+    codes = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)[1]
+    return [int(code) for code in codes]
 
 
 def _run(jobs: list[dict[str, Any]], client: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrolled.instruments.calibration import relabellings
+from unrolled.instruments.dependence import relabellings
 from unrolled.ops.rows import unit_rows, varies
 
 Stage = Callable[[Tensor], Tensor]

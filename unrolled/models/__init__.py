@@ -4,6 +4,7 @@ from unrolled.models.crate import CRATE, CRATEBlock
 from unrolled.models.masked import Completion, CRATEDecoderBlock, MaskedAutoencoder
 from unrolled.models.published import LoadReport, load_published
 from unrolled.models.registry import ModelInfo, create_model, list_models
+from unrolled.models.resolve import from_pretrained
 from unrolled.models.sequence import LanguageConfig, LanguageModel, RegressorConfig, SequenceRegressor, language_config
 from unrolled.models.tost import ToST, ToSTBlock
 from unrolled.models.transfer import load_weights
@@ -23,6 +24,7 @@ __all__ = [
     "ToST",
     "ToSTBlock",
     "create_model",
+    "from_pretrained",
     "language_config",
     "list_models",
     "load_published",

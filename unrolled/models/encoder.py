@@ -123,6 +123,11 @@ def is_language_config(config: Any) -> bool:
     return isinstance(config, dict) and {"layers", "dim", "heads", "vocab_size"} <= config.keys()
 
 
+def language_model_class(config: dict[str, Any]) -> type[LanguageModel]:
+    """The class of the model that the content of a `config.json` describes."""
+    return MaskedLanguageModel if "segments" in config else LanguageModel
+
+
 def load_language_model(folder: Path | str) -> LanguageModel:
     """The language model that a run, or `save_pretrained`, left in a folder, in eval mode.
 
@@ -140,6 +145,4 @@ def load_language_model(folder: Path | str) -> LanguageModel:
     config = read_json(found[0] / "config.json")
     if not is_language_config(config):
         raise ValueError(f"model: {found[0]} holds no language model of this package")
-    kind = MaskedLanguageModel if "segments" in config else LanguageModel
-    model: LanguageModel = kind.from_pretrained(found[0])
-    return model.eval()
+    return language_model_class(config).from_pretrained(found[0]).eval()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-import timm
 from timm.models import push_to_hf_hub, save_for_hf
+
+from unrolled.checksums import check_model, write_sums
+from unrolled.models.building import check_finite_weights
 
 
 class HubMixin:
@@ -17,8 +19,9 @@ class HubMixin:
     """
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> Path:
-        """Write `model.safetensors` and `config.json`; further arguments go to `timm.models.save_for_hf`."""
+        """Write `model.safetensors`, `config.json`, `SHA256SUMS`; further arguments go to `timm.models.save_for_hf`."""
         save_for_hf(self, str(folder), safe_serialization=True, **kwargs)  # type: ignore[arg-type]
+        write_sums(Path(folder))
         return Path(folder)
 
     @classmethod
@@ -30,9 +33,15 @@ class HubMixin:
 
         Raises:
             ValueError: the folder holds another kind of model.
+            CorruptFile: a file is damaged, or the weights are NaN.
         """
-        scheme = "local-dir" if Path(folder_or_id).is_dir() else "hf-hub"
-        model = timm.create_model(f"{scheme}:{folder_or_id}", pretrained=True, **kwargs)
+        from unrolled.models.registry import create_model
+
+        local = Path(folder_or_id).is_dir()
+        if local:
+            check_model(Path(folder_or_id))
+        model = create_model(f"{'local-dir' if local else 'hf-hub'}:{folder_or_id}", pretrained=True, **kwargs)
+        check_finite_weights(model, folder_or_id)
         if not isinstance(model, cls):
             raise ValueError(f"{folder_or_id} holds a {type(model).__name__}, not a {cls.__name__}")
         return model

@@ -12,6 +12,8 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from unrolled.models.building import check_finite_weights
+
 StateDict = dict[str, Tensor]
 
 
@@ -176,6 +178,7 @@ def fill(model: nn.Module, tensors: StateDict, report: LoadReport) -> nn.Module:
         raise ValueError(f"checkpoint: shapes do not fit the model they imply: {', '.join(wrong)}")
     report.missing = sorted(own.keys() - tensors.keys())
     model.load_state_dict(tensors, strict=False)
+    check_finite_weights(model, "the file")
     model.load_report = report  # type: ignore[assignment]
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache, partial
@@ -15,6 +16,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from unrolled.models.building import building, reading_weights
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
@@ -69,6 +71,7 @@ _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
     "crate_nano_patch4_32": {"cifar10": {"label_names": CIFAR10}},
     "crate_mae_nano_patch4_32": {"cifar10": {"arch": {"encoder": "visible"}}},
 }
+_TIMM_SOURCES = ("local-dir", "hf-hub", "hf_hub")  # timm's own schemes
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
 
 
@@ -280,13 +283,17 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """Build a model by name: `timm.create_model`, with this package's models registered and helpful errors.
 
     Args:
-        name: one of `list_models()`, or any other timm name.
-        pretrained: load weights.
+        name: one of `list_models()`, any other timm name, or another string of `resolve_model`: a run or model folder
+            or `local:DIR`, `hf:ORG/NAME`, `timm:NAME`, `package.module:factory`.
+        pretrained: load weights; see `from_pretrained`, which always does.
         **kwargs: `num_classes`, `in_chans`, `img_size`, `features_only`, ... as in timm; for CRATE also `CRATE`'s own.
             With `num_classes` a masked autoencoder becomes a classifier, its encoder with a new head.
 
     Raises:
-        ValueError: no model of that name; the nearest names are given.
+        ValueError: no model of that name (the nearest are given), or one that cannot be built from these arguments,
+            within the memory there is.
+        MissingData: there are no weights of that name, or they could not be fetched.
+        CorruptFile: the weights are damaged.
     """
     plain = name.split(":")[-1].split(".")[0]
     if plain in LANGUAGE_MODELS or plain in ENCODERS:
@@ -294,6 +301,10 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         raise ValueError(
             f"model={name!r} is a language model and takes no images; `unrolled train --task {task} --model {plain}`"
         )
+    if names_folder(name) or (":" in name and name.split(":")[0] not in _TIMM_SOURCES):
+        from unrolled.models.resolve import resolve_model
+
+        return resolve_model(name, pretrained=pretrained, **kwargs)
     if ":" not in name and not timm.is_model(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
@@ -305,7 +316,15 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         known = ", ".join(f"{plain}.{own}" for own in _SHIPPED.get(plain, {}))
         hint = f"did you mean {known}?" if known else f"none ship for {plain}; train it, or leave out {tag!r}"
         raise ValueError(f"model={name!r}: there are no such weights; {hint}")
-    return timm.create_model(name, pretrained=pretrained, **kwargs)
+    with building(name, kwargs), reading_weights(name, kwargs, pretrained):
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+
+
+def names_folder(spec: str) -> bool:
+    """Whether a model's string is the path of a folder, without `local:` in front; what timm knows is a name."""
+    if not spec or ":" in spec or timm.is_model(spec.split(".")[0]):
+        return False
+    return "/" in spec or os.sep in spec or Path(spec).expanduser().is_dir()
 
 
 def shipped_weights(name: str | Path) -> tuple[Path, str, dict[str, Any]] | None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
 from torch import nn
 
+from unrolled.checksums import check_model
 from unrolled.errors import MissingData, UnsafeFile, require
+from unrolled.models.building import check_finite_weights, first_line, reading_weights, unknown_argument
+from unrolled.models.registry import create_model, names_folder
 from unrolled.reading import read_object
 from unrolled.trust import check, check_model_args, import_factory
 
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # of the hub, where there is no such folder
 _FORMS = "a name from `unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR or package.module:factory"
 
 
@@ -37,6 +43,7 @@ def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool
         MissingData: the folder or the weights are not there.
         MissingExtra: transformers is needed and not installed.
     """
+    spec = f"local:{spec}" if names_folder(spec) else spec
     scheme, colon, rest = spec.partition(":")
     if not spec or (colon and not rest):
         raise ValueError(f"model={spec!r} names no model; give {_FORMS}")
@@ -55,12 +62,75 @@ def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool
     else:
         raise ValueError(f"model={spec!r}: {scheme!r} is not a known source; give {_FORMS}")
     try:
-        return build(name, pretrained, kwargs)
+        model = build(name, pretrained, kwargs)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        unknown = str(error).rsplit("unexpected keyword argument", 1)[1].strip().split(".")[0].strip("'\" ")
-        raise ValueError(f"model_args: {spec} does not take {unknown!r}; leave it out or correct its name") from error
+        raise unknown_argument(spec, error) from error
+    check_finite_weights(model, spec)
+    return model
+
+
+def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
+    """A model with its trained weights, in eval mode: of images, masked, or of text.
+
+    Args:
+        source: a run folder, or one of `save_pretrained` or `unrolled convert`; the file of a published checkpoint; a
+            repository `ORG/NAME` of the Hugging Face hub, of this package, timm or transformers; the name of weights
+            that ship with this package or that timm has, such as `crate_nano_patch4_32.cifar10`; or another string of
+            `resolve_model`.
+        **kwargs: `num_classes`, `img_size`, ... as in `create_model`, or of `load_published`; none for language models.
+
+    Raises:
+        MissingData: there is no such folder, repository or name, or it has no weights.
+        CorruptFile: the weights are damaged or NaN.
+        UnsafeFile: reading them would run code.
+        ValueError: the weights do not fit the arguments.
+    """
+    from unrolled.models.published import load_published
+
+    spec, path = str(source), Path(source).expanduser()
+    if path.is_file():
+        return load_published(path, **kwargs)
+    if spec and path.is_dir() and not (isinstance(source, str) and timm.is_model(spec.split(".")[0])):
+        spec = f"local:{path}"
+    elif _REPOSITORY.fullmatch(spec):
+        return _from_hub(spec, kwargs).eval()
+    elif names_folder(spec):
+        raise MissingData(f"model: there is no folder or file {spec}")
+    return resolve_model(spec, pretrained=True, **kwargs).eval()
+
+
+def _from_hub(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """The model of a repository of the Hugging Face hub, by what its `config.json` says it is."""
+    from huggingface_hub import hf_hub_download
+
+    from unrolled.models.encoder import is_language_config, language_model_class
+
+    with reading_weights(name, kwargs, True):
+        file = Path(hf_hub_download(name, "config.json"))
+    config = _checked(file)
+    if is_language_config(config):
+        _refuse(kwargs, name)
+        return language_model_class(config).from_pretrained(name)
+    if "architecture" not in config:
+        return resolve_model(f"hf:{name}", pretrained=True, **kwargs)
+    model = create_model(f"hf-hub:{name}", pretrained=True, **kwargs)
+    check_finite_weights(model, name)
+    return model
+
+
+def _checked(file: Path) -> dict[str, Any]:
+    """A `config.json` that names no code."""
+    config = read_object(file)
+    check("architecture", config.get("architecture"), file)
+    check_model_args(config.get("model_args") or {}, f"{file}: model_args")
+    return config
+
+
+def _refuse(kwargs: dict[str, Any], source: str | Path) -> None:
+    if kwargs:
+        raise ValueError(f"model_args: {source} is a language model and decides them itself; leave them out")
 
 
 def model_folder(folder: str | Path) -> Path:
@@ -81,30 +151,24 @@ def model_folder(folder: str | Path) -> Path:
 
 
 def _build_registered(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    from unrolled.models import create_model
-
-    return _with_weights(name, pretrained, lambda: create_model(name, pretrained=pretrained, **kwargs))
+    return create_model(name, pretrained=pretrained, **kwargs)
 
 
 def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    from unrolled.models import create_model
     from unrolled.models.encoder import build_language_model, is_language_config, load_language_model
 
     path = model_folder(folder)
-    config = read_object(path / "config.json")
-    check("architecture", config.get("architecture"), path / "config.json")
-    check_model_args(config.get("model_args") or {}, f"{path / 'config.json'}: model_args")
+    config = _checked(path / "config.json")
     if ":" in str(config.get("architecture")):
         return _build_named(path, config, pretrained, kwargs)
     if is_language_config(config):
-        if kwargs:
-            raise ValueError(f"model_args: {path} is a language model and decides them itself; leave them out")
+        _refuse(kwargs, path)
         trained = load_language_model(path)
         return trained if pretrained else build_language_model(trained.config)
     if "architecture" in config:
-        return _with_weights(
-            str(path), pretrained, lambda: create_model(f"local-dir:{path}", pretrained=pretrained, **kwargs)
-        )
+        if pretrained:
+            check_model(path)
+        return create_model(f"local-dir:{path}", pretrained=pretrained, **kwargs)
     if "model_type" in config:
         return _build_transformers(str(path), pretrained, kwargs)
     raise ValueError(
@@ -150,10 +214,10 @@ def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any]) -> 
                 f"model: hf:{name} comes with code of its own, which is not run; if you trust it, build it in a "
                 "function of yours and give that as package.module:factory"
             ) from error
-        raise ValueError(f"model: hf:{name} cannot be built: {_first_line(error)}") from error
+        raise ValueError(f"model: hf:{name} cannot be built: {first_line(error)}") from error
     except OSError as error:
         raise MissingData(
-            f"model: hf:{name} could not be read: {_first_line(error)} (give a hub name ORG/NAME or a folder; "
+            f"model: hf:{name} could not be read: {first_line(error)} (give a hub name ORG/NAME or a folder; "
             "without a network only what is already in the Hugging Face cache can be used)"
         ) from error
     if not isinstance(model, nn.Module):
@@ -180,25 +244,5 @@ def _build_factory(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
     return model
 
 
-def _with_weights(name: str, pretrained: bool, build: Callable[[], nn.Module]) -> nn.Module:
-    """Call `build`, saying in one sentence when it is the weights that are missing."""
-    if not pretrained:
-        return build()
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return build()
-    except RuntimeError as error:
-        if "No pretrained weights" in str(error) or "No suitable checkpoints" in str(error):
-            raise MissingData(f"model: there are no weights for {name}; train it, or give --weights") from error
-        raise
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        raise MissingData(f"model: the weights of {name} could not be fetched: {_first_line(error)}") from error
-
-
 def _is_import_path(text: str) -> bool:
     return bool(text) and all(part.isidentifier() for part in text.split("."))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

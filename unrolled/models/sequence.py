@@ -10,14 +10,17 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from unrolled.checksums import check_model, write_sums
+from unrolled.errors import MissingData
 from unrolled.layers.ista import ISTA
 from unrolled.layers.subspace import SubspaceAttention
+from unrolled.models.building import building, check_finite_weights, reading_weights
 from unrolled.models.sequence_blocks import NORMS, SequenceBlock, check_state, sinusoids
 from unrolled.models.sequence_config import (
     LANGUAGE_MODELS,
@@ -26,6 +29,7 @@ from unrolled.models.sequence_config import (
     SequenceConfig,
     language_config,
 )
+from unrolled.reading import read_object
 
 __all__ = [
     "LANGUAGE_MODELS",
@@ -138,6 +142,26 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
             f'model = {kind}.from_pretrained("FOLDER").eval()\n```\n'
         )
 
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+        """Write `config.json`, `model.safetensors`, `SHA256SUMS` and, where there is none, a card."""
+        pushed = super().save_pretrained(save_directory, **kwargs)
+        write_sums(Path(save_directory))
+        return pushed
+
+    @classmethod
+    def from_pretrained(cls, folder_or_id: str | Path, **kwargs: Any) -> Self:
+        """Load a folder written by `save_pretrained`, or a hub repository `ORG/NAME`.
+
+        Raises:
+            ValueError: it describes another kind of model.
+            CorruptFile: a file is damaged, or the weights are NaN.
+        """
+        if (folder := Path(folder_or_id)).is_dir():
+            check_model(folder)
+            read_object(folder / "config.json")
+        model: Self = super().from_pretrained(folder_or_id, **kwargs)
+        return model
+
     @classmethod
     def _from_pretrained(cls, *, model_id: str, config: Any = None, **kwargs: Any) -> Any:
         """The mixin's hook: read the config as a dataclass, load strictly, and say what does not fit."""
@@ -147,11 +171,21 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
             needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
             if not needed <= given <= {f.name for f in fields}:
                 raise ValueError(f"{model_id}: config.json does not describe a {cls.__name__}")
-            config = cls.config_class(**(config or {}))
+            with building(model_id, {}):
+                config = cls.config_class(**(config or {}))
         strict, device = kwargs.pop("strict", True), kwargs.pop("map_location", "cpu")
-        if (weights := Path(model_id) / "model.safetensors").is_file():
-            return cls._load_as_safetensor(cls(config), str(weights), device, strict)
-        return super()._from_pretrained(model_id=model_id, config=config, strict=strict, map_location=device, **kwargs)
+        folder = Path(model_id)
+        weights = folder / "model.safetensors"
+        if folder.is_dir() and not weights.is_file():
+            raise MissingData(f"model: {folder} holds no model.safetensors")
+        with building(model_id, {}), reading_weights(model_id, {}, True):
+            if folder.is_dir():
+                model = cls._load_as_safetensor(cls(config), str(weights), device, strict)
+            else:
+                options = {"config": config, "strict": strict, "map_location": device, **kwargs}
+                model = super()._from_pretrained(model_id=model_id, **options)
+        check_finite_weights(model, model_id)
+        return model
 
 
 class SequenceRegressor(_SequenceModel):

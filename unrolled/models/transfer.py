@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
@@ -15,6 +16,7 @@ from unrolled.models.crate import add_registers
 from unrolled.models.published import LAYOUTS, LoadReport, StateDict, fill, load_published, unwrap
 from unrolled.models.registry import shipped_weights
 from unrolled.models.weights import read_tensors
+from unrolled.reading import read_json
 
 MASKED = "a masked autoencoder"
 LANGUAGE = "a language model (or another model of sequences)"
@@ -100,6 +102,26 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
         report.reshaped["reg_token"] = "the weights have no registers: these are new"
     fill(model, tensors, report)
     return report
+
+
+def weights_classes(path: str | Path) -> list[str] | None:
+    """What the outputs of the classifier in weights stand for, in their order; None where nothing says it.
+
+    Args:
+        path: as in `load_weights`.
+    """
+    path = Path(path)
+    if shipped_weights(path) is not None:
+        found = get_pretrained_cfg(path.name)
+        return list(found.label_names) if found is not None and found.label_names else None
+    for described in (path / "model" / "config.json", path / "config.json"):
+        if described.is_file():
+            said = read_json(described)
+            names = said.get("label_names") if isinstance(said, dict) else None
+            if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                return names
+            return None
+    return None
 
 
 def _read(model: nn.Module, path: Path) -> tuple[StateDict, LoadReport]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unrolled.checksums import check_file
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 
 # how a NumPy scalar is unpickled; files name it by where NumPy kept it when they were written
@@ -45,7 +46,7 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
     Raises:
         MissingData: no such file.
         UnsafeFile: the file asks for something else; the message names it.
-        CorruptFile: the file is truncated or damaged.
+        CorruptFile: the file is truncated or damaged, or not the one that `SHA256SUMS` beside it was written for.
         ValueError: `allow` has an unknown name.
     """
     path = Path(path)
@@ -54,6 +55,7 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
     unknown = set(allow) - ALLOWED_GLOBALS.keys()
     if unknown:
         raise ValueError(f"allow={sorted(unknown)}: only {sorted(ALLOWED_GLOBALS)} can be allowed")
+    check_file(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -3,12 +3,13 @@
 Ties. Scores that are equal as floating-point numbers are ordered by index, so a list is reproducible. That order is
 arbitrary, and two representations with many duplicates would seem to agree because both prefer low indices; hence
 `membership`, which lets all samples tied for the last place share it (weights that sum to k), treats scores within
-`tolerance` as tied, and does not depend on the order of the samples.
+`tolerance` as tied, and does not depend on the order of the samples; and, where an order is needed, `shuffled_ties`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,8 +121,41 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
+def shuffled_ties(x: Rows, k: int, found: Neighbours, *, tolerance: float | None = None) -> Tensor:
+    """[n, k] neighbours by cosine, ties in an order that has nothing to do with the samples' own.
+
+    Rows with scores within `tolerance` of each other are searched again among the samples in a random order. Its seed
+    is what the lists of all rows are, so that features of equal neighbourhoods agree entirely, and independent ones by
+    chance only. Rows without ties are left as they are.
+
+    Args:
+        x: [n, d], as in `nearest_neighbours`.
+        k: neighbours.
+        found: of `nearest_neighbours(x, min(k + 1, n - 1))`.
+        tolerance: as in `membership`.
+    """
+    scores = found.scores
+    tied = ((scores[:, :-1] - scores[:, 1:]) <= _slack(scores, tolerance)).any(1).nonzero()[:, 0]
+    lists = found.indices[:, :k].contiguous()
+    if not tied.numel():
+        return lists
+    n, device = len(lists), lists.device
+    digest = hashlib.sha256(found.indices.cpu().numpy().tobytes()).digest()
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))).to(device)
+    mixed = x[order.to(x.device)] if isinstance(x, Tensor) else np.asarray(x[order.cpu().numpy()])
+    again = nearest_neighbours(mixed, k, queries=torch.argsort(order)[tied], device=device)
+    lists[tied] = order[again.indices]
+    return lists
+
+
 def membership(
-    x: Rows, k: int, *, normalize: bool = True, tolerance: float | None = None, tile: int | None = None
+    x: Rows,
+    k: int,
+    *,
+    queries: Tensor | None = None,
+    normalize: bool = True,
+    tolerance: float | None = None,
+    tile: int | None = None,
 ) -> Membership:
     """Neighbourhoods in which all samples tied for the last place share it.
 
@@ -130,23 +164,26 @@ def membership(
     random, and it moves with the samples when these are reordered.
 
     Args:
-        x, k, normalize, tile: as in `nearest_neighbours`.
+        x, k, queries, normalize, tile: as in `nearest_neighbours`.
         tolerance: relative to the largest score; 3e-7 by default (1e-12 for float64), the rounding error of a score.
 
     Raises:
         ValueError: more than 2**27 shared places, i.e. a large data set made of few distinct rows.
     """
     n = _check(x, k)
-    found = nearest_neighbours(x, min(k + 1, n - 1), normalize=normalize, tile=tile)
+    found = nearest_neighbours(x, min(k + 1, n - 1), queries=queries, normalize=normalize, tile=tile)
 
     def rows_of_scores(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
         size = tile_size(n, tile)
         device = found.indices.device
         step = max(1, size * size // n)
-        whole = _load(x, slice(None), normalize, device)
         for start in range(0, rows.numel(), step):
             part = rows[start : start + step]
-            scores = _load(x, part, normalize, device) @ whole.T
+            part = part if queries is None else queries.to(device)[part]
+            own = _load(x, part, normalize, device)
+            scores = torch.cat(
+                [own @ _load(x, slice(at, at + size), normalize, device).T for at in range(0, n, size)], 1
+            )
             scores[torch.arange(part.numel(), device=device), part] = -torch.inf
             yield slice(start, start + part.numel()), scores
 
@@ -166,9 +203,7 @@ def _share(found: Neighbours, k: int, n: int, tolerance: float | None, rows_of_s
     columns, weights = indices[:, :k], torch.ones_like(scores[:, :k])
     if scores.shape[1] == k:
         return Membership(columns, weights, 0)
-    if tolerance is None:
-        tolerance = 1e-12 if scores.dtype == torch.float64 else 3e-7
-    slack = tolerance * float(scores.abs().max())
+    slack = _slack(scores, tolerance)
     rows = (scores[:, k] >= scores[:, k - 1] - slack).nonzero()[:, 0]
     if not rows.numel():
         return Membership(columns, weights, 0)
@@ -204,6 +239,12 @@ def _share(found: Neighbours, k: int, n: int, tolerance: float | None, rows_of_s
         columns[target, slot], weights[target, slot] = column, weight.to(weights)
         offset += local.numel()
     return Membership(columns, weights, rows.numel())
+
+
+def _slack(scores: Tensor, tolerance: float | None) -> float:
+    if tolerance is None:
+        tolerance = 1e-12 if scores.dtype == torch.float64 else 3e-7
+    return tolerance * float(scores.abs().max())
 
 
 def _all_pairs(x: Rows, k: int, normalize: bool, size: int, device: torch.device) -> Neighbours:

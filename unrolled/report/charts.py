@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 400, 262
@@ -94,6 +94,11 @@ class Series:
             raise ValueError(f"series {self.label!r} is empty: give at least one point")
         if not all(math.isfinite(x) for x in self.x):
             raise ValueError(f"series {self.label!r}: x must be finite; leave such points out")
+
+    def scaled(self, factor: float) -> Series:
+        """The same line in another unit."""
+        error = None if self.error is None else [abs(factor) * value for value in self.error]
+        return replace(self, y=[factor * value for value in self.y], error=error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,13 +60,22 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a source says beside what came out here; `reproduced` is None where no tolerance was declared."""
+    """What a source says beside what came out here; `reproduced` is None where nothing is judged or decided.
+
+    `verdict` is one of "reproduced", "not reproduced", "undecided", "not run" and "not judged".
+    """
 
     statement: str
     source: str
     published: str
     measured: str
     reproduced: bool | None = None
+    verdict: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.verdict:
+            verdicts = {True: "reproduced", False: "not reproduced", None: "not judged"}
+            object.__setattr__(self, "verdict", verdicts[self.reproduced])
 
 
 @dataclass(frozen=True, kw_only=True)

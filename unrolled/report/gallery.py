@@ -250,12 +250,13 @@ def _card(study: Study) -> str:
 
 def _claim(claim: dict[str, Any]) -> str:
     key, verdict = _VERDICTS[claim["reproduced"]]
+    verdict = page.verdict_word(str(claim.get("verdict") or verdict))
     source = f'<span class="over">{page._inline(claim["source"])}</span>'
     return (
         f'<li><p class="statement">{page._inline(claim["statement"])} {source}</p>'
         f"<dl><div><dt>paper</dt><dd>{escape(claim['published'])}</dd></div>"
         f"<div><dt>here</dt><dd>{escape(claim['measured'])}</dd></div>"
-        f'<div><dt>verdict</dt><dd class="{key}">{verdict}</dd></div></dl></li>'
+        f'<div><dt>verdict</dt><dd class="{key}">{escape(verdict)}</dd></div></dl></li>'
     )
 
 

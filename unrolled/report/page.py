@@ -89,11 +89,11 @@ def _facts(facts: Sequence[Fact]) -> str:
 def _claims(claims: Sequence[Claim]) -> str:
     if not claims:
         return ""
-    verdicts = {True: '<td class="yes">met</td>', False: '<td class="no">not met</td>', None: "<td>not judged</td>"}
+    marks = {True: ' class="yes"', False: ' class="no"', None: ""}
     rows = "".join(
         f'<tr><td class="wide">{_inline(claim.statement)}</td><td class="fit">{_inline(claim.source)}</td>'
         f'<td class="fit">{escape(claim.published)}</td><td class="fit">{escape(claim.measured)}</td>'
-        f"{verdicts[claim.reproduced]}</tr>"
+        f"<td{marks[claim.reproduced]}>{escape(verdict_word(claim.verdict))}</td></tr>"
         for claim in claims
     )
     head = "".join(
@@ -104,6 +104,11 @@ def _claims(claims: Sequence[Claim]) -> str:
         '<div class="scroll" tabindex="0" role="region" aria-label="Claims">'
         f"<table><caption>{_JUDGED}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>\n"
     )
+
+
+def verdict_word(verdict: str) -> str:
+    """A verdict as pages show it."""
+    return {"reproduced": "met", "not reproduced": "not met"}.get(verdict, verdict)
 
 
 def _section(section: Section, count: list[int]) -> str:

@@ -1,7 +1,7 @@
 """Studies: each published claim as a function with an expectation; `quick` always exists.
 
-A study is a module with a `Config` dataclass, a `STUDY` record and `run(config) -> Report`. They are found by name:
-`unrolled.studies.load("demo")`.
+A study is a module with a `STUDY` record (`unrolled.studies.study.Study`): its question, its configuration, the cells
+it computes, its claims and its report. They are found by name: `unrolled.studies.load("demo")`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unrolled.studies.base import Study
+    from unrolled.studies import base
+    from unrolled.studies.study import Study
+
+    AnyStudy = Study | base.Study
 
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "crate-ablations": "crate_ablations",
     "crate-denoising": "crate_denoising",
     "crate-emergence": "crate_emergence",
-    "crate-family": "crate_family",
+    "crate-family": "crate.family",
     "crate-mae-layers": "crate_mae_layers",
     "crate-text": "crate_text",
-    "crate-transfer": "crate_transfer",
+    "crate-transfer": "crate.transfer",
     "demo": "demo",
     "mesa-binding": "mesa_binding",
     "mesa-compressed": "mesa_compressed",
@@ -32,7 +35,7 @@ STUDIES: dict[str, str] = {
     "mesa-interpolation": "mesa_interpolation",
     "mesa-language": "mesa_language",
     "mesa-linearise": "mesa_linearise",
-    "mesa-one-step": "mesa_one_step",
+    "mesa-one-step": "mesa.one_step",
     "mesa-probes": "mesa_probes",
     "mesa-stability": "mesa_stability",
     "mesa-worlds": "mesa_worlds",
@@ -51,7 +54,7 @@ STUDIES: dict[str, str] = {
 }
 
 
-def load(name: str) -> Study:
+def load(name: str) -> AnyStudy:
     """The study called `name`.
 
     Raises:
@@ -61,5 +64,5 @@ def load(name: str) -> Study:
         near = difflib.get_close_matches(name, STUDIES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(STUDIES)}"
         raise ValueError(f"study: unknown study {name!r}; {hint}")
-    study: Study = importlib.import_module(f"unrolled.studies.{STUDIES[name]}").STUDY
+    study: AnyStudy = importlib.import_module(f"unrolled.studies.{STUDIES[name]}").STUDY
     return study

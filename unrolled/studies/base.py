@@ -110,6 +110,10 @@ class Study:
     """Called with the configuration, and optionally `on_progress`, which is given lines of text."""
     expectations: tuple[Expectation, ...] = ()
 
+    def folder(self, config: StudyConfig) -> Path:
+        """Where the report goes."""
+        return Path(getattr(config, "out", Path("runs") / self.name))
+
 
 def _yaml(text: str, hint: Any) -> Any:
     """Lists and texts in YAML for the values of `hint`; a path or name is taken as it stands."""

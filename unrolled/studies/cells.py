@@ -1,213 +1,177 @@
-"""What lets a study stop and go on: results kept by cell, and training that saves itself as it goes."""
+"""A cell: one computation of a study, a trained network included. Its result is kept in one store for all studies.
+
+The store is a folder (`runs/kept`), one file a result, named by what the result follows from: the cell's class, its
+fields, its `version`, the code that computes it (`fingerprint`), and the same of the cells it needs. Studies that ask
+for the same cell share it without knowing of each other, and a study that was stopped goes on where it stopped.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from unrolled.reading import read_json
+from unrolled.studies.fingerprint import fingerprint
+from unrolled.studies.training import Checkpoint
 
-Look = Callable[[int], Mapping[str, Any] | None]
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a computation needs and its result does not follow from: where things are, and where to compute."""
+
+    kept: Path = Path("runs/kept")
+    """The store of results and trained networks, shared by all studies."""
+    data_dir: Path = Path("data")
+    """Folder with the data sets; a data set is what its name says, wherever it lies."""
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of single data sets that are not in `data_dir`, by name."""
+    device: str = "cpu"
+    """Where to compute; a result differs by rounding between devices and stands for all."""
+
+    def folder(self, data: str) -> Path:
+        """The folder to look for a data set in."""
+        return self.elsewhere.get(data, self.data_dir)
 
 
-def remembered(
-    folder: Path, name: str, settings: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """The result of one cell of a study, kept in `folder` so that an interrupted study goes on where it stopped.
+@dataclass(frozen=True, kw_only=True)
+class Cell(ABC):
+    """One computation. The fields are its settings, its name, and the columns of its row in `Results`.
 
-    A kept result counts only for equal settings and unchanged code of what computes results. Whoever knows that a
-    change of the code does not matter to it sets the environment variable `UNROLLED_KEPT=any-code`.
-
-    Args:
-        folder: made if need be.
-        name: of the cell; its file is `name`.json.
-        settings: all that the result depends on, plain values.
-        compute: the result, plain values.
+    A subclass is a frozen dataclass of plain values and of other frozen dataclasses; what its result follows from is a
+    field, what it does not follow from is in the `Context`. A field that says how many points are drawn, not what is
+    drawn, is still a field.
     """
-    key = _key(settings)
-    path = folder / f"{name}.json"
-    if path.is_file():
-        try:
-            kept = read_json(path)
-        except ValueError:  # cut short while it was written
-            kept = {}
-        if _counts(kept.get("key"), key):
-            result: dict[str, Any] = kept["result"]
-            return result
+
+    version: ClassVar[int] = 1
+    """Raise it when equal fields shall give another result although the code below looks the same."""
+
+    alone: ClassVar[bool] = False
+    """Whether it measures time, and so is computed in the study's own process while no other cell is."""
+
+    @abstractmethod
+    def compute(self, context: Context) -> Mapping[str, Any]:
+        """The result: plain values by name, which follow from the fields alone."""
+
+    @property
+    def needs(self) -> Sequence[Cell]:
+        """Cells that are computed first, such as the training of the network that this one looks at."""
+        return ()
+
+    def require(self, context: Context) -> None:  # noqa: B027 (most cells need nothing)
+        """Raise `MissingData`, naming folder and flag, where the cell cannot be computed; the study goes on without."""
+
+    @cached_property
+    def columns(self) -> dict[str, Any]:
+        """The fields by name; those of a nested record stand beside the others.
+
+        Raises:
+            ValueError: two nested records have a field of one name and differ in it.
+        """
+        flat: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            part = _fields_of(value) if is_dataclass(value) else {each.name: value}
+            for name in flat.keys() & part.keys():
+                if flat[name] != part[name]:
+                    raise ValueError(f"{type(self).__name__}: {name} is {flat[name]} and {part[name]}; they must agree")
+            flat |= part
+        return flat
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that the result follows from: 16 hexadecimal digits."""
+        return sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What `digest` is of, plain values."""
+        return {
+            "cell": _plain(self),
+            "version": type(self).version,
+            "code": fingerprint(type(self)),
+            "needs": [need.digest for need in self.needs],
+        }
+
+    @property
+    def name(self) -> str:
+        """What progress calls it: the class and the values of its fields."""
+        values = [str(value) for value in self.columns.values() if isinstance(value, str | int | float)]
+        return " ".join([type(self).__name__, *values])
+
+    def file(self, context: Context, suffix: str) -> Path:
+        """A file of this cell in the store, such as its weights: made by `compute`, read by cells that need it."""
+        return context.kept / type(self).__name__ / f"{self.digest}{suffix}"
+
+    def checkpoint(self, context: Context, part: str = "") -> Checkpoint:
+        """Where a training in `compute` saves itself as it goes; `part` tells several of one cell apart."""
+        return Checkpoint(self.file(context, f"{part and '-'}{part}.pt"), f"{self.digest}{part}")
+
+
+CellT = TypeVar("CellT", bound=Cell, covariant=True)
+
+
+class Row(NamedTuple, Generic[CellT]):
+    """A cell, its result, and the seconds it took when it was computed, without what it needs."""
+
+    cell: CellT
+    result: Mapping[str, Any]
+    seconds: float
+
+
+def kept(cell: Cell, context: Context) -> Row[Cell] | None:
+    """The row of a cell that is in the store; None of any other, or where the file is damaged."""
+    try:
+        record = read_json(cell.file(context, ".json"))
+        return Row(cell, record["result"], float(record["seconds"])) if record["key"] == cell.key else None
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or cut short
+        return None
+
+
+def computed(cell: Cell, context: Context) -> Row[Cell]:
+    """The row of a cell, from the store or computed and put there, whole or not at all; what it needs must be there."""
+    row = kept(cell, context)
+    if row is not None:
+        return row
     began = time.perf_counter()
-    result = compute()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    # as it will read from the store, so that the first report and the second are the same
+    result = json.loads(json.dumps(dict(cell.compute(context))))
     seconds = time.perf_counter() - began
-    part.write_text(json.dumps({"key": key, "seconds": seconds, "result": result}), encoding="utf-8")
+    path = cell.file(context, ".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({"key": cell.key, "seconds": seconds, "result": result}), encoding="utf-8")
     part.replace(path)
-    return result
+    return Row(cell, result, seconds)
 
 
-class _NotKept(Exception):
-    pass
+def _fields_of(record: Any) -> dict[str, Any]:
+    if isinstance(record, Cell):
+        return record.columns
+    return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
-def is_kept(folder: Path, name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether `remembered`, asked for the same cell, would compute nothing."""
+def _plain(value: Any) -> Any:
+    """`value` as JSON holds it; a record says its class, so that equal fields of two classes differ.
 
-    def refuse() -> dict[str, Any]:
-        raise _NotKept
-
-    try:
-        remembered(folder, name, settings, refuse)
-    except _NotKept:
-        return False
-    return True
-
-
-def seconds_spent(folder: Path) -> float:
-    """How long the kept cells of `folder` took to compute, in all."""
-    total = 0.0
-    for path in folder.glob("*.json"):
-        try:
-            kept = read_json(path)
-            total += kept.get("seconds", 0.0)
-        except (ValueError, AttributeError):  # cut short while it was written, or not a cell
-            continue
-    return total
-
-
-def train_kept(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_at: Callable[[int], Tensor],
-    *,
-    steps: int,
-    settings: Mapping[str, Any],
-    keep: Path | None = None,
-    rate: Callable[[int], float] | None = None,
-    clip_value: float | None = None,
-    clip_norm: float | None = None,
-    look: Look | None = None,
-    look_at: Iterable[int] = (),
-    every: int = 250,
-) -> list[dict[str, Any]]:
-    """Train `model` in place for `steps` steps, saving to `keep` so that a second call goes on from there.
-
-    A finished file is simply loaded, which is how studies share trained models. On one device and with as many threads
-    an interrupted training ends with the same weights as an uninterrupted one, if `loss_at` depends on the step alone.
-
-    Args:
-        model: initialised by the caller from a seed that `settings` names.
-        optimizer: over the parameters of `model`.
-        loss_at: from the number of steps done to the loss of the next batch.
-        steps: in all.
-        settings: all that the weights depend on, plain values; a file made with others is not used.
-        keep: the file; nothing is saved if None.
-        rate: from the number of steps done to the learning rate; constant if None.
-        clip_value: gradients are clipped element by element.
-        clip_norm: gradients are clipped by their norm.
-        look: called with the number of steps done, at each of `look_at`; what it returns is logged.
-        look_at: numbers of steps in 0 to `steps`.
-        every: steps between two saves.
-
-    Returns:
-        What `look` returned, each with its "step".
+    Raises:
+        TypeError: a value that a key cannot be made of.
     """
-    key = _key({**settings, "steps": steps})
-    looks = set(look_at)
-    log: list[dict[str, Any]] = []
-    begin = 0
-    device = next(model.parameters()).device
-    kept = _load(keep, key, device)
-    if kept is not None:
-        model.load_state_dict(kept["model"])
-        log, begin = json.loads(kept["log"]), kept["step"]
-        if begin < steps:
-            optimizer.load_state_dict(kept["optimizer"])
-
-    def save(done: int) -> None:
-        if keep is None:
-            return
-        state = {"key": key, "step": done, "model": model.state_dict(), "log": json.dumps(log)}
-        if done < steps:
-            state["optimizer"] = optimizer.state_dict()
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        part = keep.with_suffix(f".{os.getpid()}.part")
-        torch.save(state, part)
-        part.replace(keep)
-
-    for step in range(begin, steps + 1):
-        if look is not None and step in looks and all(entry["step"] != step for entry in log):
-            was_training = model.training
-            log.append({"step": step, **(look(step) or {})})
-            model.train(was_training)
-        if step == steps:
-            break
-        if step > begin and step % every == 0:
-            save(step)
-        if rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = rate(step)
-        optimizer.zero_grad()
-        loss_at(step).backward()  # type: ignore[no-untyped-call]
-        if clip_value is not None:
-            nn.utils.clip_grad_value_(model.parameters(), clip_value)
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
-    if kept is None or begin < steps:
-        save(steps)
-    return log
-
-
-def warmup_cosine(peak: float, *, warmup: int, steps: int, floor: float = 0.0) -> Callable[[int], float]:
-    """A learning rate that rises linearly for `warmup` steps and then falls as a cosine to `floor` at `steps`."""
-
-    def rate(step: int) -> float:
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        progress = torch.tensor(min(1.0, (step - warmup) / max(1, steps - warmup)))
-        return floor + (peak - floor) * float(0.5 * (1 + torch.cos(torch.pi * progress)))
-
-    return rate
-
-
-def _load(keep: Path | None, key: str, device: torch.device) -> dict[str, Any] | None:
-    if keep is None or not keep.is_file():
-        return None
-    try:
-        kept: dict[str, Any] = torch.load(keep, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError):  # cut short while it was written
-        return None
-    return kept if _counts(kept.get("key"), key) else None
-
-
-def _counts(kept: str | None, key: str) -> bool:
-    """Whether what was kept under one key may stand for what has another."""
-    if kept is None or kept == key:
-        return kept == key
-    if os.environ.get("UNROLLED_KEPT") != "any-code":
-        return False
-    one, two = json.loads(kept), json.loads(key)
-    return bool({**one, "sources": ""} == {**two, "sources": ""})
-
-
-def _key(settings: Mapping[str, Any]) -> str:
-    return json.dumps({**settings, "sources": _sources()}, default=str, sort_keys=True)
-
-
-@cache
-def _sources() -> str:
-    """A fingerprint of the package's code, without what only shows results."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in ("commands", "report", "cli.py"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__qualname__, **{f.name: _plain(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    raise TypeError(f"a field of a cell holds a {type(value).__name__}; give plain values or frozen dataclasses")

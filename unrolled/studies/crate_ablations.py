@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from unrolled.studies.base import Budget, Expectation, Study
-from unrolled.studies.crate_family import known
 from unrolled.studies.crate_members import NAMES, ComparedConfig, Data, Member
 
 if TYPE_CHECKING:
@@ -207,9 +206,9 @@ def layers(config: Config, member: Member) -> dict[str, list[float]]:
     Rates are in nats an image, on l2-normalised tokens at Z+half; `nonzero` is a fraction, at Z+1.
     """
     from unrolled.instruments.rates import layerwise
-    from unrolled.studies.cells import remembered
     from unrolled.studies.crate_members import settings_of, trained
     from unrolled.studies.platonic_zoo import as_input, pictures
+    from unrolled.studies.remembered import remembered
 
     def compute() -> dict[str, Any]:
         test = pictures(member.data, "test", config.data_dir)
@@ -324,6 +323,21 @@ def _spearman(x: Array, y: Array) -> Array:
     scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     with np.errstate(invalid="ignore"):
         return np.asarray((a * b).sum(-1) / np.where(scale > 0, scale, np.nan), dtype=np.float64)
+
+
+def known(
+    config: ComparedConfig, members: Sequence[Member], on_progress: Callable[[str], None] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Records of the members that are kept with their weights, by name; of all where `config.train` is set."""
+    from unrolled.studies.crate_members import kept, record, train_all, weights
+
+    if config.train:
+        return train_all(config, members, on_progress=on_progress)
+    return {
+        member.name: record(config, member)
+        for member in members
+        if kept(config, member) and weights(config, member).is_file()
+    }
 
 
 STUDY = Study(

@@ -19,13 +19,13 @@ from unrolled.studies.crate_ablations import (
     SPARSER,
     Config,
 )
-from unrolled.studies.crate_family import differences, mean
-from unrolled.studies.crate_family_report import NOT_RUN, difference, judged, points, settled, words
 from unrolled.studies.crate_members import NAMES
 
 if TYPE_CHECKING:
     from unrolled.report import Claim, LineChart, Report, Scatter, Series
+    from unrolled.studies.base import Expectation
 
+NOT_RUN = "not run"
 Found = dict[str, dict[str, Any]]
 _PANELS = (
     ("steps", ("crate", "step-0.02", "step-0.5", "sparsity-0.02", "sparsity-0.5")),
@@ -295,3 +295,47 @@ def _limits(report: Report, config: Config, found: dict[str, Found]) -> None:
         + noisy
         + (missing if here < wanted else ""),
     )
+
+
+def differences(kinds: dict[str, Any], one: str, other: str) -> list[float]:
+    """Accuracy of `one` less that of `other`, in points, for each seed that both have."""
+    first, second = kinds[one]["accuracy"], kinds[other]["accuracy"]
+    return [100 * (first[seed] - second[seed]) for seed in first if seed in second]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean, NaN of nothing."""
+    return sum(values) / len(values) if values else math.nan
+
+
+def words(kind: str) -> str:
+    """What tables call a kind."""
+    from unrolled.studies.crate_members import KINDS
+
+    return KINDS[kind].words
+
+
+def points(values: Sequence[float], what: str = "") -> str:
+    """`+1.2 ± 0.4 (CIFAR-10, 3 seeds)`, or `not run` of nothing."""
+    if not values:
+        return f"{NOT_RUN} ({what})" if what else NOT_RUN
+    seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+    return f"{difference(values)} ({what + ', ' if what else ''}{seeds})"
+
+
+def difference(values: Sequence[float]) -> str:
+    """`+1.2 ± 0.4`, or `not run` of nothing."""
+    if not values:
+        return NOT_RUN
+    return f"{fmean(values):+.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def settled(values: list[float]) -> float:
+    """Their mean; NaN of fewer than two seeds, because one may be luck."""
+    return mean(values) if len(values) > 1 else math.nan
+
+
+def judged(expectation: Expectation, value: float, told: str) -> Claim:
+    """The claim, not judged where it was not run, or with one seed only: NaN."""
+    claim = expectation.judge(value, told)
+    return replace(claim, reproduced=None) if math.isnan(value) else claim

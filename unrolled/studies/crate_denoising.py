@@ -143,8 +143,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     Raises:
         MissingData: `config.trained` and no images in `config.data_dir`.
     """
-    from unrolled.studies.cells import remembered
     from unrolled.studies.crate_denoising_report import build
+    from unrolled.studies.remembered import remembered
 
     def say(text: str) -> None:
         if on_progress is not None:

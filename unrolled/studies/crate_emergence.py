@@ -277,7 +277,7 @@ def _baselines(config: Config, found: dict[str, Any], shots: tuple[Shot, ...], e
 
 
 def _cell(config: Config, name: str, settings: dict[str, Any], compute: Callable[[], Any]) -> Any:
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     return remembered(
         config.out / "cells", name, {**settings, "source": config.source, "photos": config.photos}, compute

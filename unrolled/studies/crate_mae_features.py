@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from unrolled.instruments.anatomy import head_subspaces
 from unrolled.models.masked import CRATEDecoderBlock, removed_patches
-from unrolled.studies.cells import remembered
 from unrolled.studies.crate_members import Data, Member, MembersConfig, settings_of, train_all, trained
+from unrolled.studies.remembered import remembered
 from unrolled.theory import normalize_tokens, subspace_coding_rate, subspace_coding_rate_gradient
 
 if TYPE_CHECKING:

@@ -125,10 +125,10 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     Raises:
         MissingData: the images are not in `config.data_dir`.
     """
-    from unrolled.studies.cells import remembered
     from unrolled.studies.crate_mae_baselines import baseline_scores
     from unrolled.studies.crate_mae_features import measure_members
     from unrolled.studies.crate_mae_layers_report import build
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     cells = config.out / "cells"

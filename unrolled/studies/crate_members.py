@@ -7,77 +7,32 @@ differences are of the kind, not of the budget. No kind had its recipe tuned.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unrolled.studies.base import StudyConfig
-from unrolled.studies.cells import is_kept, remembered, train_kept, warmup_cosine
-from unrolled.studies.platonic_zoo import Pictures, as_input, augmented, pictures
+from unrolled.studies.crate.networks import (
+    BATCH,
+    DEPTH,
+    KINDS,
+    MASKED,
+    NAMES,
+    Data,
+    accuracy,
+    build,
+    reconstruction,
+    train,
+)
+from unrolled.studies.platonic_zoo import pictures
 from unrolled.studies.processes import finished
+from unrolled.studies.remembered import checkpoint, is_kept, remembered
 
-Data = Literal["cifar10", "tiny-imagenet-32", "digits"]
-NAMES = {"cifar10": "CIFAR-10", "tiny-imagenet-32": "Tiny-ImageNet-32", "digits": "digits"}
-DEPTH = 4
-_PEAK, _WEIGHT_DECAY, _BATCH = 2e-3, 0.05, 128
-_MASK_RATIO = 0.75
-_CRATE = "crate_nano_patch4_32"
-_MAE, _VIT_MAE = "crate_mae_nano_patch4_32", "vit_mae_nano_patch4_32"
-_ALPHA = {"sparsifier": "overcomplete"}
-_PIXELS = {"norm_pix_loss": True}
-
-
-class Kind(NamedTuple):
-    """One architecture: what tables call it, the registered model it is made from, and what is changed of it."""
-
-    words: str
-    model: str
-    options: Mapping[str, Any] = MappingProxyType({})
-    rate: float = 0.0
-    """Weight of the sparse rate reduction of all layers, in nats per token at eps 0.5, in the loss."""
-
-
-# all of width 96 unless the words say otherwise; alpha's three changes come one by one
-KINDS: dict[str, Kind] = {
-    "crate": Kind("CRATE", _CRATE),
-    "overcomplete": Kind("CRATE, overcomplete", _CRATE, _ALPHA),
-    "decoupled": Kind("CRATE, overcomplete and decoupled", _CRATE, {**_ALPHA, "decoupled": True}),
-    "alpha": Kind("CRATE-alpha (with residual)", _CRATE, {**_ALPHA, "decoupled": True, "residual": True}),
-    "tost": Kind("ToST", "tost_nano_patch4_32"),
-    "cbt": Kind("CBT", "cbt_nano_patch4_32"),
-    "crate-conv": Kind("CRATE with CBT's stem", _CRATE, {"stem": "conv"}),  # CBT and ToST begin with convolutions
-    "attention-only": Kind("attention only", "aot_nano_patch4_32"),
-    "vit": Kind("ViT", "vit_nano_patch4_32"),
-    # as wide as `unrolled.models.compare.matched_width` says: CRATE's parameters, CRATE's operations
-    "vit-48": Kind("ViT of width 48", "vit_nano_patch4_32", {"embed_dim": 48}),
-    "vit-52": Kind("ViT of width 52", "vit_nano_patch4_32", {"embed_dim": 52}),
-    # ablations of CRATE
-    "tied": Kind("tied output", _CRATE, {"output": "tied", "bias": False}),
-    "step-0.02": Kind("step 0.02", _CRATE, {"step_size": 0.02}),
-    "step-0.5": Kind("step 0.5", _CRATE, {"step_size": 0.5}),
-    "sparsity-0.02": Kind("sparsity 0.02", _CRATE, {"sparsity": 0.02}),
-    "sparsity-0.5": Kind("sparsity 0.5", _CRATE, {"sparsity": 0.5}),
-    "learned": Kind("learned step and threshold", _CRATE, {"learn_step_size": True, "learn_sparsity": True}),
-    "derived": Kind("derived compression", _CRATE, {"compression": "derived"}),
-    "negated": Kind("negated compression", _CRATE, {"compression": "negated"}),
-    # what might strengthen emergence
-    "registers": Kind("four registers", _CRATE, {"reg_tokens": 4}),
-    "orthogonal": Kind("orthogonal subspaces", _CRATE, {"orthogonal": True}),
-    "regularised": Kind("rate reduction in the loss", _CRATE, rate=0.1),
-    "width-48": Kind("width 48", _CRATE, {"embed_dim": 48}),
-    "patch-8": Kind("patches of 8", _CRATE, {"patch_size": 8}),
-    # masked autoencoders, encoder and decoder of 4 layers each
-    "mae": Kind("CRATE-MAE", _MAE, _PIXELS),
-    "mae-visible": Kind("CRATE-MAE, visible only", _MAE, {**_PIXELS, "encoder": "visible"}),
-    "vit-mae": Kind("ViT-MAE of width 48", _VIT_MAE, {**_PIXELS, "encoder": "visible", "embed_dim": 48}),
-}
-MASKED = ("mae", "mae-visible", "vit-mae")
+__all__ = ["BATCH", "DEPTH", "KINDS", "MASKED", "NAMES", "Data", "accuracy", "build", "reconstruction", "train"]
 
 
 @dataclass(kw_only=True)
@@ -96,8 +51,8 @@ class MembersConfig(StudyConfig):
     """Where to train."""
 
     def __post_init__(self) -> None:
-        if self.images < _BATCH or self.workers < 1:
-            raise ValueError(f"images must be at least one batch, {_BATCH}, and workers at least 1")
+        if self.images < BATCH or self.workers < 1:
+            raise ValueError(f"images must be at least one batch, {BATCH}, and workers at least 1")
 
 
 @dataclass(kw_only=True)
@@ -154,86 +109,19 @@ class Member:
         return self.kind in MASKED
 
 
-def build(member: Member, *, classes: int, channels: int = 3, side: int = 32) -> nn.Module:
-    """The untrained network; its weights follow from the seed alone."""
-    from unrolled.models.registry import create_model
-
-    kind = KINDS[member.kind]
-    options: dict[str, Any] = {"depth": DEPTH, "in_chans": channels, "img_size": side, "patch_size": 4, **kind.options}
-    options |= {} if member.masked else {"num_classes": classes}
-    if side < 32:
-        options["patch_size"] //= 2
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(member.seed)
-        return create_model(kind.model, **options)
-
-
 def trained(config: MembersConfig, member: Member) -> nn.Module:
     """The member's network, in eval mode; trained unless kept.
 
     Raises:
         MissingData: its images are not in `config.data_dir`.
     """
-    from unrolled.instruments.trace import trace
-    from unrolled.train.regularise import srr_loss
-
     test = pictures(member.data, "test", config.data_dir)
     channels, side = test.images.shape[1], test.images.shape[-1]
     model = build(member, classes=len(test.classes), channels=channels, side=side).to(config.device)
-    if not member.trained:
-        return model.eval()
-    steps = images_seen(config, member) // _BATCH
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=_PEAK, weight_decay=_WEIGHT_DECAY
-    )
-    model.train()
-    log: dict[str, float] = {"loss": 0.0, "steps": 0}
-
-    @cache  # a finished member needs no training images
-    def lessons() -> Pictures:
-        return pictures(member.data, "train", config.data_dir)
-
-    def loss_at(step: int) -> Tensor:
-        found = lessons()
-        generator = torch.Generator().manual_seed(1_000_003 * member.seed + step)
-        rows = torch.randint(len(found.labels), (_BATCH,), generator=generator)
-        images = found.images[rows]
-        if member.data != "digits":  # digits fill their images and are not symmetric
-            images = augmented(images, generator)
-        batch = as_input(images).to(config.device)
-        if member.masked:
-            patches = (side // 4 if side >= 32 else side // 2) ** 2
-            noise = torch.rand(_BATCH, patches, generator=generator).to(config.device)
-            loss: Tensor = model(batch, _MASK_RATIO, noise)[0]
-        elif weight := KINDS[member.kind].rate:
-            with trace(model, patterns="block*", grad=True) as layers:
-                loss = nn.functional.cross_entropy(model(batch), found.labels[rows].to(config.device))
-            loss = loss + weight * srr_loss(model, layers, eps=0.5)
-        else:
-            loss = nn.functional.cross_entropy(model(batch), found.labels[rows].to(config.device))
-        log["loss"] += float(loss.detach())
-        log["steps"] += 1
-        return loss
-
-    def look(step: int) -> dict[str, float]:
-        mean = log["loss"] / max(1.0, log["steps"])
-        log["loss"] = log["steps"] = 0.0
-        return {"loss": mean}
-
-    often = max(1, steps // 10)
-    train_kept(
-        model,
-        optimizer,
-        loss_at,
-        steps=steps,
-        settings=settings_of(config, member),
-        keep=weights(config, member),
-        rate=warmup_cosine(_PEAK, warmup=max(1, steps // 20), steps=steps),
-        clip_norm=1.0,
-        look=look,
-        look_at=range(often, steps + 1, often),
-        every=often,  # the loss since the last look is not kept, so saves coincide with looks
-    )
+    if member.trained:
+        plan = SimpleNamespace(kind=member.kind, data=member.data, seed=member.seed, images=images_seen(config, member))
+        keep = checkpoint(weights(config, member), settings_of(config, member))
+        train(plan, model, lambda: pictures(member.data, "train", config.data_dir), keep)
     return model.eval()
 
 
@@ -285,29 +173,6 @@ def record(config: MembersConfig, member: Member) -> dict[str, Any]:
         }
 
     return remembered(config.members / "cells", member.name, settings_of(config, member), compute)
-
-
-def accuracy(model: nn.Module, test: Pictures) -> float:
-    """Share of test images the model gets right."""
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        guesses = [model(as_input(part).to(device)).argmax(1).cpu() for part in test.images.split(500)]
-    return float((torch.cat(guesses) == test.labels).double().mean())
-
-
-def reconstruction(model: nn.Module, test: Pictures, count: int = 2000) -> float:
-    """Loss of a masked autoencoder on the first `count` test images, masks from a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
-    images = test.images[:count]
-    patch: Any = model.patch_embed
-    rows, columns = patch.grid_size
-    noise = torch.rand(len(images), rows * columns, generator=generator)
-    device = next(model.parameters()).device
-    total = 0.0
-    with torch.no_grad():
-        for part, drawn in zip(images.split(500), noise.split(500), strict=True):
-            total += len(part) * float(model(as_input(part).to(device), _MASK_RATIO, drawn.to(device))[0])
-    return total / len(images)
 
 
 def train_all(

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.data.tokens import ByteTokenizer, mask_tokens, token_batches
-from unrolled.studies.cells import is_kept, remembered, train_kept, warmup_cosine
 from unrolled.studies.crate_text import MASKED_MODELS, MODELS
 from unrolled.studies.crate_text_models import build, model_config, operations, parameters
+from unrolled.studies.remembered import checkpoint, is_kept, remembered
+from unrolled.studies.training import train_kept, warmup_cosine
 
 if TYPE_CHECKING:
     from unrolled.studies.crate_text import Config
@@ -137,8 +138,9 @@ def _train(config: Config, job: Job) -> dict[str, Any]:
         optimizer,
         loss_at,
         steps=steps,
-        settings=_settings(config, job),
-        keep=config.out / "models" / f"{job.name}.pt" if job.part == "full" else None,
+        keep=checkpoint(
+            config.out / "models" / f"{job.name}.pt" if job.part == "full" else None, _settings(config, job)
+        ),
         rate=warmup_cosine(job.rate, warmup=max(1, steps // 10), steps=steps, floor=0.1 * job.rate),
         clip_norm=1.0,
         look=look,

@@ -168,7 +168,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text per model.
     """
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     cells: dict[str, list[dict[str, Any]]] = {name: [] for name in config.models}
@@ -258,7 +258,7 @@ def retrained(config: Config, world: Any, numbers: Numbers, seed: int) -> Number
     """The numbers after `config.retraining` steps of AdamW on nothing but them, on sequences that no training saw."""
     import torch
 
-    from unrolled.studies.cells import warmup_cosine
+    from unrolled.studies.training import warmup_cosine
     from unrolled.tasks import sequence_loss
 
     free = [x.to(config.device, torch.float32).clone().requires_grad_() for x in (numbers.scores, numbers.values)]

@@ -127,7 +127,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text when each layer is trained.
     """
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     shared = {name: getattr(config, name) for name in ("batch_size", "published", "test_sequences", "device")}

@@ -141,8 +141,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text per model.
     """
-    from unrolled.studies.cells import remembered
     from unrolled.studies.mesa_depth_report import build
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     say = on_progress or (lambda line: None)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.models import SequenceRegressor
-from unrolled.studies.cells import train_kept, warmup_cosine
 from unrolled.studies.mesa_models import Recipe, world_of
 from unrolled.studies.mesa_train import TEST_SEED
+from unrolled.studies.remembered import checkpoint
+from unrolled.studies.training import train_kept, warmup_cosine
 
 
 def distil(
@@ -79,14 +80,16 @@ def distil(
         torch.optim.Adam(student.parameters(), lr=rate),
         loss_at,
         steps=steps,
-        settings={
-            "model": recipe.file(seed),
-            "recipe": repr(recipe),
-            "layer": index,
-            "rate": rate,
-            "device": device,
-        },
-        keep=keep,
+        keep=checkpoint(
+            keep,
+            {
+                "model": recipe.file(seed),
+                "recipe": repr(recipe),
+                "layer": index,
+                "rate": rate,
+                "device": device,
+            },
+        ),
         rate=warmup_cosine(rate, warmup=max(1, steps // 20), steps=steps),
         clip_norm=1.0,
     )

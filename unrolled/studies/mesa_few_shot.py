@@ -232,8 +232,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text when each cell is done.
     """
-    from unrolled.studies.cells import remembered
     from unrolled.studies.mesa_few_shot_report import build_report
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     settings = {**asdict(config.plan), "test": config.test_prompts, "ridges": config.ridges}

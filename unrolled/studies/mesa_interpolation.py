@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -172,7 +172,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text when each layer is trained.
     """
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     cells: list[dict[str, Any]] = []
@@ -197,6 +197,7 @@ def run_one(config: Config, seed: int) -> dict[str, Any]:
     import torch
 
     from unrolled.studies.mesa_train import TEST_SEED, Recipe, best_step_size, position_losses, train
+    from unrolled.studies.remembered import checkpoint
     from unrolled.tasks import LinearDynamics
 
     began = time.perf_counter()
@@ -224,7 +225,10 @@ def run_one(config: Config, seed: int) -> dict[str, Any]:
         recipe,
         seed=seed,
         device=config.device,
-        keep=config.out / "models" / f"seed{seed}.pt",
+        keep=checkpoint(
+            config.out / "models" / f"seed{seed}.pt",
+            {"world": asdict(world), "recipe": asdict(recipe), "seed": seed, "device": config.device},
+        ),
         look=look,
         look_at={round(config.steps * point / config.points) for point in range(config.points + 1)},
     )

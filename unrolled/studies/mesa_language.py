@@ -153,8 +153,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         MissingData: the corpora are not in `config.data_dir`.
     """
     from unrolled.data.tokens import ByteTokenizer
-    from unrolled.studies.cells import remembered
     from unrolled.studies.mesa_language_report import build_report
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     left_out = ("out", "data_dir", "corpora", "depths", "models", "compared", "seeds", "seeds_elsewhere")
@@ -234,7 +234,8 @@ def run_one(
 
     from unrolled.data.tokens import token_batches
     from unrolled.instruments.context import token_losses
-    from unrolled.studies.cells import train_kept, warmup_cosine
+    from unrolled.studies.remembered import checkpoint
+    from unrolled.studies.training import train_kept, warmup_cosine
 
     began = time.perf_counter()
     network = build(config, model=model, depth=depth, seed=seed)
@@ -263,8 +264,10 @@ def run_one(
         optimizer,
         loss_at,
         steps=config.steps,
-        settings={**_plain(config), "corpus": corpus, "depth": depth, "model": model, "seed": seed},
-        keep=config.out / "models" / f"{corpus}-{depth}-{model}-seed{seed}.pt",
+        keep=checkpoint(
+            config.out / "models" / f"{corpus}-{depth}-{model}-seed{seed}.pt",
+            {**_plain(config), "corpus": corpus, "depth": depth, "model": model, "seed": seed},
+        ),
         rate=warmup_cosine(config.rate, warmup=max(1, config.steps // 10), steps=config.steps, floor=0.1 * config.rate),
         clip_norm=1.0,
         look=look,

@@ -127,9 +127,9 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     """
     from dataclasses import replace
 
-    from unrolled.studies.cells import remembered
     from unrolled.studies.mesa_models import recipe, train_all
     from unrolled.studies.mesa_regression import kernel_errors
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     base = recipe("softmax", "full", config.effort, steps=config.steps, batch_size=config.batch_size)

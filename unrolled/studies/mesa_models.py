@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from unrolled.instruments import token_binding
 from unrolled.models import RegressorConfig, SequenceRegressor
-from unrolled.studies.cells import train_kept, warmup_cosine
 from unrolled.studies.mesa_train import TUNE_SEED, position_losses
 from unrolled.studies.processes import finished
+from unrolled.studies.remembered import checkpoint
+from unrolled.studies.training import train_kept, warmup_cosine
 from unrolled.tasks import LinearDynamics, NonlinearDynamics, PartialDynamics, constructed_tokens, sequence_loss
 
 Kind = Literal["softmax", "hybrid", "mesa", "linear"]
@@ -257,8 +258,10 @@ def trained(
         torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
         loss_at,
         steps=steps,
-        settings={"world": asdict(world), "recipe": asdict(recipe), "seed": seed, "device": device},
-        keep=folder / recipe.file(seed),
+        keep=checkpoint(
+            folder / recipe.file(seed),
+            {"world": asdict(world), "recipe": asdict(recipe), "seed": seed, "device": device},
+        ),
         rate=warmup_cosine(recipe.lr, warmup=min(1000, max(1, steps // 10)), steps=steps, floor=recipe.floor),
         clip_value=1.0,
         look=look,

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from unrolled.layers import MesaLayer, SoftmaxSelfAttention
 from unrolled.models import RegressorConfig, SequenceRegressor
 from unrolled.ops.mesa_solve import mesa
-from unrolled.studies.cells import train_kept, warmup_cosine
 from unrolled.studies.mesa_train import TEST_SEED, TUNE_SEED
+from unrolled.studies.remembered import checkpoint
+from unrolled.studies.training import train_kept, warmup_cosine
 from unrolled.tasks import FewShotRegression, LinearDynamics, RegressionSequences, sequence_loss
 from unrolled.tasks.regression import Y
 
@@ -272,8 +273,7 @@ def tune(
         torch.optim.Adam(tuned.parameters(), lr=rate),
         loss_at,
         steps=plan.tune_steps,
-        settings=settings,
-        keep=keep,
+        keep=checkpoint(keep, settings),
         rate=warmup_cosine(rate, warmup=0, steps=plan.tune_steps),
     )
     for parameter in frozen:
@@ -392,8 +392,7 @@ def _fit(model: nn.Module, loss_at: Any, plan: Plan, steps: int, which: dict[str
         torch.optim.AdamW(model.parameters(), lr=plan.lr, weight_decay=0.05),
         loss_at,
         steps=steps,
-        settings={"plan": asdict(plan), **which},
-        keep=keep,
+        keep=checkpoint(keep, {"plan": asdict(plan), **which}),
         rate=warmup_cosine(plan.lr, warmup=max(1, steps // 10), steps=steps, floor=1e-5),
         clip_value=1.0,
     )

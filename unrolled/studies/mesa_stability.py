@@ -156,7 +156,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text per case.
     """
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     found: list[tuple[Case, dict[str, Any]]] = []

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from unrolled.models import RegressorConfig, SequenceRegressor
-from unrolled.studies.cells import train_kept, warmup_cosine
+from unrolled.studies.remembered import checkpoint
+from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
 from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
 from unrolled.theory.in_context import gradient_descent_predictions
 
@@ -146,7 +147,10 @@ def constructed_model(
         recipe,
         seed=seed,
         device=device,
-        keep=folder / f"constructed-{world.teacher}-{name}-seed{seed}.pt",
+        keep=checkpoint(
+            folder / f"constructed-{world.teacher}-{name}-seed{seed}.pt",
+            {"world": asdict(world), "recipe": asdict(recipe), "seed": seed, "device": device},
+        ),
         look=look,
         look_at={round(recipe.steps * point / 20) for point in range(21)},
     )
@@ -179,7 +183,7 @@ def train(
     *,
     seed: int,
     device: str = "cpu",
-    keep: Path | None = None,
+    keep: Checkpoint | None = None,
     look: Callable[[int, SequenceRegressor], dict[str, Any]] | None = None,
     look_at: Iterable[int] = (),
 ) -> tuple[SequenceRegressor, list[dict[str, Any]]]:
@@ -190,7 +194,7 @@ def train(
         recipe: how.
         seed: of the initial weights and the sequences.
         device: where.
-        keep: a file that the training is saved to and goes on from.
+        keep: where the training is saved to and goes on from.
         look: called with the number of steps done and the model; what it returns is logged.
         look_at: when.
 
@@ -211,7 +215,6 @@ def train(
         torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
         loss_at,
         steps=recipe.steps,
-        settings={"world": asdict(world), "recipe": asdict(recipe), "seed": seed, "device": device},
         keep=keep,
         rate=rate,
         clip_value=recipe.clip_value,

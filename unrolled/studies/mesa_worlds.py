@@ -133,9 +133,9 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text when each model is trained.
     """
-    from unrolled.studies.cells import remembered
     from unrolled.studies.mesa_models import recipe, train_all
     from unrolled.studies.mesa_regression import references
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     recipes: dict[tuple[str, str], Any] = {

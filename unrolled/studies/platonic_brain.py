@@ -113,9 +113,9 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         MissingData: the records are not in `config.data_dir`; nothing can be run without them.
     """
     from unrolled.models.given import GIVEN
-    from unrolled.studies.cells import remembered
     from unrolled.studies.platonic_brain_report import make_report
     from unrolled.studies.platonic_human import brains
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     records = brains(config.data_dir)

@@ -98,8 +98,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     import numpy as np
 
     from unrolled.errors import MissingData
-    from unrolled.studies.cells import remembered
     from unrolled.studies.platonic_features import PairFeatures
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     say = on_progress or (lambda line: None)

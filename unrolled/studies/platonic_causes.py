@@ -109,7 +109,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text per level.
     """
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     keys = ("pairs", "steps", "learning_rate", "default_width", "neighbours", "seed", "device")
@@ -180,7 +180,7 @@ def halvings(count: int, seed: int) -> Tensor:
 
 def _level(config: Config, sweep: Sweep, level: float, labels: str) -> dict[str, Any]:
     """All pairs at one level: alignment before and after training, and accuracies."""
-    from unrolled.studies.cells import train_kept, warmup_cosine
+    from unrolled.studies.training import train_kept, warmup_cosine
 
     began = time.perf_counter()
     fit_x, fit_y, test_x, test_y = (part.to(config.device) for part in digits_split())
@@ -212,7 +212,7 @@ def _level(config: Config, sweep: Sweep, level: float, labels: str) -> dict[str,
 
     optimizer = torch.optim.Adam(nets.parameters(), lr=config.learning_rate)
     rate = warmup_cosine(config.learning_rate, warmup=0, steps=config.steps)
-    train_kept(nets, optimizer, loss_at, steps=config.steps, settings={}, rate=rate)
+    train_kept(nets, optimizer, loss_at, steps=config.steps, rate=rate)
     with torch.no_grad():
         fitted, right = nets(fit_x), nets(test_x)
         if wanted is not None and tasks is not None:

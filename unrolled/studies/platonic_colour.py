@@ -107,8 +107,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         on_progress: given a line of text per cell.
     """
     from unrolled.models.given import GIVEN
-    from unrolled.studies.cells import remembered
     from unrolled.studies.platonic_colour_report import make_report
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     keys = ("images", "pairs", "min_count", "fits", "permutations")

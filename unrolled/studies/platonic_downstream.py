@@ -72,7 +72,7 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     Raises:
         MissingData: CIFAR-10 is not in `config.data_dir`.
     """
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     records = zoo(config, on_progress=on_progress)

@@ -111,8 +111,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text per cell.
     """
-    from unrolled.studies.cells import remembered
     from unrolled.studies.platonic_implications_report import make_report
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     keys = ("events", "training_steps", "batch_size", "starts", "symbols", "private", "network_steps", "neighbours")
@@ -274,9 +274,9 @@ def _networks(config: Config, seed: int) -> dict[str, Any]:
     import torch
     import torch.nn.functional as F
 
-    from unrolled.studies.cells import train_kept, warmup_cosine
     from unrolled.studies.platonic_causes import Perceptrons, digits_split, halvings
     from unrolled.studies.platonic_toy import kernel_alignment
+    from unrolled.studies.training import train_kept, warmup_cosine
 
     fit_x, fit_y, test_x, test_y = digits_split()
     features: dict[str, Tensor] = {}
@@ -294,7 +294,7 @@ def _networks(config: Config, seed: int) -> dict[str, Any]:
         if kind != "untrained":
             optimizer = torch.optim.Adam(nets.parameters(), lr=3e-3)
             rate = warmup_cosine(3e-3, warmup=0, steps=config.network_steps)
-            train_kept(nets, optimizer, loss_at, steps=config.network_steps, settings={}, rate=rate)
+            train_kept(nets, optimizer, loss_at, steps=config.network_steps, rate=rate)
         with torch.no_grad():
             features[kind] = nets.features(test_x).double()
     general, special, raw = features["generalist"], features["specialist"], features["untrained"]

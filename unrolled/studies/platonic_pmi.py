@@ -126,8 +126,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         config: what to run.
         on_progress: given a line of text per cell.
     """
-    from unrolled.studies.cells import remembered
     from unrolled.studies.platonic_pmi_report import make_report
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
 

@@ -101,8 +101,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     Raises:
         MissingData: CIFAR-10 is not in `config.data_dir`.
     """
-    from unrolled.studies.cells import remembered
     from unrolled.studies.platonic_stitching_report import build
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     records = zoo(config, on_progress=on_progress)
@@ -148,8 +148,9 @@ def stitch(config: Config, front: str, back: str, cut: int) -> dict[str, Any]:
     import torch
 
     from unrolled.instruments.stitching import Layout, Stitched, layer_values
-    from unrolled.studies.cells import train_kept
     from unrolled.studies.platonic_zoo import Pictures, accuracy, as_input, by_name, pictures, stages, trained
+    from unrolled.studies.remembered import checkpoint
+    from unrolled.studies.training import train_kept
 
     began = time.perf_counter()
     test = pictures(config.data, "test", config.data_dir)
@@ -177,10 +178,15 @@ def stitch(config: Config, front: str, back: str, cut: int) -> dict[str, Any]:
 
     name = f"{front}-into-{back}-cut{cut}"
     train_kept(
-        joint, optimizer, loss_at, steps=config.stitch_steps,
-        settings={**settings_of(config), "name": name, "matched": config.matched},
-        keep=config.out / "models" / f"{name}.pt", clip_norm=1.0,
-    )  # fmt: skip
+        joint,
+        optimizer,
+        loss_at,
+        steps=config.stitch_steps,
+        keep=checkpoint(
+            config.out / "models" / f"{name}.pt", {**settings_of(config), "name": name, "matched": config.matched}
+        ),
+        clip_norm=1.0,
+    )
     return {
         "regressed": regressed, "accuracy": accuracy(joint, held_out), "reference": accuracy(models[1], held_out),
         "weights": sum(parameter.numel() for parameter in joint.parameters()), "seconds": time.perf_counter() - began,

@@ -72,7 +72,7 @@ def learn_from_samples(
     Returns:
         The learner and the list of looks.
     """
-    from unrolled.studies.cells import train_kept, warmup_cosine
+    from unrolled.studies.training import train_kept, warmup_cosine
     from unrolled.tasks.cooccurrence import draw_pairs
 
     learner = Embeddings(symbols=joint.shape[0], dim=dim, seed=seed).to(joint.device)
@@ -103,7 +103,6 @@ def learn_from_samples(
         optimizer,
         loss_at,
         steps=steps,
-        settings={},
         rate=warmup_cosine(learning_rate, warmup=0, steps=steps),
         look=None if look is None else lambda _: look(learner),
         look_at=look_at,

@@ -106,10 +106,10 @@ def aligned(
     from dataclasses import asdict
 
     from unrolled.instruments.alignment import get_metric
-    from unrolled.studies.cells import remembered
     from unrolled.studies.platonic_members import roster
     from unrolled.studies.platonic_zoo import features
     from unrolled.studies.platonic_zoo_stats import Pairs, pair_scores
+    from unrolled.studies.remembered import remembered
 
     members = roster(config.members)
     sets: list[Any] = []
@@ -144,11 +144,11 @@ def aligned(
 
 def aligned_with_given(config: Config) -> Pairs | None:
     """Mutual k-NN of all members with the networks of `GIVEN_VISION`; None without their weights."""
-    from unrolled.studies.cells import remembered
     from unrolled.studies.platonic_members import roster
     from unrolled.studies.platonic_zoo import features
     from unrolled.studies.platonic_zoo_given import given_features
     from unrolled.studies.platonic_zoo_stats import Pairs, pair_scores
+    from unrolled.studies.remembered import remembered
 
     others = given_features(config)
     if not others:
@@ -218,7 +218,7 @@ def analysed(
 
     import numpy as np
 
-    from unrolled.instruments.calibration import benjamini_hochberg
+    from unrolled.instruments.significance import benjamini_hochberg
     from unrolled.studies.platonic_zoo_stats import over_models, pair_places, spearman
 
     rows = list(records.values())

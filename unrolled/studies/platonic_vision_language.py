@@ -209,7 +209,7 @@ def _vectors(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _compared(
     config: Config, a: tuple[str, str], b: tuple[str, str], left: dict[str, Tensor], right: dict[str, Tensor]
 ) -> dict[str, Any]:
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     settings = {
         "a": a, "b": b, "k": config.k, "draws": config.draws, "resamples": config.resamples, "seed": config.seed,
@@ -249,7 +249,7 @@ def compare_pair(config: Config, left: dict[str, Tensor], right: dict[str, Tenso
 def _language(config: Config, source: PairFeatures) -> list[dict[str, Any]]:
     """Bits per byte of every state of the language model; None where there is no corpus."""
     from unrolled.instruments.bits_per_byte import bits_per_byte
-    from unrolled.studies.cells import remembered
+    from unrolled.studies.remembered import remembered
 
     states: list[tuple[str, dict[str, Any]]] = [("", {})]
     states += [(f"damaged {damage:g}", {"damage": damage}) for damage in config.damages]

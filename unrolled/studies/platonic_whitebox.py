@@ -69,8 +69,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
     Raises:
         MissingData: CIFAR-10 is not in `config.data_dir`.
     """
-    from unrolled.studies.cells import remembered
     from unrolled.studies.platonic_whitebox_report import build
+    from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
     records = zoo(config, on_progress=on_progress)

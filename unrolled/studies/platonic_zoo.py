@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.studies.base import StudyConfig, data_missing
-from unrolled.studies.cells import is_kept, remembered, train_kept, warmup_cosine
 from unrolled.studies.platonic_members import Member, build, roster
 from unrolled.studies.processes import finished
+from unrolled.studies.remembered import checkpoint, is_kept, remembered
+from unrolled.studies.training import train_kept, warmup_cosine
 
 if TYPE_CHECKING:
     from unrolled.instruments.features import FeatureSet
@@ -174,8 +175,7 @@ def trained(config: ZooConfig, member: Member) -> nn.Module:
             optimizer,
             loss_at,
             steps=steps,
-            settings={**settings_of(config), **asdict(member)},
-            keep=config.zoo / "models" / f"{member.name}.pt",
+            keep=checkpoint(config.zoo / "models" / f"{member.name}.pt", {**settings_of(config), **asdict(member)}),
             rate=warmup_cosine(_PEAK, warmup=max(1, steps // 20), steps=steps),
             clip_norm=1.0,
         )

@@ -66,7 +66,7 @@ def pair_scores(
         ValueError: a metric of another sort, or different numbers of samples.
     """
     from unrolled.instruments.alignment import get_metric
-    from unrolled.instruments.calibration import relabellings
+    from unrolled.instruments.dependence import relabellings
 
     chosen = get_metric(metric)
     if not (chosen.symmetric and chosen.higher_is_closer):

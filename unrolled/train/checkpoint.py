@@ -21,6 +21,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
+from unrolled.checksums import is_whole, sealed
 from unrolled.errors import CorruptFile, MissingData, TrainingStopped
 from unrolled.reading import open_file, read_object
 
@@ -49,7 +50,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         payload = tensors_to_bytes(tensors)
         document = {**state, "format": FORMAT, "step": step, "sha256": hashlib.sha256(payload).hexdigest()}
         write_bytes(unfinished / _TENSORS, payload)
-        write_bytes(unfinished / _STATE, _seal(document))
+        write_bytes(unfinished / _STATE, sealed(document))
         _sync_folder(unfinished)
         if target.exists():  # a damaged one that resuming passed over, or the same step written once more
             _remove(target)
@@ -76,8 +77,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise MissingData(f"no checkpoint at {path}; `--resume auto` continues the run in `out`")
     try:
         document = read_object(path / _STATE)
-        checksum = document.pop("checksum")
-        if checksum != hashlib.sha256(_canonical(document)).hexdigest():
+        if not is_whole(document):
             raise CorruptFile(f"{path / _STATE} is damaged: its checksum does not match")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, CorruptFile):
@@ -131,15 +131,6 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _canonical(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True).encode()
-
-
-def _seal(document: dict[str, Any]) -> bytes:
-    plain = json.loads(_canonical(document))
-    return json.dumps({**plain, "checksum": hashlib.sha256(_canonical(plain)).hexdigest()}, indent=1).encode()
 
 
 def _remove(path: Path) -> None:

@@ -38,7 +38,8 @@ class TrainConfig:
 
     # --- on what
     data: str = "digits"
-    """`digits`, `cifar10`, another torchvision name, `folder`, `hf:ORG/NAME`, `wds:PATTERN` or `packed`. Texts:
+    """`digits`, `cifar10`, another torchvision name, `folder`, `hf:ORG/NAME`, `wds:PATTERN` or `packed`; columns and
+    splits of `hf:` may be named, as in `hf:ORG/NAME,label=species,test=validation`. Texts:
     `tinyshakespeare` (the default there), `wikitext2`, `brown`, `bronte`, `darwin`, `folder`, `hf:ORG/NAME`."""
     data_dir: Path | None = None
     """Where the data are (or are downloaded to)."""
@@ -54,6 +55,8 @@ class TrainConfig:
     """Loader processes; 0 loads in the training process."""
     on_error: Literal["raise", "skip"] = "raise"
     """An undecodable image stops the run, or is named, counted and left out."""
+    unknown_classes: Literal["raise", "skip"] = "raise"
+    """A validation or test split with classes that the training split lacks is refused, or their images left out."""
 
     # --- text
     tokenizer: str = "bytes"

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from unrolled.data.classes import one_class_note, said_of
 from unrolled.models import load_weights
+from unrolled.models.transfer import weights_classes
 from unrolled.train import engine
 from unrolled.train.checkpoint import checkpoints, whole
 from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
@@ -116,7 +118,10 @@ def _fit(
     model = model or objective.build(splits)
     tuning = isinstance(config, FinetuneConfig)
     started = bool(config.resume and checkpoints(config.out / "checkpoints"))  # then the checkpoint has the weights
-    load_report = load_weights(model, config.weights, head=not tuning) if config.weights and not started else None
+    load_report = None
+    if config.weights and not started:
+        same = weights_classes(config.weights) in (None, list(splits.train.classes))
+        load_report = load_weights(model, config.weights, head=same and not tuning)
     model = objective.adapt(model, splits)
     loading = config if objective.augments else replace(config, augment=False)
     loaders = build_loaders(loading, splits, model, rank=rank, world_size=world)
@@ -142,6 +147,7 @@ def _fit(
         log_position=log.position,
         further=objective.tensors(),
         goodness=objective.goodness,
+        classes=list(splits.train.classes) if objective.classifies else None,
     )
     work = _Images(objective, state, loaders, splits, held_out, result_model, load_report)
     done = run_steps(work, state, wrapped, schedule, log, strategy=strategy, callbacks=callbacks)
@@ -182,8 +188,14 @@ class _Images(Work):
         self.selects = objective.selects
 
     def notes(self) -> list[str]:
-        """Of weights that were loaded, of images seen much smaller than they are, of a validation by part of them."""
-        said = [f"weights from {self.config.weights}: {self.load_report}"] if self.load_report is not None else []
+        """Of what was read, of weights that were loaded, of images seen much smaller than they are, of a validation by
+        part of them."""
+        splits = self.splits
+        said = [f"data: {said_of(train=splits.train, val=splits.val, test=splits.test)}"]
+        if self.objective.classifies and (alone := one_class_note(splits.train)) is not None:
+            said.append(f"note: {alone}")
+        if self.load_report is not None:
+            said.append(f"weights from {self.config.weights}: {self.load_report}")
         if seen := _seen_small(self.splits.train.native_size, self.loaders.size, self.config):
             said.append(seen)
         if self.config.eval_samples is not None and self.splits.val is not None:
@@ -264,7 +276,9 @@ class _Images(Work):
         """In timm's format; a sharded model is gathered first."""
         if self.result is not self.state.model:
             self.result.load_state_dict({name: whole(tensor) for name, tensor in self.state.model.state_dict().items()})
-        engine.on_main(self.state.fabric, lambda: save_model(self.result, out / "model", self.config))
+        engine.on_main(
+            self.state.fabric, lambda: save_model(self.result, out / "model", self.config, classes=self.state.classes)
+        )
 
 
 def _seen_small(native: tuple[int, int, int] | None, size: tuple[int, int], config: TrainConfig) -> str | None:

@@ -29,6 +29,8 @@ class Objective:
     """Whether the best validation chooses the weights the run ends with; otherwise they are the last."""
     augments: ClassVar[bool] = True
     """Whether images come augmented; otherwise as for evaluation, because the objective makes its own views."""
+    classifies: ClassVar[bool] = False
+    """Whether the model's outputs stand for the classes of the images."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -87,6 +89,8 @@ class Objective:
 class Classify(Objective):
     """Cross-entropy of classes, smoothed and mixed as the configuration says, with minus the sparse rate reduction of
     the layers' tokens if it has a weight."""
+
+    classifies = True
 
     def build(self, splits: Splits) -> nn.Module:
         """With as many classes as the images have; of a masked autoencoder the encoder alone, once it has weights."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from unrolled.checksums import write_sums
 from unrolled.errors import MissingData
 from unrolled.reading import read_object
 from unrolled.train.config import TrainConfig
@@ -38,19 +39,26 @@ class Splits:
         return len(self.train.classes)
 
     def fingerprint(self) -> str:
-        """A short hash of what the training images are: their number, labels, classes and some of the pixels."""
-        source = self.train
-        digest = hashlib.sha256(json.dumps([len(source), list(source.classes)]).encode())
-        if source.labels is not None:
-            digest.update(np.ascontiguousarray(source.labels, dtype=np.int64).tobytes())
-        for index in np.linspace(0, len(source) - 1, 4).astype(int):
-            digest.update(source.name(int(index)).encode())
-            try:
-                picture, label = source.load(int(index))
-            except ValueError:  # an undecodable image: the loader reports it when its turn comes
-                continue
-            digest.update(np.ascontiguousarray(np.asarray(picture)).tobytes() + str(int(label)).encode())
+        """A short hash of what the training and test images are: their number, labels, classes and some of the
+        pixels."""
+        digest = hashlib.sha256()
+        for source in (self.train, self.test):
+            if source is not None:
+                _digest(source, digest)
         return digest.hexdigest()[:16]
+
+
+def _digest(source: ImageSource, digest: Any) -> None:
+    digest.update(json.dumps([len(source), list(source.classes)]).encode())
+    if source.labels is not None:
+        digest.update(np.ascontiguousarray(source.labels, dtype=np.int64).tobytes())
+    for index in np.linspace(0, len(source) - 1, 4).astype(int):
+        digest.update(source.name(int(index)).encode())
+        try:
+            picture, label = source.load(int(index))
+        except ValueError:  # an undecodable image: the loader reports it when its turn comes
+            continue
+        digest.update(np.ascontiguousarray(np.asarray(picture)).tobytes() + str(int(label)).encode())
 
 
 def open_splits(config: TrainConfig) -> Splits:
@@ -61,6 +69,7 @@ def open_splits(config: TrainConfig) -> Splits:
         "data_dir": config.data_dir,
         "val_fraction": config.val_fraction,
         "seed": config.split_seed,
+        "unknown_classes": config.unknown_classes,
     }
     train = open_images(config.data, "train", **options)
     val = open_images(config.data, "val", **options) if config.val_fraction > 0 else None
@@ -199,10 +208,11 @@ def build_loaders(config: TrainConfig, splits: Splits, model: nn.Module, *, rank
     )
 
 
-def save_model(model: nn.Module, folder: Path, config: TrainConfig) -> None:
+def save_model(model: nn.Module, folder: Path, config: TrainConfig, *, classes: Sequence[str] | None = None) -> None:
     """`model.safetensors` and `config.json` in `folder`, as timm reads them: `timm.create_model("local-dir:FOLDER")`.
 
-    A model that timm did not build is written as weights with its name and arguments.
+    A model that timm did not build is written as weights with its name and arguments. `classes` are what the outputs
+    stand for, in their order, kept as timm's `label_names`.
     """
     from safetensors.torch import save_model as save_untied
     from timm.models import save_for_hf
@@ -214,10 +224,14 @@ def save_model(model: nn.Module, folder: Path, config: TrainConfig) -> None:
     unfinished.mkdir(parents=True)
     if (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
         expects = model_input(model, image_size=config.image_size)
-        save_for_hf(model, str(unfinished), safe_serialization=True, data_config=expects)
+        named = {} if classes is None else {"label_names": list(classes)}
+        save_for_hf(model, str(unfinished), safe_serialization=True, model_config=named, data_config=expects)
     else:
         save_untied(model, str(unfinished / "model.safetensors"))
-        described = {"architecture": config.model, "model_args": config.model_args}
+        described: dict[str, Any] = {"architecture": config.model, "model_args": config.model_args}
+        if classes is not None:
+            described["label_names"] = list(classes)
         (unfinished / "config.json").write_text(json.dumps(described, indent=2))
+    write_sums(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)

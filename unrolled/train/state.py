@@ -86,6 +86,8 @@ class RunState:
     """Live tensors of the objective, such as a teacher's."""
     what: str = "images"
     """What it is trained on, in messages."""
+    classes: list[str] | None = None
+    """What the outputs of a classifier stand for."""
     goodness: Callable[[dict[str, Any]], Any] = lambda scores: (scores["accuracy"], -scores["loss"])
     """Of validation scores: the best are those of the largest value. Accuracy first, then loss."""
 
@@ -121,6 +123,7 @@ class RunState:
             "best": self.best,
             "window": vars(self.window),
             "skipped": self.skipped,
+            "classes": self.classes,
         }
         tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
 
@@ -146,7 +149,10 @@ class RunState:
         if not self.config.force:
             check_same(as_plain(self.config), scalars["config"], path)
             if scalars["data"] != self.fingerprint:
-                raise ValueError(f"{path} was made on other training {self.what}; give the same data, or force")
+                raise ValueError(
+                    f"{path} was made on other training {self.what}, or with others held out; give the same data, or "
+                    "force"
+                )
         own = self.model.state_dict()
         self.model.load_state_dict({name: like(tensor, own[name]) for name, tensor in parts["model"].items()})
         unpack_optimizer(self.optimizer, self.model, parts["optimizer"], scalars["optimizer"])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.checksums import write_sums
 from unrolled.data.tokens import IGNORED, Tokenizer, mask_each, masked_windows, open_tokenizer, token_windows
 from unrolled.train.config import TrainConfig
 from unrolled.train.evaluation import logits_of
@@ -241,6 +242,7 @@ def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, co
     if not isinstance(model, LanguageModel):
         save_model(model, folder, config)  # a model of the caller's own
         tokenizer.save(folder / "tokenizer.json")
+        write_sums(folder)
         return
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -250,6 +252,7 @@ def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, co
     save: Any = model.save_pretrained
     save(unfinished)
     tokenizer.save(unfinished / "tokenizer.json")
+    write_sums(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from unrolled.errors import MissingData
 from unrolled.models import MaskedAutoencoder
+from unrolled.models.building import check_finite_weights
 from unrolled.train.checkpoint import check_architecture, checkpoints, load_newest
 from unrolled.train.config import TrainConfig, load_config
 from unrolled.train.run import build_model
@@ -34,7 +35,7 @@ def newest_model(run: Path, source: ImageSource) -> tuple[nn.Module, int]:
 
     Args:
         run: its folder.
-        source: images of the run's data set, of any split.
+        source: images of any data set; of a run that does not say what its classes are, of its own.
 
     Raises:
         MissingData: there is no checkpoint.
@@ -52,9 +53,12 @@ def newest_model(run: Path, source: ImageSource) -> tuple[nn.Module, int]:
         for part in ("average/", "model/")
     }
     weights = parts["average/"] or parts["model/"]
-    model = build_model(config, source)
+    classes = state.get("classes") or source.classes
+    model: Any = build_model(config, source, len(classes))
     if isinstance(model, MaskedAutoencoder):  # fine-tuned as a classifier, see `Classify.adapt`
-        model = model.classifier(len(source.classes))
+        model = model.classifier(len(classes))
     check_architecture(model, weights, path)
     model.load_state_dict(weights)
+    model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), "label_names": state.get("classes") or ()}
+    check_finite_weights(model, path)
     return model.eval(), int(state["step"])

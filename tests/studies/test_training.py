@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies import cells
-from unrolled.studies.cells import is_kept, remembered, seconds_spent, train_kept, warmup_cosine
+from unrolled.studies.remembered import checkpoint, is_kept, remembered, seconds_spent
+from unrolled.studies.training import train_kept, warmup_cosine
 
 
-def test_a_kept_cell_counts_only_for_equal_settings(tmp_path: Path) -> None:
+def test_a_kept_result_counts_only_for_equal_settings(tmp_path: Path) -> None:
     assert not is_kept(tmp_path, "a", {"steps": 1})
     assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 1}) == {"x": 1}
     assert is_kept(tmp_path, "a", {"steps": 1})
@@ -24,16 +24,6 @@ def test_a_kept_cell_counts_only_for_equal_settings(tmp_path: Path) -> None:
     assert seconds_spent(tmp_path) == 0
     assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 3}) == {"x": 3}
     assert 0 < seconds_spent(tmp_path) < 60
-
-
-def test_other_code_counts_only_where_someone_vouches_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 1}) == {"x": 1}
-    monkeypatch.setattr(cells, "_sources", lambda: "other")
-    monkeypatch.setenv("UNROLLED_KEPT", "any-code")
-    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 2}) == {"x": 1}
-    assert remembered(tmp_path, "b", {"steps": 2}, lambda: {"x": 2}) == {"x": 2}
-    monkeypatch.delenv("UNROLLED_KEPT")
-    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 3}) == {"x": 3}
 
 
 class Toy:
@@ -59,8 +49,7 @@ class Toy:
             torch.optim.AdamW(self.model.parameters(), lr=self.lr),
             self.loss_at,
             steps=steps,
-            settings={"lr": self.lr},
-            keep=keep,
+            keep=checkpoint(keep, {"lr": self.lr}),
             rate=warmup_cosine(self.lr, warmup=3, steps=10),
             clip_norm=1.0,
             look=lambda step: {"weight": float(self.model.weight.detach().sum())},

@@ -1,0 +1,133 @@
+"""p-values are exact fractions, tails hold beyond them, and third moments are exact."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse, stats
+
+import unrolled.alignment as al
+from unrolled.instruments.significance import SMALLEST, p_text, pareto_tail, pearson_tail, resolved_p_value
+from unrolled.ops.permutation_moments import orbit_sums, permutation_moments
+
+
+def matrix(n: int, *, symmetric: bool, diagonal: bool, seed: int) -> torch.Tensor:
+    a = torch.rand(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    a = a + a.T if symmetric else a
+    return a if diagonal else a.fill_diagonal_(0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_three_moments_equal_those_over_all_permutations(symmetric: bool, diagonal: bool) -> None:
+    a, b = (matrix(5, symmetric=symmetric, diagonal=diagonal, seed=seed) for seed in (0, 1))
+    values = np.array([float((a * b[list(p)][:, list(p)]).sum()) for p in itertools.permutations(range(5))])
+    expected = [np.mean(values**order) for order in (1, 2, 3)]
+    other = orbit_sums(b, symmetric=symmetric)
+    for held in (a, sparse.csr_array(a.numpy())):
+        got = permutation_moments([orbit_sums(held, symmetric=symmetric)], [other])
+        np.testing.assert_allclose(got[:, 0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "metric", [al.MutualKNN(k=5), al.CKNNA(k=5), al.CKA(), al.CKA(unbiased=True), al.RSA()], ids=repr
+)
+def test_skewness_agrees_with_permutations(metric: al.Metric) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(40, 2, generator=generator) @ torch.randn(2, 6, generator=generator) for _ in range(2))
+    a, b = metric.prepare(x), metric.prepare(y)
+    skewness, share = (float(value) for value in metric.null_shapes([a], [b]) or ())
+    null = torch.cat([grid.flatten() for grid in metric.null_grids([a], [b], al.relabellings(40, 4000))])
+    assert float(stats.skew(null.numpy())) == pytest.approx(skewness, abs=0.25)
+    assert 1 / 40 <= share < 1
+
+
+def test_layers_without_variance_have_no_skewness() -> None:
+    x = torch.randn(30, 4)
+    layers = al.prepare_layers({"constant": torch.ones(30, 4), "own": x}, ["cka"])
+    skewness, _ = al.CKA().null_shapes(layers.of(al.CKA()), layers.of(al.CKA())) or ()
+    assert torch.isnan(skewness).tolist() == [[True, True], [True, False]]
+    assert al.compare(layers, layers, "cka", null="moments").p_value < 1e-6
+
+
+def test_the_share_of_relabellings_is_an_exact_fraction() -> None:
+    for draws in (19, 99, 199, 999):
+        null = torch.arange(draws) / draws
+        reached = (draws + 1) // 20 - 1
+        score = float(null[draws - reached]) if reached else 2.0
+        assert al.permutation_p_value(score, null) == 0.05
+        assert al.permutation_p_value(score, null) <= 0.05
+    assert al.permutation_p_value(2.0, torch.zeros(999)) == 0.001
+
+
+def test_draws_end_when_p_is_resolved() -> None:
+    drawn: list[float] = []
+
+    def null() -> object:
+        for value in np.random.default_rng(0).uniform(size=999):
+            drawn.append(value)
+            yield value
+
+    p = resolved_p_value(0.5, null())  # type: ignore[arg-type]
+    assert p.value == 10 / len(drawn)
+    assert len(drawn) < 40
+    assert f"{len(drawn)} relabellings" in p.method
+    low = resolved_p_value(
+        -0.5, (-value for value in np.random.default_rng(0).uniform(size=999)), higher_is_closer=False
+    )
+    assert low.value == p.value
+    assert resolved_p_value(0.995, np.linspace(0, 1, 999)).value == pytest.approx(6 / 1000)
+
+
+def test_sequential_p_values_are_uniform() -> None:
+    generator = np.random.default_rng(0)
+    p = np.array([resolved_p_value(generator.normal(), generator.normal(size=199)).value for _ in range(2000)])
+    for level in (0.05, 0.1, 0.5):
+        assert stats.binomtest(int((p <= level).sum()), len(p), level).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("draw", "tail"), [("normal", stats.norm.sf), ("exponential", lambda x: math.exp(-x))])
+def test_pareto_tails_are_of_the_right_order_and_not_too_small(draw: str, tail: object) -> None:
+    null = getattr(np.random.default_rng(0), draw)(size=999)
+    for score in (4.0, 5.0):
+        true = float(tail(score))  # type: ignore[operator]
+        assert true / 3 < pareto_tail(score, null) < 200 * true  # an exponential tail lies above a normal one
+
+
+def test_the_smallest_p_value_is_a_bound() -> None:
+    null = np.random.default_rng(0).normal(size=999)
+    p = resolved_p_value(1e5, null)
+    assert p.value == SMALLEST
+    assert "Pareto" in p.method
+    assert p_text(p.value) == "< 1e-300"
+    assert p_text(0.0123) == "0.012"
+    assert resolved_p_value(1.0, np.zeros(99)).value <= 0.01
+
+
+def test_pearson_tail_is_normal_without_skewness_and_chi_squared_with_that_of_it() -> None:
+    z = np.array([0.0, 1.5, 4.0])
+    np.testing.assert_allclose(pearson_tail(z, np.zeros(3)), stats.norm.sf(z))
+    np.testing.assert_allclose(pearson_tail(z, np.full(3, -1.0)), stats.norm.sf(z))
+    chi = stats.chi2(3)
+    np.testing.assert_allclose(pearson_tail((z - 3) / math.sqrt(6), np.full(3, math.sqrt(8 / 3))), chi.sf(z), rtol=1e-9)
+
+
+def outliers(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(40, 4, generator=generator)
+    x[torch.randperm(40, generator=generator)[:2]] = 30 * torch.randn(4, generator=generator)
+    return x
+
+
+def test_one_sample_that_dominates_both_sides_is_not_judged_by_moments() -> None:
+    # two outliers on either side meet once in 780 draws, which three moments do not know
+    x, y = outliers(0), outliers(1)
+    order = torch.cat([y.norm(dim=1).argsort(), torch.arange(0)])[torch.argsort(x.norm(dim=1).argsort())]
+    met = al.compare(x, y[order], "unbiased_cka", null="moments", resamples=0)
+    assert met.score > 0.8
+    assert "relabellings" in met.p_method
+    assert met.p_value > 2e-4

@@ -1,0 +1,159 @@
+"""What README, docs, cards and help show can be typed: Python is run in a small form, command lines are parsed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cyclopts import CycloptsError
+
+import unrolled
+from tests.readme_tree import ROOT
+from unrolled import cli
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "unrolled" / "weights").glob("*.md"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+# longer first; what is too large to run in a test, and what makes it small
+SMALLER = {
+    "crate_tiny_patch16_224": "crate_nano_patch4_32",
+    "224, 224": "32, 32",
+    "(prompt, 50)": "(prompt, 5)",
+    "seed=1,": "seed=1, max_steps=2, quiet=True,",
+}
+
+
+def blocks(*languages: str) -> list[Any]:
+    found = []
+    for page in PAGES:
+        for number, (language, code) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))):
+            if language in languages:
+                found.append(pytest.param(code, id=f"{page.name}-{number}"))
+    return found
+
+
+def lines(code: str) -> list[str]:
+    return [line.strip() for line in code.splitlines() if shlex.split(line, comments=True)]
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    kinds = {language for page in PAGES for language, _ in FENCE.findall(page.read_text(encoding="utf-8"))}
+    assert kinds <= {"python", "bash", "", "text"}  # text: the tree, see `test_readme`
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples take for granted."""
+    from unrolled.data.tokens import ByteTokenizer
+    from unrolled.models import LanguageModel, language_config
+
+    folder = tmp_path_factory.mktemp("place")
+    config = language_config("crate_gpt_nano", vocab_size=256, dim=8, heads=2, layers=("mssa",), max_length=16)
+    LanguageModel(config).save_pretrained(folder / "runs" / "lm" / "model")
+    ByteTokenizer().save(folder / "runs" / "lm" / "model" / "tokenizer.json")
+    (folder / "runs" / "digits").mkdir()
+    (folder / "runs" / "digits" / "config.yaml").write_text("data: digits\n")
+    return folder
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for large, small in SMALLER.items():
+        code = code.replace(large, small)
+    names: dict[str, Any] = {name: torch.randn(20, 4) for name in ("features_a", "features_b")}
+    exec(compile(code, "an example", "exec"), names)
+    assert "t" not in names or len(names["t"]) > 10  # the trace the README reads from
+
+
+@pytest.mark.parametrize("code", blocks("bash", ""))
+def test_command_lines_are_understood(code: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for line in lines(code):
+        understand(line)
+
+
+def examples() -> list[str]:
+    found = []
+    for verb in cli.VERBS.values():
+        module, name = verb.function.split(":")
+        for line in (getattr(importlib.import_module(module), name).__doc__ or "").splitlines():
+            if re.match(r"\s+(unrolled|torchrun) ", line):
+                found.append(line.strip())
+    return found
+
+
+@pytest.mark.parametrize("line", examples())
+def test_the_examples_of_help_are_understood(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    understand(line)
+
+
+def understand(line: str) -> None:
+    """Raise if a command line names what is not there."""
+    words = shlex.split(line, comments=True)
+    if words[0] == "torchrun":
+        words = words[words.index("-m") + 1 :]
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert set(words[1:]) <= set(targets), line
+    elif words[:2] == ["pip", "install"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for extra in re.findall(r"\[(.*?)\]", line):
+            assert set(extra.split(",")) <= extras.keys(), line
+    elif words[:2] == ["python", "-m"]:
+        assert (ROOT / Path(*words[2].split("."))).with_suffix(".py").is_file(), line
+    else:
+        assert words[0] == "unrolled", line
+        cli.build(words[1:]).parse_args(words[1:], exit_on_error=False, print_error=False)
+
+
+MENTION = re.compile(r"`((?:unrolled|python -m|make|pip install) [^`|]+)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_text_exist(page: Path) -> None:
+    """Of `unrolled VERB --flag ...` in a sentence, which need not be complete, the verb and its flags."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for mention in set(MENTION.findall(text)):
+        words = shlex.split(mention)
+        if words[0] != "unrolled":
+            understand(mention)
+            continue
+        if words[1].startswith("-"):
+            continue
+        verb = words[1]
+        assert verb in {*cli.VERBS, "VERB"}, mention
+        for flag in (word for word in words if word.startswith("--")):
+            assert verb == "VERB" or flag_of(verb, flag), f"{page.name}: {mention}"
+
+
+def flag_of(verb: str, flag: str) -> bool:
+    arguments = cli.build([verb])[verb].assemble_argument_collection(parse_docstring=True)
+    known = {name for argument in arguments for name in (*argument.names, *argument.negatives)}
+    return flag in {*known, "--help", "--debug", "--trust"} or flag.split(".")[0] in known
+
+
+def test_the_check_sees_what_is_wrong() -> None:
+    for line in ("unrolled fly", "unrolled train --fly", "make fly", "pip install 'unrolled[fly]'", "ls"):
+        with pytest.raises((AssertionError, CycloptsError)):
+            understand(line)
+
+
+def test_what_is_public_is_listed_and_there() -> None:
+    listed = dir(unrolled)
+    assert listed == sorted(unrolled.__all__)
+    assert {"compare", "create_model", "from_pretrained", "list_models", "trace"} <= set(listed)
+    for name in listed:
+        assert getattr(unrolled, name) is not None
+    package = ROOT / "unrolled"
+    parts = {path.parent.name for path in package.glob("*/__init__.py")} | {path.stem for path in package.glob("*.py")}
+    inner = {"__init__", "__main__", "checksums", "cli", "commands", "explorer", "locks", "memory", "provenance"}
+    inner |= {"reading", "timm_names", "trust"}
+    assert parts - inner == {name for name, home in unrolled._EXPORTS.items() if home is None}

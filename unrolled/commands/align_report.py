@@ -1,0 +1,112 @@
+"""The table and the page of `unrolled align`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unrolled.commands.common import write_run
+
+if TYPE_CHECKING:
+    from unrolled.alignment import Comparison
+
+COLUMNS = ["metric", "score", "null", "p", "interval", "z", "layer of A", "layer of B"]
+
+
+def row(name: str, result: Comparison) -> list[str]:
+    """One metric in the order of `COLUMNS`."""
+    from unrolled.alignment import p_text
+
+    interval = "-" if result.interval is None else f"{result.interval[0]:.4g} to {result.interval[1]:.4g}"
+    p = "-" if result.p_value is None else p_text(result.p_value)
+    z = "-" if result.z is None else f"{result.z:.3g}"
+    return [name, f"{result.score:.4g}", f"{result.chance:.4g}", p, interval, z, *result.best]
+
+
+def found_by(names: tuple[str, ...], results: list[Comparison]) -> str:
+    """How the p-values were found."""
+    ways = {each.p_method for each in results}
+    said = [f"{name}: {each.p_method or 'none'}" for name, each in zip(names, results, strict=True)]
+    units = f"; relabelled are {results[0].units}" if results[0].units else ""
+    return f"p: {'; '.join(said) if len(ways) > 1 else ways.pop() or 'none'}{units}"
+
+
+def _how(settings: dict[str, Any], n: int) -> str:
+    """What null, p and interval of the table mean in this run."""
+    from unrolled.instruments.alignment_scale import LARGE
+
+    if n > LARGE:
+        return (
+            "Null: one pair of layers where samples are paired at random. p: over relabellings of the sampled queries, "
+            "the search over layers included. Interval: 95 %, over the choice of queries alone; half-samples are not "
+            f"drawn above {LARGE:,} samples."
+        )
+    null = (
+        f"Null: mean of the best pair of layers in {settings['draws']} relabellings of the samples; p: the share of "
+        "them that reach the score, so the search over layers is corrected."
+        if settings["null"] == "permutation"
+        else "Null and z: of this pair of layers alone, exact under random pairing where a closed form is known; p is "
+        "corrected for the search over layers, z is not."
+    )
+    return f"{null} Interval: 95 %, over the choice of samples for this pair, not over the search."
+
+
+def align_report(
+    folder: Path, settings: dict[str, Any], results: list[Comparison], n: int, seconds: float, notes: list[str]
+) -> Path:
+    """Write the page of a comparison of two; returns its path."""
+    from unrolled.alignment import p_text
+    from unrolled.report import Fact, HeatMap, Provenance, Report
+
+    a, b, named = settings["a"], settings["b"], list(zip(settings["metric"], results, strict=True))
+    report = Report(f"{a} and {b}", question="How far do two representations of the same samples agree?")
+    facts = [
+        Fact(
+            label=name,
+            value=f"{each.score:.3g}",
+            detail=f"by chance {each.chance:.3g}" + ("" if each.p_value is None else f", p = {p_text(each.p_value)}"),
+        )
+        for name, each in named
+    ]
+    name, first = named[0]
+    report.headline(
+        f"The layers that agree best, {first.best[0]} of A and {first.best[1]} of B, have {name} {first.score:.3g} on "
+        f"{n:,} samples, where chance gives {first.chance:.3g}.",
+        facts,
+    )
+    section = report.section("Scores")
+    section.table(
+        COLUMNS,
+        [row(name, each) for name, each in named],
+        caption=f"{_how(settings, n)} Found by {found_by(settings['metric'], results)}. In full: "
+        + ", ".join(each.metric for each in results)
+        + "."
+        + "".join(f" Note: {note}." for note in notes),
+    )
+    if results[0].held_out is not None:
+        rows: list[list[str | float]] = [
+            [name, *each.held_out.pair, each.held_out.score, each.held_out.chance, each.held_out.p_value]
+            for name, each in named
+            if each.held_out is not None
+        ]
+        columns = ["metric", "layer of A", "layer of B", "score", "null", "p"]
+        section.table(columns, rows, caption="Layers chosen on one half of the samples, judged on the other.")
+    layers = report.section("Layer by layer")
+    for name, each in named:
+        names_a, names_b = each.layers
+        panel = HeatMap(
+            title=name,
+            values=each.scores.cpu().double().numpy(),
+            rows=names_a,
+            columns=names_b,
+            row_label="A",
+            column_label="B",
+            mark=(names_a.index(each.best[0]), names_b.index(each.best[1])),
+        )
+        layers.figure(
+            panel, caption=f"{each.metric} of all layers of A ({a}) and B ({b}), {n:,} samples. Framed: best."
+        )
+    comparisons = [each.to_dict() for each in results]
+    report.results = {"a": a, "b": b, "n": n, "comparisons": comparisons, "notes": notes}
+    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
+    return write_run(folder, settings, report)

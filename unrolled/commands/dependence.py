@@ -1,0 +1,116 @@
+"""`--groups` and `--blocks` of `unrolled align`: which samples depend on each other, and what is noted of them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unrolled.errors import CorruptFile, MissingData, UnsafeFile
+
+if TYPE_CHECKING:
+    from unrolled.data.pairs import PairSource
+    from unrolled.instruments.feature_files import Rows
+
+
+def dependence(
+    groups: str | None, blocks: str | None, rows: Rows, pairs: PairSource | None, *, quiet: bool
+) -> dict[str, Any]:
+    """`groups` and `blocks` for `compare`, from flags or from what the pairs say of themselves.
+
+    Args:
+        groups: a file with one label a line (or a .npy file [n]), for these samples or for all rows of the data they
+            are drawn from; or the name of a column of the pairs.
+        blocks: rows of a block, or "shift".
+        rows: of the features.
+        pairs: where models have just run on paired data.
+        quiet: print no note.
+
+    Raises:
+        ValueError: both flags, or a label for another number of samples.
+        MissingData: neither a file nor a column of that name.
+    """
+    from unrolled.instruments.dependence import Units
+
+    if groups is not None and blocks is not None:
+        raise ValueError("--groups and --blocks: give one of them")
+    try:
+        if blocks is not None:
+            size: Any = int(blocks) if blocks.isdecimal() else blocks
+            Units.of(rows.samples, blocks=size)
+            return {"blocks": size}
+        if groups is not None:
+            labels = _labels(groups, rows, pairs)
+            Units.of(rows.samples, labels)
+            return {"groups": labels}
+    except ValueError as error:
+        raise ValueError(f"--{error}" if str(error).startswith(("groups", "blocks")) else str(error)) from error
+    own = None if pairs is None else pairs.dependent()
+    if own is None:
+        return {}
+    try:
+        units = Units.of(rows.samples, own)
+    except ValueError as error:
+        _say(f"pairs share photos or texts, but {error}; p-values take them for independent", quiet)
+        return {}
+    _say(f"pairs that share a photo or a text are relabelled together: {units.said}", quiet)
+    return {"groups": own}
+
+
+@contextmanager
+def noted(notes: list[str], *, quiet: bool) -> Iterator[None]:
+    """Print what the library warns of as notes, once each, and add it to `notes`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for each in caught:
+        if each.category is not UserWarning:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        elif str(each.message) not in notes:
+            notes.append(str(each.message))
+            _say(str(each.message), quiet)
+
+
+def _labels(groups: str, rows: Rows, pairs: PairSource | None) -> Sequence[Any]:
+    path = Path(groups).expanduser()
+    if path.is_file():
+        labels = _read(path)
+        if rows.indices is not None and len(labels) != rows.samples and len(labels) > int(rows.indices.max()):
+            return [labels[int(i)] for i in rows.indices]
+        if len(labels) != rows.samples:
+            raise ValueError(f"groups {groups}: holds {len(labels):,} labels for {rows.samples:,} samples")
+        return labels
+    if pairs is not None and (found := pairs.labels(groups)) is not None:
+        return found
+    raise MissingData(
+        f"--groups {groups}: there is no such file, and the data have no such column; give a file with one label a line"
+    )
+
+
+def _read(path: Path) -> list[Any]:
+    import numpy as np
+
+    if path.suffix == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            if "pickle" in str(error).lower():
+                raise UnsafeFile(
+                    f"--groups: {path} holds pickled objects and was not read; save plain labels"
+                ) from error
+            raise CorruptFile(f"--groups: {path} is truncated or not a .npy file: {error}") from error
+        if array.ndim != 1:
+            raise ValueError(f"groups {path}: must be one label a sample [n], not {array.shape}")
+        return list(array.tolist())
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"--groups: {path} is not UTF-8 text: {error}") from error
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(f"note: {text}", file=sys.stderr, flush=True)

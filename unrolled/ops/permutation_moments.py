@@ -1,0 +1,225 @@
+"""Exact first three moments of T = sum_ij A_ij B_p(i)p(j) over all permutations p, for any square matrices A and B.
+
+T^e is a sum over e pairs of indices (i1, j1), ..., (ie, je). Which of these 2e indices coincide is a pattern, a
+partition of them; a permutation keeps the pattern and takes every choice of v distinct indices to every other equally
+often, so
+
+    E[T^e] = sum over patterns of S(A) S(B) / (n (n-1) ... (n - v + 1)),
+
+with S the sum over all choices of distinct indices of that pattern. S follows from the sums in which indices of
+different blocks may be equal too (Moebius inversion over coarser partitions), and these are small contractions: leaves
+of the graph whose edges are the pairs fold into vectors, and what is left is a number of parallel edges or a triangle.
+Patterns that differ by the order of the factors (for symmetric matrices: of a pair too) are computed once.
+
+For matrices with zero row sums these are the moments of Kazi-Aoual et al. 1995; for hollow ones those of Mantel 1967
+and Siemiatycki 1978. Cost: O(n^2), and one product A A for the third moment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+Pattern = tuple[int, ...]  # block of each of the 2e indices, blocks numbered as they appear
+Edge = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class OrbitSums:
+    """S of the module docstring for one matrix: per order e = 1, 2, 3 one number for each class of patterns."""
+
+    n: int
+    symmetric: bool
+    sums: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def orbit_sums(matrix: Tensor | Any, *, symmetric: bool) -> OrbitSums:
+    """Of a [n, n] tensor or SciPy sparse matrix; `symmetric` must be the same for both matrices of a pair."""
+    graph = _Sparse(matrix) if sparse.issparse(matrix) else _Dense(matrix)
+    return OrbitSums(graph.n, symmetric, tuple(_sums(graph, order, symmetric) for order in (1, 2, 3)))  # type: ignore[arg-type]
+
+
+def permutation_moments(a: Sequence[OrbitSums], b: Sequence[OrbitSums]) -> np.ndarray:
+    """[3, len(a), len(b)] raw moments E[T], E[T^2], E[T^3] of every pair."""
+    out = []
+    for order in (1, 2, 3):
+        classes = _classes(order, a[0].symmetric)
+        weight = np.array([each.count / max(1, math.perm(a[0].n, each.vertices)) for each in classes.kinds])
+        left, right = (np.stack([each.sums[order - 1] for each in side]) for side in (a, b))
+        out.append((left * weight) @ right.T)
+    return np.stack(out)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    pattern: Pattern
+    vertices: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Classes:
+    kinds: list[_Kind]
+    moebius: np.ndarray
+
+
+@cache
+def _classes(order: int, symmetric: bool) -> _Classes:
+    """Classes of patterns, and the matrix that takes sums over free indices to sums over distinct ones."""
+    members: dict[Pattern, list[Pattern]] = {}
+    for pattern in _partitions(2 * order):
+        members.setdefault(_canonical(pattern, symmetric), []).append(pattern)
+    kinds = [_Kind(pattern, max(pattern) + 1, len(found)) for pattern, found in members.items()]
+    place = {kind.pattern: i for i, kind in enumerate(kinds)}
+    moebius = np.zeros((len(kinds), len(kinds)))
+    for i, kind in enumerate(kinds):
+        for merge in _partitions(kind.vertices):
+            sizes = [merge.count(block) for block in set(merge)]
+            sign = math.prod((-1) ** (size - 1) * math.factorial(size - 1) for size in sizes)
+            coarser = _numbered(merge[block] for block in kind.pattern)
+            moebius[i, place[_canonical(coarser, symmetric)]] += sign
+    return _Classes(kinds, moebius)
+
+
+def _partitions(n: int) -> list[Pattern]:
+    """All set partitions of n things."""
+    found: list[Pattern] = [(0,)]
+    for _ in range(n - 1):
+        found = [(*p, block) for p in found for block in range(max(p) + 2)]
+    return found
+
+
+def _numbered(blocks: Any) -> Pattern:
+    names: dict[int, int] = {}
+    return tuple(names.setdefault(block, len(names)) for block in blocks)
+
+
+def _canonical(pattern: Pattern, symmetric: bool) -> Pattern:
+    edges = list(itertools.pairwise(pattern))[::2]
+    turns = list(itertools.product((False, True), repeat=len(edges))) if symmetric else [(False,) * len(edges)]
+    return min(
+        _numbered(v for (i, j), turned in zip(shuffled, turn, strict=True) for v in ((j, i) if turned else (i, j)))
+        for shuffled in itertools.permutations(edges)
+        for turn in turns
+    )
+
+
+def _sums(graph: _Dense | _Sparse, order: int, symmetric: bool) -> np.ndarray:
+    classes, known = _classes(order, symmetric), {}
+    free = np.zeros(len(classes.kinds))
+    for i, kind in enumerate(classes.kinds):
+        value = 1.0
+        for component in _components(list(itertools.pairwise(kind.pattern))[::2]):
+            key = _canonical(_numbered(v for edge in component for v in edge), symmetric)
+            if key not in known:
+                known[key] = _contract(graph, list(itertools.pairwise(key))[::2])
+            value *= known[key]
+        free[i] = value
+    distinct: np.ndarray = classes.moebius @ free
+    return distinct
+
+
+def _components(edges: list[Edge]) -> list[list[Edge]]:
+    parts: list[list[Edge]] = []
+    for edge in edges:
+        touching = [part for part in parts if any(set(edge) & set(other) for other in part)]
+        parts = [part for part in parts if part not in touching] + [[e for part in touching for e in part] + [edge]]
+    return parts
+
+
+def _contract(graph: _Dense | _Sparse, edges: list[Edge]) -> float:
+    """Sum over all values of the vertices of the product of A over the edges of a connected graph."""
+    weight = {vertex: graph.ones() for edge in edges for vertex in edge}
+    for vertex, other in list(edges):
+        if vertex == other:
+            weight[vertex] = weight[vertex] * graph.diagonal()
+            edges.remove((vertex, other))
+    return _fold(graph, edges, weight)
+
+
+def _fold(graph: _Dense | _Sparse, edges: list[Edge], weight: dict[int, Any]) -> float:
+    leaves = [v for v in weight if sum(v in edge for edge in edges) == 1]
+    if leaves:
+        leaf = leaves[0]
+        edge = next(e for e in edges if leaf in e)
+        other = edge[1] if edge[0] == leaf else edge[0]
+        moved = graph.product(weight.pop(leaf), transposed=edge[0] == leaf)
+        weight[other] = weight[other] * moved
+        edges.remove(edge)
+        return _fold(graph, edges, weight)
+    if not edges:
+        (only,) = weight.values()
+        return float(only.sum())
+    if len(weight) == 2:
+        (u, left), (_, right) = weight.items()
+        forward = sum(edge[0] == u for edge in edges)
+        return graph.parallel(forward, len(edges) - forward, left, right)
+    starts = {edge[0] for edge in edges}
+    return graph.triangles(cyclic=len(starts) == 3)
+
+
+class _Dense:
+    def __init__(self, matrix: Tensor):
+        self._a = matrix.double()
+        self.n = len(matrix)
+        self._square: Tensor | None = None
+
+    def ones(self) -> Tensor:
+        return self._a.new_ones(self.n)
+
+    def diagonal(self) -> Tensor:
+        return self._a.diagonal()
+
+    def product(self, v: Tensor, *, transposed: bool) -> Tensor:
+        out: Tensor = self._a.T @ v if transposed else self._a @ v
+        return out
+
+    def parallel(self, forward: int, backward: int, left: Tensor, right: Tensor) -> float:
+        a = self._a**forward if forward else torch.ones_like(self._a)
+        if backward:
+            a = a * self._a.T**backward
+        return float(left @ a @ right)
+
+    def triangles(self, *, cyclic: bool) -> float:
+        if self._square is None:
+            small = self._a.float()  # a relative error of 1e-6 is nothing to a third moment
+            self._square = small @ small
+        return float((self._square * (self._a.T if cyclic else self._a)).sum())
+
+
+class _Sparse:
+    def __init__(self, matrix: Any):
+        self._a = sparse.csr_array(matrix).astype(np.float64)
+        self._t = self._a.T.tocsr()
+        self.n = self._a.shape[0]
+        self._square: Any = None
+
+    def ones(self) -> np.ndarray:
+        return np.ones(self.n)
+
+    def diagonal(self) -> np.ndarray:
+        diagonal: np.ndarray = self._a.diagonal()
+        return diagonal
+
+    def product(self, v: np.ndarray, *, transposed: bool) -> np.ndarray:
+        out: np.ndarray = (self._t if transposed else self._a) @ v
+        return out
+
+    def parallel(self, forward: int, backward: int, left: np.ndarray, right: np.ndarray) -> float:
+        factors = [each.power(count) for each, count in ((self._a, forward), (self._t, backward)) if count]
+        a = factors[0] if len(factors) == 1 else factors[0].multiply(factors[1])
+        return float(left @ (a @ right))
+
+    def triangles(self, *, cyclic: bool) -> float:
+        if self._square is None:
+            self._square = self._a @ self._a
+        return float(self._square.multiply(self._t if cyclic else self._a).sum())

@@ -1,0 +1,173 @@
+"""What the papers say of the family: differences of accuracy between kinds, and how cost grows with tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from unrolled.studies.crate.family.cells import FamilyConfig, Growth
+from unrolled.studies.crate.networks import KINDS, NAMES, Data, Network
+from unrolled.studies.crate_costs import exponent
+from unrolled.studies.results import NOT_RUN, Results, Values
+from unrolled.studies.study import Claim
+
+_ALPHA = "arXiv 2405.20299, build-up at B/32 (ImageNet-21K, then 1K), points"
+_POINTS = "ImageNet-1K, accuracy in points"
+
+
+def trained(results: Results[Any], kind: str, data: Data) -> Results[Network]:
+    """The trained networks of a kind, one a seed."""
+    return Results(row for row in results.of(Network, kind=kind, data=data) if row.cell.images)
+
+
+def accuracy(results: Results[Any], kind: str, data: Data) -> Values:
+    """Of a kind's networks, per cent."""
+    return 100 * trained(results, kind, data).values("accuracy")
+
+
+def difference(results: Results[Any], one: str, other: str, data: Data) -> Values:
+    """Accuracy of `one` less that of `other`, points, seed by seed."""
+    return accuracy(results, one, data) - accuracy(results, other, data)
+
+
+def _difference(
+    statement: str, one: str, other: str, *, source: str, published: str, low: float, high: float = math.inf
+) -> Claim:
+    """Judged on the first data set; the others stand behind it."""
+
+    def detail(results: Results[Any], config: FamilyConfig) -> str:
+        first = difference(results, one, other, config.data[0])
+        words = [f" ({NAMES[config.data[0]]}, {first.count})"]
+        for data in config.data[1:]:
+            values = difference(results, one, other, data)
+            words.append(f"{values:+.1f} ({NAMES[data]}{f', {values.count}' if values else ''})")
+        return "; ".join(words)
+
+    return Claim(
+        statement=statement,
+        source=source,
+        published=published,
+        value=lambda results, config: difference(results, one, other, config.data[0]),
+        low=low,
+        high=high,
+        spec="+.1f",
+        detail=detail,
+    )
+
+
+def _growth(statement: str, kinds: tuple[str, ...], pick: Callable[..., float], **claim: Any) -> Claim:
+    """About the exponent of operations between the two largest sizes, which must reach 4,096 tokens."""
+
+    def exponents(results: Results[Any]) -> dict[str, float]:
+        sizes = results.of(Growth)[0].result
+        return {kind: exponent(sizes["tokens"], sizes["flops"][kind]) for kind in kinds}
+
+    def words(results: Results[Any], config: FamilyConfig) -> str:
+        return " (" + ", ".join(f"{KINDS[kind].words} {value:.2f}" for kind, value in exponents(results).items()) + ")"
+
+    return Claim(
+        statement=statement,
+        value=lambda results, config: pick(exponents(results).values()) if results.of(Growth) else math.nan,
+        spec=".2f",
+        detail=words,
+        # smaller sizes are another claim
+        unless=lambda config: "" if config.sides[-1] >= 256 else NOT_RUN,
+        **claim,
+    )
+
+
+# ranges were fixed before the networks they judge were trained. CBT was first held against the CRATE without
+# convolutions, and missed its range: CRATE with its stem came in, the range stayed
+CLAIMS = (
+    _difference(
+        "An overcomplete dictionary raises CRATE's accuracy",
+        "overcomplete",
+        "crate",
+        source=_ALPHA,
+        published="+5.3",
+        low=0.0,
+    ),
+    _difference(
+        "Decoupling the dictionary that decodes raises accuracy further",
+        "decoupled",
+        "overcomplete",
+        source=_ALPHA,
+        published="+2.0",
+        low=0.0,
+    ),
+    _difference(
+        "The residual connection raises accuracy further",
+        "alpha",
+        "decoupled",
+        source=_ALPHA,
+        published="+0.7",
+        low=0.0,
+    ),
+    _difference(
+        "A ViT of CRATE's width is more accurate (ViT less CRATE)",
+        "vit",
+        "crate",
+        source=f"arXiv 2306.01129, table 1, small; {_POINTS}",
+        published="72.4 - 69.2 = +3.2, with 1.7 times the parameters",
+        low=0.0,
+    ),
+    _difference(
+        "A ViT of as many parameters as CRATE is more accurate (ViT less CRATE)",
+        "vit-48",
+        "crate",
+        source=f"arXiv 2306.01129, table 1, tiny; {_POINTS}",
+        published="71.5 - 66.7 = +4.8",
+        low=0.0,
+    ),
+    _difference(
+        "A ViT of as many operations as CRATE is more accurate (ViT less CRATE)",
+        "vit-52",
+        "crate",
+        source="a control that no paper has",
+        published="none",
+        low=0.0,
+    ),
+    _difference(
+        "CBT comes within 3 points of CRATE (CBT less CRATE with the same convolutional stem)",
+        "cbt",
+        "crate-conv",
+        source=f"arXiv 2509.16875, tiny and small; {_POINTS}, same stem",
+        published="-1.5 and -0.7",
+        low=-3.0,
+        high=3.0,
+    ),
+    _difference(
+        "ToST comes within 4 points of a ViT of its width (ToST less ViT)",
+        "tost",
+        "vit",
+        source=f"the deep-representation-learning book, small; {_POINTS}",
+        published="77.9 - 79.8 = -1.9",
+        low=-4.0,
+        high=4.0,
+    ),
+    _difference(
+        "Attention alone comes within 5 points of CRATE (attention only less CRATE)",
+        "attention-only",
+        "crate",
+        source="arXiv 2506.03790",
+        published="close to the standard transformer, on text; no number for images",
+        low=-5.0,
+    ),
+    _growth(
+        "ToST and CBT cost linearly in tokens (larger exponent of operations, 1,024 to 4,096 tokens)",
+        ("tost", "cbt"),
+        max,
+        source="arXiv 2412.17810; arXiv 2509.16875",
+        published="1",
+        high=1.1,
+    ),
+    _growth(
+        "CRATE and the ViT tend to quadratic cost (smaller exponent, 1,024 to 4,096 tokens)",
+        ("crate", "vit"),
+        min,
+        source="softmax attention compares all tokens",
+        published="towards 2",
+        low=1.5,
+    ),
+)

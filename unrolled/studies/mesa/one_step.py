@@ -1,0 +1,290 @@
+"""One trained linear-attention layer beside one step of gradient descent on the sequence's own least squares.
+
+Claim (arXiv 2309.05858): trained to predict the next state of linear systems that differ from sequence to sequence, one
+linear self-attention layer ends at the loss, the step size and the weight structure of one gradient step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from unrolled.studies.base import Budget
+from unrolled.studies.cells import Cell, Context
+from unrolled.studies.results import Results, Values
+from unrolled.studies.study import AtLeast, Claim, Config, Count, Seeds, Study
+
+if TYPE_CHECKING:
+    from unrolled.report import LineChart, Report
+
+HEADS, DIM = 2, 10  # the paper's layer
+_SOURCE = "arXiv 2309.05858, figures 3B and 4"
+
+
+@dataclass(kw_only=True)
+class OneStepConfig(Config):
+    """Budgets change the number of steps, sequences and seeds, never the recipe, which is the published code's."""
+
+    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+        "quick": {"seeds": (0,), "steps": 800, "batch_size": 64, "sizes": ((4, 10),), "test_sequences": 1024},
+        "cpu": {},
+        "gpu": {"seeds": (0, 1, 2, 3, 4), "sizes_batch_size": 256, "device": "cuda"},
+    }
+
+    seeds: Seeds = (0, 1)
+    """One layer for each: initial weights and training sequences. Test sequences are always the same."""
+    steps: Count = 5000
+    """Training steps; the paper's 5000."""
+    batch_size: Count = 256
+    """Sequences per step; the paper's 256."""
+    sizes_batch_size: Count = 64
+    """Sequences per step for the further layers."""
+    sizes: Annotated[tuple[tuple[int, int], ...], AtLeast(1)] = ((1, 10), (4, 10), (2, 5), (2, 20))
+    """Further layers, one each with the first seed: heads and width of the state. The paper's is (2, 10)."""
+    test_sequences: Count = 4096
+    """Held-out sequences."""
+    points: Count = 20
+    """Looks at the held-out sequences during training: the points of the curves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Cell):
+    """One layer: trained, tested, its weights read, at `points` moments of the training."""
+
+    seed: int
+    heads: int
+    dim: int
+    batch_size: int
+    steps: int
+    test_sequences: int
+    points: int
+
+    def compute(self, context: Context) -> dict[str, Any]:
+        """Losses of the layer and of the gradient step, what the weights hold, and `curve`, both during training."""
+        from unrolled.studies.mesa_train import (
+            TEST_SEED,
+            Recipe,
+            best_step_size,
+            model_predictions,
+            position_losses,
+            structure,
+            train,
+        )
+        from unrolled.tasks import LinearDynamics
+        from unrolled.theory.in_context import gradient_descent_predictions
+
+        world = LinearDynamics(dim=self.dim)
+        test = world.sample(self.test_sequences, seed=TEST_SEED)
+        inputs, targets = test.inputs.to(context.device), test.targets.to(context.device)
+        best = best_step_size(world)
+        gradient_step = position_losses(lambda x: gradient_descent_predictions(x, best), inputs, targets)
+
+        def look(step: int, model: Any) -> dict[str, Any]:
+            loss = float(position_losses(model_predictions(model), inputs, targets).mean())
+            return {"loss": loss, **asdict(structure(model.blocks[0].attn, self.dim))}
+
+        recipe = Recipe(steps=self.steps, batch_size=self.batch_size, heads=self.heads, dim_head=2 * self.dim)
+        model, curve = train(
+            world,
+            recipe,
+            seed=self.seed,
+            device=context.device,
+            keep=self.checkpoint(context),
+            look=look,
+            look_at={round(self.steps * point / self.points) for point in range(self.points + 1)},
+        )
+        losses = position_losses(model_predictions(model), inputs, targets)
+        return {
+            "loss": float(losses.mean()),
+            "gradient_step_loss": float(gradient_step.mean()),
+            "zero_loss": float(position_losses(lambda x: 0 * x, inputs, targets).mean()),
+            "best_step_size": best,
+            "losses_by_position": losses.tolist(),
+            "gradient_step_by_position": gradient_step.tolist(),
+            "structure": asdict(structure(model.blocks[0].attn, self.dim)),  # type: ignore[arg-type]
+            "extent": recipe.extent,
+            "curve": curve,
+        }
+
+
+def cells(config: OneStepConfig) -> Iterator[Layer]:
+    """The paper's layer for every seed, then the other sizes with the first."""
+    layers = [(seed, HEADS, DIM, config.batch_size) for seed in config.seeds]
+    layers += [(config.seeds[0], *size, config.sizes_batch_size) for size in config.sizes]
+    shared = {name: getattr(config, name) for name in ("steps", "test_sequences", "points")}
+    for seed, heads, dim, batch in layers:
+        yield Layer(seed=seed, heads=heads, dim=dim, batch_size=batch, **shared)
+
+
+def papers(results: Results[Layer], config: OneStepConfig) -> Results[Layer]:
+    """The rows of the paper's layer."""
+    return results.where(heads=HEADS, dim=DIM, batch_size=config.batch_size)
+
+
+def loss_ratio(results: Results[Layer], config: OneStepConfig) -> Values:
+    """Loss of the paper's layer over that of the gradient step."""
+    rows = papers(results, config)
+    return rows.values("loss") / rows.values("gradient_step_loss")
+
+
+def step_ratio(results: Results[Layer], config: OneStepConfig) -> Values:
+    """Step size in the weights over the best one."""
+    rows = papers(results, config)
+    return rows.values("structure.step_size") / rows.values("best_step_size")
+
+
+def largest_difference(results: Results[Layer], config: OneStepConfig) -> float:
+    """Largest distance of the ratio of losses from one over all layers; NaN where there are no further ones."""
+    ratios = [row.result["loss"] / row.result["gradient_step_loss"] for row in results]
+    return max(abs(ratio - 1) for ratio in ratios) if config.sizes and ratios else float("nan")
+
+
+def shares(results: Results[Layer], config: OneStepConfig) -> str:
+    """How sparse the weights are, in words."""
+    names = ("nonzero", "for_90_percent", "above_tenth")
+    nonzero, heavy, loud = (100 * papers(results, config).values(f"structure.{name}").mean for name in names)
+    return (
+        f" of 1 are non-zero ({nonzero:.0f} %); {heavy:.1f} % hold 90 % of the squared weight and {loud:.1f} % exceed "
+        "a tenth of the largest; of the construction's, 0.6 % are non-zero"
+    )
+
+
+CLAIMS = (
+    Claim(
+        statement="One trained linear layer predicts as well as one gradient step (ratio of their losses)",
+        source=f"{_SOURCE}; means of the released results",
+        published="0.894 / 0.900 = 0.993",
+        value=loss_ratio,
+        low=0.97,
+        high=1.02,
+    ),
+    Claim(
+        statement="The step size in its weights is the best one for a gradient step (ratio of the two)",
+        source=f"{_SOURCE}; 0.0336 is what a retrained layer has here against a best of about 0.033",
+        published="about 1",
+        value=step_ratio,
+        low=0.92,
+        high=1.08,
+    ),
+    Claim(
+        statement="Its weights compute the map of Proposition 1 (cosine between the two maps)",
+        source="arXiv 2309.05858, figure 4: products of the weights are block-diagonal",
+        published="shown, no number",
+        value=lambda results, config: papers(results, config).values("structure.cosine"),
+        low=0.95,
+    ),
+    Claim(
+        statement="Under 1 % of the weights are non-zero",
+        source="press reports on the first version of arXiv 2309.05858",
+        published="< 1 %",
+        value=lambda results, config: papers(results, config).values("structure.nonzero"),
+        detail=shares,
+    ),
+    Claim(
+        statement="That holds whatever the number of heads and the width of the state (largest |ratio of losses - 1|)",
+        source="arXiv 2309.05858",
+        published="stated, no number",
+        value=largest_difference,
+        high=0.03,
+        detail=lambda results, config: f" over {len(results)} layers",
+    ),
+)
+
+
+def report(report: Report, config: OneStepConfig, results: Results[Layer]) -> None:
+    """The answer, every layer, the curves during training, the losses by position."""
+    from unrolled.report import Fact
+
+    rows = papers(results, config)
+    gradient_step, seeds = f"{rows.first('gradient_step_loss'):.3f}", rows.values("loss").count
+    loss, cosine = rows.values("loss"), rows.values("structure.cosine")
+    report.headline(
+        f"One trained linear layer ends at a loss of {loss:.3f}, one gradient step of the best size at "
+        f"{gradient_step}; the weights hold a step size of {rows.values('structure.step_size'):.4f}.",
+        [
+            Fact(label="Loss of the layer", value=f"{loss:.3f}", detail=f"{seeds}, {rows.first('extent')}"),
+            Fact(label="Loss of one gradient step", value=gradient_step),
+            Fact(label="Cosine to Proposition 1", value=f"{cosine:.3f}", detail=seeds),
+        ],
+    )
+    report.section(
+        "Every layer",
+        "Losses are half the squared error, summed over the state and averaged over positions and held-out sequences. "
+        "The gradient step starts from zero; its size is the best one on sequences of its own.",
+    ).table(
+        ["heads", "width", "seed", "training", "loss", "gradient step", "learned step", "best step", "cosine"],
+        [
+            [
+                *(cell.heads, cell.dim, cell.seed, result["extent"]),
+                *(f"{result[name]:.4f}" for name in ("loss", "gradient_step_loss")),
+                *(f"{result['structure']['step_size']:.4f}", f"{result['best_step_size']:.4f}"),
+                f"{result['structure']['cosine']:.3f}",
+            ]
+            for cell, result, _ in results
+        ],
+        caption="The cosine is between the map that the weights of all heads compute and that of Proposition 1.",
+    )
+    over = f"Mean over {seeds}; bars are one standard deviation." if len(rows) > 1 else "One seed."
+    _training(report, config, rows, over)
+    _positions(report, rows, over)
+
+
+def _training(report: Report, config: OneStepConfig, rows: Results[Layer], over: str) -> None:
+    from unrolled.report import LineChart, Series
+
+    def panel(title: str, *lines: tuple[str, str], flat: tuple[str, str] | None = None, **style: Any) -> LineChart:
+        series = [rows.curve(label, "curve", key, color=place) for place, (label, key) in enumerate(lines)]
+        if flat is not None:
+            x, (label, path) = series[0].x, flat
+            series.append(Series(label=label, x=x, y=[rows.first(path)] * len(x), dashed=True))
+        return LineChart(title=title, x_label="training step", series=series, **style)
+
+    report.section("During training").figure(
+        [
+            panel("held-out loss", ("layer", "loss"), flat=("gradient step", "gradient_step_loss")),
+            panel("step size in the weights", ("layer", "step_size"), flat=("best", "best_step_size")),
+            panel(
+                "share of the squared weight",
+                ("W_q^T W_k", "query_key_on_diagonals"),
+                ("P W_v", "output_value_on_diagonals"),
+                ("cosine to Prop. 1", "cosine"),
+                y_range=(0.0, 1.05),
+            ),
+        ],
+        name="training",
+        caption=f"{over} The third panel: share on the diagonals of the blocks of both products of weights, where all "
+        f"of Proposition 1's lies and a tenth of random weights'. {config.test_sequences} held-out sequences.",
+    )
+
+
+def _positions(report: Report, rows: Results[Layer], over: str) -> None:
+    from unrolled.report import LineChart, Series
+
+    reference = rows.first("gradient_step_by_position")
+    x = list(range(1, len(reference) + 1))
+    report.section("By position").figure(
+        LineChart(
+            title="held-out loss",
+            x_label="states seen",
+            series=[
+                rows.curve("layer", "losses_by_position", x=x, color=0),
+                Series(label="gradient step", x=x, y=reference, dashed=True),
+            ],
+        ),
+        name="positions",
+        caption=f"{over} A fixed step size is too small for short contexts and too large for long ones: that is why "
+        "the loss rises again.",
+    )
+
+
+STUDY = Study(
+    name="mesa-one-step",
+    title="One linear-attention layer is one gradient step on its own context",
+    question="Does a trained linear layer do what one step of gradient descent on the sequence itself does?",
+    citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
+    config=OneStepConfig,
+    cells=cells,
+    claims=CLAIMS,
+    report=report,
+)

@@ -1,0 +1,223 @@
+"""The table of a study, one row a cell, and the statistics that reports are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from unrolled.errors import require
+from unrolled.studies.cells import Cell, CellT, Row
+
+if TYPE_CHECKING:
+    from unrolled.report import Series
+
+NOT_RUN = "not run"
+OtherT = TypeVar("OtherT", bound=Cell)
+
+
+@dataclass(frozen=True)
+class Values:
+    """Numbers by what they were repeated over, mostly the seed; two of them are combined pair by pair.
+
+    `f"{values:.1f}"` reads `45.3 ± 0.7`, mean and sample standard deviation; one value stands alone, and none reads
+    `not run`. Of `one - other` only what both have remains.
+    """
+
+    by: Mapping[Hashable, float] = field(default_factory=dict)
+    unit: str = "seed"
+
+    def __len__(self) -> int:
+        return len(self.by)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.by.values())
+
+    @property
+    def count(self) -> str:
+        """`1 seed`, `3 seeds`."""
+        return f"{len(self)} {self.unit}{'s' * (len(self) != 1)}"
+
+    @property
+    def mean(self) -> float:
+        """Over all; NaN of none."""
+        return fmean(self) if self.by else float("nan")
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation; NaN of fewer than two."""
+        return stdev(self) if len(self) > 1 else float("nan")
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Student's interval of the mean; None of fewer than two, which say nothing of their spread."""
+        if len(self) < 2:
+            return None
+        from scipy.stats import t
+
+        half = float(t.ppf((1 + level) / 2, len(self) - 1)) * self.deviation / len(self) ** 0.5
+        return self.mean - half, self.mean + half
+
+    def map(self, function: Callable[[float], float]) -> Values:
+        """`function` of each."""
+        return Values({key: function(value) for key, value in self.by.items()}, self.unit)
+
+    def __add__(self, other: Values | float) -> Values:
+        return self._with(other, lambda a, b: a + b)
+
+    def __sub__(self, other: Values | float) -> Values:
+        return self._with(other, lambda a, b: a - b)
+
+    def __mul__(self, other: Values | float) -> Values:
+        return self._with(other, lambda a, b: a * b)
+
+    def __truediv__(self, other: Values | float) -> Values:
+        return self._with(other, lambda a, b: a / b)
+
+    def __rmul__(self, factor: float) -> Values:
+        return self * factor
+
+    def __rsub__(self, number: float) -> Values:
+        return self.map(lambda value: number - value)
+
+    def __neg__(self) -> Values:
+        return self.map(lambda value: -value)
+
+    def __abs__(self) -> Values:
+        return self.map(abs)
+
+    def __format__(self, spec: str) -> str:
+        if not self.by:
+            return NOT_RUN
+        spread = f" ± {self.deviation:{spec.lstrip('+')}}" if len(self) > 1 else ""
+        return f"{self.mean:{spec}}{spread}"
+
+    def _with(self, other: Values | float, of: Callable[[float, float], float]) -> Values:
+        pairs = other.by if isinstance(other, Values) else dict.fromkeys(self.by, float(other))
+        return Values({key: of(value, pairs[key]) for key, value in self.by.items() if key in pairs}, self.unit)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number whose interval comes from elsewhere, such as a bootstrap over images; `unit` says over what."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+class Results(Sequence[Row[CellT]]):
+    """Rows of a study, and why the other cells have none."""
+
+    def __init__(self, rows: Iterable[Row[CellT]], missing: Mapping[Cell, str] | None = None) -> None:
+        self.rows, self.missing = tuple(rows), dict(missing or {})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def of(self, kind: type[OtherT], /, **columns: Any) -> Results[OtherT]:
+        """Rows of one kind of cell, of which `where` has these columns."""
+        rows: list[Any] = [row for row in self.rows if isinstance(row.cell, kind)]
+        return Results[OtherT](rows).where(**columns)
+
+    def where(self, **columns: Any) -> Results[CellT]:
+        """Rows whose columns have these values.
+
+        Raises:
+            ValueError: no row has such a column.
+        """
+        known = {name for row in self.rows for name in row.cell.columns}
+        if self.rows and (unknown := columns.keys() - known):
+            raise ValueError(f"no cell here has a column {min(unknown)!r}; there are {', '.join(sorted(known))}")
+        absent = object()
+        return Results(
+            row
+            for row in self.rows
+            if all(row.cell.columns.get(name, absent) == value for name, value in columns.items())
+        )
+
+    def by(self, unit: str = "seed") -> dict[Hashable, Row[CellT]]:
+        """One row for each value of the column `unit`.
+
+        Raises:
+            ValueError: two rows have the same; it names the columns that must be given to tell them apart.
+        """
+        rows: dict[Hashable, Row[CellT]] = {}
+        for row in self.rows:
+            key = row.cell.columns[unit]
+            if key in rows:
+                one, other = rows[key].cell.columns, row.cell.columns
+                apart = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+                raise ValueError(f"two rows have {unit}={key}; also give {', '.join(apart) or 'the kind of cell'}")
+            rows[key] = row
+        return rows
+
+    def values(self, path: str, unit: str = "seed") -> Values:
+        """The results at `path` ("ridge.all.accuracy"), by `unit`; a result that is None is left out."""
+        found = {key: _at(row.result, path) for key, row in self.by(unit).items()}
+        return Values({key: float(value) for key, value in found.items() if value is not None}, unit)
+
+    def first(self, path: str, default: Any = None) -> Any:
+        """The result at `path` of the first row, for what all rows agree in; `default` of no row."""
+        return _at(self.rows[0].result, path) if self.rows else default
+
+    def curve(
+        self, label: str, path: str, y: str | Sequence[str] = "", *, x: str | Sequence[float] = "step", **style: Any
+    ) -> Series:
+        """A line of a chart: the mean over rows, with the sample standard deviation as bars where there are several.
+
+        Args:
+            label: of the line.
+            path: to a list of numbers, of records, or to a record of numbers.
+            y: of records the name of the number; of a record the names of its numbers, in order.
+            x: of records the name of the place, or the places.
+            **style: of `Series`.
+        """
+        from unrolled.report import Series
+
+        curves = [_at(row.result, path) for row in self.rows]
+        if isinstance(y, str):
+            lines = [[point[y] for point in curve] if y else list(curve) for curve in curves]
+        else:
+            lines = [[curve[name] for name in y] for curve in curves]
+        points = list(zip(*lines, strict=True))
+        return Series(
+            label=label,
+            x=[point[x] for point in curves[0]] if isinstance(x, str) else x,
+            y=[fmean(point) for point in points],
+            error=[stdev(point) for point in points] if len(curves) > 1 else None,
+            **style,
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every row as plain values: its cell's class, the columns, the result, the seconds; for `report.json`."""
+        return [
+            {"cell": type(row.cell).__name__, **row.cell.columns, **row.result, "seconds": row.seconds}
+            for row in self.rows
+        ]
+
+    def frame(self) -> Any:
+        """`records` as a pandas table; columns of nested results are joined by dots.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        pandas = require("pandas", extra="hf", feature="frame()")
+        return pandas.json_normalize(self.records())
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(dict.fromkeys(type(row.cell).__name__ for row in self.rows))
+        return f"Results({len(self.rows)} rows{f' of {kinds}' * bool(kinds)}, {len(self.missing)} missing)"
+
+
+def _at(result: Any, path: str) -> Any:
+    for name in path.split("."):
+        result = result[name]
+    return result

@@ -1,0 +1,263 @@
+"""A study is data: a question, a budgeted configuration, its cells, its claims, and how to show what came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+from unrolled.studies.base import QUICK_NOTICE, Budget, StudyConfig
+from unrolled.studies.cells import Cell, Context
+from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
+
+if TYPE_CHECKING:
+    from unrolled import report as reports
+    from unrolled.report import Report
+
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not run", "not judged"]
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Bound of a setting, or of each number in a list: the smallest it may be."""
+
+    low: float
+
+
+@dataclass(frozen=True)
+class Above:
+    """Bound of a setting, or of each number in a list, that it must exceed."""
+
+    low: float
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """A list with at least one value, and none twice."""
+
+
+Count = Annotated[int, AtLeast(1)]
+Rate = Annotated[float, Above(0)]
+Seeds = Annotated[tuple[int, ...], Distinct()]
+
+
+@dataclass(kw_only=True)
+class Config(StudyConfig):
+    """Base of every study's configuration; `budgets` says what each budget changes of the defaults.
+
+    What can be said of one field is said in its type (`Count`, `Rate`, `Seeds`, `Literal`) and checked here.
+    """
+
+    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {}
+
+    budget: Budget = "cpu"
+    """The budget that the settings come from; `quick` judges nothing."""
+    out: Path | None = None
+    """Where the report goes; default: `runs/` and the study's name."""
+    kept: Path = Path("runs/kept")
+    """Where results and trained networks are kept, for all studies."""
+    device: str = "cpu"
+    """Where to compute."""
+    workers: Count = 1
+    """Cells computed at a time, each in a process of one thread; 1 stays in this process."""
+    cluster: str | None = None
+    """Address of a Dask scheduler whose workers compute instead; they must see the same folders."""
+    only_kept: bool = False
+    """Report from what is kept, and compute nothing."""
+
+    @classmethod
+    def of_budget(cls, budget: Budget, **overrides: Any) -> Self:
+        """The configuration of a budget, some settings replaced.
+
+        Raises:
+            ValueError: no such budget, or a setting out of its bounds.
+        """
+        return cls(**{"budget": budget, **cls.budgets.get(budget, {}), **overrides})
+
+    @property
+    def context(self) -> Context:
+        """What cells are given."""
+        return Context(kept=self.kept, data_dir=getattr(self, "data_dir", Path("data")), device=self.device)
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            if get_origin(hint) is not ClassVar:
+                _check(name, getattr(self, name), hint)
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """Raise `ValueError` where a setting is out of the bounds that its type says, or none of its choices."""
+    if get_origin(hint) is Annotated:
+        hint, *bounds = get_args(hint)
+        for bound in bounds:
+            _check_bound(name, value, bound)
+    if get_origin(hint) is tuple and isinstance(value, tuple) and get_args(hint)[-1] is ...:
+        for part in value:
+            _check(name, part, get_args(hint)[0])
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(str, get_args(hint)))}")
+
+
+def _check_bound(name: str, value: Any, bound: Any) -> None:
+    if isinstance(bound, Distinct):
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"{name}={value}: name at least one, and none twice")
+    elif isinstance(value, tuple):
+        for part in value:
+            _check_bound(name, part, bound)
+    elif isinstance(bound, AtLeast) and not value >= bound.low:
+        raise ValueError(f"{name}={value}: must be at least {bound.low:g}")
+    elif isinstance(bound, Above) and not (value > bound.low and math.isfinite(value)):
+        raise ValueError(f"{name}={value}: must be more than {bound.low:g}, and finite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A published statement, how its value is read off the results, and the range that counts as reproducing it.
+
+    Without a range nothing is judged. With one, the 95 % interval of the value lies inside it (reproduced), outside it
+    (not reproduced) or across an end of it (undecided). The interval is over seeds where `value` gives `Values`, and
+    the one that an `Estimate` brings; one seed alone has none and decides nothing. A plain number is exact, such as a
+    count of operations, and judged as a point.
+
+    Attributes:
+        statement: what is claimed, with the quantity and its unit.
+        source: citation with the figure or table.
+        published: the source's value, as a reader wants to see it.
+        value: what was measured, from the results and the configuration; no `Values` at all mean `not run`.
+        low, high: the range, ends included.
+        spec: how the value is written.
+        detail: words after the value.
+        unless: why a configuration cannot judge it, such as other data than the claim names; "" if it can.
+    """
+
+    statement: str
+    source: str
+    published: str
+    value: Callable[[Results[Any], Any], Values | Estimate | float]
+    low: float = -math.inf
+    high: float = math.inf
+    spec: str = ".3f"
+    detail: Callable[[Results[Any], Any], str] = lambda results, config: ""
+    unless: Callable[[Any], str] = lambda config: ""
+
+    def judge(self, results: Results[Any], config: Config) -> reports.Claim:
+        """The claim beside what was measured."""
+        from unrolled import report as reports
+
+        reason = self.unless(config)
+        value = Values() if reason else self.value(results, config)
+        verdict = self._verdict(value)
+        if config.budget == "quick" and verdict != "not run":
+            verdict = "not judged"
+        if verdict == "not run":
+            measured = reason or NOT_RUN
+        else:
+            measured = f"{value:{self.spec}}{self.detail(results, config)}{self._doubt(value, verdict)}"
+        return reports.Claim(
+            statement=self.statement,
+            source=self.source,
+            published=self.published,
+            measured=measured,
+            reproduced={"reproduced": True, "not reproduced": False}.get(verdict),
+            verdict=verdict,
+        )
+
+    def _verdict(self, value: Values | Estimate | float) -> Verdict:
+        if (isinstance(value, Values) and not value) or (isinstance(value, float) and math.isnan(value)):
+            return "not run"
+        if math.isinf(self.low) and math.isinf(self.high):
+            return "not judged"
+        ends = self._interval(value)
+        if ends is None:
+            return "undecided"
+        if self.low <= ends[0] and ends[1] <= self.high:
+            return "reproduced"
+        return "not reproduced" if ends[1] < self.low or ends[0] > self.high else "undecided"
+
+    def _interval(self, value: Values | Estimate | float) -> tuple[float, float] | None:
+        if isinstance(value, Values):
+            return value.interval()
+        if isinstance(value, Estimate):
+            return value.low, value.high
+        return value, value
+
+    def _doubt(self, value: Values | Estimate | float, verdict: Verdict) -> str:
+        """Why nothing is decided."""
+        if verdict != "undecided":
+            return ""
+        if isinstance(value, Values):
+            ends = value.interval()
+            if ends is None:
+                return f"; one {value.unit} decides nothing"
+            return f"; 95 % interval over {value.count} {ends[0]:{self.spec}} to {ends[1]:{self.spec}}"
+        return f"; 95 % interval over {value.unit}" if isinstance(value, Estimate) else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A published claim that can be run.
+
+    Attributes:
+        name: on the command line.
+        title: in words.
+        question: one sentence; `{steps}` stands for a setting of that name.
+        citation: what is reproduced.
+        config: the class of its settings.
+        cells: what a configuration computes; the same cell may come twice.
+        claims: what is judged, in the order of the page.
+        report: lays out what came out: headline, sections, figures.
+    """
+
+    name: str
+    title: str
+    question: str
+    citation: str
+    config: type[Config]
+    cells: Callable[[Any], Iterable[Cell]]
+    claims: Sequence[Claim]
+    report: Callable[[Report, Any, Results[Any]], None]
+
+    def run(self, config: Any, *, on_progress: Callable[[str], None] | None = None) -> Report:
+        """Compute what is not kept, judge, lay out; the report is also written, to `config.out`.
+
+        Args:
+            config: what to run.
+            on_progress: given a line of text when a cell is done.
+
+        Raises:
+            MissingData: nothing could be computed, since data are missing.
+        """
+        from unrolled.errors import MissingData
+        from unrolled.report import Provenance, Report
+        from unrolled.studies.runner import compute_all
+
+        found = compute_all(
+            self.cells(config),
+            config.context,
+            workers=config.workers,
+            cluster=config.cluster,
+            only_kept=config.only_kept,
+            on_progress=on_progress,
+        )
+        if found.missing and not found.rows:
+            raise MissingData(next(iter(found.missing.values())))
+        results = Results(found.rows, found.missing)
+        report = Report(self.title, question=self.question.format(**vars(config)))
+        report.notice = QUICK_NOTICE if config.budget == "quick" else ""
+        report.claims = [claim.judge(results, config) for claim in self.claims]
+        self.report(report, config, results)
+        if found.missing:
+            report.section("Not run", "\n\n".join(dict.fromkeys(found.missing.values())))
+        report.results = {"rows": results.records()}
+        report.provenance = Provenance.collect(
+            config=config, seeds=getattr(config, "seeds", ()), duration=found.seconds
+        )
+        report.write(self.folder(config))
+        return report
+
+    def folder(self, config: Any) -> Path:
+        """Where the report goes."""
+        return Path("runs") / self.name if config.out is None else Path(config.out)

@@ -1,0 +1,125 @@
+"""Training that saves itself as it goes, so that a study that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Look = Callable[[int], Mapping[str, Any] | None]
+
+
+class Checkpoint(NamedTuple):
+    """A file that a training is saved to, and what its weights depend on; a file with another key is not used."""
+
+    path: Path
+    key: str
+
+
+def train_kept(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_at: Callable[[int], Tensor],
+    *,
+    steps: int,
+    keep: Checkpoint | None = None,
+    rate: Callable[[int], float] | None = None,
+    clip_value: float | None = None,
+    clip_norm: float | None = None,
+    look: Look | None = None,
+    look_at: Iterable[int] = (),
+    every: int = 250,
+) -> list[dict[str, Any]]:
+    """Train `model` in place for `steps` steps, saving to `keep` so that a second call goes on from there.
+
+    A finished file is simply loaded, which is how studies share trained models. On one device and with as many threads
+    an interrupted training ends with the same weights as an uninterrupted one, if `loss_at` depends on the step alone.
+
+    Args:
+        model: initialised by the caller from a seed that `settings` names.
+        optimizer: over the parameters of `model`.
+        loss_at: from the number of steps done to the loss of the next batch.
+        steps: in all.
+        keep: where to save, and all that the weights depend on besides `steps`; nothing is saved if None.
+        rate: from the number of steps done to the learning rate; constant if None.
+        clip_value: gradients are clipped element by element.
+        clip_norm: gradients are clipped by their norm.
+        look: called with the number of steps done, at each of `look_at`; what it returns is logged.
+        look_at: numbers of steps in 0 to `steps`.
+        every: steps between two saves.
+
+    Returns:
+        What `look` returned, each with its "step".
+    """
+    key = "" if keep is None else json.dumps([keep.key, steps])
+    looks = set(look_at)
+    log: list[dict[str, Any]] = []
+    begin = 0
+    device = next(model.parameters()).device
+    kept = None if keep is None else _load(keep.path, key, device)
+    if kept is not None:
+        model.load_state_dict(kept["model"])
+        log, begin = json.loads(kept["log"]), kept["step"]
+        if begin < steps:
+            optimizer.load_state_dict(kept["optimizer"])
+
+    def save(done: int) -> None:
+        if keep is None:
+            return
+        state = {"key": key, "step": done, "model": model.state_dict(), "log": json.dumps(log)}
+        if done < steps:
+            state["optimizer"] = optimizer.state_dict()
+        keep.path.parent.mkdir(parents=True, exist_ok=True)
+        part = keep.path.with_suffix(f".{os.getpid()}.part")
+        torch.save(state, part)
+        part.replace(keep.path)
+
+    for step in range(begin, steps + 1):
+        if look is not None and step in looks and all(entry["step"] != step for entry in log):
+            was_training = model.training
+            log.append({"step": step, **(look(step) or {})})
+            model.train(was_training)
+        if step == steps:
+            break
+        if step > begin and step % every == 0:
+            save(step)
+        if rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+        optimizer.zero_grad()
+        loss_at(step).backward()  # type: ignore[no-untyped-call]
+        if clip_value is not None:
+            nn.utils.clip_grad_value_(model.parameters(), clip_value)
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+    if kept is None or begin < steps:
+        save(steps)
+    return log
+
+
+def warmup_cosine(peak: float, *, warmup: int, steps: int, floor: float = 0.0) -> Callable[[int], float]:
+    """A learning rate that rises linearly for `warmup` steps and then falls as a cosine to `floor` at `steps`."""
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        progress = torch.tensor(min(1.0, (step - warmup) / max(1, steps - warmup)))
+        return floor + (peak - floor) * float(0.5 * (1 + torch.cos(torch.pi * progress)))
+
+    return rate
+
+
+def _load(path: Path, key: str, device: torch.device) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        kept: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError):  # cut short while it was written
+        return None
+    return kept if kept.get("key") == key else None
