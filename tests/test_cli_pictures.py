@@ -193,6 +193,9 @@ def test_complete(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert gone.mean() == pytest.approx(0.5, abs=0.01)
     assert np.array_equal(filled[~gone], original[~gone]), "what was left is untouched"
     assert np.array_equal(filled[gone], bare[gone])
+    for key, guess in (("psnr", filled[gone]), ("psnr_mean_colour", original[~gone].mean(0))):
+        error = np.mean((original[gone].astype(float) - guess) ** 2)
+        assert row[key] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-9), "of the removed pixels alone"
     assert "The weights are random" in (out / "report.html").read_text()
 
 

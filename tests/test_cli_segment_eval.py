@@ -69,6 +69,8 @@ def test_attention_and_objects_beside_their_baselines(marked: Path, capsys: pyte
         assert "earlier" in row["confidence"]
     page = (out / "report.html").read_text()
     assert "The weights are random" in page
+    assert "of each class on each photo, then the mean over the classes of a photo, then over photos" in page
+    assert "an oracle: the head that fits best" in page
     assert "bootstrap over images" in page
     assert "masks found earlier are surer" in page
     assert len(list((out / "figures").glob("layers-heads-*.svg"))) == 4
@@ -89,6 +91,11 @@ def test_what_is_measured_and_how_objects_are_ranked_can_be_chosen(
     assert regions["one region"]["covering"] < regions["colour"]["covering"]
     assert "boundary_f" not in regions["colour"], "one mask is no segmentation by a person"
     assert 0 < regions["model"]["boundary_jaccard"] < 1
+    page = (marked / "out" / "report.html").read_text()
+    grid = regions["every patch"]["boundary_jaccard"]
+    assert f"the {grid:.3f} of a border around every patch, which knows nothing of the photo" in page
+    best = max(row["boundary_jaccard"] for row in result["clusters"] if row["system"] == "model")
+    assert f"has a boundary Jaccard of {best:.3f}, {'less' if best < grid else 'more'} than" in page
     assert run("segment", *arguments, "--measure", "clusters", *MODEL) == 0
     said = capsys.readouterr().out
     header = next(line for line in said.splitlines() if line.startswith("system"))

@@ -51,12 +51,13 @@ VERBS = {
     "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
     "explore": Verb("unrolled.commands.explore:explore", "Look inside models in a browser, on a local page."),
     "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
-    "study": Verb("unrolled.commands.study:study", "Run a published claim and judge what came out."),
+    "study": Verb("unrolled.commands.study:list_studies", "Run a published claim and judge what came out."),
     "gallery": Verb("unrolled.commands.gallery:gallery", "A static site of what studies claimed and found."),
     "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),
     "doctor": Verb("unrolled.commands.doctor:doctor", "What of this machine will be used, and what is missing."),
 }
 
+_NO_MEMORY = ("can't allocate memory", "out of memory")  # as PyTorch says it
 _UNWRITABLE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 _EPILOGUE = (
@@ -84,7 +85,12 @@ def build(tokens: Sequence[str] = ()) -> App:
         suppress_keyboard_interrupt=False,
     )
     for order, (name, verb) in enumerate(VERBS.items()):
-        app.command(verb.function, name=name, help=None if name in tokens[:1] else verb.help, sort_key=order)
+        if name == "study" and name in tokens[:1]:
+            from unrolled.commands import study
+
+            app.command(study.app(tokens[1:]))
+        else:
+            app.command(verb.function, name=name, help=None if name in tokens[:1] else verb.help, sort_key=order)
     return app
 
 
@@ -160,6 +166,8 @@ def explain(error: Exception) -> tuple[int, str]:
         return 2, message
     if isinstance(error, OSError) and error.strerror:
         return 1, f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"
+    if isinstance(error, MemoryError) or any(part in message for part in _NO_MEMORY):
+        return 1, "memory ran out; give a smaller --batch-size, --image-size or model, or fewer images"
     return 1, f"{type(error).__name__}: {message} (--debug shows where)"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,6 +80,24 @@ def test_values_by_hand() -> None:
     # two bins of two: (0.6, 0.7) and (0.8, 0.9), one right in each
     halves = reliability(p.log(), torch.tensor([0, 1, 1, 0]), bins=2)
     assert halves.adaptive_ece == pytest.approx((abs(0.5 - 0.65) + abs(0.5 - 0.85)) / 2)
+
+
+def test_values_of_a_loop_over_samples_and_bins() -> None:
+    logits, labels = drawn(5, n=400)
+    p = np.exp(logits.double().numpy() / 1.7)
+    p /= p.sum(1, keepdims=True)
+    truth = labels.numpy()
+    error = 0.0
+    for b in range(15):
+        inside = [i for i in range(400) if b / 15 < p[i].max() <= (b + 1) / 15]
+        if inside:
+            right = np.mean([p[i].argmax() == truth[i] for i in inside])
+            error += len(inside) / 400 * abs(right - np.mean([p[i].max() for i in inside]))
+    found = reliability(logits, labels, temperature=1.7)
+    assert found.ece == pytest.approx(error, abs=1e-12)
+    assert found.nll == pytest.approx(-np.mean([np.log(p[i, truth[i]]) for i in range(400)]), abs=1e-12)
+    one_hot = np.eye(p.shape[1])[truth]
+    assert found.brier == pytest.approx(((p - one_hot) ** 2).sum(1).mean(), abs=1e-12)
 
 
 def test_certain_and_wrong_is_as_bad_as_can_be() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 from itertools import pairwise
 
@@ -28,6 +29,13 @@ def test_the_schedule_rises_to_the_peak_then_falls_to_the_minimum(peak, warmup, 
     assert rates[max(0, warmup - 1)] == pytest.approx(peak)
     assert all(a >= b - 1e-12 for a, b in pairwise(rates[warmup:]))
     assert rates[total] == pytest.approx(minimum, abs=1e-12)
+
+
+def test_the_last_step_is_one_short_of_the_minimum():
+    last, after = (learning_rate(step, peak=1.0, warmup=2, total=10, minimum=0.1) for step in (9, 10))
+    assert after == pytest.approx(0.1)
+    assert last == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 7 / 8)) / 2)
+    assert last > after
 
 
 def test_the_warmup_is_not_a_minimum_of_ramp_and_cosine():
@@ -88,6 +96,45 @@ def test_mixing_keeps_its_input_and_makes_distributions(count):
         torch.testing.assert_close(targets.sum(1), torch.ones(count))
     if count == 8:
         assert not torch.equal(mixed, images)
+
+
+def test_mixup_is_one_share_of_a_batch_and_of_its_reverse():
+    mixing = Mixing(TrainConfig(mixup=0.4, label_smoothing=0.1), classes=6)
+    images, labels = torch.randn(6, 3, 4, 4), torch.arange(6)
+    seed_step(3, 1)
+    mixed, targets = mixing(images, labels)
+    smooth = torch.full((6, 6), 0.1 / 6)
+    on, off = 0.9 + 0.1 / 6, 0.1 / 6
+    share = float((targets[0, 0] - off) / (on - off))
+    assert 0 < share < 1
+    one_hot = smooth + 0.9 * torch.eye(6)
+    torch.testing.assert_close(targets, share * one_hot + (1 - share) * one_hot.flip(0))
+    torch.testing.assert_close(mixed, share * images + (1 - share) * images.flip(0))
+
+
+def test_steps_are_those_of_adamw_written_out():
+    torch.manual_seed(1)
+    model = nn.Linear(3, 2).double()
+    config = TrainConfig(lr=0.05, weight_decay=0.1, betas=(0.8, 0.95))
+    optimizer = build_optimizer(model, config)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    first, second = ({name: torch.zeros_like(p) for name, p in expected.items()} for _ in range(2))
+    x, y = torch.randn(5, 3).double(), torch.randn(5, 2).double()
+    for step in range(1, 5):
+        rate = learning_rate(step - 1, peak=0.05, warmup=2, total=4)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        for name, p in model.named_parameters():
+            first[name] = 0.8 * first[name] + 0.2 * p.grad
+            second[name] = 0.95 * second[name] + 0.05 * p.grad**2
+            decayed = expected[name] * (1 - rate * 0.1 * (p.ndim > 1))  # biases do not decay
+            root = (second[name] / (1 - 0.95**step)).sqrt() + 1e-8
+            expected[name] = decayed - rate * first[name] / (1 - 0.8**step) / root
+        optimizer.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name])
 
 
 def test_the_moving_average_is_the_recurrence_it_claims():

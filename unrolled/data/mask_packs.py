@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from unrolled.arrays import read_npz
 from unrolled.data.listing import files_in
 from unrolled.data.mask_files import BsdsFolder, CocoInstances, CocoPanoptic
 from unrolled.data.masks import MaskSource, Missing, Region, Scene, as_labels, check_size, to_rgb
 from unrolled.data.sources import BadImage, decode
-from unrolled.errors import CorruptFile, MissingData, UnsafeFile
+from unrolled.errors import CorruptFile
 
 
 def open_coco(root: Path, split: str, missing: Missing) -> MaskSource:
@@ -124,20 +123,9 @@ def _packed(root: Path, pattern: str) -> Path | None:
 
 
 def _read(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            lacking = [key for key in keys if key not in archive.files]
-            if lacking:
-                raise CorruptFile(f"{path} is not a packed file of annotated images: it lacks {', '.join(lacking)}")
-            arrays = {key: archive[key] for key in keys}
-    except FileNotFoundError as error:
-        raise MissingData(f"{path} does not exist") from error
-    except CorruptFile:
-        raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        if "pickle" in str(error).lower():
-            raise UnsafeFile(f"{path} holds pickled objects and was not read; save plain arrays") from error
-        raise CorruptFile(f"{path} is truncated or not an .npz file: {error}") from error
+    arrays = read_npz(path, keys)
+    if lacking := [key for key in keys if key not in arrays]:
+        raise CorruptFile(f"{path} is not a packed file of annotated images: it lacks {', '.join(lacking)}")
     for kind in ("", "mask_"):
         payload, offsets = arrays[f"{kind}payload"], arrays[f"{kind}offsets"]
         if payload.dtype != np.uint8 or payload.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":

@@ -6,15 +6,14 @@ Arrays: `payload` uint8 (all images), `offsets` (n + 1, image i is `payload[offs
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from unrolled.arrays import read_npz
 from unrolled.data.sources import _IN_MEMORY, BadImage, ImageSource, Picture, check_labels, decode
-from unrolled.errors import CorruptFile, MissingData, UnsafeFile
+from unrolled.errors import CorruptFile
 
 
 class PackedSource(ImageSource):
@@ -110,20 +109,7 @@ def _size(image: Image.Image) -> tuple[int, int, int] | None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise MissingData(f"{path} does not exist")
-    arrays: dict[str, np.ndarray] = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for key in ("payload", "offsets", "labels", "class_names", "header"):
-                if key in archive.files:
-                    arrays[key] = archive[key]
-    except ValueError as error:
-        if "allow_pickle" in str(error) or "pickle" in str(error).lower():
-            raise UnsafeFile(f"{path} holds pickled objects and was not read; save plain arrays") from error
-        raise CorruptFile(f"{path} is damaged: {error}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise CorruptFile(f"{path} is truncated or not an .npz file: {error}") from error
+    arrays = read_npz(path, ("payload", "offsets", "labels", "class_names", "header"))
     lacking = [key for key in ("payload", "offsets", "labels", "class_names") if key not in arrays]
     if lacking:
         raise CorruptFile(f"{path} is not a packed image file: it lacks {', '.join(lacking)}")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unrolled.arrays import read_npz
 from unrolled.data.files import IMAGES
 from unrolled.data.hub import column_called, columns_of, hub_spec, load_dataset
 from unrolled.data.listing import files_below, files_in, printable
 from unrolled.data.pairs import PairSource, _none_of, _twice
 from unrolled.data.sources import BadImage, Picture, decode, existing_folder
 from unrolled.data.text import read_lines
-from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
+from unrolled.errors import CorruptFile, MissingData, require
 from unrolled.reading import read_json
 
 _TEXTS = ("text", "texts", "caption", "captions", "sentence", "sentences", "raw", "alt_text", "description")
@@ -306,18 +305,7 @@ def _json(path: Path) -> Any:
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise MissingData(f"{path} does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            wanted = {*needed, "payload", "offsets", "header", "ids", "images"} & set(archive.files)
-            arrays = {key: archive[key] for key in wanted}
-    except ValueError as error:
-        if "pickle" in str(error).lower():
-            raise UnsafeFile(f"{path} holds pickled objects and was not read; save plain arrays") from error
-        raise CorruptFile(f"{path} is damaged: {error}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise CorruptFile(f"{path} is truncated or not an .npz file: {error}") from error
+    arrays = read_npz(path, dict.fromkeys((*needed, "payload", "offsets", "header", "ids", "images")))
     lacking = [key for key in needed if key not in arrays]
     if lacking:
         raise CorruptFile(f"{path} lacks {', '.join(lacking)}")

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unrolled.data.sources import BadImage, Picture, as_uint8
+from unrolled.memory import check_fits
 
 if TYPE_CHECKING:
     from unrolled.train.config import TrainConfig
@@ -206,6 +207,8 @@ def model_input(
     if first is not None and first.in_channels in (1, 3):
         channels = first.in_channels
     found["input_size"] = (channels, height, width)
+    # decoded, resized, cropped, as numbers, and as tokens: an image is held several times
+    check_fits(8 * 4 * channels * height * width, f"image_size: an image of {height} x {width} pixels")
     for key in ("mean", "std"):  # one channel of a model described with three: their average
         if len(found[key]) not in (1, channels):
             found[key] = (sum(found[key]) / len(found[key]),)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unrolled.arrays import read_npy
+
 _MAPPED = 2**30
 ARRAY_SUFFIXES = (".npy", ".safetensors")
 
@@ -93,15 +95,8 @@ def check_same_samples(left: Rows, right: Rows, a: str, b: str) -> None:
 
 
 def _read_npy(path: Path) -> Mapping[str, Tensor | np.ndarray]:
-    from unrolled.errors import CorruptFile, UnsafeFile
-
-    try:
-        large = path.stat().st_size >= _MAPPED
-        array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        if "pickle" in str(error).lower() and "Object arrays" in str(error):
-            raise UnsafeFile(f"{path} holds pickled objects and was not read; save a plain array") from error
-        raise CorruptFile(f"{path} is truncated or not a .npy file: {error}") from error
+    array = read_npy(path, mapped_from=_MAPPED)
+    large = isinstance(array, np.memmap)
     if array.dtype.kind not in "fiu" or array.ndim not in (2, 3) or not array.size:
         raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}")
     if large and array.ndim == 2 and array.dtype.kind == "f":

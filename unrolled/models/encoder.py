@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
+from unrolled.models.building import building
 from unrolled.models.registry import ModelInfo
 from unrolled.models.sequence import LanguageModel, check_ids
 from unrolled.models.sequence_config import (
@@ -99,7 +100,8 @@ class MaskedLanguageModel(LanguageModel):
 
 def build_language_model(config: LanguageConfig) -> LanguageModel:
     """The model of a config: a `MaskedLanguageModel` of an `EncoderConfig`, else a `LanguageModel`."""
-    return MaskedLanguageModel(config) if isinstance(config, EncoderConfig) else LanguageModel(config)
+    with building("a language model", {}):
+        return MaskedLanguageModel(config) if isinstance(config, EncoderConfig) else LanguageModel(config)
 
 
 def list_language_models(pattern: str = "*") -> list[ModelInfo]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unrolled.arrays import read_npz
 from unrolled.checksums import check_file
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 
@@ -62,7 +63,7 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
         except SafetensorError as error:
             raise CorruptFile(f"{path}: truncated or damaged safetensors file ({error})") from error
     if path.suffix == ".npz":
-        return _read_arrays(path)
+        return {name: _tensor(array) for name, array in read_npz(path).items()}
     permitted = [thing for name in allow for thing in ALLOWED_GLOBALS[name]]
     try:
         with torch.serialization.safe_globals(permitted):
@@ -80,18 +81,6 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
         raise CorruptFile(f"{path}: truncated or damaged ({str(error).splitlines()[0]})") from error
     except (EOFError, LookupError, ValueError, TypeError, AttributeError) as error:  # of bytes that are no pickle
         raise CorruptFile(f"{path}: truncated, damaged, or no checkpoint at all") from error
-
-
-def _read_arrays(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: _tensor(file[key]) for key in file.files}
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise UnsafeFile(f"{path}: holds pickled objects and was refused, not executed") from error
-        raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise CorruptFile(f"{path}: truncated or damaged ({error})") from error
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -24,7 +24,9 @@ from unrolled.ops.mesa_cg import Operator, conjugate_gradient
 from unrolled.ops.mesa_chunk import (
     MAX_DRIFT,
     SAFE_GROWTH,
+    SHARE,
     Carry,
+    Imprecise,
     Problem,
     Segment,
     Woodbury,
@@ -34,18 +36,22 @@ from unrolled.ops.mesa_chunk import (
 )
 from unrolled.ops.mesa_recurrent import sherman_morrison, starting_inverse
 
+# numbers in the systems that "dense" forms at once
+_DENSE = 2**24
+
 
 @dataclass(frozen=True)
 class Solver:
     """How the systems of a segment are solved.
 
     Attributes:
-        method: "recurrent", "chunk" or "cg".
+        method: "recurrent", "chunk", "cg" or "dense", a factorisation for each step.
         chunk: steps in a chunk.
         per_segment: chunks handled at once; bounds the temporary memory.
         steps: largest number of conjugate-gradient steps.
         tolerance: of conjugate gradients, relative.
         kernel: as in `Problem`.
+        guard: raise `Imprecise` rather than return solutions that may mean nothing.
     """
 
     method: str
@@ -54,21 +60,41 @@ class Solver:
     steps: int
     tolerance: float
     kernel: str = "torch"
+    guard: bool = True
+
+    def dense(self, n: int, width: int) -> Solver:
+        """One factorisation a step for n sequences of keys of this width: the last resort, held to a bounded memory."""
+        chunk = max(1, min(self.chunk, _DENSE // (n * width * width)))
+        return replace(self, method="dense", chunk=chunk, per_segment=1, kernel="torch")
 
     def solve(self, segment: Segment, rhs: Tensor, exact: bool) -> Tensor:
-        """(H_t + diag(ridge_t))^-1 rhs_t for every step of the segment, [n, c, l, d]."""
+        """(H_t + diag(ridge_t))^-1 rhs_t for every step of the segment, [n, c, l, d].
+
+        Raises:
+            Imprecise: a solution may mean nothing, and `guard` is set.
+        """
+        x, stable = self._solve(segment, rhs, exact)
+        if self.guard and not segment.is_safe():
+            certify(segment, rhs, x, stable, self.tolerance)
+        return x
+
+    def _solve(self, segment: Segment, rhs: Tensor, exact: bool) -> tuple[Tensor, bool]:
+        """Solutions, and whether the way to them loses no more digits than the systems themselves."""
+        if self.method == "dense":
+            return torch.linalg.solve_ex(segment.systems(), rhs)[0], True
         if self.method == "recurrent":
             inverse = starting_inverse(segment)
-            return refine(segment, rhs, lambda r: sherman_morrison(segment, r, inverse)[0], self.tolerance)
+            update = lambda r: sherman_morrison(segment, r, inverse)[0]  # noqa: E731
+            return refine(segment, rhs, update, self.tolerance), False
         if self.method == "chunk" and exact:
             woodbury = Woodbury(segment)
             if woodbury.growth() <= SAFE_GROWTH:
-                return woodbury.solve(rhs)
-            return refine(segment, rhs, woodbury.solve, self.tolerance)
+                return woodbury.solve(rhs), True
+            return refine(segment, rhs, woodbury.solve, self.tolerance), False
         ridges = segment.ridges
         diagonal = segment.gram_diagonal() + ridges
         if self.kernel == "triton" and self.method == "cg":
-            return triton_kernels().conjugate_gradients(
+            x = triton_kernels().conjugate_gradients(
                 rhs,
                 segment.keys,
                 segment.gram,
@@ -79,8 +105,9 @@ class Solver:
                 steps=self.steps,
                 tolerance=self.tolerance,
             )
+            return x, False
         precondition = _preconditioner(segment, diagonal) if self.method == "chunk" else None
-        return conjugate_gradient(
+        x = conjugate_gradient(
             lambda x: segment.apply_gram(x).addcmul_(ridges, x),
             rhs,
             rhs / diagonal if precondition is None else precondition(rhs),
@@ -88,6 +115,7 @@ class Solver:
             steps=self.steps,
             precondition=precondition,
         )
+        return x, False
 
 
 def _preconditioner(segment: Segment, diagonal: Tensor) -> Operator:
@@ -98,6 +126,44 @@ def _preconditioner(segment: Segment, diagonal: Tensor) -> Operator:
     if bool(suits.all()):
         return woodbury.solve
     return lambda x: torch.where(suits[..., None], woodbury.solve(x), x / diagonal)
+
+
+def certify(segment: Segment, rhs: Tensor, x: Tensor, stable: bool, tolerance: float) -> None:
+    """Raise `Imprecise` unless solutions are as good as their precision allows, and that is good enough.
+
+    What rounding of the statistics leaves of a right-hand side, at most their precision times the size of the solution,
+    must be below `SHARE` of it, and what is measured to be left not far above that. Where the norm of the systems does
+    not settle it, they are scaled to a unit diagonal, so that channels of other units do not hide each other.
+
+    Args:
+        segment: the systems.
+        rhs: [n, c, l, d].
+        x: their solutions, [n, c, l, d].
+        stable: they came by factors that lose no further digits; then nothing is measured.
+        tolerance: what was allowed to be left of a right-hand side.
+    """
+    eps = torch.finfo(x.dtype).eps
+    kept = segment.forgotten  # where a ridge was kept from decaying further, what is left of it must not matter
+    if stable:
+        wrong = eps * segment.norm
+        if kept is not None:
+            wrong = wrong + kept * segment.ridge_scale * segment.ridge.amax(-1)
+        if bool((wrong[..., None] * _size(x) <= SHARE * _size(rhs)).all()):
+            return
+    root = (segment.gram_diagonal() + segment.ridges).sqrt()
+    size, rounding = _size(rhs / root), eps * x.shape[-1] ** 0.5 * _size(x * root)
+    trusted = rounding <= SHARE * size
+    if kept is not None:
+        trusted &= kept[..., None] * _size(segment.ridges * x / root) <= SHARE * size
+    if not stable:
+        error = rhs - segment.apply_gram(x).addcmul_(segment.ridges, x)
+        trusted &= _size(error / root) <= max(1024 * eps, 2 * tolerance) * size + 64 * rounding
+    if not bool(trusted.all()):
+        raise Imprecise
+
+
+def _size(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1)
 
 
 def refine(segment: Segment, rhs: Tensor, solve: Operator, tolerance: float) -> Tensor:
@@ -216,19 +282,55 @@ class MesaFunction(torch.autograd.Function):
         """
         if torch.is_grad_enabled():
             raise RuntimeError('mesa is differentiable once: use method="reference" for second derivatives')
-        device = ctx.saved_tensors[0].device.type
-        with torch.autocast(device, enabled=False):
-            return (*_backward(ctx, *grads), None, None)
+        k, v, ridge, decay, gate, solutions, last_scale, *flat = ctx.saved_tensors
+        starts = [Carry(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
+        problem = Problem(k, v, gate, decay, ridge, ctx.ridge_decays, ctx.solver.kernel)
+        arguments = starts, solutions, last_scale, *grads[:3]
+        with torch.autocast(k.device.type, enabled=False):
+            try:
+                found = _backward(problem, ctx.solver, *arguments)
+            except Imprecise:
+                found = _in_float64(problem, ctx.solver, *arguments)
+        return (found[0].to(ctx.query_dtype), *found[1:], None, None)
+
+
+def _in_float64(
+    problem: Problem, solver: Solver, starts: list[Carry], solutions: Tensor, *rest: Tensor
+) -> tuple[Any, ...]:
+    """`_backward` with one factorisation a step in float64, statistics included.
+
+    Raises:
+        ValueError: that is not enough either.
+    """
+    try:
+        if problem.keys.device.type == "mps":  # which has no float64
+            raise Imprecise
+        wide: dict[str, Any] = {name: x.double() for name, x in vars(problem).items() if isinstance(x, Tensor)}
+        own, solver = replace(problem, kernel="torch", **wide), solver.dense(*problem.keys.shape[::2])
+        carry = Carry(starts[0].statistics.double(), starts[0].ridge_scale.double())
+        starts = []
+        for first, count, length in segments(own.keys.shape[1], solver.chunk, solver.per_segment):
+            starts.append(carry)
+            carry = load(own, carry, first, count, length)[1]
+        found = _backward(own, solver, starts, *(x.double() for x in (solutions, *rest)))
+    except Imprecise as error:
+        raise ValueError("ridge is too small for the gradient: some system is singular to working precision") from error
+    return tuple(None if x is None else x.to(problem.ridge.dtype) for x in found)
 
 
 def _backward(
-    ctx: Any, d_outputs: Tensor, d_statistics: Tensor, d_scale: Tensor, _: Tensor
-) -> tuple[Tensor | None, ...]:
-    k, v, ridge, decay, gate, solutions, last_scale, *flat = ctx.saved_tensors
-    starts = [Carry(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
-    solver = ctx.solver
-    problem = Problem(k, v, gate, decay, ridge, ctx.ridge_decays, solver.kernel)
-    d_q = k.new_empty(k.shape, dtype=ctx.query_dtype)
+    problem: Problem,
+    solver: Solver,
+    starts: list[Carry],
+    solutions: Tensor,
+    last_scale: Tensor,
+    d_outputs: Tensor,
+    d_statistics: Tensor,
+    d_scale: Tensor,
+) -> tuple[Any, ...]:
+    """Gradients of (q, k, v, ridge, decay, gate, statistics, ridge_scale)."""
+    k, v, ridge, decay, gate = problem.keys, problem.values, problem.ridge, problem.decay, problem.gate
+    d_q = torch.empty_like(solutions)
     d_k, d_v = torch.empty_like(k), torch.empty_like(v)
     d_decay = None if decay is None else torch.empty_like(decay)
     d_gate = None if gate is None else torch.empty_like(gate)
@@ -248,9 +350,9 @@ def _backward(
         shrink = x * y
         rows = (shrink * segment.ridges).sum(-1)
         d_ridge -= _ridge_sum(segment, shrink)
-        if d_decay is not None and d_log_decay is not None:
+        if decay is not None and d_decay is not None and d_log_decay is not None:
             d_log_decay = d_log_decay.flatten(1, 2)
-            if ctx.ridge_decays:
+            if problem.ridge_decays:
                 d_log_decay = d_log_decay + tail[:, None] - _from_here_on(rows.flatten(1, 2))
             d_decay[:, span] = d_log_decay / decay[:, span]
         tail = tail - rows.sum((-2, -1))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -62,7 +62,8 @@ def check(
         raise ValueError(f"v must agree with q in batch, heads and steps, {list(q.shape[:3])}, not {list(v.shape[:3])}")
     if min(*q.shape, v.shape[-1]) == 0:
         raise ValueError(f"q and v must hold at least one step and one channel, not {list(q.shape)}, {list(v.shape)}")
-    double = torch.float64 in (q.dtype, k.dtype, v.dtype)
+    carried = () if state is None or not isinstance(state.gram, Tensor) else (state.gram.dtype,)
+    double = torch.float64 in (q.dtype, k.dtype, v.dtype, *carried)
     dtype = torch.float64 if double else torch.float32
     decay = _per_step("decay", decay, q, dtype)
     input_gate = _per_step("input_gate", input_gate, q, dtype)
@@ -88,21 +89,37 @@ def check(
     )
 
 
+def widened(inputs: Inputs) -> Inputs:
+    """The same in float64."""
+    tensors: dict[str, Any] = {name: x.double() for name, x in vars(inputs).items() if isinstance(x, Tensor)}
+    return replace(inputs, **tensors)
+
+
+def check_finite(inputs: Inputs) -> None:
+    """Raise a `ValueError` that names an argument which holds infinities or NaN, if any does."""
+    for name, x in (("q", inputs.q), ("k", inputs.k), ("v", inputs.v), ("state", inputs.statistics)):
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{name} holds values that are not finite")
+
+
 def check_output(outputs: Tensor, inputs: Inputs) -> None:
     """Raise a `ValueError` that says why, if any output is not finite."""
     if bool(torch.isfinite(outputs.sum())) or bool(torch.isfinite(outputs).all()):
         return
-    for name, x in (("q", inputs.q), ("k", inputs.k), ("v", inputs.v), ("state", inputs.statistics)):
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"{name} holds values that are not finite")
+    check_finite(inputs)
+    check_size(inputs)
+    raise ValueError(
+        f"the solve overflows {inputs.dtype}, and k and v are not large: ridge, {float(inputs.ridge.min()):.2g} at "
+        "its smallest, is too small to divide by; raise it, or pass float64"
+    )
+
+
+def check_size(inputs: Inputs) -> None:
+    """Raise a `ValueError` if the statistics overflow."""
     steps = inputs.k.shape[1] * (1.0 if inputs.gate is None else float(inputs.gate.max()))
     largest = [float(x.abs().amax()) for x in (inputs.k, inputs.v, inputs.statistics)]
-    if steps * largest[0] * max(largest[:2]) + largest[2] < torch.finfo(inputs.dtype).max ** 0.5:
-        raise ValueError(
-            f"the solve overflows {inputs.dtype}, and k and v are not large: ridge, {float(inputs.ridge.min()):.2g} at "
-            "its smallest, is too small to divide by; raise it, or pass float64"
-        )
-    raise ValueError(f"the statistics of k and v overflow {inputs.dtype}: scale k and v down, or pass float64")
+    if not steps * largest[0] * max(largest[:2]) + largest[2] < torch.finfo(inputs.dtype).max ** 0.5:
+        raise ValueError(f"the statistics of k and v overflow {inputs.dtype}: scale k and v down, or pass float64")
 
 
 def check_lengths(lengths: Tensor, batch: int, steps: int, device: torch.device) -> Tensor:

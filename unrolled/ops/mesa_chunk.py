@@ -30,8 +30,14 @@ MAX_REACH = 8.0
 MAX_DRIFT = 4.0
 # growth of a chunk (see Woodbury.growth) up to which solutions need no refinement
 SAFE_GROWTH = 128.0
+# what rounding may leave of a right-hand side in a solution that is trusted: ten bits
+SHARE = 2.0**-10
 # width at which LAPACK's unblocked Cholesky is as fast as one in halves
 _LEAF = 32
+
+
+class Imprecise(ArithmeticError):
+    """Solutions may mean nothing in this precision: the systems are too close to singular for it."""
 
 
 @dataclass
@@ -84,6 +90,7 @@ class Segment:
     ridge: Tensor  # [n, 1, d]
     ridge_decays: bool
     kernel: str = "torch"
+    forgotten: Tensor | None = None  # [n, c], where the ridge was kept from decaying further
 
     @property
     def width(self) -> int:
@@ -112,6 +119,33 @@ class Segment:
         if self.ridge_decays and self.log_decay is not None:
             scale = scale * self.log_decay.exp()
         return scale[..., None] * self.ridge[:, :, None, :]
+
+    @property
+    def norm(self) -> Tensor:
+        """At least |H_t + diag(ridge_t)| for all steps of a chunk, [n, c]: the trace of what can add up to H."""
+        grown = torch.linalg.vector_norm(self.keys, dim=(-2, -1)).square()
+        grown = grown if self.gate is None else grown * self.gate.amax(-1)
+        start = self.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return start + grown + self.ridge_scale * self.ridge.amax(-1)
+
+    def is_safe(self) -> bool:
+        """Whether no system of these is too close to singular, whatever its right-hand side."""
+        least = self.ridge_scale * self.ridge.amin(-1)
+        if self.ridge_decays and self.log_decay is not None:
+            least = least * self.log_decay[..., -1].exp()
+        condition = (self.norm / least).amax()  # a bound that nothing comes near; a NaN is not safe
+        if self.forgotten is not None:
+            condition = torch.where(self.forgotten.any(), torch.inf, condition)
+        return float(condition) <= 4 * SHARE / torch.finfo(self.keys.dtype).eps
+
+    def systems(self) -> Tensor:
+        """H_t + diag(ridge_t) of every step, [n, c, l, d, d]: for where nothing cheaper will do."""
+        ones = torch.ones_like(self.keys[..., 0])
+        pairs = (self.keys[..., :, None] * self.keys[..., None, :]).flatten(-2)
+        inside = self.weigh(ones[..., :, None] * ones[..., None, :]) @ pairs
+        start = self.gram[..., None, :, :]
+        start = start if self.from_start is None else start * self.from_start[..., None, None]
+        return start + inside.unflatten(-1, self.gram.shape[-2:]) + torch.diag_embed(self.ridges)
 
     def weigh(self, scores: Tensor, *, gated: bool = True) -> Tensor:
         """Mask scores [n, c, l, l] to s <= t and weigh them by decay and, unless told otherwise, gate (in place)."""
@@ -193,12 +227,13 @@ def load(problem: Problem, carry: Carry, start: int, chunks: int, length: int) -
         # above the diagonal the exponential may overflow, and inf * 0 is not used: tril_ overwrites it
     statistics, last = _advance(carry.statistics, keys, paired, gate, log_decay)
     scale = carry.ridge_scale[:, None].expand(-1, chunks)
-    last_scale = carry.ridge_scale
+    last_scale, forgotten = carry.ridge_scale, None
     if problem.ridge_decays and log_decay is not None:
         total = log_decay[..., -1].cumsum(-1).exp()
         floor = torch.finfo(dtype).eps ** 2  # a ridge forgotten for long must not underflow to a singular system
         last_scale = (carry.ridge_scale * total[:, -1]).clamp_min(floor)
         scale = (scale * torch.nn.functional.pad(total[:, :-1], (1, 0), value=1.0)).clamp_min(floor)
+        forgotten = scale <= floor
     segment = Segment(
         keys,
         paired,
@@ -210,6 +245,7 @@ def load(problem: Problem, carry: Carry, start: int, chunks: int, length: int) -
         problem.ridge[:, None],
         problem.ridge_decays,
         problem.kernel,
+        forgotten,
     )
     return segment, Carry(last, last_scale)
 
@@ -262,7 +298,7 @@ class Woodbury:
             self.to_end = self.to_end.clamp_min(math.exp(-MAX_REACH))
             scale = self.to_end if scale is None else scale * self.to_end
         # a ridge below the rounding error of the statistics cannot be told from zero: raise it to that error
-        rounding = torch.finfo(gram.dtype).eps * gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
+        rounding = torch.finfo(gram.dtype).eps * gram.diagonal(dim1=-2, dim2=-1)
         self.lower = cholesky(gram + torch.diag_embed(torch.maximum(ridge, rounding)))
         columns = segment.keys if scale is None else segment.keys * scale.sqrt()[..., None]
         self.whitened = torch.linalg.solve_triangular(self.lower.mT, columns, upper=True, left=False)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unrolled.ops.mesa_chunk import SAFE_GROWTH, Carry, Problem, cholesky, segments
+from unrolled.ops.mesa_chunk import SAFE_GROWTH, SHARE, Carry, Problem, cholesky, segments
 
 # chunks whose running sums are one product with a triangle of ones; beyond, a cumulative sum
 _SHORT_SUM = 32
@@ -113,14 +113,17 @@ def _running_sums(k: Tensor, v: Tensor, state: Tensor, scratch: _Scratch) -> tup
 
 
 def _block(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ridge: Tensor, scratch: _Scratch) -> Tensor | None:
-    """Outputs of independent chunks, [n c, l, e]; `starts` is overwritten. None if the chunks grow too much."""
+    """Outputs of independent chunks, [n c, l, e]; `starts` is overwritten. None if the chunks grow too much, or if a
+    system is too close to singular."""
     length, e = v.shape[-2:]
     gram = starts[..., e:, :]
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     # as in Woodbury: a ridge below the rounding error of the statistics cannot be told from zero
-    rounding = torch.finfo(gram.dtype).eps * diagonal.amax(-1, keepdim=True)
-    diagonal.add_(torch.maximum(ridge[:, None], rounding))
+    eps = torch.finfo(gram.dtype).eps
+    diagonal.add_(torch.maximum(ridge[:, None], eps * diagonal))
     upper = cholesky(gram.flatten(0, 1)).mT
+    # squared pivots are at least the least eigenvalue, and rarely far from it
+    condition = (diagonal.flatten(0, 1) / upper.diagonal(dim1=-2, dim2=-1).square()).amax(-1)
     keys, reads, cross = (
         torch.linalg.solve_triangular(upper, z, upper=True, left=False)
         for z in (k, q, starts[..., :e, :].flatten(0, 1))
@@ -132,9 +135,14 @@ def _block(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ridge: Tensor, scrat
     torch.bmm(keys, cross.mT, out=errors)
     own = inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
     # M is positive definite, so its trace bounds its norm, which is dearer; ~(<=) also stops what is not finite
-    large = ~(own.sum(-1) <= SAFE_GROWTH)
-    if bool(large.any()) and not float(inner[large].abs().sum(-1).amax()) <= SAFE_GROWTH:
-        return None
+    trace = own.sum(-1)
+    condition *= trace / length
+    most = SHARE / (16 * eps * gram.shape[-1] ** 0.5)
+    large = ~((trace <= SAFE_GROWTH) & (condition <= most))
+    if bool(large.any()):
+        grown = float(inner[large].abs().sum(-1).amax())
+        if not (grown <= SAFE_GROWTH and float(condition.amax()) <= most):
+            return None
     torch.sub(v, errors, out=errors)
     white = torch.linalg.solve_triangular(
         cholesky(inner).mT, table[..., length:].mT, upper=True, left=False

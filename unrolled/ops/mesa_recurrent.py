@@ -5,22 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unrolled.ops.mesa_chunk import Carry, Problem, Segment, cholesky, load
+from unrolled.ops.mesa_chunk import SHARE, Carry, Imprecise, Problem, Segment, cholesky, load
 
 
-def reference(problem: Problem, queries: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def reference(problem: Problem, queries: Tensor, carry: Carry, guard: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One dense solve per step, differentiated by autograd in O(t d^2) memory: what every other method must equal.
 
     Returns:
         outputs [n, t, e], solutions [n, t, d], and the last statistics and ridge scale.
 
     Raises:
-        ValueError: a system is singular to working precision.
+        Imprecise: a solution may mean nothing (see `mesa_autograd.certify`), and `guard` is set. A pivot that is zero
+            on one machine is not on another, so none is looked at.
     """
     dtype = problem.ridge.dtype
     q, k, v = queries.to(dtype), problem.keys.to(dtype), problem.values.to(dtype)
     statistics, ridge_scale = carry.statistics, carry.ridge_scale
     outputs, solutions = [], []
+    trusted = torch.ones_like(ridge_scale, dtype=torch.bool)
+    rounding = torch.finfo(dtype).eps * q.shape[-1] ** 0.5
     for t in range(q.shape[1]):
         if problem.decay is not None:
             decay = problem.decay[:, t]
@@ -30,14 +33,15 @@ def reference(problem: Problem, queries: Tensor, carry: Carry) -> tuple[Tensor, 
         statistics = statistics + (pair if problem.gate is None else pair * problem.gate[:, t, None, None])
         cross, gram = statistics.split([v.shape[-1], k.shape[-1]], dim=1)
         system = gram + torch.diag_embed(ridge_scale[:, None] * problem.ridge)
-        solution, failed = torch.linalg.solve_ex(system, q[:, t])
-        if bool(failed.any()):
-            raise ValueError(
-                f"ridge is too small for {dtype}: the system of step {t} is singular; raise it, pass float64, "
-                'or use method="chunk"'
-            )
+        solution = torch.linalg.solve_ex(system, q[:, t])[0]
+        with torch.no_grad():
+            root = system.diagonal(dim1=-2, dim2=-1).sqrt()
+            left = rounding * torch.linalg.vector_norm(solution * root, dim=-1)
+            trusted &= left <= SHARE * torch.linalg.vector_norm(q[:, t] / root, dim=-1)
         solutions.append(solution)
         outputs.append((cross @ solution[..., None])[..., 0])
+    if guard and not bool(trusted.all()):
+        raise Imprecise
     return torch.stack(outputs, 1), torch.stack(solutions, 1), statistics, ridge_scale
 
 
@@ -89,6 +93,9 @@ def decode_step(
 
     Returns:
         outputs [n, 1, e], solutions [n, 1, d], the carry and the inverse [n, d, d] after the step.
+
+    Raises:
+        Imprecise: a fresh inverse errs as much.
     """
     segment, after = load(problem, carry, 0, 1, 1)
     rhs = queries[:, None].to(problem.ridge.dtype)
@@ -97,8 +104,13 @@ def decode_step(
     while True:
         x, inverse = sherman_morrison(segment, rhs, before)
         error = rhs - segment.apply_gram(x) - segment.ridges * x
-        if fresh or bool((error.norm(dim=-1) <= 1e-3 * rhs.norm(dim=-1)).all()):
+        wrong = error
+        if segment.forgotten is not None:  # where it was kept, what is left of the ridge must not matter
+            wrong = wrong.abs() + segment.forgotten[..., None, None] * (segment.ridges * x).abs()
+        if bool((wrong.norm(dim=-1) <= 1e-3 * rhs.norm(dim=-1)).all()):
             break
+        if fresh:
+            raise Imprecise
         before, fresh = starting_inverse(segment), True
     x = x + error @ inverse[:, None]
     return segment.read(x)[:, 0], x[:, 0], after, inverse

@@ -17,14 +17,15 @@ arXiv 2506.05233. Methods:
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unrolled.ops.mesa_autograd import MesaFunction, Solver, residual, run
-from unrolled.ops.mesa_check import Inputs, check, check_output
-from unrolled.ops.mesa_chunk import MAX_REACH, Carry, Problem
+from unrolled.ops.mesa_check import Inputs, check, check_finite, check_output, check_size, widened
+from unrolled.ops.mesa_chunk import MAX_REACH, Carry, Imprecise, Problem
 from unrolled.ops.mesa_fla import fla_mesa
 from unrolled.ops.mesa_packed import solve_packed
 from unrolled.ops.mesa_predict import predict
@@ -36,6 +37,10 @@ METHODS = ("auto", "reference", "recurrent", "chunk", "cg", "fla")
 _SEGMENT_CPU, _SEGMENT_GPU = 2**17, 2**24
 # mean of -log(decay) above which a chunk forgets too much for its factors to pay as a preconditioner
 _FORGETFUL = 0.2
+
+
+# relative residual at which conjugate gradients stop by default
+_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
 
 class MesaState(NamedTuple):
@@ -90,18 +95,22 @@ def mesa(
     differentiation, in O(t) memory; they are those of the exact solution.
 
     Errors grow with the condition number of H + ridge, (largest eigenvalue of H + ridge) / (smallest, at least the
-    ridge), about as 1e-7 times it in float32. The study `mesa-stability` (512 steps, width 32, keys of unit norm, no
-    decay) finds, as the largest error over the root mean square of the outputs:
+    ridge), about as 1e-7 times it in float32, as far as float32 can tell. Where rounding may leave more than a
+    thousandth of a query, by a bound on the condition number or by the size of the solutions and what is measured
+    to be left, all is done again in float64, and then by one factorisation a step in float64, which costs 2 to 10
+    times as much. A returned state is float64 then, so that later steps go on in it. Where float64 does not hold a
+    system either (condition numbers beyond about 1e12) there is no answer but an error, unless the residual is
+    asked for, which shows how far off it is. Gradients are treated alike. Whoever sets `steps` asked for an
+    approximation and gets it.
+
+    The study `mesa-stability` (512 steps, width 32, keys of unit norm, no decay) finds, as the largest error over the
+    root mean square of the outputs:
 
         condition     18        390       6.9e4     1.2e7
-        chunk, auto   3.6e-6    2.0e-5    3.8e-4    2.6
-        recurrent     2.4e-6    2.2e-5    8.0e-4    7.0e-3
-        cg            4.8e-6    1.9e-5    5.4e-4    0.93
-        reference     2.8e-6    4.2e-5    9.7e-4    1.4e-2
-
-    Beyond 1e6 a float32 answer is finite but may mean nothing: a ridge of 1e-12 with one key repeated gives outputs
-    of 1e13 where the truth is of order 1. Nothing is raised; `return_residual` shows it (4e-4 in the third column, 50
-    for "chunk" in the fourth, 1e14 there). Raise the ridge, or pass float64, which moves the wall to about 1e15.
+        chunk, auto   3.6e-6    2.0e-5    4.0e-7    5.1e-7
+        recurrent     2.4e-6    2.2e-5    4.0e-7    5.1e-7
+        cg            4.8e-6    1.9e-5    4.0e-7    5.1e-7
+        reference     2.8e-6    4.2e-5    4.0e-7    5.1e-7
 
     Args:
         q: queries, [b, h, t, dk].
@@ -118,7 +127,7 @@ def mesa(
             holds, and its outputs are zero; the returned state is the one after the last valid step.
         cu_seqlens: [s + 1] integers rising from 0 to t: the batch of one holds s sequences end to end, and statistics
             start anew at each boundary. States are then those of the s sequences, [s, h, ...].
-        state: of earlier steps, from `return_state`.
+        state: of earlier steps, from `return_state`; a float64 one makes the arithmetic float64.
         return_state: also return the `MesaState` after the last step.
         return_residual: also return |q - (H + ridge) x| / |q| of every step, [b, h, t], formed from the inputs in
             float64: a bound on the error that trusts nothing the solver did. The output errs by at most the residual
@@ -134,8 +143,9 @@ def mesa(
         [b, h, t, dv]; with `return_state` or `return_residual` a tuple of that, then the state, then the residual.
 
     Raises:
-        ValueError: shapes that do not fit, a value out of range, a method that cannot serve the arguments, or inputs
-            that are not finite or overflow the statistics.
+        ValueError: shapes that do not fit, a value out of range, a method that cannot serve the arguments, inputs that
+            are not finite or overflow the statistics, or a ridge too small even for float64 (for float32 on devices
+            without it).
         MissingExtra: method "fla" without that package.
     """
     if method not in METHODS:
@@ -208,7 +218,43 @@ def mesa(
         method, chunk_size = plan.method, plan.chunk_size
     solver = _solver(method, chunk_size, inputs, ridge_decays, steps, tolerance, kernel)
     with torch.autocast(q.device.type, enabled=False):
-        return _solve(inputs, solver, ridge_decays, return_state, return_residual)
+        return _certified(inputs, solver, ridge_decays, return_state, return_residual, q.dtype)
+
+
+def _certified(
+    inputs: Inputs, solver: Solver, ridge_decays: bool, return_state: bool, return_residual: bool, dtype: torch.dtype
+) -> Any:
+    """`_solve`, then in float64, then by dense solves in float64: the first that certifies its solutions.
+
+    Raises:
+        ValueError: none does, and no residual was asked for.
+    """
+    try:
+        return _solve(inputs, solver, ridge_decays, return_state, return_residual, dtype)
+    except Imprecise:
+        check_finite(inputs)
+    attempts, widest = [], inputs
+    if inputs.q.device.type != "mps":  # which has no float64
+        widest = widened(inputs)
+        tolerance = _TOLERANCE[widest.dtype] if solver.tolerance == _TOLERANCE[inputs.dtype] else solver.tolerance
+        again = replace(solver, kernel="torch", tolerance=tolerance)
+        dense = again if solver.method == "reference" else again.dense(*widest.k.shape[::2])
+        attempts = [again] * (inputs.dtype != widest.dtype) + [dense] * (dense is not again)
+        solver = dense
+    if return_residual:
+        attempts.append(replace(solver, guard=False))
+    for attempt in attempts:
+        try:
+            return _solve(widest, attempt, ridge_decays, return_state, return_residual, dtype)
+        except Imprecise:
+            pass
+    check_size(widest)
+    left = " or what the decays leave of it," if ridge_decays and inputs.decay is not None else ""
+    raise ValueError(
+        f"ridge, {float(inputs.ridge.detach().min()):.2g} at its smallest,{left} is too small for these keys, even in "
+        f"{widest.dtype}: some system is singular to working precision; raise it, or see with return_residual=True how "
+        "far off the answer is"
+    )
 
 
 def mesa_plan(
@@ -266,8 +312,10 @@ def _solver(
     target = _SEGMENT_CPU if inputs.q.device.type == "cpu" else _SEGMENT_GPU
     per_segment = 1 if method == "recurrent" else max(1, target // (count * chunk * width))
     if tolerance is None:
-        tolerance = 1e-13 if inputs.dtype == torch.float64 else 1e-6
-    return Solver(method, chunk, per_segment, 4 * width + 16 if steps is None else steps, tolerance, kernel)
+        tolerance = _TOLERANCE[inputs.dtype]
+    # whoever limits the steps asked for an approximation
+    most, guard = (4 * width + 16, True) if steps is None else (steps, False)
+    return Solver(method, chunk, per_segment, most, tolerance, kernel, guard)
 
 
 def _check_triton(method: str, inputs: Inputs) -> None:
@@ -302,6 +350,7 @@ def _solve(
     ridge_decays: bool,
     return_state: bool,
     return_residual: bool,
+    dtype: torch.dtype,
 ) -> Any:
     problem = Problem(inputs.k, inputs.v, inputs.gate, inputs.decay, inputs.ridge, ridge_decays, solver.kernel)
     carry = Carry(inputs.statistics, inputs.ridge_scale)
@@ -310,7 +359,7 @@ def _solve(
     inverse: Tensor | None = None
     solutions: Tensor | None
     if solver.method == "reference":
-        outputs, solutions, *last = reference(problem, inputs.q, carry)
+        outputs, solutions, *last = reference(problem, inputs.q, carry, solver.guard)
     elif differentiable:
         outputs, *last, solutions = MesaFunction.apply(*tensors, ridge_decays, solver)
     elif solver.method == "recurrent" and inputs.q.shape[1] == 1:
@@ -327,7 +376,7 @@ def _solve(
             done = run(problem, inputs.q, carry, solver, keep=return_residual)
             outputs, solutions, last = done.outputs, done.solutions, _fields(done.carry)
     check_output(outputs.detach(), inputs)
-    result = [_saturate(outputs, inputs.q.dtype).unflatten(0, inputs.shape)]
+    result = [_saturate(outputs, dtype).unflatten(0, inputs.shape)]
     if return_state:
         result.append(_state(last[0], last[1], inverse, inputs))
     if return_residual:

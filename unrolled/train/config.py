@@ -68,7 +68,8 @@ class TrainConfig:
 
     # --- for how long
     epochs: float = 30.0
-    """Passes over the training split."""
+    """Passes over the training split. Each leaves out what does not fill a last batch, and each leaves out others; of
+    text, a pass is as many tokens as there are, in excerpts drawn at random."""
     max_steps: int | None = None
     """Stop after this many optimiser steps (the schedule still spans `epochs`)."""
     batch_size: int = 128
@@ -91,7 +92,7 @@ class TrainConfig:
     warmup_epochs: float = 2.0
     """Linear warm-up, per step."""
     min_lr: float = 0.0
-    """Where the cosine ends."""
+    """Where the cosine ends: one step after the last, whose own rate is still a little higher."""
     clip_grad: float | None = 1.0
     """Largest gradient norm, after unscaling; none: no clipping."""
     ema: float | None = None

@@ -29,7 +29,10 @@ def seed_step(seed: int, step: int, rank: int = 0, device: torch.device | str = 
 
 
 def learning_rate(step: int, *, peak: float, warmup: int, total: int, minimum: float = 0.0) -> float:
-    """The rate of 0-based `step`: a line up to `peak` over `warmup` steps, then a cosine to `minimum` at `total`."""
+    """The rate of 0-based `step`: a line up to `peak` over `warmup` steps, then a cosine to `minimum` at `total`.
+
+    The last step is `total - 1`, so its rate is still above `minimum`, and no step is spent on a rate of 0.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
