@@ -100,6 +100,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `unrolled`; default: those of this process.
     """
+    from unrolled.reading import printable
     from unrolled.trust import command_line
 
     tokens, debug = _take(list(sys.argv[1:] if arguments is None else arguments), "--debug")
@@ -169,11 +170,6 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, MemoryError) or any(part in message for part in _NO_MEMORY):
         return 1, "memory ran out; give a smaller --batch-size, --image-size or model, or fewer images"
     return 1, f"{type(error).__name__}: {message} (--debug shows where)"
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters written out: names of files may hold what moves a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _take(tokens: list[str], flag: str) -> tuple[list[str], bool]:

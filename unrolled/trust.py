@@ -21,8 +21,8 @@ from typing import Any
 
 from unrolled.errors import UnsafeFile, check_finite
 
-# what stands before the colon of a model that is built without importing code that the string chooses
-_KINDS_OF_MODELS = frozenset({"given", "hf", "local", "st", "timm", "tv"})
+KINDS_OF_MODELS = frozenset({"given", "hf", "local", "st", "timm", "tv"})
+"""What stands before the colon of a model that is built without importing code that the string chooses."""
 _ADDRESS = re.compile(r"(?i)pipe:|(?!hf://)[a-z][a-z0-9+.-]*://")
 
 LOADING = frozenset(
@@ -74,7 +74,7 @@ def consequence(name: str, value: Any) -> str | None:
     if not isinstance(value, str):
         return None
     kind, colon, rest = value.partition(":")
-    if name in ("model", "a", "b", "architecture") and colon and kind not in _KINDS_OF_MODELS:
+    if name in ("model", "a", "b", "architecture") and colon and kind not in KINDS_OF_MODELS:
         return f"import {kind} and call {rest}"
     if name == "data" and kind == "wds":
         return next((f"open {part}" for part in rest.split(";") if _ADDRESS.match(part)), None)
