@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unrolled.layers.subspace import SubspaceAttention
+from unrolled.theory.coding_rate import shrunk
 
 Compression = Literal["softmax", "negated", "derived", "neumann", "exact"]
 COMPRESSIONS = ("softmax", "negated", "derived", "neumann", "exact")
@@ -119,11 +120,9 @@ class MSSA(SubspaceAttention):
         n, p = w.shape[-2:]
         with torch.autocast(w.device.type, enabled=False):
             full = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
-            gram = p / (n * self.eps**2) * (full.mT @ full)
-            if self.compression == "neumann":
-                return (full @ gram - full).to(w.dtype)
-            factor = torch.linalg.cholesky(gram + torch.eye(p, dtype=full.dtype, device=full.device))
-            return -torch.cholesky_solve(full.mT, factor).mT.to(w.dtype)
+            alpha = p / (n * self.eps**2)
+            step = full @ (alpha * (full.mT @ full)) - full if self.compression == "neumann" else -shrunk(full, alpha)
+            return step.to(w.dtype)
 
     def attention(self, z: Tensor, *, query: int | slice | None = None, is_causal: bool = False) -> Tensor:
         """Attention weights, computed only when asked for.

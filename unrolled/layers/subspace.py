@@ -137,4 +137,4 @@ class _Orthonormalize(nn.Module):
             full = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
             q, r = torch.linalg.qr(full.mT)
             # the sign is chosen so that rows which are orthonormal already stay what they are
-            return (q * r.diagonal().detach().sign()).mT.to(weight.dtype)
+            return (q * torch.where(r.diagonal().detach() < 0, -1, 1)).mT.to(weight.dtype)
