@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hi
 from cyclopts import CycloptsError, Group, Parameter, Token
 from cyclopts.config import Dict, Env
 
-from unrolled.errors import CorruptFile, MissingData
+from unrolled.errors import CorruptFile, MissingData, check_finite
 from unrolled.train.config import recipe
 from unrolled.trust import check, check_model_args
 
@@ -197,6 +197,11 @@ def read_yaml(path: str, arguments: ArgumentCollection) -> dict[str, Any]:
 def _spelled(argument: Argument) -> str:
     """The name of a setting as files spell it."""
     return argument.name.lstrip("-").replace("-", "_")
+
+
+def finite(_: Any, value: Any) -> None:
+    """The validator of every flag."""
+    check_finite(value, "value")
 
 
 def shown_default(value: Any) -> str | None:
