@@ -245,8 +245,8 @@ def _report(
     for metric in result.metrics:
         _section(report.section(metric), metric, models, result)
     how = (
-        f"p-values are {_found(result, settings['null'])}. z is of the pair of layers alone and takes no account of the "
-        "search over layers; z comes from closed-form moments under random pairing, where these are known."
+        f"p-values are {_found(result, settings['null'])}. z is of the pair of layers alone and takes no account of "
+        "the search over layers; it comes from closed-form moments under random pairing, where these are known."
     )
     shown = _rows(result)[:60]
     report.section("Pairs").table(
