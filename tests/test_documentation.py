@@ -157,3 +157,47 @@ def test_what_is_public_is_listed_and_there() -> None:
     inner = {"__init__", "__main__", "arrays", "checksums", "cli", "commands", "explorer", "locks", "memory"}
     inner |= {"provenance", "reading", "timm_names", "trust"}
     assert parts - inner == {name for name, home in unrolled._EXPORTS.items() if home is None}
+
+
+@pytest.mark.parametrize("part", ["", ".train", ".data", ".instruments"])
+def test_lazy_modules_list_what_they_export(part: str) -> None:
+    module = importlib.import_module(f"unrolled{part}")
+    assert dir(module) == sorted(module.__all__)
+    assert not {"Any", "importlib", "annotations"} & set(dir(module))
+
+
+def test_a_model_is_a_timm_model() -> None:
+    """README: `features_only`, `img_size`, ... work; docs/recipes.md: timm reads the folder of a run."""
+    import timm
+
+    model = unrolled.create_model("crate_nano_patch4_32", img_size=48, num_classes=3)
+    assert model(torch.randn(2, 3, 48, 48)).shape == (2, 3)
+    maps = unrolled.create_model("crate_nano_patch4_32", features_only=True)(torch.randn(1, 3, 32, 32))
+    assert [tuple(each.shape) for each in maps] == [(1, 96, 8, 8)] * len(maps)
+    assert unrolled.create_model("crate_nano_patch4_32", in_chans=1)(torch.randn(1, 1, 32, 32)).shape == (1, 10)
+    assert timm.is_model("crate_nano_patch4_32")
+
+
+def test_timm_reads_the_model_of_a_run(tmp_path: Path) -> None:
+    import timm
+
+    from unrolled.train import TrainConfig, fit
+
+    args = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    config = TrainConfig(
+        model_args=args, max_steps=1, batch_size=32, accelerator="cpu", quiet=True, out=tmp_path / "run"
+    )
+    trained = fit(config).model
+    found = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(found.eval()(images), trained.eval()(images))
+
+
+def test_a_trace_may_be_of_text() -> None:
+    """README: of images or of text; those of timm and Hugging Face are in `instruments/test_trace`."""
+    from unrolled.models import LanguageModel, language_config
+
+    model = LanguageModel(language_config("crate_gpt_nano", vocab_size=50, dim=16, heads=2, layers=("mssa", "softmax")))
+    with unrolled.trace(model.eval()) as t:
+        model(torch.randint(0, 50, (1, 8)))
+    assert {"embed", "block00/attn", "block00/half", "block00", "block01", "head"} <= set(t)
