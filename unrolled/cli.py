@@ -51,7 +51,7 @@ VERBS = {
     "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
     "explore": Verb("unrolled.commands.explore:explore", "Look inside models in a browser, on a local page."),
     "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
-    "study": Verb("unrolled.commands.study:study", "Run a published claim and judge what came out."),
+    "study": Verb("unrolled.commands.study:list_studies", "Run a published claim and judge what came out."),
     "gallery": Verb("unrolled.commands.gallery:gallery", "A static site of what studies claimed and found."),
     "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),
     "doctor": Verb("unrolled.commands.doctor:doctor", "What of this machine will be used, and what is missing."),
@@ -72,7 +72,7 @@ def build(tokens: Sequence[str] = ()) -> App:
     """The cyclopts application made from `VERBS`; no verb is imported."""
     from cyclopts import App, Parameter
 
-    from unrolled.commands.settings import layered, shown_default
+    from unrolled.commands.settings import finite, layered, shown_default
 
     app = App(
         name="unrolled",
@@ -80,12 +80,17 @@ def build(tokens: Sequence[str] = ()) -> App:
         version=__version__,
         help_epilogue=_EPILOGUE,
         config=[layered],
-        default_parameter=Parameter(show_default=shown_default, negative_iterable=()),
+        default_parameter=Parameter(show_default=shown_default, negative_iterable=(), validator=finite),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
     for order, (name, verb) in enumerate(VERBS.items()):
-        app.command(verb.function, name=name, help=None if name in tokens[:1] else verb.help, sort_key=order)
+        if name == "study" and name in tokens[:1]:
+            from unrolled.commands import study
+
+            app.command(study.app(tokens[1:]))
+        else:
+            app.command(verb.function, name=name, help=None if name in tokens[:1] else verb.help, sort_key=order)
     return app
 
 
@@ -95,6 +100,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `unrolled`; default: those of this process.
     """
+    from unrolled.reading import printable
     from unrolled.trust import command_line
 
     tokens, debug = _take(list(sys.argv[1:] if arguments is None else arguments), "--debug")
@@ -164,11 +170,6 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, MemoryError) or any(part in message for part in _NO_MEMORY):
         return 1, "memory ran out; give a smaller --batch-size, --image-size or model, or fewer images"
     return 1, f"{type(error).__name__}: {message} (--debug shows where)"
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters written out: names of files may hold what moves a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _take(tokens: list[str], flag: str) -> tuple[list[str], bool]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 
 class MissingExtra(ImportError):
@@ -24,6 +27,19 @@ class CorruptFile(ValueError):
 
 class TrainingStopped(RuntimeError):
     """Training could not go on (non-finite loss, undecodable image); the message says where."""
+
+
+def check_finite(value: Any, name: str) -> None:
+    """Refuse infinite numbers and NaN, alone or in lists and mappings: no setting has a use for them.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be a finite number")
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    for item in parts:
+        check_finite(item, name)
 
 
 def require(module: str, *, extra: str, feature: str) -> ModuleType:

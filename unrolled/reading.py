@@ -11,12 +11,15 @@ import os
 import stat
 from pathlib import Path
 from typing import IO, Any
+from unicodedata import category
 
 from unrolled.errors import CorruptFile, MissingData
 
-SETTINGS_BYTES = 2**20
+SETTINGS_BYTES = 2**18
 """No file of settings is larger."""
 _VALUES = 100_000
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_JOINERS = "\u200c\u200d"  # words of Persian and pictures of families need them
 
 
 def open_file(path: Path | str) -> IO[bytes]:
@@ -58,7 +61,7 @@ def read_text(path: Path | str, *, limit: int | None = None) -> str:
     with open_file(path) as file:
         data = file.read() if limit is None else file.read(limit + 1)
     if limit is not None and len(data) > limit:
-        raise CorruptFile(f"{path}: has more than the {limit / 2**20:g} MiB that are read of such a file")
+        raise CorruptFile(f"{path}: has more than the {limit / 2**10:g} KiB that are read of such a file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,6 +144,19 @@ def _unfolded(node: Any, known: dict[int, int], above: frozenset[int]) -> int:
         parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
         known[id(node)] = 1 + sum(_unfolded(part, known, above | {id(node)}) for part in parts)
     return known[id(node)]
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with the characters written out that move a terminal's cursor, turn the direction of writing, or are none.
+
+    Args:
+        text: such as the name of a file, which may hold any.
+        keep: control characters that mean what they do.
+    """
+    return "".join(
+        letter if letter in keep or category(letter) not in _UNSEEN or letter in _JOINERS else ascii(letter)[1:-1]
+        for letter in text
+    )
 
 
 def below(folder: Path, name: Any) -> Path:

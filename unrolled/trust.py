@@ -19,10 +19,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from unrolled.errors import UnsafeFile
+from unrolled.errors import UnsafeFile, check_finite
 
-# what stands before the colon of a model that is built without importing code that the string chooses
-_KINDS_OF_MODELS = frozenset({"given", "hf", "local", "st", "timm", "tv"})
+KINDS_OF_MODELS = frozenset({"given", "hf", "local", "st", "timm", "tv"})
+"""What stands before the colon of a model that is built without importing code that the string chooses."""
 _ADDRESS = re.compile(r"(?i)pipe:|(?!hf://)[a-z][a-z0-9+.-]*://")
 
 LOADING = frozenset(
@@ -74,7 +74,7 @@ def consequence(name: str, value: Any) -> str | None:
     if not isinstance(value, str):
         return None
     kind, colon, rest = value.partition(":")
-    if name in ("model", "a", "b", "architecture") and colon and kind not in _KINDS_OF_MODELS:
+    if name in ("model", "a", "b", "architecture") and colon and kind not in KINDS_OF_MODELS:
         return f"import {kind} and call {rest}"
     if name == "data" and kind == "wds":
         return next((f"open {part}" for part in rest.split(";") if _ADDRESS.match(part)), None)
@@ -124,12 +124,14 @@ def check_model_args(arguments: Any, where: Path | str = "model_args") -> dict[s
     """The arguments of a model, as a mapping without those that say what to load and from where.
 
     Raises:
-        ValueError: they are no mapping, or one of them is of `LOADING`.
+        ValueError: they are no mapping, one of them is of `LOADING`, or infinite or NaN.
     """
     if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
         raise ValueError(f"{where}: must be `name: value` pairs, not {arguments!r:.60}")
     if loading := sorted(LOADING.intersection(arguments)):
         raise ValueError(f"{where}: {loading[0]} is no argument of a model but of loading one; leave it out")
+    for name, value in arguments.items():
+        check_finite(value, f"{where}: {name}")
     return dict(arguments)
 
 

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse, stats
 
 import unrolled.alignment as al
+from unrolled.instruments import alignment_embedding
 from unrolled.instruments.significance import SMALLEST, p_text, pareto_tail, pearson_tail, resolved_p_value
 from unrolled.ops.permutation_moments import orbit_sums, permutation_moments
 
@@ -36,13 +37,16 @@ def test_three_moments_equal_those_over_all_permutations(symmetric: bool, diagon
 @pytest.mark.parametrize(
     "metric", [al.MutualKNN(k=5), al.CKNNA(k=5), al.CKA(), al.CKA(unbiased=True), al.RSA()], ids=repr
 )
-def test_skewness_agrees_with_permutations(metric: al.Metric) -> None:
+def test_skewness_agrees_with_permutations(metric: al.Metric, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(40, 2, generator=generator) @ torch.randn(2, 6, generator=generator) for _ in range(2))
     a, b = metric.prepare(x), metric.prepare(y)
     skewness, share = (float(value) for value in metric.null_shapes([a], [b]) or ())
     null = torch.cat([grid.flatten() for grid in metric.null_grids([a], [b], al.relabellings(40, 4000))])
     assert float(stats.skew(null.numpy())) == pytest.approx(skewness, abs=0.25)
+    monkeypatch.setattr(alignment_embedding, "_FEW", 0)  # as for many samples
+    again, _ = (float(value) for value in metric.null_shapes([metric.prepare(x)], [metric.prepare(y)]) or ())
+    assert again == pytest.approx(skewness, rel=1e-4)
     assert 1 / 40 <= share < 1
 
 

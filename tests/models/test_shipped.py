@@ -45,8 +45,7 @@ def test_a_wrong_tag_names_the_right_one() -> None:
 
 
 def test_verbs_take_the_weights_data_and_classes_from_the_name(tmp_path: Path) -> None:
-    from unrolled.commands.common import data_settings, open_model, shipped
-    from unrolled.commands.explain import _class_names
+    from unrolled.commands.common import class_names, data_settings, open_model, shipped
 
     name = "crate_nano_patch4_32.cifar10"
     assert (shipped(name), shipped("crate_nano_patch4_32"), shipped(str(tmp_path))) == ("cifar10", None, None)
@@ -55,7 +54,7 @@ def test_verbs_take_the_weights_data_and_classes_from_the_name(tmp_path: Path) -
     assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), trained.parameters(), strict=True))
     assert data_settings(name, None, data=None, data_dir=None, image_size=None)["data"] == "cifar10"
     assert data_settings(name, None, data="digits", data_dir=None, image_size=None)["data"] == "digits"
-    assert _class_names(name, None, False, 10)[3] == "cat"
+    assert next(iter(class_names(opened, name, weights=None, pretrained=False)))[3] == "cat"
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)

@@ -1,103 +1,97 @@
-"""A study's own settings on the command line: `unrolled study NAME --set NAME=VALUE`."""
+"""A study's own settings are flags: `unrolled study NAME --seeds 0 1 --steps 800 --config FILE`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
+import yaml
 
 from unrolled import cli, studies
+from unrolled.commands import study as verb
+from unrolled.commands.settings import given, open_flags_of
 from unrolled.errors import MissingData
-from unrolled.studies.base import StudyConfig, data_missing
+from unrolled.studies.base import data_missing
 
 
-@dataclass(kw_only=True)
-class Config(StudyConfig):
-    """One field of every type that studies have."""
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Configurations that the verb was to run."""
+    seen: list[Any] = []
 
-    fashion_dir: Path | None = None
-    out: Path = Path("runs/x")
-    steps: int = 3
-    limit: int | None = None
-    rate: float = 0.1
-    train: bool = False
-    data: Literal["cifar10", "two words"] = "cifar10"
-    device: str = "cpu"
-    kinds: tuple[str, ...] = ("a",)
-    seeds: tuple[int, ...] = (0,)
-    rates: tuple[float, ...] = (0.1,)
-    sizes: tuple[tuple[int, int], ...] = ((1, 2),)
+    class Nothing:
+        reproduced = None
+
+    def run(study: Any, config: Any, **_: Any) -> Any:
+        seen.append(config)
+        return Nothing()
+
+    monkeypatch.setattr(verb, "run_study", run)
+    return seen
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("fashion-dir=a/b c#1", Path("a/b c#1")),
-        ("fashion_dir=none", None),
-        ("steps=5", 5),
-        ("limit=7", 7),
-        ("limit=null", None),
-        ("rate=1e-3", 0.001),
-        ("train=true", True),
-        ("data=two words", "two words"),
-        ("device=3", "3"),
-        ("kinds=crate", ("crate",)),
-        ("kinds=[crate, vit-48]", ("crate", "vit-48")),
-        ("seeds=0,1,2", (0, 1, 2)),
-        ("rates=[1e-3, 2]", (0.001, 2.0)),
-        ("sizes=[[3, 4], [5, 6]]", ((3, 4), (5, 6))),
-    ],
-)
-def test_a_text_becomes_a_value_of_the_fields_type(text: str, value: Any) -> None:
-    (found,) = Config.parse([text]).values()
-    assert found == value
-    assert type(found) is type(value)
+@pytest.mark.parametrize("name", studies.STUDIES)
+@pytest.mark.parametrize("budget", ["quick", "cpu", "gpu"])
+def test_every_study_takes_its_budget_and_its_own_flags(name: str, budget: Any, chosen: list[Any]) -> None:
+    config = studies.load(name).config
+    assert cli.run(["study", name, "--budget", budget]) == 0
+    assert cli.run(["study", name, "--budget", budget, "--out", "elsewhere"]) == 0
+    assert chosen[0] == config.of_budget(budget)
+    assert chosen[1] == config.of_budget(budget, out=Path("elsewhere"))
 
 
-def test_the_last_of_a_name_counts() -> None:
-    assert Config.of_budget("quick", **Config.parse(["steps=1", "steps=2", "rate=3"])) == Config(steps=2, rate=3.0)
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_every_setting_is_explained(name: str) -> None:
+    config = studies.load(name).config
+    flags = open_flags_of(config)
+    assert given(flags()) == {}
+    for field in dataclasses.fields(flags):
+        (parameter,) = field.type.__metadata__  # type: ignore[union-attr]
+        assert parameter.help, field.name
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("stpes=5", "fashion-dir, out, steps"),
-        ("steps", "write NAME=VALUE"),
-        ("steps=", "a whole number"),
-        ("steps=1.5", "a whole number"),
-        ("rate=fast", "a number"),
-        ("rate=nan", "a number"),
-        ("train=1", "true or false"),
-        ("data=cifar", "one of cifar10, two words"),
-        ("seeds=[0", "a list in YAML, each a whole number"),
-        ("seeds=[0, x]", "each a whole number"),
-        ("seeds={a: 1}", "each a whole number"),
-        ("sizes=[1, 2]", r"each \[a whole number, a whole number\]"),
-        ("out=", "a folder"),
-    ],
-)
-def test_what_cannot_be_is_refused_with_what_can(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        Config.parse([text])
+def test_flags_stand_above_files_and_files_above_the_budget(tmp_path: Path, chosen: list[Any]) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("seeds: [3, 4]\nsteps: 7\nsizes: [[1, 3], [2, 4]]\nout: null\n", encoding="utf-8")
+    flags = ["study", "mesa-one-step", "--budget", "quick", "--config", str(path), "--steps", "5"]
+    assert cli.run(flags) == 0
+    assert cli.run([*flags, "--sizes", "1", "10", "4", "10", "--only-kept"]) == 0
+    one, two = chosen
+    assert (one.seeds, one.steps, one.sizes, one.batch_size) == ((3, 4), 5, ((1, 3), (2, 4)), 64)
+    assert (two.sizes, two.only_kept, two.out) == (((1, 10), (4, 10)), True, None)
 
 
-def test_settings_of_every_study_are_of_types_that_texts_can_become(tmp_path: Path) -> None:
-    for name in studies.STUDIES:
-        config = studies.load(name).config
-        assert config.parse([f"out={tmp_path}"]) == {"out": tmp_path}
+def test_the_configuration_of_a_run_can_be_replayed(tmp_path: Path, chosen: list[Any]) -> None:
+    from unrolled.commands.common import write_settings
+
+    for name in ("mesa-one-step", "crate-transfer", "demo"):
+        config = studies.load(name).config.of_budget("quick")
+        write_settings(tmp_path / name, vars(config))
+        assert yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
+        assert cli.run(["study", name, "--config", str(tmp_path / name / "config.yaml")]) == 0
+        assert chosen[-1] == config
 
 
-def test_the_verb_sets_them_and_refuses_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_there_is_not_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, word in (
+        (["crate-transfer", "--fashon-dir", "x"], "--fashion-dir"),
+        (["crate-transfer", "--set", "steps=3"], "a flag of its own"),
+        (["mesa-one-step", "--seeds", "one"], "--seeds"),
+        (["mesa-one-step", "--steps", "0"], "steps"),
+        (["mesa-one-stop", "--budget", "quick"], "mesa-one-step"),
+        (["mesa-one-step", "--data-dir", "x"], "--data-dir"),
+    ):
+        assert cli.run(["study", *flags]) == 2, flags
+        assert word in capsys.readouterr().err
+
+
+def test_missing_images_name_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # no such folder: the study stops before it computes anything, naming the flag that there is
-    flags = ["study", "crate-transfer", "--data-dir", str(tmp_path), "--set", f"out={tmp_path}", "--set"]
-    assert cli.run([*flags, "targets=fashion_mnist", "--set", "source=tiny-imagenet-32"]) == 3
-    assert capsys.readouterr().err.rstrip().endswith("give --set fashion-dir=DIR")
-    assert cli.run([*flags, "fashon-dir=x"]) == 2
-    assert "fashion-dir" in capsys.readouterr().err
-    assert cli.run([*flags, f"data-dir={tmp_path}"]) == 2
-    assert "also given as --data-dir" in capsys.readouterr().err
+    flags = ["study", "crate-transfer", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.run([*flags, "--kept", str(tmp_path / "kept"), "--targets", "fashion_mnist"]) == 3
+    assert capsys.readouterr().err.rstrip().endswith("give --fashion-dir DIR")
 
 
 def test_missing_data_are_told_in_one_sentence_with_the_last_flag() -> None:
@@ -105,5 +99,5 @@ def test_missing_data_are_told_in_one_sentence_with_the_last_flag() -> None:
     said = data_missing("cifar10", inner)
     said.__cause__ = inner
     assert str(said) == "data_dir: cifar10 was not found (/x does not exist); give --data-dir DIR"
-    again = data_missing("cifar10", said, flag="--set fashion-dir=DIR")
-    assert str(again) == "data_dir: cifar10 was not found (/x does not exist); give --set fashion-dir=DIR"
+    again = data_missing("cifar10", said, flag="--fashion-dir DIR")
+    assert str(again) == "data_dir: cifar10 was not found (/x does not exist); give --fashion-dir DIR"

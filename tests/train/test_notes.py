@@ -40,6 +40,16 @@ def test_images_seen_much_smaller_than_they_are_are_noted(
     assert said in printed if said else "are seen at" not in printed
 
 
+@pytest.mark.parametrize(("count", "said"), [(19, "3 of 19 images do not fill a batch of 8"), (16, None)])
+def test_images_that_an_epoch_leaves_out_are_noted(
+    config: Make, capsys: pytest.CaptureFixture[str], count: int, said: str | None
+) -> None:
+    train = synthetic_images(count, size=8, classes=4, channels=1, seed=0)
+    fit(config(batch_size=8, max_steps=1, quiet=False), splits=Splits(train=train, val=None, test=None))
+    printed = capsys.readouterr().err
+    assert said in printed if said else "do not fill" not in printed
+
+
 def test_text_runs_say_which_model_and_text_they_take_of_themselves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from unrolled.models.resolve import resolve_model
 from unrolled.train import FinetuneConfig, TrainConfig, finetune, fit, load_config, save_config
 from unrolled.train.masked import evaluate_masked, mask_noise
 from unrolled.train.pretrain_config import PretrainConfig
-from unrolled.train.pretraining import pretrain
+from unrolled.train.pretraining import measure_run, pretrain
 from unrolled.train.run import Splits
 from unrolled.train.unfinished import newest_model
 
@@ -358,3 +358,19 @@ def test_the_verb_distils_and_the_others_take_its_run(
     assert run(["pretrain", "--mask-ratio", "1"]) == 2
     assert "mask_ratio" in capsys.readouterr().err
     assert run(["train", "--task", "mae"]) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"task": "simdino", "model_args": {**TINY, "drop_path_rate": 0.1}, "ema": None, "local_crops": 2}],
+)
+def test_the_scores_of_a_run_are_those_of_its_test_in_batches_of_any_size(
+    make: Make, splits: Splits, changes: dict[str, Any]
+) -> None:
+    config = make(**changes, max_steps=2)
+    result = pretrain(config, splits=splits)
+    assert splits.test is not None
+    config = load_config(config.out / "config.yaml", PretrainConfig)
+    for size in (1, 5, 100):  # the loss of self-distillation weighs by the batch size of the run
+        scores = measure_run(config, result.model, splits.test, torch.device("cpu"), batch_size=size)
+        assert scores == {key: pytest.approx(value, rel=1e-5, abs=1e-6) for key, value in result.test.items()}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from unrolled.trust import check, consequence
+from unrolled.trust import KINDS_OF_MODELS, check, consequence
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,8 @@ def shown_everything(model: nn.Module) -> nn.Module:
 
 def named(spec: str) -> str:
     """`spec`, with `local:` in front if it is a path or the name of a folder."""
-    path = ":" not in spec and ("/" in spec or os.sep in spec or Path(spec).expanduser().is_dir())
+    path = ":" not in spec and ("/" in spec or os.sep in spec)
+    path = path or (spec.partition(":")[0] not in KINDS_OF_MODELS and Path(spec).expanduser().is_dir())
     return f"local:{spec}" if path else spec
 
 

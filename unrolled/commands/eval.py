@@ -204,9 +204,9 @@ def evaluate(
             f"taken for those of {data} by their number, so the scores mean something only if they are the same"
         )
     source = drawn_evenly(everything, samples, f"--samples {samples}")
-    for note in (said, one_class_note(source)):
-        if note:
-            print(f"note: {note}", file=sys.stderr)
+    notes = [note for note in (said, one_class_note(source)) if note]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     real = None if labels is None else RealLabels(labels, everything)
 
     def look(images: ImageSource, what: str) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
@@ -229,6 +229,8 @@ def evaluate(
               "images_per_second": scores["images"] / seconds}  # fmt: skip
     if len(everything) < there:
         result["unknown"] = there - len(everything)  # images of classes that the model does not have
+    if notes:
+        result["notes"] = notes
     if real is not None:
         real.check_classes(logits.shape[1])
         if source is not everything:

@@ -70,6 +70,8 @@ def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any],
     report.headline(
         f"{accuracy} of {result['images']:,} images{of_all(result)} are classified correctly.{stopped}", facts
     )
+    if "notes" in result:
+        report.section("Notes", "\n\n".join(f"{note[0].upper()}{note[1:]}." for note in result["notes"]))
     if "calibration" in result:
         _calibration(report, result["calibration"])
     if "robustness" in result:

@@ -5,16 +5,21 @@ Each source fills only what the stronger ones left open, so they are applied str
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import inspect
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
 
 from cyclopts import CycloptsError, Group, Parameter, Token
 from cyclopts.config import Dict, Env
 
-from unrolled.errors import CorruptFile, MissingData
+from unrolled.errors import CorruptFile, MissingData, check_finite
 from unrolled.train.config import recipe
 from unrolled.trust import check, check_model_args
 
@@ -95,6 +100,59 @@ def flags_of(config: type[T], headings: Mapping[str, str] | None = None) -> type
     return flags
 
 
+def open_flags_of(config: type[Any], without: Sequence[str] = ()) -> type[Any]:
+    """A dataclass with the fields of a configuration, all None until a flag sets them; help shows the real defaults.
+
+    So a verb can tell what was given from what was not, and put a preset below it: see `given`.
+    """
+    hints: dict[str, Any] = get_type_hints(config, include_extras=True)
+    specs: list[tuple[str, Any, Any]] = []
+    docs = _field_docs(config)
+    for item in dataclasses.fields(config):
+        if item.name in without:
+            continue
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        parameter = Parameter(
+            negative_iterable=(),
+            negative="" if hints[item.name] is bool else None,
+            consume_multiple=True,
+            show_default=partial(_shown, default) if _shown(default) else False,
+            help=docs.get(item.name),
+        )
+        hint: Any = Annotated[Optional[hints[item.name]], parameter]  # noqa: UP045 (a type that is made at run time)
+        specs.append((item.name, hint, dataclasses.field(default=None)))
+    flags = dataclasses.make_dataclass(f"{config.__name__}Flags", specs, kw_only=True)
+    flags.__module__ = config.__module__
+    return flags
+
+
+def _shown(default: Any, _: Any = None) -> str:
+    nested = isinstance(default, tuple) and all(isinstance(part, tuple) for part in default)
+    return shown_default(tuple(value for part in default for value in part) if nested else default) or ""
+
+
+def given(flags: Any) -> dict[str, Any]:
+    """What was set of an instance of `open_flags_of(...)`."""
+    values = ((item.name, getattr(flags, item.name)) for item in dataclasses.fields(flags))
+    return {name: value for name, value in values if value is not None}
+
+
+def _field_docs(config: type[Any]) -> dict[str, str]:
+    """The text below each field, of a class and of those it is made from."""
+    docs: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        if not dataclasses.is_dataclass(cls):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in pairwise(body.body):
+            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+                continue
+            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                docs[field.target.id] = inspect.cleandoc(str(text.value.value))
+    return docs
+
+
 def as_config(config: type[T], flags: T) -> T:
     """The plain configuration with the values of `flags`, an instance of `flags_of(config)`."""
     return config(**{item.name: getattr(flags, item.name) for item in dataclasses.fields(config)})  # type: ignore[arg-type]
@@ -139,6 +197,11 @@ def read_yaml(path: str, arguments: ArgumentCollection) -> dict[str, Any]:
 def _spelled(argument: Argument) -> str:
     """The name of a setting as files spell it."""
     return argument.name.lstrip("-").replace("-", "_")
+
+
+def finite(_: Any, value: Any) -> None:
+    """The validator of every flag."""
+    check_finite(value, "value")
 
 
 def shown_default(value: Any) -> str | None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from dataclasses import fields, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from unrolled.commands.common import say_where, table, write_settings
-from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, as_config, flags_of
+from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, as_config, flags_of, given, open_flags_of
 from unrolled.locks import hold
 from unrolled.studies.base import QUICK_NOTICE, Budget
 from unrolled.studies.base import Study as PlainStudy
 from unrolled.studies.demo import Config as DemoConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cyclopts import App
+
     from unrolled.report import Report
     from unrolled.studies import AnyStudy
     from unrolled.studies.base import StudyConfig
@@ -25,18 +29,6 @@ if TYPE_CHECKING:
     DemoFlags = DemoConfig
 else:
     DemoFlags = flags_of(DemoConfig)
-
-Settings = Annotated[
-    tuple[str, ...],
-    Parameter(
-        name="--set",
-        negative="",
-        consume_multiple=False,
-        show_default=False,
-        help="NAME=VALUE: one of the study's own settings, e.g. `--set fashion-dir=DIR --set seeds=0,1`; may be "
-        "repeated. A name the study does not have is refused with a list of those it has.",
-    ),
-]
 
 _DEMO = DemoFlags()
 
@@ -61,64 +53,79 @@ def demo(
     run_study(load("demo"), as_config(DemoConfig, settings), json=json, quiet=quiet)
 
 
-def study(
-    name: str | None = None,
-    *,
-    budget: Budget = "cpu",
-    data_dir: Path | None = None,
-    settings: Settings = (),
-    out: Path | None = None,
-    json: AsJson = False,
-    quiet: Quiet = False,
-) -> int | None:
+def app(names: Sequence[str]) -> App:
+    """`unrolled study` with the flags of the study that is named, if one is: each has its own.
+
+    Args:
+        names: what follows `study` on the command line.
+
+    Raises:
+        ValueError: no study is called so.
+    """
+    from cyclopts import App
+
+    from unrolled.studies import load
+
+    if "--set" in names:
+        raise ValueError("--set NAME=VALUE: every setting of a study is a flag of its own now, --name VALUE")
+    made = App(name="study")
+    made.default(list_studies)
+    if names and not names[0].startswith("-"):
+        study = load(names[0])
+        made.command(_verb(study), name=names[0])
+    return made
+
+
+def list_studies(*, json: AsJson = False) -> None:
     """Run a study: a published claim, measured here and set beside what the source says.
 
-    Without a name it lists the studies. The exit code is 4 if something came out outside its declared tolerance;
-    the quick budget is too small to judge, and never is.
+    Without a name it lists the studies; `unrolled study NAME --help` shows the settings of one.
 
         unrolled study
-        unrolled study demo --budget quick
-        unrolled study crate-transfer --data-dir data --set fashion-dir=data/fashion
-
-    Parameters
-    ----------
-    name
-        Which study.
-    budget
-        quick: up to two minutes, to see that it runs; cpu: a laptop; gpu: one GPU.
-    data_dir
-        Where the data are, for studies of real data.
-    out
-        Where the report goes; default: the study's own, below runs/.
+        unrolled study mesa-one-step --budget quick
+        unrolled study crate-transfer --data-dir data --fashion-dir data/fashion --seeds 0 1
     """
     from unrolled.studies import STUDIES, load
 
-    if name is None:
-        studies = [load(each) for each in STUDIES]
-        if json:
-            print(
-                json_module.dumps(
-                    [{"name": s.name, "title": s.title, "citation": s.citation} for s in studies], indent=2
-                )
-            )
-        else:
-            print(table(["name", "claim"], [[s.name, s.title] for s in studies], left=2))
-        return None
-    chosen = load(name)
-    overrides: dict[str, Any] = {} if out is None else {"out": out}
-    if data_dir is not None:
-        if "data_dir" not in {field.name for field in fields(chosen.config)}:
-            raise ValueError(f"--data-dir: the study {name} makes its own data; leave it out")
-        overrides["data_dir"] = data_dir
-    given = chosen.config.parse(settings)
-    for setting in given.keys() & overrides.keys():
-        raise ValueError(
-            f"--set {setting.replace('_', '-')}: also given as --{setting.replace('_', '-')}; leave one out"
-        )
-    overrides |= given
-    judged = budget != "quick"
-    report = run_study(chosen, chosen.config.of_budget(budget, **overrides), json=json, quiet=quiet, judged=judged)
-    return 4 if report.reproduced is False and judged else 0
+    studies = [load(name) for name in STUDIES]
+    if json:
+        rows = [{"name": study.name, "title": study.title, "citation": study.citation} for study in studies]
+        print(json_module.dumps(rows, indent=2))
+    else:
+        print(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
+
+
+def _verb(study: AnyStudy) -> Callable[..., int]:
+    """The function that runs a study from its flags."""
+    flags = open_flags_of(study.config, without=("budget",))
+
+    def run(
+        *,
+        budget: Budget = "cpu",
+        settings: Any = flags(),  # noqa: B008
+        config: ConfigFiles = (),
+        json: AsJson = False,
+        quiet: Quiet = False,
+    ) -> int:
+        judged = budget != "quick"
+        chosen = study.config.of_budget(budget, **given(settings))
+        report = run_study(study, chosen, json=json, quiet=quiet, judged=judged)
+        return 4 if report.reproduced is False and judged else 0
+
+    run.__annotations__["settings"] = Annotated[flags, Parameter(name="*")]
+    run.__doc__ = f"""{study.title}.
+
+    {study.citation}. The exit code is 4 if something came out outside its declared tolerance; the quick budget is too
+    small to judge, and never is. Settings that are not given are those of the budget.
+
+        unrolled study {study.name} --budget quick
+
+    Parameters
+    ----------
+    budget
+        quick: up to two minutes, to see that it runs; cpu: a laptop; gpu: one GPU.
+    """
+    return run
 
 
 def run_study(study: AnyStudy, config: StudyConfig, *, json: bool, quiet: bool, judged: bool = True) -> Report:

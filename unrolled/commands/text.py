@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,8 @@ def evaluate_run(
     where = choose_device(device)
     network = load_language_model(folder).to(where)
     corpus = open_corpus(config, load_tokenizer(folder))
+    if not quiet:
+        print(corpus.said, file=sys.stderr)
     check_excerpts(corpus, split, config.length, samples, f"--samples {samples}")
     began = time.perf_counter()
     scores = evaluate_text(network, corpus, split, config, where, samples=samples, stride=stride)

@@ -116,7 +116,7 @@ def _classes(source: ImageSource) -> str:
     if len(source.classes) <= _SHOWN:
         named = ", ".join(f"{_named(source, label)} {count:,}" for label, count in zip(present, counts, strict=True))
         return f"{of}{counted(len(source.classes))} ({named})"
-    low, high = counts.min(initial=0), counts.max(initial=0)
+    low, high = (counts.min(), counts.max()) if len(counts) else (0, 0)
     return f"{of}{counted(len(source.classes))}, {low:,}{f' to {high:,}' if high != low else ''} of each"
 
 

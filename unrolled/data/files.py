@@ -41,6 +41,8 @@ def open_folder(data_dir: Path | None, *, split: str, unknown: Unknown = "raise"
             training does not know.
     """
     root = existing_folder(data_dir, what="folder")
+    if not root.is_dir():
+        raise ValueError(f"data_dir: {printable(root)} is a file; give the folder of the classes")
     passed = PassedOver()
     parts = parts_in(root, passed)
     if "train" not in parts:

@@ -49,8 +49,10 @@ class PassedOver:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A path as text that can be printed and stored: bytes of it that are no UTF-8 become `\\xNN`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A path as one line of text that can be printed and stored: bytes of it that are no UTF-8 become `\\xNN`, and line
+    ends and other control characters are escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
 def class_name(folder: str) -> str:

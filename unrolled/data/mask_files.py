@@ -25,7 +25,7 @@ from unrolled.data.masks import (
 )
 from unrolled.data.sources import BadImage, decode
 from unrolled.errors import CorruptFile, MissingData, require
-from unrolled.reading import read_json
+from unrolled.reading import below, read_json, read_text
 
 VOC_CLASSES = (
     "aeroplane",
@@ -86,7 +86,10 @@ class _Coco(_Files):
         """Read categories, and the images that exist with their annotations; of panoptic ones those that have some."""
         data = _read_json(path, ("images", "annotations", "categories"))
         described = ("id", "name", *(["isthing"] if panoptic else []))
-        self._categories = {str(c["id"]): c for c in _records(data, "categories", described, path)}
+        self._categories: dict[str, dict[str, Any]] = {}
+        for category in _records(data, "categories", described, path):
+            if self._categories.setdefault(str(category["id"]), category) is not category:
+                raise CorruptFile(f"{path}: several categories have the id {category['id']}")
         self.classes = [str(c["name"]) for c in data["categories"]]
         found: dict[str, list[dict[str, Any]]] = {}
         images = _records(data, "images", ("id", "file_name"), path)
@@ -101,7 +104,7 @@ class _Coco(_Files):
             else:
                 strays += 1
         images = [image for image in images if found[str(image["id"])] or not panoptic]
-        here = self._keep([folder / str(image["file_name"]) for image in images], missing, what)
+        here = self._keep([below(folder, image["file_name"]) for image in images], missing, what)
         self._images = [images[index] for index in here]
         self._annotations = [found[str(image["id"])] for image in self._images]
         if strays:
@@ -140,7 +143,7 @@ class CocoPanoptic(_Coco):
             raise BadImage(f"has {1 + len(more)} panoptic annotations; one is needed")
         if not isinstance(annotation.get("file_name"), str) or not isinstance(annotation.get("segments_info"), list):
             raise BadImage("its annotation has no file_name or no segments_info")
-        colours = np.asarray(_mask_image(self._masks / annotation["file_name"]).convert("RGB")).astype(np.int32)
+        colours = np.asarray(_mask_image(below(self._masks, annotation["file_name"])).convert("RGB")).astype(np.int32)
         ids = colours @ np.array([1, 256, 65536], np.int32)
         check_size(ids, image, "panoptic mask")
         regions = []
@@ -202,7 +205,7 @@ class Voc(_Files):
         listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not listing.is_file():
             raise MissingData(f"data_dir: {listing} does not exist")
-        paths = [root / "JPEGImages" / f"{stem}.jpg" for stem in listing.read_text(encoding="utf-8-sig").split()]
+        paths = [below(root / "JPEGImages", f"{stem}.jpg") for stem in read_text(listing).split()]
         self._keep(paths, missing, f"PASCAL VOC {split}")
         self.classes = list(VOC_CLASSES)
 

@@ -210,6 +210,8 @@ def _packed(name: str, folder: Path) -> dict[Split, str]:
 
 
 def _folder(folder: Path) -> tuple[dict[Split, str], str]:
+    if not folder.is_dir():
+        raise ValueError(f"data_dir: {printable(folder)} is a file; give the folder it is in")
     passed = PassedOver()
     files = files_below(folder, lambda name: name.lower().endswith((".txt", ".txt.gz")), passed)
     unpacked = set(files)

@@ -174,13 +174,20 @@ def _answer(work: Answer) -> Any:
             return _said(404, error)
         except ValueError as error:
             return _said(422, error)
-        return found if isinstance(found, Response) else JSONResponse(found)
+        return found if isinstance(found, Response) else _Json(found)
 
     return route
 
 
+class _Json(JSONResponse):
+    """Names of files need not be text, which JSON can say in ASCII only."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 def _said(status: int, error: BaseException) -> JSONResponse:
-    return JSONResponse({"error": " ".join(str(error).split())}, status)
+    return _Json({"error": " ".join(str(error).split())}, status)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

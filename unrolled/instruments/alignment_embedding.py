@@ -30,6 +30,7 @@ from unrolled.ops.gram import accumulator, from_triangle, triangle, triangle_rel
 from unrolled.ops.permutation_moments import OrbitSums, orbit_sums, permutation_moments
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
+_FEW = 384  # samples of matrices so small that calls cost more than arithmetic
 _WIDE = 2**28  # products of a sparse matrix with itself above which the dense form is cheaper
 _STACK = 2**31  # bytes of stacked layers for null grids
 
@@ -125,7 +126,7 @@ class SparseEmbedding:
         """For the third moment under relabelling."""
         n, m = self.columns.shape
         values = self.values.to(accumulator(self.values)) * self.scale
-        if m * m * n > _WIDE:
+        if n <= _FEW or m * m * n > _WIDE:
             return Shape.of(values.new_zeros(n, n).scatter_add_(1, self.columns, values), symmetric=False)
         rows = np.repeat(np.arange(n), m)
         entries = (values.flatten().cpu().numpy(), (rows, self.columns.flatten().cpu().numpy()))
@@ -317,6 +318,13 @@ def _dense_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -
         return
     n, above = b[0].n, b[0].n * (b[0].n - 1) // 2
     left = torch.stack([e.vector for e in a])
+    if n <= _FEW:  # all fits the cache: one look-up costs less than a loop over rows
+        right = torch.stack([e.vector for e in b])
+        for order in orders:
+            order = order.to(right.device)
+            total = left[:, :above] @ right[:, triangle_relabelling(order)].T
+            yield total.addmm_(left[:, above:], right[:, above:][:, order[: right.shape[1] - above]].T)
+        return
     # layers last: one row of all kernels is then a contiguous block that stays in cache while its columns are reordered
     kernels = torch.stack([from_triangle(e.vector[:above], n) for e in b], 2)
     diagonals = torch.stack([e.vector[above:] for e in b], 1)

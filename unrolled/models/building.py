@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from unrolled.errors import CorruptFile, MissingData
+from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 from unrolled.memory import available_bytes
 
 _MOST_LAYERS = 10_000
@@ -92,6 +92,11 @@ def reading_weights(name: str, arguments: Mapping[str, Any], pretrained: bool) -
     except RuntimeError as error:
         if any(part in str(error) for part in ("No pretrained weights", "No suitable checkpoints")):
             raise MissingData(f"model: there are no weights for {name}; train it, or give --weights") from error
+        if "weights_only" in str(error):  # of timm, about a pickle
+            raise UnsafeFile(
+                f"model: the weights of {name} would have to run code to be read, which was refused; save them as "
+                "safetensors"
+            ) from error
         if "state_dict" not in str(error):
             raise
         if arguments:

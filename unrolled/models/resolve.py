@@ -11,7 +11,7 @@ import timm
 from torch import nn
 
 from unrolled.checksums import check_model
-from unrolled.errors import MissingData, UnsafeFile, require
+from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
 from unrolled.models.building import check_finite_weights, first_line, reading_weights, unknown_argument
 from unrolled.models.registry import create_model, names_folder
 from unrolled.reading import read_object
@@ -123,6 +123,8 @@ def _from_hub(name: str, kwargs: dict[str, Any]) -> nn.Module:
 def _checked(file: Path) -> dict[str, Any]:
     """A `config.json` that names no code."""
     config = read_object(file)
+    if not isinstance(config.get("architecture", ""), str):
+        raise CorruptFile(f"{file}: its architecture must be a name, not {config['architecture']!r:.60}")
     check("architecture", config.get("architecture"), file)
     check_model_args(config.get("model_args") or {}, f"{file}: model_args")
     return config

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from html import escape
+
+from unrolled.report.escaping import escape
 
 WIDTH, HEIGHT = 400, 262
 _TOP, _BOTTOM, _LEFT = 46, 40, 50

@@ -11,17 +11,16 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 from unrolled.reading import below, read_json, really_below
 from unrolled.report import page
 from unrolled.report.document import Claim, Fact, _write, slug
 from unrolled.report.drawings import check_drawing
+from unrolled.report.escaping import address, escape
 from unrolled.report.notes import Note, inline
 from unrolled.report.provenance import Provenance
 
@@ -186,20 +185,20 @@ def _index(studies: Sequence[Study], notes: Sequence[Note], pictures: Sequence[t
 def _front(notes: Sequence[Note], pictures: Sequence[tuple[Path, str]]) -> str:
     """Screenshots, then the pages written by hand."""
     shots = "".join(
-        f'<figure><a href="pictures/{quote(path.name)}"><img src="pictures/{quote(path.name)}" '
+        f'<figure><a href="pictures/{address(path.name)}"><img src="pictures/{address(path.name)}" '
         f'alt="{escape(caption.replace("`", ""))}" loading="lazy"></a>'
         f"<figcaption>{page._inline(caption)}</figcaption></figure>"
         for path, caption in pictures
     )
     cards = ""
     for note in notes:
-        address, shown = f"{quote(note.name)}/index.html", note.picture()
+        link, shown = f"{address(note.name)}/index.html", note.picture()
         drawn = ""
         if shown is not None:
-            source = f'src="{quote(note.name)}/{quote(shown[0])}" alt="{escape(shown[1])}"'
-            drawn = f'<a class="picture" href="{address}"><img {source} loading="lazy"></a>'
+            source = f'src="{address(note.name)}/{address(shown[0])}" alt="{escape(shown[1])}"'
+            drawn = f'<a class="picture" href="{link}"><img {source} loading="lazy"></a>'
         cards += (
-            f'<article class="note" id="{escape(note.name)}"><h2><a href="{address}">{escape(note.title)}</a></h2>'
+            f'<article class="note" id="{escape(note.name)}"><h2><a href="{link}">{escape(note.title)}</a></h2>'
             f'<div class="{"with" if drawn else "without"}-picture"><p>{inline(note.lead, {})}</p>{drawn}</div>'
             "</article>\n"
         )
@@ -228,23 +227,23 @@ def _choices(name: str, legend: str, options: dict[str, str]) -> str:
 def _card(study: Study) -> str:
     report, (key, line) = study.report, study.line
     verdicts = {_VERDICTS[claim["reproduced"]][0] for claim in report["claims"]}
-    name, address = escape(study.name), quote(study.name)  # an address: `javascript:` may be the name of a folder
+    name, link = escape(study.name), address(study.name)  # an address: `javascript:` may be the name of a folder
     figures = study.figures()
     picture = ""
     if figures:
         place = min(figures)
         panel = report["sections"][place[0]]["blocks"][place[1]]["panels"][place[2]]
-        picture = f'<a class="picture" href="{address}/index.html">{_image(figures[place], panel, f"{address}/")}</a>'
+        picture = f'<a class="picture" href="{link}/index.html">{_image(figures[place], panel, f"{link}/")}</a>'
     claims = "".join(_claim(claim) for claim in report["claims"])
     return (
         f'<article class="study {" ".join([key, *sorted(verdicts)])}" id="{name}"><p class="over">{escape(line)}</p>'
-        f'<h2><a href="{address}/index.html">{escape(report["title"])}</a></h2>'
+        f'<h2><a href="{link}/index.html">{escape(report["title"])}</a></h2>'
         f'{page._notice(report.get("notice", ""))}<p class="question">{page._inline(report["question"])}</p>'
         f'<div class="{"with" if picture else "without"}-picture"><div><p>{page._inline(report["summary"])}</p></div>'
         f'{picture}</div><ul class="claims">{claims}</ul>'
         + (f"<pre><code>{escape(study.command)}</code></pre>" if study.command else "")
-        + f'<p><a href="{address}/index.html">All tables and figures</a> · '
-        f'<a href="{address}/report.json">Numbers</a></p></article>\n'
+        + f'<p><a href="{link}/index.html">All tables and figures</a> · '
+        f'<a href="{link}/report.json">Numbers</a></p></article>\n'
     )
 
 
@@ -262,7 +261,7 @@ def _claim(claim: dict[str, Any]) -> str:
 
 def _image(path: Path, panel: dict[str, Any], place: str = "") -> str:
     return (
-        f'<img src="{place}figures/{quote(path.name)}" alt="{escape(panel["description"])}" loading="lazy" '
+        f'<img src="{place}figures/{address(path.name)}" alt="{escape(panel["description"])}" loading="lazy" '
         'width="400" height="262">'
     )
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unrolled.report.charts import WIDTH, number, svg_element
+from unrolled.report.escaping import escape
 from unrolled.report.images import heat
 
 _TOP, _LEFT, _BOTTOM, _KEY, _LARGEST_CELL = 40.0, 110.0, 44.0, 90.0, 34.0

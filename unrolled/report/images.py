@@ -6,13 +6,13 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from unrolled.report.charts import WIDTH, svg_element
+from unrolled.report.escaping import escape
 
 _GAP, _TITLE, _ROW_LABEL, _NAME = 8.0, 26.0, 20.0, 17.0
 _LARGEST_CELL = 84.0

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
 from unrolled.reading import read_text, really_below
+from unrolled.report.escaping import address, escape
 
 SHOTS = {
     "demo": "What `unrolled demo` shows.",
@@ -137,11 +136,11 @@ def inline(text: str, links: dict[str, str]) -> str:
 def _words(text: str, links: dict[str, str]) -> str:
     def link(found: re.Match[str]) -> str:
         bang, words, target = found.groups()
-        address = links.get(target)
-        if bang and address:
-            return f'<img src="{quote(address)}" alt="{words}" loading="lazy">'
+        there = links.get(target)
+        if bang and there:
+            return f'<img src="{address(there)}" alt="{words}" loading="lazy">'
         words = re.sub(r"`([^`]+)`", r"<code>\1</code>", words)
-        return f'<a href="{quote(address)}">{words}</a>' if address else words
+        return f'<a href="{address(there)}">{words}</a>' if there else words
 
     out = re.sub(r"(!?)\[([^\]]+)\]\(([^)]+)\)", link, escape(text))
     out = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", out)

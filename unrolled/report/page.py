@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 
 from unrolled.report.charts import DARK_VARIABLES, FIGURE_CSS, LIGHT_VARIABLES
@@ -21,6 +20,7 @@ from unrolled.report.document import (
     config_lines,
     slug,
 )
+from unrolled.report.escaping import escape
 from unrolled.report.provenance import Provenance
 
 _DARK = "--paper:#14171a;--wash:#1d2126;--accent:#6cb8ee"

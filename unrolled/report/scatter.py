@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from unrolled.report.charts import COLOURS, HEIGHT, WIDTH, marker, number, svg_element, ticks
+from unrolled.report.escaping import escape
 
 _At = Callable[[float, float], tuple[float, float]]
 _LEFT, _TOP, _BOTTOM, _CHARACTER, _LINE = 52.0, 34.0, 44.0, 6.2, 12.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unrolled.report.charts import WIDTH, number, svg_element, ticks
+from unrolled.report.escaping import escape
 
 _TOP, _BOTTOM, _ROW, _CHARACTER = 30.0, 40.0, 17.0, 6.8
 

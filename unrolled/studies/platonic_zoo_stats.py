@@ -13,6 +13,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from unrolled.instruments.alignment_base import Metric
+    from unrolled.instruments.dependence import Blocks, Groups
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -52,6 +53,8 @@ def pair_scores(
     *,
     against: Sequence[Mapping[str, Tensor]] | None = None,
     draws: int = 0,
+    groups: Groups | None = None,
+    blocks: Blocks | None = None,
     seed: int = 0,
 ) -> Pairs:
     """Align every model with every other, every layer prepared once.
@@ -61,12 +64,13 @@ def pair_scores(
         against: align the models with these instead of with each other.
         metric: a symmetric one for which higher is closer.
         draws: relabellings of the samples, the same ones for all pairs; without any, chance and p-values are NaN.
+        groups, blocks: which samples depend on each other, as in `alignment.compare`.
 
     Raises:
         ValueError: a metric of another sort, or different numbers of samples.
     """
     from unrolled.instruments.alignment import get_metric
-    from unrolled.instruments.dependence import relabellings
+    from unrolled.instruments.dependence import Units
 
     chosen = get_metric(metric)
     if not (chosen.symmetric and chosen.higher_is_closer):
@@ -85,7 +89,8 @@ def pair_scores(
 
     score = scores(chosen.grid(rows, columns))
     total, reached = np.zeros_like(score), np.zeros_like(score)
-    for grid in chosen.null_grids(rows, columns, relabellings(samples.pop(), draws, seed)):
+    units = Units.of(samples.pop(), groups, blocks)
+    for grid in chosen.null_grids(rows, columns, units.relabellings(draws, seed)):
         null = scores(grid)
         total += null
         reached += null >= score - 1e-7 - 1e-6 * np.abs(score)

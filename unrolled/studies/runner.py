@@ -14,7 +14,7 @@ from unrolled.studies.cells import Cell, Context, Row, computed, kept
 from unrolled.studies.fingerprint import vouch
 
 Say = Callable[[str], None]
-NOT_KEPT = "not computed yet; without `--set only-kept=true` it will be"
+NOT_KEPT = "not computed yet; without `--only-kept` it will be"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from unrolled.errors import CorruptFile
+from unrolled.errors import CorruptFile, check_finite
 from unrolled.trust import check_model_args, check_settings
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -319,6 +319,8 @@ def check_config(config: TrainConfig) -> None:
         ValueError: at the first such value.
     """
     check_model_args(config.model_args)
+    for item in dataclasses.fields(config):
+        check_finite(getattr(config, item.name), item.name)
     counts = ("batch_size", "accumulate", "devices", "num_nodes", "checkpoint_every", "keep", "log_every", "length")
     for name in counts:
         if getattr(config, name) < 1:

@@ -144,12 +144,13 @@ class _Text(Work):
         self.corpus.tokenizer.save(out / "tokenizer.json")
 
     def notes(self) -> list[str]:
-        """Of text's own defaults, and of a validation by part of the excerpts."""
+        """Of what was read, of text's own defaults, and of a validation by part of the excerpts."""
+        said = [*([self.corpus.said] if self.corpus.said else []), *self.defaults]
         if self.config.eval_samples is None:
-            return self.defaults
+            return said
         there = self.corpus.excerpts("val", self.config.length)
         return [
-            *self.defaults,
+            *said,
             f"validating on {self.config.eval_samples:,} of {there:,} excerpts of {self.config.length} tokens",
         ]
 

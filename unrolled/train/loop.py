@@ -188,8 +188,8 @@ class _Images(Work):
         self.selects = objective.selects
 
     def notes(self) -> list[str]:
-        """Of what was read, of weights that were loaded, of images seen much smaller than they are, of a validation by
-        part of them."""
+        """Of what was read, of weights that were loaded, of images seen much smaller than they are, of those that an
+        epoch leaves out, of a validation by part of them."""
         splits = self.splits
         said = [f"data: {said_of(train=splits.train, val=splits.val, test=splits.test)}"]
         if self.objective.classifies and (alone := one_class_note(splits.train)) is not None:
@@ -198,6 +198,11 @@ class _Images(Work):
             said.append(f"weights from {self.config.weights}: {self.load_report}")
         if seen := _seen_small(self.splits.train.native_size, self.loaders.size, self.config):
             said.append(seen)
+        count, batch_size = len(splits.train), self.config.batch_size
+        if left := count % batch_size:
+            said.append(
+                f"{left:,} of {count:,} images do not fill a batch of {batch_size}; each epoch leaves out others"
+            )
         if self.config.eval_samples is not None and self.splits.val is not None:
             said.append(f"validating on {self.config.eval_samples:,} of {len(self.splits.val):,} images")
         return said

@@ -53,7 +53,7 @@ def _digest(source: ImageSource, digest: Any) -> None:
     if source.labels is not None:
         digest.update(np.ascontiguousarray(source.labels, dtype=np.int64).tobytes())
     for index in np.linspace(0, len(source) - 1, 4).astype(int):
-        digest.update(source.name(int(index)).encode())
+        digest.update(os.fsencode(source.name(int(index))))
         try:
             picture, label = source.load(int(index))
         except ValueError:  # an undecodable image: the loader reports it when its turn comes

@@ -32,6 +32,8 @@ class Corpus:
     tokens: dict[str, Tensor]
     bytes: dict[str, int]
     fingerprint: str
+    said: str = ""
+    """What was read and what was passed over, in one line."""
 
     def tokens_per_byte(self, split: str) -> float:
         """How many tokens a byte of a part is."""
@@ -97,6 +99,9 @@ def open_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
         tokens=tokens,
         bytes={str(split): part.bytes for split, part in parts.items()},
         fingerprint=digest.hexdigest()[:16],
+        said=f"data: {config.data}: "
+        + ", ".join(f"{split} {len(part.text):,} characters" for split, part in parts.items())
+        + (f" (passed over: {parts['train'].passed_over})" if parts["train"].passed_over else ""),
     )
 
 

@@ -119,7 +119,7 @@ class Transferred(Cell):
         try:
             target_pictures(self.target, "test", context.folder(self.target))
         except MissingData as error:
-            flag = "--set fashion-dir=DIR" if self.target == "fashion_mnist" else "--data-dir DIR"
+            flag = "--fashion-dir DIR" if self.target == "fashion_mnist" else "--data-dir DIR"
             raise data_missing(self.target, error, flag=flag) from error
 
     def split(self, context: Context, split: Literal["train", "test"]) -> Pictures:

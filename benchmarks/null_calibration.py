@@ -1,0 +1,257 @@
+"""How often independent features look aligned: false positive rates of every metric under both nulls, with intervals.
+
+    python -m benchmarks.null_calibration                       # all cells of 1,000 draws; goes on where it stopped
+    python -m benchmarks.null_calibration --minutes 20 --n 60   # what fits
+    python -m benchmarks.null_calibration --table docs          # the table of what has been computed
+
+A cell is a metric, a null, a kind of features and a number of samples. Both sides of a draw are independent, so
+p-values of at most 5 % must have a share of at most 5 %, and so on. Cells are kept in `--out`, a hundred draws at a
+time.
+Cells of few samples and cheap metrics come first.
+
+The null "permutation" is the test of 199 relabellings, which cannot say 0.1 %. Its relabellings end once ten have
+reached the score: at 1 % and 5 % the decision is then that of all 199.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+import unrolled.alignment as al
+
+METRICS: dict[str, dict[str, Any]] = {
+    "mutual_knn": {}, "unbiased_cka": {}, "cka": {}, "cknna": {}, "rsa": {}, "cycle_knn": {}, "svcca": {"dims": 3},
+    "procrustes": {}, "pwcca": {}, "lcs_knn": {}, "edit_knn": {}, "stitching": {}, "ridge_predictivity": {},
+    "pls_predictivity": {},
+}  # fmt: skip
+NULLS = ("permutation", "moments")
+SAMPLES = (60, 200, 1000)
+LEVELS = (0.05, 0.01, 0.001)
+GROUP = 5  # rows of a group
+RELABELLINGS = 199
+CHUNK = 100
+
+
+def normal(n: int, generator: torch.Generator) -> Tensor:
+    """Eight independent directions."""
+    return torch.randn(n, 8, generator=generator)
+
+
+def t2(n: int, generator: torch.Generator) -> Tensor:
+    """Heavy tails: Student's t with two degrees of freedom, the whole row at once."""
+    scale = torch.randn(n, 2, generator=generator).square().sum(1, keepdim=True) / 2
+    return normal(n, generator) / scale.sqrt()
+
+
+def clusters(n: int, generator: torch.Generator) -> Tensor:
+    """Five clusters well apart."""
+    centres = 3 * torch.randn(5, 8, generator=generator)
+    return centres[torch.randint(5, (n,), generator=generator)] + normal(n, generator)
+
+
+def low_rank(n: int, generator: torch.Generator) -> Tensor:
+    """Two directions, and a little noise."""
+    plane = torch.randn(n, 2, generator=generator) @ torch.randn(2, 8, generator=generator)
+    return plane + 0.05 * normal(n, generator)
+
+
+def ties(n: int, generator: torch.Generator) -> Tensor:
+    """Twenty one-hot categories: every row has copies."""
+    return torch.eye(20)[torch.randint(20, (n,), generator=generator)]
+
+
+def groups(n: int, generator: torch.Generator) -> Tensor:
+    """Groups of five rows that are much alike; given as groups to the test."""
+    shared = torch.randn(n // GROUP, 1, 8, generator=generator)
+    return (shared + 0.3 * torch.randn(n // GROUP, GROUP, 8, generator=generator)).flatten(0, 1)
+
+
+KINDS = {kind.__name__: kind for kind in (normal, t2, clusters, low_rank, ties, groups)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is simulated."""
+
+    metric: str
+    null: str
+    kind: str
+    n: int
+
+    @property
+    def file(self) -> str:
+        """Name of its record."""
+        return f"{self.metric}-{self.null}-{self.kind}-{self.n}.json"
+
+
+def cells(metrics: Sequence[str], nulls: Sequence[str], kinds: Sequence[str], samples: Sequence[int]) -> Iterator[Cell]:
+    """The cheapest first."""
+    for n, metric, null, kind in itertools.product(sorted(samples), metrics, nulls, kinds):
+        yield Cell(metric, null, kind, n)
+
+
+def p_value(cell: Cell, draw: int) -> tuple[float, str]:
+    """p-value of one pair of independent sides, and how it was found."""
+    generator = torch.Generator().manual_seed(draw)
+    make = KINDS[cell.kind]
+    metric = al.get_metric(cell.metric, **METRICS[cell.metric])
+    x, y = (al.prepare_layers(make(cell.n, generator), [metric]) for _ in range(2))
+    labels = np.arange(cell.n) // GROUP if cell.kind == "groups" else None
+    if cell.null == "moments":
+        found = al.compare(x, y, metric, null="moments", draws=RELABELLINGS, resamples=0, groups=labels, seed=draw)
+        assert found.p_value is not None
+        return found.p_value, found.p_method
+    units = al.Units.of(cell.n, labels)
+    chosen = metric.for_units(units)
+    score = float(al.layer_grid(x, y, chosen).scores)
+    orders = units.relabellings(RELABELLINGS, draw)
+    nulls, reached = [], 0
+    for grid in chosen.null_grids(x.of(chosen), y.of(chosen), orders):
+        nulls.append(float(grid))
+        p = al.permutation_p_value(score, torch.tensor(nulls[-1:]), higher_is_closer=chosen.higher_is_closer)
+        reached += p == 1.0
+        if reached == 10:  # p > 0.05 whatever the others are
+            return 1.0, "relabellings"
+    return (1 + reached) / (RELABELLINGS + 1), "relabellings"
+
+
+def extend(path: Path, cell: Cell, draws: int) -> dict[str, Any]:
+    """Up to a chunk more draws of a cell, kept in its file."""
+    record: dict[str, Any] = {**asdict(cell), "draws": 0, "reached": [0] * len(LEVELS), "methods": {}, "seconds": 0.0}
+    if path.is_file():
+        record = json.loads(path.read_text())
+    began, methods = time.perf_counter(), Counter(record["methods"])
+    for draw in range(record["draws"], min(draws, record["draws"] + CHUNK)):
+        p, method = p_value(cell, draw)
+        record["reached"] = [old + (p <= level) for old, level in zip(record["reached"], LEVELS, strict=True)]
+        methods[_way(method)] += 1
+        record["draws"] += 1
+    record |= {"methods": dict(methods), "seconds": record["seconds"] + time.perf_counter() - began}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record))
+    part.replace(path)
+    return record
+
+
+def _way(method: str) -> str:
+    for way in ("Pearson III", "Pareto"):
+        if method.startswith(way):
+            return way
+    return "relabellings"
+
+
+def run(folder: Path, wanted: Sequence[Cell], draws: int, minutes: float | None) -> None:
+    """Compute what is missing, until the time is up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    for cell in wanted:
+        done = 0
+        while done < draws:
+            if end is not None and time.monotonic() > end:
+                return
+            done = extend(folder / cell.file, cell, draws)["draws"]
+
+
+def table(folder: Path, draws: int) -> dict[str, Any]:
+    """All cells with their rates; those with fewer draws are left out and counted as not run."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    whole = [record for record in found if record["draws"] >= draws]
+    tested = sum(len(_levels(record)) for record in whole)
+    rows = []
+    for record in whole:
+        rates = []
+        for level, reached in zip(_levels(record), record["reached"], strict=False):
+            # all cells hold at once with 95 %: of hundreds of single intervals some would miss by chance
+            interval = stats.binomtest(reached, record["draws"]).proportion_ci(1 - 0.05 / max(1, tested))
+            rates.append({
+                "level": level, "rate": reached / record["draws"], "low": interval.low, "high": interval.high,
+                "holds": bool(interval.low <= level),
+            })  # fmt: skip
+        rows.append(
+            {**{key: record[key] for key in ("metric", "null", "kind", "n", "draws", "methods")}, "rates": rates}
+        )
+    every = len(list(cells(list(METRICS), NULLS, list(KINDS), SAMPLES)))
+    return {"draws": draws, "cells": every, "computed": len(rows), "tested": tested, "rows": rows}
+
+
+def _levels(record: dict[str, Any]) -> tuple[float, ...]:
+    return LEVELS if record["null"] == "moments" else LEVELS[:2]
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table as a page."""
+    rows = {(row["metric"], row["null"], row["n"], row["kind"]): row for row in found["rows"]}
+    above = [row for row in found["rows"] if not all(rate["holds"] for rate in row["rates"])]
+    lines = [
+        "# False positive rates of the alignment metrics",
+        "",
+        f"Shares of independent pairs with p of at most 5 % / 1 % / 0.1 %, in per cent, of {found['draws']:,} draws a "
+        f"cell. {found['computed']} of {found['cells']} cells have been computed; the others say `not run`. The null "
+        "`permutation` is of 199 relabellings, which cannot say 0.1 %. `groups` are given as groups. In "
+        f"{'no cell' if not above else f'{len(above)} cells (in bold)'} the interval lies above its level: exact "
+        f"binomial intervals that hold for all {found['tested']} rates at once with 95 %.",
+        "",
+        "`python -m benchmarks.null_calibration` computes what is missing, `--table docs` writes this page.",
+    ]
+    for n in SAMPLES:
+        lines += [
+            "",
+            f"## {n:,} samples",
+            "",
+            f"| metric | null | {' | '.join(KINDS)} |",
+            "|---" * (2 + len(KINDS)) + "|",
+        ]
+        for metric, null in itertools.product(METRICS, NULLS):
+            shown = [_shown(rows.get((metric, null, n, kind))) for kind in KINDS]
+            lines.append(f"| {metric} | {null} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not run"
+    parts = [f"{100 * rate['rate']:.1f}" for rate in row["rates"]]
+    return " / ".join(part if rate["holds"] else f"**{part}**" for part, rate in zip(parts, row["rates"], strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
+    parser.add_argument("--nulls", nargs="+", choices=NULLS, default=list(NULLS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--n", nargs="+", type=int, default=list(SAMPLES), help="samples")
+    parser.add_argument("--draws", type=int, default=1000, help="pairs of independent sides a cell")
+    parser.add_argument("--minutes", type=float, help="stop after as many")
+    parser.add_argument("--part", default="1/1", help="I/K: every K-th cell, for K processes side by side")
+    parser.add_argument("--out", type=Path, default=Path("runs/null_calibration"), help="where cells are kept")
+    parser.add_argument("--table", type=Path, help="compute nothing; write null_calibration.md and .json there")
+    given = parser.parse_args(arguments)
+    if given.table is not None:
+        found = table(given.out, given.draws)
+        (given.table / "null_calibration.md").write_text(markdown(found))
+        (given.table / "null_calibration.json").write_text(json.dumps(found, indent=1) + "\n")
+        return
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*copies of other rows|.*correlate perfectly")
+    first, step = (int(part) for part in given.part.split("/"))
+    wanted = list(cells(given.metrics, given.nulls, given.kinds, given.n))[first - 1 :: step]
+    run(given.out, wanted, given.draws, given.minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""No flag takes an infinite number or NaN, on the command line or in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from typing import Any
+
+import pytest
+
+from unrolled import cli
+from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
+from unrolled.train.pretrain_config import PretrainConfig, check_pretrain
+
+
+def of_floats(hint: Any) -> bool:
+    return hint is float or any(of_floats(inner) for inner in typing.get_args(hint))
+
+
+def fields() -> list[tuple[type, str]]:
+    return [
+        (cls, item.name)
+        for cls in (TrainConfig, FinetuneConfig, PretrainConfig)
+        for item in dataclasses.fields(cls)
+        if of_floats(typing.get_type_hints(cls)[item.name])
+    ]
+
+
+@pytest.mark.parametrize(("cls", "name"), fields(), ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_no_setting_of_a_run_is_infinite(cls: Any, name: str, value: float) -> None:
+    pair = "tuple" in str(typing.get_type_hints(cls)[name])
+    config = cls(**{name: (0.5, value) if pair else value})
+    check: Any = check_pretrain if cls is PretrainConfig else check_config
+    with pytest.raises(ValueError, match=f"{name}={value} must be a finite number"):
+        check(config)
+
+
+def flags() -> list[tuple[str, str]]:
+    found = []
+    for verb, entry in cli.VERBS.items():
+        module, name = entry.function.split(":")
+        function = getattr(importlib.import_module(module), name)
+        hints = typing.get_type_hints(function)
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and of_floats(hints[parameter.name]):
+                found.append((verb, parameter.name))
+    return found
+
+
+@pytest.mark.parametrize(("verb", "flag"), flags())
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_no_flag_is_infinite(verb: str, flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = ["--out", "x"] if verb == "convert" else []
+    assert cli.run([verb, "x", *needed, f"--{flag.replace('_', '-')}", value]) == 2
+    assert "must be a finite number" in capsys.readouterr().err
+
+
+def test_no_argument_of_a_model_is_infinite(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flags()
+    for verb in ("trace", "extract"):
+        assert cli.run([verb, "crate_nano_patch2_8", "--model-args.step-size", "inf"]) == 2
+        assert "step_size=inf must be a finite number" in capsys.readouterr().err

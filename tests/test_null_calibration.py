@@ -1,0 +1,62 @@
+"""The table of false positive rates: a small one holds, and the benchmark goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from benchmarks import null_calibration as nc
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*copies of other rows", "ignore:.*correlate perfectly")
+
+SLOWEST = ("ridge_predictivity", "stitching", "pls_predictivity")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", nc.KINDS)
+@pytest.mark.parametrize("null", nc.NULLS)
+@pytest.mark.parametrize("metric", [metric for metric in nc.METRICS if metric not in SLOWEST])
+def test_no_rate_lies_above_its_level(metric: str, null: str, kind: str) -> None:
+    draws = 100
+    p = [nc.p_value(nc.Cell(metric, null, kind, 60), draw)[0] for draw in range(draws)]
+    for level in nc.LEVELS:
+        # of 150 cells one fails by chance once in 60 runs
+        assert stats.binomtest(sum(each <= level for each in p), draws, level, "greater").pvalue > 1e-4
+
+
+def test_the_benchmark_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nc, "CHUNK", 4)
+    cell = nc.Cell("mutual_knn", "moments", "normal", 60)
+    first = nc.extend(tmp_path / cell.file, cell, 8)
+    assert (first["draws"], sum(first["methods"].values())) == (4, 4)
+    nc.main(["--metrics", "mutual_knn", "--nulls", "moments", "--kinds", "normal", "--n", "60", "--draws", "8",
+             "--out", str(tmp_path)])  # fmt: skip
+    whole = json.loads((tmp_path / cell.file).read_text())
+    again = nc.extend(tmp_path / "other.json", cell, 8)
+    again = nc.extend(tmp_path / "other.json", cell, 8)
+    assert (whole["draws"], whole["reached"]) == (8, again["reached"])
+
+
+def test_the_table_says_what_was_not_run_and_marks_what_is_above(tmp_path: Path) -> None:
+    good = {**vars(nc.Cell("mutual_knn", "moments", "normal", 60)), "draws": 1000, "reached": [50, 9, 0], "methods": {}}
+    bad = {**good, "null": "permutation", "kind": "t2", "reached": [90, 9, 0]}
+    short = {**good, "metric": "cka", "draws": 100}
+    for i, record in enumerate((good, bad, short)):
+        (tmp_path / f"{i}.json").write_text(json.dumps(record))
+    found = nc.table(tmp_path, 1000)
+    assert (found["computed"], found["tested"]) == (2, 5)
+    page = nc.markdown(found)
+    assert "| mutual_knn | moments | 5.0 / 0.9 / 0.0 | not run |" in page
+    assert "**9.0** / 0.9" in page
+    assert "1 cells (in bold)" in page
+
+
+def test_the_table_of_the_docs_has_no_rate_above_its_level() -> None:
+    path = Path(__file__).resolve().parents[1] / "docs" / "null_calibration.json"
+    found = json.loads(path.read_text())
+    assert found["computed"] > 0
+    assert all(rate["holds"] for row in found["rows"] for rate in row["rates"])
+    assert nc.markdown(found) == path.with_suffix(".md").read_text()
