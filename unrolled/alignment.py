@@ -1,19 +1,19 @@
 """Measure how far two representations agree, and whether that is more than chance.
 
-This module gathers the public names of `unrolled.instruments`: metrics (`alignment`), layer grids (`alignment_grid`),
-and nulls, intervals and corrections (`calibration`), so that `unrolled.alignment.cka(x, y)` works.
+This module gathers the public names of `unrolled.instruments`, so that `unrolled.alignment.cka(x, y)` works: metrics
+(`alignment`), layer grids (`alignment_grid`), nulls and corrections (`calibration`), intervals (`alignment_interval`).
 """
 
 from unrolled.instruments import alignment as _metrics
 from unrolled.instruments.alignment import *  # noqa: F403
 from unrolled.instruments.alignment_grid import Grid, Layers, layer_grid, prepare_layers
+from unrolled.instruments.alignment_interval import bootstrap_interval
 from unrolled.instruments.alignment_losses import cka_loss, procrustes_loss, rsa_loss, soft_knn_loss
 from unrolled.instruments.alignment_scale import SampledScore, mutual_knn_curve, mutual_knn_sampled
 from unrolled.instruments.alignment_streaming import StreamingCKA, StreamingMetric
 from unrolled.instruments.calibration import (
     Comparison,
     HeldOut,
-    bootstrap_interval,
     chance_level,
     compare,
     held_out,

@@ -156,7 +156,7 @@ def test_no_scale_of_single_rows_does_either(metric: Metric) -> None:
         assert metric(scaled, y) == pytest.approx(value, abs=1e-5)
 
 
-@given(power=st.integers(-120, 120), seed=st.integers(0, 99), dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(power=st.integers(-90, 90), seed=st.integers(0, 99), dtype=st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=50, deadline=None)
 def test_unit_rows_know_no_scale(power: int, seed: int, dtype: torch.dtype) -> None:
     x = torch.randn(3, 7, generator=torch.Generator().manual_seed(seed), dtype=dtype)

@@ -99,7 +99,7 @@ def test_groups_of_one_row_are_no_groups() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(1, 4), min_size=6, max_size=12), seed=st.integers(0, 99))
-def test_parts_and_halves_never_divide_a_group(sizes: list[int], seed: int) -> None:
+def test_parts_and_subsamples_never_divide_a_group(sizes: list[int], seed: int) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)
     try:
         units = Units.of(len(labels), labels)
@@ -107,7 +107,7 @@ def test_parts_and_halves_never_divide_a_group(sizes: list[int], seed: int) -> N
         return
     parts = units.parts(3, seed)
     assert sorted(torch.cat(parts).tolist()) == list(range(len(labels)))
-    for rows in [*parts, *units.halves(3, seed)]:
+    for rows in [*parts, *units.subsamples(3, seed)]:
         inside = set(labels[rows.numpy()])
         assert all(np.isin(np.flatnonzero(labels == group), rows.numpy()).all() for group in inside)
         again = units.of_rows(rows)

@@ -169,3 +169,12 @@ def test_a_model_made_in_inference_mode_works():
 def test_bad_arguments_are_named(arguments, name):
     with pytest.raises(ValueError, match=name):
         ISTA(4, **arguments)
+
+
+def test_large_tokens_in_float16_do_not_overflow_on_the_way():
+    layer = ISTA(32)
+    x = 3e4 * torch.randn(5, 32).clamp(-1, 1)
+    with torch.no_grad():
+        expected = layer(x)
+        found = layer.half()(x.half()).float()  # in training: fewer tokens than features
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=100)

@@ -132,3 +132,14 @@ def test_bad_arguments_are_named(arguments, name):
 def test_one_full_head_has_no_output_matrix():
     assert isinstance(MSSA(8, 1).output, nn.Identity)
     assert isinstance(MSSA(8, 1, dim_head=4).output, nn.Linear)
+
+
+def test_the_exact_step_of_large_tokens_of_low_rank_exists():
+    layer = MSSA(64, 2, compression="exact", eps=0.1, output="tied").double()
+    with torch.no_grad():
+        for norm in (1.0, 1e3, 1e6):
+            z = torch.randn(1, 100, 5, dtype=torch.float64) @ torch.randn(5, 64, dtype=torch.float64)
+            z = norm * z / z.norm(dim=-1, keepdim=True)
+            assert bool(layer.double()(z).isfinite().all())
+            assert bool(layer.float()(z.float()).isfinite().all())
+            assert bool(layer.bfloat16()(z.bfloat16()).isfinite().all())

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled import theory
+from unrolled.theory.coding_rate import shrunk
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -131,3 +132,28 @@ def test_proximal_steps_descend_the_lasso():
 def test_bad_arguments_are_named(call, names):
     with pytest.raises(ValueError, match=names):
         call(torch.randn(5, 4), torch.randn(2, 4, 2))
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e3, 1e5, 1e12])
+@pytest.mark.parametrize("eps", [0.5, 0.01])
+def test_gradient_of_large_tokens_of_low_rank_needs_no_luck(size: float, eps: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    w = size * torch.randn(3, 100, 5, generator=g, dtype=torch.float64) @ torch.randn(5, 32, generator=g).double()
+    alpha = 32 / (100 * eps**2)
+    u, s, vt = torch.linalg.svd(w, full_matrices=False)
+    s[:, 5:] = 0
+    want = (u * (s / (1 + alpha * s.square()))[:, None]) @ vt
+    found = shrunk(w, alpha)
+    assert bool(found.isfinite().all())
+    if alpha * float(s.max()) ** 2 < 1e13:  # beyond, the identity has no digit left
+        assert float((found - want).norm() / want.norm()) < 1e-2
+    single = shrunk(w.float(), alpha)
+    assert single.dtype == torch.float32
+    if alpha * float(s.max()) ** 2 < 1e5:  # beyond, the rounding of the tokens themselves is what one sees
+        assert float((single - want).norm() / want.norm()) < 1e-2
+
+
+def test_large_finite_tokens_have_a_rate() -> None:
+    z = torch.randn(20, 6) * 1e25  # their squares overflow float32
+    want = theory.coding_rate(z.double(), 0.5)
+    assert float(theory.coding_rate(z, 0.5)) == pytest.approx(float(want), rel=1e-5)

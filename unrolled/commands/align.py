@@ -111,7 +111,7 @@ def align(
     draws
         Relabellings; the smallest p-value is 1 / (draws + 1).
     resamples
-        Half-samples for the interval; 0 leaves it out.
+        Subsamples for the interval, which is of the score at this many samples, not of a population; 0: none.
     held_out
         Also choose the layers on one half of the samples and judge them on the other.
     groups
@@ -150,7 +150,7 @@ def align(
     precision
         Of the forward passes.
     seed
-        Of relabellings, half-samples and weights that are not loaded.
+        Of relabellings, subsamples and weights that are not loaded.
     device
         What to run on.
     workers

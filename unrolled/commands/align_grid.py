@@ -243,7 +243,8 @@ def _report(
     for metric in result.metrics:
         _section(report.section(metric), metric, models, result)
     how = (
-        "p-values count relabellings of the samples that reach the score, the search over layers included."
+        "p-values count relabellings of the samples that reach the score, the search over layers included; z is of the "
+        "pair of layers alone and takes no account of that search."
         if settings["null"] == "permutation"
         else "p-values are " + _methods(result) + ". z is of the pair of layers alone and takes no account of the "
         "search over layers; z and chance come from closed-form moments under random pairing where these are known."

@@ -10,7 +10,9 @@ from unrolled.commands.common import write_run
 if TYPE_CHECKING:
     from unrolled.alignment import Comparison
 
-COLUMNS = ["metric", "score", "null", "p", "interval", "z", "layer of A", "layer of B"]
+COLUMNS = ["metric", "score", "null", "p", "interval at this n", "z of the pair", "layer of A", "layer of B"]
+
+_Z = "z: of this pair of layers alone, in standard deviations by chance; the search over layers is not corrected."
 
 
 def row(name: str, result: Comparison) -> list[str]:
@@ -38,17 +40,20 @@ def _how(settings: dict[str, Any], n: int) -> str:
     if n > LARGE:
         return (
             "Null: one pair of layers where samples are paired at random. p: over relabellings of the sampled queries, "
-            "the search over layers included. Interval: 95 %, over the choice of queries alone; half-samples are not "
-            f"drawn above {LARGE:,} samples."
+            "the search over layers included. Interval: 95 %, over the choice of queries alone; subsamples are not "
+            f"drawn above {LARGE:,} samples. {_Z}"
         )
     null = (
         f"Null: mean of the best pair of layers in {settings['draws']} relabellings of the samples; p: the share of "
-        "them that reach the score, so the search over layers is corrected."
+        f"them that reach the score, so the search over layers is corrected. {_Z}"
         if settings["null"] == "permutation"
         else "Null and z: of this pair of layers alone, exact under random pairing where a closed form is known; p is "
         "corrected for the search over layers, z is not."
     )
-    return f"{null} Interval: 95 %, over the choice of samples for this pair, not over the search."
+    return (
+        f"{null} Interval: 95 %, of what {n:,} samples like these score with this pair of layers; it is not of a "
+        "population, as scores depend on how many samples there are, nor over the search."
+    )
 
 
 def align_report(

@@ -34,6 +34,8 @@ from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretraine
 from unrolled.commands.text import evaluate_run, is_text_run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor, nn
 
@@ -241,9 +243,9 @@ def evaluate(
             raise ValueError(f"labels: none of the {len(indices):,} images has a label in {labels}")
         result["real"] = {"accuracy": right / judged, "images": judged, "without": len(indices) - judged}
     if bool(torch.isfinite(logits).all()):
-        validation = _validation(own, samples) if split in ("train", "test") else None
-        if validation is not None:
-            validation, _ = by_class_names(validation, names, what=model, by=classes_by)
+        validation = None
+        if split in ("train", "test"):
+            validation = _validation(own, samples, lambda s: by_class_names(s, names, what=model, by=classes_by)[0])
         fit_on = None if validation is None else look(validation, "temperature")[1:3]
         result["calibration"] = calibration(logits, truth, fit_on=fit_on, seed=seed)
     if robustness:
@@ -288,20 +290,25 @@ def _refuse_model_flags(**given: Any) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: this run is measured as it was trained; leave it out")
 
 
-def _validation(own: dict[str, Any], samples: int | None) -> ImageSource | None:
+def _validation(
+    own: dict[str, Any], samples: int | None, labelled: Callable[[ImageSource], ImageSource]
+) -> ImageSource | None:
     """The images a run held out for validation, or its data set's own validation split; at most `samples` of them.
 
-    Divided as in the run and never as the flags say: under another division they were trained on.
+    Divided as in the run and never as the flags say: under another division they were trained on. `labelled` gives them
+    the labels that the model has for their classes.
     """
     from unrolled.data import open_images
     from unrolled.errors import MissingData
     from unrolled.train.run import drawn_evenly
 
     try:
-        source = open_images(
-            own["data"], "val", data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"]
+        source = labelled(
+            open_images(
+                own["data"], "val", data_dir=own["data_dir"], val_fraction=own["val_fraction"], seed=own["split_seed"]
+            )
         )
-    except (ValueError, MissingData):  # there is none
+    except (ValueError, MissingData):  # there is none, or none of classes that the model knows
         return None
     if len(source) < _ENOUGH:
         return None

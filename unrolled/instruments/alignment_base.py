@@ -176,6 +176,7 @@ class Metric(ABC):
             (rows times positive numbers), "offset" (x + constant row), "permutation" (of columns), "linear" (x A, A
             invertible).
         min_samples: fewest samples with a defined value.
+        share_of_samples: the value is the share of samples for which something holds.
     """
 
     name: ClassVar[str]
@@ -184,6 +185,7 @@ class Metric(ABC):
     symmetric: bool = True
     invariances: frozenset[str] = frozenset()
     min_samples: int = 2
+    share_of_samples: ClassVar[bool] = False
 
     def __call__(self, x: Features | Representation, y: Features | Representation) -> float:
         """Value for features x [n, d_x] and y [n, d_y] whose rows are the same samples."""

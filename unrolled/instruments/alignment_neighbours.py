@@ -105,6 +105,7 @@ class CycleKNN(_ListMetric):
     """
 
     name: ClassVar[str] = "cycle_knn"
+    share_of_samples = True
 
     def __init__(self, *, k: int = 10, direction: str = "y_then_x"):
         if direction not in ("y_then_x", "x_then_y", "mean"):

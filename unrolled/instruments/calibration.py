@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unrolled.instruments.alignment import get_metric
-from unrolled.instruments.alignment_base import Features, Metric, Representation, representations
+from unrolled.instruments.alignment_base import Features, Metric, Representation
 from unrolled.instruments.alignment_grid import (
     Grid,
     LayerFeatures,
@@ -27,6 +27,7 @@ from unrolled.instruments.alignment_grid import (
     named_layers,
     prepare_layers,
 )
+from unrolled.instruments.alignment_interval import bootstrap_interval, enough_rows
 from unrolled.instruments.copies import note_copies
 from unrolled.instruments.dependence import Blocks, Groups, Units
 from unrolled.instruments.significance import (
@@ -78,8 +79,9 @@ class Comparison:
         calibrated: 0 at or below `threshold`, 1 at the best possible value, linear between.
         z: distance of `score` from its own null mean in standard deviations. It takes no account of the search over
             layers and nulls are skewed, so it is no substitute for `p_value`.
-        interval: confidence interval of the best pair's score over samples, as if the pair had been chosen beforehand:
-            searching raises the score and its interval alike, which `held_out` avoids; see `bootstrap_interval`.
+        interval: 95 % confidence interval of the best pair's expected score at this many samples (not of a population:
+            scores depend on n), as if the pair had been chosen beforehand: searching raises the score and its interval
+            alike, which `held_out` avoids; see `bootstrap_interval`.
         held_out: see `held_out`.
         p_method: how `p_value` was found, in words.
         units: what traded places, in words; "" for single rows.
@@ -117,10 +119,12 @@ class Comparison:
             shown = p_text(self.p_value)
             shown = shown if shown.startswith("<") else f"= {shown}"
             parts.append(f"p {shown} ({self.p_method}, best of {self.scores.numel()} pairs)")
+        if self.z is not None:
+            parts.append(f"z = {self.z:.3g} for this pair alone, the search not corrected")
         if self.calibrated is not None:
             parts.append(f"calibrated {self.calibrated:.4g}")
         if self.interval is not None:
-            parts.append(f"interval {self.interval[0]:.4g} to {self.interval[1]:.4g}")
+            parts.append(f"interval at this n {self.interval[0]:.4g} to {self.interval[1]:.4g}")
         return f"{'; '.join(parts)}; n = {self.n}" + (f" in {self.units}" if self.units else "")
 
 
@@ -150,7 +154,7 @@ def compare(
             or below 0.0001 with no sample dominating both sides; else, and where no moments are known, samples are
             relabelled until ten draws reach the score, at most max(draws, 999) times. `p_method` says which it was.
         alpha: level of `threshold`.
-        resamples: half-samples for the interval of the best pair; 0 leaves it out.
+        resamples: subsamples for the interval of the best pair at this many samples; 0 leaves it out.
         select_held_out: also choose the pair on half of the samples and judge it on the other half.
         groups: [n] one label a row, where rows depend on each other (captions or crops of a photo, frames of a video,
             sentences of a document): groups of one size trade places whole, and are resampled and left out whole.
@@ -197,8 +201,7 @@ def compare(
     interval, judged = None, None
     if stored is not None:
         pair = Representation(stored[0][names[0]]), Representation(stored[1][names[1]])
-        fewest = min((len(rows) for rows in units.halves(resamples, seed)), default=0)
-        if resamples and fewest >= _fewest(chosen):
+        if resamples and enough_rows(chosen, units, resamples, seed):
             interval = bootstrap_interval(*pair, chosen, resamples=resamples, groups=groups, blocks=blocks, seed=seed)
         if select_held_out:
             judged = held_out(*stored, chosen, draws=draws, groups=groups, blocks=blocks, seed=seed)
@@ -219,46 +222,6 @@ def null_of_best(
     units = Units.of(a.n, groups, blocks)
     metric = get_metric(metric).for_units(units)
     return _null(a, b, metric, units, draws, seed)
-
-
-def bootstrap_interval(
-    x: Features | Representation, y: Features | Representation, metric: str | Metric, *, resamples: int = 200,
-    confidence: float = 0.95, groups: Groups | None = None, blocks: Blocks | None = None, seed: int = 0, **options: Any,
-) -> tuple[float, float]:  # fmt: skip
-    """Confidence interval over the choice of samples, from half-samples drawn without replacement.
-
-    Drawing with replacement would repeat samples, and copies are each other's nearest neighbours. Half-samples spread
-    about as much around their mean as the full sample around its expectation (delete-half jackknife), so the interval
-    is the score plus and minus a normal quantile times their standard deviation, cut to the metric's range. It refers
-    to data sets of this size: scores themselves depend on n.
-
-    Raises:
-        ValueError: fewer than two resamples, or half of the samples too few for the metric.
-    """
-    chosen = get_metric(metric, **options)
-    left, right = representations(x, y, min_samples=chosen.min_samples)
-    if resamples < 2 or not 0 < confidence < 1:
-        raise ValueError(f"resamples must be at least 2 and confidence in (0, 1), got {resamples} and {confidence}")
-    units = Units.of(left.n, groups, blocks)
-    halves = list(units.halves(resamples, seed))
-    if min(map(len, halves)) < _fewest(chosen):
-        raise ValueError(
-            f"{left.n} samples are too few: half of them must be at least {_fewest(chosen)} for {chosen!r}"
-        )
-    values = []
-    for half in halves:
-        rows, part = half.to(left.x.device), chosen.for_units(units.of_rows(half))
-        try:
-            values.append(part(Representation(left.x[rows]), Representation(right.x[rows])))
-        except ValueError as error:
-            if "zero variance" not in str(error):
-                raise
-    if len(values) < 2:
-        raise ValueError("almost all half-samples are constant: the interval is undefined")
-    spread = float(torch.tensor(values, dtype=torch.float64).std())
-    reach = spread * float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor((1 + confidence) / 2)))
-    score, (low, high) = chosen.for_units(units)(left, right), chosen.range
-    return max(low, score - reach), min(high, score + reach)
 
 
 def held_out(
@@ -353,11 +316,6 @@ def _best(scores: Tensor, metric: Metric) -> tuple[int, int]:
     sign: Callable[[Tensor], Tensor] = (lambda t: t) if metric.higher_is_closer else torch.neg
     flat = int(torch.nan_to_num(sign(scores), nan=-math.inf).argmax())
     return flat // scores.shape[1], flat % scores.shape[1]
-
-
-def _fewest(metric: Metric) -> int:
-    k = getattr(metric, "k", 0)
-    return max(metric.min_samples, k + 1)
 
 
 def _rows(layer: Features, rows: Tensor) -> Features:

@@ -124,10 +124,15 @@ class Units:
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
         return [self._rows(part) for part in order.tensor_split(count)]
 
-    def halves(self, draws: int, seed: int = 0) -> Iterator[Tensor]:
-        """Rows of random halves of the units, without replacement."""
-        generator, half = torch.Generator().manual_seed(seed), self.count // 2
-        return (self._rows(torch.randperm(self.count, generator=generator)[:half]) for _ in range(draws))
+    @property
+    def subsample(self) -> int:
+        """Units of a subsample: three quarters of them."""
+        return min(self.count - 1, round(0.75 * self.count))
+
+    def subsamples(self, draws: int, seed: int = 0) -> Iterator[Tensor]:
+        """Rows of random subsamples of the units, without replacement."""
+        generator = torch.Generator().manual_seed(seed)
+        return (self._rows(torch.randperm(self.count, generator=generator)[: self.subsample]) for _ in range(draws))
 
     def of_rows(self, rows: Tensor) -> Units:
         """The units among some of the rows, which become rows 0, 1, ...; units must not be divided."""

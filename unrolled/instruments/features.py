@@ -23,6 +23,7 @@ from unrolled.instruments.anatomy import unwrap
 from unrolled.instruments.pooling import Pooling, as_tokens, get_pooling, prefix_tokens
 from unrolled.instruments.probes import evaluating
 from unrolled.instruments.trace import trace
+from unrolled.ops.rows import as_floats
 from unrolled.reading import read_json
 
 logger = logging.getLogger(__name__)
@@ -347,7 +348,7 @@ def check_finite(features: Tensor | np.ndarray, name: str, fix: str, *, block: i
     """Raise ValueError naming the rows of `features` [n, d] that hold NaN or infinite values; read block by block."""
     bad = []
     for start in range(0, len(features), block):
-        rows = torch.as_tensor(features[start : start + block])
+        rows = as_floats(features[start : start + block], name)
         bad += [start + row for row in (~torch.isfinite(rows).all(1)).nonzero()[:, 0].tolist()]
     if bad:
         named = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")

@@ -214,7 +214,7 @@ def _cut(joined: Tensor, free: np.ndarray, tau: float, eps: float, solver: Solve
     if edges in (0, size * (size - 1)):
         return None
     vector = _eigenvectors(joined, eps, 1, solver)[1][:, 0].cpu().numpy()
-    side = (vector > vector.mean()).reshape(free.shape)
+    side = (vector > vector.mean() + TIE).reshape(free.shape)  # an entry at the mean is on no side by its rounding
     if side[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= 3:
         vector, side = -vector, ~side
     seed = np.unravel_index((vector > vector.max() - TIE).argmax(), free.shape)

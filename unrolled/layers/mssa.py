@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unrolled.layers.subspace import SubspaceAttention
+from unrolled.theory.coding_rate import shrunk
 
 Compression = Literal["softmax", "negated", "derived", "neumann", "exact"]
 COMPRESSIONS = ("softmax", "negated", "derived", "neumann", "exact")
@@ -100,11 +101,8 @@ class MSSA(SubspaceAttention):
         """
         w = self.project(z)
         if self.eps is not None:
-            if attn_mask is not None or is_causal:
-                raise ValueError(
-                    f"attn_mask, is_causal: compression={self.compression!r} is a gradient in all tokens at once; "
-                    "use 'softmax', 'negated' or 'derived' with masks"
-                )
+            why = f"compression={self.compression!r} is a gradient in all tokens at once; use 'softmax', 'negated' or "
+            self.refuse_masks(attn_mask, is_causal, f"{why}'derived' with masks")
             y = self._gradient(w)
         else:
             y = self.signed(F.scaled_dot_product_attention(w, w, w, attn_mask=attn_mask, is_causal=is_causal), w)
@@ -122,11 +120,9 @@ class MSSA(SubspaceAttention):
         n, p = w.shape[-2:]
         with torch.autocast(w.device.type, enabled=False):
             full = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
-            gram = p / (n * self.eps**2) * (full.mT @ full)
-            if self.compression == "neumann":
-                return (full @ gram - full).to(w.dtype)
-            factor = torch.linalg.cholesky(gram + torch.eye(p, dtype=full.dtype, device=full.device))
-            return -torch.cholesky_solve(full.mT, factor).mT.to(w.dtype)
+            alpha = p / (n * self.eps**2)
+            step = full @ (alpha * (full.mT @ full)) - full if self.compression == "neumann" else -shrunk(full, alpha)
+            return step.to(w.dtype)
 
     def attention(self, z: Tensor, *, query: int | slice | None = None, is_causal: bool = False) -> Tensor:
         """Attention weights, computed only when asked for.

@@ -83,9 +83,22 @@ def subspace_coding_rate_gradient(z: Tensor, subspaces: Tensor, eps: float) -> T
     alpha = p / (n * eps**2)
     with _full_precision(z):
         projected = torch.einsum("...nd,hdp->...hnp", z, subspaces)
-        gram = alpha * projected.mT @ projected + torch.eye(p, dtype=z.dtype, device=z.device)
-        whitened = torch.linalg.solve(gram, projected.mT)
-        return alpha * torch.einsum("...hpn,hdp->...nd", whitened, subspaces)
+        return alpha * torch.einsum("...hnp,hdp->...nd", shrunk(projected, alpha), subspaces)
+
+
+def shrunk(w: Tensor, alpha: float) -> Tensor:
+    """(I + alpha W W^T)^-1 W for rows `w` [..., n, p]: what R^c's gradient makes of one head's tokens, over alpha.
+
+    Solved in float64: beside large tokens the identity drowns in a float32 Gram matrix, which may then have no Cholesky
+    factor at all. Where even float64 has no digits for it, the identity counts as that rounding.
+    """
+    wide = w.double() if w.device.type != "mps" else w
+    gram = alpha * (wide.mT @ wide)
+    p = gram.shape[-1]
+    floor = p * torch.finfo(wide.dtype).eps * gram.detach().diagonal(dim1=-2, dim2=-1).sum(-1)
+    identity = torch.eye(p, dtype=wide.dtype, device=wide.device)
+    factor = torch.linalg.cholesky(gram + (1 + floor)[..., None, None] * identity)
+    return torch.cholesky_solve(wide.mT, factor).mT.to(w.dtype)
 
 
 def orthogonality_penalty(subspaces: Tensor) -> Tensor:
@@ -187,7 +200,7 @@ def _half_logdet(w: Tensor, alpha: float) -> Tensor:
     rank-deficient matrix would be credited with noise; singular values, in float64, do not square the error.
     """
     trace = alpha * w.detach().square().sum((-2, -1))
-    if not bool(trace.isfinite().all()):
+    if not bool(trace.isfinite().all()) and not bool(w.isfinite().all()):  # squares alone may overflow
         raise ValueError("z: holds NaN or infinite values; find and remove those tokens first")
     if bool((trace * torch.finfo(w.dtype).eps > 1e-2).any()):
         wide = w.double() if w.device.type != "mps" else w.cpu().double()
