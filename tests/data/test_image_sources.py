@@ -250,3 +250,18 @@ def test_the_real_packed_cifar(shared: Path) -> None:
     picture, _ = held.load(0)
     assert isinstance(picture, Image.Image)
     assert picture.size == (32, 32)
+
+
+def test_packed_files_with_classes_in_another_order_are_matched_by_name(
+    tmp_path: Path, write_packed: WritePacked
+) -> None:
+    write_packed(tmp_path / "x_train.npz")
+    write_packed(tmp_path / "x_test.npz", class_names=np.array(["c", "a", "b"]))
+    test = open_images("packed", "test", data_dir=tmp_path)
+    assert test.classes == ["a", "b", "c"]
+    assert [test.load(index)[1] for index in range(6)] == [2, 0, 1, 2, 0, 1]
+    write_packed(tmp_path / "x_test.npz", class_names=np.array(["a", "b", "d"]))
+    with pytest.raises(ValueError, match=r"class 'd' that the training file does not have \(a, b, c\)"):
+        open_images("packed", "test", data_dir=tmp_path)
+    some = open_images("packed", "test", data_dir=tmp_path, unknown_classes="skip")
+    assert (len(some), some.passed_over) == (8, "4 images of classes that training lacks (d)")

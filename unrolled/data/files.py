@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from unrolled.data.classes import Relabelled, listed, numbers_of
 from unrolled.data.listing import PassedOver, class_name, entries, files_below, files_in, parts_in, printable
-from unrolled.data.packed import PackedSource
+from unrolled.data.packed import PackedSource, packed_classes
 from unrolled.data.sources import FileSource, ImageSource, existing_folder
 from unrolled.errors import MissingData
 
@@ -74,8 +75,11 @@ def open_folder(data_dir: Path | None, *, split: str, unknown: Unknown = "raise"
     return found
 
 
-def open_packed(name: str, data_dir: Path | None, *, split: str) -> Splits:
-    """Packed files in a folder; see `find_packed`. A single file, given as `data_dir`, is split by seed."""
+def open_packed(name: str, data_dir: Path | None, *, split: str, unknown: Unknown = "raise") -> Splits:
+    """Packed files in a folder; see `find_packed`. A single file, given as `data_dir`, is split by seed.
+
+    Test images are labelled by the names of the training file's classes, if that is there.
+    """
     place = existing_folder(data_dir, what=name)
     if place.is_file():
         return {"all": PackedSource(place)}
@@ -84,7 +88,27 @@ def open_packed(name: str, data_dir: Path | None, *, split: str) -> Splits:
     if path is None:
         patterns = "*_train*.npz" if part == "train" else "*_test*.npz or *_val*.npz"
         raise MissingData(f"data_dir: {place} holds no packed {part} file of {name!r} ({patterns})")
-    return {part: PackedSource(path)}
+    source = PackedSource(path)
+    training = find_packed(name, place, "train") if part == "test" else None
+    return {part: source if training is None else _as_in(packed_classes(training), source, unknown)}
+
+
+def _as_in(classes: list[str], source: PackedSource, unknown: Unknown) -> ImageSource:
+    assert source.labels is not None
+    numbers = numbers_of(source.classes, classes)
+    lost = [source.classes[label] for label in np.unique(source.labels) if numbers[label] < 0]
+    if lost and unknown == "raise":
+        raise ValueError(
+            f"data_dir: {source.description} has a class {lost[0]!r} that the training file does not have "
+            f"({listed(classes)}); give both the same names, or leave its images out (--unknown-classes skip)"
+        )
+    if source.classes == classes:
+        return source
+    found = Relabelled(source, classes, numbers)
+    if lost:
+        out = len(source) - len(found)
+        found.passed_over = f"{out:,} images of classes that training lacks ({listed(lost)})"
+    return found
 
 
 def find_packed(name: str, folder: Path, part: str) -> Path | None:

@@ -68,8 +68,8 @@ def open_images(
         val_fraction: share of the training split held out, the same share of every class.
         seed: which images are held out; also divides data sets without a test split (digits, one folder of classes, one
             packed file), 80 % to train on and 20 % to test on, class by class.
-        unknown_classes: images of `folder`, `imagenet` and `hf:` in the validation or test split whose class the
-            training split lacks are refused ("raise") or left out ("skip"), and then named in `passed_over`.
+        unknown_classes: images of `folder`, `imagenet`, `packed` and `hf:` in the validation or test split whose class
+            the training split lacks are refused ("raise") or left out ("skip"), and then named in `passed_over`.
 
     Raises:
         ValueError: an unknown name (the nearest is suggested), split or fraction, labels outside the classes, or a
@@ -126,7 +126,7 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
     if name == "folder":
         return open_folder(folder, split=split, unknown=unknown)
     if name == "packed":
-        return open_packed(name, folder, split=split)
+        return open_packed(name, folder, split=split, unknown=unknown)
     if name == "digits":
         return {"all": digits()}
     if name == "synthetic":
@@ -136,11 +136,11 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
     if name in _PACKED and folder is not None and folder.expanduser().exists():
         part = "test" if split == "test" else "train"
         if folder.is_file() or find_packed(name, folder.expanduser(), part) is not None:
-            return open_packed(name, folder, split=split)
+            return open_packed(name, folder, split=split, unknown=unknown)
     if plain in TORCHVISION_NAMES:
         return open_torchvision(plain, folder, split=split, unknown=unknown)
     if name in _PACKED:
-        return open_packed(name, folder, split=split)
+        return open_packed(name, folder, split=split, unknown=unknown)
     if Path(name).is_dir():
         raise ValueError(
             f"data: {name!r} is a folder; give data='folder' and data_dir={name!r} (--data folder --data-dir)"

@@ -103,6 +103,18 @@ class PackedSource(ImageSource):
         return sizes.pop() if len(sizes) == 1 else None
 
 
+def packed_classes(path: Path) -> list[str]:
+    """The class names of a packed file, without its images.
+
+    Raises:
+        CorruptFile: it has none, or is damaged.
+    """
+    arrays = read_npz(path, ("class_names",))
+    if "class_names" not in arrays:
+        raise CorruptFile(f"{path} is not a packed image file: it lacks class_names")
+    return [str(name) for name in arrays["class_names"]]
+
+
 def _size(image: Image.Image) -> tuple[int, int, int] | None:
     channels = {"L": 1, "RGB": 3}.get(image.mode)
     return None if channels is None else (channels, image.height, image.width)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unrolled.layers.subspace import SubspaceAttention
+from unrolled.ops.recording import is_recording
 
 
 class CBSA(SubspaceAttention):
@@ -98,19 +99,18 @@ class CBSA(SubspaceAttention):
         Raises:
             ValueError: a mask is given, or the tokens form no known grid.
         """
-        if attn_mask is not None or is_causal:
-            raise ValueError("attn_mask, is_causal: representatives are pooled over all tokens; use MSSA for masks")
+        self.refuse_masks(attn_mask, is_causal, "representatives are pooled over all tokens; use MSSA for masks")
         w, representatives = self._pool(z)
-        assignment = (representatives @ w.mT * self.dim_head**-0.5).softmax(-1)
+        assignment = (representatives @ w.transpose(-2, -1) * self.dim_head**-0.5).softmax(-1)
         contracted = representatives + self.step_representative[:, None, None] * (assignment @ w)
         contraction = F.scaled_dot_product_attention(contracted, contracted, contracted)
-        y = assignment.mT @ (self.step_token[:, None, None] * contraction).to(w.dtype)
+        y = assignment.transpose(-2, -1) @ (self.step_token[:, None, None] * contraction).to(w.dtype)
         return self.merge(y.transpose(-3, -2).flatten(-2))
 
     def assignment(self, z: Tensor) -> Tensor:
         """A `[b, h, m, n]`: of which tokens each representative is made; A^T carries its change back to them."""
         w, representatives = self._pool(z)
-        return (representatives @ w.mT * self.dim_head**-0.5).softmax(-1)
+        return (representatives @ w.transpose(-2, -1) * self.dim_head**-0.5).softmax(-1)
 
     def _pool(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Projected tokens `[b, h, n, p]` and their means over the cells of the pooled grid `[b, h, m, p]`."""
@@ -118,16 +118,53 @@ class CBSA(SubspaceAttention):
         rows, columns = self._grid(z.shape[-2] - self.prefix_tokens)
         leading = self.pooled == "leading"
         patches = w[..., : rows * columns, :] if leading else w[..., self.prefix_tokens :, :]
-        m = self.representatives
-        side = (m, m) if leading else (min(m, rows), min(m, columns))
-        if side != (rows, columns):
-            patches = F.adaptive_avg_pool2d(patches.mT.unflatten(-1, (rows, columns)), side).flatten(-2).mT
-        return self.split(w), self.split(patches)
+        return self.split(w), self.split(pool_cells(patches, rows, columns, self.representatives, leading))
 
     def _grid(self, patches: int) -> tuple[int, int]:
-        if self.grid is not None and math.prod(self.grid) == patches:
-            return self.grid
-        side = math.isqrt(max(patches, 0))
+        grid = self.grid
+        if grid is not None and not isinstance(grid[0], int):
+            self.grid = None  # symbols of a recording must not outlive it
+            return grid
+        if grid is not None and (not isinstance(patches, int) or math.prod(grid) == patches):
+            return grid
+        side = math.isqrt(max(patches, 0)) if isinstance(patches, int) else 0
         if side < 1 or side**2 != patches:
             raise ValueError(f"z: {patches} patch tokens are no square; set the layer's `grid` to (rows, columns)")
         return side, side
+
+
+@torch.fx.wrap
+def pool_cells(patches: Tensor, rows: int, columns: int, side: int, enlarge: bool) -> Tensor:
+    """Means of patch tokens `[b, rows * columns, d]` over the cells of a grid of `side` x `side`.
+
+    Args:
+        patches: row by row.
+        rows: of the patches.
+        columns: of them.
+        side: rows and columns of the cells.
+        enlarge: also where there are fewer patches than cells; otherwise there are as many cells as patches then.
+
+    Returns:
+        `[b, cells, d]`.
+    """
+    if not isinstance(rows, int):  # symbols of `torch.export`: a graph has as many cells for every size
+        torch._check(rows >= side)
+        torch._check(columns >= side)
+        enlarge = True
+    cells = (side, side) if enlarge else (min(side, rows), min(side, columns))
+    if isinstance(rows, int) and cells == (rows, columns):
+        return patches
+    if isinstance(rows, int) and is_recording(patches):  # ONNX has no means over cells of unequal sizes
+        means = torch.kron(_means(rows, cells[0]), _means(columns, cells[1]))
+        return means.to(patches) @ patches
+    grid = patches.transpose(-2, -1).unflatten(-1, (rows, columns))
+    return F.adaptive_avg_pool2d(grid, cells).flatten(-2).transpose(-2, -1)
+
+
+def _means(count: int, cells: int) -> Tensor:
+    """`[cells, count]`, whose product with so many values are their means over the cells, as PyTorch divides them."""
+    first = torch.arange(cells) * count // cells
+    last = (torch.arange(1, cells + 1) * count - 1) // cells
+    index = torch.arange(count)
+    inside = (index >= first[:, None]) & (index <= last[:, None])
+    return inside / inside.sum(1, keepdim=True)

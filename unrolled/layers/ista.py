@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unrolled.ops.recording import is_recording
+
 
 class ISTA(nn.Module):
     r"""One proximal gradient step on the non-negative lasso, started at its own input (arXiv 2306.01129, eq. 17).
@@ -33,7 +35,8 @@ class ISTA(nn.Module):
     second: with more tokens than d the folded form is cheaper and is used. In eval without gradients A is kept
     between calls. It is rebuilt when the dictionary, step size or sparsity are changed in place, replaced, loaded, or
     moved to another device or dtype, and `train()` drops it. A write through `Tensor.data` is invisible to PyTorch's
-    version counter: call `refold()` after one.
+    version counter: call `refold()` after one. Graphs that are exported or traced hold the two products, which suit any
+    number of tokens.
     """
 
     step_size: float | Tensor
@@ -94,6 +97,8 @@ class ISTA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Sparsify tokens `[..., n, d]`, normalised by the caller; returns the same shape, non-negative."""
+        if is_recording(x):
+            return self._two_products(x)
         gradients = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters(recurse=False))
         if not gradients and not self.training and self._cacheable():
             affine, bias = self._cached_fold(x)
@@ -106,7 +111,7 @@ class ISTA(nn.Module):
 
     def _two_products(self, x: Tensor) -> Tensor:
         residual = x - F.linear(x, self.dictionary)
-        return torch.relu(x + self.step_size * F.linear(residual, self.dictionary.mT) - self.step_size * self.sparsity)
+        return torch.relu(x + self.step_size * F.linear(residual, self.dictionary.t()) - self.step_size * self.sparsity)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         """A = I + eta D^T (I - D) `[d, d]` and the bias -eta lambda `[d]`, in float32 at least, autocast or not."""

@@ -101,11 +101,8 @@ class MSSA(SubspaceAttention):
         """
         w = self.project(z)
         if self.eps is not None:
-            if attn_mask is not None or is_causal:
-                raise ValueError(
-                    f"attn_mask, is_causal: compression={self.compression!r} is a gradient in all tokens at once; "
-                    "use 'softmax', 'negated' or 'derived' with masks"
-                )
+            why = f"compression={self.compression!r} is a gradient in all tokens at once; use 'softmax', 'negated' or "
+            self.refuse_masks(attn_mask, is_causal, f"{why}'derived' with masks")
             y = self._gradient(w)
         else:
             y = self.signed(F.scaled_dot_product_attention(w, w, w, attn_mask=attn_mask, is_causal=is_causal), w)

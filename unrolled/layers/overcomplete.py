@@ -104,12 +104,12 @@ class OvercompleteISTA(nn.Module):
         threshold = eta * self.sparsity
         rows = x.reshape(-1, self.dim)
         codes = ((eta * rows) @ d).sub_(threshold).relu_()
-        residual = eta * torch.addmm(rows, codes, d.mT, alpha=-1)
+        residual = eta * torch.addmm(rows, codes, d.t(), alpha=-1)
         if torch.is_grad_enabled():  # the first codes are needed to differentiate
             codes = torch.addmm(codes, residual, d)
         else:  # in-place products are not autocast
             codes.addmm_(residual.to(codes.dtype), d.to(codes.dtype))
-        return codes.sub_(threshold).relu_().view(*x.shape[:-1], d.shape[1])
+        return codes.sub_(threshold).relu_().view(x.shape[:-1] + d.shape[1:])
 
     def extra_repr(self) -> str:
         """Sizes, for `print(model)`."""

@@ -95,6 +95,10 @@ class SubspaceAttention(nn.Module):
             return self.scale * F.linear(y, self.subspaces.weight.mT)
         return self.dropout(self.output(y))
 
+    def refuse_masks(self, attn_mask: Tensor | None, is_causal: bool, why: str) -> None:
+        """Raise `ValueError` if there is a mask, saying why there must be none."""
+        _refuse_masks(attn_mask, is_causal, why)
+
     def bases(self) -> Tensor:
         """The subspaces as `theory` takes them: `[h, d, p]`."""
         return self.subspaces.weight.unflatten(0, (self.heads, self.dim_head)).mT
@@ -104,6 +108,12 @@ class SubspaceAttention(nn.Module):
         tied = f", output=tied, scale={self.scale}" if self.output is None else ""
         orthogonal = ", orthogonal" if is_parametrized(self.subspaces) else ""
         return f"dim={self.dim}, heads={self.heads}, dim_head={self.dim_head}{tied}{orthogonal}"
+
+
+@torch.fx.wrap  # in a graph, arguments with defaults are known when it runs
+def _refuse_masks(attn_mask: Tensor | None, is_causal: bool, why: str) -> None:
+    if attn_mask is not None or is_causal:
+        raise ValueError(f"attn_mask, is_causal: {why}")
 
 
 class _OrthonormalRows(nn.Linear):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.layers.subspace import SubspaceAttention
+from unrolled.ops.recording import knows_sizes
 
 
 class TSSA(SubspaceAttention):
@@ -57,13 +58,13 @@ class TSSA(SubspaceAttention):
         """From w^2 `[b, n, h * p]`: pi `[b, h, n]`."""
         # the sum over tokens as a product: a strided reduction is several times slower
         energy = squares.new_ones(1, squares.shape[-2]) @ squares
-        inverse = self.temperature.repeat_interleave(self.dim_head) / energy.clamp_min(torch.finfo(squares.dtype).tiny)
-        logits = squares @ (inverse.to(squares.dtype) * own).mT
-        return logits.mT.contiguous().softmax(-2)  # heads last would be several times slower
+        inverse = self.temperature.repeat_interleave(self.dim_head) / above_zero(energy)
+        logits = squares @ (inverse.to(squares.dtype) * own).transpose(-2, -1)
+        return logits.transpose(-2, -1).contiguous().softmax(-2)  # heads last would be several times slower
 
     def _own(self, like: Tensor) -> Tensor:
         """`[h, h * p]`, 1 where a direction belongs to the head."""
-        return torch.eye(self.heads, dtype=like.dtype, device=like.device).repeat_interleave(self.dim_head, 1)
+        return own_directions(self.heads, self.dim_head, like)
 
     def forward(self, z: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compress.
@@ -79,15 +80,14 @@ class TSSA(SubspaceAttention):
         Raises:
             ValueError: a mask is given.
         """
-        if attn_mask is not None or is_causal:
-            raise ValueError("attn_mask, is_causal: token statistics know no mask; use CausalTSSA, or MSSA")
+        self.refuse_masks(attn_mask, is_causal, "token statistics know no mask; use CausalTSSA, or MSSA")
         w = self.subspaces(z)
         squares = w.square()
         own = self._own(squares)
         pi = self._membership(squares, own)
-        size = pi.sum(-1, keepdim=True).clamp_min(torch.finfo(pi.dtype).tiny)
+        size = above_zero(pi.sum(-1, keepdim=True))
         moments = ((pi.to(squares.dtype) @ squares) * (own / size)).sum(-2, keepdim=True)
-        coefficients = (pi.mT.to(w.dtype) @ (-own / (1 + moments)).to(w.dtype)).to(w.dtype)
+        coefficients = (pi.transpose(-2, -1).to(w.dtype) @ (-own / (1 + moments)).to(w.dtype)).to(w.dtype)
         return self.merge(w * coefficients if torch.is_grad_enabled() else coefficients.mul_(w))
 
 
@@ -158,7 +158,7 @@ class CausalTSSA(SubspaceAttention):
         """
         start = 0 if state is None else state.length
         end = start + z.shape[-2]
-        if end > self.max_length:
+        if knows_sizes(z) and end > self.max_length:
             raise ValueError(
                 f"z: {end} tokens, but max_length={self.max_length}: shorten, or build with more positions"
             )
@@ -167,13 +167,12 @@ class CausalTSSA(SubspaceAttention):
         energy = squares.cumsum(-3)
         if state is not None:
             energy = energy + state.energy.unsqueeze(-3)
-        tiny = torch.finfo(squares.dtype).tiny
-        logits = (squares / energy.clamp_min(tiny)).sum(-1) + self.dim_head * self.membership_bias[:, start:end].mT
+        logits = (squares / above_zero(energy)).sum(-1) + self.dim_head * self.membership_bias[:, start:end].t()
         pi = (self.temperature * logits).softmax(-1)
         moments, size = (pi.unsqueeze(-1) * squares).cumsum(-3), pi.cumsum(-2)
         if state is not None:
             moments, size = moments + state.moments.unsqueeze(-3), size + state.size.unsqueeze(-2)
-        gate = -1 / (1 + moments / size.clamp_min(tiny).unsqueeze(-1))
+        gate = -1 / (1 + moments / above_zero(size).unsqueeze(-1))
         out = self.merge((w * pi.unsqueeze(-1) * gate).flatten(-2))
         if not return_state:
             return out
@@ -183,6 +182,18 @@ class CausalTSSA(SubspaceAttention):
 def _by_head(layer: SubspaceAttention, z: Tensor) -> Tensor:
     """U_k^T z as `[b, n, h, p]`: heads stay beside each other, so that nothing is transposed in memory."""
     return layer.subspaces(z).unflatten(-1, (layer.heads, layer.dim_head))
+
+
+@torch.fx.wrap
+def own_directions(heads: int, dim_head: int, like: Tensor) -> Tensor:
+    """`[heads, heads * dim_head]`, 1 where a direction belongs to the head."""
+    return torch.eye(heads, dtype=like.dtype, device=like.device).repeat_interleave(dim_head, 1)
+
+
+@torch.fx.wrap
+def above_zero(x: Tensor) -> Tensor:
+    """`x` >= 0 as something that one may divide by."""
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _placed(kwargs: dict[str, Any]) -> dict[str, Any]:

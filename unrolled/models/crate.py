@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, resample_abs_pos_embed
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from unrolled.layers import CBSA, ISTA, MSSA, TSSA, OvercompleteISTA
 from unrolled.layers.mssa import Compression
 from unrolled.models.hub import HubMixin
 from unrolled.models.stem import ConvStem, LayerNormStem, LinearStem
+from unrolled.ops.recording import sizes
 
 STEMS = {"layernorm": LayerNormStem, "linear": LinearStem, "conv": ConvStem}
 POOLS = {"cls": "token", "mean": "avg", "token": "token", "avg": "avg", "max": "max", "avgmax": "avgmax", "": ""}
@@ -322,10 +323,17 @@ class CRATE(HubMixin, VisionTransformer):
         return super().pool(x, pool_type)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
+        rows, columns = sizes(x, 1, 2)
         for block in self.blocks:
             if isinstance(block.attn, CBSA):
-                block.attn.grid = (x.shape[1], x.shape[2])
-        return super()._pos_embed(x)
+                block.attn.grid = (rows, columns)
+        tokens = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        return self.pos_drop(torch.cat([*tokens, x.flatten(1, 2)], 1) + self._positions(rows, columns))
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """The table of positions for a grid of patches, `[1, prefix + rows * columns, d]`."""
+        own_rows, own_columns = self.patch_embed.grid_size
+        return resample_positions(self.pos_embed, rows, columns, own_rows, own_columns, self.num_prefix_tokens)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initialise every parameter; the only place that does.
@@ -381,6 +389,16 @@ def add_registers(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
         own = model.pos_embed.detach()[:, first : model.num_prefix_tokens].to(table)
         state["pos_embed"] = torch.cat([table[:, :first], own, table[:, first:]], 1)
     return state
+
+
+@torch.fx.wrap
+def resample_positions(table: Tensor, rows: int, columns: int, own_rows: int, own_columns: int, prefix: int) -> Tensor:
+    """A table of positions `[1, prefix + own_rows * own_columns, d]` for a grid of `rows` x `columns`."""
+    if isinstance(rows, int) and (rows, columns) == (own_rows, own_columns):
+        return table
+    return resample_abs_pos_embed(
+        table, new_size=[rows, columns], old_size=[own_rows, own_columns], num_prefix_tokens=prefix
+    )
 
 
 def check_image_size(image_size: int | tuple[int, int], patch_size: int) -> None:

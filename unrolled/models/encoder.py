@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unrolled.errors import MissingData
 from unrolled.models.building import building
 from unrolled.models.registry import ModelInfo
-from unrolled.models.sequence import LanguageModel, check_ids
+from unrolled.models.sequence import LanguageModel
 from unrolled.models.sequence_config import (
     ENCODERS,
     LANGUAGE_MODELS,
@@ -24,6 +24,7 @@ from unrolled.models.sequence_config import (
     language_config,
     language_source,
 )
+from unrolled.ops.recording import is_recording
 from unrolled.reading import read_json
 
 
@@ -63,10 +64,7 @@ class MaskedLanguageModel(LanguageModel):
         Raises:
             ValueError: an empty sequence, one past the position table, or an unknown token or segment.
         """
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-            raise ValueError(f"tokens: must be integers [b, n], not {tokens.dtype} {tuple(tokens.shape)}")
         self._check(tokens, None)
-        check_ids(tokens, self.config.vocab_size)
         z = self.embed(tokens)
         if self.segments is not None:
             z = z + self.segments(self._segments(segments, tokens))
@@ -91,6 +89,8 @@ class MaskedLanguageModel(LanguageModel):
     def _segments(self, segments: Tensor | None, tokens: Tensor) -> Tensor:
         if segments is None:
             return torch.zeros_like(tokens)
+        if is_recording(segments):
+            return segments
         if segments.shape != tokens.shape:
             raise ValueError(f"segments: must be {tuple(tokens.shape)} as the tokens, not {tuple(segments.shape)}")
         if int(segments.min()) < 0 or int(segments.max()) >= self.config.segments:

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from unrolled.layers import MSSA
 from unrolled.models.crate import CRATE, CRATEBlock, add_registers
+from unrolled.ops.recording import is_recording, knows_sizes, sizes
 
 # what a model's description says of its images and its layers' names, whatever it was trained for
 _OF_IMAGES = ("crop_pct", "interpolation", "mean", "std", "fixed_input_size", "first_conv", "classifier")
@@ -203,10 +203,9 @@ class MaskedAutoencoder(CRATE):
             ValueError: nothing would be kept or nothing removed, or `noise` has another shape.
         """
         x = self.patch_embed(images)
-        grid = (x.shape[1], x.shape[2])
-        x, positions = x.flatten(1, 2), self._positions(grid)
-        order, kept = self._order(x, mask_ratio, noise)
-        restore = order.argsort(1)
+        rows, columns = sizes(x, 1, 2)
+        x, positions = x.flatten(1, 2), self._positions(rows, columns)
+        order, restore, kept = draw_order(x, rows * columns, mask_ratio, noise)
         mask = (restore >= kept).to(x.dtype)
         latent = self._encode(x, positions, order[:, :kept], restore)
         prediction = self.decode(latent)
@@ -242,8 +241,7 @@ class MaskedAutoencoder(CRATE):
 
     def target(self, images: Tensor) -> Tensor:
         """What the patches `[b, n, p * p * c]` of images are to be predicted as, in float32 at least."""
-        target = self.patchify(images)
-        target = target.float() if target.dtype in (torch.float16, torch.bfloat16) else target
+        target = at_least_float32(self.patchify(images))
         if self.norm_pix_loss:
             variance, mean = torch.var_mean(target, -1, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
@@ -303,22 +301,32 @@ class MaskedAutoencoder(CRATE):
         model.pretrained_cfg = {**described, **model.pretrained_cfg, "num_classes": num_classes}  # type: ignore[dict-item]
         return model.train(self.training)
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
-        return resample_abs_pos_embed(
-            self.pos_embed, new_size=list(grid), old_size=list(self.patch_embed.grid_size), num_prefix_tokens=1
-        )
 
-    def _order(self, x: Tensor, mask_ratio: float, noise: Tensor | None) -> tuple[Tensor, int]:
-        """Patches in order of their noise `[b, n]`, and how many of them are kept."""
-        b, n = x.shape[:2]
-        kept = n - removed_patches(n, mask_ratio) if 0 < mask_ratio < 1 else 0
-        if not 0 < kept < n:
-            raise ValueError(f"mask_ratio={mask_ratio}: must keep and remove at least one of the {n} patches")
-        if noise is None:
-            noise = torch.rand(b, n, device=x.device)
-        elif noise.shape != (b, n):
-            raise ValueError(f"noise: needs one value for each patch, [{b}, {n}], got {list(noise.shape)}")
-        return noise.argsort(dim=1, stable=True), kept
+@torch.fx.wrap
+def draw_order(x: Tensor, n: int, mask_ratio: float, noise: Tensor | None) -> tuple[Tensor, Tensor, int]:
+    """The `n` patches in order of their noise, the rank of each, both `[b, n]`, and how many of them are kept."""
+    b = x.shape[0]
+    kept = n - removed_patches(n, mask_ratio) if 0 < mask_ratio < 1 else 0
+    if not 0 < kept < n:
+        raise ValueError(f"mask_ratio={mask_ratio}: must keep and remove at least one of the {n} patches")
+    if noise is None:
+        noise = torch.rand(b, n, device=x.device)
+    elif knows_sizes(noise) and noise.shape != (b, n):
+        raise ValueError(f"noise: needs one value for each patch, [{b}, {n}], got {list(noise.shape)}")
+    if is_recording(noise):  # ONNX has no stable order: ranks by comparison, in which there are no ties
+        before = noise.unsqueeze(1) < noise.unsqueeze(2)
+        tied = noise.unsqueeze(1) == noise.unsqueeze(2)
+        position = torch.arange(n, device=x.device)
+        rank = (before | (tied & (position < position.unsqueeze(1)))).sum(2)
+        return rank.topk(n, dim=1, largest=False).indices, rank, kept
+    order = noise.argsort(dim=1, stable=True)
+    return order, order.argsort(1), kept
+
+
+@torch.fx.wrap
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32 if it is in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def removed_patches(count: int, mask_ratio: float) -> int:

@@ -29,6 +29,7 @@ from unrolled.models.sequence_config import (
     SequenceConfig,
     language_config,
 )
+from unrolled.ops.recording import is_recording, knows_sizes
 from unrolled.reading import read_object
 
 __all__ = [
@@ -90,6 +91,8 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
 
     def _check(self, inputs: Tensor, state: SequenceState | None) -> None:
         """Sequence length and state; subclasses check what the tokens are."""
+        if not knows_sizes(inputs):
+            return
         if inputs.shape[0] == 0 or inputs.shape[1] == 0:
             raise ValueError(f"inputs: empty sequence, shape {tuple(inputs.shape)}; give at least one token")
         start = 0
@@ -219,7 +222,7 @@ class SequenceRegressor(_SequenceModel):
         Raises:
             ValueError: an empty sequence, one past the position table, other widths, or a state of another model.
         """
-        if inputs.ndim != 3 or inputs.shape[-1] != self.config.input_dim:
+        if knows_sizes(inputs) and (inputs.ndim != 3 or inputs.shape[-1] != self.config.input_dim):
             raise ValueError(f"inputs: shape {tuple(inputs.shape)}, but must be [b, n, {self.config.input_dim}]")
         self._check(inputs, state)
         z, after = self._run(self.embed(inputs), state, return_state)
@@ -287,15 +290,20 @@ class LanguageModel(_SequenceModel):
         Raises:
             ValueError: an empty sequence, one past the position table, an unknown token, or a state of another model.
         """
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-            raise ValueError(f"tokens: must be integers [b, n], not {tokens.dtype} {tuple(tokens.shape)}")
         self._check(tokens, state)
-        check_ids(tokens, self.config.vocab_size)
         z, after = self._run(self.embed(tokens), state, return_state)
         logits = self.head(z)
         if (cap := self.config.logit_cap) is not None:
             logits = cap * torch.tanh(logits / cap)
         return (logits, after) if return_state else logits
+
+    def _check(self, inputs: Tensor, state: SequenceState | None) -> None:
+        if knows_sizes(inputs) and (
+            inputs.ndim != 2 or inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool
+        ):
+            raise ValueError(f"tokens: must be integers [b, n], not {inputs.dtype} {tuple(inputs.shape)}")
+        super()._check(inputs, state)
+        check_ids(inputs, self.config.vocab_size)
 
     def generate(
         self,
@@ -371,8 +379,8 @@ def _extend(model: Any, prompt: Tensor, steps: int, cache: bool, pick: Any) -> T
 
 
 def check_ids(tokens: Tensor, vocab_size: int) -> None:
-    """Raise `ValueError` for ids outside the vocabulary (not while compiling)."""
-    if torch.compiler.is_compiling():
+    """Raise `ValueError` for ids outside the vocabulary (not while compiling or recording)."""
+    if torch.compiler.is_compiling() or is_recording(tokens):
         return
     low, high = (int(x) for x in torch.aminmax(tokens))
     if low < 0 or high >= vocab_size:

@@ -63,9 +63,10 @@ class CausalMSSA(MSSA):
         seen = new if state is None else torch.cat([state, new], dim=-2)
         n, m = new.shape[-2], seen.shape[-2]
         mask = None
-        if 1 < n < m:
+        if state is not None and 1 < n < m:
             mask = torch.ones(n, m, dtype=torch.bool, device=z.device).tril(m - n)
-        y = self.signed(F.scaled_dot_product_attention(new, seen, seen, attn_mask=mask, is_causal=n == m), new)
+        causal = state is None or n == m
+        y = self.signed(F.scaled_dot_product_attention(new, seen, seen, attn_mask=mask, is_causal=causal), new)
         update = self.merge(y.transpose(-3, -2).flatten(-2))
         return (update, seen) if return_state else update
 

@@ -9,6 +9,8 @@ from timm.layers import PatchEmbed, to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unrolled.ops.recording import knows_sizes
+
 
 class LinearStem(PatchEmbed):
     """Patches, each projected linearly: timm's `PatchEmbed`, with errors that name the input's fault.
@@ -24,6 +26,8 @@ class LinearStem(PatchEmbed):
 
     def check(self, x: Tensor) -> None:
         """Raise `ValueError` for images that cannot be cut into this stem's patches."""
+        if not knows_sizes(x):
+            return
         first = next(module for module in self.proj.modules() if isinstance(module, nn.Conv2d))
         channels, (p, q) = first.in_channels, self.patch_size
         if x.dim() != 4 or x.shape[1] != channels:

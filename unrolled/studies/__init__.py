@@ -31,7 +31,7 @@ STUDIES: dict[str, str] = {
     "mesa-controls": "mesa_controls",
     "mesa-depth": "mesa_depth",
     "mesa-few-shot": "mesa_few_shot",
-    "mesa-floors": "mesa_floors",
+    "mesa-floors": "mesa.floors",
     "mesa-interpolation": "mesa_interpolation",
     "mesa-language": "mesa_language",
     "mesa-linearise": "mesa_linearise",

@@ -36,6 +36,17 @@ class Context:
     device: str = "cpu"
     """Where to compute; a result differs by rounding between devices and stands for all."""
 
+    def result(self, cell: Cell) -> Mapping[str, Any]:
+        """What was computed of a cell, such as one that the asking cell `needs`.
+
+        Raises:
+            ValueError: it is not in the store.
+        """
+        row = kept(cell, self)
+        if row is None:
+            raise ValueError(f"{cell.name} is not computed yet; name it in `needs`")
+        return row.result
+
     def folder(self, data: str) -> Path:
         """The folder to look for a data set in."""
         return self.elsewhere.get(data, self.data_dir)
