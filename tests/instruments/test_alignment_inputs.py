@@ -114,7 +114,7 @@ def test_arrays_torch_cannot_share_are_taken_as_their_values(kind: str) -> None:
     want = x.flip(1) if kind == "reversed" else x
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert al.cka(given_, y) == al.cka(want, y)
+        assert al.cka(given_, y) == pytest.approx(al.cka(want, y), rel=1e-12)  # sums differ with the layout
         stream = al.StreamingCKA()
         stream.update(given_, y.numpy())
         assert stream.compute() == pytest.approx(al.cka(want, y, unbiased=True))
