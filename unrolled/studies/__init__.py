@@ -37,7 +37,7 @@ STUDIES: dict[str, str] = {
     "mesa-linearise": "mesa_linearise",
     "mesa-one-step": "mesa.one_step",
     "mesa-probes": "mesa_probes",
-    "mesa-stability": "mesa_stability",
+    "mesa-stability": "mesa.stability",
     "mesa-worlds": "mesa_worlds",
     "platonic-brain": "platonic_brain",
     "platonic-captions": "platonic_captions",
