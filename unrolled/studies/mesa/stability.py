@@ -302,7 +302,10 @@ def in_roundings(results: Results[Solved]) -> float:
 
 def on_any_processor(value: float) -> Estimate | float:
     """A largest error with the range that other processors' rounding may give it; none of it may decide a verdict."""
-    return Estimate(value, value / PROCESSORS, value * PROCESSORS, "processors") if math.isfinite(value) else value
+    if not math.isfinite(value):
+        return value
+    basis = f"a factor of {PROCESSORS:g} either way, for the rounding of other processors"
+    return Estimate(value, value / PROCESSORS, value * PROCESSORS, basis)
 
 
 CLAIMS = (
