@@ -11,8 +11,8 @@ import torch
 
 from unrolled import studies
 from unrolled.studies import mesa_train
+from unrolled.studies.mesa.floors import chebyshev_predictions
 from unrolled.studies.mesa_depth import Config, richardson_predictions, run, tuned
-from unrolled.studies.mesa_floors import chebyshev_predictions
 from unrolled.studies.mesa_train import FAST, PAPER_STEPS, constructed_model, constructed_recipe, new_model
 from unrolled.tasks import LinearDynamics
 from unrolled.theory.in_context import gradient_descent_predictions, least_squares_predictions

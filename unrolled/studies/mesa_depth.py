@@ -207,7 +207,7 @@ def algorithms(config: Config) -> dict[str, Any]:
     """Losses of the algorithms in context, each with the settings that are best on sequences of its own."""
     import torch
 
-    from unrolled.studies.mesa_floors import chebyshev_predictions
+    from unrolled.studies.mesa.floors import chebyshev_predictions
     from unrolled.studies.mesa_train import TEST_SEED, TUNE_SEED, position_losses
     from unrolled.tasks import LinearDynamics
     from unrolled.theory.in_context import least_squares_predictions
