@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import LOOK_SEED, mean_loss
+from unrolled.studies.study import Config, Count, Seeds
 from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
 from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
 from unrolled.tasks.dynamics import Teacher
@@ -122,6 +123,39 @@ FAST = {
     "6": (1.5e-3, 0.02, 0.02),
     "mesa": (6e-3, 1.0, 2e-4),
 }
+
+
+@dataclass(kw_only=True)
+class ModelsConfig(Config):
+    """Settings of studies that train several models on the world of the paper; equal ones mean the same networks."""
+
+    seeds: Seeds = (0, 1)
+    """One model of each kind for each: initial weights and training sequences. Test sequences are always the same."""
+    models: tuple[str, ...]
+    """What to train."""
+    steps: tuple[Count, ...]
+    """Training steps of each model."""
+    batch_size: Count = 32
+    """Sequences per step; the paper's 256."""
+    published: bool = False
+    """Train with the paper's constant learning rates."""
+    test_sequences: Count = 4096
+    """Held-out sequences."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.steps) != len(self.models):
+            raise ValueError(f"steps must have one number for each of {len(self.models)} models, not {len(self.steps)}")
+
+    @property
+    def networks(self) -> list[Constructed]:
+        """Every model of every seed."""
+        sizes: dict[str, Any] = {"batch_size": self.batch_size, "published": self.published}
+        return [
+            Constructed(recipe=constructed_recipe(name, steps=steps, **sizes), seed=seed)
+            for seed in self.seeds
+            for name, steps in zip(self.models, self.steps, strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
