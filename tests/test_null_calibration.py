@@ -20,7 +20,7 @@ SLOWEST = ("ridge_predictivity", "stitching", "pls_predictivity")
 @pytest.mark.parametrize("null", nc.NULLS)
 @pytest.mark.parametrize("metric", [metric for metric in nc.METRICS if metric not in SLOWEST])
 def test_no_rate_lies_above_its_level(metric: str, null: str, kind: str) -> None:
-    draws = 100
+    draws = 60
     p = [nc.p_value(nc.Cell(metric, null, kind, 60), draw)[0] for draw in range(draws)]
     for level in nc.LEVELS:
         # of 150 cells one fails by chance once in 60 runs

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
 STOREYS = [
-    {"arrays", "checksums", "errors", "locks", "memory", "provenance", "reading", "trust"},
+    {"arrays", "checksums", "errors", "locks", "memory", "precision", "provenance", "reading", "trust"},
     {"theory", "ops"},
     {"layers"},
     {"models", "tasks", "data", "instruments"},

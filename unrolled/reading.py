@@ -117,9 +117,18 @@ def read_yaml(path: Path | str) -> Any:
     Raises:
         MissingData, CorruptFile, OSError: as `read_text`; it is no such YAML, or unfolds without end.
     """
+    return parse_yaml(read_text(path, limit=SETTINGS_BYTES), path)
+
+
+def parse_yaml(text: str, path: Path | str) -> Any:
+    """As `read_yaml`, of the text of a file.
+
+    Raises:
+        CorruptFile: it is no such YAML, or unfolds without end.
+    """
     import yaml
 
-    loader = yaml.SafeLoader(read_text(path, limit=SETTINGS_BYTES))
+    loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         if _unfolded(node, {}, frozenset()) > _VALUES:

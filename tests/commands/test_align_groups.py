@@ -73,7 +73,7 @@ def test_groups_of_a_grid(sides: list[str], tmp_path: Path, capsys: pytest.Captu
     assert grouped["p_value"] > 0.05
     assert "relabellings" in grouped["p_method"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Relabelled are 20 groups of 6 rows" in page
+    assert "relabelled are 20 groups of 6 rows" in page
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,45 @@ def test_texts_that_repeat_are_relabelled_together(tmp_path: Path, capsys: pytes
     found = dependence(None, None, Rows(60, "", None), read_texts(tmp_path / "texts.tsv"), quiet=False)
     assert np.unique(found["groups"], return_counts=True)[1].tolist() == [5] * 12
     assert "relabelled together: 12 groups of 5 rows" in capsys.readouterr().err
+
+
+def test_rows_of_one_id_of_a_hub_are_of_one_photo() -> None:
+    datasets = pytest.importorskip("datasets")
+    from unrolled.data.pair_files import _hub_pairs
+
+    table = datasets.Dataset.from_dict({
+        "id": [1, 2, 3, 4], "image_id": [7, 7, 8, 9], "caption": ["a", "b", "c", "d"], "title": ["k", "l", "m", "n"],
+        "scene": ["in", "out", "in", "in"],
+    })  # fmt: skip
+    pairs = _hub_pairs(datasets, table, "hub", {})
+    assert pairs.ids == ["1", "2", "3", "4"]
+    assert pairs.groups == ["7", "7", "8", "9"]
+    assert pairs.dependent() == [0, 0, 2, 3]
+    assert pairs.take([3, 1]).labels("scene") == ["in", "out"]
+    assert pairs.labels("absent") is None
+
+
+def test_labels_of_all_rows_are_taken_by_the_rows_that_features_are_of(tmp_path: Path) -> None:
+    import torch
+
+    from unrolled.commands.dependence import dependence
+    from unrolled.instruments.feature_files import Rows
+
+    (tmp_path / "photos").write_text("".join(f"{i // 8}\n" for i in range(96)))
+    rows = Rows(48, "digits", torch.arange(0, 96, 2))
+    found = dependence(str(tmp_path / "photos"), None, rows, None, quiet=True)
+    assert found["groups"] == [str(i // 8) for i in range(0, 96, 2)]
+
+
+def test_pairs_that_cannot_trade_places_are_taken_for_independent(capsys: pytest.CaptureFixture[str]) -> None:
+    from unrolled.commands.dependence import dependence
+    from unrolled.instruments.feature_files import Rows
+
+    pairs = PairSource(
+        ids=[str(i) for i in range(12)],
+        captions=[["yes"]] * 12,
+        others=[f"text {i}" for i in range(12)],
+        description="d",
+    )
+    assert dependence(None, None, Rows(12, "", None), pairs, quiet=False) == {}
+    assert "p-values take them for independent" in capsys.readouterr().err

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_helpers import assert_same_run
+from train_helpers import assert_same_run, kill_after_a_checkpoint
 
 from unrolled.data.tokens import load_tokenizer
 from unrolled.errors import MissingData
@@ -101,22 +97,7 @@ def test_a_killed_process_resumes_to_the_same_bits(make: Make, tmp_path: Path) -
     long = {"epochs": 4, "eval_every": 2, "log_every": 1, "checkpoint_every": 5, "ema": None}
     straight, killed = (make(**long, out=tmp_path / name, resume="auto") for name in ("straight", "killed"))
     fit_text(straight)
-    script, file = tmp_path / "run.py", tmp_path / "run.yaml"
-    script.write_text(
-        "import sys, torch\nfrom unrolled.train import TrainConfig, fit_text, load_config\n"
-        "torch.set_num_threads(1)\nfit_text(load_config(sys.argv[1], TrainConfig))\n"
-    )
-    save_config(killed, file)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, str(script), str(file)], env=environment, stderr=subprocess.PIPE)
-    deadline, status = time.monotonic() + 120, killed.out / "status.json"
-    while not (status.exists() and json.loads(status.read_text())["step"] >= 8):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert json.loads(status.read_text())["state"] == "running"
+    kill_after_a_checkpoint("fit_text", killed, tmp_path)
     fit_text(killed)
     _forget_speed(straight.out, killed.out)
     assert_same_run(straight.out, killed.out)

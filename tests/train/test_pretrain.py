@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from train_helpers import assert_same_run
+from train_helpers import assert_same_run, kill_after_a_checkpoint
 
 from unrolled.data import synthetic_images
 from unrolled.models import CRATE, MaskedAutoencoder
@@ -92,32 +87,6 @@ def test_a_crashed_masked_run_resumes_to_the_same_bits(
     assert_same_run(straight.out, broken.out)
 
 
-def start(config: PretrainConfig, folder: Path) -> subprocess.Popen[bytes]:
-    script, file = folder / "run.py", folder / "run.yaml"
-    script.write_text(
-        "import sys, torch\nfrom unrolled.train import load_config\n"
-        "from unrolled.train.pretraining import pretrain\nfrom unrolled.train.pretrain_config import PretrainConfig\n"
-        "torch.set_num_threads(1)\npretrain(load_config(sys.argv[1], PretrainConfig))\n"
-    )
-    save_config(config, file)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(script), str(file)], env=environment, stderr=subprocess.PIPE)
-
-
-def kill_at(config: PretrainConfig, folder: Path, step: int) -> None:
-    """Start the run in a process of its own and kill it once it has logged `step`."""
-    process = start(config, folder)
-    deadline, status = time.monotonic() + 120, config.out / "status.json"
-    while not (status.exists() and json.loads(status.read_text())["step"] >= step):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert json.loads(status.read_text())["state"] == "running"
-
-
 def test_a_killed_masked_run_resumes_to_the_same_bits(make: Make, tmp_path: Path) -> None:
     long = {
         "data": "digits",
@@ -130,7 +99,7 @@ def test_a_killed_masked_run_resumes_to_the_same_bits(make: Make, tmp_path: Path
     }
     straight, killed = (make(**long, out=tmp_path / name, resume="auto") for name in ("straight", "killed"))
     pretrain(straight)
-    kill_at(killed, tmp_path, 14)
+    kill_after_a_checkpoint("pretrain", killed, tmp_path)
     pretrain(killed)
     assert_same_run(straight.out, killed.out)
 
@@ -238,7 +207,7 @@ def test_a_killed_distillation_resumes_to_the_same_bits(make: Make, tmp_path: Pa
     long = {"data": "digits", "epochs": 0.4, "batch_size": 16, "log_every": 1, "checkpoint_every": 10}
     straight, killed = (distil(make, **long, out=tmp_path / out, resume="auto") for out in ("straight", "killed"))
     pretrain(straight)
-    kill_at(killed, tmp_path, 14)
+    kill_after_a_checkpoint("pretrain", killed, tmp_path)
     pretrain(killed)
     assert_same_run(straight.out, killed.out)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import EVERYTHING, assert_same_run
+from train_helpers import EVERYTHING, assert_same_run, kill_after_a_checkpoint
 
 from unrolled.errors import CorruptFile
-from unrolled.train import Interrupted, fit, save_config
+from unrolled.train import FinetuneConfig, Interrupted, finetune, fit, save_config
 from unrolled.train.checkpoint import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +108,19 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(config,
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     fit(killed)
+    assert_same_run(straight.out, killed.out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 7, 23])
+def test_a_fine_tuning_killed_after_its_first_checkpoint_resumes_to_the_same_bits(config, splits, tmp_path, steps):
+    fit(config(out=tmp_path / "weights", max_steps=2), splits=splits)
+    settings = vars(digits(config, weights=tmp_path / "weights", checkpoint_every=10, batch_size=32))
+    straight = FinetuneConfig(**{**settings, "out": tmp_path / "straight"})
+    killed = FinetuneConfig(**{**settings, "out": tmp_path / "killed", "resume": "auto"})
+    finetune(straight)
+    kill_after_a_checkpoint("finetune", killed, tmp_path, steps=steps)
+    finetune(killed)
     assert_same_run(straight.out, killed.out)
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from unrolled.train import TrainConfig, save_config
 from unrolled.train.checkpoint import checkpoints
 
 TINY = {"depth": 2, "embed_dim": 16, "num_heads": 2}
@@ -45,3 +51,37 @@ def assert_same_run(one: Path, other: Path) -> None:
         different = [name for name in a if not torch.equal(a[name], b[name])]
         assert different == []
     assert log_a == log_b
+
+
+_RUN = """
+import sys, torch
+import unrolled.train as train
+torch.set_num_threads(1)
+getattr(train, sys.argv[1])(train.load_config(sys.argv[3], getattr(train, sys.argv[2])))
+"""
+
+
+def kill_after_a_checkpoint(function: str, config: TrainConfig, folder: Path, *, steps: int = 3) -> None:
+    """Call `unrolled.train`'s `function` on the configuration in a process of its own, and kill that with SIGKILL
+    `steps` steps after the first checkpoint it wrote, before it has ended.
+
+    Every step is to be logged (`log_every=1`), and there must be enough of them.
+    """
+    file = folder / "run.yaml"
+    save_config(config, file)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _RUN, function, type(config).__name__, str(file)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    deadline, status, first = time.monotonic() + 120, config.out / "status.json", None
+    while first is None or json.loads(status.read_text())["step"] < first + steps:
+        if first is None and (written := checkpoints(config.out / "checkpoints")):
+            first = int(written[-1].name.removeprefix("step-"))
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert json.loads(status.read_text())["state"] == "running"
+    assert checkpoints(config.out / "checkpoints")
+    assert not (config.out / "model").exists()

@@ -126,6 +126,17 @@ PACKED = ["eval", MODEL, "--data", "packed", *IMAGES]
 SEGMENT = ["segment", "bad.png", "--model", MODEL, *SHORT]
 TEXT = ["train", "--task", "lm", "--data", "folder", "--data-dir", ".", "--max-steps", "1", *SHORT]
 
+
+def hub() -> list[str]:
+    """The command that reads `set`, a folder."""
+    return ["eval", MODEL, "--data", "hf:set", *SHORT]
+
+
+def card(place: str) -> str:
+    """A card that says where the data are."""
+    return f"---\nconfigs:\n- config_name: default\n  data_files: {{train: '{place}'}}\n---\n"
+
+
 ENTITY = '<!DOCTYPE svg [<!ENTITY a SYSTEM "file:///etc/passwd">]><svg>&a;</svg>'
 
 FILES: dict[str, tuple[Make, list[str]]] = {
@@ -253,6 +264,28 @@ FILES: dict[str, tuple[Make, list[str]]] = {
         lambda f: (_classes(f), _write("real.json", "[" * 50_000)(f))[0],
         ["eval", MODEL, "--data", "folder", "--labels", "real.json", *IMAGES],
     ),
+    # data sets of Hugging Face and torchvision
+    "a data set with a script": (_write("set/set.py", f"import os; os.system('touch {SEEN}')"), hub()),
+    "a data set fetched by its card": (_write("set/README.md", card("http://localhost:1/a.csv")), hub()),
+    "a data set that lies elsewhere by its card": (_write("set/README.md", card("../../a.csv")), hub()),
+    "a data set of links elsewhere by its settings": (
+        _write("set/.huggingface.yaml", card("/etc/passwd").strip("-")),
+        hub(),
+    ),
+    "a data set whose columns are code": (
+        _both(
+            _write("set/state.json", json.dumps({"_data_files": [{"filename": "../../x.arrow"}], "_split": "train"})),
+            _write("set/dataset_info.json", json.dumps({"features": {"label": {"_type": "os.system"}}})),
+        ),
+        hub(),
+    ),
+    "a processed MNIST": (
+        _both(
+            _write("MNIST/processed/training.pt", pickled()),
+            _write("MNIST/processed/test.pt", pickled()),
+        ),
+        ["eval", MODEL, "--data", "mnist", *IMAGES],
+    ),
     # texts
     "a text that unpacks to nothing that was packed": (_write("train.txt.gz", gzip.compress(b"x" * 10**6)[:500]), TEXT),
     "a text that is a pipe": (lambda f: os.mkfifo(f / "train.txt"), TEXT),
@@ -296,8 +329,9 @@ def test_a_hostile_file_is_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make, command = FILES[kind]
-    if any("wds:" in word for word in command):
-        pytest.importorskip("webdataset")
+    for word, package in (("wds:", "webdataset"), ("hf:", "datasets")):
+        if any(word in part for part in command):
+            pytest.importorskip(package)
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.chdir(place)

@@ -75,12 +75,14 @@ def align_grid(
         )  # fmt: skip
     written = {"grid": grid, **settings, "device": device, "workers": workers, "scheduler": scheduler}
     report = _report(grid, models, result, written, time.perf_counter() - began)
+    report.results["notes"] = notes
     page = write_run(folder, written, report)
     say_where(page, quiet=quiet)
     if json:
         print(json_module.dumps(plain({**report.results, "report": str(page)}), indent=2))
     else:
         print(table(_COLUMNS, _rows(result)))
+        print(f"p: {_found(result, settings['null'])}")
 
 
 def read_models(path: Path) -> dict[str, dict[str, Any]]:
@@ -243,13 +245,9 @@ def _report(
     for metric in result.metrics:
         _section(report.section(metric), metric, models, result)
     how = (
-        "p-values count relabellings of the samples that reach the score, the search over layers included; z is of the "
-        "pair of layers alone and takes no account of that search."
-        if settings["null"] == "permutation"
-        else "p-values are " + _methods(result) + ". z is of the pair of layers alone and takes no account of the "
-        "search over layers; z and chance come from closed-form moments under random pairing where these are known."
+        f"p-values are {_found(result, settings['null'])}. z is of the pair of layers alone and takes no account of "
+        "the search over layers; it comes from closed-form moments under random pairing, where these are known."
     )
-    how += f" Relabelled are {result.units}." if result.units else ""
     shown = _rows(result)[:60]
     report.section("Pairs").table(
         _COLUMNS,
@@ -269,17 +267,19 @@ def _report(
     return report
 
 
-def _methods(result: ModelGrid) -> str:
-    """How the p-values were found, each way with the number of pairs."""
+def _found(result: ModelGrid, null: str) -> str:
+    """How the p-values were found, each way with the number of pairs, and what was relabelled."""
     ways = {
         "Pearson III": "tails of three exact moments (Pearson III), times the number of pairs of layers",
         "Pareto": "Pareto tails of relabellings, none of which reached the score",
-        "": "shares of relabellings, drawn until ten reached the score",
+        "": "shares of relabellings whose best pair of layers reaches the score"
+        + (", drawn until ten do" if null == "moments" else ""),
     }
     counts = dict.fromkeys(ways, 0)
     for pair in result.pairs:
         counts[next(way for way in ways if pair.p_method.startswith(way))] += 1
-    return "; ".join(f"{ways[way]} ({count:,} pairs)" for way, count in counts.items() if count)
+    said = "; ".join(f"{ways[way]} ({count:,} pairs)" for way, count in counts.items() if count)
+    return f"{said}; relabelled are {result.units}" if result.units else said
 
 
 def _section(section: Section, metric: str, models: Mapping[str, dict[str, Any]], result: ModelGrid) -> None:

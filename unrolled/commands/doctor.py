@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unrolled import __version__
+from unrolled import __version__, precision
 from unrolled.commands.settings import AsJson
 
 # importable name -> (extra, what it is for)
@@ -89,7 +89,7 @@ def _machine() -> dict[str, str]:
         f" (OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']})" if "OMP_NUM_THREADS" in os.environ else ""
     )
     facts["cpu capability"] = torch.backends.cpu.get_cpu_capability()
-    facts["bf16 on cpu"] = _bf16()
+    facts["bf16 on cpu"] = precision.describe("bf16")
     facts["memory"] = _memory()
     return facts
 
@@ -102,18 +102,6 @@ def _device() -> str:
     if torch.backends.mps.is_available():
         return "mps (--accelerator cpu to avoid it)"
     return "cpu"
-
-
-def _bf16() -> str:
-    """Whether the processor multiplies bfloat16 matrices in hardware."""
-    flags = _proc("/proc/cpuinfo", "flags", "Features").split()
-    if not flags:
-        return "not known on this system"
-    if "amx_bf16" in flags:
-        return "fast (AMX): --precision bf16 pays"
-    if "avx512_bf16" in flags or "bf16" in flags:
-        return "in hardware, without AMX"
-    return "emulated: use fp32"
 
 
 def _memory() -> str:

@@ -5,6 +5,7 @@ What its columns and splits are called may be said behind a comma: `hf:ORG/NAME,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from unrolled.data.classes import listed, numbers_of
 from unrolled.data.files import Splits, Unknown
 from unrolled.data.listing import PARTS
 from unrolled.data.sources import BadImage, ImageSource, Picture, check_labels, decode
-from unrolled.errors import MissingData, require
-from unrolled.reading import read_json
+from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
+from unrolled.reading import parse_yaml, read_json, read_text, read_yaml
 
 _LABELS = ("label", "labels", "fine_label", "class", "target")
 _WORDS = ("string", "large_string", "bool")
@@ -194,6 +195,8 @@ def load_dataset(datasets: Any, name: str, data_dir: Path | None, *, revision: b
     """
     path, _, config = name.partition("@")
     folder = Path(path).expanduser()
+    if folder.is_dir():
+        _check_card(folder)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = _from_disk(datasets, folder)
@@ -203,8 +206,33 @@ def load_dataset(datasets: Any, name: str, data_dir: Path | None, *, revision: b
             loaded = datasets.load_dataset(str(folder) if folder.is_dir() else path, cache_dir=cache, **chosen)
     except (OSError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise MissingData(f"data: hf:{name} could not be read: {reason[0]}") from error
+        raise MissingData(f"data: hf:{name} could not be read: {reason[0]:.200}") from error
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        # what datasets and pyarrow let through of files that are not what they say
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CorruptFile(f"data: hf:{name} cannot be read: {reason[0]:.200}") from error
     return {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
+
+
+def _check_card(folder: Path) -> None:
+    """Refuse a folder whose card has files of elsewhere read: datasets would fetch addresses, and leave the folder.
+
+    Raises:
+        UnsafeFile: naming the file.
+    """
+    card, settings = folder / "README.md", folder / ".huggingface.yaml"
+    front = read_text(card).split("---") if os.path.lexists(card) else []
+    said = [parse_yaml(front[1], card)] if len(front) > 2 and not front[0].strip() else []
+    said += [read_yaml(settings)] if os.path.lexists(settings) else []
+    pending = [each.get("configs") for each in said if isinstance(each, dict)]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, str) and ("://" in value or ".." in Path(value).parts or Path(value).is_absolute()):
+            raise UnsafeFile(f"{folder}: its card has {value!r:.100} read, which is not in that folder")
 
 
 def _from_disk(datasets: Any, folder: Path) -> Any:

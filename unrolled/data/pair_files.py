@@ -211,10 +211,10 @@ def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> P
     texts = [key for key, feature in features.items() if _is_text(datasets, feature)]
     preferred = [key for key in _TEXTS if key in texts]
     keys = [key for key in ("id", "image_id", "img_id", "key") if key in features]
-    ids = [str(value) for value in table[keys[0]]] if keys else [str(i) for i in range(len(table))]
-    groups: list[str] = []
-    if _twice(ids):  # one row a caption: rows of one id are of one photo
-        ids, groups = [str(i) for i in range(len(table))], ids
+    numbers = [str(i) for i in range(len(table))]
+    named = [[str(value) for value in table[key]] for key in keys]
+    ids = next((names for names in named[:1] if not _twice(names)), numbers)
+    groups = next((names for names in named if _twice(names)), [])  # one row a caption: rows of one id are of one photo
 
     def columns(name: str) -> list[str] | None:
         plain = isinstance(features.get(name), datasets.Value | datasets.ClassLabel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from unrolled.data.files import Splits, Unknown, open_folder
 from unrolled.data.idx import IDX_NAMES, find_idx, open_idx
 from unrolled.data.sources import ArraySource, FileSource, ImageSource
-from unrolled.errors import MissingData
+from unrolled.errors import MissingData, UnsafeFile
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ def _open(entry: _Entry, root: Path, name: str, value: Any) -> Any:
     make = getattr(torchvision.datasets, entry.cls)
     try:
         return make(root, download=False, **arguments)
+    except pickle.UnpicklingError as error:  # its own message recommends to run what is in there
+        raise UnsafeFile(
+            f"data: {name}: a file in {root} would have to run code to be read, which was refused"
+        ) from error
     except (RuntimeError, OSError):
         pass  # not there, or not whole: torchvision says both with RuntimeError
     try:

@@ -48,7 +48,7 @@ def get_metric(metric: str | Metric, **options: Any) -> Metric:
         return metric
     if metric == "unbiased_cka":
         metric, options = "cka", {"unbiased": True, **options}
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}: choose from {', '.join([*METRICS, 'unbiased_cka'])}")
     kind = METRICS[metric]
     known = list(inspect.signature(kind).parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -43,6 +44,16 @@ def as_features(x: Features, name: str = "x", *, min_samples: int = 2) -> Tensor
     if not any(float((part - tensor[0]).abs().max()) > slack for part in tensor.split(64)):
         raise ValueError(f"{name} has zero variance: all {tensor.shape[0]} rows are equal, so similarity is undefined")
     return tensor
+
+
+def whole(name: str, value: Any) -> int:
+    """`value` as an int; ValueError naming the option unless it is a whole number."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
 
 
 def prepare_features(

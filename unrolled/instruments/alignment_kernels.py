@@ -25,7 +25,7 @@ from unrolled.ops.gram import (
     triangle_relabelling,
     u_center,
 )
-from unrolled.ops.rows import scaled_rows, unit_rows, varies
+from unrolled.ops.rows import as_floats, check_devices, scaled_rows, unit_rows, varies
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,8 @@ def compare_rdms(a: Tensor, b: Tensor, method: str = "spearman") -> float:
     Raises:
         ValueError: shapes differ, are not square, or entries are not finite.
     """
+    a, b = as_floats(a, "a"), as_floats(b, "b")
+    check_devices(a, b)
     if a.ndim != 2 or a.shape[0] != a.shape[1] or a.shape != b.shape or a.shape[0] < 4:
         raise ValueError(f"a and b must be [n, n] with the same n >= 4, got {tuple(a.shape)} and {tuple(b.shape)}")
     metric = RSA(method=method)

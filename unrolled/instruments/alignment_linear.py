@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unrolled.instruments.alignment_base import Features, Metric, Representation
+from unrolled.instruments.alignment_base import Features, Metric, Representation, whole
 from unrolled.instruments.dependence import Units
 from unrolled.ops.gram import accumulator
 from unrolled.ops.rows import varies
@@ -187,6 +187,7 @@ class _CrossValidated(Metric):
     min_samples = 4
 
     def __init__(self, *, folds: int = 10, seed: int = 0):
+        folds, seed = whole("folds", folds), whole("seed", seed)
         if folds < 2:
             raise ValueError(f"folds must be at least 2, got {folds}")
         self.folds, self.seed = folds, seed
@@ -259,6 +260,7 @@ class PLSPredictivity(_CrossValidated):
 
     def __init__(self, *, components: int = 25, folds: int = 10, seed: int = 0):
         super().__init__(folds=folds, seed=seed)
+        components = whole("components", components)
         if components < 1:
             raise ValueError(f"components must be positive, got {components}")
         self.components = components

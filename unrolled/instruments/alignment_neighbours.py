@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unrolled.instruments.alignment_base import DENSE_LIMIT, Features, Metric, Representation
+from unrolled.instruments.alignment_base import DENSE_LIMIT, Features, Metric, Representation, whole
 from unrolled.instruments.alignment_embedding import EmbeddingMetric, SparseEmbedding
 from unrolled.ops.neighbours import Neighbours, nearest_neighbours, shuffled_ties, top_k
 
@@ -28,7 +28,7 @@ class MutualKNN(EmbeddingMetric):
     invariances = _ROW_INVARIANCES
 
     def __init__(self, *, k: int = 10):
-        self.k = k
+        self.k = whole("k", k)
 
     def prepare(self, x: Features | Representation) -> SparseEmbedding:
         """Unit-norm membership matrix."""
@@ -51,7 +51,7 @@ class CKNNA(EmbeddingMetric):
     min_samples = 4
 
     def __init__(self, *, k: int = 10):
-        self.k = k
+        self.k = whole("k", k)
 
     def prepare(self, x: Features | Representation) -> SparseEmbedding:
         """Unit-norm matrix of masked, U-centred cosines."""
@@ -78,7 +78,7 @@ class _ListMetric(Metric):
     invariances = _ROW_INVARIANCES
 
     def __init__(self, *, k: int = 10):
-        self.k = k
+        self.k = whole("k", k)
 
     def prepare(self, x: Features | Representation) -> Tensor:
         """[n, k] neighbour indices, nearest first."""

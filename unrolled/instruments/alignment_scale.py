@@ -18,7 +18,7 @@ from unrolled.instruments.calibration import Comparison
 from unrolled.instruments.dependence import Blocks, Groups, Units
 from unrolled.instruments.significance import tail_p_value
 from unrolled.ops.neighbours import Membership, membership
-from unrolled.ops.rows import as_floats, check_kind
+from unrolled.ops.rows import as_floats, check_array
 
 LARGE = 50_000
 """Samples above which `unrolled align` takes `compare_large`: n x n kernels no longer fit."""
@@ -297,8 +297,8 @@ def mutual_knn_curve(
 
 
 def _paired(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> int:
-    check_kind(x, "x")
-    check_kind(y, "y")
+    check_array(x, "x")
+    check_array(y, "y")
     if x.ndim != 2 or y.ndim != 2 or x.shape[0] != y.shape[0]:
         raise ValueError(f"x and y must be [n, d] with the same n, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
     return int(x.shape[0])

@@ -42,7 +42,7 @@ from unrolled.instruments.significance import (
 
 _MOST = 999  # relabellings where "moments" has to draw: enough for p = 0.001
 _DOMINANT = 5.0  # standard deviations that one sample may move a score by
-_SURE = (1e-4, 0.2)  # outside of these a tail by three moments is taken as it is
+_SURE = (1e-6, 0.2)  # outside of these a tail by three moments is taken as it is
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def compare(
         metric: name or object; `options` go with a name, e.g. `k=10`.
         null: "permutation" relabels samples `draws` times; the smallest p-value is 1 / (draws + 1). "moments" takes the
             Pearson III tail of the exact first three moments, times the number of layer pairs, where it is above 0.2,
-            or below 0.0001 with no sample dominating both sides; else, and where no moments are known, samples are
+            or below 1e-6 with no sample dominating both sides; else, and where no moments are known, samples are
             relabelled until ten draws reach the score, at most max(draws, 999) times. `p_method` says which it was.
         alpha: level of `threshold`.
         resamples: subsamples for the interval of the best pair at this many samples; 0 leaves it out.

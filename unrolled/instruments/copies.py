@@ -15,13 +15,15 @@ from unrolled.ops.rows import as_rows
 MANY = 0.1
 """Share of rows with a copy above which a metric warns."""
 
+_BLOCK = 8192  # rows that are widened at a time
 _PROBED = 256  # rows whose near copies are looked for
 
 
 def copied_share(x: Tensor) -> float:
     """Share of the rows of x [n, d] that equal another row, entry by entry; O(n d)."""
     direction = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    key = x.to(accumulator(x)) @ direction.to(x.device, accumulator(x))
+    direction = direction.to(x.device, accumulator(x))
+    key = torch.cat([part.to(direction) @ direction for part in x.split(_BLOCK)])
     order = key.argsort()
     close = (key[order][1:] - key[order][:-1]) <= 1e-6 * key.abs().max()
     at = close.nonzero()[:, 0]

@@ -24,6 +24,7 @@ from unrolled.instruments.pooling import Pooling, as_tokens, get_pooling, prefix
 from unrolled.instruments.probes import evaluating
 from unrolled.instruments.trace import trace
 from unrolled.ops.rows import as_floats
+from unrolled.precision import note_if_slow
 from unrolled.reading import read_json
 
 logger = logging.getLogger(__name__)
@@ -311,6 +312,7 @@ def extract(
         return out.to("cpu", dtype)
 
     where = next((p for p in model.parameters()), torch.zeros(()))
+    note_if_slow(autocast, where.device.type)
     with evaluating(model), torch.no_grad(), trace(model, patterns=chosen, reduce=reduce) as recorded:
         for batch in source:
             skipped += list(getattr(batch, "skipped", ()))

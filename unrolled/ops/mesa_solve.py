@@ -314,7 +314,8 @@ def _solver(
     if tolerance is None:
         tolerance = _TOLERANCE[inputs.dtype]
     # whoever limits the steps asked for an approximation
-    most, guard = (4 * width + 16, True) if steps is None else (steps, False)
+    guard = steps is None or method in ("reference", "recurrent")
+    most = 4 * width + 16 if steps is None else steps
     return Solver(method, chunk, per_segment, most, tolerance, kernel, guard)
 
 
@@ -375,7 +376,8 @@ def _solve(
         else:
             done = run(problem, inputs.q, carry, solver, keep=return_residual)
             outputs, solutions, last = done.outputs, done.solutions, _fields(done.carry)
-    check_output(outputs.detach(), inputs)
+    if solver.guard or solver.method not in ("reference", "dense"):  # else the residual says how far off it is
+        check_output(outputs.detach(), inputs)
     result = [_saturate(outputs, dtype).unflatten(0, inputs.shape)]
     if return_state:
         result.append(_state(last[0], last[1], inverse, inputs))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unrolled.errors import require
-from unrolled.ops.rows import as_floats, check_kind, unit_rows
+from unrolled.ops.rows import as_floats, check_array, unit_rows
 from unrolled.reading import read_object
 
 Rows = Tensor | np.ndarray  # [n, d]; a numpy memory map is read tile by tile
@@ -352,7 +352,7 @@ def neighbours_to_folder(
 
 
 def _check(x: Rows, k: int) -> int:
-    check_kind(x)
+    check_array(x)
     if x.ndim != 2:
         raise ValueError(f"x must be [n, d], got shape {tuple(x.shape)}")
     n = int(x.shape[0])

@@ -103,6 +103,7 @@ def _numbered(blocks: Any) -> Pattern:
     return tuple(names.setdefault(block, len(names)) for block in blocks)
 
 
+@cache
 def _canonical(pattern: Pattern, symmetric: bool) -> Pattern:
     edges = list(itertools.pairwise(pattern))[::2]
     turns = list(itertools.product((False, True), repeat=len(edges))) if symmetric else [(False,) * len(edges)]

@@ -72,6 +72,13 @@ def check_devices(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"x is on {x.device} and y on {y.device}: move one with .to({str(x.device)!r})")
 
 
+def check_array(x: Any, name: str = "x") -> None:
+    """As `check_kind`, where parts are read one after another: only a tensor or an array will do."""
+    check_kind(x, name)
+    if not isinstance(x, Tensor | np.ndarray):
+        raise ValueError(f"{name} must be a tensor or an array [n, d], not {type(x).__name__}")
+
+
 def as_rows(x: Any, name: str = "x") -> Tensor:
     """As `as_floats`, and [n, d] with finite entries.
 

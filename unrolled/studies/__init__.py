@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
-    "crate-ablations": "crate_ablations",
+    "crate-ablations": "crate.ablations",
     "crate-denoising": "crate_denoising",
     "crate-emergence": "crate_emergence",
     "crate-family": "crate.family",

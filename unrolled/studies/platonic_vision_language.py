@@ -120,9 +120,9 @@ class Config(StudyConfig):
     draws: int = 200
     """Relabellings for p-values."""
     resamples: int = 100
-    """Half-samples for intervals."""
+    """Subsamples for intervals."""
     seed: int = 0
-    """Of relabellings, half-samples, untrained weights and noise."""
+    """Of relabellings, subsamples, untrained weights and noise."""
     device: str = "cpu"
     """Where the models run."""
     features: Path = Path("runs/platonic-features")
@@ -224,7 +224,7 @@ def compare_pair(config: Config, left: dict[str, Tensor], right: dict[str, Tenso
     """Two models: the best layers with everything `compare` says, and the last layers in several metrics.
 
     Args:
-        config: numbers of neighbours, relabellings and half-samples.
+        config: numbers of neighbours, relabellings and subsamples.
         left: layer -> [n, d] of the image network, in order.
         right: layer -> [n, d] of the text model, in order.
     """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.locks import owned
+from unrolled.precision import in_hardware, note_if_slow
 from unrolled.train.config import TrainConfig
 
 T = TypeVar("T")
@@ -56,7 +57,8 @@ def launch(config: TrainConfig) -> Any:
         nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     accelerator = pick_accelerator(config.accelerator, devices)
     if config.precision == "fp16" and accelerator == "cpu":
-        raise ValueError("precision='fp16' needs a GPU: CPUs lack the loss scaling it depends on; use 'bf16' or 'fp32'")
+        others = "'bf16' or 'fp32'" if in_hardware("bf16") else "'fp32' (this CPU only emulates bf16)"
+        raise ValueError(f"precision='fp16' needs a GPU: CPUs lack the loss scaling it depends on; use {others}")
     if config.precision == "fp16" and config.strategy == "fsdp":
         raise ValueError("precision='fp16' is not supported with strategy='fsdp'; use 'bf16'")
     world = devices * nodes
@@ -70,6 +72,8 @@ def launch(config: TrainConfig) -> Any:
         precision=_PRECISION[config.precision],
     )
     fabric.launch()
+    if fabric.is_global_zero:
+        note_if_slow(config.precision, accelerator)
     return fabric
 
 
