@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
-    "crate-ablations": "crate_ablations",
+    "crate-ablations": "crate.ablations",
     "crate-denoising": "crate_denoising",
     "crate-emergence": "crate_emergence",
     "crate-family": "crate.family",
@@ -27,12 +27,12 @@ STUDIES: dict[str, str] = {
     "crate-transfer": "crate.transfer",
     "demo": "demo",
     "mesa-binding": "mesa_binding",
-    "mesa-compressed": "mesa_compressed",
-    "mesa-controls": "mesa_controls",
-    "mesa-depth": "mesa_depth",
+    "mesa-compressed": "mesa.compressed",
+    "mesa-controls": "mesa.controls",
+    "mesa-depth": "mesa.depth",
     "mesa-few-shot": "mesa_few_shot",
     "mesa-floors": "mesa.floors",
-    "mesa-interpolation": "mesa_interpolation",
+    "mesa-interpolation": "mesa.interpolation",
     "mesa-language": "mesa_language",
     "mesa-linearise": "mesa_linearise",
     "mesa-one-step": "mesa.one_step",

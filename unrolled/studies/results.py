@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -107,7 +108,10 @@ class Estimate:
     basis: str
 
     def __format__(self, spec: str) -> str:
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        if not math.isfinite(self.value):
+            return "undefined"
+        known = math.isfinite(self.low) and math.isfinite(self.high)
+        return f"{self.value:{spec}} {f'[{self.low:{spec}}, {self.high:{spec}}]' if known else '(no interval)'}"
 
 
 class Results(Sequence[Row[CellT]]):
@@ -160,7 +164,7 @@ class Results(Sequence[Row[CellT]]):
         return rows
 
     def values(self, path: str, unit: str = "seed") -> Values:
-        """The results at `path` ("ridge.all.accuracy"), by `unit`; a result that is None is left out."""
+        """The results at `path` ("ridge.all.accuracy", "losses.-1"), by `unit`; a result that is None is left out."""
         found = {key: _at(row.result, path) for key, row in self.by(unit).items()}
         return Values({key: float(value) for key, value in found.items() if value is not None}, unit)
 
@@ -219,5 +223,5 @@ class Results(Sequence[Row[CellT]]):
 
 def _at(result: Any, path: str) -> Any:
     for name in path.split("."):
-        result = result[name]
+        result = result[name if isinstance(result, Mapping) else int(name)]
     return result
