@@ -101,12 +101,12 @@ class Values:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number whose interval comes from elsewhere, such as a bootstrap over images; `unit` says over what."""
+    """A number whose interval comes from elsewhere; `basis` says from what, such as "bootstrap over 98 photos"."""
 
     value: float
     low: float
     high: float
-    unit: str
+    basis: str
 
     def __format__(self, spec: str) -> str:
         if not math.isfinite(self.value):
