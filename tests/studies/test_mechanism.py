@@ -221,6 +221,19 @@ def test_curves_are_means_with_their_deviation() -> None:
     assert line.error == pytest.approx([math.sqrt(2), 0.0])
 
 
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_a_diverged_training_is_shown_and_decides_nothing(lost: float) -> None:
+    values = Values({0: 1.0, 1: lost})
+    assert f"{values:.1f}" == f"{lost} ± nan"
+    assert claim(values).verdict == "undecided"
+    one, other = (row.cell for row in rows((0, 1), (1, 3)))
+    results = Results([Row(one, {"curve": [1.0, 2.0]}, 1.0), Row(other, {"curve": [1.0, lost]}, 1.0)])
+    line = results.curve("a", "curve", x=[0, 1])
+    assert line.error is not None
+    assert line.error[0] == 0
+    assert math.isnan(line.error[1])
+
+
 def test_a_table_for_pandas() -> None:
     pytest.importorskip("pandas")
     frame = Results(rows((0, 1), (1, 3))).frame()
