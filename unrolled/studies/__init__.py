@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "crate-ablations": "crate.ablations",
-    "crate-denoising": "crate_denoising",
+    "crate-denoising": "crate.denoising",
     "crate-emergence": "crate_emergence",
     "crate-family": "crate.family",
-    "crate-mae-layers": "crate_mae_layers",
+    "crate-mae-layers": "crate.mae_layers",
     "crate-text": "crate_text",
     "crate-transfer": "crate.transfer",
     "demo": "demo",
@@ -37,7 +37,7 @@ STUDIES: dict[str, str] = {
     "mesa-linearise": "mesa_linearise",
     "mesa-one-step": "mesa.one_step",
     "mesa-probes": "mesa_probes",
-    "mesa-stability": "mesa_stability",
+    "mesa-stability": "mesa.stability",
     "mesa-worlds": "mesa_worlds",
     "platonic-brain": "platonic_brain",
     "platonic-captions": "platonic_captions",

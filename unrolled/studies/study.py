@@ -197,7 +197,7 @@ class Claim:
             if ends is None:
                 return f"; one {value.unit} decides nothing"
             return f"; 95 % interval over {value.count} {ends[0]:{self.spec}} to {ends[1]:{self.spec}}"
-        return f"; 95 % interval over {value.unit}" if isinstance(value, Estimate) else ""
+        return f"; interval: {value.basis}" if isinstance(value, Estimate) else ""
 
 
 @dataclass(frozen=True, kw_only=True)

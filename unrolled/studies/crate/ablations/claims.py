@@ -92,7 +92,7 @@ def relation(x: Sequence[float], y: Sequence[float], of: Sequence[str], *, draws
     """
     names = list(dict.fromkeys(of))
     if len(names) < 4:
-        nothing = Estimate(_NOTHING, _NOTHING, _NOTHING, f"{len(names)} kinds")
+        nothing = Estimate(_NOTHING, _NOTHING, _NOTHING, f"bootstrap over {len(names)} kinds")
         return Relation(networks=len(x), kinds=len(names), of_networks=_NOTHING, of_kinds=nothing, p=_NOTHING)
     a, b = (
         np.array([np.mean([value for value, kind in zip(side, of, strict=True) if kind == name]) for name in names])
@@ -109,7 +109,7 @@ def relation(x: Sequence[float], y: Sequence[float], of: Sequence[str], *, draws
         networks=len(x),
         kinds=len(names),
         of_networks=float(_spearman(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))),
-        of_kinds=Estimate(rho, low, high, f"{len(names)} kinds"),
+        of_kinds=Estimate(rho, low, high, f"bootstrap over {len(names)} kinds"),
         p=float((1 + (np.abs(null) >= abs(rho) - 1e-9).sum()) / (draws + 1)) if np.isfinite(rho) else _NOTHING,
     )
 
