@@ -23,7 +23,9 @@ Published claims, run here. Every entry comes from the `report.json` beside its 
 written by the command it shows; the page itself is written by `python -m tests.study_docs`. A verdict compares with a
 range that stood in the study's source before the run shown here; where trial runs had been seen when it was set, the
 source says so. *Not reproduced* at the `cpu` budget often means fewer training steps than the paper's: the report says
-how many. *No range* means that nothing was judged: the source gives no number, or a control does the same
+how many. *Undecided*: the interval over seeds, or over what the report says, reaches across an end of the range, or one
+seed has none (so far in mesa-stability; the other verdicts compare a point). *No range* means that nothing was judged:
+the source gives no number, or a control does the same
 (a rule added after review, see [LOG.md](../LOG.md)). `DATA` is a folder with the data sets the study names.
 
 At the `cpu` budget all mesa studies together took about 65 minutes of one core and all Platonic ones about 50, the zoo
@@ -33,6 +35,7 @@ again when their text changed, from kept cells and trained models: the duration 
 last writing.
 """
 VERDICT = {True: "reproduced", False: "**not reproduced**", None: "no range"}
+WORDS = {"undecided": "undecided", "not run": "not run"}  # of reports that tell them from what has no range
 
 
 def add(folder: Path) -> None:
@@ -80,7 +83,7 @@ def entry(name: str, report: dict[str, Any]) -> str:
         lines += ["| claim | published | here | |", "|---|---|---|---|"]
         lines += [
             f"| {cell(claim['statement'])} | {cell(claim['published'])} | {cell(claim['measured'])} "
-            f"| {VERDICT[claim['reproduced']]} |"
+            f"| {WORDS.get(claim.get('verdict', ''), VERDICT[claim['reproduced']])} |"
             for claim in report["claims"]
         ]
         lines.append("")

@@ -12,11 +12,14 @@ import json
 import logging
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+from unrolled.trust import check_no_links_out
 
 try:
     import fcntl
@@ -60,6 +63,7 @@ def owned(folder: str | Path) -> Iterator[None]:
 
     Raises:
         ValueError: another process, or another thread of this one, has it; the message names the process.
+        UnsafeFile: links in it lead out of it, see `unrolled.trust.check_no_links_out`.
     """
     path = Path(folder).absolute()
     new = not path.exists()
@@ -69,6 +73,7 @@ def owned(folder: str | Path) -> Iterator[None]:
     if held is not None and held.thread == threading.get_ident():
         held.times += 1
     else:
+        check_no_links_out(path, str(folder))
         _held[path] = held = _Held(_lock(path, str(folder)), threading.get_ident())
     try:
         yield
@@ -104,6 +109,8 @@ def _lock(folder: Path, named: str) -> int:
     """The open and locked `.lock` of a folder."""
     path = folder / LOCK
     while True:
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            raise ValueError(f"out={named!r}: {path} is a link, a folder or a pipe, not a lock; remove it")
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             if fcntl is not None:

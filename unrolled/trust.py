@@ -135,6 +135,29 @@ def check_model_args(arguments: Any, where: Path | str = "model_args") -> dict[s
     return dict(arguments)
 
 
+def check_no_links_out(folder: Path, named: str) -> None:
+    """Refuse to write where somebody else's links lead: `config.yaml` may be one to a file that a shell runs.
+
+    Args:
+        folder: the folder that is about to be written to.
+        named: what it was called, for the message.
+
+    Raises:
+        UnsafeFile: something in the folder, at any depth, is a link to what lies outside of it.
+    """
+    if _trusted:
+        return
+    inside = os.path.realpath(folder)
+    for at, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # .venv, .git: nothing is written there
+        for path in (os.path.join(at, name) for name in (*folders, *files)):
+            if os.path.islink(path) and not Path(target := os.path.realpath(path)).is_relative_to(inside):
+                raise UnsafeFile(
+                    f"out={named!r}: {path} is a link to {target}, which would be written over; remove the link, "
+                    "choose another out, or add --trust if you made it"
+                )
+
+
 def import_factory(spec: str) -> ModuleType:
     """Import the module of `package.module:factory`; on a command line modules of the working folder are found too.
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from unrolled import studies
 from unrolled.studies.cells import Cell, Row
+from unrolled.studies.crate.compared import difference
 from unrolled.studies.crate.family import STUDY
 from unrolled.studies.crate.family.cells import FAMILY, FamilyConfig, untrained
-from unrolled.studies.crate.family.claims import difference
 from unrolled.studies.crate.networks import Network
 from unrolled.studies.crate_costs import best_seconds, by_size, costs, exponent, training_memory
 from unrolled.studies.results import Results

@@ -205,6 +205,7 @@ def rows(*numbers: tuple[int, float], kind: str = "a") -> list[Row[Any]]:
 def test_a_selection_with_two_rows_of_a_seed_names_the_column_to_give() -> None:
     results = Results(rows((0, 1), (1, 1), (0, 2)))
     assert results.where(number=1).values("value").by == {0: 1.0, 1: 1.0}
+    assert results.where(number=1).values("curve.-1").by == {0: 2.0, 1: 2.0}
     with pytest.raises(ValueError, match="two rows have seed=0; also give number"):
         results.values("value")
     with pytest.raises(ValueError, match="'colour'"):
@@ -241,8 +242,8 @@ def test_values_are_combined_pair_by_pair(a: dict[int, float], b: dict[int, floa
     assert abs(-one).by == abs(one).by
     if len(one) > 1:
         low, high = one.interval() or (math.nan, math.nan)
-        assert low <= one.mean * (1 + 1e-12) + 1e-9
-        assert one.mean <= high * (1 + 1e-12) + 1e-9
+        rounding = 1e-12 * abs(one.mean) + 1e-9
+        assert low - rounding <= one.mean <= high + rounding
     else:
         assert one.interval() is None
 
@@ -267,8 +268,10 @@ def claim(value: Any, low: float = 0.0, high: float = math.inf, budget: str = "c
         (Values({0: 1.0, 1: -0.9, 2: 0.1}), "undecided", "95 % interval over 3 seeds"),
         (Values({0: 1.0}), "undecided", "one seed decides nothing"),
         (Values(), "not run", "not run"),
-        (Estimate(1.0, 0.5, 1.5, "98 photos"), "reproduced", "1.000 [0.500, 1.500]"),
-        (Estimate(1.0, -0.5, 1.5, "98 photos"), "undecided", "over 98 photos"),
+        (Estimate(1.0, 0.5, 1.5, "bootstrap over 98 photos"), "reproduced", "1.000 [0.500, 1.500]"),
+        (Estimate(1.0, -0.5, 1.5, "bootstrap over 98 photos"), "undecided", "over 98 photos"),
+        (Estimate(1.0, math.nan, math.nan, "3 kinds"), "undecided", "1.000 (no interval)"),
+        (Estimate(math.nan, math.nan, math.nan, "5 kinds"), "undecided", "undefined"),
         (1.0, "reproduced", "1.000"),
         (-1.0, "not reproduced", "-1.000"),
         (math.nan, "not run", "not run"),
@@ -285,6 +288,15 @@ def test_without_a_range_and_at_quick_nothing_is_judged() -> None:
     assert claim(1.0, low=-math.inf).verdict == "not judged"
     assert claim(1.0, budget="quick").verdict == "not judged"
     assert claim(1.0, unless=lambda config: "not run on CIFAR-10").measured == "not run on CIFAR-10"
+
+
+def test_what_a_control_does_as_well_is_not_judged() -> None:
+    def moot(results: Any, config: Any) -> str:
+        return "so does the control"
+
+    assert claim(1.0, moot=moot).measured == "1.000; so does the control"
+    assert claim(1.0, moot=moot).verdict == claim(-1.0, moot=moot).verdict == "not judged"
+    assert claim(Values(), moot=moot).measured == "not run"
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Compression keeps a construction exactly, loses random weights, and takes its models from the shared folder."""
+"""Compression keeps a construction exactly, loses random weights, and its models are those of the study of depth."""
 
 from __future__ import annotations
 
@@ -11,9 +11,20 @@ import torch
 
 from unrolled import studies
 from unrolled.layers.linear_attention import LinearSelfAttention
-from unrolled.studies import mesa_depth
-from unrolled.studies.mesa_compressed import Config, Numbers, compressed, kept_share, permuted, run
-from unrolled.studies.mesa_train import Recipe, constructed_recipe, model_predictions, new_model
+from unrolled.studies.cells import Row
+from unrolled.studies.mesa.compressed import (
+    CLAIMS,
+    STUDY,
+    CompressedConfig,
+    Numbers,
+    cells,
+    compressed,
+    kept_share,
+    permuted,
+)
+from unrolled.studies.mesa.constructed import Recipe, model_predictions, new_model
+from unrolled.studies.mesa.depth.cells import DepthConfig
+from unrolled.studies.results import Results
 from unrolled.tasks import LinearDynamics
 from unrolled.theory.in_context import gradient_descent_predictions
 
@@ -68,34 +79,33 @@ def test_random_weights_keep_next_to_nothing_and_a_permutation_moves_only_places
     torch.testing.assert_close(moved.scores.flatten(-2).sort().values, numbers.scores.flatten(-2).sort().values)
 
 
-def test_the_models_are_those_of_the_study_of_depth(tmp_path: Path) -> None:
-    for budget in ("quick", "cpu", "gpu"):
-        own, depth = Config.of_budget(budget), mesa_depth.Config.of_budget(budget)  # type: ignore[arg-type]
-        steps = dict(zip(depth.models, depth.steps, strict=True))
-        assert own.shared == depth.shared
-        assert own.seeds == depth.seeds
-        for name, count in zip(own.models, own.steps, strict=True):
-            mine = constructed_recipe(name, steps=count, batch_size=own.batch_size, published=own.published)
-            assert mine == constructed_recipe(
-                name, steps=steps[name], batch_size=depth.batch_size, published=depth.published
-            )
+@pytest.mark.parametrize("budget", ["quick", "cpu", "gpu"])
+def test_the_models_are_those_of_the_study_of_depth(budget: Any) -> None:
+    assert set(CompressedConfig.of_budget(budget).networks) < set(DepthConfig.of_budget(budget).networks)
 
 
 def test_the_report_has_every_control(tmp_path: Path) -> None:
-    said: list[str] = []
-    report = run(Config(shared=tmp_path / "models", out=tmp_path / "out", **TINY), on_progress=said.append)
-    assert len(said) == 4
-    assert {path.name for path in (tmp_path / "models").iterdir()} == {
-        f"constructed-orthogonal-{name}-seed{seed}.pt" for name in ("1", "2") for seed in (0, 1)
-    }
+    report = STUDY.run(CompressedConfig(kept=tmp_path / "kept", out=tmp_path / "out", **TINY))
     record = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    cell = record["results"]["models"]["2"][0]
-    assert cell["numbers"] == 2 * 4 * 32
-    assert cell["weights"] == 2 * 4 * 3200
-    assert {"retrained", "permuted", "random", "random_compressed"} <= set(cell)
-    rows = record["sections"][0]["blocks"][1]["rows"]
-    assert rows[-1][:2] == ["6", "not run"]
+    (row,) = (row for row in record["results"]["rows"] if (row["layers"], row["seed"]) == (2, 0))
+    assert row["numbers"] == 2 * 4 * 32
+    assert row["weights"] == 2 * 4 * 3200
+    assert {"retrained", "permuted", "random", "random_compressed"} <= set(row)
+    table = record["sections"][0]["blocks"][1]["rows"]
+    assert table[-1][:2] == ["6", "not run"]
     assert report.claims[2].measured == "not run"
+
+
+def test_the_control_is_the_smallest_of_all_ratios() -> None:
+    config = CompressedConfig()
+    rows = []
+    for cell in cells(config):
+        permuted_loss = 1.2 if cell.network.recipe.layers == 2 else 2.0
+        rows.append(Row(cell, {"trained": 1.0, "compressed": 1.02, "permuted": permuted_loss}, 1.0))
+    one, two, six, control = (claim.judge(Results(rows), config) for claim in CLAIMS)
+    assert {claim.verdict for claim in (one, two, six)} == {"reproduced"}
+    assert (control.verdict, control.measured) == ("not reproduced", "1.20")
+    assert {claim.judge(Results([]), config).verdict for claim in CLAIMS} == {"not run"}
 
 
 def test_bad_settings_are_refused_by_name() -> None:
@@ -106,5 +116,5 @@ def test_bad_settings_are_refused_by_name() -> None:
         ({"retraining": 0}, "retraining"),
     ):
         with pytest.raises(ValueError, match=match):
-            Config(**settings)  # type: ignore[arg-type]
-    assert studies.load("mesa-compressed").config is Config
+            CompressedConfig(**settings)
+    assert studies.load("mesa-compressed") is STUDY

@@ -4,51 +4,63 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from unrolled import studies
-from unrolled.studies.mesa_controls import Config, run
+from unrolled.studies.mesa.controls import STUDY, WORLDS, ControlsConfig
 
 
 def test_the_report_holds_all_worlds_and_prints_what_was_not_run(tmp_path: Path) -> None:
-    said: list[str] = []
-    config = Config(
+    config = ControlsConfig(
         seeds=(0, 1),
-        worlds=("orthogonal", "fixed", "oblique"),
+        worlds=("fixed", "oblique"),
         steps=2,
         deeper_steps=1,
         batch_size=4,
         test_sequences=32,
         out=tmp_path,
+        kept=tmp_path / "kept",
     )
-    report = run(config, on_progress=said.append)
-    assert len(said) == 8  # three worlds of two seeds, and a mesa layer in two of them
+    report = STUDY.run(config)
     # two steps from weights near zero: worse than a gradient step in every world
-    assert report.claims[0].reproduced is False
+    assert report.claims[0].verdict == "not reproduced"
     record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    rows = record["sections"][0]["blocks"][1]["rows"]
-    assert all(cell for row in rows for cell in row)
-    assert [row[4] for row in rows if row[1] == "6 linear layers"] == ["not run", "not run"]
-    assert [row[4] for row in rows if row[0] == "contracting, symmetric"] == ["not run"]
-    assert all("paper: 5000 of 256" in row[2] for row in rows if row[1] == "1 mesa layer")
-    for cells in record["results"].values():
-        assert all(cell["gradient_step"] < cell["zero"] for cell in cells["1"])
-        assert all(cell["untrained"] == pytest.approx(cell["zero"], rel=1e-3) for cell in cells["1"])
+    table = record["sections"][0]["blocks"][1]["rows"]
+    assert all(cell for row in table for cell in row)
+    assert [row[4] for row in table if row[1] == "6 linear layers"] == ["not run", "not run"]
+    assert [row[4] for row in table if row[0] in (WORLDS["contracting"], WORLDS["orthogonal"])] == ["not run"] * 2
+    assert all("paper: 5000 of 256" in row[2] for row in table if row[1] == "1 mesa layer")
+    rows = record["results"]["rows"]
+    assert len(rows) == 6  # two worlds of two seeds, and a mesa layer in both
+    layers = [row for row in rows if row["kind"] == "linear"]
+    assert all(row["gradient_step"] < row["zero"] for row in layers)
+    assert all(row["untrained"] == pytest.approx(row["zero"], rel=1e-3) for row in layers)
+    assert all((row["structure"] is None) == (row["kind"] == "mesa") for row in rows)
+
+
+def test_without_the_control_its_claims_are_not_run(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"steps": 1, "batch_size": 2, "test_sequences": 8, "deeper": ()}
+    report = STUDY.run(ControlsConfig(worlds=("oblique",), out=tmp_path, kept=tmp_path / "kept", **small))
+    assert [claim.verdict == "not run" for claim in report.claims] == [True, True, False]
+    assert report.summary.startswith("With one teacher for all sequences the layer ends at not run")
 
 
 @pytest.mark.slow
 def test_a_layer_with_one_teacher_is_no_gradient_step(tmp_path: Path) -> None:
-    assert run(Config.of_budget("quick", out=tmp_path)).reproduced
+    settings = {"seeds": (0, 1), "out": tmp_path, "kept": tmp_path / "kept"}
+    report = STUDY.run(ControlsConfig.of_budget("quick", **{**settings, "budget": "cpu"}))
+    assert {claim.verdict for claim in report.claims[:2]} == {"reproduced"}
 
 
 def test_bad_settings_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="seeds"):
-        Config(seeds=())
-    with pytest.raises(ValueError, match="steps"):
-        Config(steps=0)
-    with pytest.raises(ValueError, match="worlds"):
-        Config(worlds=("oblique",))
-    with pytest.raises(ValueError, match="deeper"):
-        Config(deeper=("2",))
-    assert studies.load("mesa-controls").config is Config
+    for settings, match in (
+        ({"seeds": ()}, "seeds"),
+        ({"steps": 0}, "steps"),
+        ({"worlds": ("straight",)}, "worlds"),
+        ({"deeper": ("2",)}, "deeper"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            ControlsConfig(**settings)  # type: ignore[arg-type]
+    assert studies.load("mesa-controls") is STUDY

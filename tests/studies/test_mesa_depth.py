@@ -1,8 +1,9 @@
-"""Depth: the algorithms are what they are called, models are shared, and what did not run is not given a number."""
+"""Depth: the algorithms are what they are called, and what did not run is not given a number."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,20 @@ import pytest
 import torch
 
 from unrolled import studies
-from unrolled.studies import mesa_train
+from unrolled.studies.cells import Cell, Row
+from unrolled.studies.mesa.depth import STUDY
+from unrolled.studies.mesa.depth.cells import (
+    DepthConfig,
+    Iterated,
+    Model,
+    Solved,
+    cells,
+    richardson_predictions,
+    tuned,
+)
+from unrolled.studies.mesa.depth.report import CLAIMS, LOSSES
 from unrolled.studies.mesa.floors import chebyshev_predictions
-from unrolled.studies.mesa_depth import Config, richardson_predictions, run, tuned
-from unrolled.studies.mesa_train import FAST, PAPER_STEPS, constructed_model, constructed_recipe, new_model
+from unrolled.studies.results import Results
 from unrolled.tasks import LinearDynamics
 from unrolled.theory.in_context import gradient_descent_predictions, least_squares_predictions
 
@@ -59,46 +70,9 @@ def test_settings_by_position_are_never_worse_where_they_are_chosen() -> None:
     assert min(pair) > 0
 
 
-def test_recipes_have_the_published_shapes_and_rates() -> None:
-    assert set(FAST) == set(PAPER_STEPS)
-    mesa = constructed_recipe("mesa", steps=5000, batch_size=256, published=True)
-    assert (mesa.kind, mesa.heads, mesa.lr, mesa.warmup) == ("mesa", 4, 4e-4, None)
-    assert mesa.extent == "5000 steps of 256"
-    six = constructed_recipe("6", steps=100, batch_size=8)
-    assert (six.layers, six.heads, six.dim_head) == (6, 4, 20)
-    assert "paper: 15000 of 256" in six.extent
-    assert "warm-up" in six.extent
-    with pytest.raises(ValueError, match="name='3'"):
-        constructed_recipe("3", steps=1, batch_size=1)
-
-
-def test_a_new_model_leaves_the_global_generator_alone() -> None:
-    before = torch.random.get_rng_state()
-    recipe = constructed_recipe("2", steps=1, batch_size=1)
-    one, two = (new_model(LinearDynamics(), recipe, seed=3) for _ in range(2))
-    assert torch.equal(before, torch.random.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-
-
-def test_a_trained_model_is_taken_from_the_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = LinearDynamics()
-    recipe = constructed_recipe("1", steps=3, batch_size=4)
-    first, log = constructed_model(world, "1", recipe, seed=0, device="cpu", folder=tmp_path)
-
-    def untaken(*args: Any) -> torch.Tensor:
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(mesa_train, "sequence_loss", untaken)
-    again, same = constructed_model(world, "1", recipe, seed=0, device="cpu", folder=tmp_path)
-    assert log == same
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-
-
 def test_the_report_gives_no_number_to_what_did_not_run(tmp_path: Path) -> None:
-    said: list[str] = []
-    config = Config(shared=tmp_path / "models", out=tmp_path / "out", **TINY)
-    report = run(config, on_progress=said.append)
-    assert len(said) == 7
+    config = DepthConfig(out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
+    report = STUDY.run(config)
     record = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     rows = {row[0]: row for row in record["sections"][0]["blocks"][1]["rows"]}
     assert rows["4 linear layers"][1] == rows["6 linear layers"][3] == "not run"
@@ -106,16 +80,52 @@ def test_the_report_gives_no_number_to_what_did_not_run(tmp_path: Path) -> None:
     assert all(cell for row in rows.values() for cell in row)
     claims = {claim.statement: claim for claim in report.claims}
     assert claims["6 linear layers: held-out loss"].measured == "not run"
-    assert claims["6 linear layers: held-out loss"].reproduced is None
     # a few steps from small weights predict about zero
-    assert claims["1 linear layer: held-out loss"].reproduced is False
-    losses = record["results"]["algorithms"]["losses"]
-    assert losses["exact ridge"] < losses["without newest pair"]
-    assert losses["Chebyshev by position 6"] < losses["zero"]
-    assert losses["Chebyshev 1"] == pytest.approx(losses["Richardson 1"], rel=0.2)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "models").iterdir()}
-    run(config)
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "models").iterdir()}
+    assert claims["1 linear layer: held-out loss"].verdict == "not reproduced"
+    assert "2 linear layers, 6 not run" in claims[CLAIMS[6].statement].measured
+    solved = {row["method"]: row for row in record["results"]["rows"] if row["cell"] == "Solved"}
+    assert solved["exact ridge"]["loss"] < solved["without newest pair"]["loss"]
+    low, high = solved["exact ridge"]["interval"]
+    assert low < solved["exact ridge"]["loss"] < high
+    iterated = {
+        (row["method"], row["iterations"]): row for row in record["results"]["rows"] if row["cell"] == "Iterated"
+    }
+    assert iterated["Chebyshev", 6]["each"]["loss"] < solved["zero"]["loss"]
+    one = iterated["Richardson", 1]["all"]["loss"]
+    assert iterated["Chebyshev", 1]["all"]["loss"] == pytest.approx(one, rel=0.2)
+
+
+def test_models_alone_and_algorithms_alone_are_reported(tmp_path: Path) -> None:
+    from unrolled.report import Report
+
+    config = DepthConfig(seeds=(0, 1))
+    rows = [made_up(cell) for cell in cells(config)]
+    for kinds, verdicts in (
+        ((Model,), {"reproduced": 7, "not run": 3}),
+        ((Solved, Iterated), {"not run": 7, "reproduced": 2, "not judged": 1}),
+    ):
+        results = Results(row for row in rows if isinstance(row.cell, kinds))
+        claims = [claim.judge(results, config) for claim in CLAIMS]
+        assert Counter(claim.verdict for claim in claims) == verdicts
+        report = Report("t")
+        STUDY.report(report, config, results)
+        assert "not run" in report.summary
+
+
+def made_up(cell: Cell) -> Row[Any]:
+    """The published losses, as if every one of them had come out."""
+    by_position = {"by_position": [1.0, 0.5], "setting": "some"}
+    if isinstance(cell, Model):
+        recipe = cell.network.recipe
+        name = "mesa" if recipe.kind == "mesa" else str(recipe.layers)
+        loss = float(LOSSES[name].published) + 1e-4 * cell.network.seed
+        curve = [{"step": step, "share": step, "loss": loss} for step in (0, 100)]
+        found: dict[str, Any] = {"untrained_loss": 1.6, "last_position": loss, "extent": "long", "curve": curve}
+        return Row(cell, {"loss": loss, **by_position, **found}, 1.0)
+    if isinstance(cell, Solved):
+        loss = {"zero": 1.677, "exact ridge": 0.186, "without newest pair": 0.21}[cell.method]
+        return Row(cell, {"loss": loss, "interval": [loss - 1e-3, loss + 1e-3], **by_position}, 1.0)
+    return Row(cell, {name: {"loss": 0.3, **by_position} for name in ("all", "each")}, 1.0)
 
 
 def test_bad_settings_are_refused_by_name() -> None:
@@ -127,7 +137,7 @@ def test_bad_settings_are_refused_by_name() -> None:
         ({"ridges": (0.0,)}, "ridges"),
     ):
         with pytest.raises(ValueError, match=match):
-            Config(**settings)  # type: ignore[arg-type]
-    assert studies.load("mesa-depth").config is Config
+            DepthConfig(**settings)  # type: ignore[arg-type]
+    assert studies.load("mesa-depth") is STUDY
     for budget in ("quick", "cpu", "gpu"):
-        Config.of_budget(budget)  # type: ignore[arg-type]
+        DepthConfig.of_budget(budget)  # type: ignore[arg-type]

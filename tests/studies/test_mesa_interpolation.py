@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from unrolled import studies
 from unrolled.layers.linear_attention import LinearSelfAttention
-from unrolled.studies.mesa_interpolation import Config, construction, products_of, random_like, run
+from unrolled.studies.mesa.interpolation import STUDY, InterpolationConfig, construction, products_of, random_like
 from unrolled.tasks import LinearDynamics, constructed_tokens
 from unrolled.theory.in_context import gradient_descent_predictions
 
@@ -26,14 +26,14 @@ def test_products_predict_what_the_layer_predicts() -> None:
     states = LinearDynamics(dim=3, steps=9).sample(4, seed=0, dtype=torch.float64).inputs
     with torch.no_grad():
         expected = layer(constructed_tokens(states))[..., :3].clamp(-4, 4)
-    torch.testing.assert_close(products_of(layer, 3).predict(states, clip=4.0), expected)
+    torch.testing.assert_close(products_of(layer).predict(states, clip=4.0), expected)
 
 
 @given(size=st.floats(1e-3, 1.0), seed=st.integers(0, 100))
 @settings(max_examples=20, deadline=None)
 def test_the_construction_is_one_gradient_step_whatever_it_is_scaled_like(size: float, seed: int) -> None:
     torch.manual_seed(seed)
-    like = products_of(LinearSelfAttention(dim=12, heads=2, dim_head=5), 3)
+    like = products_of(LinearSelfAttention(dim=12, heads=2, dim_head=5))
     built = construction(like, size)
     states = LinearDynamics(dim=3, steps=9).sample(4, seed=0, dtype=torch.float64).inputs
     torch.testing.assert_close(built.predict(states, clip=1e9), gradient_descent_predictions(states, size))
@@ -44,7 +44,7 @@ def test_the_construction_is_one_gradient_step_whatever_it_is_scaled_like(size: 
 
 def test_mixing_ends_at_both_and_random_products_have_the_norms() -> None:
     layer = LinearSelfAttention.gradient_descent(state_dim=3, step_size=0.1)
-    own = products_of(layer, 3)
+    own = products_of(layer)
     other = random_like(own, torch.Generator().manual_seed(0))
     torch.testing.assert_close(own.mixed(other, 0.0).scores, own.scores)
     torch.testing.assert_close(own.mixed(other, 1.0).values, other.values)
@@ -54,28 +54,30 @@ def test_mixing_ends_at_both_and_random_products_have_the_norms() -> None:
 
 
 def test_the_report_holds_both_ends_of_the_way(tmp_path: Path) -> None:
-    said: list[str] = []
-    report = run(Config(seeds=(0, 1), out=tmp_path, **TINY), on_progress=said.append)
-    assert len(said) == 2
+    report = STUDY.run(InterpolationConfig(seeds=(0, 1), out=tmp_path, kept=tmp_path / "kept", **TINY))
     record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    for cell in record["results"]["layers"]:
-        last = cell["curve"][-1]
-        assert cell["to_construction"][0] == pytest.approx(last["trained"])
-        assert cell["to_construction"][-1] == pytest.approx(last["constructed"])
-        assert cell["to_construction"][1] == pytest.approx(last["mixed"])
-        assert last["constructed"] < 0.7 * cell["zero_loss"]
+    assert len(record["results"]["rows"]) == 2
+    for row in record["results"]["rows"]:
+        assert [point["step"] for point in row["curve"]] == [0, 2, 4]
+        last = row["losses"]
+        assert row["to_construction"][0] == pytest.approx(last["trained"])
+        assert row["to_construction"][-1] == pytest.approx(last["constructed"])
+        assert row["to_construction"][1] == pytest.approx(last["mixed"])
+        assert last["constructed"] < 0.7 * row["zero_loss"]
     # four steps from weights near zero: the trained layer predicts zero
-    assert report.claims[0].reproduced is False
+    assert report.claims[0].verdict == "not reproduced"
     assert "paper: 2500 of 512" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_the_quick_budget_finds_the_average_as_good(tmp_path: Path) -> None:
-    assert run(Config.of_budget("quick", out=tmp_path)).reproduced
+    settings_ = {"seeds": (0, 1), "out": tmp_path, "kept": tmp_path / "kept"}
+    report = STUDY.run(InterpolationConfig.of_budget("quick", **{**settings_, "budget": "cpu"}))
+    assert report.claims[1].verdict == report.claims[3].verdict == "reproduced"
 
 
 def test_bad_settings_are_refused_by_name() -> None:
     for settings_, match in (({"seeds": ()}, "seeds"), ({"steps": 0}, "steps"), ({"coefficients": 1}, "coefficients")):
         with pytest.raises(ValueError, match=match):
-            Config(**settings_)  # type: ignore[arg-type]
-    assert studies.load("mesa-interpolation").config is Config
+            InterpolationConfig(**settings_)
+    assert studies.load("mesa-interpolation") is STUDY

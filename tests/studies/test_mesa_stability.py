@@ -11,7 +11,8 @@ import torch
 from unrolled import studies
 from unrolled.ops import mesa
 from unrolled.ops import mesa_solve as solver
-from unrolled.studies.mesa_stability import Case, Config, cases, draw, measure, run, truth
+from unrolled.studies.cells import Context
+from unrolled.studies.mesa.stability import STUDY, Case, Solved, StabilityConfig, cases, draw, on_any_processor, truth
 
 TINY = {"seeds": (0,), "steps": 24, "width": 6, "contexts": (40,)}
 
@@ -36,11 +37,11 @@ def test_the_truth_is_the_dense_solve_in_float64(shape: dict[str, Any]) -> None:
 
 
 def test_every_case_is_finite_and_reported(tmp_path: Path) -> None:
-    config = Config(out=tmp_path, **TINY)  # type: ignore[arg-type]
-    report = run(config)
+    config = StabilityConfig(out=tmp_path, kept=tmp_path / "kept", **TINY)  # type: ignore[arg-type]
+    report = STUDY.run(config)
     assert report.claims[0].measured == "0"
-    assert report.claims[0].reproduced is True
-    assert len(report.results["cases"]) == len(cases(config))
+    assert report.claims[0].verdict == "reproduced"
+    assert len(report.results["rows"]) == len(cases(config))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "does not apply" in page
     for family in ("Condition number", "Precision", "Context", "Gates and extremes"):
@@ -48,11 +49,11 @@ def test_every_case_is_finite_and_reported(tmp_path: Path) -> None:
 
 
 def test_thirty_unchecked_steps_err_where_the_chunkwise_solve_does_not() -> None:
-    config = Config(seeds=(0,), steps=256, contexts=(2,))
-    cell = measure(Case(family="f", name="n", steps=256, ridge=1e-2), config)
-    assert 100 < cell["condition"] < 1000
-    assert cell["errors"]["CG-30"] > 1e-2
-    assert cell["errors"]["chunk"] < 1e-4
+    case = Case(family="f", name="n", steps=256, ridge=1e-2)
+    result = Solved(case=case, width=32, seed=0).compute(Context())
+    assert 100 < result["condition"] < 1000
+    assert result["errors"]["CG-30"] > 1e-2
+    assert result["errors"]["chunk"] < 1e-4
 
 
 def test_a_method_that_breaks_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,14 +64,21 @@ def test_a_method_that_breaks_is_counted_and_named(tmp_path: Path, monkeypatch: 
         return out * float("nan") if options["method"] == "chunk" else out
 
     monkeypatch.setattr(solver, "mesa", broken)
-    report = run(Config(out=tmp_path, **TINY))  # type: ignore[arg-type]
-    assert [claim.reproduced for claim in report.claims] == [False, False, False]
+    report = STUDY.run(StabilityConfig(out=tmp_path, kept=tmp_path / "kept", **TINY))  # type: ignore[arg-type]
+    assert [claim.verdict for claim in report.claims] == ["not reproduced"] * 3
     assert "not finite" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert report.reproduced is False
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"), [(1e-5, "reproduced"), (8.4e-5, "undecided"), (1.4e-4, "undecided"), (1e-3, "not reproduced")]
+)
+def test_no_verdict_hangs_on_a_processors_rounding(error: float, verdict: str) -> None:
+    assert STUDY.claims[1]._verdict(on_any_processor(error)) == verdict
 
 
 def test_bad_settings_are_refused_by_name() -> None:
     for given, match in (({"seeds": ()}, "seeds"), ({"width": 1}, "width"), ({"contexts": ()}, "contexts")):
         with pytest.raises(ValueError, match=match):
-            Config(**given)  # type: ignore[arg-type]
-    assert studies.load("mesa-stability").config is Config
+            StabilityConfig(**given)  # type: ignore[arg-type]
+    assert studies.load("mesa-stability") is STUDY

@@ -15,6 +15,7 @@ from PIL import Image
 
 from unrolled import cli
 from unrolled.errors import UnsafeFile
+from unrolled.locks import owned
 from unrolled.models.resolve import resolve_model
 from unrolled.train import TrainConfig, load_config, save_config
 from unrolled.trust import check, check_model_args, command_line, consequence, require_typed, trusting
@@ -245,3 +246,43 @@ def test_a_sentence_transformer_with_code_of_its_own(foreign: Path) -> None:
                 _check_modules(str(foreign))
         else:
             _check_modules(str(foreign))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "report.html.part", "figures/curves.svg", "figures"])
+def test_nothing_is_written_through_a_link(name: str, foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    precious = foreign / "elsewhere"
+    precious.mkdir()
+    (precious / "bashrc").write_text("precious")
+    link = foreign / "out" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(precious if name == "figures" else precious / "bashrc")
+    line = ["eval", "crate_nano_patch2_8", "--data", "digits", "--samples", "2", "--out", "out"]
+    assert cli.run(line) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{name} is a link to" in said
+    assert "remove the link, choose another out" in said
+    assert [path.name for path in precious.iterdir()] == ["bashrc"]
+    assert (precious / "bashrc").read_text() == "precious"
+    assert cli.run([*line, "--trust"]) == 0
+
+
+def test_links_within_a_folder_and_hidden_folders_are_no_danger(foreign: Path) -> None:
+    out = foreign / "out"
+    (out / ".venv").mkdir(parents=True)
+    (out / ".venv" / "python").symlink_to("/usr/bin/env")
+    (out / "newest").symlink_to("config.yaml")
+    with owned(out):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_a_lock_that_is_none(kind: str, foreign: Path) -> None:
+    lock = foreign / ".lock"
+    if kind == "folder":
+        lock.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to("bashrc")
+    with pytest.raises(ValueError, match="not a lock; remove it"), owned(foreign):
+        pass

@@ -16,7 +16,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from unrolled.models.building import building, reading_weights
+from unrolled.checksums import check_model
+from unrolled.models.building import building, check_finite_weights, reading_weights
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
@@ -293,7 +294,7 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         ValueError: no model of that name (the nearest are given), or one that cannot be built from these arguments,
             within the memory there is.
         MissingData: there are no weights of that name, or they could not be fetched.
-        CorruptFile: the weights are damaged.
+        CorruptFile: the weights are damaged or NaN.
     """
     plain = name.split(":")[-1].split(".")[0]
     if plain in LANGUAGE_MODELS or plain in ENCODERS:
@@ -316,8 +317,13 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         known = ", ".join(f"{plain}.{own}" for own in _SHIPPED.get(plain, {}))
         hint = f"did you mean {known}?" if known else f"none ship for {plain}; train it, or leave out {tag!r}"
         raise ValueError(f"model={name!r}: there are no such weights; {hint}")
+    if pretrained and name.startswith("local-dir:"):
+        check_model(Path(name.removeprefix("local-dir:")))
     with building(name, kwargs), reading_weights(name, kwargs, pretrained):
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    if pretrained:
+        check_finite_weights(model, name)
+    return model
 
 
 def names_folder(spec: str) -> bool:

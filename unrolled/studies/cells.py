@@ -114,7 +114,7 @@ class Cell(ABC):
     @property
     def name(self) -> str:
         """What progress calls it: the class and the values of its fields."""
-        values = [str(value) for value in self.columns.values() if isinstance(value, str | int | float)]
+        values = [f"{v:g}" if isinstance(v, float) else str(v) for v in self.columns.values() if _is_short(v)]
         return " ".join([type(self).__name__, *values])
 
     def file(self, context: Context, suffix: str) -> Path:
@@ -161,6 +161,10 @@ def computed(cell: Cell, context: Context) -> Row[Cell]:
     part.write_text(json.dumps({"key": cell.key, "seconds": seconds, "result": result}), encoding="utf-8")
     part.replace(path)
     return Row(cell, result, seconds)
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _fields_of(record: Any) -> dict[str, Any]:

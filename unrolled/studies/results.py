@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 NOT_RUN = "not run"
 OtherT = TypeVar("OtherT", bound=Cell)
+Path = str | Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,18 @@ class Values:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number whose interval comes from elsewhere, such as a bootstrap over images; `unit` says over what."""
+    """A number whose interval comes from elsewhere; `basis` says from what, such as "bootstrap over 98 photos"."""
 
     value: float
     low: float
     high: float
-    unit: str
+    basis: str
 
     def __format__(self, spec: str) -> str:
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        if not math.isfinite(self.value):
+            return "undefined"
+        known = math.isfinite(self.low) and math.isfinite(self.high)
+        return f"{self.value:{spec}} {f'[{self.low:{spec}}, {self.high:{spec}}]' if known else '(no interval)'}"
 
 
 class Results(Sequence[Row[CellT]]):
@@ -159,23 +164,26 @@ class Results(Sequence[Row[CellT]]):
             rows[key] = row
         return rows
 
-    def values(self, path: str, unit: str = "seed") -> Values:
-        """The results at `path` ("ridge.all.accuracy"), by `unit`; a result that is None is left out."""
+    def values(self, path: Path, unit: str = "seed") -> Values:
+        """The results at `path` ("ridge.all.accuracy", "losses.-1"), by `unit`; a result that is None is left out.
+
+        Instead of a path, a function of the result may compute the number.
+        """
         found = {key: _at(row.result, path) for key, row in self.by(unit).items()}
         return Values({key: float(value) for key, value in found.items() if value is not None}, unit)
 
-    def first(self, path: str, default: Any = None) -> Any:
+    def first(self, path: Path, default: Any = None) -> Any:
         """The result at `path` of the first row, for what all rows agree in; `default` of no row."""
         return _at(self.rows[0].result, path) if self.rows else default
 
     def curve(
-        self, label: str, path: str, y: str | Sequence[str] = "", *, x: str | Sequence[float] = "step", **style: Any
+        self, label: str, path: Path, y: str | Sequence[str] = "", *, x: str | Sequence[float] = "step", **style: Any
     ) -> Series:
         """A line of a chart: the mean over rows, with the sample standard deviation as bars where there are several.
 
         Args:
             label: of the line.
-            path: to a list of numbers, of records, or to a record of numbers.
+            path: to a list of numbers, of records, or to a record of numbers; or a function of the result.
             y: of records the name of the number; of a record the names of its numbers, in order.
             x: of records the name of the place, or the places.
             **style: of `Series`.
@@ -217,7 +225,9 @@ class Results(Sequence[Row[CellT]]):
         return f"Results({len(self.rows)} rows{f' of {kinds}' * bool(kinds)}, {len(self.missing)} missing)"
 
 
-def _at(result: Any, path: str) -> Any:
+def _at(result: Any, path: Path) -> Any:
+    if not isinstance(path, str):
+        return path(result)
     for name in path.split("."):
-        result = result[name]
+        result = result[name if isinstance(result, Mapping) else int(name)]
     return result

@@ -131,6 +131,7 @@ class Claim:
         spec: how the value is written.
         detail: words after the value.
         unless: why a configuration cannot judge it, such as other data than the claim names; "" if it can.
+        moot: why what came out cannot judge it, such as a control that does as much; "" if it can.
     """
 
     statement: str
@@ -142,6 +143,7 @@ class Claim:
     spec: str = ".3f"
     detail: Callable[[Results[Any], Any], str] = lambda results, config: ""
     unless: Callable[[Any], str] = lambda config: ""
+    moot: Callable[[Results[Any], Any], str] = lambda results, config: ""
 
     def judge(self, results: Results[Any], config: Config) -> reports.Claim:
         """The claim beside what was measured."""
@@ -150,12 +152,14 @@ class Claim:
         reason = self.unless(config)
         value = Values() if reason else self.value(results, config)
         verdict = self._verdict(value)
-        if config.budget == "quick" and verdict != "not run":
-            verdict = "not judged"
         if verdict == "not run":
             measured = reason or NOT_RUN
         else:
-            measured = f"{value:{self.spec}}{self.detail(results, config)}{self._doubt(value, verdict)}"
+            moot = self.moot(results, config)
+            if moot or config.budget == "quick":
+                verdict = "not judged"
+            doubt = f"; {moot}" if moot else self._doubt(value, verdict)
+            measured = f"{value:{self.spec}}{self.detail(results, config)}{doubt}"
         return reports.Claim(
             statement=self.statement,
             source=self.source,
@@ -193,7 +197,7 @@ class Claim:
             if ends is None:
                 return f"; one {value.unit} decides nothing"
             return f"; 95 % interval over {value.count} {ends[0]:{self.spec}} to {ends[1]:{self.spec}}"
-        return f"; 95 % interval over {value.unit}" if isinstance(value, Estimate) else ""
+        return f"; interval: {value.basis}" if isinstance(value, Estimate) else ""
 
 
 @dataclass(frozen=True, kw_only=True)

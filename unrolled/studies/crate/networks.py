@@ -6,7 +6,7 @@ differences are of the kind, not of the budget. No kind had its recipe tuned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -136,6 +136,27 @@ class Network(Cell):
             return model.eval(), []
         curve = train(self, model, lambda: pictures(self.data, "train", context.data_dir), self.checkpoint(context))
         return model.eval(), curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfNetwork(Cell):
+    """What is measured of a network of the roster."""
+
+    network: Network
+
+    @property
+    def needs(self) -> Sequence[Cell]:
+        """The training."""
+        return (self.network,) if self.network.images else ()
+
+    def require(self, context: Context) -> None:
+        """The images."""
+        self.network.require(context)
+
+
+def images_seen(images: int, data: Data) -> int:
+    """How many images training shows where it is to show `images`: of 200 classes half as many again."""
+    return round(1.5 * images) if data == "tiny-imagenet-32" else images
 
 
 def build(network: Any, *, classes: int, channels: int = 3, side: int = 32) -> nn.Module:

@@ -67,7 +67,7 @@ class Tuned(Cell):
 
     def compute(self, context: Context) -> dict[str, float]:
         """`step_size`, `ridge`, `shifted_ridge`, and `chebyshev_ridge` and `chebyshev_largest`, ends of an interval."""
-        from unrolled.studies.mesa_train import TUNE_SEED, best_step_size, position_losses
+        from unrolled.studies.mesa.held_out import TUNE_SEED, best_step_size, position_losses
         from unrolled.tasks import LinearDynamics
         from unrolled.theory.in_context import least_squares_predictions as exact
 
@@ -105,7 +105,7 @@ class Tested(Cell):
 
     def compute(self, context: Context) -> dict[str, Any]:
         """For each predictor its `loss` and the loss `by_position`; the `floor` that the noise sets."""
-        from unrolled.studies.mesa_train import TEST_SEED, position_losses
+        from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
         from unrolled.tasks import LinearDynamics
         from unrolled.theory.in_context import gradient_descent_predictions, least_squares_predictions
 

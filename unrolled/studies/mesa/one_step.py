@@ -6,12 +6,15 @@ linear self-attention layer ends at the loss, the step size and the weight struc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
+from unrolled.studies.mesa.constructed import Constructed, Recipe, model_predictions
+from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss, position_losses
+from unrolled.studies.mesa.weights import structure
 from unrolled.studies.results import Results, Values
 from unrolled.studies.study import AtLeast, Claim, Config, Count, Seeds, Study
 
@@ -50,60 +53,40 @@ class OneStepConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(Cell):
-    """One layer: trained, tested, its weights read, at `points` moments of the training."""
+    """One layer: tested and its weights read, at every look of its training."""
 
-    seed: int
-    heads: int
-    dim: int
-    batch_size: int
-    steps: int
+    network: Constructed
     test_sequences: int
-    points: int
+
+    @property
+    def needs(self) -> Sequence[Cell]:
+        """The training."""
+        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """Losses of the layer and of the gradient step, what the weights hold, and `curve`, both during training."""
-        from unrolled.studies.mesa_train import (
-            TEST_SEED,
-            Recipe,
-            best_step_size,
-            model_predictions,
-            position_losses,
-            structure,
-            train,
-        )
-        from unrolled.tasks import LinearDynamics
         from unrolled.theory.in_context import gradient_descent_predictions
 
-        world = LinearDynamics(dim=self.dim)
+        world = self.network.world
         test = world.sample(self.test_sequences, seed=TEST_SEED)
         inputs, targets = test.inputs.to(context.device), test.targets.to(context.device)
         best = best_step_size(world)
         gradient_step = position_losses(lambda x: gradient_descent_predictions(x, best), inputs, targets)
-
-        def look(step: int, model: Any) -> dict[str, Any]:
-            loss = float(position_losses(model_predictions(model), inputs, targets).mean())
-            return {"loss": loss, **asdict(structure(model.blocks[0].attn, self.dim))}
-
-        recipe = Recipe(steps=self.steps, batch_size=self.batch_size, heads=self.heads, dim_head=2 * self.dim)
-        model, curve = train(
-            world,
-            recipe,
-            seed=self.seed,
-            device=context.device,
-            keep=self.checkpoint(context),
-            look=look,
-            look_at={round(self.steps * point / self.points) for point in range(self.points + 1)},
-        )
-        losses = position_losses(model_predictions(model), inputs, targets)
+        curve = []
+        for step in self.network.looks:
+            model = self.network.load(context, step)
+            losses = position_losses(model_predictions(model), inputs, targets)
+            found = asdict(structure(model.blocks[0].attn, world.dim))  # type: ignore[arg-type]
+            curve.append({"step": step, "loss": float(losses.mean()), **found})
         return {
-            "loss": float(losses.mean()),
+            "loss": curve[-1]["loss"],
             "gradient_step_loss": float(gradient_step.mean()),
-            "zero_loss": float(position_losses(lambda x: 0 * x, inputs, targets).mean()),
+            "zero_loss": mean_loss(lambda x: 0 * x, inputs, targets),
             "best_step_size": best,
             "losses_by_position": losses.tolist(),
             "gradient_step_by_position": gradient_step.tolist(),
-            "structure": asdict(structure(model.blocks[0].attn, self.dim)),  # type: ignore[arg-type]
-            "extent": recipe.extent,
+            "structure": found,
+            "extent": self.network.recipe.extent,
             "curve": curve,
         }
 
@@ -112,9 +95,10 @@ def cells(config: OneStepConfig) -> Iterator[Layer]:
     """The paper's layer for every seed, then the other sizes with the first."""
     layers = [(seed, HEADS, DIM, config.batch_size) for seed in config.seeds]
     layers += [(config.seeds[0], *size, config.sizes_batch_size) for size in config.sizes]
-    shared = {name: getattr(config, name) for name in ("steps", "test_sequences", "points")}
     for seed, heads, dim, batch in layers:
-        yield Layer(seed=seed, heads=heads, dim=dim, batch_size=batch, **shared)
+        recipe = Recipe(steps=config.steps, batch_size=batch, heads=heads, dim_head=2 * dim)
+        network = Constructed(recipe=recipe, seed=seed, dim=dim, points=config.points, moments=True)
+        yield Layer(network=network, test_sequences=config.test_sequences)
 
 
 def papers(results: Results[Layer], config: OneStepConfig) -> Results[Layer]:
@@ -216,7 +200,7 @@ def report(report: Report, config: OneStepConfig, results: Results[Layer]) -> No
         ["heads", "width", "seed", "training", "loss", "gradient step", "learned step", "best step", "cosine"],
         [
             [
-                *(cell.heads, cell.dim, cell.seed, result["extent"]),
+                *(cell.network.recipe.heads, cell.network.dim, cell.network.seed, result["extent"]),
                 *(f"{result[name]:.4f}" for name in ("loss", "gradient_step_loss")),
                 *(f"{result['structure']['step_size']:.4f}", f"{result['best_step_size']:.4f}"),
                 f"{result['structure']['cosine']:.3f}",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
 
@@ -13,15 +12,16 @@ from torch import nn
 
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
-from unrolled.studies.crate.networks import BATCH, Data, Network, build
-from unrolled.studies.study import AtLeast, Config, Count, Distinct, Seeds
+from unrolled.studies.crate.compared import ComparedConfig
+from unrolled.studies.crate.networks import OfNetwork, build
+from unrolled.studies.study import Count, Distinct
 
 CONTROLS = ("crate-conv", "vit-48", "vit-52")  # CRATE with CBT's stem; ViTs of CRATE's parameters, and operations
 FAMILY = ("crate", "overcomplete", "decoupled", "alpha", "tost", "cbt", "attention-only", "vit", *CONTROLS)
 
 
 @dataclass(kw_only=True)
-class FamilyConfig(Config):
+class FamilyConfig(ComparedConfig):
     """Budgets change the images; networks are those of the shared roster."""
 
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
@@ -33,14 +33,6 @@ class FamilyConfig(Config):
         "gpu": {"device": "cuda", "images": 1_280_000, "workers": 1, "batch": 512},
     }
 
-    data_dir: Path = Path("data")
-    """Folder with `cifar10` and `tiny-imagenet-32`."""
-    data: Annotated[tuple[Data, ...], Distinct()] = ("cifar10", "tiny-imagenet-32")
-    """What networks are trained on; claims are judged on the first."""
-    images: Annotated[int, AtLeast(BATCH)] = 64_000
-    """Images a network sees in training; of Tiny-ImageNet, which has 200 classes, half as many again."""
-    seeds: Seeds = (0, 1, 2)
-    """Networks of each kind."""
     fit: Count = 2000
     """Test images that the ridge readout of the controls is fitted on."""
     held_out: Count = 1000
@@ -51,7 +43,6 @@ class FamilyConfig(Config):
     """Images of a timed batch."""
     sides: Annotated[tuple[int, ...], Distinct()] = (32, 64, 128, 256)
     """Sides of the images, in pixels, at which cost is followed; 256 makes 4,096 tokens."""
-    workers: Count = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,21 +54,11 @@ class FamilyConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Readout(Cell):
+class Readout(OfNetwork):
     """A ridge classifier on the mean of the last layer's tokens, fitted and scored on test images."""
 
-    network: Network
     fit: int
     held_out: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,) if self.network.images else ()
-
-    def require(self, context: Context) -> None:
-        """The images."""
-        self.network.require(context)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`accuracy`, and how many images it was fitted and scored on."""
@@ -151,12 +132,6 @@ def untrained(kind: str, *, channels: int = 3, side: int) -> nn.Module:
     return build(SimpleNamespace(kind=kind, seed=0), classes=10, channels=channels, side=side)
 
 
-def network(config: FamilyConfig, kind: str, data: Data, seed: int) -> Network:
-    """A trained network; Tiny-ImageNet, with 200 classes, is seen half as long again."""
-    images = round(1.5 * config.images) if data == "tiny-imagenet-32" else config.images
-    return Network(kind=kind, data=data, seed=seed, images=images)
-
-
 def cells(config: FamilyConfig) -> Iterator[Cell]:
     """All networks, readouts of the first seed beside the untrained ones, and what they cost."""
     machine: dict[str, Any] = {"where": config.device, "threads": torch.get_num_threads()}
@@ -167,7 +142,7 @@ def cells(config: FamilyConfig) -> Iterator[Cell]:
     for data in config.data:
         for kind in FAMILY:
             for seed in config.seeds:
-                yield network(config, kind, data, seed)
-            control = Network(kind=kind, data=data, seed=config.seeds[0], images=0)
-            for each in (network(config, kind, data, config.seeds[0]), control):
+                yield config.network(kind, data, seed)
+            for state in (True, False):
+                each = config.network(kind, data, config.seeds[0], trained=state)
                 yield Readout(network=each, fit=config.fit, held_out=config.held_out)

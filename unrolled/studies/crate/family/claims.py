@@ -6,54 +6,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from unrolled.studies.crate.compared import difference_claim
 from unrolled.studies.crate.family.cells import FamilyConfig, Growth
-from unrolled.studies.crate.networks import KINDS, NAMES, Data, Network
+from unrolled.studies.crate.networks import KINDS
 from unrolled.studies.crate_costs import exponent
-from unrolled.studies.results import NOT_RUN, Results, Values
+from unrolled.studies.results import NOT_RUN, Results
 from unrolled.studies.study import Claim
 
 _ALPHA = "arXiv 2405.20299, build-up at B/32 (ImageNet-21K, then 1K), points"
 _POINTS = "ImageNet-1K, accuracy in points"
-
-
-def trained(results: Results[Any], kind: str, data: Data) -> Results[Network]:
-    """The trained networks of a kind, one a seed."""
-    return Results(row for row in results.of(Network, kind=kind, data=data) if row.cell.images)
-
-
-def accuracy(results: Results[Any], kind: str, data: Data) -> Values:
-    """Of a kind's networks, per cent."""
-    return 100 * trained(results, kind, data).values("accuracy")
-
-
-def difference(results: Results[Any], one: str, other: str, data: Data) -> Values:
-    """Accuracy of `one` less that of `other`, points, seed by seed."""
-    return accuracy(results, one, data) - accuracy(results, other, data)
-
-
-def _difference(
-    statement: str, one: str, other: str, *, source: str, published: str, low: float, high: float = math.inf
-) -> Claim:
-    """Judged on the first data set; the others stand behind it."""
-
-    def detail(results: Results[Any], config: FamilyConfig) -> str:
-        first = difference(results, one, other, config.data[0])
-        words = [f" ({NAMES[config.data[0]]}, {first.count})"]
-        for data in config.data[1:]:
-            values = difference(results, one, other, data)
-            words.append(f"{values:+.1f} ({NAMES[data]}{f', {values.count}' if values else ''})")
-        return "; ".join(words)
-
-    return Claim(
-        statement=statement,
-        source=source,
-        published=published,
-        value=lambda results, config: difference(results, one, other, config.data[0]),
-        low=low,
-        high=high,
-        spec="+.1f",
-        detail=detail,
-    )
 
 
 def _growth(statement: str, kinds: tuple[str, ...], pick: Callable[..., float], **claim: Any) -> Claim:
@@ -80,7 +41,7 @@ def _growth(statement: str, kinds: tuple[str, ...], pick: Callable[..., float], 
 # ranges were fixed before the networks they judge were trained. CBT was first held against the CRATE without
 # convolutions, and missed its range: CRATE with its stem came in, the range stayed
 CLAIMS = (
-    _difference(
+    difference_claim(
         "An overcomplete dictionary raises CRATE's accuracy",
         "overcomplete",
         "crate",
@@ -88,7 +49,7 @@ CLAIMS = (
         published="+5.3",
         low=0.0,
     ),
-    _difference(
+    difference_claim(
         "Decoupling the dictionary that decodes raises accuracy further",
         "decoupled",
         "overcomplete",
@@ -96,7 +57,7 @@ CLAIMS = (
         published="+2.0",
         low=0.0,
     ),
-    _difference(
+    difference_claim(
         "The residual connection raises accuracy further",
         "alpha",
         "decoupled",
@@ -104,7 +65,7 @@ CLAIMS = (
         published="+0.7",
         low=0.0,
     ),
-    _difference(
+    difference_claim(
         "A ViT of CRATE's width is more accurate (ViT less CRATE)",
         "vit",
         "crate",
@@ -112,7 +73,7 @@ CLAIMS = (
         published="72.4 - 69.2 = +3.2, with 1.7 times the parameters",
         low=0.0,
     ),
-    _difference(
+    difference_claim(
         "A ViT of as many parameters as CRATE is more accurate (ViT less CRATE)",
         "vit-48",
         "crate",
@@ -120,7 +81,7 @@ CLAIMS = (
         published="71.5 - 66.7 = +4.8",
         low=0.0,
     ),
-    _difference(
+    difference_claim(
         "A ViT of as many operations as CRATE is more accurate (ViT less CRATE)",
         "vit-52",
         "crate",
@@ -128,7 +89,7 @@ CLAIMS = (
         published="none",
         low=0.0,
     ),
-    _difference(
+    difference_claim(
         "CBT comes within 3 points of CRATE (CBT less CRATE with the same convolutional stem)",
         "cbt",
         "crate-conv",
@@ -137,7 +98,7 @@ CLAIMS = (
         low=-3.0,
         high=3.0,
     ),
-    _difference(
+    difference_claim(
         "ToST comes within 4 points of a ViT of its width (ToST less ViT)",
         "tost",
         "vit",
@@ -146,7 +107,7 @@ CLAIMS = (
         low=-4.0,
         high=4.0,
     ),
-    _difference(
+    difference_claim(
         "Attention alone comes within 5 points of CRATE (attention only less CRATE)",
         "attention-only",
         "crate",

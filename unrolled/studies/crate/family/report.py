@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from unrolled.studies.crate.compared import accuracy, difference, of_kind, trained
 from unrolled.studies.crate.family.cells import FAMILY, Cost, FamilyConfig, Growth, Readout
-from unrolled.studies.crate.family.claims import accuracy, difference, trained
 from unrolled.studies.crate.networks import BATCH, KINDS, NAMES, Data, Network
 from unrolled.studies.crate_costs import exponent
 from unrolled.studies.results import NOT_RUN, Results
@@ -114,9 +114,7 @@ def _accuracy(report: Report, config: FamilyConfig, results: Results[Any], data:
 
 
 def _readout(results: Results[Any], kind: str, data: Data, state: bool) -> str:
-    rows = results.of(Readout, kind=kind, data=data)
-    values = Results(row for row in rows if bool(row.cell.network.images) == state).values("accuracy")
-    return f"{100 * values:.1f}"
+    return f"{100 * of_kind(results, Readout, kind, data, trained=state).values('accuracy'):.1f}"
 
 
 def _scatter(x_label: str, results: Results[Any], data: Data, kinds: Sequence[str], x: Sequence[float]) -> Scatter:

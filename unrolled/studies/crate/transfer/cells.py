@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unrolled.errors import MissingData
 from unrolled.studies.base import Budget, data_missing
 from unrolled.studies.cells import Cell, Context
-from unrolled.studies.crate.networks import BATCH, KINDS, MASKED, Data, Network, accuracy
+from unrolled.studies.crate.networks import BATCH, KINDS, MASKED, Data, Network, accuracy, images_seen
 from unrolled.studies.platonic_zoo import Pictures, as_input, augmented, pictures, stages
 from unrolled.studies.study import AtLeast, Config, Count, Distinct, Rate, Seeds
 from unrolled.studies.training import train_kept, warmup_cosine
@@ -283,8 +283,7 @@ def network_columns(config: TransferConfig, kind: str, trained: bool) -> dict[st
     """
     if not trained:
         return {"kind": "mae" if kind == "mae-visible" else kind, "data": config.source, "images": 0}
-    images = round(1.5 * config.images) if config.source == "tiny-imagenet-32" else config.images
-    return {"kind": kind, "data": config.source, "images": images}
+    return {"kind": kind, "data": config.source, "images": images_seen(config.images, config.source)}
 
 
 @cache

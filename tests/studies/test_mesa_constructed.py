@@ -1,0 +1,104 @@
+"""Models on constructed tokens: recipes, trainings that are kept, resumed and shared, and their held-out losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unrolled.studies.cells import Context
+from unrolled.studies.mesa import constructed
+from unrolled.studies.mesa.constructed import FAST, PAPER_STEPS, Constructed, Recipe, constructed_recipe, train
+from unrolled.studies.mesa.held_out import TUNE_SEED, best_step_size
+from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
+from unrolled.theory.in_context import gradient_descent_predictions
+
+NETWORK = Constructed(recipe=Recipe(steps=8, batch_size=4), seed=0, dim=3, points=2, moments=True)
+
+
+def test_recipes_have_the_published_shapes_and_rates() -> None:
+    assert set(FAST) == set(PAPER_STEPS)
+    mesa = constructed_recipe("mesa", steps=5000, batch_size=256, published=True)
+    assert (mesa.kind, mesa.heads, mesa.lr, mesa.warmup) == ("mesa", 4, 4e-4, None)
+    assert mesa.extent == "5000 steps of 256"
+    six = constructed_recipe("6", steps=100, batch_size=8)
+    assert (six.layers, six.heads, six.dim_head) == (6, 4, 20)
+    assert "paper: 15000 of 256" in six.extent
+    assert "warm-up" in six.extent
+    with pytest.raises(ValueError, match="name='3'"):
+        constructed_recipe("3", steps=1, batch_size=1)
+
+
+def test_training_is_a_function_of_the_seed_and_leaves_the_global_generator_alone() -> None:
+    world = LinearDynamics(dim=3, steps=10)
+    before = torch.random.get_rng_state()
+    one, two, other = (train(world, Recipe(steps=3, batch_size=4), seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(before, torch.random.get_rng_state())
+    tokens = constructed_tokens(world.sample(2, seed=9).inputs)
+    assert torch.equal(one(tokens), two(tokens))
+    assert not torch.equal(one(tokens), other(tokens))
+
+
+def test_an_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, context = Context(kept=tmp_path / "whole"), Context(kept=tmp_path / "parts")
+    result = NETWORK.compute(whole)
+    train_kept = constructed.train_kept
+
+    def stops(*given: Any, **options: Any) -> Any:
+        loss_at = given[2]
+
+        def loss(step: int) -> Any:
+            if step == 6:
+                raise KeyboardInterrupt
+            return loss_at(step)
+
+        return train_kept(*given[:2], loss, *given[3:], **{**options, "every": 4})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(constructed, "train_kept", stops)
+        with pytest.raises(KeyboardInterrupt):
+            NETWORK.compute(context)
+    assert NETWORK.file(context, ".pt").is_file()
+    assert NETWORK.compute(context) == result
+    for step in (None, *NETWORK.looks):
+        one, other = NETWORK.load(whole, step), NETWORK.load(context, step)
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_weights_of_every_look_are_those_of_the_training(tmp_path: Path) -> None:
+    context = Context(kept=tmp_path)
+    NETWORK.compute(context)
+    assert NETWORK.looks == [0, 4, 8]
+    first, last = NETWORK.load(context, 0), NETWORK.load(context, 8)
+    for model, expected in ((first, NETWORK.untrained(context)), (last, NETWORK.load(context))):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+    middle = NETWORK.load(context, 4).state_dict()
+    NETWORK.file(context, "-4.pt").unlink()  # what was lost is trained again
+    again = NETWORK.load(context, 4).state_dict()
+    assert all(torch.equal(middle[name], again[name]) for name in middle)
+
+
+def test_a_trained_model_is_taken_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(kept=tmp_path)
+    result = NETWORK.compute(context)
+    first = NETWORK.load(context)
+
+    def untaken(*given: Any) -> torch.Tensor:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(constructed, "sequence_loss", untaken)
+    assert NETWORK.compute(context) == result
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), NETWORK.load(context).parameters(), strict=True))
+
+
+def test_the_best_step_size_is_best() -> None:
+    world = LinearDynamics(dim=4, steps=20)
+    sample = world.sample(2048, seed=TUNE_SEED)
+    best = best_step_size(world)
+
+    def loss(step_size: float) -> float:
+        return float(sequence_loss(gradient_descent_predictions(sample.inputs, step_size), sample.targets))
+
+    assert loss(best) < min(loss(0.97 * best), loss(1.03 * best))
