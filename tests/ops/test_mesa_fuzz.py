@@ -184,7 +184,7 @@ def test_what_fell_back_to_float64_goes_on_in_float64() -> None:
 @pytest.mark.parametrize("method", ["reference", "chunk", "cg"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_between_right_and_hopeless_nothing_is_percents_off(method: str, dtype: torch.dtype) -> None:
-    """One key: the answer is known in closed form. From a condition number of some 1e12 float64 holds no third digit."""
+    """One key has a closed form; from a condition number of some 1e12 float64 holds no third digit of it."""
     g = torch.Generator().manual_seed(1)
     refused = []
     for exponent in (8, 10, 11, 12, 12.5, 13, 14, 16):
