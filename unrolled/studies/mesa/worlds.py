@@ -6,49 +6,173 @@ regression on the right pairs, Proposition 2 with as many steps, the noise, and 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget, Expectation, Study, StudyConfig
+from unrolled.studies.base import Budget
+from unrolled.studies.cells import Cell, Context
+from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
+from unrolled.studies.mesa.stacks import TITLES, Place, Stack, WorldsConfig, predictor
+from unrolled.studies.results import NOT_RUN, Results, Values
+from unrolled.studies.study import Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report, Section
 
 _RELEASED = "released results of arXiv 2309.05858"
-LIKE_STEPS = Expectation(
-    statement="Fully observed: loss of the softmax stack over that of Proposition 2 with as many steps",
-    source=_RELEASED,
-    published="1.03 (3 layers), 0.99 (7)",
-    low=0.9,
-    high=1.1,
-)
-BELOW_LAGS = Expectation(
-    statement="Partially observed: loss of the softmax stack over that of Proposition 2 on 16 lags",
-    source=_RELEASED,
-    published="0.77 (7 layers)",
-    high=1.0,
-)
-BELOW_LINEAR = Expectation(
-    statement="Nonlinear: loss of the softmax stack over that of linear regression on the states",
-    source=_RELEASED,
-    published="0.43 (7 layers)",
-    high=1.0,
-)
-PARTIAL_LATE = Expectation(
-    statement="Partially observed, last position: loss of the hybrid over that of the softmax stack",
-    source=_RELEASED,
-    published="0.034 / 0.061 = 0.56",
-    high=1.0,
-)
-NONLINEAR_LATE = Expectation(
-    statement="Nonlinear, last position: loss of the hybrid over that of the softmax stack",
-    source=_RELEASED,
-    published="0.0019 / 0.0033 = 0.58",
-    high=1.0,
+
+
+@dataclass(kw_only=True)
+class ComparedConfig(WorldsConfig):
+    """Budgets change the effort of the trainings, which four studies share, and the numbers of seeds and sequences."""
+
+    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+        "quick": {"effort": "quick", "seeds": (0,), "test_sequences": 128, "lags": (1, 4)},
+        "cpu": {},
+        "gpu": {"effort": "gpu", "seeds": (0, 1, 2, 3, 4), "one_seed": (), "device": "cuda"},
+    }
+
+    test_sequences: Count = 2048
+    """Held-out sequences; as many again, at most 256, choose the settings of the controls."""
+    lags: Annotated[tuple[Count, ...], Distinct()] = (1, 2, 3, 4, 5, 6, 8, 16)
+    """Observations joined for regression in the partially observed world: exact ridge takes the best number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(Cell):
+    """One trained stack, tested beside the same with its initial weights."""
+
+    stack: Stack
+    test_sequences: int
+
+    @property
+    def needs(self) -> Sequence[Cell]:
+        """The training."""
+        return (self.stack,)
+
+    def compute(self, context: Context) -> dict[str, Any]:
+        """`loss`, also `by_position` and `late` (the last); `untrained` and `untrained_late`; `curve`, in training."""
+        test = self.stack.world.sample(self.test_sequences, seed=TEST_SEED)
+        inputs, targets = test.inputs.to(context.device), test.targets.to(context.device)
+        losses, before = (
+            position_losses(predictor(self.stack.recipe, model), inputs, targets)
+            for model in (self.stack.load(context), self.stack.untrained(context))
+        )
+        return {
+            "loss": float(losses.mean()),
+            "late": float(losses[-1]),
+            "untrained": float(before.mean()),
+            "untrained_late": float(before[-1]),
+            "by_position": losses.tolist(),
+            "curve": [
+                {key: entry[key] for key in ("step", "loss", "late")} for entry in context.result(self.stack)["curve"]
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controls(Cell):
+    """What needs no training, in one world; fields are the arguments of `references`."""
+
+    world: Place
+    test_sequences: int
+    lags: tuple[int, ...]
+    depths: tuple[int, ...]
+
+    def compute(self, context: Context) -> dict[str, Any]:
+        """By predictor, as `references` gives them."""
+        from unrolled.studies.mesa.regression import references
+
+        return references(self.world, self.test_sequences, lags=self.lags, depths=self.depths)
+
+
+def cells(config: ComparedConfig) -> Iterator[Cell]:
+    """Every stack tested, then the controls of every world, Proposition 2 with as many steps as stacks have layers."""
+    for stack in config.stacks:
+        yield HeldOut(stack=stack, test_sequences=config.test_sequences)
+    for world in config.worlds:
+        depths = {stack.recipe.depth for stack in config.stacks if stack.recipe.world == world} | {7}
+        yield Controls(
+            world=world, test_sequences=config.test_sequences, lags=config.lags, depths=tuple(sorted(depths))
+        )
+
+
+def _of(results: Results[Any], world: str, kind: str) -> Results[HeldOut]:
+    return results.of(HeldOut, world=world, kind=kind)
+
+
+def _beside_control(world: Place, control: str, **claim: Any) -> Claim:
+    """Loss of the softmax stack over that of a control; `{depth}` stands for the layers of the stack."""
+
+    def losses(results: Results[Any]) -> tuple[Values, float]:
+        rows, controls = _of(results, world, "softmax"), results.of(Controls, world=world).first("loss")
+        if not rows or controls is None:
+            return Values(), float("nan")
+        return rows.values("loss"), controls[control.format(depth=rows[0].cell.stack.recipe.depth)]
+
+    def value(results: Results[Any], config: ComparedConfig) -> Values:
+        ours, other = losses(results)
+        return ours / other
+
+    def detail(results: Results[Any], config: ComparedConfig) -> str:
+        ours, other = losses(results)
+        return f" ({ours.mean:.4g} / {other:.4g})"
+
+    return Claim(value=value, detail=detail, source=_RELEASED, spec=".2f", **claim)
+
+
+def _late(world: Place, **claim: Any) -> Claim:
+    """Loss of the hybrid over that of the softmax stack at the last position."""
+
+    def losses(results: Results[Any]) -> list[Values]:
+        return [_of(results, world, kind).values("late") for kind in ("hybrid", "softmax")]
+
+    def value(results: Results[Any], config: ComparedConfig) -> Values:
+        ours, other = losses(results)
+        return ours / other
+
+    def detail(results: Results[Any], config: ComparedConfig) -> str:
+        ours, other = losses(results)
+        return f" ({ours.mean:.4g} / {other.mean:.4g})"
+
+    return Claim(value=value, detail=detail, source=_RELEASED, spec=".2f", high=1.0, **claim)
+
+
+_STEPS = "Proposition 2, {depth} steps"
+CLAIMS = (
+    _beside_control(
+        "full",
+        _STEPS,
+        statement="Fully observed: loss of the softmax stack over that of Proposition 2 with as many steps",
+        published="1.03 (3 layers), 0.99 (7)",
+        low=0.9,
+        high=1.1,
+    ),
+    _beside_control(
+        "partial",
+        _STEPS,
+        statement="Partially observed: loss of the softmax stack over that of Proposition 2 on 16 lags",
+        published="0.77 (7 layers)",
+        high=1.0,
+    ),
+    _beside_control(
+        "nonlinear",
+        "naive",
+        statement="Nonlinear: loss of the softmax stack over that of linear regression on the states",
+        published="0.43 (7 layers)",
+        high=1.0,
+    ),
+    _late(
+        "partial",
+        statement="Partially observed, last position: loss of the hybrid over that of the softmax stack",
+        published="0.034 / 0.061 = 0.56",
+    ),
+    _late(
+        "nonlinear",
+        statement="Nonlinear, last position: loss of the hybrid over that of the softmax stack",
+        published="0.0019 / 0.0033 = 0.58",
+    ),
 )
 PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
     "full": {
@@ -71,186 +195,29 @@ PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
         "naive": ("0.092", ""),
     },
 }
-TITLES = {"full": "Fully observed", "partial": "Partially observed", "nonlinear": "Nonlinear teacher"}
 
 
-@dataclass(kw_only=True)
-class Config(StudyConfig):
-    """Budgets change the effort of the trainings, which four studies share, and the numbers of seeds and sequences."""
+def report(report: Report, config: ComparedConfig, results: Results[Any]) -> None:
+    """The best stack of every world beside exact ridge, then every predictor by world."""
+    from unrolled.report import Fact
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
-        "quick": {"effort": "quick", "seeds": (0,), "test_sequences": 128, "lags": (1, 4), "workers": 1},
-        "cpu": {},
-        "gpu": {"effort": "gpu", "seeds": (0, 1, 2, 3, 4), "one_seed": (), "device": "cuda", "workers": 1},
-    }
-
-    kinds: tuple[str, ...] = ("softmax", "hybrid", "mesa")
-    """Stacks to train in every world."""
-    worlds: tuple[str, ...] = ("full", "partial", "nonlinear")
-    """Fully observed, partially observed, or with a nonlinear teacher."""
-    seeds: tuple[int, ...] = (0, 1)
-    """One model of each kind and world for each."""
-    one_seed: tuple[str, ...] = ("partial", "nonlinear")
-    """Worlds that get the first seed alone, for longer trainings in the same time."""
-    effort: str = "cpu"
-    """Depth, steps and rate of the trainings: quick, cpu or gpu, which is the paper's."""
-    steps: int | None = None
-    """Training steps, instead of the effort's."""
-    batch_size: int | None = None
-    """Sequences per step, instead of the effort's."""
-    test_sequences: int = 2048
-    """Held-out sequences; as many again, at most 256, choose the settings of the controls."""
-    lags: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 16)
-    """Observations joined for regression in the partially observed world: exact ridge takes the best number."""
-    workers: int = 2
-    """Trainings at a time, one thread each."""
-    device: str = "cpu"
-    """Where to train."""
-    models: Path = Path("runs/mesa-models")
-    """Trained models, shared with the studies that look inside them."""
-    out: Path = Path("runs/mesa-worlds")
-    """Where the report goes, and the cells, which a second run takes from there."""
-
-    def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds must name at least one, and none twice")
-        if unknown := set(self.kinds) - {"softmax", "hybrid", "mesa"}:
-            raise ValueError(f"kinds: {', '.join(sorted(unknown))} is not known; choose from softmax, hybrid, mesa")
-        if unknown := set(self.worlds) - set(TITLES):
-            raise ValueError(f"worlds: {', '.join(sorted(unknown))} is not known; choose from {', '.join(TITLES)}")
-        if not self.kinds or not self.worlds:
-            raise ValueError("kinds and worlds must name at least one each")
-        if self.effort not in ("quick", "cpu", "gpu"):
-            raise ValueError(f"effort={self.effort!r}: choose quick, cpu or gpu")
-        if min(self.test_sequences, self.workers, self.steps or 1, self.batch_size or 1, *self.lags) < 1:
-            raise ValueError("test_sequences, workers, steps, batch_size and lags must be at least 1")
-
-
-def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> Report:
-    """Train what is not yet trained, test it; the report is also written to `config.out`.
-
-    Args:
-        config: what to run.
-        on_progress: given a line of text when each model is trained.
-    """
-    from unrolled.studies.mesa_models import recipe, train_all
-    from unrolled.studies.mesa_regression import references
-    from unrolled.studies.remembered import remembered
-
-    began = time.perf_counter()
-    recipes: dict[tuple[str, str], Any] = {
-        (world, kind): recipe(kind, world, config.effort, steps=config.steps, batch_size=config.batch_size)
-        for world in config.worlds
-        for kind in config.kinds
-    }
-    jobs = [(each, seed) for each in recipes.values() for seed in seeds_of(config, each.world)]
-    train_all(
-        jobs,
-        folder=config.models,
-        device=config.device,
-        workers=config.workers,
-        on_progress=on_progress,
-    )
-    shared = {"test_sequences": config.test_sequences, "device": config.device}
-    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for which, each in recipes.items():
-        for seed in seeds_of(config, each.world):
-
-            def compute(each: Any = each, seed: int = seed) -> dict[str, Any]:
-                return run_one(config, each, seed)
-
-            name = each.file(seed).removesuffix(".pt")
-            cells.setdefault(which, []).append(remembered(config.out / "cells", name, shared, compute))
-    controls = {}
+    facts, answers = [], []
     for world in config.worlds:
-        depths = sorted({each.depth for (place, _), each in recipes.items() if place == world} | {7})
-        settings = {**shared, "lags": config.lags, "depths": depths}
-
-        def control(world: str = world, depths: list[int] = depths) -> dict[str, Any]:
-            return references(world, config.test_sequences, lags=config.lags, depths=depths)
-
-        controls[world] = remembered(config.out / "cells", f"{world}-controls", settings, control)
-    report = _report(config, cells, controls, began)
-    report.write(config.out)
-    return report
-
-
-def seeds_of(config: Config, world: str) -> tuple[int, ...]:
-    """The seeds that a world gets."""
-    return config.seeds[:1] if world in config.one_seed else config.seeds
-
-
-def run_one(config: Config, recipe: Any, seed: int) -> dict[str, Any]:
-    """One trained model, tested beside the same with its initial weights."""
-    from unrolled.studies.mesa_models import predictor, trained, untrained, world_of
-    from unrolled.studies.mesa_train import TEST_SEED, position_losses
-
-    model, log = trained(recipe, seed=seed, folder=config.models, device=config.device)
-    test = world_of(recipe).sample(config.test_sequences, seed=TEST_SEED)
-    inputs, targets = test.inputs.to(config.device), test.targets.to(config.device)
-    losses = position_losses(predictor(recipe, model), inputs, targets)
-    before = position_losses(predictor(recipe, untrained(recipe, seed, config.device)), inputs, targets)
-    return {
-        "label": recipe.label,
-        "depth": recipe.depth,
-        "seed": seed,
-        "extent": recipe.extent,
-        "loss": float(losses.mean()),
-        "late": float(losses[-1]),
-        "untrained": float(before.mean()),
-        "untrained_late": float(before[-1]),
-        "by_position": losses.tolist(),
-        "curve": [{key: entry[key] for key in ("step", "loss", "late")} for entry in log],
-    }
-
-
-Cells = Mapping[tuple[str, str], list[dict[str, Any]]]
-
-
-def _report(config: Config, cells: Cells, controls: dict[str, Any], began: float) -> Report:
-    from unrolled.report import Fact, Provenance, Report, mean_std
-
-    def mean(world: str, kind: str, key: str = "loss") -> float:
-        return fmean(cell[key] for cell in cells[world, kind])
-
-    report = Report(
-        "Sequence models in three worlds",
-        question="How close do trained stacks of softmax and mesa layers come to regression on their own context?",
-    )
-    late = [(PARTIAL_LATE, "partial"), (NONLINEAR_LATE, "nonlinear")]
-    for claim, world, control in (
-        (LIKE_STEPS, "full", None),
-        (BELOW_LAGS, "partial", None),
-        (BELOW_LINEAR, "nonlinear", "naive"),
-    ):
-        if (world, "softmax") in cells:
-            name = control or f"Proposition 2, {cells[world, 'softmax'][0]['depth']} steps"
-            ours, other = mean(world, "softmax"), controls[world]["loss"][name]
-            report.claims.append(claim.judge(ours / other, f"{ours:.4g} / {other:.4g} = {ours / other:.2f}"))
-    for claim, world in late:
-        if {(world, "softmax"), (world, "hybrid")} <= set(cells):
-            ours, other = mean(world, "hybrid", "late"), mean(world, "softmax", "late")
-            report.claims.append(claim.judge(ours / other, f"{ours:.4g} / {other:.4g} = {ours / other:.2f}"))
-    facts = []
-    for world in config.worlds:
-        kind = min(config.kinds, key=lambda k: mean(world, k))
-        shown = mean_std([cell["loss"] for cell in cells[world, kind]], digits=4)
-        facts.append(
-            Fact(
-                label=f"{TITLES[world]}: best stack",
-                value=shown,
-                detail=f"{cells[world, kind][0]['label']}; exact ridge {controls[world]['loss']['exact ridge']:.4f}",
+        stacks = [rows for kind in config.kinds if (rows := _of(results, world, kind))]
+        exact = results.of(Controls, world=world).first("loss.exact ridge")
+        ridge = NOT_RUN if exact is None else f"{exact:.4f}"
+        answer = f"stacks were {NOT_RUN}"
+        if stacks:
+            best = min(stacks, key=lambda rows: rows.values("loss").mean)
+            label, loss = _words(best)[0], best.values("loss")
+            facts.append(
+                Fact(label=f"{TITLES[world]}: best stack", value=f"{loss:.4f}", detail=f"{label}; exact ridge {ridge}")
             )
-        )
-    first = config.worlds[0]
-    nearest = min(config.kinds, key=lambda k: mean(first, k))
-    report.headline(
-        f"{TITLES[first]}: the best stack, {cells[first, nearest][0]['label']}, ends at {mean(first, nearest):.4f}; "
-        f"exact ridge regression on the same sequences at {controls[first]['loss']['exact ridge']:.4f}.",
-        facts,
-    )
+            answer = f"the best stack, {label}, ends at {loss.mean:.4f}"
+        answers.append(f"{TITLES[world]}: {answer}; exact ridge regression on the same sequences at {ridge}.")
+    report.headline(answers[0], facts)
     for world in config.worlds:
-        _section(report.section(TITLES[world], _ABOUT[world]), config, world, cells, controls[world])
+        _section(report.section(TITLES[world], _ABOUT[world]), config, world, results)
     report.section(
         "What this does not show",
         "Trainings below the paper's steps are marked; a stack that ends above a control may still reach it with more "
@@ -258,12 +225,6 @@ def _report(config: Config, cells: Cells, controls: dict[str, Any], began: float
         "own depth and not with the row above. In the nonlinear world the published code normalises queries and keys; "
         "here those of mesa layers are normalised and those of softmax layers are not.",
     )
-    report.results = {
-        "models": {f"{world} {kind}": done for (world, kind), done in cells.items()},
-        "controls": controls,
-    }
-    report.provenance = Provenance.collect(config=config, seeds=config.seeds, duration=time.perf_counter() - began)
-    return report
 
 
 _ABOUT = {
@@ -278,69 +239,74 @@ _ABOUT = {
 }
 
 
-def _section(section: Section, config: Config, world: str, cells: Cells, control: dict[str, Any]) -> None:
-    from unrolled.report import LineChart, Series, mean_std
+def _section(section: Section, config: ComparedConfig, world: Place, results: Results[Any]) -> None:
+    from unrolled.report import LineChart, Series
 
     published = PUBLISHED[world]
-    mine = {kind: cells[world, kind] for kind in config.kinds}
-    rows = []
-    for kind, done in mine.items():
-        paper = published.get(kind, ("", ""))
-        shown = [mean_std([cell[key] for cell in done], digits=4) for key in ("loss", "late")]
-        rows.append([done[0]["label"], done[0]["extent"], paper[0], shown[0], paper[1], shown[1]])
-    for done in mine.values():
-        shown = [mean_std([cell[key] for cell in done], digits=4) for key in ("untrained", "untrained_late")]
-        rows.append([f"{done[0]['label']}, untrained", "initial weights", "", shown[0], "", shown[1]])
-    for name, loss in control["loss"].items():
-        paper = published.get(name, published.get(name.split(",")[0], ("", "")))
-        rows.append(
-            [name, control["settings"][name], paper[0], f"{loss:.4f}", paper[1], f"{control['late'][name]:.4f}"]
-        )
-    rows.append(["noise", "", "", f"{control['noise']:.1e}", "", f"{control['noise']:.1e}"])
-    count = len(seeds_of(config, world))
+    stacks = {kind: rows for kind in config.kinds if (rows := _of(results, world, kind))}
+    controls = results.of(Controls, world=world)
+    table: list[list[str]] = []
+    for kind in config.kinds:
+        rows, paper = _of(results, world, kind), published.get(kind, ("", ""))
+        label, extent = _words(rows) if rows else (kind, NOT_RUN)
+        table.append([label, extent, paper[0], f"{rows.values('loss'):.4f}", paper[1], f"{rows.values('late'):.4f}"])
+    for rows in stacks.values():
+        before = [f"{rows.values(name):.4f}" for name in ("untrained", "untrained_late")]
+        table.append([f"{_words(rows)[0]}, untrained", "initial weights", "", before[0], "", before[1]])
+    by_position: Mapping[str, list[float]] = {}
+    for _, result, _ in controls:
+        by_position, noise = result["by_position"], f"{result['noise']:.1e}"
+        for name, loss in result["loss"].items():
+            paper = published.get(name, published.get(name.split(",")[0], ("", "")))
+            here = [f"{each:.4f}" for each in (loss, result["late"][name])]
+            table.append([name, result["settings"][name], paper[0], here[0], paper[1], here[1]])
+        table.append(["noise", "", "", noise, "", noise])
+    count = len({stack.seed for stack in config.stacks if stack.recipe.world == world})
     seeds = f"{count} seeds" if count > 1 else "1 seed"
     over = f"Mean ± standard deviation over {seeds}" if count > 1 else "One seed"
     section.table(
         ["predictor", "training or setting", "published", "here", "published, t = 49", "here, t = 49"],
-        rows,
+        table,
         caption=f"{over}, {config.test_sequences} held-out sequences; t = 49, counted from 0, is the last position.",
     )
-
-    def average(done: list[dict[str, Any]]) -> list[float]:
-        return [fmean(values) for values in zip(*(cell["by_position"] for cell in done), strict=True)]
-
-    length = len(next(iter(mine.values()))[0]["by_position"])
-    positions = list(range(1, length + 1))
-    series = [Series(label=done[0]["label"], x=positions, y=average(done)) for done in mine.values()]
-    for name in ("exact ridge", "naive"):
-        if name in control["by_position"]:
-            series.append(Series(label=name, x=positions, y=control["by_position"][name], dashed=True))
-    curves = []
-    for done in mine.values():
-        losses = [[point["loss"] for point in cell["curve"]] for cell in done]
-        curves.append(
-            Series(
-                label=done[0]["label"],
-                x=[point["step"] for point in done[0]["curve"]],
-                y=[fmean(values) for values in zip(*losses, strict=True)],
-            )
+    x = range(1, 51)
+    losses = [rows.curve(_words(rows)[0], "by_position", x=x) for rows in stacks.values()]
+    losses += [
+        Series(label=name, x=x, y=by_position[name], dashed=True)
+        for name in ("exact ridge", "naive")
+        if name in by_position
+    ]
+    training = [rows.curve(_words(rows)[0], "curve", "loss") for rows in stacks.values()]
+    charts = [
+        LineChart(title=title, x_label=x_label, series=series, log_y=True)
+        for title, x_label, series in (
+            ("held-out loss", "observations seen", losses),
+            ("validation loss", "training step", training),
         )
-    section.figure(
-        [
-            LineChart(title="held-out loss", x_label="observations seen", series=series, log_y=True),
-            LineChart(title="validation loss", x_label="training step", series=curves, log_y=True),
-        ],
-        name=f"{world}-losses",
-        caption=f"Mean over {seeds}. Left: by position, beside regression on the context. Right: during training, on "
-        "sequences of its own.",
-    )
+        if series
+    ]
+    if charts:
+        section.figure(
+            charts,
+            name=f"{world}-losses",
+            caption=f"Mean over {seeds}{'; bars are one standard deviation' * (count > 1)}. Left: by position, beside "
+            "regression on the context. Right: during training, on sequences of its own.",
+        )
+
+
+def _words(rows: Results[HeldOut]) -> tuple[str, str]:
+    """Kind and depth; steps and batch."""
+    recipe = rows[0].cell.stack.recipe
+    return recipe.label, recipe.extent
 
 
 STUDY = Study(
     name="mesa-worlds",
     title="Softmax, hybrid and mesa stacks on fully observed, partially observed and nonlinear dynamics",
+    question="How close do trained stacks of softmax and mesa layers come to regression on their own context?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
-    config=Config,
-    run=run,
-    expectations=(LIKE_STEPS, BELOW_LAGS, BELOW_LINEAR, PARTIAL_LATE, NONLINEAR_LATE),
+    config=ComparedConfig,
+    cells=cells,
+    claims=CLAIMS,
+    report=report,
 )
