@@ -19,6 +19,7 @@ from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments import FeatureSet
 from unrolled.models import LanguageModel, create_model, language_config, load_weights
 from unrolled.models.encoder import load_language_model
+from unrolled.models.resolve import resolve_model
 from unrolled.train import TrainConfig, fit
 from unrolled.train.checkpoint import checkpoints, load_checkpoint
 
@@ -81,6 +82,8 @@ def test_a_flipped_bit_is_said_wherever_it_is(name: str, made: Path, copy: Path)
 
 WAYS: dict[str, Callable[[Path], Any]] = {
     "create_model": lambda run: create_model(f"local:{run}", pretrained=True),
+    "local-dir": lambda run: create_model(f"local-dir:{run / 'model'}", pretrained=True),
+    "timm:local-dir": lambda run: resolve_model(f"timm:local-dir:{run / 'model'}", pretrained=True),
     "a run": lambda run: load_weights(create_model("crate_nano_patch2_8", **TINY), run),
     "a file": lambda run: load_weights(
         create_model("crate_nano_patch2_8", **TINY), run / "model" / "model.safetensors"
@@ -153,6 +156,7 @@ def test_weights_that_are_no_numbers_are_refused_in_python(value: float, copy: P
     for read in (
         lambda: unrolled.from_pretrained(copy / "run"),
         lambda: unrolled.models.CRATE.from_pretrained(copy / "run" / "model"),
+        lambda: create_model(f"local-dir:{copy / 'run' / 'model'}", pretrained=True),
         lambda: load_weights(create_model("crate_nano_patch2_8", **TINY), copy / "run"),
         lambda: load_language_model(copy / "text"),
         lambda: LanguageModel.from_pretrained(copy / "text"),

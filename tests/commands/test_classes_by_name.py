@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def test_weights_are_judged_by_their_names_too(
     named = ["vit_nano_patch2_8", "--model-args.in-chans", "3", "--weights", str(colours), "--device", "cpu"]
     code, found, _ = ask(capsys, "eval", *named, *where)
     assert (code, found["accuracy"], found["images"]) == (0, 1.0, 24)
+    file = [str(colours / "model" / "model.safetensors") if word == str(colours) else word for word in named]
+    code, found, _ = ask(capsys, "eval", *file, *where)
+    assert (code, found["accuracy"], found["images"]) == (0, 1.0, 24)
+    alone = shutil.copy(colours / "model" / "model.safetensors", tmp_path / "alone.safetensors")
+    file = [str(alone) if word == str(colours) else word for word in named]
+    every = [str(pictures(tmp_path / "every")) if word == str(some) else word for word in where]
+    code, found, said = ask(capsys, "eval", *file, *every)
+    assert (code, found["accuracy"], found["images"]) == (0, 1.0, 36)
+    assert "alone.safetensors names no classes; its outputs are taken for those of folder by their number" in said
 
 
 def test_training_goes_on_from_a_head_only_for_the_same_classes(colours: Path, tmp_path: Path) -> None:

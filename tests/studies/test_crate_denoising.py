@@ -9,32 +9,34 @@ from typing import Any
 import pytest
 import torch
 
-from unrolled import studies
-from unrolled.studies.crate_denoising import Config, base, points, run
-from unrolled.studies.crate_denoising_steps import (
+from unrolled.studies.cells import Context
+from unrolled.studies.crate.denoising import STUDY
+from unrolled.studies.crate.denoising.cells import DenoisingConfig, points
+from unrolled.studies.crate.denoising.claims import CLAIMS, at
+from unrolled.studies.crate.denoising.steps import (
     STACKS,
+    Stack,
+    Steps,
     attend,
-    compare_steps,
     compression_steps,
-    denoise_by_layers,
     mixture,
     normalized,
     published_temperature,
-    reverse_by_layers,
     stack_step,
 )
+from unrolled.studies.results import Results
 
 PLACE: dict[str, Any] = {"heads": 4, "dim": 16, "dim_head": 4, "noise": 0.2, "tokens": 64, "seed": 0}
 STACK: dict[str, Any] = {**PLACE, "tokens": 32, "sets": 2, "layers": 4}
 TINY: dict[str, Any] = {
     **{key: PLACE[key] for key in ("heads", "dim", "dim_head")},
     **{"tokens": 32, "sets": 1, "layers": 3, "seeds": (0, 1), "noises": (0.1, 0.2, 0.4), "temperatures": (0.5, 1.0)},
-    **{"rates": (0.3, 1.0), "trained": False},
+    **{"rates": (0.3, 1.0), "trained": False, "workers": 1},
 }
 
 
 def test_the_token_wise_form_is_the_score_as_noise_vanishes() -> None:
-    found = compare_steps(**{**PLACE, "noise": 0.01})["steps"]["softmax over heads"]
+    found = Steps(**{**PLACE, "noise": 0.01}).compute(Context())["steps"]["softmax over heads"]
     assert found["cosine"] > 0.999
     assert found["error"] < 0.02
     assert found["removed"] == pytest.approx(1, abs=1e-3)
@@ -42,7 +44,7 @@ def test_the_token_wise_form_is_the_score_as_noise_vanishes() -> None:
 
 def test_no_step_removes_more_than_the_best_denoiser() -> None:
     known = mixture(heads=4, dim=16, dim_head=4, noise=0.3, orthogonal=True, seed=0)
-    found = compare_steps(**{**PLACE, "noise": 0.3, "tokens": 2000})
+    found = Steps(**{**PLACE, "noise": 0.3, "tokens": 2000}).compute(Context())
     assert found["best_error"] < found["noisy_error"]
     assert all(step["removed"] < 1.02 for step in found["steps"].values())
     assert known.noise == 0.3
@@ -73,7 +75,7 @@ def test_the_published_temperature_is_what_layer_norm_leaves() -> None:
 
 def test_score_steps_approach_the_best_denoiser_and_random_subspaces_do_not_denoise() -> None:
     sizes = {"heads": 8, "dim": 64, "dim_head": 8, "tokens": 128, "sets": 1}
-    found = denoise_by_layers(**sizes, noise=0.3, layers=10, rate=0.3, seed=0)
+    found = Stack(**sizes, noise=0.3, layers=10, rate=0.3, seed=0).denoised()
     errors = {kind: stack["error"] for kind, stack in found["stacks"].items()}
     assert errors["score"][-1] == pytest.approx(found["best"], rel=0.15)
     assert errors["published, random subspaces"][-1] > 0.98 * errors["published, random subspaces"][0]
@@ -88,7 +90,7 @@ def _known() -> dict[str, Any]:
 
 
 def test_small_steps_are_undone_by_the_decoder_and_exactly_by_iterating() -> None:
-    found = reverse_by_layers(**STACK, rate=0.05)
+    found = Stack(**STACK, rate=0.05).reversed()
     assert found["none"][-1] == found["decoder"][-1] == 0
     assert found["decoder"][0] < 0.1 * found["rescaled"][0] < found["none"][0]
     assert found["random"][0] > 5 * found["decoder"][0]
@@ -96,16 +98,15 @@ def test_small_steps_are_undone_by_the_decoder_and_exactly_by_iterating() -> Non
     assert found["iterations"]["20"][0] < 1e-9
 
 
-def test_a_tiny_study_says_what_it_found_and_what_it_did_not_run(tmp_path: Path) -> None:
-    lines: list[str] = []
-    config = Config(**TINY, out=tmp_path, members=tmp_path / "members")
-    report = run(config, on_progress=lines.append)
+def test_a_tiny_study_says_what_it_measured_and_what_it_did_not_run(tmp_path: Path) -> None:
+    config = DenoisingConfig(**TINY, kept=tmp_path / "kept", out=tmp_path)
+    report = STUDY.run(config)
     written = json.loads((tmp_path / "report.json").read_text())
-    assert len(written["claims"]) == len(studies.load("crate-denoising").expectations)
+    assert len(written["claims"]) == len(CLAIMS)
     assert written["claims"][-1]["measured"] == "not run"
-    assert len(lines) == 3
-    assert len(report.results["steps"]) == len(points(config))
-    assert base(config) in [cell["settings"] for cell in report.results["steps"].values()]
+    assert "sigma 0.2, 4 subspaces of 4 in 16 dimensions" in written["claims"][0]["measured"]
+    counts = [row["cell"] for row in report.results["rows"]]
+    assert (counts.count("Steps"), counts.count("Stack")) == (2 * len(points(config)), 2 * len(config.rates))
     sweep = next(
         block
         for block in written["sections"][0]["blocks"]
@@ -117,10 +118,29 @@ def test_a_tiny_study_says_what_it_found_and_what_it_did_not_run(tmp_path: Path)
     tables = [block for section in written["sections"] for block in section["blocks"] if block["kind"] == "table"]
     assert all(table["caption"] for table in tables)
 
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    again = run(config)
-    assert again.results == report.results
-    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+
+def test_trained_autoencoders_are_shown_beside_untrained_ones(tmp_path: Path) -> None:
+    few = {"layers": 1, "seeds": (0,), "trained": True, "data": "digits", "images": 128, "measured": 16}
+    report = STUDY.run(DenoisingConfig(**{**TINY, **few}, kept=tmp_path / "kept", out=tmp_path))
+    trained, untrained = (row for row in report.results["rows"] if row["cell"] == "MaskedLayers")
+    assert (trained["images"], untrained["images"]) == (128, 0)
+    assert trained["encoder"] != untrained["encoder"]
+    assert report.claims[-1].measured.startswith(
+        f"{trained['mirror']['all']:.3f}; untrained {untrained['mirror']['all']:.3f}"
+    )
+    (section,) = (section for section in report.sections if section.title == "Trained CRATE-MAE")
+    assert len(section.blocks) == 4
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    from unrolled.report import Report
+
+    config, page = DenoisingConfig(**TINY), Report("x")
+    assert {claim.judge(Results([]), config).measured for claim in CLAIMS} == {"not run"}
+    STUDY.report(page, config, Results([]))
+    assert not at(Results([]), config)
+    page.write(tmp_path)
+    assert "MSSA(Z) - Z. 3 published layers change the squared error by a factor of not run" in page.summary
 
 
 @pytest.mark.parametrize(
@@ -131,9 +151,10 @@ def test_a_tiny_study_says_what_it_found_and_what_it_did_not_run(tmp_path: Path)
         ({"noises": ()}, "noises"),
         ({"rates": (0.0,)}, "rates"),
         ({"rates": (1.0, 0.3)}, "the last must be 1"),
+        ({"noises": (0.1, 0.1)}, "noises"),
         ({"tokens": 3}, "tokens"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        Config(**{**TINY, **changes})
+        DenoisingConfig(**{**TINY, **changes})

@@ -11,9 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrolled import studies
 from unrolled.models.registry import create_model, list_models
-from unrolled.studies.crate_mae_baselines import (
+from unrolled.studies.cells import Cell, Context, Row
+from unrolled.studies.crate.mae_layers import STUDY
+from unrolled.studies.crate.mae_layers.cells import (
+    BASE,
+    VIT_BASE,
+    Baselines,
+    Completed,
+    MaeLayersConfig,
+    Size,
+    packed,
+    unpacked,
+    vit_mae_parameters,
+)
+from unrolled.studies.crate.mae_layers.claims import CLAIMS
+from unrolled.studies.crate.mae_layers.completion import (
     BASELINES,
     baseline_scores,
     completed_by,
@@ -27,14 +40,23 @@ from unrolled.studies.crate_mae_baselines import (
     normalised,
     patches_of,
 )
-from unrolled.studies.crate_mae_layers import BASE, VIT_BASE, Config, parts_of, run, vit_mae_parameters
-from unrolled.studies.crate_members import Member, build, reconstruction
+from unrolled.studies.crate.masked import MaskedLayers
+from unrolled.studies.crate.networks import Network, build, reconstruction
 from unrolled.studies.platonic_zoo import Pictures, as_input
+from unrolled.studies.results import Results
 
 TINY: dict[str, Any] = {
     **{"data": "digits", "images": 128, "seeds": (0,), "measured": 16, "tested": 40, "lessons": 20},
     **{"shown": 2, "workers": 1},
 }
+
+
+def parts_of(model: str) -> dict[str, int]:
+    return Size(model=model).compute(Context())
+
+
+def network(kind: str = "mae", seed: int = 0, images: int = 0) -> Network:
+    return Network(kind=kind, data="digits", seed=seed, images=images)
 
 
 def test_sizes_are_those_of_the_registry_and_the_published_ones() -> None:
@@ -98,7 +120,7 @@ def test_a_constant_image_is_completed_exactly_and_the_nearest_patch_is_near() -
 def test_scores_are_the_models_own_loss_and_completions_keep_what_is_visible() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    model = build(Member(kind="mae", data="digits"), classes=10, channels=1, side=8).eval()
+    model = build(network(), classes=10, channels=1, side=8).eval()
     found = model_scores(model, images, images)
     test = Pictures(images=images, labels=torch.zeros(12), classes=("a",))
     assert found["loss"] == pytest.approx(reconstruction(model, test), rel=1e-4)
@@ -120,19 +142,59 @@ def test_a_fitted_factor_never_loses_to_a_constant_on_its_own_lessons() -> None:
     assert all(entry["loss"] <= constant + 1e-6 for entry in found.values())
 
 
-def test_a_tiny_study_reports_and_is_not_run_twice(tmp_path: Path) -> None:
-    config = Config(**TINY, out=tmp_path, members=tmp_path / "members")
-    report = run(config)
-    written = json.loads((tmp_path / "report.json").read_text())
-    assert len(written["claims"]) == len(studies.load("crate-mae-layers").expectations)
-    assert {"mae", "mae-visible", "vit-mae"} == set(written["results"]["scores"])
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    assert run(config).results == report.results
-    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_kept_as_bytes(channels: int) -> None:
+    images = torch.randint(0, 256, (2, channels, 8, 8), dtype=torch.uint8)
+    one, _ = unpacked(packed(patches_of(as_input(images), 2), 2, images))
+    expected = images[0].movedim(0, -1).numpy()
+    assert (one == (expected[..., 0] if channels == 1 else expected)).all()
+
+
+def test_a_tiny_study_reports(tmp_path: Path) -> None:
+    report = STUDY.run(MaeLayersConfig(**TINY, kept=tmp_path / "kept", out=tmp_path))
+    rows = report.results["rows"]
+    assert len(json.loads((tmp_path / "report.json").read_text())["claims"]) == len(CLAIMS)
+    scores = {(row["kind"], row["images"]): row for row in rows if row["cell"] == "Completed"}
+    assert set(scores) == {(kind, images) for kind in ("mae", "mae-visible", "vit-mae") for images in (0, 128)}
+    assert {key for key, row in scores.items() if "pictures" in row} == {key for key in scores if key[1]}
+    loss = {key: row["loss"] for key, row in scores.items()}
+    assert report.claims[4].measured.startswith(f"{loss['mae', 128] / loss['vit-mae', 128]:.3f}")
+    (grid,) = (s.blocks[0].panels[0] for s in report.sections if s.title == "Completions")  # type: ignore[union-attr]
+    assert [row.label for row in grid.rows] == [  # type: ignore[union-attr]
+        *("image", "visible", *BASELINES),
+        *("CRATE-MAE", "CRATE-MAE, visible only", "ViT-MAE of width 48"),
+    ]
+
+
+def test_a_fall_that_the_untrained_network_has_too_is_not_judged() -> None:
+    def layers(ratio: float, **columns: int) -> Row[Cell]:
+        ends = [{"rate_after": 2.0, "nonzero": 0.5}, {"rate_after": 2.0 * ratio, "nonzero": 0.4}]
+        return Row(MaskedLayers(network=network(**columns), measured=4), {"encoder": ends, "decoder": ends}, 1.0)
+
+    trained = [layers(0.5 - seed / 100, seed=seed, images=128) for seed in (0, 1)]
+    config = MaeLayersConfig(**{**TINY, "seeds": (0, 1)})
+    for control, verdict in ((0.9, "reproduced"), (0.2, "not judged")):
+        claim = CLAIMS[0].judge(Results([*trained, layers(control)]), config)
+        assert claim.verdict == verdict
+        assert claim.measured.startswith(f"-0.505 ± 0.007; untrained {control - 1:.3f}")
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    from unrolled.report import Report
+
+    config, page = MaeLayersConfig(**TINY), Report("x")
+    assert {claim.judge(Results([]), config).measured for claim in CLAIMS} == {"not run"}
+    STUDY.report(page, config, Results([]))
+    page.write(tmp_path)
+    assert "Held-out loss not run" in page.summary
+    loss = Row(Completed(network=network(images=128), tested=4, lessons=4, shown=0), {"loss": 0.5}, 1.0)
+    seen = Row(Baselines(data="digits", tested=4, lessons=4, shown=1), {"scores": {BASELINES[2]: {"loss": 0.25}}}, 1.0)
+    measured = [claim.judge(Results([loss, seen]), config).measured for claim in CLAIMS]  # type: ignore[list-item]
+    assert measured[4:] == ["not run", "2.000; one seed decides nothing", "not run"]
 
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="seeds"):
-        Config(**{**TINY, "seeds": (1, 1)})
+        MaeLayersConfig(**{**TINY, "seeds": (1, 1)})
     with pytest.raises(ValueError, match="tested"):
-        Config(**{**TINY, "tested": 0})
+        MaeLayersConfig(**{**TINY, "tested": 0})

@@ -112,7 +112,8 @@ def _frames(data: bytes, name: str, max_pixels: int, most: int) -> Iterator[Imag
                     turned = ImageOps.exif_transpose(image)
                 yield turned
     except (_TooManyPixels, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: has {error or 'too many'} pixels; at most {max_pixels:,} are decoded") from error
+        said = error if isinstance(error, _TooManyPixels) else "too many"  # Pillow's own is another sentence
+        raise ValueError(f"{name}: has {said} pixels; at most {max_pixels:,} are decoded") from error
     except UnidentifiedImageError as error:
         raise CorruptFile(f"{name}: is not a picture in a known format ({', '.join(FORMATS)})") from error
     except _DAMAGED as error:

@@ -16,7 +16,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from unrolled.models.building import building, reading_weights
+from unrolled.checksums import check_model
+from unrolled.models.building import building, check_finite_weights, reading_weights
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
@@ -279,13 +280,14 @@ def _register_families() -> None:
 _register_families()
 
 
-def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(name: str, pretrained: bool | None = None, **kwargs: Any) -> nn.Module:
     """Build a model by name: `timm.create_model`, with this package's models registered and helpful errors.
 
     Args:
         name: one of `list_models()`, any other timm name, or another string of `resolve_model`: a run or model folder
             or `local:DIR`, `hf:ORG/NAME`, `timm:NAME`, `package.module:factory`.
-        pretrained: load weights; see `from_pretrained`, which always does.
+        pretrained: load weights. By default folders and `hf:` models come with theirs, as on the command line, and
+            names without; see `from_pretrained`, which always loads.
         **kwargs: `num_classes`, `in_chans`, `img_size`, `features_only`, ... as in timm; for CRATE also `CRATE`'s own.
             With `num_classes` a masked autoencoder becomes a classifier, its encoder with a new head.
 
@@ -293,7 +295,7 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         ValueError: no model of that name (the nearest are given), or one that cannot be built from these arguments,
             within the memory there is.
         MissingData: there are no weights of that name, or they could not be fetched.
-        CorruptFile: the weights are damaged.
+        CorruptFile: the weights are damaged or NaN.
     """
     plain = name.split(":")[-1].split(".")[0]
     if plain in LANGUAGE_MODELS or plain in ENCODERS:
@@ -304,7 +306,10 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     if names_folder(name) or (":" in name and name.split(":")[0] not in _TIMM_SOURCES):
         from unrolled.models.resolve import resolve_model
 
+        if pretrained is None:
+            pretrained = names_folder(name) or name.startswith(("local:", "hf:"))
         return resolve_model(name, pretrained=pretrained, **kwargs)
+    pretrained = bool(pretrained)
     if ":" not in name and not timm.is_model(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
@@ -316,8 +321,13 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         known = ", ".join(f"{plain}.{own}" for own in _SHIPPED.get(plain, {}))
         hint = f"did you mean {known}?" if known else f"none ship for {plain}; train it, or leave out {tag!r}"
         raise ValueError(f"model={name!r}: there are no such weights; {hint}")
+    if pretrained and name.startswith("local-dir:"):
+        check_model(Path(name.removeprefix("local-dir:")))
     with building(name, kwargs), reading_weights(name, kwargs, pretrained):
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    if pretrained:
+        check_finite_weights(model, name)
+    return model
 
 
 def names_folder(spec: str) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 import timm
 from torch import nn
 
-from unrolled.checksums import check_model
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
 from unrolled.models.building import check_finite_weights, first_line, reading_weights, unknown_argument
 from unrolled.models.registry import create_model, names_folder
@@ -115,9 +114,7 @@ def _from_hub(name: str, kwargs: dict[str, Any]) -> nn.Module:
         return language_model_class(config).from_pretrained(name)
     if "architecture" not in config:
         return resolve_model(f"hf:{name}", pretrained=True, **kwargs)
-    model = create_model(f"hf-hub:{name}", pretrained=True, **kwargs)
-    check_finite_weights(model, name)
-    return model
+    return create_model(f"hf-hub:{name}", pretrained=True, **kwargs)
 
 
 def _checked(file: Path) -> dict[str, Any]:
@@ -168,8 +165,6 @@ def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         trained = load_language_model(path)
         return trained if pretrained else build_language_model(trained.config)
     if "architecture" in config:
-        if pretrained:
-            check_model(path)
         return create_model(f"local-dir:{path}", pretrained=pretrained, **kwargs)
     if "model_type" in config:
         return _build_transformers(str(path), pretrained, kwargs)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "crate-ablations": "crate.ablations",
-    "crate-denoising": "crate_denoising",
+    "crate-denoising": "crate.denoising",
     "crate-emergence": "crate_emergence",
     "crate-family": "crate.family",
-    "crate-mae-layers": "crate_mae_layers",
+    "crate-mae-layers": "crate.mae_layers",
     "crate-text": "crate_text",
     "crate-transfer": "crate.transfer",
     "demo": "demo",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NOT_RUN = "not run"
 OtherT = TypeVar("OtherT", bound=Cell)
+Path = str | Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Values:
     @property
     def deviation(self) -> float:
         """Sample standard deviation; NaN of fewer than two."""
-        return stdev(self) if len(self) > 1 else float("nan")
+        return _deviation(list(self))
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
         """Student's interval of the mean; None of fewer than two, which say nothing of their spread."""
@@ -163,23 +164,26 @@ class Results(Sequence[Row[CellT]]):
             rows[key] = row
         return rows
 
-    def values(self, path: str, unit: str = "seed") -> Values:
-        """The results at `path` ("ridge.all.accuracy", "losses.-1"), by `unit`; a result that is None is left out."""
+    def values(self, path: Path, unit: str = "seed") -> Values:
+        """The results at `path` ("ridge.all.accuracy", "losses.-1"), by `unit`; a result that is None is left out.
+
+        Instead of a path, a function of the result may compute the number.
+        """
         found = {key: _at(row.result, path) for key, row in self.by(unit).items()}
         return Values({key: float(value) for key, value in found.items() if value is not None}, unit)
 
-    def first(self, path: str, default: Any = None) -> Any:
+    def first(self, path: Path, default: Any = None) -> Any:
         """The result at `path` of the first row, for what all rows agree in; `default` of no row."""
         return _at(self.rows[0].result, path) if self.rows else default
 
     def curve(
-        self, label: str, path: str, y: str | Sequence[str] = "", *, x: str | Sequence[float] = "step", **style: Any
+        self, label: str, path: Path, y: str | Sequence[str] = "", *, x: str | Sequence[float] = "step", **style: Any
     ) -> Series:
         """A line of a chart: the mean over rows, with the sample standard deviation as bars where there are several.
 
         Args:
             label: of the line.
-            path: to a list of numbers, of records, or to a record of numbers.
+            path: to a list of numbers, of records, or to a record of numbers; or a function of the result.
             y: of records the name of the number; of a record the names of its numbers, in order.
             x: of records the name of the place, or the places.
             **style: of `Series`.
@@ -196,7 +200,7 @@ class Results(Sequence[Row[CellT]]):
             label=label,
             x=[point[x] for point in curves[0]] if isinstance(x, str) else x,
             y=[fmean(point) for point in points],
-            error=[stdev(point) for point in points] if len(curves) > 1 else None,
+            error=[_deviation(point) for point in points] if len(curves) > 1 else None,
             **style,
         )
 
@@ -221,7 +225,14 @@ class Results(Sequence[Row[CellT]]):
         return f"Results({len(self.rows)} rows{f' of {kinds}' * bool(kinds)}, {len(self.missing)} missing)"
 
 
-def _at(result: Any, path: str) -> Any:
+def _deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation; NaN of fewer than two, and where a value is not finite, as of a diverged training."""
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
+
+
+def _at(result: Any, path: Path) -> Any:
+    if not isinstance(path, str):
+        return path(result)
     for name in path.split("."):
         result = result[name if isinstance(result, Mapping) else int(name)]
     return result

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from unrolled.models.registry import create_model
-from unrolled.report import Section
-from unrolled.studies.crate_denoising import Config
-from unrolled.studies.crate_mae_features import (
-    fixed_noise,
-    measure,
-    measure_layer,
-    measure_members,
-    mirror_section,
-    mirrored,
-    tokens,
-)
-from unrolled.studies.crate_members import MembersConfig
+from unrolled.studies.crate.masked import fixed_noise, measure, measure_layer, mirrored, tokens
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "num_heads": 2, "depth": 2, "in_chans": 1}
 
@@ -79,7 +66,7 @@ def test_a_mirror_is_recognised_and_noise_is_not() -> None:
 
 def test_every_position_counts_when_not_every_token_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 40 x 16 tokens 40 are compared; every sixteenth would be one patch alone, here one that says nothing."""
-    monkeypatch.setattr("unrolled.studies.crate_mae_features._PAIRED", 40)
+    monkeypatch.setattr("unrolled.studies.crate.masked._PAIRED", 40)
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(40, 17, 5, generator=generator) for _ in range(3)]
     other = [torch.randn(40, 17, 5, generator=generator) for _ in range(3)]
@@ -87,16 +74,3 @@ def test_every_position_counts_when_not_every_token_does(monkeypatch: pytest.Mon
         theirs[:, 2:] = mine[:, 2:]  # equal but for the first patch
     grid = mirrored(states, other, torch.ones(40, 16, dtype=torch.bool))["cka_all"]
     assert all(grid[i][i] > 0.5 for i in range(3))
-
-
-def test_members_are_measured_once_and_shown(tmp_path: Path) -> None:
-    members = MembersConfig(members=tmp_path / "members", images=128, workers=1)
-    arguments = {"seeds": (0,), "images": 16, "folder": tmp_path / "cells"}
-    found = measure_members(members, ("mae",), "digits", **arguments)  # type: ignore[arg-type]
-    again = measure_members(members, ("mae",), "digits", **arguments)  # type: ignore[arg-type]
-    assert found == again
-    trained, untrained = found["mae"]["trained"][0], found["mae"]["untrained"][0]
-    assert trained["encoder"] != untrained["encoder"]
-    section = Section("x")
-    mirror_section(section, Config(data="digits", measured=16), found["mae"])
-    assert len(section.blocks) == 4

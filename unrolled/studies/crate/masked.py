@@ -6,10 +6,10 @@ linear map's output, to Y+half - MSSA(LN Y+half). Each is measured before and af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,63 +17,26 @@ from torch.nn import functional as F
 
 from unrolled.instruments.anatomy import head_subspaces
 from unrolled.models.masked import CRATEDecoderBlock, removed_patches
-from unrolled.studies.crate_members import Data, Member, MembersConfig, settings_of, train_all, trained
-from unrolled.studies.remembered import remembered
+from unrolled.studies.cells import Context
+from unrolled.studies.crate.networks import OfNetwork
+from unrolled.studies.platonic_zoo import as_input, pictures
 from unrolled.theory import normalize_tokens, subspace_coding_rate, subspace_coding_rate_gradient
-
-if TYPE_CHECKING:
-    from unrolled.report import Section
 
 EPS = 0.1
 _CHUNK, _PAIRED = 64, 4000
 _MASK_RATIO = 0.75
 
 
-def measure_members(
-    config: MembersConfig,
-    kinds: Sequence[str],
-    data: Data,
-    seeds: Sequence[int],
-    *,
-    images: int,
-    folder: Path,
-    on_progress: Callable[[str], None] | None = None,
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """`{kind: {"trained": [...], "untrained": [...]}}`, one entry of `measure` for each seed.
+@dataclass(frozen=True, kw_only=True)
+class MaskedLayers(OfNetwork):
+    """Every layer of a masked autoencoder on the first `measured` held-out images."""
 
-    Args:
-        config: where members and images are.
-        kinds: masked autoencoders of the roster.
-        data: what they are trained on and measured on.
-        seeds: of the members.
-        images: held-out images to measure, the first ones.
-        folder: where results are kept.
-        on_progress: given a line for each member trained and measured.
+    measured: int
 
-    Raises:
-        MissingData: there are no such images.
-    """
-    from unrolled.studies.platonic_zoo import pictures
-
-    pictures(data, "test", config.data_dir)
-    members = [Member(kind=kind, data=data, seed=seed) for kind in kinds for seed in seeds]
-    train_all(config, members, on_progress=on_progress)
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for kind in kinds:
-        found[kind] = {"trained": [], "untrained": []}
-        for seed in seeds:
-            for state in ("trained", "untrained"):
-                member = Member(kind=kind, data=data, seed=seed, trained=state == "trained")
-                settings = {**settings_of(config, member), "measured": images}
-
-                def compute(member: Member = member) -> dict[str, Any]:
-                    test = pictures(data, "test", config.data_dir)
-                    return measure(trained(config, member), test.images[:images])
-
-                found[kind][state].append(remembered(folder, f"layers-{member.name}", settings, compute))
-        if on_progress is not None:
-            on_progress(f"measured {kind}: {len(seeds)} seeds, trained and untrained")
-    return found
+    def compute(self, context: Context) -> dict[str, Any]:
+        """As `measure` says."""
+        test = pictures(self.network.data, "test", context.data_dir)
+        return measure(self.network.load(context), test.images[: self.measured])
 
 
 def fixed_noise(count: int, patches: int) -> Tensor:
@@ -93,8 +56,6 @@ def measure(model: nn.Module, images: Tensor) -> dict[str, Any]:
         `density` (l1 norm over sqrt(d) times l2 norm of its tokens, 1 if all entries are equal), and `rate_next` (of
         its output, by its own subspaces). `mirror`: see `mirrored`; None where the encoder sees fewer tokens.
     """
-    from unrolled.studies.platonic_zoo import as_input
-
     weight = next(model.parameters())
     patch: Any = model.patch_embed
     noise = fixed_noise(len(images), patch.grid_size[0] * patch.grid_size[1])
@@ -196,73 +157,3 @@ def mirrored(encoder: Sequence[Tensor], decoder: Sequence[Tensor], visible: Tens
         result[f"cka_{name}"] = grid
         result[name] = fmean(pairs) - fmean(grid[i][j] for i in range(depth) for j in range(1, depth + 1))
     return result
-
-
-def mirror_section(section: Section, config: Any, entries: dict[str, list[dict[str, Any]]]) -> None:
-    """The trained models' part of `crate-denoising`."""
-    import numpy as np
-
-    from unrolled.report import HeatMap, mean_std
-
-    section.text(
-        f"CRATE-MAE of the roster on {config.measured} held-out images of {config.data}, three quarters of the patches "
-        "removed. A step that denoises moves tokens towards their nearest subspace and lowers R^c; a step that is the "
-        "reverse does the opposite. Nothing here knows a true score: trained tokens have no known distribution."
-    )
-    rows = []
-    for stack in ("encoder", "decoder"):
-        for layer in range(len(entries["trained"][0][stack])):
-            for state in ("trained", "untrained"):
-                runs = [entry[stack][layer] for entry in entries[state]]
-
-                def cell(key: str, digits: int = 3, runs: list[dict[str, Any]] = runs) -> str:
-                    return mean_std([run[key] for run in runs], digits=digits)
-
-                rows.append(
-                    [
-                        *(stack, layer + 1, state, cell("nearest_before"), cell("nearest_after")),
-                        *(cell("rate_before", 1), cell("rate_after", 1), cell("cosine", 2)),
-                    ]
-                )
-    section.table(
-        ["stack", "layer", "weights", "nearest before", "after", "R^c before", "after", "cosine with -grad R^c"],
-        rows,
-        caption="Around each layer's attention step. Nearest: share of a token's energy in the one subspace, of the "
-        f"layer's own, that holds most. R^c in nats, tokens of unit norm, eps {EPS}. Mean and standard deviation "
-        f"over {len(entries['trained'])} seed{'s' * (len(entries['trained']) > 1)}.",
-    )
-    panels = []
-    for state in ("trained", "untrained"):
-        for name in ("all", "visible"):
-            grids = np.array([entry["mirror"][f"cka_{name}"] for entry in entries[state]])
-            names = [str(i) for i in range(grids.shape[1])]
-            panels.append(
-                HeatMap(
-                    title=f"CKA, {state}, {name} patches",
-                    values=grids.mean(0),
-                    rows=names,
-                    columns=names,
-                    row_label="encoder layer",
-                    column_label="decoder layer",
-                )
-            )
-    section.figure(
-        panels,
-        name="mirror",
-        caption="Linear CKA of tokens after each encoder and decoder layer (0: what enters the first), the mean of "
-        "each position removed. A decoder that mirrors the encoder is bright from bottom left to top right.",
-    )
-    scores = [
-        [
-            state,
-            *(mean_std([entry["mirror"][name] for entry in entries[state]], digits=3) for name in ("all", "visible")),
-        ]
-        for state in ("trained", "untrained")
-    ]
-    section.table(
-        ["weights", "mirror score, all patches", "visible patches"],
-        scores,
-        caption="Mean CKA of mirrored pairs minus the mean over all pairs; 0 if mirrored layers are no more alike than "
-        "others. Removed patches enter the encoder as one and the same mask token, so its first layers know nothing of "
-        "them that the decoder could return to; at visible patches nothing is asked of the decoder.",
-    )

@@ -9,13 +9,15 @@ fitted on training images.
 
 from __future__ import annotations
 
+from math import log10
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unrolled.models.masked import removed_patches
-from unrolled.studies.crate_mae_features import fixed_noise
+from unrolled.studies.crate.masked import fixed_noise
+from unrolled.studies.platonic_zoo import as_input
 
 _EPS = 1e-6  # of the model's own patch normalisation
 _CHUNK = 250
@@ -134,8 +136,6 @@ def baseline_scores(images: Tensor, lessons: Tensor, patch: int) -> dict[str, di
 
 def _sums(images: Tensor, patch: int) -> dict[str, list[float]]:
     """Of every baseline, means over removed patches: normalised guess times target, its square, the pixels' error."""
-    from unrolled.studies.platonic_zoo import as_input
-
     totals: dict[str, list[float]] = {"target": [0.0], **{name: [0.0] * 3 for name in BASELINES}}
     removed = masks(images, patch)
     count = float(removed.sum())
@@ -160,8 +160,6 @@ def normalised(patches: Tensor) -> Tensor:
 
 def psnr(error: float) -> float:
     """Peak signal-to-noise ratio in dB of a mean squared error in units of the networks' input."""
-    from math import log10
-
     return 10 * log10(255**2 / (max(error, 1e-12) * _UNIT**2))
 
 
@@ -232,8 +230,6 @@ def _factor(network: Any, lessons: Tensor) -> float:
 
 
 def _parts(network: Any, images: Tensor) -> Any:
-    from unrolled.studies.platonic_zoo import as_input
-
     removed = masks(images, network.patch_embed.patch_size[0])
     device = next(network.parameters()).device
     for part, gone in zip(images.split(_CHUNK), removed.split(_CHUNK), strict=True):
