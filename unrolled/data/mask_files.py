@@ -25,7 +25,7 @@ from unrolled.data.masks import (
 )
 from unrolled.data.sources import BadImage, decode
 from unrolled.errors import CorruptFile, MissingData, require
-from unrolled.reading import below, read_json, read_text
+from unrolled.reading import below, id_text, read_json, read_text
 
 VOC_CLASSES = (
     "aeroplane",
@@ -89,33 +89,33 @@ class _Coco(_Files):
         described = ("id", "name", *(["isthing"] if panoptic else []))
         self._categories: dict[str, dict[str, Any]] = {}
         for category in _records(data, "categories", described, path):
-            if self._categories.setdefault(_id(category["id"]), category) is not category:
+            if self._categories.setdefault(id_text(category["id"]), category) is not category:
                 raise CorruptFile(f"{path}: several categories have the id {category['id']}")
         self.classes = [str(c["name"]) for c in data["categories"]]
         found: dict[str, list[dict[str, Any]]] = {}
         images = _records(data, "images", ("id", "file_name"), path)
         for image in images:
-            if _id(image["id"]) in found:
+            if id_text(image["id"]) in found:
                 raise CorruptFile(f"{path}: several images have the id {image['id']}")
-            found[_id(image["id"])] = []
+            found[id_text(image["id"])] = []
         strays = 0
         for annotation in _records(data, "annotations", ("image_id",), path):
-            if (of := found.get(_id(annotation["image_id"]))) is not None:
+            if (of := found.get(id_text(annotation["image_id"]))) is not None:
                 of.append(annotation)
             else:
                 strays += 1
-        images = [image for image in images if found[_id(image["id"])] or not panoptic]
+        images = [image for image in images if found[id_text(image["id"])] or not panoptic]
         here = self._keep([below(folder, image["file_name"]) for image in images], missing, what)
         self._images = [images[index] for index in here]
-        self._annotations = [found[_id(image["id"])] for image in self._images]
+        self._annotations = [found[id_text(image["id"])] for image in self._images]
         if strays:
             self.description += f" ({strays:,} annotations are of images that {path.name} does not list)"
 
     def _category(self, record: dict[str, Any], what: str) -> dict[str, Any]:
         number = record.get("category_id")
-        if _id(number) not in self._categories:
+        if id_text(number) not in self._categories:
             raise BadImage(f"its {what} is of category {number}, which the annotations do not describe")
-        return self._categories[_id(number)]
+        return self._categories[id_text(number)]
 
     def _image(self, index: int) -> Any:
         """The picture, which must have the size that the annotations were drawn at."""
@@ -126,10 +126,6 @@ class _Coco(_Files):
                 f"its annotations are of {said[0]} x {said[1]} pixels, the file has {image.width} x {image.height}"
             )
         return image
-
-
-def _id(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 class CocoPanoptic(_Coco):
@@ -158,7 +154,7 @@ class CocoPanoptic(_Coco):
             if not isinstance(segment, dict) or "id" not in segment:
                 raise BadImage("one of its segments has no id")
             category = self._category(segment, f"segment {segment['id']}")
-            if (mask := there.get(_id(segment["id"]))) is None:
+            if (mask := there.get(id_text(segment["id"]))) is None:
                 raise BadImage(f"its segment {segment['id']} has no pixels in the mask")
             labelled |= mask
             thing, crowd = bool(category["isthing"]), bool(segment.get("iscrowd", 0))
