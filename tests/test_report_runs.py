@@ -121,3 +121,19 @@ def test_learning_curves_average_the_epochs_all_seeds_have() -> None:
         "ViT training",
         "ViT validation",
     ]
+
+
+def test_the_validation_accuracy_beside_the_test_is_that_of_the_weights_that_were_tested(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: m\ndata: d\n", encoding="utf-8")
+    records = [
+        {"split": "val", "step": 10, "epoch": 1.0, "accuracy": 0.9, "loss": 0.1, "images": 50},
+        {"split": "val", "step": 20, "epoch": 2.0, "accuracy": 0.2, "loss": 2.0, "images": 50},
+        {"split": "test", "step": 20, "epoch": 2.0, "accuracy": 0.8, "loss": 0.2, "images": 40},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")
+    status = {"state": "finished", "step": 20, "total_steps": 20, "chosen_step": 10}
+    (tmp_path / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    facts = {fact.label: fact for fact in report_for_run(tmp_path).facts}
+    assert facts["Validation accuracy"].value == "90.00 %"
+    assert "epoch 1" in facts["Validation accuracy"].detail
+    assert facts["Test accuracy"].value == "80.00 %"

@@ -106,9 +106,12 @@ def _read(path: Path) -> list[Any]:
             raise ValueError(f"groups {path}: must be one label a sample [n], not {array.shape}")
         return list(array.tolist())
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        labels = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise CorruptFile(f"--groups: {path} is not UTF-8 text: {error}") from error
+    if (blank := next((line for line, label in enumerate(labels, 1) if not label.strip()), None)) is not None:
+        raise ValueError(f"groups {path}: line {blank} is blank; give every sample a label, one a line")
+    return labels
 
 
 def _say(text: str, quiet: bool) -> None:

@@ -141,7 +141,7 @@ def _calibration(report: Report, found: dict[str, Any]) -> None:
     if not after["validation"]:
         columns.append(f"the {after['judged_on']:,}, as they are")
         parts.insert(1, after["before"])
-        caption += ", as there is no validation part to fit it on; the last two columns leave them out"
+        caption += ", as the run has no 50 validation images to fit it on; the last two columns leave them out"
     columns.append(f"the same, temperature {after['value']:.3g}")
     section.table(
         columns,

@@ -144,15 +144,22 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in record.items() if k != "step" and isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
-def write_status(folder: Path, state: str, step: int, total: int, message: str = "") -> None:
-    """`status.json`: `state` is running, finished, interrupted or stopped; written in one move."""
-    status = {
+def write_status(
+    folder: Path, state: str, step: int, total: int, message: str = "", *, chosen_step: int | None = None
+) -> None:
+    """`status.json`: `state` is running, finished, interrupted or stopped; written in one move.
+
+    `chosen_step` is the step whose weights a finished run kept.
+    """
+    status: dict[str, Any] = {
         "state": state,
         "step": step,
         "total_steps": total,
         "message": message,
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if chosen_step is not None:
+        status["chosen_step"] = chosen_step
     write_atomic(folder / "status.json", json.dumps(status, indent=1).encode())
 
 

@@ -284,7 +284,7 @@ def run_steps(
             test = measure("test") if work.tests else None
             work.save(out)
         if main:
-            write_status(out, "finished", state.step, last)
+            write_status(out, "finished", state.step, last, chosen_step=chosen)
     except (Interrupted, TrainingStopped, OSError) as error:
         raise _explained(error, state, last, main) from error
     finally:
