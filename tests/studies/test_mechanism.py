@@ -323,6 +323,7 @@ class Settings(Config):
     number: Count = 3
     rate: Rate = 0.1
     rates: tuple[Rate, ...] = (0.1,)
+    limit: Count | None = None
 
 
 STUDY = Study(
@@ -365,6 +366,7 @@ def test_a_study_runs_judges_and_reports(tmp_path: Path) -> None:
         {"rate": math.inf},
         {"rates": (0.1, -1.0)},
         {"workers": 0},
+        {"limit": 0},
         {"budget": "large"},
     ],
 )
