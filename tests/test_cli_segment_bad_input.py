@@ -164,7 +164,9 @@ def test_a_spoilt_photo_or_mask_is_named_or_left_out(
     assert "images/1.png" in said
     assert "--on-error skip" in said
     assert run(*arguments, "--out", marked / "out", "--on-error", "skip", "--json") == 0
-    result = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert any(line.startswith("skipped: ") and message in line for line in captured.err.splitlines())
     assert {row["images"] for row in result["attention"]} == {1}
     assert message in result["skipped"][0]
     assert "1 could not be read" in (marked / "out/report.html").read_text()

@@ -193,3 +193,8 @@ def really_below(folder: Path, path: Path) -> Path:
     if not real.is_file():
         raise CorruptFile(f"{path}: is a folder, a pipe or a device; a regular file is needed")
     return path
+
+
+def id_text(value: Any) -> str:
+    """An id of a JSON file as text, for programs write one id as 1, "1" and 1.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def test_weights_are_judged_by_their_names_too(
     named = ["vit_nano_patch2_8", "--model-args.in-chans", "3", "--weights", str(colours), "--device", "cpu"]
     code, found, _ = ask(capsys, "eval", *named, *where)
     assert (code, found["accuracy"], found["images"]) == (0, 1.0, 24)
+    file = [str(colours / "model" / "model.safetensors") if word == str(colours) else word for word in named]
+    code, found, _ = ask(capsys, "eval", *file, *where)
+    assert (code, found["accuracy"], found["images"]) == (0, 1.0, 24)
+    alone = shutil.copy(colours / "model" / "model.safetensors", tmp_path / "alone.safetensors")
+    file = [str(alone) if word == str(colours) else word for word in named]
+    every = [str(pictures(tmp_path / "every")) if word == str(some) else word for word in where]
+    code, found, said = ask(capsys, "eval", *file, *every)
+    assert (code, found["accuracy"], found["images"]) == (0, 1.0, 36)
+    assert "alone.safetensors names no classes; its outputs are taken for those of folder by their number" in said
 
 
 def test_training_goes_on_from_a_head_only_for_the_same_classes(colours: Path, tmp_path: Path) -> None:
@@ -141,7 +151,8 @@ def test_one_class_alone_comes_with_a_note(tmp_path: Path, capsys: pytest.Captur
     assert run(["train", *flags, "--data-dir", str(data), "--max-steps", "1", "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
     assert "data: train: 9 images of 1 class (red 9); test: 3 images of 1 class (red 3)" in said
-    assert "all 9 images are of one class (red): a model that always answers it is right every time" in said
+    for count in (9, 3):  # what is trained on, and what is tested on
+        assert f"all {count} images are of one class (red): a model that always answers it is right every time" in said
     code, _, said = on(capsys, tmp_path / "run", data)
     assert code == 0
     assert "note: all 12 images are of one class (red)" in said

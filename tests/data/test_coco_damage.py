@@ -44,6 +44,9 @@ def coco(root: Path, annotations: list[Any], images: list[Any] | None = None, ki
         ({"segmentation": ["x" * 8]}, "annotation 5 has a segmentation that cannot be read"),
         ({"segmentation": {"size": [12, 16]}}, "annotation 5 has a segmentation that cannot be read"),
         ({"segmentation": {"size": [12, 16], "counts": [5]}}, "annotation 5 has run lengths of 5 pixels for 192"),
+        ({"segmentation": [[None, 2, 9, 2, 9, 6]]}, "annotation 5 has a polygon with a point that is no number"),
+        ({"segmentation": [[1e300, 2, 9, 2, 9, 6]]}, "annotation 5 has a polygon with a point that is no number, or f"),
+        ({"segmentation": {"size": [12, 16], "counts": [-5, 197]}}, "annotation 5 has a negative run length"),
         ({"segmentation": {"size": [4, 4], "counts": [16]}}, "instance mask has 4 x 4 pixels, the image 16 x 12"),
         ({"segmentation": 3}, "annotation 5 has a segmentation that cannot be read"),
         ({"category_id": 8}, "annotation 5 is of category 8, which the annotations do not describe"),
@@ -71,6 +74,8 @@ def test_ids_are_the_same_as_text_and_as_numbers(tmp_path: Path) -> None:
     images = [{"id": "1", "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
     source = coco(tmp_path, [GOOD, {**GOOD, "image_id": "2"}, {**GOOD, "image_id": 2, "category_id": "7"}], images)
     assert [len(source.load(index).regions) for index in range(2)] == [1, 2]
+    exported = coco(tmp_path, [{**GOOD, "image_id": 1.0, "category_id": 7.0}, {**GOOD, "image_id": 2}])
+    assert [len(exported.load(index).regions) for index in range(2)] == [1, 1]
     stray = coco(tmp_path, [GOOD, {**GOOD, "image_id": 3}])
     assert "(1 annotations are of images that instances_val2017.json does not list)" in stray.description
 
@@ -103,6 +108,24 @@ def test_panoptic_segments_are_checked_too(tmp_path: Path) -> None:
         coco(tmp_path, [{"image_id": 1}], kind="panoptic").load(0)
     with pytest.raises(BadImage, match="has 2 panoptic annotations"):
         coco(tmp_path, [note, note], kind="panoptic").load(0)
+
+
+def test_panoptic_segments_are_the_pixels_of_their_id(tmp_path: Path) -> None:
+    folder = tmp_path / "annotations" / "panoptic_val2017"
+    colours = np.zeros((12, 16, 3), np.uint8)
+    colours[:4, :, 0], colours[4:6, :, 0], colours[6:9, :, 1] = 1, 2, 1  # ids 1, 2 and 256
+
+    def scene(*ids: Any) -> Any:
+        segments = [{"id": number, "category_id": 7} for number in ids]
+        source = coco(tmp_path, [{"image_id": 1, "file_name": "a.png", "segments_info": segments}], kind="panoptic")
+        Image.fromarray(colours).save(folder / "a.png")
+        return source.load(0)
+
+    found = scene("1", 256.0)
+    assert [int(region.mask.sum()) for region in found.regions] == [64, 48]
+    assert np.array_equal(found.ignore[:, 0], [False] * 4 + [True] * 2 + [False] * 3 + [True] * 3)  # 2 has no label
+    with pytest.raises(BadImage, match="its segment 9 has no pixels in the mask"):
+        scene(1, 9)
 
 
 def masks(root: Path, mask: np.ndarray) -> MaskSource:

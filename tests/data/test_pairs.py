@@ -63,6 +63,32 @@ def test_captions_json_is_read_in_each_of_its_forms(said: Any, tmp_path: Path) -
     assert pairs.column(use=1) == ["one", "two"]
 
 
+@pytest.mark.parametrize("number", ["1", 1.0])
+def test_ids_of_captions_are_the_same_as_text_and_as_numbers(number: Any, tmp_path: Path) -> None:
+    captioned(tmp_path, ["a.png"])
+    said = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": number, "caption": "one"}]}
+    (tmp_path / "captions.json").write_text(json.dumps(said))
+    assert open_pairs("folder", data_dir=tmp_path).captions == [["one"]]
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "words"),
+    [
+        ([{"file_name": "a.png"}], [], "entry 0 of images lacks id"),
+        (["x"], [], "entry 0 of images lacks id"),
+        ([{"id": 1, "file_name": "a.png"}], [{"caption": "one"}], "entry 0 of annotations lacks image_id"),
+        ([{"id": 1, "file_name": "a.png"}], ["x"], "entry 0 of annotations lacks image_id"),
+    ],
+)
+def test_captions_json_that_lacks_what_is_needed_is_named(
+    images: list[Any], annotations: list[Any], words: str, tmp_path: Path
+) -> None:
+    captioned(tmp_path, ["a.png"])
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    with pytest.raises(CorruptFile, match=rf"captions\.json: {words}"):
+        open_pairs("folder", data_dir=tmp_path)
+
+
 def test_a_table_of_captions_may_have_headings(tmp_path: Path) -> None:
     captioned(tmp_path, ["a.png", "b.png"])
     (tmp_path / "captions.tsv").write_text("file\tcaption\nb.png\ttwo\na.png\tone\nb.png\tzwei\n")

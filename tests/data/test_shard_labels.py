@@ -71,6 +71,16 @@ def test_an_index_tells_shards_of_one_name_apart(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_an_index_of_one_shard_says_nothing_of_another_whose_path_ends_like_it(tmp_path: Path) -> None:
+    two(tmp_path)
+    shard(tmp_path / "0.tar", cls(1, 1, 1), start=20)
+    shard(tmp_path / "more" / "p1" / "0.tar", cls(2, 2, 2), start=30)
+    (tmp_path / "index.json").write_text(json.dumps({"labels": {"0.tar": [1, 1, 1], "p1/0.tar": [0, 1, 2]}}))
+    assert read(tmp_path, "wds:more/p1/0.tar") == [(30, 2), (31, 2), (32, 2)]
+    assert read(tmp_path, "wds:p2/0.tar") == TWO[3:]
+    assert read(tmp_path, "wds:p1/0.tar") == TWO[:3]
+
+
 def test_an_index_beside_each_shard_is_of_that_shard(tmp_path: Path) -> None:
     two(tmp_path)
     for part, labels in (("p1", [1, 1, 1]), ("p2", [2, 2, 2])):
@@ -97,6 +107,13 @@ def test_one_order_of_labels_when_scanning_and_when_reading(tmp_path: Path, file
     shard(tmp_path / "p" / "0.tar", [files, {"cls": b"0"}])
     assert read(tmp_path) == [(0, 1), (1, 0)]
     assert index_shards("p/0.tar", tmp_path)["labels"] == {"0.tar": [1, 0]}
+
+
+@pytest.mark.parametrize("files", [{"json": b'{"label": 1.7}'}, {"json": b'{"label": null}'}, {"cls": b"1.0"}])
+def test_a_label_is_an_integer(tmp_path: Path, files: dict[str, bytes]) -> None:
+    shard(tmp_path / "p" / "0.tar", [{"cls": b"0"}, files])
+    with pytest.raises(CorruptFile, match=r"0\.tar: sample 001: the label must be an integer"):
+        open_images("wds:p/0.tar", "train", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("files", [{"json": b'{"caption": "x"}'}, {"txt": b"1"}, {"json": b"[1]"}])

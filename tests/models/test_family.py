@@ -62,6 +62,9 @@ def test_saved_models_come_back_bit_for_bit(tmp_path, name):
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(type(model).from_pretrained(tmp_path).eval()(images), model(images))
     assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images), model(images))
+    for folder in (str(tmp_path), f"local:{tmp_path}"):  # a folder comes with its weights, unless told otherwise
+        assert torch.equal(create_model(folder).eval()(images), model(images))
+        assert not torch.equal(create_model(folder, pretrained=False).eval()(images), model(images))
     assert type(model).from_pretrained(tmp_path, num_classes=9)(images).shape == (2, 9)
 
 

@@ -179,3 +179,23 @@ def test_what_fell_back_to_float64_goes_on_in_float64() -> None:
     assert state.gram.dtype == torch.float64
     _, easy = mesa(q, k, v, 1.0, return_state=True)
     assert easy.gram.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["reference", "chunk", "cg"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_between_right_and_hopeless_nothing_is_percents_off(method: str, dtype: torch.dtype) -> None:
+    """One key has a closed form; from a condition number of some 1e12 float64 holds no third digit of it."""
+    g = torch.Generator().manual_seed(1)
+    refused = []
+    for exponent in (8, 10, 11, 12, 12.5, 13, 14, 16):
+        q, k = (torch.randn(1, 1, 1, 16, generator=g).to(dtype) for _ in range(2))
+        square = float(k.double().square().sum())
+        ridge = square / 10**exponent
+        exact = float((q.double() * k.double()).sum()) / (square + ridge)
+        try:
+            out = float(mesa(q, k, torch.ones(1, 1, 1, 1, dtype=dtype), ridge, method=method))
+        except ValueError:
+            refused.append(exponent)
+        else:
+            assert out == pytest.approx(exact, rel=1e-2), exponent
+    assert {12.5, 13, 14, 16} <= set(refused) <= {12, 12.5, 13, 14, 16}

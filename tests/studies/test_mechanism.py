@@ -68,6 +68,7 @@ def test_fields_version_code_and_needs_make_the_name(monkeypatch: pytest.MonkeyP
 def test_nested_fields_are_columns_and_must_agree() -> None:
     assert OnData(data=NeedsData(seed=3)).columns == {"seed": 3}
     assert OfSum(sum=Sum(squares=()), shift=2).columns == {"squares": (), "seed": 0, "shift": 2}
+    assert OfSum(sum=Sum(squares=()), shift=2).name == "OfSum Sum 0 2"
 
     @dataclass(frozen=True, kw_only=True)
     class Both(Cell):
@@ -221,6 +222,19 @@ def test_curves_are_means_with_their_deviation() -> None:
     assert line.error == pytest.approx([math.sqrt(2), 0.0])
 
 
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_a_diverged_training_is_shown_and_decides_nothing(lost: float) -> None:
+    values = Values({0: 1.0, 1: lost})
+    assert f"{values:.1f}" == f"{lost} ± nan"
+    assert claim(values).verdict == "undecided"
+    one, other = (row.cell for row in rows((0, 1), (1, 3)))
+    results = Results([Row(one, {"curve": [1.0, 2.0]}, 1.0), Row(other, {"curve": [1.0, lost]}, 1.0)])
+    line = results.curve("a", "curve", x=[0, 1])
+    assert line.error is not None
+    assert line.error[0] == 0
+    assert math.isnan(line.error[1])
+
+
 def test_a_table_for_pandas() -> None:
     pytest.importorskip("pandas")
     frame = Results(rows((0, 1), (1, 3))).frame()
@@ -309,6 +323,7 @@ class Settings(Config):
     number: Count = 3
     rate: Rate = 0.1
     rates: tuple[Rate, ...] = (0.1,)
+    limit: Count | None = None
 
 
 STUDY = Study(
@@ -351,6 +366,7 @@ def test_a_study_runs_judges_and_reports(tmp_path: Path) -> None:
         {"rate": math.inf},
         {"rates": (0.1, -1.0)},
         {"workers": 0},
+        {"limit": 0},
         {"budget": "large"},
     ],
 )

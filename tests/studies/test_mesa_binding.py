@@ -10,40 +10,52 @@ import pytest
 import torch
 
 from unrolled import studies
-from unrolled.studies.mesa_binding import Config, attention_maps, run
-from unrolled.studies.mesa_models import recipe, untrained, world_of
+from unrolled.report import Report
+from unrolled.studies.mesa.binding import STUDY, BindingConfig, attention_maps
+from unrolled.studies.mesa.stacks import new_model, recipe, world_of
+from unrolled.studies.results import Results
 
-TINY: dict[str, Any] = {"effort": "quick", "steps": 2, "batch_size": 4, "sequences": 64, "workers": 1}
+TINY: dict[str, Any] = {"effort": "quick", "steps": 2, "batch_size": 4, "sequences": 64}
 
 
 def test_attention_maps_are_causal_and_of_every_head() -> None:
     each = recipe("hybrid", "partial", "quick")
-    maps = torch.tensor(attention_maps(untrained(each, 0), world_of(each).sample(300, seed=0).inputs))
+    maps = torch.tensor(attention_maps(new_model(each, 0), world_of(each).sample(300, seed=0).inputs))
     assert maps.shape == (4, 50, 50)
     torch.testing.assert_close(maps.sum(-1), torch.ones(4, 50), atol=5e-3, rtol=0)
     assert float(maps.triu(1).abs().max()) == 0
 
 
 def test_the_report_sets_trained_beside_untrained_layers(tmp_path: Path) -> None:
-    config = Config(seeds=(0,), worlds=("full",), out=tmp_path / "out", models=tmp_path / "models", **TINY)
-    report = run(config)
-    assert len(report.claims) == 4
-    record = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    cell = record["results"]["models"]["full softmax"][0]
-    assert [entry["step"] for entry in cell["training"]] == [0, 1, 2]
+    config = BindingConfig(seeds=(0, 1), worlds=("full",), out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
+    report = STUDY.run(config)
+    # two steps bind nothing, and the other world is not run
+    assert [claim.verdict for claim in report.claims] == [
+        *("not reproduced", "reproduced", "not reproduced", "reproduced"),
+        *("not run", "not run"),
+    ]
+    rows = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["results"]["rows"]
+    row = next(row for row in rows if row["kind"] == "softmax")
+    assert [entry["step"] for entry in row["training"]] == [0, 1, 2]
     # the token itself is in the residual stream, whatever was trained
-    assert cell["trained"][0]["score"] > 0.99
-    assert cell["trained"][0]["control"] < 0.5
-    # two steps bind nothing
-    assert report.claims[0].reproduced is False
-    assert record["results"]["models"]["full mesa"][0]["attention"] is None
+    assert row["trained"][0]["score"] > 0.99
+    assert row["trained"][0]["control"] < 0.5
+    assert next(row for row in rows if row["kind"] == "mesa")["attention"] is None
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "untrained" in page
     assert "head 4" in page
 
 
+def test_nothing_run_is_said() -> None:
+    config, results = BindingConfig(effort="quick"), Results[Any](())
+    report = Report("t")
+    STUDY.report(report, config, results)
+    assert "not run" in report.summary
+    assert {claim.judge(results, config).verdict for claim in STUDY.claims} == {"not run"}
+
+
 def test_bad_settings_are_refused_by_name() -> None:
-    for settings_, match in (({"seeds": ()}, "seeds"), ({"kinds": ("linear",)}, "kinds"), ({"worlds": ()}, "worlds")):
+    for settings, match in (({"seeds": ()}, "seeds"), ({"sequences": 15}, "sequences"), ({"worlds": ()}, "worlds")):
         with pytest.raises(ValueError, match=match):
-            Config(**settings_)  # type: ignore[arg-type]
-    assert studies.load("mesa-binding").config is Config
+            BindingConfig(**settings)  # type: ignore[arg-type]
+    assert studies.load("mesa-binding") is STUDY

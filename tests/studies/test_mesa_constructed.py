@@ -31,6 +31,10 @@ def test_recipes_have_the_published_shapes_and_rates() -> None:
         constructed_recipe("3", steps=1, batch_size=1)
 
 
+def test_progress_names_the_model_and_not_every_number_of_its_recipe() -> None:
+    assert NETWORK.name == "1 linear layer, orthogonal 3, 8 steps of 4 (paper: 5000 of 256), seed 0"
+
+
 def test_training_is_a_function_of_the_seed_and_leaves_the_global_generator_alone() -> None:
     world = LinearDynamics(dim=3, steps=10)
     before = torch.random.get_rng_state()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_the_report_holds_both_ends_of_the_way(tmp_path: Path) -> None:
     assert len(record["results"]["rows"]) == 2
     for row in record["results"]["rows"]:
         assert [point["step"] for point in row["curve"]] == [0, 2, 4]
-        last = row["losses"]
+        last = row["curve"][-1]
         assert row["to_construction"][0] == pytest.approx(last["trained"])
         assert row["to_construction"][-1] == pytest.approx(last["constructed"])
         assert row["to_construction"][1] == pytest.approx(last["mixed"])
@@ -71,8 +72,8 @@ def test_the_report_holds_both_ends_of_the_way(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quick_budget_finds_the_average_as_good(tmp_path: Path) -> None:
-    settings_ = {"seeds": (0, 1), "out": tmp_path, "kept": tmp_path / "kept"}
-    report = STUDY.run(InterpolationConfig.of_budget("quick", **{**settings_, "budget": "cpu"}))
+    config = InterpolationConfig.of_budget("quick", seeds=(0, 1), out=tmp_path, kept=tmp_path / "kept")
+    report = STUDY.run(replace(config, budget="cpu"))
     assert report.claims[1].verdict == report.claims[3].verdict == "reproduced"
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from unrolled import studies
-from unrolled.studies.mesa_distil import distil
-from unrolled.studies.mesa_linearise import Config, run
-from unrolled.studies.mesa_models import recipe, untrained
-from unrolled.studies.mesa_regression import kernel_errors, softmax_kernel_predictions
+from unrolled.report import Report
+from unrolled.studies.mesa.distil import distil
+from unrolled.studies.mesa.linearise import STUDY, LineariseConfig
+from unrolled.studies.mesa.regression import kernel_errors, softmax_kernel_predictions
+from unrolled.studies.mesa.stacks import new_model, recipe
+from unrolled.studies.results import Results
 from unrolled.tasks import LinearDynamics
 
 TINY: dict[str, Any] = {
@@ -23,13 +25,12 @@ TINY: dict[str, Any] = {
     "batch_size": 4,
     "distil_steps": 2,
     "test_sequences": 32,
-    "workers": 1,
 }
 
 
 def test_a_near_linear_layer_is_imitated() -> None:
     each = replace(recipe("softmax", "full", "quick", batch_size=16), state=3, dim=12, dim_head=6, init_std=0.3)
-    teacher = untrained(each, 0)
+    teacher = new_model(each, 0)
     with torch.no_grad():  # attention to all alike is a running mean, near linear in what it reads
         teacher.blocks[0].attn.query.weight.zero_()  # type: ignore[union-attr]
     _, error = distil(teacher, each, 0, seed=0, steps=150, rate=1e-2)
@@ -51,25 +52,39 @@ def test_the_softmax_kernel_averages_earlier_successors() -> None:
 def test_least_squares_is_better_than_the_softmax_kernel_on_linear_dynamics() -> None:
     errors = kernel_errors(6, 64)
     assert errors["least_squares"] < errors["softmax_kernel"] < 1 / 3
+    assert 0 < errors["least_squares_standard_error"] < 0.1 * errors["least_squares"]
 
 
 def test_the_report_marks_what_was_not_run_and_leaves_layers_out_as_a_control(tmp_path: Path) -> None:
-    config = Config(widths=(6, 4), out=tmp_path / "out", models=tmp_path / "models", **TINY)
+    config = LineariseConfig(widths=(6, 4), out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
     assert config.widths == (4, 6)
-    run(config)
+    report = STUDY.run(config)
     record = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    assert [cell["width"] for cell in record["results"]["models"]] == [4, 6]
-    assert {"ratio", "left_out_ratio", "unexplained"} <= set(record["results"]["models"][0]["layers"][0])
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "not run" in page
+    rows = [row for row in record["results"]["rows"] if row["cell"] == "Linearised"]
+    assert [row["state"] for row in rows] == [4, 6]
+    assert {"ratio", "left_out_ratio", "unexplained"} <= set(rows[0]["layers"][0])
+    assert "not run" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    # one seed decides nothing, two layers have no third; the kernels have intervals over sequences
+    assert [claim.verdict for claim in report.claims[:3]] == ["undecided", "not run", "undecided"]
+    assert report.claims[1].measured == "not run: stacks of 2 layers"
+    assert report.claims[3].verdict == "reproduced"
+    assert "[" in report.claims[3].measured
+
+
+def test_nothing_run_is_said() -> None:
+    config, results = LineariseConfig(effort="quick"), Results[Any](())
+    report = Report("t")
+    STUDY.report(report, config, results)
+    assert "not run" in report.summary
+    assert {claim.judge(results, config).verdict for claim in STUDY.claims} == {"not run"}
 
 
 def test_bad_settings_are_refused_by_name() -> None:
-    for settings_, match in (
+    for settings, match in (
         ({"seeds": ()}, "seeds"),
         ({"widths": (1,)}, "widths"),
         ({"distil_rate": 0}, "distil_rate"),
     ):
         with pytest.raises(ValueError, match=match):
-            Config(**settings_)  # type: ignore[arg-type]
-    assert studies.load("mesa-linearise").config is Config
+            LineariseConfig(**settings)  # type: ignore[arg-type]
+    assert studies.load("mesa-linearise") is STUDY

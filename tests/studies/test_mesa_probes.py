@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from unrolled import studies
-from unrolled.studies.mesa_probes import Config, preconditioned, run
+from unrolled.report import Report
+from unrolled.studies.mesa.probes import STUDY, ProbesConfig, preconditioned
+from unrolled.studies.results import Results
 from unrolled.tasks import LinearDynamics
 from unrolled.theory.in_context import chebyshev_inputs, least_squares_predictions
 
@@ -21,7 +23,6 @@ TINY: dict[str, Any] = {
     "sequences": 256,
     "paper_sequences": 64,
     "positions": (9,),
-    "workers": 1,
 }
 
 
@@ -34,30 +35,35 @@ def test_the_preconditioned_input_predicts_least_squares_and_is_the_limit_of_che
 
 
 def test_the_report_sets_held_out_scores_beside_controls_and_the_papers_protocol(tmp_path: Path) -> None:
-    config = Config(seeds=(0,), out=tmp_path / "out", models=tmp_path / "models", **TINY)
+    config = ProbesConfig(seeds=(0, 1), out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
     assert config.positions == (9, 29)
-    report = run(config)
+    report = STUDY.run(config)
     assert len(report.claims) == 5
     # two steps of training hold no next state: the verdict must be negative
     assert report.claims[0].reproduced is False
-    record = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    cell = record["results"]["models"]["linear"][0]
-    at = {r["layer"]: r for r in cell["held_out"]["chebyshev"] if r["position"] == 29}
+    assert report.claims[4].verdict == "not judged"
+    rows = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["results"]["rows"]
+    row = next(row for row in rows if row["kind"] == "linear")
+    at = {r["layer"]: r for r in row["held_out"]["chebyshev"] if r["position"] == 29}
     assert at["embed"]["score"] > at["embed"]["control"] + 0.2
-    fitted = {r["layer"]: r for r in cell["paper"]["next"]}
-    held_out = {r["layer"]: r for r in cell["held_out"]["next"] if r["position"] == 29}
+    fitted = {r["layer"]: r for r in row["paper"]["next"]}
+    held_out = {r["layer"]: r for r in row["held_out"]["next"] if r["position"] == 29}
     assert fitted["embed"]["error"] < held_out["embed"]["error"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "paper&#x27;s protocol" in page
     assert "shuffled" in page
 
 
+def test_nothing_run_is_said() -> None:
+    config, results = ProbesConfig(effort="quick"), Results[Any](())
+    report = Report("t")
+    STUDY.report(report, config, results)
+    assert "not run" in report.summary
+    assert {claim.judge(results, config).verdict for claim in STUDY.claims} == {"not run"}
+
+
 def test_bad_settings_are_refused_by_name() -> None:
-    for settings_, match in (
-        ({"seeds": ()}, "seeds"),
-        ({"positions": (50,)}, "positions"),
-        ({"effort": "x"}, "effort"),
-    ):
+    for settings, match in (({"seeds": ()}, "seeds"), ({"positions": (50,)}, "positions"), ({"effort": "x"}, "effort")):
         with pytest.raises(ValueError, match=match):
-            Config(**settings_)  # type: ignore[arg-type]
-    assert studies.load("mesa-probes").config is Config
+            ProbesConfig(**settings)  # type: ignore[arg-type]
+    assert studies.load("mesa-probes") is STUDY

@@ -205,6 +205,8 @@ def evaluate(
             f"{model} was trained on {trained_on if trained_on != data else f'other {data} data'}; its classes are "
             f"taken for those of {data} by their number, so the scores mean something only if they are the same"
         )
+    elif weights is not None and not names and trained_on is None:
+        said = f"{weights} names no classes; its outputs are taken for those of {data} by their number"
     source = drawn_evenly(everything, samples, f"--samples {samples}")
     notes = [note for note in (said, one_class_note(source)) if note]
     for note in notes:
@@ -277,7 +279,7 @@ def evaluate(
         "device": device,
     }
     page = write_report(
-        out or default_folder("eval", model, data), settings, result, network, time.perf_counter() - began
+        out or default_folder("eval", model, data, settings), settings, result, network, time.perf_counter() - began
     )
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _line(result))

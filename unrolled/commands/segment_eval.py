@@ -66,6 +66,8 @@ def run_eval(
     left = skipped if settings["on_error"] == "skip" else None
     tables = evaluate(network, prepared, source, count, asked, bar, left, notes)
     seconds = time.perf_counter() - began
+    for photo in skipped[len(source.missing) :]:  # those that are not there were counted above
+        print(f"skipped: {photo}", file=sys.stderr)
     weights = origin(model, weights=settings["weights"], pretrained=settings["pretrained"])
     result = {
         "model": model,

@@ -25,7 +25,7 @@ from unrolled.data.masks import (
 )
 from unrolled.data.sources import BadImage, decode
 from unrolled.errors import CorruptFile, MissingData, require
-from unrolled.reading import below, read_json, read_text
+from unrolled.reading import below, id_text, read_json, read_text
 
 VOC_CLASSES = (
     "aeroplane",
@@ -50,6 +50,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 VOID = 255
+_FARTHEST = 1e6  # pixels
 
 
 class _Files(MaskSource):
@@ -76,7 +77,7 @@ class _Files(MaskSource):
 class _Coco(_Files):
     """What the two kinds of COCO annotations share: images, categories and annotations that name each other by ids.
 
-    Ids are compared as text, so that the image "1" is the one an annotation calls 1.
+    Ids are compared as text, so that the image "1" is the one an annotation calls 1, or 1.0.
     """
 
     _images: list[dict[str, Any]]
@@ -88,33 +89,33 @@ class _Coco(_Files):
         described = ("id", "name", *(["isthing"] if panoptic else []))
         self._categories: dict[str, dict[str, Any]] = {}
         for category in _records(data, "categories", described, path):
-            if self._categories.setdefault(str(category["id"]), category) is not category:
+            if self._categories.setdefault(id_text(category["id"]), category) is not category:
                 raise CorruptFile(f"{path}: several categories have the id {category['id']}")
         self.classes = [str(c["name"]) for c in data["categories"]]
         found: dict[str, list[dict[str, Any]]] = {}
         images = _records(data, "images", ("id", "file_name"), path)
         for image in images:
-            if str(image["id"]) in found:
+            if id_text(image["id"]) in found:
                 raise CorruptFile(f"{path}: several images have the id {image['id']}")
-            found[str(image["id"])] = []
+            found[id_text(image["id"])] = []
         strays = 0
         for annotation in _records(data, "annotations", ("image_id",), path):
-            if (of := found.get(str(annotation["image_id"]))) is not None:
+            if (of := found.get(id_text(annotation["image_id"]))) is not None:
                 of.append(annotation)
             else:
                 strays += 1
-        images = [image for image in images if found[str(image["id"])] or not panoptic]
+        images = [image for image in images if found[id_text(image["id"])] or not panoptic]
         here = self._keep([below(folder, image["file_name"]) for image in images], missing, what)
         self._images = [images[index] for index in here]
-        self._annotations = [found[str(image["id"])] for image in self._images]
+        self._annotations = [found[id_text(image["id"])] for image in self._images]
         if strays:
             self.description += f" ({strays:,} annotations are of images that {path.name} does not list)"
 
     def _category(self, record: dict[str, Any], what: str) -> dict[str, Any]:
         number = record.get("category_id")
-        if str(number) not in self._categories:
+        if id_text(number) not in self._categories:
             raise BadImage(f"its {what} is of category {number}, which the annotations do not describe")
-        return self._categories[str(number)]
+        return self._categories[id_text(number)]
 
     def _image(self, index: int) -> Any:
         """The picture, which must have the size that the annotations were drawn at."""
@@ -146,14 +147,19 @@ class CocoPanoptic(_Coco):
         colours = np.asarray(_mask_image(below(self._masks, annotation["file_name"])).convert("RGB")).astype(np.int32)
         ids = colours @ np.array([1, 256, 65536], np.int32)
         check_size(ids, image, "panoptic mask")
-        regions = []
+        numbers, places = np.unique(ids, return_inverse=True)
+        there = {str(number): places.reshape(ids.shape) == place for place, number in enumerate(numbers)}
+        regions, labelled = [], np.zeros(ids.shape, bool)
         for segment in annotation["segments_info"]:
             if not isinstance(segment, dict) or "id" not in segment:
                 raise BadImage("one of its segments has no id")
             category = self._category(segment, f"segment {segment['id']}")
+            if (mask := there.get(id_text(segment["id"]))) is None:
+                raise BadImage(f"its segment {segment['id']} has no pixels in the mask")
+            labelled |= mask
             thing, crowd = bool(category["isthing"]), bool(segment.get("iscrowd", 0))
-            regions.append(Region(ids == segment["id"], str(category["name"]), thing, crowd))
-        return Scene(image, tuple(regions), ids == 0)
+            regions.append(Region(mask, str(category["name"]), thing, crowd))
+        return Scene(image, tuple(regions), ~labelled)
 
 
 class CocoInstances(_Coco):
@@ -185,8 +191,13 @@ class CocoInstances(_Coco):
                 short = [len(polygon) for polygon in code if len(polygon) < 6 or len(polygon) % 2]
                 if short:  # four numbers would be taken for a box
                     raise BadImage(f"its {what} has a polygon of {short[0]} numbers; three points, x and y, are needed")
+                if not all((np.abs(np.asarray(polygon, float)) <= _FARTHEST).all() for polygon in code):
+                    # pycocotools fills memory on the way to a point that is nowhere
+                    raise BadImage(f"its {what} has a polygon with a point that is no number, or far from any image")
                 code = self._coding.merge(self._coding.frPyObjects(code, image.height, image.width))
             elif isinstance(code["counts"], list):
+                if min(code["counts"], default=0) < 0:
+                    raise BadImage(f"its {what} has a negative run length")
                 if sum(code["counts"]) != (pixels := int(np.prod(code["size"]))):
                     raise BadImage(f"its {what} has run lengths of {sum(code['counts'])} pixels for {pixels}")
                 code = self._coding.frPyObjects(code, *code["size"])

@@ -16,7 +16,7 @@ from unrolled.data.pairs import PairSource, _none_of, _twice
 from unrolled.data.sources import BadImage, Picture, decode, existing_folder
 from unrolled.data.text import read_lines
 from unrolled.errors import CorruptFile, MissingData, require
-from unrolled.reading import read_json
+from unrolled.reading import id_text, read_json
 
 _TEXTS = ("text", "texts", "caption", "captions", "sentence", "sentences", "raw", "alt_text", "description")
 
@@ -125,12 +125,12 @@ def _captions_in(root: Path, files: Sequence[Path], names: Sequence[str]) -> dic
 def _by_file(said: Any, path: Path) -> dict[str, Any]:
     """File -> texts, from the three ways that caption files are written."""
     if isinstance(said, dict) and isinstance(said.get("images"), list) and isinstance(said.get("annotations"), list):
-        names = {image["id"]: str(image["file_name"]) for image in said["images"]}
-        said = [{"image": names.get(note["image_id"], str(note["image_id"])), **note} for note in said["annotations"]]
+        said = _by_image_id(said["images"], said["annotations"], path)
     if isinstance(said, dict):
         return said
     found: dict[str, Any] = {}
     for number, record in enumerate(said if isinstance(said, list) else []):
+        record = record if isinstance(record, dict) else {}
         key = next((record[k] for k in ("image", "file_name", "file", "filename") if k in record), None)
         text = next((record[k] for k in _TEXTS if k in record), None)
         if key is None or text is None:
@@ -139,6 +139,17 @@ def _by_file(said: Any, path: Path) -> dict[str, Any]:
     if not found:
         raise ValueError(f"{path}: needs file -> captions, a list of records, or COCO's annotations")
     return found
+
+
+def _by_image_id(images: list[Any], notes: list[Any], path: Path) -> list[dict[str, Any]]:
+    """COCO's captions as records that name their file."""
+    for what, entries, needed in (("images", images, ("id", "file_name")), ("annotations", notes, ("image_id",))):
+        for number, entry in enumerate(entries):
+            lost = [key for key in needed if not isinstance(entry, dict) or entry.get(key) is None]
+            if lost:
+                raise CorruptFile(f"{path}: entry {number} of {what} lacks {lost[0]}")
+    names = {id_text(image["id"]): str(image["file_name"]) for image in images}
+    return [{"image": names.get(id_text(note["image_id"]), str(note["image_id"])), **note} for note in notes]
 
 
 def open_packed_pairs(data_dir: Path | None) -> PairSource:
@@ -273,7 +284,9 @@ def _matched(ids: Sequence[str], texts: Mapping[str, Any], where: str) -> list[l
 def _listed(texts: Any) -> list[str]:
     if texts is None:
         return []
-    return [texts] if isinstance(texts, str) else [str(text) if text is not None else "" for text in texts]
+    if isinstance(texts, list | tuple | np.ndarray):
+        return [str(text) if text is not None else "" for text in texts]
+    return [str(texts)]
 
 
 def _joined(texts: Any) -> str:

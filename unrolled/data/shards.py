@@ -213,25 +213,32 @@ def _beside(shards: list[str], data_dir: Path | None, file: str) -> dict[Path, l
 
 
 def _entry(shard: str, labels: dict[str, list[int]], index: Path, everything: list[str]) -> list[int] | None:
-    """What an index says of a shard: by its path from the index on, or by its file name.
+    """What an index says of a shard: by its path from the index on, or else by as much of the end of its path as names
+    no other shard.
 
     Raises:
-        ValueError: it has only the file name, and that of several shards.
+        ValueError: several shards end so.
     """
     inside = Path(shard)
     if not _REMOTE.match(shard) and inside.is_relative_to(index.parent):
         path = inside.relative_to(index.parent).as_posix()
         if path in labels:
             return labels[path]
-    name = shard.rsplit("/", 1)[-1]
-    if name not in labels:
-        return next((labels[key] for key in labels if shard.endswith(f"/{key}")), None)
-    if sum(other.rsplit("/", 1)[-1] == name for other in everything) > 1:
+    ends = [key for key in labels if f"/{shard}".endswith(f"/{key}") and not _another(index.parent / key, shard)]
+    if not ends:
+        return None
+    key = max(ends, key=len)
+    if sum(f"/{other}".endswith(f"/{key}") for other in everything) > 1:
         raise ValueError(
-            f"data: {index} has labels of {name}, and several shards are called so; name them with their folders "
+            f"data: {index} has labels of {key}, and several shards are called so; name them with their folders "
             "(unrolled.data.index_shards does)"
         )
-    return labels[name]
+    return labels[key]
+
+
+def _another(named: Path, shard: str) -> bool:
+    """Whether what an index names is there and is not this shard."""
+    return named.is_file() and not (Path(shard).is_file() and named.samefile(shard))
 
 
 def _scan(shard: str) -> list[int]:
@@ -310,6 +317,8 @@ def _label(sample: Mapping[str, Any], what: str) -> int:
         if "cls" in sample:
             return int(sample["cls"])
         if "json" in sample and "label" in (said := json.loads(sample["json"])):
+            if isinstance(said["label"], float) and not said["label"].is_integer():
+                raise ValueError(said["label"])
             return int(said["label"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(f"{what}: the label must be an integer, in .cls or as `label` in .json") from error

@@ -280,13 +280,14 @@ def _register_families() -> None:
 _register_families()
 
 
-def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(name: str, pretrained: bool | None = None, **kwargs: Any) -> nn.Module:
     """Build a model by name: `timm.create_model`, with this package's models registered and helpful errors.
 
     Args:
         name: one of `list_models()`, any other timm name, or another string of `resolve_model`: a run or model folder
             or `local:DIR`, `hf:ORG/NAME`, `timm:NAME`, `package.module:factory`.
-        pretrained: load weights; see `from_pretrained`, which always does.
+        pretrained: load weights. By default folders and `hf:` models come with theirs, as on the command line, and
+            names without; see `from_pretrained`, which always loads.
         **kwargs: `num_classes`, `in_chans`, `img_size`, `features_only`, ... as in timm; for CRATE also `CRATE`'s own.
             With `num_classes` a masked autoencoder becomes a classifier, its encoder with a new head.
 
@@ -305,7 +306,10 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     if names_folder(name) or (":" in name and name.split(":")[0] not in _TIMM_SOURCES):
         from unrolled.models.resolve import resolve_model
 
+        if pretrained is None:
+            pretrained = names_folder(name) or name.startswith(("local:", "hf:"))
         return resolve_model(name, pretrained=pretrained, **kwargs)
+    pretrained = bool(pretrained)
     if ":" not in name and not timm.is_model(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]

@@ -114,7 +114,8 @@ def weights_classes(path: str | Path) -> list[str] | None:
     if shipped_weights(path) is not None:
         found = get_pretrained_cfg(path.name)
         return list(found.label_names) if found is not None and found.label_names else None
-    for described in (path / "model" / "config.json", path / "config.json"):
+    folder = path.parent if path.is_file() else path  # what is said of a file lies beside it
+    for described in (folder / "model" / "config.json", folder / "config.json"):
         if described.is_file():
             said = read_json(described)
             names = said.get("label_names") if isinstance(said, dict) else None

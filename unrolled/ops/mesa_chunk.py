@@ -32,8 +32,15 @@ MAX_DRIFT = 4.0
 SAFE_GROWTH = 128.0
 # what rounding may leave of a right-hand side in a solution that is trusted: ten bits
 SHARE = 2.0**-10
+# the same in float64, after which nothing comes; an output may be far smaller than the solution that it is read off
+LAST_SHARE = SHARE / 128
 # width at which LAPACK's unblocked Cholesky is as fast as one in halves
 _LEAF = 32
+
+
+def share(dtype: torch.dtype) -> float:
+    """What rounding may leave of a right-hand side in a solution of this precision."""
+    return LAST_SHARE if dtype == torch.float64 else SHARE
 
 
 class Imprecise(ArithmeticError):
@@ -136,7 +143,7 @@ class Segment:
         condition = (self.norm / least).amax()  # a bound that nothing comes near; a NaN is not safe
         if self.forgotten is not None:
             condition = torch.where(self.forgotten.any(), torch.inf, condition)
-        return float(condition) <= 4 * SHARE / torch.finfo(self.keys.dtype).eps
+        return float(condition) <= 4 * share(self.keys.dtype) / torch.finfo(self.keys.dtype).eps
 
     def systems(self) -> Tensor:
         """H_t + diag(ridge_t) of every step, [n, c, l, d, d]: for where nothing cheaper will do."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unrolled.ops.mesa_chunk import SAFE_GROWTH, SHARE, Carry, Problem, cholesky, segments
+from unrolled.ops.mesa_chunk import SAFE_GROWTH, Carry, Problem, cholesky, segments, share
 
 # chunks whose running sums are one product with a triangle of ones; beyond, a cumulative sum
 _SHORT_SUM = 32
@@ -137,7 +137,7 @@ def _block(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ridge: Tensor, scrat
     # M is positive definite, so its trace bounds its norm, which is dearer; ~(<=) also stops what is not finite
     trace = own.sum(-1)
     condition *= trace / length
-    most = SHARE / (16 * eps * gram.shape[-1] ** 0.5)
+    most = share(gram.dtype) / (16 * eps * gram.shape[-1] ** 0.5)
     large = ~((trace <= SAFE_GROWTH) & (condition <= most))
     if bool(large.any()):
         grown = float(inner[large].abs().sum(-1).amax())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unrolled.ops.mesa_chunk import SHARE, Carry, Imprecise, Problem, Segment, cholesky, load
+from unrolled.ops.mesa_chunk import Carry, Imprecise, Problem, Segment, cholesky, load, share
 
 
 def reference(problem: Problem, queries: Tensor, carry: Carry, guard: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -37,7 +37,7 @@ def reference(problem: Problem, queries: Tensor, carry: Carry, guard: bool) -> t
         with torch.no_grad():
             root = system.diagonal(dim1=-2, dim2=-1).sqrt()
             left = rounding * torch.linalg.vector_norm(solution * root, dim=-1)
-            trusted &= left <= SHARE * torch.linalg.vector_norm(q[:, t] / root, dim=-1)
+            trusted &= left <= share(q.dtype) * torch.linalg.vector_norm(q[:, t] / root, dim=-1)
         solutions.append(solution)
         outputs.append((cross @ solution[..., None])[..., 0])
     if guard and not bool(trusted.all()):

@@ -113,9 +113,12 @@ class Cell(ABC):
 
     @property
     def name(self) -> str:
-        """What progress calls it: the class and the values of its fields."""
-        values = [f"{v:g}" if isinstance(v, float) else str(v) for v in self.columns.values() if _is_short(v)]
-        return " ".join([type(self).__name__, *values])
+        """What progress calls it: the class, the names of cells among its fields, and the values of the others."""
+        inner = [getattr(self, each.name) for each in fields(self) if isinstance(getattr(self, each.name), Cell)]
+        of_inner = {column for cell in inner for column in cell.columns}
+        values = [value for column, value in self.columns.items() if column not in of_inner and _is_short(value)]
+        words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+        return " ".join([type(self).__name__, *(cell.name for cell in inner), *words])
 
     def file(self, context: Context, suffix: str) -> Path:
         """A file of this cell in the store, such as its weights: made by `compute`, read by cells that need it."""

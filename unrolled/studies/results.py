@@ -49,7 +49,7 @@ class Values:
     @property
     def deviation(self) -> float:
         """Sample standard deviation; NaN of fewer than two."""
-        return stdev(self) if len(self) > 1 else float("nan")
+        return _deviation(list(self))
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
         """Student's interval of the mean; None of fewer than two, which say nothing of their spread."""
@@ -200,7 +200,7 @@ class Results(Sequence[Row[CellT]]):
             label=label,
             x=[point[x] for point in curves[0]] if isinstance(x, str) else x,
             y=[fmean(point) for point in points],
-            error=[stdev(point) for point in points] if len(curves) > 1 else None,
+            error=[_deviation(point) for point in points] if len(curves) > 1 else None,
             **style,
         )
 
@@ -223,6 +223,11 @@ class Results(Sequence[Row[CellT]]):
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(type(row.cell).__name__ for row in self.rows))
         return f"Results({len(self.rows)} rows{f' of {kinds}' * bool(kinds)}, {len(self.missing)} missing)"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation; NaN of fewer than two, and where a value is not finite, as of a diverged training."""
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 def _at(result: Any, path: Path) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from unrolled.studies.base import QUICK_NOTICE, Budget, StudyConfig
@@ -89,6 +90,8 @@ class Config(StudyConfig):
 
 def _check(name: str, value: Any, hint: Any) -> None:
     """Raise `ValueError` where a setting is out of the bounds that its type says, or none of its choices."""
+    if NoneType in get_args(hint) and value is not None:
+        hint = get_args(hint)[0]  # of X | None
     if get_origin(hint) is Annotated:
         hint, *bounds = get_args(hint)
         for bound in bounds:

@@ -62,9 +62,14 @@ class Recipe:
     clip_value: float = 1.0
 
     @property
+    def name(self) -> str:
+        """Of the model, as in `constructed_recipe`."""
+        return "mesa" if self.kind == "mesa" else str(self.layers)
+
+    @property
     def extent(self) -> str:
         """Steps and batch in words, marked where they are below the paper's or the rate is another."""
-        full = PAPER_STEPS.get("mesa" if self.kind == "mesa" else str(self.layers), 5000)
+        full = PAPER_STEPS.get(self.name, 5000)
         text = f"{self.steps} steps of {self.batch_size}"
         if self.steps < full or self.batch_size < PAPER_BATCH:
             text += f" (paper: {full} of {PAPER_BATCH})"
@@ -177,6 +182,11 @@ class Constructed(Cell):
     dim: int = 10
     points: int = 20
     moments: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model, its world and its training in words."""
+        return f"{words(self.recipe.name)}, {self.teacher} {self.dim}, {self.recipe.extent}, seed {self.seed}"
 
     @property
     def world(self) -> LinearDynamics:

@@ -120,12 +120,11 @@ class InWorld(Cell):
             "zero": lambda x: 0 * x,
         }
         losses = {name: mean_loss(predict, inputs, targets) for name, predict in predictors.items()}
-        one_layer = (recipe.kind, recipe.layers) == ("linear", 1)
         curve = context.result(self.network)["curve"]
         return {
             **losses,
             "best_step_size": best,
-            "structure": asdict(structure(model.blocks[0].attn, world.dim)) if one_layer else None,  # type: ignore[arg-type]
+            "structure": asdict(structure(model.blocks[0].attn, world.dim)) if recipe.name == "1" else None,  # type: ignore[arg-type]
             "extent": recipe.extent,
             "curve": [{**point, "ratio": point["loss"] / losses["gradient_step"]} for point in curve],
         }

@@ -68,7 +68,7 @@ class Mixed(Cell):
         return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
-        """`curve` of the losses halfway, `losses` at its end, and those of every share of the way at the end."""
+        """`curve` of the losses halfway, and those of every share of the way at its end."""
         import torch
 
         world, clip = self.network.world, self.network.recipe.clip
@@ -84,18 +84,19 @@ class Mixed(Cell):
             trained = products_of(layer)
             target = construction(trained, best)
             noise = random_like(target, torch.Generator().manual_seed(self.network.seed))
-            losses = {
-                "trained": loss(trained),
-                "mixed": loss(trained.mixed(target, 0.5)),
-                "constructed": loss(target),
-                "mixed with random": loss(trained.mixed(noise, 0.5)),
-            }
-            curve.append({"step": step, **losses})
+            curve.append(
+                {
+                    "step": step,
+                    "trained": loss(trained),
+                    "mixed": loss(trained.mixed(target, 0.5)),
+                    "constructed": loss(target),
+                    "mixed with random": loss(trained.mixed(noise, 0.5)),
+                }
+            )
         shares = [place / (self.coefficients - 1) for place in range(self.coefficients)]
         return {
             "best_step_size": best,
             "curve": curve,
-            "losses": losses,
             "shares": shares,
             "to_construction": [loss(trained.mixed(target, share)) for share in shares],
             "to_random": [loss(trained.mixed(noise, share)) for share in shares],
@@ -188,10 +189,10 @@ def _over_trained(key: str, **claim: Any) -> Claim:
     """About a loss over that of the trained layer."""
 
     def ratio(results: Results[Mixed], config: InterpolationConfig) -> Values:
-        return results.values(f"losses.{key}") / results.values("losses.trained")
+        return results.values(f"curve.-1.{key}") / results.values("curve.-1.trained")
 
     def detail(results: Results[Mixed], config: InterpolationConfig) -> str:
-        return f" ({results.values(f'losses.{key}'):.3f} / {results.values('losses.trained'):.3f})"
+        return f" ({results.values(f'curve.-1.{key}'):.3f} / {results.values('curve.-1.trained'):.3f})"
 
     return Claim(value=ratio, detail=detail, **claim)
 
@@ -201,7 +202,7 @@ CLAIMS = (
         statement="Loss of the trained layer",
         source=_SOURCE,
         published="0.892",
-        value=lambda results, config: results.values("losses.trained"),
+        value=lambda results, config: results.values("curve.-1.trained"),
         low=0.86,
         high=0.93,
     ),
@@ -235,7 +236,7 @@ def report(report: Report, config: InterpolationConfig, results: Results[Mixed])
     """The losses halfway, every layer, the curves during training and along the way."""
     from unrolled.report import Fact, LineChart
 
-    shown = {key: f"{results.values(f'losses.{key}'):.3f}" for key in PUBLISHED}
+    shown = {key: f"{results.values(f'curve.-1.{key}'):.3f}" for key in PUBLISHED}
     seeds = f"{len(results)} seed{'s' * (len(results) != 1)}"
     extent = f"{config.steps} steps of {config.batch_size}"
     if config.steps < 2500 or config.batch_size < 512:
@@ -263,7 +264,7 @@ def report(report: Report, config: InterpolationConfig, results: Results[Mixed])
         [
             ["published", "2500 steps of 512", *PUBLISHED.values()],
             *(
-                [f"{cell.network.seed}", extent, *(f"{result['losses'][key]:.4f}" for key in PUBLISHED)]
+                [f"{cell.network.seed}", extent, *(f"{result['curve'][-1][key]:.4f}" for key in PUBLISHED)]
                 for cell, result, _ in results
             ),
         ],

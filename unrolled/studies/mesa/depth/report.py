@@ -91,7 +91,7 @@ def _solved(method: str, **claim: Any) -> Claim:
         if not rows:
             return Values()
         low, high = rows.first("interval")
-        return Estimate(rows.first("loss"), low, high, "bootstrap over sequences")
+        return Estimate(rows.first("loss"), low, high, "standard error over sequences")
 
     return Claim(value=value, spec=".4f", **claim)
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unrolled.models import SequenceRegressor
-from unrolled.studies.mesa_models import Recipe, world_of
-from unrolled.studies.mesa_train import TEST_SEED
-from unrolled.studies.remembered import checkpoint
-from unrolled.studies.training import train_kept, warmup_cosine
+from unrolled.studies.mesa.held_out import TEST_SEED
+from unrolled.studies.mesa.stacks import Recipe, world_of
+from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
 
 
 def distil(
@@ -26,7 +24,7 @@ def distil(
     steps: int,
     rate: float,
     device: str = "cpu",
-    keep: Path | None = None,
+    keep: Checkpoint | None = None,
 ) -> tuple[nn.Module, float]:
     """Train a linear layer to give the update of layer `index`.
 
@@ -41,7 +39,7 @@ def distil(
         steps: of Adam.
         rate: its peak learning rate; warm-up, then a cosine to zero.
         device: where.
-        keep: a file that the training is saved to and goes on from.
+        keep: where the training is saved to and goes on from.
 
     Returns:
         The layer, and that error on 512 held-out sequences: 0 is perfect, 1 no better than zero.
@@ -80,16 +78,7 @@ def distil(
         torch.optim.Adam(student.parameters(), lr=rate),
         loss_at,
         steps=steps,
-        keep=checkpoint(
-            keep,
-            {
-                "model": recipe.file(seed),
-                "recipe": repr(recipe),
-                "layer": index,
-                "rate": rate,
-                "device": device,
-            },
-        ),
+        keep=keep,
         rate=warmup_cosine(rate, warmup=max(1, steps // 20), steps=steps),
         clip_norm=1.0,
     )

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from unrolled.ops import mesa
-from unrolled.studies.mesa_models import recipe, world_of
-from unrolled.studies.mesa_train import TEST_SEED, TUNE_SEED, position_losses
+from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, position_losses
+from unrolled.studies.mesa.stacks import Place, recipe, world_of
 from unrolled.tasks import LinearDynamics
 from unrolled.theory.in_context import chebyshev_inputs
 
@@ -56,7 +56,7 @@ def lagged(states: Tensor, lags: int) -> Tensor:
     return torch.cat([pad(states, (0, 0, lag, 0))[:, :count] for lag in range(lags)], dim=-1)
 
 
-def references(world: str, sequences: int, *, lags: Iterable[int], depths: Iterable[int]) -> dict[str, Any]:
+def references(world: Place, sequences: int, *, lags: Iterable[int], depths: Iterable[int]) -> dict[str, Any]:
     """Losses of what needs no training, its settings chosen on sequences of their own.
 
     Args:
@@ -133,7 +133,8 @@ def references(world: str, sequences: int, *, lags: Iterable[int], depths: Itera
 def kernel_errors(width: int, sequences: int) -> dict[str, float]:
     """Error of a coordinate of least squares and of softmax-kernel regression on pairs seen, tuned on other sequences.
 
-    Softmax-kernel regression predicts sum_t' p_t' s_{t'+1} with p = softmax(beta s_t' . s_t) over the earlier t'.
+    Softmax-kernel regression predicts sum_t' p_t' s_{t'+1} with p = softmax(beta s_t' . s_t) over the earlier t'. With
+    each error its standard error over sequences, and the setting.
     """
     world = LinearDynamics(dim=width, steps=4 * width)
     test, tune = (
@@ -141,16 +142,24 @@ def kernel_errors(width: int, sequences: int) -> dict[str, float]:
         for count, seed in ((sequences, TEST_SEED), (min(sequences, 128), TUNE_SEED))
     )
 
-    def tuned(predict: Callable[[Tensor, float], Tensor], grid: tuple[float, ...]) -> tuple[float, float]:
-        def score(setting: float, inputs: Tensor, targets: Tensor) -> float:
-            return float((predict(inputs, setting) - targets).square().mean())
+    def tuned(predict: Callable[[Tensor, float], Tensor], grid: tuple[float, ...]) -> tuple[float, float, float]:
+        def squares(setting: float, inputs: Tensor, targets: Tensor) -> Tensor:
+            return (predict(inputs, setting) - targets).square()
 
-        best = min(grid, key=lambda setting: score(setting, *tune))
-        return best, score(best, *test)
+        best = min(grid, key=lambda setting: float(squares(setting, *tune).mean()))
+        errors = squares(best, *test)
+        return best, float(errors.mean()), float(errors.mean((1, 2)).std() / len(errors) ** 0.5)
 
-    ridge, least = tuned(lambda x, r: ridge_predictions(x, x, r), (1e-4, 1e-3, 1e-2, 1e-1))
-    beta, kernel = tuned(softmax_kernel_predictions, (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 3.0, 5.0))
-    return {"least_squares": least, "ridge": ridge, "softmax_kernel": kernel, "beta": beta}
+    ridge, least, least_spread = tuned(lambda x, r: ridge_predictions(x, x, r), (1e-4, 1e-3, 1e-2, 1e-1))
+    beta, kernel, kernel_spread = tuned(softmax_kernel_predictions, (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 3.0, 5.0))
+    return {
+        "least_squares": least,
+        "least_squares_standard_error": least_spread,
+        "ridge": ridge,
+        "softmax_kernel": kernel,
+        "softmax_kernel_standard_error": kernel_spread,
+        "beta": beta,
+    }
 
 
 def softmax_kernel_predictions(states: Tensor, beta: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sequence models that four mesa studies share: kinds, worlds, recipes, and training into one folder.
+"""Sequence models of several layers: kinds, worlds, recipes, and the trained stack as a cell that studies share.
 
 Models of raw observations, as in arXiv 2309.05858: embedded tokens, sinusoidal positions beside what queries and keys
 of the first layer read, no norm, and an MLP only in the nonlinear world (as in the published code; the text describes
@@ -7,28 +7,28 @@ GPT-2 blocks). Only the linear stack reads constructed tokens, since its publish
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from unrolled.instruments import token_binding
 from unrolled.models import RegressorConfig, SequenceRegressor
-from unrolled.studies.mesa_train import TUNE_SEED, position_losses
-from unrolled.studies.processes import finished
-from unrolled.studies.remembered import checkpoint
+from unrolled.studies.cells import Cell, Context
+from unrolled.studies.mesa.held_out import TUNE_SEED, position_losses
+from unrolled.studies.study import Config, Count, Distinct, Seeds
 from unrolled.studies.training import train_kept, warmup_cosine
 from unrolled.tasks import LinearDynamics, NonlinearDynamics, PartialDynamics, constructed_tokens, sequence_loss
 
-Kind = Literal["softmax", "hybrid", "mesa", "linear"]
+RawKind = Literal["softmax", "hybrid", "mesa"]
+Kind = Literal[RawKind, "linear"]
 Place = Literal["full", "partial", "nonlinear"]
 Effort = Literal["quick", "cpu", "gpu"]
 World = LinearDynamics | PartialDynamics | NonlinearDynamics
 
-KINDS: tuple[Kind, ...] = ("softmax", "hybrid", "mesa")
+KINDS: tuple[RawKind, ...] = ("softmax", "hybrid", "mesa")
 PLACES: tuple[Place, ...] = ("full", "partial", "nonlinear")
 # steps and batch of the published code, by world and kind
 PAPER_STEPS: dict[Place, dict[Kind, int]] = {
@@ -37,6 +37,11 @@ PAPER_STEPS: dict[Place, dict[Kind, int]] = {
     "nonlinear": {"softmax": 40_000, "hybrid": 40_000, "mesa": 40_000},
 }
 PAPER_BATCH = 256
+TITLES: dict[str, str] = {
+    "full": "Fully observed",
+    "partial": "Partially observed",
+    "nonlinear": "Nonlinear teacher",
+}
 # when the training looks at itself, as shares of its steps
 LOOKS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 LAGS = 5
@@ -100,11 +105,6 @@ class Recipe:
             text += f" (paper: {full} of {PAPER_BATCH})"
         return text
 
-    def file(self, seed: int) -> str:
-        """Name of the file in the shared folder."""
-        size = "" if self.state is None else f"-state{self.state}"
-        return f"{self.world}{size}-{self.label}-steps{self.steps}x{self.batch_size}-seed{seed}.pt"
-
 
 def world_of(recipe: Recipe) -> World:
     """The world that a recipe's sequences are of."""
@@ -130,7 +130,9 @@ _CPU_STEPS: dict[Place, dict[Kind, int]] = {
 _WIDTHS: dict[Place, int] = {"full": 40, "partial": 80, "nonlinear": 60}
 
 
-def recipe(kind: str, world: str, effort: str, *, steps: int | None = None, batch_size: int | None = None) -> Recipe:
+def recipe(
+    kind: Kind, world: Place, effort: Effort, *, steps: int | None = None, batch_size: int | None = None
+) -> Recipe:
     """The recipe of a model.
 
     Args:
@@ -140,16 +142,8 @@ def recipe(kind: str, world: str, effort: str, *, steps: int | None = None, batc
         steps, batch_size: instead of the effort's.
 
     Raises:
-        ValueError: no such kind, world or effort, or a linear stack in another world than the fully observed one.
+        ValueError: a linear stack in another world than the fully observed one.
     """
-    for argument, value, known in (
-        ("kind", kind, (*KINDS, "linear")),
-        ("world", world, PLACES),
-        ("effort", effort, _SIZES),
-    ):
-        if value not in known:
-            raise ValueError(f"{argument}={value!r}: choose one of {', '.join(known)}")
-    kind, world, effort = cast(Kind, kind), cast(Place, world), cast(Effort, effort)
     if kind == "linear" and world != "full":
         raise ValueError(f"kind='linear' reads constructed tokens of the fully observed world, not world={world!r}")
     depth, lr = _SIZES[effort][kind]
@@ -175,14 +169,14 @@ def recipe(kind: str, world: str, effort: str, *, steps: int | None = None, batc
     return replace(made, lr=1e-3 if (kind, world) == ("softmax", "nonlinear") else 4e-4)
 
 
-def untrained(recipe: Recipe, seed: int, device: str = "cpu") -> SequenceRegressor:
+def new_model(recipe: Recipe, seed: int) -> SequenceRegressor:
     """The model with its initial weights, a function of recipe and seed."""
     dim = world_of(recipe).dim
     constructed = recipe.kind == "linear"
     nonlinear = recipe.world == "nonlinear"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SequenceRegressor(
+        return SequenceRegressor(
             RegressorConfig(
                 layers=recipe.layers,
                 dim=4 * dim if constructed else recipe.dim,
@@ -199,7 +193,6 @@ def untrained(recipe: Recipe, seed: int, device: str = "cpu") -> SequenceRegress
                 layer_args={"mesa": {"normalize": True}} if nonlinear and "mesa" in recipe.layers else {},
             )
         )
-    return model.to(device)
 
 
 def tokens_of(recipe: Recipe, states: Tensor) -> Tensor:
@@ -212,82 +205,108 @@ def predictor(recipe: Recipe, model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda states: model(tokens_of(recipe, states))
 
 
-def trained(
-    recipe: Recipe,
-    *,
-    seed: int,
-    folder: Path,
-    device: str = "cpu",
-) -> tuple[SequenceRegressor, list[dict[str, Any]]]:
-    """The trained model, loaded from `folder` if any study has trained it with these settings before.
+@dataclass(kw_only=True)
+class StacksConfig(Config):
+    """Settings of studies of trained stacks; equal ones mean the same stacks, which the studies share."""
 
-    At moments of the training it looks at sequences of its own: the loss, and for models of raw observations how well
-    the first layer's last token yields earlier ones, and how sensitive it is to them.
+    seeds: Seeds = (0, 1)
+    """One model of each kind and world for each."""
+    effort: Effort = "cpu"
+    """Depth, steps and rate of the trainings: quick, cpu or gpu, which is the paper's."""
+    steps: Count | None = None
+    """Training steps, instead of the effort's."""
+    batch_size: Count | None = None
+    """Sequences per step, instead of the effort's."""
 
-    Args:
-        recipe: of the model.
+    def recipe(self, kind: Kind, world: Place) -> Recipe:
+        """Of one model."""
+        return recipe(kind, world, self.effort, steps=self.steps, batch_size=self.batch_size)
+
+
+@dataclass(kw_only=True)
+class WorldsConfig(StacksConfig):
+    """The same of stacks in several worlds."""
+
+    kinds: Annotated[tuple[RawKind, ...], Distinct()] = KINDS
+    """Stacks to train in every world."""
+    worlds: Annotated[tuple[Place, ...], Distinct()] = PLACES
+    """Fully observed, partially observed, or with a nonlinear teacher: full, partial, nonlinear."""
+    one_seed: tuple[Place, ...] = ("partial", "nonlinear")
+    """Worlds that get the first seed alone, for longer trainings in the same time."""
+
+    @property
+    def stacks(self) -> list[Stack]:
+        """Every kind in every world, of every seed that the world gets."""
+        return [
+            Stack(recipe=self.recipe(kind, world), seed=seed)
+            for world in self.worlds
+            for kind in self.kinds
+            for seed in (self.seeds[:1] if world in self.one_seed else self.seeds)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack(Cell):
+    """One stack and its training.
+
+    Attributes:
+        recipe: its shape, world and training.
         seed: of the initial weights and the training sequences.
-        folder: shared by the studies.
-        device: where.
-
-    Returns:
-        The model in evaluation mode, and the log: "step", "loss", "late" (loss of the last position), "binding" (error
-        of a coordinate, for 0, 1, ... tokens back), "sensitivity" (the same), each [lags + 1].
     """
-    world = world_of(recipe)
-    model = untrained(recipe, seed, device)
-    sample = world.sample(recipe.validation, seed=_LOOK_SEED)
-    inputs, targets = sample.inputs.to(device), sample.targets.to(device)
 
-    def look(_: int) -> dict[str, Any]:
-        losses = position_losses(predictor(recipe, model), inputs, targets)
-        entry: dict[str, Any] = {"loss": float(losses.mean()), "late": float(losses[-1])}
-        if recipe.kind != "linear":
-            found = token_binding(model, inputs, lags=min(LAGS, inputs.shape[1] - 1))
-            entry["binding"] = [record["error"] for record in found]
-            entry["sensitivity"] = [record["sensitivity"] for record in found]
-        return entry
+    recipe: Recipe
+    seed: int
 
-    def loss_at(step: int) -> Tensor:
-        batch = world.sample(recipe.batch_size, seed=seed * 10_000_000 + step, device=device)
-        return sequence_loss(model(tokens_of(recipe, batch.inputs)), batch.targets)
+    @property
+    def world(self) -> World:
+        """What the sequences are of."""
+        return world_of(self.recipe)
 
-    steps = recipe.steps
-    log = train_kept(
-        model,
-        torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
-        loss_at,
-        steps=steps,
-        keep=checkpoint(
-            folder / recipe.file(seed),
-            {"world": asdict(world), "recipe": asdict(recipe), "seed": seed, "device": device},
-        ),
-        rate=warmup_cosine(recipe.lr, warmup=min(1000, max(1, steps // 10)), steps=steps, floor=recipe.floor),
-        clip_value=1.0,
-        look=look,
-        look_at={round(share * steps) for share in LOOKS},
-    )
-    return model.eval(), log
+    def compute(self, context: Context) -> dict[str, Any]:
+        """`curve`: at moments of the training, on sequences of its own, "step", "loss", "late" (of the last position).
 
+        For models of raw observations also how well the first layer's last token yields earlier ones, and how sensitive
+        it is to them: "binding" (error of a coordinate, for 0, 1, ... tokens back) and "sensitivity" (the same).
+        """
+        return {"curve": self._trained(context)[1]}
 
-def train_all(
-    jobs: Iterable[tuple[Recipe, int]],
-    *,
-    folder: Path,
-    device: str = "cpu",
-    workers: int = 1,
-    on_progress: Callable[[str], None] | None = None,
-) -> None:
-    """Train every (recipe, seed) into `folder`, `workers` at a time with one thread each; finished ones cost nothing.
+    def untrained(self, context: Context) -> SequenceRegressor:
+        """The stack with its initial weights."""
+        return new_model(self.recipe, self.seed).to(context.device)
 
-    Small models gain little from a second thread, so two cores are used best by two trainings.
-    """
-    todo = [(each, seed, folder, device) for each, seed in jobs]
-    for done, ((each, seed, _, _), log) in enumerate(finished(_train_one, todo, workers=workers), 1):
-        if on_progress is not None:
-            place = f"{done} of {len(todo)}: {each.world}, {each.label}, seed {seed}"
-            on_progress(f"{place}: validation loss {log[-1]['loss']:.4f}, last position {log[-1]['late']:.4f}")
+    def load(self, context: Context) -> SequenceRegressor:
+        """The stack in evaluation mode, from the store if it was trained before."""
+        return self._trained(context)[0].eval()
 
+    def _trained(self, context: Context) -> tuple[SequenceRegressor, list[dict[str, Any]]]:
+        recipe, world, device = self.recipe, self.world, context.device
+        model = self.untrained(context)
+        sample = world.sample(recipe.validation, seed=_LOOK_SEED)
+        inputs, targets = sample.inputs.to(device), sample.targets.to(device)
 
-def _train_one(recipe: Recipe, seed: int, folder: Path, device: str) -> list[dict[str, Any]]:
-    return trained(recipe, seed=seed, folder=folder, device=device)[1]
+        def look(_: int) -> dict[str, Any]:
+            losses = position_losses(predictor(recipe, model), inputs, targets)
+            entry: dict[str, Any] = {"loss": float(losses.mean()), "late": float(losses[-1])}
+            if recipe.kind != "linear":
+                records = token_binding(model, inputs, lags=min(LAGS, inputs.shape[1] - 1))
+                entry["binding"] = [record["error"] for record in records]
+                entry["sensitivity"] = [record["sensitivity"] for record in records]
+            return entry
+
+        def loss_at(step: int) -> Tensor:
+            batch = world.sample(recipe.batch_size, seed=self.seed * 10_000_000 + step, device=device)
+            return sequence_loss(model(tokens_of(recipe, batch.inputs)), batch.targets)
+
+        steps = recipe.steps
+        log = train_kept(
+            model,
+            torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
+            loss_at,
+            steps=steps,
+            keep=self.checkpoint(context),
+            rate=warmup_cosine(recipe.lr, warmup=min(1000, max(1, steps // 10)), steps=steps, floor=recipe.floor),
+            clip_value=1.0,
+            look=look,
+            look_at={round(share * steps) for share in LOOKS},
+        )
+        return model, log
