@@ -42,3 +42,36 @@ def test_another_subject_of_the_same_name_gets_a_folder_of_its_own(
     assert went_to("yours/cat.png", "--seed", "1") == f"{base}-2"
     assert went_to("mine/cat.png", "--model-args.depth", "2") == f"{base}-3"
     assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_an_evaluation_on_other_data_does_not_replace_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, folder in enumerate(("one", "other")):
+        for place, name in enumerate(("airplane", "cat")):
+            for image, part in enumerate(("train", "test")):
+                path = Path(folder) / part / name / f"{image}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                noise = np.random.default_rng([number, place, image]).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(path)
+
+    def went_to(data: str, *flags: str) -> str:
+        command = ["eval", "crate_nano_patch4_32.cifar10", "--data", "folder", "--data-dir", data, "--device", "cpu"]
+        assert cli.run([*command, *flags]) == 0, capsys.readouterr().err
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("report: ")]
+        return Path(said[0].removeprefix("report: ")).parent.name
+
+    first, second = went_to("one"), went_to("other")
+    assert second == f"{first}-2"
+    assert went_to("one", "--batch-size", "3") == first
+
+
+def test_a_mistyped_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import unrolled
+    from unrolled.errors import MissingData
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(MissingData, match="there is no folder or file runs/nope"):
+        unrolled.from_pretrained("runs/nope")

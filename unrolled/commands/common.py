@@ -363,7 +363,10 @@ def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool) -
     yield from tqdm(items, total=total, desc=what, unit="batch", disable=quiet or None, file=sys.stderr, leave=False)
 
 
-_SUBJECT = ("image", "images", "model", "weights", "pretrained", "model_args")
+_SUBJECT = (
+    *("image", "images", "model", "weights", "pretrained", "model_args"),
+    *("data", "data_dir", "split", "stride", "labels"),
+)
 
 
 def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] | None = None) -> Path:
@@ -373,8 +376,8 @@ def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] 
         verb: of the command.
         model: its MODEL argument.
         data: what it looks at.
-        subject: settings, of which those of the model and the pictures count. Where that folder holds the result of
-            others, because names in different folders are alike, the next free one is taken: `...-2`, `...-3`.
+        subject: settings, of which those of the model and of what it looks at count. Where that folder holds the
+            result of others, because names in different folders are alike, the next free one is taken: `...-2`.
     """
     spec = named(model)
     parts = [Path(spec.removeprefix("local:")).name if spec.startswith("local:") else spec, data]

@@ -279,7 +279,7 @@ def evaluate(
         "device": device,
     }
     page = write_report(
-        out or default_folder("eval", model, data), settings, result, network, time.perf_counter() - began
+        out or default_folder("eval", model, data, settings), settings, result, network, time.perf_counter() - began
     )
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _line(result))

@@ -183,7 +183,7 @@ def evaluate_pretrained(
         "device": device,
     }
     report = evaluation_report(config, network, source, result, settings, seconds)
-    page = write_run(out or default_folder("eval", model, config.data), settings, report)
+    page = write_run(out or default_folder("eval", model, config.data, settings), settings, report)
     say_where(page, quiet=quiet)
     if json:
         print(json_module.dumps({**result, "report": str(page)}, indent=2))

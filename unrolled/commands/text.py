@@ -130,7 +130,7 @@ def evaluate_run(
         "device": device,
     }
     report.provenance = Provenance.collect(config=settings, seeds=[], duration=seconds)
-    page = write_run(out or default_folder("eval", model, config.data), settings, report)
+    page = write_run(out or default_folder("eval", model, config.data, settings), settings, report)
     say_where(page, quiet=quiet)
     if json:
         print(json_module.dumps({**result, "report": str(page)}, indent=2))

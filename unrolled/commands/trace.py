@@ -147,7 +147,7 @@ def trace(
         "device": device,
     }
     result = {"model": model, "data": data, "split": split, **result, "seed": seed}
-    page = _report(out or default_folder("trace", model, data), settings, result, seconds)
+    page = _report(out or default_folder("trace", model, data, settings), settings, result, seconds)
     say_where(page, quiet=quiet)
     print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _table(result))
 

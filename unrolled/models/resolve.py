@@ -93,7 +93,7 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
         return load_published(path, **kwargs)
     if spec and path.is_dir() and not (isinstance(source, str) and timm.is_model(spec.split(".")[0])):
         spec = f"local:{path}"
-    elif _REPOSITORY.fullmatch(spec):
+    elif _REPOSITORY.fullmatch(spec) and not path.parent.is_dir():  # in a folder that is here: a name mistyped
         return _from_hub(spec, kwargs).eval()
     elif names_folder(spec):
         raise MissingData(f"model: there is no folder or file {spec}")
