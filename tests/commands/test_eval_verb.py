@@ -54,7 +54,7 @@ def test_calibration_stands_beside_the_accuracy(
     assert fitted["before"]["accuracy"] == fitted["after"]["accuracy"]
     page = (tmp_path / "report.html").read_text()
     assert not fitted["validation"], "this run held none out"
-    assert "no validation part to fit it on" in page
+    assert "no 50 validation images to fit it on" in page
     assert (tmp_path / "figures").is_dir()
     assert "robustness" not in found
 

@@ -79,7 +79,7 @@ def test_withheld_labels_are_named_and_another_split_can_be_chosen(tmp_path: Pat
     with pytest.raises(ValueError, match=rf"all its labels are -1.*--data {name},test=validation"):
         open_images(name, "test")
     assert len(open_images(f"{name},test=validation", "test")) == 3
-    with pytest.raises(MissingData, match="no test split"):
+    with pytest.raises(MissingData, match=r"no test split; if a split of another name is that, .*,test=NAME"):
         open_images(f"{name},test=none,val=none", "test")
     with pytest.raises(ValueError, match=r"has no split 'dev'; it has train, validation, test"):
         open_images(f"{name},test=dev", "test")

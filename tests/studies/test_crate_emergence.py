@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from unrolled import studies
 from unrolled.instruments.emergence import EmergenceScorer, Photo
-from unrolled.studies import crate_emergence, crate_emergence_pictures
-from unrolled.studies import crate_emergence_maps as maps
-from unrolled.studies.crate_emergence import Config, difference, map_of, network, run
-from unrolled.studies.crate_emergence_photos import Shot, as_square, coco, commonest, generated
-from unrolled.studies.crate_emergence_tables import STATES
-from unrolled.studies.crate_members import Member
+from unrolled.studies.cells import Context
+from unrolled.studies.crate.emergence import STUDY, cells, maps
+from unrolled.studies.crate.emergence.cells import EmergenceConfig, loaded, map_of
+from unrolled.studies.crate.emergence.claims import CLAIMS, View, difference
+from unrolled.studies.crate.emergence.photos import Shot, as_square, coco, commonest, generated
+from unrolled.studies.crate.emergence.tables import differences
+from unrolled.studies.crate.networks import Network
+from unrolled.studies.results import Results
+from unrolled.studies.runner import compute_all
 
 TINY: dict[str, Any] = {
     **{"source": "generated", "photos": 4, "border_photos": 2, "seeds": (0,), "kinds": ("crate", "mae")},
@@ -26,7 +29,7 @@ TINY: dict[str, Any] = {
 
 
 def untrained(kind: str) -> torch.nn.Module:
-    return network(Config(), Member(kind=kind, data="tiny-imagenet-32", trained=False))
+    return loaded(Network(kind=kind, data="tiny-imagenet-32", seed=0, images=0), Context())
 
 
 def test_scores_are_those_of_the_instrument() -> None:
@@ -74,13 +77,15 @@ def test_a_difference_needs_photos_and_seeds_to_agree() -> None:
     base = np.linspace(0, 1, 40)
     up = difference({0: base + 0.1, 1: base + 0.2}, {0: base, 1: base, 2: base})
     assert up is not None
-    assert up["verdict"] == "up"
-    assert up["seeds"] == pytest.approx([0.1, 0.2])
+    assert (up.verdict, up.count) == ("up", "2 seeds")
+    assert up.seeds == pytest.approx([10, 20])
+    assert (up.estimate.value, up.estimate.basis) == (pytest.approx(15), "bootstrap over 40 photos")
     apart = difference({0: base + 0.3, 1: base - 0.1}, base)
     assert apart is not None
-    assert apart["low"] > 0  # on these photos, but one seed says otherwise
-    assert apart["verdict"] == "unclear"
+    assert apart.estimate.low > 0  # on these photos, but one seed says otherwise
+    assert apart.verdict == "unclear"
     assert difference({0: base}, {1: base}) is None
+    assert difference({0: base}, None) is None
 
 
 def test_generated_photos_have_things_parts_and_two_halves() -> None:
@@ -103,43 +108,62 @@ def test_masked_autoencoders_are_not_read_by_their_class_token_and_see_everythin
     assert torch.equal(model(images), model(images))  # no patch is removed by chance
 
 
-def test_a_tiny_study_reports_what_was_not_run_and_is_not_run_twice(tmp_path: Path) -> None:
-    config = Config(**TINY, out=tmp_path, members=tmp_path / "members")
-    report = run(config)
-    written = json.loads((tmp_path / "report.json").read_text())
-    assert len(written["claims"]) == len(studies.load("crate-emergence").expectations)
-    assert all(claim["reproduced"] is None and claim["measured"] == "not run" for claim in written["claims"])
+def tiny(folder: Path, **changes: Any) -> EmergenceConfig:
+    where = {"data_dir": folder / "nowhere", "kept": folder / "kept", "out": folder / "out"}
+    return EmergenceConfig(**{**TINY, **where, **changes})
+
+
+def test_without_the_images_of_training_the_untrained_are_measured_and_the_others_named(tmp_path: Path) -> None:
+    report = STUDY.run(tiny(tmp_path))
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(written["claims"]) == len(CLAIMS)
+    assert {claim["measured"] for claim in written["claims"]} == {"not run"}
     assert "Not run: CRATE, CRATE-MAE" in written["summary"]
-    assert written["results"]["segmentation"]["32"]["crate"]["trained"] == [None]
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    assert run(config).results == report.results
-    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert "--data-dir" in written["sections"][-1]["blocks"][0]["text"]
+    assert {row.get("images") for row in report.results["rows"]} == {None, 0}
+    assert "What it looks like" in [section.title for section in report.sections]
 
 
-def test_members_that_are_kept_are_scored_against_their_untrained_twins(
+def test_trained_networks_are_scored_against_their_untrained_twins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pretended(config: Config, member: Member) -> torch.nn.Module:
-        return network(config, Member(kind=member.kind, data=member.data, seed=7 * member.trained, trained=False))
+    def pretended(network: Network, context: Context) -> torch.nn.Module:
+        return loaded(replace(network, seed=7 * bool(network.images), images=0), context)
 
-    monkeypatch.setattr(crate_emergence, "kept", lambda config, member: member.seed == 0)
-    monkeypatch.setattr(crate_emergence, "network", pretended)
-    monkeypatch.setattr(crate_emergence_pictures, "network", pretended)
-    own: dict[str, Any] = {**TINY, "kinds": ("crate", "vit"), "changes": ("regularised",), "seeds": (0, 1)}
-    report = run(Config(**own, out=tmp_path))
-    judged = {claim.statement: claim.reproduced for claim in report.claims}
-    assert list(judged.values()).count(None) == 2  # one has no range, for the other CRATE-MAE was not run
-    found = {(d["change"], d["kind"]): d["result"] for d in report.results["differences"]}
-    crate = report.results["segmentation"]["32"]["crate"]
-    assert [run is None for run in crate["trained"]] == [False, True]
-    read = [crate[state][0]["maps"]["class token"][maps.RULE] for state in STATES]
-    means = [one["report"][one["picked"][0]][one["picked"][1]] for one in read]
-    assert found["training, against none", "crate"]["mean"] == pytest.approx(means[0] - means[1], abs=1e-4)
-    assert len(found["training, against none", "crate"]["seeds"]) == 1  # the other seed was not run
-    plain = report.results["segmentation"]["32"]["regularised"]["untrained"]
-    assert plain == crate["untrained"]  # they differ in the loss alone
-    layers = found["layer chosen, against the last layer's best head", "crate"]
-    assert layers is not None
+    def trained(network: Network, context: Context) -> dict[str, Any]:
+        return {}
+
+    monkeypatch.setattr(cells, "loaded", pretended)
+    monkeypatch.setattr(Network, "compute", trained)
+    monkeypatch.setattr(Network, "require", lambda network, context: None)
+    config = tiny(tmp_path, kinds=("crate", "vit"), changes=("regularised",), seeds=(0, 1))
+    first = [cell for cell in cells.cells(config) if "seed" not in cell.columns or cell.columns["seed"] == 0]
+    view = View(Results(compute_all(first, config.context).rows), config)
+    judged = [claim.judge(view.results, config) for claim in CLAIMS]
+    assert [claim.verdict for claim in judged].count("not run") == 1  # CRATE-MAE was not asked for
+    assert {judged[5].verdict, judged[6].verdict} == {"undecided"}  # of seeds, of which there is one
+    crate = {
+        state: view.rows(cells.Segmentation, "crate", state).first(f"maps.class token.{maps.RULE}")
+        for state in ("trained", "untrained")
+    }
+    means = {state: one["report"][one["picked"][0]][one["picked"][1]] for state, one in crate.items()}
+    learned = view.learned("crate")
+    assert learned is not None
+    assert learned.estimate.value == pytest.approx(100 * (means["trained"] - means["untrained"]), abs=1e-2)
+    assert learned.count == "1 seed"  # the other was not run
+    twin = view.rows(cells.Segmentation, "regularised", "untrained").first("maps")
+    assert twin == view.rows(cells.Segmentation, "crate", "untrained").first("maps")  # they differ in the loss alone
+    changes = {(change, kind): apart for change, kind, apart in differences(view)}
+    assert changes["layer chosen, against the last layer's best head", "crate"] is not None
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    from unrolled.report import Report
+
+    config, page = tiny(tmp_path), Report("x")
+    STUDY.report(page, config, Results([]))
+    page.write(tmp_path)
+    assert "nothing is said of what training does" in page.summary
 
 
 def test_bad_settings_are_refused() -> None:
@@ -152,7 +176,7 @@ def test_bad_settings_are_refused() -> None:
         {"data": "digits"},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            Config(**{**TINY, **wrong})
+            EmergenceConfig(**{**TINY, **wrong})
 
 
 def test_missing_photos_are_named(tmp_path: Path) -> None:

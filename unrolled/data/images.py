@@ -154,7 +154,8 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
 
 def _existing(found: Splits, split: str, name: str) -> ImageSource:
     if split not in found:
-        raise MissingData(f"data: {name} has no {split} split")
+        say = f"; if a split of another name is that, say so (--data {name},{split}=NAME)" if name[:3] == "hf:" else ""
+        raise MissingData(f"data: {name} has no {split} split{say}")
     return found[split]
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STUDIES: dict[str, str] = {
     "crate-ablations": "crate.ablations",
     "crate-denoising": "crate.denoising",
-    "crate-emergence": "crate_emergence",
+    "crate-emergence": "crate.emergence",
     "crate-family": "crate.family",
     "crate-mae-layers": "crate.mae_layers",
     "crate-text": "crate_text",

@@ -192,8 +192,9 @@ class _Images(Work):
         epoch leaves out, of a validation by part of them."""
         splits = self.splits
         said = [f"data: {said_of(train=splits.train, val=splits.val, test=splits.test)}"]
-        if self.objective.classifies and (alone := one_class_note(splits.train)) is not None:
-            said.append(f"note: {alone}")
+        for part in (splits.train, splits.test) if self.objective.classifies else ():
+            if part is not None and (alone := one_class_note(part)) is not None:
+                said.append(f"note: {alone}")
         if self.load_report is not None:
             said.append(f"weights from {self.config.weights}: {self.load_report}")
         if seen := _seen_small(self.splits.train.native_size, self.loaders.size, self.config):

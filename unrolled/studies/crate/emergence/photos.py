@@ -148,6 +148,17 @@ def generated(count: int, seed: int = 0) -> tuple[Shot, ...]:
     return tuple(shots)
 
 
+def samples() -> tuple[Shot, ...]:
+    """scikit-learn's two photos, which may be shown, without annotations."""
+    from sklearn.datasets import load_sample_images
+
+    photos = load_sample_images().images
+    return tuple(
+        Shot(half="report", pixels=_pixels(photo), labels=torch.zeros(photo.shape[:2], dtype=torch.uint8))
+        for photo in photos
+    )
+
+
 def commonest(shots: tuple[Shot, ...], count: int) -> tuple[str, ...]:
     """The categories that the most photos have, at least two."""
     found: dict[str, int] = {}

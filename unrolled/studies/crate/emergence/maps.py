@@ -17,7 +17,7 @@ from unrolled.instruments.emergence import Photo, centre_prior, emergence_baseli
 from unrolled.instruments.overlap import pixels_in_patches
 from unrolled.instruments.patches import Patches, read_patches
 from unrolled.instruments.segmentation import Threshold, threshold_attention, upsample
-from unrolled.studies.crate_emergence_photos import Shot, as_square, commonest
+from unrolled.studies.crate.emergence.photos import Shot, as_square, commonest
 from unrolled.studies.platonic_zoo import as_input
 
 MAPS = {
@@ -70,6 +70,20 @@ def read(model: nn.Module, shots: Sequence[Shot], side: int) -> Iterator[tuple[l
         batch = list(shots[start : start + _BATCH])
         images = as_input(as_square(batch, side)).to(weight)
         yield batch, read_patches(model, images, facets=("key",))
+
+
+def chosen(
+    model: nn.Module, shots: Sequence[Shot], side: int, name: str, layer: int, head: int
+) -> tuple[Tensor, Tensor]:
+    """One map of each photo and what `RULE` keeps of it, both `[b, rows, columns]`; last comes the heads' mean."""
+    kept = []
+    for _, patches in read(model, shots, side):
+        assert patches.attention is not None
+        maps = maps_of(patches, patches.attention.shape[2])[name][layer].cpu()
+        own = torch.cat([maps, maps.mean(1, keepdim=True)], 1)[:, head]
+        kept.append([each.unflatten(-1, patches.grid) for each in (own, threshold_attention(own, KEEP, by=RULE))])
+    values, masks = zip(*kept, strict=True)
+    return torch.cat(values), torch.cat(masks)
 
 
 def jaccard_of(maps: Tensor, rule: Threshold, things: Tensor, area: Tensor) -> Tensor:
@@ -192,7 +206,7 @@ def objects(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: in
         shift = tuple(int(random.integers(length)) for length in shot.labels.shape)
         moved.add(masks.roll(shift, (-2, -1)), instances, crowd=crowds)
     result, chance = scorer.result(), moved.result()
-    out: dict[str, Any] = {key: result[key] for key in ("images", "predicted", "instances")}
+    out: dict[str, Any] = {"scored": result["images"], **{key: result[key] for key in ("predicted", "instances")}}
     for kind in ("bbox", "segm"):
         out[kind] = {name: result[kind][name] for name in ("AP50", "AP75", "AP", "AR100")}
         out[f"{kind}_moved"] = {name: chance[kind][name] for name in ("AP50", "AP75", "AP", "AR100")}

@@ -1,0 +1,95 @@
+"""The roster the crate studies share: built as named, trained from a seed, resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unrolled.studies.cells import Context
+from unrolled.studies.crate import networks
+from unrolled.studies.crate.networks import KINDS, Network, build, images_seen
+
+
+def network(kind: str, *, seed: int = 0, images: int = 384) -> Network:
+    return Network(kind=kind, data="digits", seed=seed, images=images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_built_from_its_seed(kind: str) -> None:
+    one, same, other = (build(network(kind, seed=seed), classes=10).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_alpha_grows_by_one_change_at_a_time() -> None:
+    sizes = [
+        sum(parameter.numel() for parameter in build(network(kind), classes=10).parameters())
+        for kind in ("crate", "overcomplete", "decoupled", "alpha")
+    ]
+    assert sizes[0] < sizes[1] < sizes[2] == sizes[3]
+
+
+def test_a_network_is_trained_once_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, cell = Context(kept=tmp_path), network("crate")
+    result = cell.compute(context)
+    assert 0 <= result["accuracy"] <= 1
+    weights = cell.load(context).state_dict()
+    before = build(cell, classes=10, channels=1, side=8).state_dict()
+    assert any(not torch.equal(weights[name], before[name]) for name in weights)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: pytest.fail("trained again"))
+    again = cell.load(context).state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.parametrize("kind", ["mae-visible", "regularised"])
+def test_an_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    cell = network(kind)
+    whole = cell.load(Context(kept=tmp_path / "whole")).state_dict()
+
+    saves = []
+    real = torch.save
+
+    def stop(state: dict[str, object], path: Path) -> None:
+        real(state, path)
+        saves.append(state["step"])
+        if state["step"] != 3:
+            raise KeyboardInterrupt
+
+    context = Context(kept=tmp_path / "parts")
+    train_kept = networks.train_kept
+    monkeypatch.setattr(networks, "train_kept", lambda *a, **k: train_kept(*a, **{**k, "every": 2}))
+    monkeypatch.setattr(torch, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cell.load(context)
+    assert saves == [2]
+    weights = cell.checkpoint(context).path
+    for left in weights.parent.glob("*.part"):
+        left.replace(weights)
+    monkeypatch.setattr(torch, "save", real)
+    parts = cell.load(context).state_dict()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_save_coincides_with_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was lost between a look and a kill would be missing from the loss at the next look."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(networks, "train_kept", lambda *_, **options: asked.update(options))
+    for images in (384, 96_000):
+        network("crate", images=images).load(Context(kept=tmp_path))
+        saves = set(range(asked["every"], asked["steps"], asked["every"]))
+        assert saves
+        assert saves <= set(asked["look_at"])
+
+
+def test_more_classes_are_shown_more_images() -> None:
+    assert (images_seen(1000, "cifar10"), images_seen(1000, "tiny-imagenet-32")) == (1000, 1500)
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="images"):
+        network("crate", images=10)
+    with pytest.raises(ValueError, match="kind='crete'"):
+        network("crete")
