@@ -214,19 +214,17 @@ def _section(report: Report, config: BindingConfig, world: Place, mine: Sequence
     from unrolled.report import HeatMap, LineChart, Series
 
     recipes = [rows[0].cell.stack.recipe for rows in mine]
+    columns = (
+        *(("trained.{}.error", ".4f"), ("trained.{}.baseline", ".2f"), ("trained.{}.score", ".3f")),
+        *(("trained.{}.control", ".3f"), ("untrained.{}.score", ".3f"), ("trained.{}.before", ".3f")),
+        *(("trained.{}.sensitivity", ".3f"), ("untrained.{}.sensitivity", ".3f")),
+    )
     table = [
         [
             recipe.label,
             lag,
             PUBLISHED.get((world, recipe.kind, lag), ""),
-            f"{rows.values(f'trained.{lag}.error'):.4f}",
-            f"{rows.values(f'trained.{lag}.baseline'):.2f}",
-            f"{rows.values(f'trained.{lag}.score'):.3f}",
-            f"{rows.values(f'trained.{lag}.control'):.3f}",
-            f"{rows.values(f'untrained.{lag}.score'):.3f}",
-            f"{rows.values(f'trained.{lag}.before'):.3f}",
-            f"{rows.values(f'trained.{lag}.sensitivity'):.3f}",
-            f"{rows.values(f'untrained.{lag}.sensitivity'):.3f}",
+            *(f"{rows.values(path.format(lag)):{spec}}" for path, spec in columns),
         ]
         for recipe, rows in zip(recipes, mine, strict=True)
         for lag in range(LAGS + 1)

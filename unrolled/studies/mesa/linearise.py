@@ -7,8 +7,9 @@ kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import truediv
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -172,9 +173,9 @@ def _first(results: Results[Any], config: LineariseConfig) -> tuple[Values, Valu
     return ratio_of(results, config.widths[-1], 0), ratio_of(results, config.widths[0], 0)
 
 
-def _by_width(results: Results[Any], config: LineariseConfig) -> Values:
-    wide, narrow = _first(results, config)
-    return wide / narrow
+def _over(ratios: list[Values], combine: Callable[[list[float]], float]) -> Values:
+    """The ratios of several layers, combined in each seed."""
+    return Values({seed: combine([ratio.by[seed] for ratio in ratios]) for seed in ratios[0].by})
 
 
 def _by_width_words(results: Results[Any], config: LineariseConfig) -> str:
@@ -182,14 +183,14 @@ def _by_width_words(results: Results[Any], config: LineariseConfig) -> str:
     return f" ({wide.mean:.2f} / {narrow.mean:.2f}, {config.widths[0]} to {config.widths[-1]})"
 
 
-def _largest_later(results: Results[Any], config: LineariseConfig) -> Values:
-    later = _others(results, config)[1:]
-    return Values({seed: max(ratio.by[seed] for ratio in later) for seed in later[0].by})
+def _beside_others(results: Results[Any], config: LineariseConfig) -> tuple[Values, Values]:
+    """The ratio of layer 1 at the widest state, and the mean of the others there."""
+    return _first(results, config)[0], _over(_others(results, config), fmean)
 
 
-def _mean_other(results: Results[Any], config: LineariseConfig) -> Values:
-    others = _others(results, config)
-    return Values({seed: fmean(ratio.by[seed] for ratio in others) for seed in others[0].by})
+def _beside_others_words(results: Results[Any], config: LineariseConfig) -> str:
+    first, others = _beside_others(results, config)
+    return f" ({first.mean:.2f} / {others.mean:.2f}, width {config.widths[-1]})"
 
 
 def _kernel_ratio(name: str) -> dict[str, Any]:
@@ -219,7 +220,7 @@ CLAIMS = (
         statement="Layer 1: loss ratio of the widest state over that of the narrowest",
         source=_FIVE,
         published="3.6 / 2.1 = 1.7 (4 to 60)",
-        value=_by_width,
+        value=lambda results, config: truediv(*_first(results, config)),
         low=1.0,
         spec=".2f",
         detail=_by_width_words,
@@ -229,7 +230,7 @@ CLAIMS = (
         statement="Layers 3 on: largest loss ratio of a replaced layer at the widest state",
         source=_FIVE,
         published="1.21 (4), 1.08 (60)",
-        value=_largest_later,
+        value=lambda results, config: _over(_others(results, config)[1:], max),
         high=1.3,
         spec=".2f",
         detail=lambda results, config: f" (width {config.widths[-1]})",
@@ -239,13 +240,10 @@ CLAIMS = (
         statement="Loss ratio of layer 1 over the mean of the others, at the widest state",
         source=_FIVE,
         published="3.6 / 1.07 (width 60)",
-        value=lambda results, config: _first(results, config)[0] / _mean_other(results, config),
+        value=lambda results, config: truediv(*_beside_others(results, config)),
         low=1.0,
         spec=".2f",
-        detail=lambda results, config: (
-            f" ({_first(results, config)[0].mean:.2f} / {_mean_other(results, config).mean:.2f}, "
-            f"width {config.widths[-1]})"
-        ),
+        detail=_beside_others_words,
     ),
     Claim(
         statement="Least squares: error at width 60 over that at width 4",

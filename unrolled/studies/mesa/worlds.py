@@ -6,7 +6,7 @@ regression on the right pairs, Proposition 2 with as many steps, the noise, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -102,6 +102,20 @@ def _of(results: Results[Any], world: str, kind: str) -> Results[HeldOut]:
     return results.of(HeldOut, world=world, kind=kind)
 
 
+def _ratio(losses: Callable[[Results[Any]], tuple[Values, Values | float]], **claim: Any) -> Claim:
+    """One loss over another, and both in words."""
+
+    def value(results: Results[Any], config: ComparedConfig) -> Values:
+        ours, other = losses(results)
+        return ours / other
+
+    def detail(results: Results[Any], config: ComparedConfig) -> str:
+        ours, other = losses(results)
+        return f" ({ours.mean:.4g} / {other.mean if isinstance(other, Values) else other:.4g})"
+
+    return Claim(value=value, detail=detail, source=_RELEASED, spec=".2f", **claim)
+
+
 def _beside_control(world: Place, control: str, **claim: Any) -> Claim:
     """Loss of the softmax stack over that of a control; `{depth}` stands for the layers of the stack."""
 
@@ -111,32 +125,16 @@ def _beside_control(world: Place, control: str, **claim: Any) -> Claim:
             return Values(), float("nan")
         return rows.values("loss"), controls[control.format(depth=rows[0].cell.stack.recipe.depth)]
 
-    def value(results: Results[Any], config: ComparedConfig) -> Values:
-        ours, other = losses(results)
-        return ours / other
-
-    def detail(results: Results[Any], config: ComparedConfig) -> str:
-        ours, other = losses(results)
-        return f" ({ours.mean:.4g} / {other:.4g})"
-
-    return Claim(value=value, detail=detail, source=_RELEASED, spec=".2f", **claim)
+    return _ratio(losses, **claim)
 
 
 def _late(world: Place, **claim: Any) -> Claim:
     """Loss of the hybrid over that of the softmax stack at the last position."""
 
-    def losses(results: Results[Any]) -> list[Values]:
-        return [_of(results, world, kind).values("late") for kind in ("hybrid", "softmax")]
+    def losses(results: Results[Any]) -> tuple[Values, Values]:
+        return _of(results, world, "hybrid").values("late"), _of(results, world, "softmax").values("late")
 
-    def value(results: Results[Any], config: ComparedConfig) -> Values:
-        ours, other = losses(results)
-        return ours / other
-
-    def detail(results: Results[Any], config: ComparedConfig) -> str:
-        ours, other = losses(results)
-        return f" ({ours.mean:.4g} / {other.mean:.4g})"
-
-    return Claim(value=value, detail=detail, source=_RELEASED, spec=".2f", high=1.0, **claim)
+    return _ratio(losses, high=1.0, **claim)
 
 
 _STEPS = "Proposition 2, {depth} steps"
