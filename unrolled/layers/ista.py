@@ -168,6 +168,7 @@ def _identity(value: float | Tensor) -> Any:
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype a matrix product with `x` runs in, autocast considered."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
+    kind = x.device.type
+    if x.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
     return x.dtype
