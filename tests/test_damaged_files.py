@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -251,3 +252,29 @@ def test_weights_that_are_not_there(copy: Path) -> None:
         (folder / SUMS).unlink()
         with pytest.raises(MissingData):
             unrolled.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mean", ["x"]),
+        ("std", 3),
+        ("input_size", [[1], 8, 8]),
+        ("input_size", [1, 0, 8]),
+        ("num_classes", -3),
+        ("num_classes", "ten"),
+        ("crop_pct", [1]),
+        ("interpolation", {"a": 1}),
+        ("label_names", [["<b>"]]),
+    ],
+)
+def test_a_description_that_makes_no_sense_is_named(name: str, value: Any, copy: Path) -> None:
+    path = copy / "run" / "model" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for settings in (config, config.get("pretrained_cfg", {})):
+        settings[name] = value
+    path.write_text(json.dumps(config), encoding="utf-8")
+    (path.parent / SUMS).unlink()
+    with pytest.raises(CorruptFile, match=f"config.json: {name} must be"):
+        unrolled.from_pretrained(copy / "run")
+    assert cli.run(["eval", str(copy / "run"), "--quiet"]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +125,38 @@ def _checked(file: Path) -> dict[str, Any]:
         raise CorruptFile(f"{file}: its architecture must be a name, not {config['architecture']!r:.60}")
     check("architecture", config.get("architecture"), file)
     check_model_args(config.get("model_args") or {}, f"{file}: model_args")
+    nested = config.get("pretrained_cfg")
+    for settings in (config, nested if isinstance(nested, dict) else {}):
+        for name, (wanted, holds) in _DESCRIPTIONS.items():
+            if settings.get(name) is not None and not holds(settings[name]):
+                raise CorruptFile(f"{file}: {name} must be {wanted}, not {settings[name]!r:.60}")
     return config
+
+
+def _numbers(value: Any, *, whole: bool = False, least: float = -math.inf) -> bool:
+    if not isinstance(value, list | tuple) or not 0 < len(value) <= 8 or any(isinstance(each, bool) for each in value):
+        return False
+    return all(isinstance(each, int if whole else int | float) and least <= each < math.inf for each in value)
+
+
+def _are_words(value: Any) -> bool:
+    words = list(value.values()) if isinstance(value, dict) else value
+    return isinstance(words, list) and all(isinstance(each, str | int) for each in words)
+
+
+# what timm reads of a `config.json` without a check of its own
+_DESCRIPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "num_classes": ("a whole number from 0", lambda value: _numbers([value], whole=True, least=0)),
+    "input_size": (
+        "channels, height and width",
+        lambda value: _numbers(value, whole=True, least=1) and len(value) == 3,
+    ),
+    "mean": ("a number a channel", _numbers),
+    "std": ("a number a channel", _numbers),
+    "crop_pct": ("a number", lambda value: _numbers([value], least=0)),
+    "interpolation": ("a word", lambda value: isinstance(value, str)),
+    "label_names": ("a list of words, or words by class", _are_words),
+}
 
 
 def _refuse(kwargs: dict[str, Any], source: str | Path) -> None:
