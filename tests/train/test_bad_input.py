@@ -101,7 +101,7 @@ def test_bf16_trains_on_a_cpu(config, splits):
         ({"optimizer": "adamm"}, "optimizer='adamm' is not one of timm's"),
         ({"optimizer": "sgd", "betas": (0.9, 0.99)}, "optimizer='sgd' has no betas"),
         ({"lr": 0.0}, "lr=0.0 must be positive"),
-        ({"epochs": float("nan")}, "epochs=nan must be positive"),
+        ({"epochs": float("nan")}, "epochs=nan must be a finite number"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"ema": 1.0}, "ema=1.0 must lie between 0 and 1"),
         ({"accumulate": 13}, "batch_size=12 must be"),
