@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from unrolled.trust import check_no_links_out
+from unrolled.trust import check_nothing_leads_out
 
 try:
     import fcntl
@@ -63,7 +63,7 @@ def owned(folder: str | Path) -> Iterator[None]:
 
     Raises:
         ValueError: another process, or another thread of this one, has it; the message names the process.
-        UnsafeFile: links in it lead out of it, see `unrolled.trust.check_no_links_out`.
+        UnsafeFile: links in it lead out of it, see `unrolled.trust.check_nothing_leads_out`.
     """
     path = Path(folder).absolute()
     new = not path.exists()
@@ -73,7 +73,7 @@ def owned(folder: str | Path) -> Iterator[None]:
     if held is not None and held.thread == threading.get_ident():
         held.times += 1
     else:
-        check_no_links_out(path, str(folder))
+        check_nothing_leads_out(path, str(folder))
         _held[path] = held = _Held(_lock(path, str(folder)), threading.get_ident())
     try:
         yield

@@ -135,7 +135,7 @@ def check_model_args(arguments: Any, where: Path | str = "model_args") -> dict[s
     return dict(arguments)
 
 
-def check_no_links_out(folder: Path, named: str) -> None:
+def check_nothing_leads_out(folder: Path, named: str) -> None:
     """Refuse to write where somebody else's links lead: `config.yaml` may be one to a file that a shell runs.
 
     Args:
@@ -143,7 +143,8 @@ def check_no_links_out(folder: Path, named: str) -> None:
         named: what it was called, for the message.
 
     Raises:
-        UnsafeFile: something in the folder, at any depth, is a link to what lies outside of it.
+        UnsafeFile: something in the folder, at any depth, is a link to what lies outside of it, or a pipe or a device,
+            which would be waited for.
     """
     if _trusted:
         return
@@ -156,6 +157,9 @@ def check_no_links_out(folder: Path, named: str) -> None:
                     f"out={named!r}: {path} is a link to {target}, which would be written over; remove the link, "
                     "choose another out, or add --trust if you made it"
                 )
+            usual = os.path.isfile(path) or os.path.isdir(path) or os.path.islink(path)
+            if not usual and not os.path.basename(path).startswith("."):  # `.lock` is judged by who takes it
+                raise UnsafeFile(f"out={named!r}: {path} is a pipe or a device; remove it, or choose another out")
 
 
 def import_factory(spec: str) -> ModuleType:

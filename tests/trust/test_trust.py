@@ -266,6 +266,14 @@ def test_nothing_is_written_through_a_link(name: str, foreign: Path, capsys: pyt
     assert cli.run([*line, "--trust"]) == 0
 
 
+def test_a_pipe_in_a_folder_to_write_to_is_not_waited_for(foreign: Path) -> None:
+    out = foreign / "out"
+    out.mkdir()
+    os.mkfifo(out / "metrics.jsonl")
+    with pytest.raises(UnsafeFile, match=r"metrics\.jsonl is a pipe or a device; remove it"), owned(out):
+        pass
+
+
 def test_links_within_a_folder_and_hidden_folders_are_no_danger(foreign: Path) -> None:
     out = foreign / "out"
     (out / ".venv").mkdir(parents=True)
