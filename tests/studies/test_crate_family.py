@@ -13,10 +13,10 @@ from torch import nn
 from unrolled import studies
 from unrolled.studies.cells import Cell, Row
 from unrolled.studies.crate.compared import difference
+from unrolled.studies.crate.costs import best_seconds, by_size, costs, exponent, training_memory
 from unrolled.studies.crate.family import STUDY
 from unrolled.studies.crate.family.cells import FAMILY, FamilyConfig, untrained
 from unrolled.studies.crate.networks import Network
-from unrolled.studies.crate_costs import best_seconds, by_size, costs, exponent, training_memory
 from unrolled.studies.results import Results
 
 QUICK: dict[str, Any] = {"data": ("digits",), "seeds": (0,), "images": 128, "workers": 1, "rounds": 1, "batch": 4}

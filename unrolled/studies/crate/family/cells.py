@@ -93,8 +93,8 @@ class Cost(Cell):
     threads: int
 
     def compute(self, context: Context) -> dict[str, Any]:
-        """As `unrolled.studies.crate_costs.costs` says."""
-        from unrolled.studies.crate_costs import costs
+        """As `unrolled.studies.crate.costs.costs` says."""
+        from unrolled.studies.crate.costs import costs
 
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch, self.channels, self.side, self.side, generator=generator).to(self.where)
@@ -116,8 +116,8 @@ class Growth(Cell):
     threads: int
 
     def compute(self, context: Context) -> dict[str, Any]:
-        """As `unrolled.studies.crate_costs.by_size` says."""
-        from unrolled.studies.crate_costs import by_size
+        """As `unrolled.studies.crate.costs.by_size` says."""
+        from unrolled.studies.crate.costs import by_size
 
         def maker(kind: str) -> Callable[[int], nn.Module]:
             return lambda side: untrained(kind, side=side)
