@@ -67,6 +67,22 @@ def test_an_evaluation_on_other_data_does_not_replace_the_first(
     assert went_to("one", "--batch-size", "3") == first
 
 
+def test_a_folder_without_a_test_part_is_said_to_be_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("airplane", "cat"):
+        for image in range(10):
+            path = Path("folder") / name / f"{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (image, 90, 90)).save(path)
+    command = ["eval", "crate_nano_patch4_32.cifar10", "--data", "folder", "--data-dir", "folder", "--device", "cpu"]
+    assert cli.run(command) == 0
+    assert "4 of its 20 images were drawn; --split all takes all" in capsys.readouterr().err
+    assert cli.run([*command, "--split", "all"]) == 0
+    assert "--split all" not in capsys.readouterr().err
+
+
 def test_a_mistyped_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import unrolled
     from unrolled.errors import MissingData

@@ -198,6 +198,10 @@ def evaluate(
     elsewhere = trained_on != data or Path(run.get("data_dir") or data_dir or "") != Path(data_dir or "")
     names = class_names(network, model, weights=weights, pretrained=pretrained)
     there = len(everything)
+    if elsewhere and isinstance(everything, Subset) and "to test on" in everything.description and not quiet:
+        whole = len(everything.base)
+        print(f"note: {data} has no test part: {there:,} of its {whole:,} images were drawn; --split all takes all",
+              file=sys.stderr)  # fmt: skip
     named_alike = tuple(everything.classes) in names
     everything, said = by_class_names(everything, names, what=model, by=classes_by)
     if not said and not named_alike and trained_on is not None and elsewhere:
