@@ -48,7 +48,8 @@ class Units:
             n: rows.
             groups: [n] labels: numbers or strings.
             blocks: rows of a block that moves whole, long against how far rows depend on each other; or "shift", which
-                shifts the whole series circularly.
+                shifts the whole series circularly. Few blocks are liberal: neighbours across a border come apart
+                (60 rows of an AR(0.6) series in six blocks: 8.5 to 9.5 % at 5 %); shifts hold.
 
         Raises:
             ValueError: both are given, labels of another number of rows, or so few equal groups or blocks that no
