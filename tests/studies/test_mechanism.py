@@ -68,7 +68,7 @@ def test_fields_version_code_and_needs_make_the_name(monkeypatch: pytest.MonkeyP
 def test_nested_fields_are_columns_and_must_agree() -> None:
     assert OnData(data=NeedsData(seed=3)).columns == {"seed": 3}
     assert OfSum(sum=Sum(squares=()), shift=2).columns == {"squares": (), "seed": 0, "shift": 2}
-    assert OfSum(sum=Sum(squares=()), shift=2).name == "OfSum Sum 0 2"
+    assert OfSum(sum=Sum(squares=()), shift=2).name == "OfSum (Sum seed 0) shift 2"
 
     @dataclass(frozen=True, kw_only=True)
     class Both(Cell):

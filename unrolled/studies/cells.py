@@ -113,12 +113,15 @@ class Cell(ABC):
 
     @property
     def name(self) -> str:
-        """What progress calls it: the class, the names of cells among its fields, and the values of the others."""
+        """What progress calls it: the class, cells among its fields, texts, and numbers by name: `Layer seed 0`."""
         inner = [getattr(self, each.name) for each in fields(self) if isinstance(getattr(self, each.name), Cell)]
         of_inner = {column for cell in inner for column in cell.columns}
-        values = [value for column, value in self.columns.items() if column not in of_inner and _is_short(value)]
-        words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-        return " ".join([type(self).__name__, *(cell.name for cell in inner), *words])
+        plain = {column: value for column, value in self.columns.items() if column not in of_inner and _is_short(value)}
+        texts = [value for value in plain.values() if isinstance(value, str)]
+        numbers = [f"{column} {value:g}" for column, value in plain.items() if not isinstance(value, str)]
+        return " ".join(
+            [type(self).__name__, *(f"({cell.name})" for cell in inner), *texts, ", ".join(numbers)]
+        ).strip()
 
     def file(self, context: Context, suffix: str) -> Path:
         """A file of this cell in the store, such as its weights: made by `compute`, read by cells that need it."""
