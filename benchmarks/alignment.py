@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import unrolled.alignment as al
-from unrolled.instruments.alignment_scale import mutual_knn_sampled
+from unrolled.alignment.scale import mutual_knn_sampled
 from unrolled.ops.neighbours import nearest_neighbours
 
 Models = dict[str, tuple[int, int]]

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unrolled.instruments.alignment_scale import mutual_knn_sampled
+from unrolled.alignment.scale import mutual_knn_sampled
 from unrolled.ops.neighbours import neighbours_to_folder, tile_size
 
 K = 10

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import interleaved, machine
-from unrolled.instruments import maskcut, spectral
+from unrolled.instruments import maskcut
+from unrolled.instruments.regions import spectral
 
 
 def scene(side: int, dim: int, seed: int = 0) -> Tensor:

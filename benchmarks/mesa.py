@@ -32,7 +32,7 @@ from torch import Tensor
 from unrolled.errors import MissingExtra
 from unrolled.layers.linear_attention import linear_attention
 from unrolled.ops import mesa, mesa_plan
-from unrolled.ops.mesa_predict import flops
+from unrolled.ops.mesa_solve.predict import flops
 from unrolled.report import LineChart, Series
 
 RIDGE = 0.25

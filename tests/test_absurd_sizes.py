@@ -16,7 +16,7 @@ import unrolled
 from unrolled import cli, memory
 from unrolled.arrays import read_npy, read_npz
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
-from unrolled.instruments.feature_files import read_features
+from unrolled.instruments.features.files import read_features
 from unrolled.models import LanguageModel, create_model, language_config
 from unrolled.models.encoder import build_language_model
 from unrolled.models.weights import read_tensors

@@ -12,7 +12,7 @@ from torch import nn
 
 from unrolled import precision
 from unrolled.commands.doctor import examine
-from unrolled.instruments.features import extract
+from unrolled.instruments.features.extraction import extract
 from unrolled.train import TrainConfig
 from unrolled.train.engine import launch
 

@@ -117,7 +117,7 @@ def test_texts_that_repeat_are_relabelled_together(tmp_path: Path, capsys: pytes
     (tmp_path / "texts.tsv").write_text("\n".join(lines))
     from unrolled.commands.dependence import dependence
     from unrolled.commands.sides import read_texts
-    from unrolled.instruments.feature_files import Rows
+    from unrolled.instruments.features.files import Rows
 
     found = dependence(None, None, Rows(60, "", None), read_texts(tmp_path / "texts.tsv"), quiet=False)
     assert np.unique(found["groups"], return_counts=True)[1].tolist() == [5] * 12
@@ -126,7 +126,7 @@ def test_texts_that_repeat_are_relabelled_together(tmp_path: Path, capsys: pytes
 
 def test_rows_of_one_id_of_a_hub_are_of_one_photo() -> None:
     datasets = pytest.importorskip("datasets")
-    from unrolled.data.pair_files import _hub_pairs
+    from unrolled.data.pairs.files import _hub_pairs
 
     table = datasets.Dataset.from_dict({
         "id": [1, 2, 3, 4], "image_id": [7, 7, 8, 9], "caption": ["a", "b", "c", "d"], "title": ["k", "l", "m", "n"],
@@ -144,7 +144,7 @@ def test_labels_of_all_rows_are_taken_by_the_rows_that_features_are_of(tmp_path:
     import torch
 
     from unrolled.commands.dependence import dependence
-    from unrolled.instruments.feature_files import Rows
+    from unrolled.instruments.features.files import Rows
 
     (tmp_path / "photos").write_text("".join(f"{i // 8}\n" for i in range(96)))
     rows = Rows(48, "digits", torch.arange(0, 96, 2))
@@ -154,7 +154,7 @@ def test_labels_of_all_rows_are_taken_by_the_rows_that_features_are_of(tmp_path:
 
 def test_pairs_that_cannot_trade_places_are_taken_for_independent(capsys: pytest.CaptureFixture[str]) -> None:
     from unrolled.commands.dependence import dependence
-    from unrolled.instruments.feature_files import Rows
+    from unrolled.instruments.features.files import Rows
 
     pairs = PairSource(
         ids=[str(i) for i in range(12)],

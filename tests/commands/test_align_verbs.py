@@ -167,7 +167,8 @@ def test_bad_features_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_many_samples_are_estimated_and_other_metrics_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from unrolled.instruments import alignment_scale, feature_files
+    from unrolled.alignment import scale as alignment_scale
+    from unrolled.instruments.features import files as feature_files
 
     monkeypatch.setattr(alignment_scale, "LARGE", 50)
     monkeypatch.setattr(feature_files, "_MAPPED", 1)

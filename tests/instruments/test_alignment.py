@@ -10,7 +10,7 @@ import torch
 from alignment_helpers import changed, pair
 
 import unrolled.alignment as al
-from unrolled.instruments.alignment_base import Metric
+from unrolled.alignment.metric import Metric
 
 VARIANTS: list[Metric] = [
     *(metric() for metric in al.METRICS.values() if metric.name not in ("pls_predictivity", "cycle_knn")),

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unrolled.alignment as al
+from unrolled.alignment.metric import Metric
+from unrolled.alignment.stitching import rosetta
 from unrolled.instruments import maskcut
-from unrolled.instruments.alignment_base import Metric
-from unrolled.instruments.stitching import rosetta
 from unrolled.ops.neighbours import nearest_neighbours
 from unrolled.ops.rows import unit_rows
 from unrolled.theory import normalize_tokens

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import unrolled.alignment as al
-from unrolled.instruments.alignment_scale import compare_large
+from unrolled.alignment.scale import compare_large
 
 
 def pair(n: int = 1200) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from test_context import stories_llama
 from torch import Tensor, nn
 
 from unrolled.data.tokens import ByteTokenizer, CharacterTokenizer, train_bpe
-from unrolled.instruments.bits_per_byte import bits_per_byte
+from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
 from unrolled.models.sequence import LanguageConfig, LanguageModel
 
 TEXT = "the naïve cat sat on the mat, and the ☃ sat on the cat. " * 6

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import unrolled.alignment as al
-from unrolled.instruments import alignment_embedding
+from unrolled.alignment import embedding as alignment_embedding
 
 
 def features(n: int, d: int, *, seed: int, shared: torch.Tensor | None = None, spectrum: float = 0.0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.instruments.test_probes import hugging_face
 from unrolled.instruments import in_context_score, mesa_descent, token_binding
-from unrolled.instruments.context import token_losses
+from unrolled.instruments.sequences.context import token_losses
 from unrolled.layers import LinearSelfAttention, MesaLayer
 from unrolled.models import LanguageConfig, LanguageModel, RegressorConfig, SequenceRegressor
 from unrolled.tasks import LinearDynamics, constructed_tokens

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import unrolled.alignment as al
-from unrolled.instruments.alignment_scale import compare_large
-from unrolled.instruments.dependence import Units
+from unrolled.alignment.dependence import Units
+from unrolled.alignment.scale import compare_large
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*copies of other rows")
 

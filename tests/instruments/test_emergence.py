@@ -18,7 +18,7 @@ from unrolled.instruments import (
     threshold_attention,
     upsample,
 )
-from unrolled.instruments.emergence import by_shape, in_order
+from unrolled.instruments.regions.emergence import by_shape, in_order
 from unrolled.models import create_model
 
 GRID = (4, 6)

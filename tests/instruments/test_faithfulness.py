@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from unrolled.instruments.explain import explain_logit
-from unrolled.instruments.faithfulness import faithfulness, logits_without
+from unrolled.instruments.readouts.faithfulness import faithfulness, logits_without
 from unrolled.models import create_model
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import unrolled
 from unrolled.errors import CorruptFile, MissingData
-from unrolled.instruments.features import FeatureSet, extract, feature_key, layer_names
-from unrolled.instruments.pooling import POOLINGS, Tokens, spatial_grid
+from unrolled.instruments.features.extraction import FeatureSet, extract, feature_key, layer_names
+from unrolled.instruments.features.pooling import POOLINGS, Tokens, spatial_grid
 from unrolled.models import create_model
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from unrolled.instruments import FeatureSet, features_parts
-from unrolled.instruments.features_parts import Processes, extract_in_parts
+from unrolled.instruments import FeatureSet
+from unrolled.instruments.features import parts as features_parts
+from unrolled.instruments.features.parts import Processes, extract_in_parts
 
-ROOT = Path(features_parts.__file__).parents[2]
+ROOT = Path(features_parts.__file__).parents[3]
 
 
 class Computed:

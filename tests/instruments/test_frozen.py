@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from unrolled.instruments.frozen import LOGISTIC_PENALTIES, accuracy_interval, logistic, neighbours, ridge
+from unrolled.instruments.readouts.frozen import LOGISTIC_PENALTIES, accuracy_interval, logistic, neighbours, ridge
 
 METHODS = [logistic, ridge, neighbours, partial(neighbours, temperature=None)]
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from unrolled.alignment import models as module
+from unrolled.alignment.chance import compare
+from unrolled.alignment.models import model_grid, tiles
 from unrolled.instruments import FeatureSet
-from unrolled.instruments import model_grid as module
-from unrolled.instruments.calibration import compare
-from unrolled.instruments.feature_files import features_digest, is_feature_file, read_features
-from unrolled.instruments.model_grid import model_grid, tiles
+from unrolled.instruments.features.files import features_digest, is_feature_file, read_features
 
 
 def write_models(folder: Path, count: int, *, n: int = 60, layers: int = 3) -> dict[str, Path]:
@@ -159,7 +159,7 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from dask.distributed import Client, LocalCluster
-from unrolled.instruments.model_grid import model_grid
+from unrolled.alignment.models import model_grid
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -22,7 +22,7 @@ from unrolled.instruments import (
     threshold_attention,
     upsample,
 )
-from unrolled.instruments.overlap import matched_boundary
+from unrolled.instruments.regions.overlap import matched_boundary
 
 
 def square(top: int, left: int, side: int, size: tuple[int, int] = (16, 16)) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unrolled.instruments.pooling import POOLINGS, Tokens
+from unrolled.instruments.features.pooling import POOLINGS, Tokens
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "last"])

@@ -7,7 +7,7 @@ from timm.models.eva import Eva
 from torch import nn
 
 from unrolled.instruments import read_patches
-from unrolled.instruments.patches import of_one_colour
+from unrolled.instruments.regions.patches import of_one_colour
 from unrolled.instruments.trace import trace
 from unrolled.models import CRATE, create_model
 

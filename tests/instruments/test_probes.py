@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unrolled.instruments import probe, probe_model
-from unrolled.instruments.probes import fit_readout
+from unrolled.instruments.readouts.probes import fit_readout
 from unrolled.models import LanguageConfig, LanguageModel, RegressorConfig, SequenceRegressor
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unrolled.instruments.reliability import fit_temperature, reliability
+from unrolled.instruments.readouts.reliability import fit_temperature, reliability
 
 
 def drawn(seed: int, n: int = 60, classes: int = 5, scale: float = 2.0) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ import torch
 from scipy import sparse, stats
 
 import unrolled.alignment as al
-from unrolled.instruments import alignment_embedding
-from unrolled.instruments.significance import SMALLEST, p_text, pareto_tail, pearson_tail, resolved_p_value
+from unrolled.alignment import embedding as alignment_embedding
+from unrolled.alignment.significance import SMALLEST, p_text, pareto_tail, pearson_tail, resolved_p_value
 from unrolled.ops.permutation_moments import orbit_sums, permutation_moments
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from unrolled.instruments import cluster_tokens, maskcut, normalized_cut, spectral
+from unrolled.instruments import cluster_tokens, maskcut, normalized_cut
+from unrolled.instruments.regions import spectral
 
 
 def scene(height: int = 18, width: int = 24, noise: float = 0.3, seed: int = 0) -> tuple[Tensor, Tensor]:

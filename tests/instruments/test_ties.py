@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 import unrolled.alignment as al
-from unrolled.instruments.alignment_scale import compare_large
-from unrolled.instruments.copies import copied_share
+from unrolled.alignment.copies import copied_share
+from unrolled.alignment.scale import compare_large
 from unrolled.ops.neighbours import nearest_neighbours
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are copies of other rows")

@@ -14,8 +14,8 @@ from torch import nn
 
 from unrolled.data.transforms import model_input
 from unrolled.errors import MissingData, MissingExtra
-from unrolled.instruments.features import extract
-from unrolled.instruments.features_text import extract_texts, extract_waveforms
+from unrolled.instruments.features.extraction import extract
+from unrolled.instruments.features.text import extract_texts, extract_waveforms
 from unrolled.models.encoders import open_encoder, torchvision_model, waveform
 
 transformers = pytest.importorskip("transformers")

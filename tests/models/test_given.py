@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
-from unrolled.instruments.features import extract, layer_names
+from unrolled.instruments.features.extraction import extract, layer_names
 from unrolled.models.given import GIVEN, find_weights, given_names, open_given
 from unrolled.models.given.text import StoriesTokenizer, padded, wordpiece
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from unrolled.errors import MissingExtra
-from unrolled.ops import mesa, mesa_fla, mesa_plan
+from unrolled.ops import mesa, mesa_plan
+from unrolled.ops.mesa_solve import fla as mesa_fla
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, lamb: Tensor) -> Tensor:

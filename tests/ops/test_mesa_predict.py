@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from unrolled.ops import MesaState, mesa, mesa_solve
-from unrolled.ops.mesa_chunk import Carry, Problem, cholesky
-from unrolled.ops.mesa_predict import predict
+from unrolled.ops.mesa_solve.chunk import Carry, Problem, cholesky
+from unrolled.ops.mesa_solve.predict import predict
 
 
 def problem(n: int = 5, t: int = 23, d: int = 4, e: int = 3, *, gate: bool = True) -> tuple[Tensor, Problem, Carry]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from unrolled.instruments.emergence import EmergenceScorer, Photo
+from unrolled.instruments.regions.emergence import EmergenceScorer, Photo
 from unrolled.studies.cells import Context
 from unrolled.studies.crate.emergence import STUDY, cells, maps
 from unrolled.studies.crate.emergence.cells import EmergenceConfig, loaded, map_of

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from unrolled import studies
+from unrolled.alignment.chance import compare
+from unrolled.alignment.registry import mutual_knn
 from unrolled.errors import MissingData
-from unrolled.instruments.alignment import mutual_knn
-from unrolled.instruments.calibration import compare
 from unrolled.studies import platonic_vision, platonic_zoo
 from unrolled.studies.platonic_members import KINDS, Member, build, roster
 from unrolled.studies.platonic_zoo import ZooConfig, augmented, features, pictures, stages, trained, zoo

@@ -190,8 +190,8 @@ def align(
     import torch
 
     from unrolled.alignment import compare
-    from unrolled.instruments.alignment_scale import LARGE, compare_large
-    from unrolled.instruments.feature_files import Rows, check_same_samples
+    from unrolled.alignment.scale import LARGE, compare_large
+    from unrolled.instruments.features.files import Rows, check_same_samples
     from unrolled.report.provenance import plain
 
     metrics = [_metric(name, k) for name in metric]
@@ -301,20 +301,20 @@ def _is_run(spec: str) -> bool:
 
 
 def _stem(spec: str) -> str:
-    from unrolled.instruments.feature_files import ARRAY_SUFFIXES
+    from unrolled.instruments.features.files import ARRAY_SUFFIXES
 
     return Path(spec.removeprefix("local:")).stem if "/" in spec or Path(spec).suffix in ARRAY_SUFFIXES else spec
 
 
 def _read(spec: str) -> Mapping[str, Tensor | ndarray] | None:
     """Features of a folder or array file; None if `spec` is a model."""
-    from unrolled.instruments.feature_files import is_feature_file, read_features
+    from unrolled.instruments.features.files import is_feature_file, read_features
 
     return read_features(spec) if is_feature_file(spec) else None
 
 
 def _checked(side: Mapping[str, Tensor | ndarray] | None, spec: str) -> Mapping[str, Tensor | ndarray]:
-    from unrolled.instruments.features import check_finite
+    from unrolled.instruments.features.extraction import check_finite
 
     assert side is not None
     for name, value in side.items():

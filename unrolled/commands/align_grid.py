@@ -31,8 +31,8 @@ from unrolled.locks import hold
 from unrolled.trust import check_settings, require_typed
 
 if TYPE_CHECKING:
+    from unrolled.alignment.models import ModelGrid
     from unrolled.data.pairs import PairSource
-    from unrolled.instruments.model_grid import ModelGrid
     from unrolled.report import Report, Section
 
 _KEYS = ("model", "group", "competence", "layers", "pool", "pretrained", "side")
@@ -45,8 +45,8 @@ def align_grid(
 ) -> None:  # fmt: skip
     """Compare all models that `grid` names; `settings` are the flags of `unrolled align`."""
     from unrolled.alignment import get_metric
-    from unrolled.instruments.feature_files import Rows, read_features
-    from unrolled.instruments.model_grid import model_grid
+    from unrolled.alignment.models import model_grid
+    from unrolled.instruments.features.files import Rows, read_features
     from unrolled.report.provenance import plain
 
     models = read_models(grid)
@@ -133,7 +133,7 @@ def _features(
 ) -> tuple[dict[str, Path], PairSource | None]:
     """Where each model's features lie, computed where they are not given, and the pairs they are of where these are."""
 
-    from unrolled.instruments.feature_files import is_feature_file
+    from unrolled.instruments.features.files import is_feature_file
 
     run = [name for name, entry in models.items() if not is_feature_file(entry["model"])]
     paths = {name: Path(entry["model"]).expanduser() for name, entry in models.items() if name not in run}
@@ -287,7 +287,7 @@ def _section(section: Section, metric: str, models: Mapping[str, dict[str, Any]]
     import numpy as np
     from scipy.cluster.hierarchy import linkage
 
-    from unrolled.instruments.alignment import get_metric
+    from unrolled.alignment.registry import get_metric
     from unrolled.report import HeatMap, Scatter, Tree
 
     kind = get_metric(metric)

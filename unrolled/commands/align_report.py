@@ -35,7 +35,7 @@ def found_by(names: tuple[str, ...], results: list[Comparison]) -> str:
 
 def _how(settings: dict[str, Any], n: int) -> str:
     """What null, p and interval of the table mean in this run."""
-    from unrolled.instruments.alignment_scale import LARGE
+    from unrolled.alignment.scale import LARGE
 
     if n > LARGE:
         return (

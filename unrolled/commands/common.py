@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unrolled.data import Batch, ImageSource
-    from unrolled.instruments.features_parts import Processes
+    from unrolled.instruments.features.parts import Processes
     from unrolled.report import Report
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -286,7 +286,7 @@ def choose_device(choice: Device) -> torch.device:
 @contextlib.contextmanager
 def sharing(choice: Device) -> Iterator[tuple[torch.device, Processes]]:
     """This process's device, and the processes torchrun started with it (only itself without torchrun)."""
-    from unrolled.instruments.features_parts import Processes
+    from unrolled.instruments.features.parts import Processes
 
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield choose_device(choice), Processes()

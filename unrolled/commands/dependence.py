@@ -13,7 +13,7 @@ from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 
 if TYPE_CHECKING:
     from unrolled.data.pairs import PairSource
-    from unrolled.instruments.feature_files import Rows
+    from unrolled.instruments.features.files import Rows
 
 
 def dependence(
@@ -33,7 +33,7 @@ def dependence(
         ValueError: both flags, or a label for another number of samples.
         MissingData: neither a file nor a column of that name.
     """
-    from unrolled.instruments.dependence import Units
+    from unrolled.alignment.dependence import Units
 
     if groups is not None and blocks is not None:
         raise ValueError("--groups and --blocks: give one of them")

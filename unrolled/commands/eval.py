@@ -341,7 +341,7 @@ def calibration(
     """
     import torch
 
-    from unrolled.instruments.reliability import fit_temperature, reliability
+    from unrolled.instruments.readouts.reliability import fit_temperature, reliability
 
     found = dataclasses.asdict(reliability(logits, labels))
     validation = fit_on is not None and bool(torch.isfinite(fit_on[0]).all())

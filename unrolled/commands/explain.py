@@ -186,7 +186,7 @@ def _removals(network: nn.Module, pixels: Tensor, found: Explanation, seed: int)
     """The logit when a tenth of the patches become the mean colour: those with most evidence, and random ones."""
     import torch
 
-    from unrolled.instruments.faithfulness import logits_without
+    from unrolled.instruments.readouts.faithfulness import logits_without
 
     order = found.evidence().flatten().argsort(descending=True)
     count = max(1, round(_REMOVED * len(order)))
@@ -219,7 +219,7 @@ def _many(
 ) -> dict[str, Any] | None:
     """`faithfulness` on test images of the data that was asked for, or of the run's; None where there are none."""
     from unrolled.errors import MissingData, MissingExtra
-    from unrolled.instruments.faithfulness import faithfulness
+    from unrolled.instruments.readouts.faithfulness import faithfulness
     from unrolled.train.run import drawn_evenly
 
     run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from unrolled.data import ImageSource
     from unrolled.data.sources import Subset
     from unrolled.instruments import FeatureSet
-    from unrolled.instruments.features_parts import Processes
+    from unrolled.instruments.features.parts import Processes
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Pool = Literal["cls", "mean", "max", "grid", "last"]
@@ -268,8 +268,8 @@ def features_in(
     from unrolled.errors import CorruptFile, MissingData
     from unrolled.instruments import FeatureSet
     from unrolled.instruments import extract as compute
-    from unrolled.instruments.features import feature_key, read_descriptors
-    from unrolled.instruments.features_parts import extract_in_parts
+    from unrolled.instruments.features.extraction import feature_key, read_descriptors
+    from unrolled.instruments.features.parts import extract_in_parts
 
     expects = model_input(network, native_size=samples.source.native_size, image_size=image_size)
     options: dict[str, Any] = {

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from unrolled.data import ImageSource
     from unrolled.instruments import FeatureSet
-    from unrolled.instruments.frozen import Classifier
+    from unrolled.instruments.readouts.frozen import Classifier
 
 Method = Literal["linear", "knn", "ridge"]
 Pool = Literal["cls", "mean"]
@@ -251,7 +251,7 @@ def encoder_of(network: nn.Module) -> nn.Module:
 def default_pools(network: nn.Module) -> tuple[Pool, ...]:
     """Class token and mean, or only the mean where there is no class token."""
     from unrolled.instruments.anatomy import unwrap
-    from unrolled.instruments.pooling import prefix_tokens
+    from unrolled.instruments.features.pooling import prefix_tokens
 
     return ("cls", "mean") if prefix_tokens(unwrap(network), None)[1] else ("mean",)
 
@@ -276,7 +276,7 @@ def classify(
     import torch
 
     from unrolled.data.sources import stratified_split
-    from unrolled.instruments.frozen import accuracy_interval, logistic, neighbours, ridge
+    from unrolled.instruments.readouts.frozen import accuracy_interval, logistic, neighbours, ridge
 
     _, held = stratified_split(labels.numpy(), len(labels), HELD_OUT, seed)
     known: dict[str, dict[str, Classifier]] = {

@@ -245,7 +245,7 @@ def _capital(text: str) -> str:
 
 
 def _rule(asked: Settings) -> str:
-    from unrolled.instruments.detection import CONFIDENCE
+    from unrolled.instruments.regions.detection import CONFIDENCE
 
     return CONFIDENCE[asked.confidence]
 

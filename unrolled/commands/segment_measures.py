@@ -32,9 +32,9 @@ from unrolled.instruments import (
     untrained_control,
     upsample,
 )
-from unrolled.instruments.emergence import by_shape, centre_prior, in_order, patch_colours
-from unrolled.instruments.overlap import matched_boundary
-from unrolled.instruments.patches import of_one_colour
+from unrolled.instruments.regions.emergence import by_shape, centre_prior, in_order, patch_colours
+from unrolled.instruments.regions.overlap import matched_boundary
+from unrolled.instruments.regions.patches import of_one_colour
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from unrolled.data.pairs import PairSource
     from unrolled.instruments import FeatureSet
-    from unrolled.instruments.features_parts import Processes
+    from unrolled.instruments.features.parts import Processes
     from unrolled.models.encoders import Encoder
 
 Side = Literal["image", "text", "text2"]
@@ -125,9 +125,9 @@ def side_features(
 
     from unrolled.data.sources import Subset
     from unrolled.instruments import extract as compute
-    from unrolled.instruments.features import feature_key
-    from unrolled.instruments.features_parts import extract_in_parts
-    from unrolled.instruments.features_text import extract_texts, text_feature_key
+    from unrolled.instruments.features.extraction import feature_key
+    from unrolled.instruments.features.parts import extract_in_parts
+    from unrolled.instruments.features.text import extract_texts, text_feature_key
 
     encoder = _encoder(spec, side, data_dir, weights, pretrained, model_args, seed)
     module = encoder.module.to(where)
@@ -205,8 +205,8 @@ def sound_features(
     import torch
 
     from unrolled.data.sounds import open_sounds
-    from unrolled.instruments.features import feature_key
-    from unrolled.instruments.features_text import extract_waveforms
+    from unrolled.instruments.features.extraction import feature_key
+    from unrolled.instruments.features.text import extract_waveforms
     from unrolled.models.encoders import open_encoder, waveform
 
     source = open_sounds(sounds)
@@ -236,7 +236,7 @@ def sound_features(
 def _kept(folder: Path, key: str) -> FeatureSet | None:
     from unrolled.errors import CorruptFile, MissingData
     from unrolled.instruments import FeatureSet
-    from unrolled.instruments.features import read_descriptors
+    from unrolled.instruments.features.extraction import read_descriptors
 
     try:
         return FeatureSet.load(folder) if read_descriptors(folder)["key"] == key else None

@@ -116,7 +116,7 @@ class Neighbours:
 
     def agreement(self, a: Opened, b: Opened) -> dict[str, Any]:
         """Mutual k-nearest-neighbour score of all pairs of layers, judged against relabelled images."""
-        from unrolled.instruments.calibration import compare
+        from unrolled.alignment.chance import compare
 
         found = compare(self.features(a), self.features(b), "mutual_knn", k=self.k, draws=DRAWS, resamples=50)
         left, right = found.layers

@@ -10,118 +10,118 @@ from typing import TYPE_CHECKING, Any
 
 # public name -> module of this package that holds it
 _EXPORTS = {
-    "average_precision": "detection",
-    "bootstrap_interval": "overlap",
-    "bootstrap_intervals": "overlap",
-    "boundary_counts": "boundaries",
-    "boundary_f": "boundaries",
-    "boundary_interval": "boundaries",
-    "BoundaryCounts": "boundaries",
-    "class_means": "overlap",
-    "cluster_tokens": "spectral",
-    "copy_segmentation": "semantics",
-    "covering": "overlap",
-    "Emergence": "emergence",
-    "EmergenceScorer": "emergence",
-    "emergence_baselines": "emergence",
-    "emergence_scores": "emergence",
-    "extract": "features",
-    "FeatureSet": "features",
-    "head_semantics": "semantics",
+    "average_precision": "regions.detection",
+    "bootstrap_interval": "regions.overlap",
+    "bootstrap_intervals": "regions.overlap",
+    "boundary_counts": "regions.boundaries",
+    "boundary_f": "regions.boundaries",
+    "boundary_interval": "regions.boundaries",
+    "BoundaryCounts": "regions.boundaries",
+    "class_means": "regions.overlap",
+    "cluster_tokens": "regions.spectral",
+    "copy_segmentation": "regions.semantics",
+    "covering": "regions.overlap",
+    "Emergence": "regions.emergence",
+    "EmergenceScorer": "regions.emergence",
+    "emergence_baselines": "regions.emergence",
+    "emergence_scores": "regions.emergence",
+    "extract": "features.extraction",
+    "FeatureSet": "features.extraction",
+    "head_semantics": "regions.semantics",
     "head_subspaces": "anatomy",
-    "HeadSemantics": "semantics",
-    "in_context_score": "context",
+    "HeadSemantics": "regions.semantics",
+    "in_context_score": "sequences.context",
     "incoherence": "rates",
-    "jaccard": "overlap",
-    "label_boundary": "boundaries",
-    "layer_sweep": "overlap",
+    "jaccard": "regions.overlap",
+    "label_boundary": "regions.boundaries",
+    "layer_sweep": "regions.overlap",
     "layerwise": "rates",
-    "maskcut": "spectral",
-    "matched_boundary": "overlap",
-    "matched_iou": "overlap",
-    "Matches": "semantics",
-    "mesa_descent": "context",
-    "nearest_patches": "semantics",
-    "normalized_cut": "spectral",
-    "ObjectScorer": "detection",
-    "Patches": "patches",
-    "pca_colours": "segmentation",
-    "PCAColours": "segmentation",
-    "Photo": "emergence",
-    "pool_labels": "semantics",
-    "probe": "probes",
-    "probe_model": "probes",
-    "read_patches": "patches",
-    "refine_mask": "segmentation",
-    "region_scores": "overlap",
-    "score_attention": "overlap",
-    "score_masks": "overlap",
-    "threshold_attention": "segmentation",
-    "token_binding": "context",
-    "token_pca": "segmentation",
-    "TokenPCA": "segmentation",
+    "maskcut": "regions.spectral",
+    "matched_boundary": "regions.overlap",
+    "matched_iou": "regions.overlap",
+    "Matches": "regions.semantics",
+    "mesa_descent": "sequences.context",
+    "nearest_patches": "regions.semantics",
+    "normalized_cut": "regions.spectral",
+    "ObjectScorer": "regions.detection",
+    "Patches": "regions.patches",
+    "pca_colours": "regions.segmentation",
+    "PCAColours": "regions.segmentation",
+    "Photo": "regions.emergence",
+    "pool_labels": "regions.semantics",
+    "probe": "readouts.probes",
+    "probe_model": "readouts.probes",
+    "read_patches": "regions.patches",
+    "refine_mask": "regions.segmentation",
+    "region_scores": "regions.overlap",
+    "score_attention": "regions.overlap",
+    "score_masks": "regions.overlap",
+    "threshold_attention": "regions.segmentation",
+    "token_binding": "sequences.context",
+    "token_pca": "regions.segmentation",
+    "TokenPCA": "regions.segmentation",
     "Trace": "trace",
     "trace_report": "rates",
     "untrained_control": "control",
-    "upsample": "segmentation",
+    "upsample": "regions.segmentation",
 }
 
 __all__ = sorted(_EXPORTS)
 
 if TYPE_CHECKING:
     from unrolled.instruments.anatomy import head_subspaces as head_subspaces
-    from unrolled.instruments.boundaries import BoundaryCounts as BoundaryCounts
-    from unrolled.instruments.boundaries import boundary_counts as boundary_counts
-    from unrolled.instruments.boundaries import boundary_f as boundary_f
-    from unrolled.instruments.boundaries import boundary_interval as boundary_interval
-    from unrolled.instruments.boundaries import label_boundary as label_boundary
-    from unrolled.instruments.context import in_context_score as in_context_score
-    from unrolled.instruments.context import mesa_descent as mesa_descent
-    from unrolled.instruments.context import token_binding as token_binding
     from unrolled.instruments.control import untrained_control as untrained_control
-    from unrolled.instruments.detection import ObjectScorer as ObjectScorer
-    from unrolled.instruments.detection import average_precision as average_precision
-    from unrolled.instruments.emergence import Emergence as Emergence
-    from unrolled.instruments.emergence import EmergenceScorer as EmergenceScorer
-    from unrolled.instruments.emergence import Photo as Photo
-    from unrolled.instruments.emergence import emergence_baselines as emergence_baselines
-    from unrolled.instruments.emergence import emergence_scores as emergence_scores
-    from unrolled.instruments.features import FeatureSet as FeatureSet
-    from unrolled.instruments.features import extract as extract
-    from unrolled.instruments.overlap import bootstrap_interval as bootstrap_interval
-    from unrolled.instruments.overlap import bootstrap_intervals as bootstrap_intervals
-    from unrolled.instruments.overlap import class_means as class_means
-    from unrolled.instruments.overlap import covering as covering
-    from unrolled.instruments.overlap import jaccard as jaccard
-    from unrolled.instruments.overlap import layer_sweep as layer_sweep
-    from unrolled.instruments.overlap import matched_boundary as matched_boundary
-    from unrolled.instruments.overlap import matched_iou as matched_iou
-    from unrolled.instruments.overlap import region_scores as region_scores
-    from unrolled.instruments.overlap import score_attention as score_attention
-    from unrolled.instruments.overlap import score_masks as score_masks
-    from unrolled.instruments.patches import Patches as Patches
-    from unrolled.instruments.patches import read_patches as read_patches
-    from unrolled.instruments.probes import probe as probe
-    from unrolled.instruments.probes import probe_model as probe_model
+    from unrolled.instruments.features.extraction import FeatureSet as FeatureSet
+    from unrolled.instruments.features.extraction import extract as extract
     from unrolled.instruments.rates import incoherence as incoherence
     from unrolled.instruments.rates import layerwise as layerwise
     from unrolled.instruments.rates import trace_report as trace_report
-    from unrolled.instruments.segmentation import PCAColours as PCAColours
-    from unrolled.instruments.segmentation import TokenPCA as TokenPCA
-    from unrolled.instruments.segmentation import pca_colours as pca_colours
-    from unrolled.instruments.segmentation import refine_mask as refine_mask
-    from unrolled.instruments.segmentation import threshold_attention as threshold_attention
-    from unrolled.instruments.segmentation import token_pca as token_pca
-    from unrolled.instruments.segmentation import upsample as upsample
-    from unrolled.instruments.semantics import HeadSemantics as HeadSemantics
-    from unrolled.instruments.semantics import Matches as Matches
-    from unrolled.instruments.semantics import copy_segmentation as copy_segmentation
-    from unrolled.instruments.semantics import head_semantics as head_semantics
-    from unrolled.instruments.semantics import nearest_patches as nearest_patches
-    from unrolled.instruments.semantics import pool_labels as pool_labels
-    from unrolled.instruments.spectral import cluster_tokens as cluster_tokens
-    from unrolled.instruments.spectral import maskcut as maskcut
-    from unrolled.instruments.spectral import normalized_cut as normalized_cut
+    from unrolled.instruments.readouts.probes import probe as probe
+    from unrolled.instruments.readouts.probes import probe_model as probe_model
+    from unrolled.instruments.regions.boundaries import BoundaryCounts as BoundaryCounts
+    from unrolled.instruments.regions.boundaries import boundary_counts as boundary_counts
+    from unrolled.instruments.regions.boundaries import boundary_f as boundary_f
+    from unrolled.instruments.regions.boundaries import boundary_interval as boundary_interval
+    from unrolled.instruments.regions.boundaries import label_boundary as label_boundary
+    from unrolled.instruments.regions.detection import ObjectScorer as ObjectScorer
+    from unrolled.instruments.regions.detection import average_precision as average_precision
+    from unrolled.instruments.regions.emergence import Emergence as Emergence
+    from unrolled.instruments.regions.emergence import EmergenceScorer as EmergenceScorer
+    from unrolled.instruments.regions.emergence import Photo as Photo
+    from unrolled.instruments.regions.emergence import emergence_baselines as emergence_baselines
+    from unrolled.instruments.regions.emergence import emergence_scores as emergence_scores
+    from unrolled.instruments.regions.overlap import bootstrap_interval as bootstrap_interval
+    from unrolled.instruments.regions.overlap import bootstrap_intervals as bootstrap_intervals
+    from unrolled.instruments.regions.overlap import class_means as class_means
+    from unrolled.instruments.regions.overlap import covering as covering
+    from unrolled.instruments.regions.overlap import jaccard as jaccard
+    from unrolled.instruments.regions.overlap import layer_sweep as layer_sweep
+    from unrolled.instruments.regions.overlap import matched_boundary as matched_boundary
+    from unrolled.instruments.regions.overlap import matched_iou as matched_iou
+    from unrolled.instruments.regions.overlap import region_scores as region_scores
+    from unrolled.instruments.regions.overlap import score_attention as score_attention
+    from unrolled.instruments.regions.overlap import score_masks as score_masks
+    from unrolled.instruments.regions.patches import Patches as Patches
+    from unrolled.instruments.regions.patches import read_patches as read_patches
+    from unrolled.instruments.regions.segmentation import PCAColours as PCAColours
+    from unrolled.instruments.regions.segmentation import TokenPCA as TokenPCA
+    from unrolled.instruments.regions.segmentation import pca_colours as pca_colours
+    from unrolled.instruments.regions.segmentation import refine_mask as refine_mask
+    from unrolled.instruments.regions.segmentation import threshold_attention as threshold_attention
+    from unrolled.instruments.regions.segmentation import token_pca as token_pca
+    from unrolled.instruments.regions.segmentation import upsample as upsample
+    from unrolled.instruments.regions.semantics import HeadSemantics as HeadSemantics
+    from unrolled.instruments.regions.semantics import Matches as Matches
+    from unrolled.instruments.regions.semantics import copy_segmentation as copy_segmentation
+    from unrolled.instruments.regions.semantics import head_semantics as head_semantics
+    from unrolled.instruments.regions.semantics import nearest_patches as nearest_patches
+    from unrolled.instruments.regions.semantics import pool_labels as pool_labels
+    from unrolled.instruments.regions.spectral import cluster_tokens as cluster_tokens
+    from unrolled.instruments.regions.spectral import maskcut as maskcut
+    from unrolled.instruments.regions.spectral import normalized_cut as normalized_cut
+    from unrolled.instruments.sequences.context import in_context_score as in_context_score
+    from unrolled.instruments.sequences.context import mesa_descent as mesa_descent
+    from unrolled.instruments.sequences.context import token_binding as token_binding
     from unrolled.instruments.trace import Trace as Trace
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import Parts, Stack, final_sites, find_parts, unwrap
-from unrolled.instruments.patches import _grid, _main_stack, _prefix
+from unrolled.instruments.regions.patches import _grid, _main_stack, _prefix
 from unrolled.instruments.trace import trace
 
 _OUTPUTS = ("output", "proj", "out_proj")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import FIRST_NORM, child, find_stacks, head_subspaces, unwrap
 from unrolled.instruments.control import untrained_control
-from unrolled.instruments.probes import widen
+from unrolled.instruments.readouts.probes import widen
 from unrolled.instruments.trace import Trace
 from unrolled.theory import coding_rate, normalize_tokens
 

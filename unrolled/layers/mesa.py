@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.layers.linear_attention import _Attention, _unit, _wide
-from unrolled.ops.mesa_check import check_lengths
 from unrolled.ops.mesa_solve import METHODS, MesaState, mesa
+from unrolled.ops.mesa_solve.inputs import check_lengths
 
 # decay below which MesaNet keeps a pair written at full strength from counting as one of an endless run of repeats
 _DECAY_CAP = 0.9975

@@ -177,7 +177,7 @@ def held_out(config: Config, tokens: Tensor, most: int | None = None) -> Tensor:
 
 def _measure(config: Config, network: nn.Module, tokens: Tensor, *, shuffle: bool = False) -> dict[str, Any]:
     """Mean loss in nats per byte, and how it depends on the place in the context; on shuffled excerpts if asked."""
-    from unrolled.instruments.context import token_losses
+    from unrolled.instruments.sequences.context import token_losses
 
     rows = held_out(config, tokens)
     if shuffle:

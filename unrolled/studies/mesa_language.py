@@ -233,7 +233,7 @@ def run_one(
     import torch.nn.functional as F
 
     from unrolled.data.tokens import token_batches
-    from unrolled.instruments.context import token_losses
+    from unrolled.instruments.sequences.context import token_losses
     from unrolled.studies.remembered import checkpoint
     from unrolled.studies.training import train_kept, warmup_cosine
 
@@ -291,7 +291,7 @@ def run_one(
 
 def _measure(network: nn.Module, rows: Tensor, config: Config) -> dict[str, Any]:
     """Loss, bits per byte and in-context score on held-out excerpts [b, length + 1]."""
-    from unrolled.instruments.context import in_context_score
+    from unrolled.instruments.sequences.context import in_context_score
 
     found = in_context_score(
         network, rows[:, :-1], rows[:, 1:], early=config.early, late=config.late, window=config.window, batch_size=16

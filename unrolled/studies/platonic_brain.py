@@ -218,7 +218,7 @@ def _given(config: Config, records: Any, name: str, *, trained: bool) -> dict[st
 
 
 def _rdms(config: Config, model: nn.Module, images: Any, layers: tuple[str, ...]) -> dict[str, Any]:
-    from unrolled.instruments.features import extract
+    from unrolled.instruments.features.extraction import extract
     from unrolled.studies.platonic_human import correlation_rdms
 
     features = extract(model.to(config.device), images.to(config.device), layers=layers, pooling="grid", batch_size=23)

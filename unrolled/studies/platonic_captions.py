@@ -182,7 +182,7 @@ def scores(config: Config, image: Tensor, columns: dict[str, list[list[Tensor]]]
         columns: as from `averaged_columns`.
     """
     from unrolled.alignment import compare
-    from unrolled.instruments.alignment import Representation, get_metric
+    from unrolled.alignment.registry import Representation, get_metric
 
     metric = get_metric("mutual_knn", k=config.k)
     left = Representation(image, "image")

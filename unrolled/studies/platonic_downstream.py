@@ -98,7 +98,7 @@ def measured(config: Config, records: dict[str, dict[str, Any]]) -> dict[str, An
     """
     import torch
 
-    from unrolled.instruments.alignment import MutualKNN
+    from unrolled.alignment.registry import MutualKNN
     from unrolled.studies.platonic_zoo import by_name, last_layer, other_pictures, probe_accuracy, trained
     from unrolled.studies.platonic_zoo_given import word_vectors
     from unrolled.studies.platonic_zoo_stats import pair_scores
@@ -165,7 +165,7 @@ def alignments(config: Config, records: dict[str, dict[str, Any]]) -> dict[str, 
     """Alignment above chance of each member with vision models; None where these are missing."""
     import numpy as np
 
-    from unrolled.instruments.alignment import MutualKNN
+    from unrolled.alignment.registry import MutualKNN
     from unrolled.studies.platonic_vision import competence_of, sound_of
     from unrolled.studies.platonic_zoo import by_name, features
     from unrolled.studies.platonic_zoo_given import IMAGENET, given_features

@@ -70,7 +70,7 @@ class PairFeatures:
             untrained: draw the weights anew from this seed; batch norms take their statistics from 64 photos.
         """
         from unrolled.data import eval_loader, eval_transform, model_input
-        from unrolled.instruments.features import extract
+        from unrolled.instruments.features.extraction import extract
 
         encoder = self._open(spec, "image")
         source = self.pairs.images()
@@ -106,7 +106,7 @@ class PairFeatures:
         self, spec: str, texts: Sequence[str], *, untrained: int | None = None, damage: float = 0.0
     ) -> dict[str, Tensor]:
         """layer -> [n, d] of any texts, the mean over tokens; arguments as in `captions`."""
-        from unrolled.instruments.features_text import extract_texts
+        from unrolled.instruments.features.text import extract_texts
 
         encoder = self._open(spec, "text")
         assert encoder.collate is not None

@@ -239,7 +239,7 @@ def word_vectors(name: str, texts: Sequence[str], weights_dir: Path) -> torch.Te
         texts: words or phrases.
         weights_dir: folder of the weights.
     """
-    from unrolled.instruments.features import extract
+    from unrolled.instruments.features.extraction import extract
     from unrolled.models.given import open_given
 
     model = open_given(name, weights_dir)

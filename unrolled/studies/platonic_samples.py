@@ -131,8 +131,8 @@ def curves(config: Config, x: Tensor, y: Tensor) -> dict[str, Any]:
     """Scores of two models at growing n, of real images and of a Gaussian twin, plain values."""
     import torch
 
-    from unrolled.instruments.alignment import cka
-    from unrolled.instruments.alignment_scale import mutual_knn_curve
+    from unrolled.alignment.registry import cka
+    from unrolled.alignment.scale import mutual_knn_curve
 
     sizes = [size for size in config.sizes if size < len(x)] + [len(x)] * (config.sizes[-1] >= len(x))
     near: dict[str, dict[str, Any]] = {

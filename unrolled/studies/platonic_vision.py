@@ -16,7 +16,7 @@ from unrolled.studies.base import Budget, Expectation, Study
 from unrolled.studies.platonic_zoo import GPU, QUICK, ZooConfig, settings_of, zoo
 
 if TYPE_CHECKING:
-    from unrolled.instruments.alignment_base import Metric
+    from unrolled.alignment.metric import Metric
     from unrolled.report import Report
     from unrolled.studies.platonic_zoo_stats import Pairs
 
@@ -105,7 +105,7 @@ def aligned(
     """Mutual k-NN at the best layers, unbiased CKA at the last layers, and other metrics at the last layers."""
     from dataclasses import asdict
 
-    from unrolled.instruments.alignment import get_metric
+    from unrolled.alignment.registry import get_metric
     from unrolled.studies.platonic_members import roster
     from unrolled.studies.platonic_zoo import features
     from unrolled.studies.platonic_zoo_stats import Pairs, pair_scores
@@ -164,7 +164,7 @@ def aligned_with_given(config: Config) -> Pairs | None:
 
 
 def _mutual(config: Config) -> Metric:
-    from unrolled.instruments.alignment import MutualKNN
+    from unrolled.alignment.registry import MutualKNN
 
     return MutualKNN(k=config.k)
 
@@ -218,7 +218,7 @@ def analysed(
 
     import numpy as np
 
-    from unrolled.instruments.significance import benjamini_hochberg
+    from unrolled.alignment.significance import benjamini_hochberg
     from unrolled.studies.platonic_zoo_stats import over_models, pair_places, spearman
 
     rows = list(records.values())

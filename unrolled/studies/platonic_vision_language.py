@@ -229,7 +229,7 @@ def compare_pair(config: Config, left: dict[str, Tensor], right: dict[str, Tenso
         right: layer -> [n, d] of the text model, in order.
     """
     from unrolled.alignment import compare, prepare_features
-    from unrolled.instruments.alignment import get_metric
+    from unrolled.alignment.registry import get_metric
 
     knn = get_metric("mutual_knn", k=config.k)
     best = compare(
@@ -248,7 +248,7 @@ def compare_pair(config: Config, left: dict[str, Tensor], right: dict[str, Tenso
 
 def _language(config: Config, source: PairFeatures) -> list[dict[str, Any]]:
     """Bits per byte of every state of the language model; None where there is no corpus."""
-    from unrolled.instruments.bits_per_byte import bits_per_byte
+    from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
     from unrolled.studies.remembered import remembered
 
     states: list[tuple[str, dict[str, Any]]] = [("", {})]

@@ -96,7 +96,7 @@ def _compared(record: dict[str, Any]) -> bool:
 
 def _between(config: Config, names: list[str]) -> dict[str, Any]:
     """Mutual k-NN and unbiased CKA of all CRATEs and ViTs with each other."""
-    from unrolled.instruments.alignment import CKA, MutualKNN
+    from unrolled.alignment.registry import CKA, MutualKNN
     from unrolled.studies.platonic_zoo import by_name, features
     from unrolled.studies.platonic_zoo_stats import pair_scores
 
@@ -112,7 +112,7 @@ def _outside(config: Config, records: dict[str, dict[str, Any]], names: list[str
     """Alignment of every member in `names` with each target of `DIFFERENCES`; None where the target is missing."""
     import torch
 
-    from unrolled.instruments.alignment import MutualKNN, compare_rdms
+    from unrolled.alignment.registry import MutualKNN, compare_rdms
     from unrolled.studies.platonic_downstream import class_means
     from unrolled.studies.platonic_zoo import by_name, features, last_layer, other_pictures, trained
     from unrolled.studies.platonic_zoo_given import CIFAR, IMAGENET, brain, given_features, word_vectors
@@ -168,8 +168,8 @@ def small(stimuli: Any, side: int) -> Any:
 
 def rdms(model: nn.Module, images: Any) -> list[Any]:
     """Dissimilarities [n, n] (1 - correlation) between images in every block, averaged over places."""
-    from unrolled.instruments.alignment import rdm
-    from unrolled.instruments.features import extract
+    from unrolled.alignment.registry import rdm
+    from unrolled.instruments.features.extraction import extract
     from unrolled.studies.platonic_zoo import as_input
 
     where = next(model.parameters()).device

@@ -23,7 +23,7 @@ from unrolled.studies.remembered import checkpoint, is_kept, remembered
 from unrolled.studies.training import train_kept, warmup_cosine
 
 if TYPE_CHECKING:
-    from unrolled.instruments.features import FeatureSet
+    from unrolled.instruments.features.extraction import FeatureSet
 
 Images = Literal["held-out", "other"]
 LAYERS = ("block*", "layer*")
@@ -189,7 +189,7 @@ def features(config: ZooConfig, member: Member, images: Images = "held-out") -> 
         MissingData: other images are asked for and there are none.
     """
     from unrolled.errors import MissingData
-    from unrolled.instruments.features import extract
+    from unrolled.instruments.features.extraction import extract
 
     found = pictures(config.data, "test", config.data_dir) if images == "held-out" else other_pictures(config)
     if found is None:
@@ -250,7 +250,7 @@ def accuracy(model: nn.Module, test: Pictures, classes: tuple[int, ...] = ()) ->
 
 def probe_accuracy(fit: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> float:
     """Accuracy on `test` of a ridge classifier fitted on `fit`, each (features [n, d], labels [n])."""
-    from unrolled.instruments.probes import fit_readout
+    from unrolled.instruments.readouts.probes import fit_readout
 
     readout = fit_readout(fit[0], nn.functional.one_hot(fit[1], classes).double())
     return float((readout(test[0]).argmax(-1) == test[1]).double().mean())

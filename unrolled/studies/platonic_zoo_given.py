@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unrolled.studies.platonic_zoo import ZooConfig, pictures
 
 if TYPE_CHECKING:
-    from unrolled.instruments.features import FeatureSet
+    from unrolled.instruments.features.extraction import FeatureSet
 
 CIFAR = ("resnet20", "resnet56", "vit_d128_p4")
 IMAGENET = ("efficientnet_lite0", "mobilenet_v1_075", "squeezenet1_1", "tiny_darknet")
@@ -39,7 +39,7 @@ class Brain:
 def given_features(config: ZooConfig) -> dict[str, FeatureSet]:
     """Features of the held-out images by networks that others trained; empty for digits or without the weights."""
     from unrolled.errors import MissingData
-    from unrolled.instruments.features import extract
+    from unrolled.instruments.features.extraction import extract
     from unrolled.models.given import find_weights, open_given
 
     if config.data != "cifar10":
@@ -90,7 +90,7 @@ class _Enlarged(nn.Module):
 def word_vectors(config: ZooConfig, texts: Sequence[str]) -> dict[str, Tensor]:
     """Vectors [n, d] of texts by the last layers of MiniLM and GloVe, of those whose weights are there."""
     from unrolled.errors import MissingData, MissingExtra
-    from unrolled.instruments.features import extract
+    from unrolled.instruments.features.extraction import extract
     from unrolled.models.given import find_weights, open_given
 
     found = {}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from unrolled.instruments.alignment_base import Metric
-    from unrolled.instruments.dependence import Blocks, Groups
+    from unrolled.alignment.dependence import Blocks, Groups
+    from unrolled.alignment.metric import Metric
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -69,8 +69,8 @@ def pair_scores(
     Raises:
         ValueError: a metric of another sort, or different numbers of samples.
     """
-    from unrolled.instruments.alignment import get_metric
-    from unrolled.instruments.dependence import Units
+    from unrolled.alignment.dependence import Units
+    from unrolled.alignment.registry import get_metric
 
     chosen = get_metric(metric)
     if not (chosen.symmetric and chosen.higher_is_closer):
@@ -103,7 +103,7 @@ def pair_scores(
 
 def _prepared(models: Sequence[Mapping[str, Tensor]], metric: Metric) -> tuple[list[Any], list[int]]:
     """Prepared layers of all models in a row, and the place of the model each belongs to."""
-    from unrolled.instruments.alignment_grid import prepare_layers
+    from unrolled.alignment.layers import prepare_layers
 
     prepared: list[Any] = []
     owner: list[int] = []

@@ -105,7 +105,7 @@ def difference(a: ByPhoto, b: ByPhoto | np.ndarray | None) -> Difference | None:
 
     Seeds are averaged before photos are resampled.
     """
-    from unrolled.instruments.overlap import bootstrap_interval
+    from unrolled.instruments.regions.overlap import bootstrap_interval
 
     seeds = [seed for seed in a if b is not None and (not isinstance(b, dict) or seed in b)]
     if not seeds or b is None:

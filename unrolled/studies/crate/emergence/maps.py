@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unrolled.instruments.emergence import Photo, centre_prior, emergence_baselines, moved_patches
-from unrolled.instruments.overlap import pixels_in_patches
-from unrolled.instruments.patches import Patches, read_patches
-from unrolled.instruments.segmentation import Threshold, threshold_attention, upsample
+from unrolled.instruments.regions.emergence import Photo, centre_prior, emergence_baselines, moved_patches
+from unrolled.instruments.regions.overlap import pixels_in_patches
+from unrolled.instruments.regions.patches import Patches, read_patches
+from unrolled.instruments.regions.segmentation import Threshold, threshold_attention, upsample
 from unrolled.studies.crate.emergence.photos import Shot, as_square, commonest
 from unrolled.studies.platonic_zoo import as_input
 
@@ -192,8 +192,8 @@ def _ceiling(things: Tensor, area: Tensor) -> float:
 
 def objects(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: int) -> dict[str, Any]:
     """Class-agnostic average precision of MaskCut's objects, on the keys of one layer; None cuts patches' colours."""
-    from unrolled.instruments.detection import ObjectScorer
-    from unrolled.instruments.spectral import maskcut
+    from unrolled.instruments.regions.detection import ObjectScorer
+    from unrolled.instruments.regions.spectral import maskcut
 
     scorer, moved = ObjectScorer("order"), ObjectScorer("order")
     random = np.random.default_rng(0)
@@ -215,8 +215,8 @@ def objects(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: in
 
 def borders(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: int, clusters: int = 5) -> dict[str, Any]:
     """F-measure of the borders between k-means clusters of the keys against those people drew; None takes colours."""
-    from unrolled.instruments.boundaries import boundary_counts, boundary_f, boundary_interval, label_boundary
-    from unrolled.instruments.spectral import cluster_tokens
+    from unrolled.instruments.regions.boundaries import boundary_counts, boundary_f, boundary_interval, label_boundary
+    from unrolled.instruments.regions.spectral import cluster_tokens
 
     counts, moved = [], []
     random = np.random.default_rng(0)
@@ -245,7 +245,7 @@ def consistency(
     Parts are COCO's commonest categories, things and stuff. Null `heads` shuffles the heads of every photo; null
     `images` pairs maps with other photos' parts, so that a head that looks at one place does not pass.
     """
-    from unrolled.instruments.semantics import head_semantics, pool_labels
+    from unrolled.instruments.regions.semantics import head_semantics, pool_labels
 
     report = tuple(s for s in shots if s.half == "report")
     names = commonest(report, parts)
@@ -273,7 +273,7 @@ def _rows(
     model: nn.Module | None, shots: Sequence[Shot], side: int, layer: int, patch: int = 4
 ) -> Iterator[tuple[Shot, tuple[int, int], Tensor]]:
     """Photos with the features `[n, d]` of their patches: keys of a layer, or the patches' mean colours."""
-    from unrolled.instruments.emergence import patch_colours
+    from unrolled.instruments.regions.emergence import patch_colours
 
     if model is None:
         for shot in shots:

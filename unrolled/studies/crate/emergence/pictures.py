@@ -42,7 +42,7 @@ def rows_of(view: View) -> list[ImageRow]:
 
 
 def _pairs(result: Mapping[str, Any], photos: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    from unrolled.instruments.segmentation import upsample
+    from unrolled.instruments.regions.segmentation import upsample
     from unrolled.report import heat
 
     images: list[NDArray[np.uint8]] = []

@@ -17,7 +17,7 @@ from unrolled.studies.crate.networks import DEPTH, KINDS, images_seen
 from unrolled.studies.results import NOT_RUN, Results, Values
 
 if TYPE_CHECKING:
-    from unrolled.instruments.segmentation import Threshold
+    from unrolled.instruments.regions.segmentation import Threshold
     from unrolled.report import Report
 
 _WORDS = {"up": "better", "down": "worse", "unclear": "no clear difference"}
@@ -76,7 +76,7 @@ def _having(differences: Mapping[str, Difference | None], verdict: str) -> str:
 
 
 def _things(report: Report, view: View) -> None:
-    from unrolled.instruments.overlap import bootstrap_interval
+    from unrolled.instruments.regions.overlap import bootstrap_interval
 
     config = view.config
     seeds = plural(len(config.seeds), "seed")

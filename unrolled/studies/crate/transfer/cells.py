@@ -220,7 +220,7 @@ class Probed(Transferred):
         chosen and `sites` (test accuracy at each); beside them `chance` and `labels_used`.
         """
         from unrolled.data.sources import stratified_split
-        from unrolled.instruments.frozen import neighbours, ridge
+        from unrolled.instruments.readouts.frozen import neighbours, ridge
 
         train, test = first(self.split(context, "train"), self.probe_images), self.split(context, "test")
         features = pixels

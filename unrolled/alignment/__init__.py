@@ -1,0 +1,31 @@
+"""Measure how far two representations agree, and whether that is more than chance.
+
+`unrolled.alignment.cka(x, y)`: metrics (`registry`), grids over layers (`layers`) and models (`models`), nulls and
+corrections (`chance`, `significance`), intervals (`interval`), dependent rows (`dependence`).
+"""
+
+from unrolled.alignment import registry as _metrics
+from unrolled.alignment.chance import (
+    Comparison,
+    HeldOut,
+    chance_level,
+    compare,
+    held_out,
+    null_of_best,
+)
+from unrolled.alignment.dependence import Units, relabellings
+from unrolled.alignment.interval import bootstrap_interval
+from unrolled.alignment.layers import Grid, Layers, layer_grid, prepare_layers
+from unrolled.alignment.losses import cka_loss, procrustes_loss, rsa_loss, soft_knn_loss
+from unrolled.alignment.registry import *  # noqa: F403
+from unrolled.alignment.scale import SampledScore, mutual_knn_curve, mutual_knn_sampled
+from unrolled.alignment.significance import benjamini_hochberg, calibrate, p_text, permutation_p_value
+from unrolled.alignment.streaming import StreamingCKA, StreamingMetric
+
+__all__ = [
+    *_metrics.__all__,
+    "Comparison", "Grid", "HeldOut", "Layers", "SampledScore", "StreamingCKA", "StreamingMetric", "Units",
+    "benjamini_hochberg", "bootstrap_interval", "calibrate", "chance_level", "cka_loss", "compare", "held_out",
+    "layer_grid", "mutual_knn_curve", "mutual_knn_sampled", "null_of_best", "p_text", "permutation_p_value",
+    "prepare_layers", "procrustes_loss", "relabellings", "rsa_loss", "soft_knn_loss",
+]  # fmt: skip

@@ -1,0 +1,394 @@
+"""Metrics that are cosines between fixed unit vectors, one per representation, with their exact null moments.
+
+Mutual k-NN, CKNNA, CKA and most forms of RSA turn a representation into one n x n matrix of unit norm and compare by
+the inner product. A whole grid of layers is then one matrix product, and the mean and variance under random relabelling
+of the samples have closed forms:
+
+- symmetric matrices (`DenseEmbedding`). The relabelling group acts on hollow symmetric matrices, and on symmetric ones
+  with zero row sums, as the sum of three different irreducible representations, of dimensions 1, n - 1 and n (n - 3) /
+  2. With t the component along the first and p, q the squared norms of the other two, Schur's lemma gives mean t_a t_b
+  and variance p_a p_b / (n - 1) + q_a q_b / (n (n - 3) / 2). For unbiased CKA p = t = 0 and q = 1.
+- k-NN matrices (`SparseEmbedding`), hollow and not symmetric: the moments of Mantel's statistic, sums of products of
+  six class totals (Mantel 1967).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from unrolled.alignment.metric import Metric
+from unrolled.ops.gram import accumulator, from_triangle, triangle, triangle_relabelling
+from unrolled.ops.permutation_moments import OrbitSums, orbit_sums, permutation_moments
+
+_BUDGET = 2**29  # bytes of scratch for one grid product
+_FEW = 384  # samples of matrices so small that calls cost more than arithmetic
+_WIDE = 2**28  # products of a sparse matrix with itself above which the dense form is cheaper
+_STACK = 2**31  # bytes of stacked layers for null grids
+
+
+@dataclass(frozen=True)
+class DenseEmbedding:
+    """Unit vector of a symmetric matrix: its entries above the diagonal times sqrt(2), then the diagonal if it counts.
+
+    Attributes:
+        vector: [n (n - 1) / 2] or, with the diagonal, [n (n + 1) / 2].
+        n: samples.
+        components: (t, p, q) of the module docstring.
+    """
+
+    vector: Tensor
+    n: int
+    components: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, k: Tensor, *, diagonal: bool, scale: float) -> DenseEmbedding:
+        """Embed a symmetric matrix: hollow (`diagonal=False`), or with zero row sums (`diagonal=True`).
+
+        Raises:
+            ValueError: the matrix is zero up to the rounding error of entries of size `scale`.
+        """
+        n = k.shape[0]
+        vector = triangle(k).mul_(math.sqrt(2))
+        if diagonal:
+            vector = torch.cat([vector, k.diagonal()])
+        wide = accumulator(k)
+        norm = float(vector.to(wide).norm())
+        if not norm > 4 * n * torch.finfo(k.dtype).eps * scale:
+            raise ValueError("x has no similarity structure: its centred kernel is zero up to rounding")
+        if diagonal:
+            # among matrices with zero row sums, the diagonal carries the middle component
+            on = k.diagonal().to(wide) / norm
+            t, p = float(on.sum()) / math.sqrt(n - 1), n * float((on - on.mean()).square().sum()) / max(1, n - 2)
+        else:
+            sums = k.sum(1, dtype=wide) / norm
+            t, p = (
+                float(sums.sum()) / math.sqrt(n * (n - 1)),
+                2 * float((sums - sums.mean()).square().sum()) / max(1, n - 2),
+            )
+        return cls(vector / norm, n, (t, p, max(0.0, 1.0 - t * t - p)))
+
+    @cached_property
+    def shape(self) -> Shape:
+        """For the third moment under relabelling."""
+        above = self.n * (self.n - 1) // 2
+        matrix = from_triangle(self.vector[:above].to(accumulator(self.vector)) / math.sqrt(2), self.n)
+        if self.vector.numel() > above:
+            matrix.diagonal().copy_(self.vector[above:])
+        return Shape.of(matrix, symmetric=True)
+
+
+@dataclass(frozen=True)
+class SparseEmbedding:
+    """Unit vector of an n x n matrix with few entries a row.
+
+    Attributes:
+        columns: [n, m] int64; values: [n, m], zero where padded; their norm is 1 / `scale`.
+    """
+
+    columns: Tensor
+    values: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, columns: Tensor, values: Tensor) -> SparseEmbedding:
+        """Embed the matrix with `values` at (row, `columns`).
+
+        Raises:
+            ValueError: all values are zero.
+        """
+        wide = values.to(accumulator(values))
+        norm = float(wide.square().sum().sqrt())
+        if not norm > 0:
+            raise ValueError("x has no similarity structure: its centred kernel is zero on all neighbours")
+        return cls(columns, values, 1 / norm)
+
+    @cached_property
+    def totals(self) -> Tensor:
+        """[7] the six class totals of Mantel's statistic, then the sum of all values; needed for null moments only."""
+        return _mantel_totals(self.columns, self.values.to(accumulator(self.values)) * self.scale)
+
+    @property
+    def n(self) -> int:
+        """Samples."""
+        return self.columns.shape[0]
+
+    @cached_property
+    def shape(self) -> Shape:
+        """For the third moment under relabelling."""
+        n, m = self.columns.shape
+        values = self.values.to(accumulator(self.values)) * self.scale
+        if n <= _FEW or m * m * n > _WIDE:
+            return Shape.of(values.new_zeros(n, n).scatter_add_(1, self.columns, values), symmetric=False)
+        rows = np.repeat(np.arange(n), m)
+        entries = (values.flatten().cpu().numpy(), (rows, self.columns.flatten().cpu().numpy()))
+        return Shape.of(sparse.coo_array(entries, shape=(n, n)).tocsr(), symmetric=False)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the third moment of an embedding under relabelling needs, and the largest share of a sample in its norm."""
+
+    sums: OrbitSums
+    share: float
+
+    @classmethod
+    def of(cls, matrix: Any, *, symmetric: bool) -> Shape:
+        """From the [n, n] matrix of unit norm, a tensor or SciPy sparse."""
+        squares = matrix.multiply(matrix) if sparse.issparse(matrix) else matrix.square()
+        shares = (squares.sum(0) + squares.sum(1)) / 2
+        return cls(orbit_sums(matrix, symmetric=symmetric), float(shares.max()))
+
+
+Embedding = DenseEmbedding | SparseEmbedding
+
+
+class EmbeddingMetric(Metric):
+    """A metric whose `prepare` returns an `Embedding` and whose value is the inner product."""
+
+    def compare(self, a: Any, b: Any) -> float:
+        """Cosine of the two embeddings."""
+        (a,), (b,) = _alike([a], [b])
+        if isinstance(a, DenseEmbedding):
+            wide = accumulator(a.vector)
+            value = float(a.vector.to(wide) @ b.vector.to(wide))
+        else:
+            value = sparse_product(a, b)
+        return max(-1.0, min(1.0, value))
+
+    def relabel(self, prepared: Any, order: Tensor) -> Any:
+        """Embedding of the samples in another order: entries move, nothing is searched again."""
+        order = order.to(prepared.columns.device if isinstance(prepared, SparseEmbedding) else prepared.vector.device)
+        if isinstance(prepared, DenseEmbedding):
+            index = triangle_relabelling(order)
+            moved = (
+                prepared.vector[index],
+                prepared.vector[index.numel() :][order[: prepared.vector.numel() - index.numel()]],
+            )
+            return replace(prepared, vector=torch.cat(moved))
+        inverse = torch.argsort(order)
+        return replace(prepared, columns=inverse[prepared.columns[order]], values=prepared.values[order])
+
+    def null_moments(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """Exact mean and variance over all relabellings; see the module docstring."""
+        kept_rows, kept_columns = _present(rows), _present(columns)
+        a, b = [rows[i] for i in kept_rows], [columns[j] for j in kept_columns]
+        if not a or not b or not _embedded(a, b):
+            return None
+        n = a[0].n
+        if isinstance(a[0], DenseEmbedding):
+            components = [torch.tensor([e.components for e in side], dtype=torch.float64) for side in (a, b)]
+            moments = _schur_moments(components[0], components[1], n)
+        else:
+            totals = [torch.stack([e.totals for e in side]).double().cpu() for side in (a, b)]
+            moments = _mantel_moments(totals[0], totals[1], n)
+        where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
+        mean, variance = (torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64) for _ in range(2))
+        mean[where], variance[where] = moments
+        return mean, variance
+
+    def null_shapes(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """Exact skewness over all relabellings, and how far a sample may move the value; `ops.permutation_moments`."""
+        kept_rows, kept_columns = _present(rows), _present(columns)
+        a, b = (
+            [rows[i].shape for i in kept_rows if _embedded(rows)],
+            [columns[j].shape for j in kept_columns if _embedded(columns)],
+        )
+        if not a or not b:
+            return None
+        first, second, third = permutation_moments([e.sums for e in a], [e.sums for e in b])
+        variance = np.clip(second - first**2, 1e-300, None)
+        where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
+        skewness, share = (torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64) for _ in range(2))
+        skewness[where] = torch.from_numpy((third - 3 * first * second + 2 * first**3) / variance**1.5)
+        share[where] = torch.tensor([[math.sqrt(x.share * y.share) for y in b] for x in a], dtype=torch.float64)
+        return skewness, share
+
+    def grid(self, rows: Sequence[Any], columns: Sequence[Any]) -> Tensor:
+        """All pairs by one matrix product; a missing (None) layer gives NaN."""
+        if not _embedded(rows, columns):
+            return super().grid(rows, columns)
+        kept_rows, kept_columns = _present(rows), _present(columns)
+        out = torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64)
+        if kept_rows and kept_columns:
+            a, b = _alike([rows[i] for i in kept_rows], [columns[j] for j in kept_columns])
+            # rounding must not lift a cosine above 1
+            out[torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]] = _product(a, b).clamp(-1, 1)
+        return out
+
+    def null_grids(self, rows: Sequence[Any], columns: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
+        """`grid` after relabelling all columns alike, once for each order."""
+        kept_rows, kept_columns = _present(rows), _present(columns)
+        a, b = [rows[i] for i in kept_rows], [columns[j] for j in kept_columns]
+        if not a or not b or not _embedded(a, b) or _stack_bytes(a, b) > _STACK:
+            yield from super().null_grids(rows, columns, orders)
+            return
+        a, b = _alike(a, b)
+        products = _dense_nulls(a, b, orders) if isinstance(a[0], DenseEmbedding) else _sparse_nulls(a, b, orders)
+        where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
+        for values in products:
+            out = torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64)
+            out[where] = values.double().cpu()
+            yield out
+
+
+def sparse_product(a: SparseEmbedding, b: SparseEmbedding) -> float:
+    """Inner product of two sparse matrices, a block of rows at a time."""
+    n, total = a.n, 0.0
+    few = a.columns.shape[1] * b.columns.shape[1] <= 4096
+    step = max(1, _BUDGET // 16 // (a.columns.shape[1] * b.columns.shape[1] if few else 4 * n))
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        if few:
+            hit = a.columns[rows, :, None] == b.columns[rows, None, :]
+            found = torch.einsum("nab,na,nb->n", hit.to(a.values.dtype), a.values[rows], b.values[rows])
+        else:
+            dense = a.values.new_zeros(a.columns[rows].shape[0], n).scatter_add_(1, a.columns[rows], a.values[rows])
+            found = (dense.gather(1, b.columns[rows]) * b.values[rows]).sum(1)
+        total += float(found.sum(dtype=accumulator(found)))
+    return total * a.scale * b.scale
+
+
+def _embedded(*sides: Sequence[Any]) -> bool:
+    """Whether all layers are embeddings; a subclass may prepare something else for large or rank-based cases."""
+    return all(e is None or isinstance(e, DenseEmbedding | SparseEmbedding) for side in sides for e in side)
+
+
+def _present(layers: Sequence[Any]) -> list[int]:
+    return [i for i, layer in enumerate(layers) if layer is not None]
+
+
+def _alike(a: list[Any], b: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Both sides in float64 if their precisions differ, as they may between models or layers."""
+    field = "vector" if isinstance(a[0], DenseEmbedding) else "values"
+    if len({getattr(e, field).dtype for e in a + b}) == 1:
+        return a, b
+    return tuple([replace(e, **{field: getattr(e, field).double()}) for e in side] for side in (a, b))  # type: ignore[return-value]
+
+
+def _product(a: Sequence[Embedding], b: Sequence[Embedding]) -> Tensor:
+    if isinstance(a[0], DenseEmbedding):
+        length = a[0].vector.numel()
+        step = max(1, _BUDGET // 4 // (len(a) + len(b)))
+        total = torch.zeros(len(a), len(b), dtype=torch.float64)
+        for start in range(0, length, step):
+            left, right = (torch.stack([e.vector[start : start + step] for e in side]) for side in (a, b))  # type: ignore[union-attr]
+            total += (left @ right.T).double().cpu()
+        return total
+    n = a[0].n
+    if n > 4 * 4096:  # the dense blocks below cost n^2 per layer, pairs of lists only n k^2 per pair
+        return torch.tensor([[sparse_product(x, y) for y in b] for x in a], dtype=torch.float64)  # type: ignore[arg-type]
+    step = max(1, _BUDGET // 4 // (n * (len(a) + len(b))))
+    total = torch.zeros(len(a), len(b), dtype=torch.float64)
+    for start in range(0, n, step):
+        left, right = (_dense_rows(side, slice(start, start + step)) for side in (a, b))  # type: ignore[arg-type]
+        total += (left @ right.T).double().cpu()
+    return total * _scales(a)[:, None] * _scales(b)
+
+
+def _scales(side: Sequence[Any]) -> Tensor:
+    return torch.tensor([e.scale for e in side], dtype=torch.float64)
+
+
+def _dense_rows(side: Sequence[SparseEmbedding], rows: slice) -> Tensor:
+    count, n = side[0].columns[rows].shape[0], side[0].n
+    dense = side[0].values.new_zeros(len(side), count, n)
+    for layer, e in zip(dense, side, strict=True):
+        layer.scatter_add_(1, e.columns[rows], e.values[rows])
+    return dense.flatten(1)
+
+
+def _stack_bytes(a: Sequence[Embedding], b: Sequence[Embedding]) -> int:
+    if isinstance(a[0], DenseEmbedding):
+        return 4 * a[0].vector.numel() * (len(a) + 2 * min(len(a), len(b)))
+    return 4 * a[0].n ** 2 * len(a)
+
+
+def _dense_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
+    if len(a) < len(b):  # moving the smaller side by the inverse order gives the same products
+        yield from (grid.T for grid in _dense_nulls(b, a, (torch.argsort(order) for order in orders)))
+        return
+    n, above = b[0].n, b[0].n * (b[0].n - 1) // 2
+    left = torch.stack([e.vector for e in a])
+    if n <= _FEW:  # all fits the cache: one look-up costs less than a loop over rows
+        right = torch.stack([e.vector for e in b])
+        for order in orders:
+            order = order.to(right.device)
+            total = left[:, :above] @ right[:, triangle_relabelling(order)].T
+            yield total.addmm_(left[:, above:], right[:, above:][:, order[: right.shape[1] - above]].T)
+        return
+    # layers last: one row of all kernels is then a contiguous block that stays in cache while its columns are reordered
+    kernels = torch.stack([from_triangle(e.vector[:above], n) for e in b], 2)
+    diagonals = torch.stack([e.vector[above:] for e in b], 1)
+    starts = [row * (n - 1) - row * (row - 1) // 2 for row in range(n + 1)]
+    moved = kernels.new_empty(16 * n, len(b))
+    for order in orders:
+        order = order.to(kernels.device)
+        rows = order.tolist()
+        total = left[:, above:] @ diagonals[order[: diagonals.shape[0]]]
+        for group in range(0, n, 16):
+            first, last = starts[group], starts[min(group + 16, n)]
+            for row in range(group, min(group + 16, n)):
+                out = moved[starts[row] - first : starts[row + 1] - first]
+                torch.index_select(kernels[rows[row]], 0, order[row + 1 :], out=out)
+            total.addmm_(left[:, first:last], moved[: last - first])
+        yield total
+
+
+def _sparse_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
+    n = a[0].n
+    table = a[0].values.new_zeros(n * n, len(a))  # entries first, so that a lookup reads the layers of `a` together
+    rows = torch.arange(n, device=table.device)[:, None]
+    for i, e in enumerate(a):
+        table[:, i] = table.new_zeros(n, n).scatter_add_(1, e.columns, e.values).flatten()
+    for order in orders:
+        place = torch.argsort(order.to(table.device))
+        found = []
+        for e in b:
+            keys = (place[rows] * n + place[e.columns]).flatten()
+            found.append(e.values.flatten() @ table.index_select(0, keys))
+        yield torch.stack(found, 1).cpu() * _scales(a)[:, None] * _scales(b)
+
+
+def _mantel_totals(columns: Tensor, values: Tensor) -> Tensor:
+    """Totals over pairs of entries: equal, transposed, same row, same column, chained, disjoint; then the plain sum."""
+    n = columns.shape[0]
+    rows_sum = values.sum(1)
+    columns_sum = values.new_zeros(n).scatter_add_(0, columns.flatten(), values.flatten())
+    keys = torch.arange(n, device=columns.device)[:, None] * n + columns
+    flipped = columns * n + torch.arange(n, device=columns.device)[:, None]
+    used = values.flatten() != 0
+    keys, flipped, flat = keys.flatten()[used], flipped.flatten()[used], values.flatten()[used]
+    keys, by_key = keys.sort()
+    at = torch.searchsorted(keys, flipped).clamp_max(keys.numel() - 1)
+    partner = torch.where(keys[at] == flipped, flat[by_key][at], torch.zeros_like(flat))
+    equal, transposed = flat.square().sum(), (flat * partner).sum()
+    same_row = rows_sum.square().sum() - equal
+    same_column = columns_sum.square().sum() - equal
+    chained = (rows_sum * columns_sum).sum() - transposed
+    total = rows_sum.sum()
+    disjoint = total.square() - equal - transposed - same_row - same_column - 2 * chained
+    return torch.stack([equal, transposed, same_row, same_column, chained, disjoint, total])
+
+
+def _schur_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Moments from components [L, 3] and [M, 3]."""
+    mean, middle, rest = (a[:, None, i] * b[None, :, i] for i in range(3))
+    return mean, middle / (n - 1) + (rest * 2 / (n * (n - 3)) if n > 3 else 0 * rest)
+
+
+def _mantel_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Moments from totals [L, 7] and [M, 7]: each class of pairs of entries is relabelled onto itself, uniformly."""
+    pairs, triples = n * (n - 1), n * (n - 1) * (n - 2)
+    counts = torch.tensor([pairs, pairs, triples, triples, triples / 2, triples * (n - 3)], dtype=torch.float64)
+    mean = torch.outer(a[:, 6], b[:, 6]) / pairs
+    second = (a[:, :6] / counts.clamp_min(1)) @ b[:, :6].T
+    return mean, (second - mean.square()).clamp_min(0)

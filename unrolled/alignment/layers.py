@@ -1,0 +1,136 @@
+"""All layers of one model against all layers of another, each layer prepared once for several metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unrolled.alignment.metric import Features, Metric, Representation
+from unrolled.alignment.registry import get_metric
+from unrolled.ops.rows import as_rows, check_kind
+
+LayerFeatures = Features | Mapping[str, Features] | Iterable[Features | tuple[str, Features]]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of one model, prepared for some metrics.
+
+    Attributes:
+        names: layer names.
+        n: samples.
+        prepared: per metric (by its repr), one entry a layer; None for layers without variance.
+        constant: names of these layers, such as a class token before the first block.
+        device: where all of them are.
+    """
+
+    names: list[str]
+    n: int
+    prepared: dict[str, list[Any]]
+    constant: list[str]
+    device: torch.device | None = None
+
+    def of(self, metric: Metric) -> list[Any]:
+        """Prepared layers for one metric.
+
+        Raises:
+            ValueError: the layers were not prepared for it.
+        """
+        if repr(metric) not in self.prepared:
+            raise ValueError(f"layers were prepared for {', '.join(self.prepared)}, not {metric!r}: prepare them again")
+        return self.prepared[repr(metric)]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scores of all pairs of layers [layers of a, layers of b], with mean and standard deviation by chance if known."""
+
+    scores: Tensor
+    null_mean: Tensor | None
+    null_std: Tensor | None
+
+
+def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> Layers:
+    """Prepare every layer for every metric; the kernels that several metrics need are computed once a layer.
+
+    Args:
+        features: [n, d] of one layer, [n, layers, d], a mapping from names to [n, d], or an iterable of [n, d] or of
+            (name, [n, d]) pairs. A generator is consumed one layer at a time, so features need not fit memory together.
+        metrics: names or metric objects.
+
+    Raises:
+        ValueError: no layers, layers with different numbers of samples, bad features (named), or all layers constant.
+    """
+    chosen = [get_metric(metric) for metric in metrics]
+    names: list[str] = []
+    constant: list[str] = []
+    prepared: dict[str, list[Any]] = {repr(metric): [] for metric in chosen}
+    n, device = 0, None
+    for name, layer in named_layers(features):
+        names.append(name)
+        checked = as_rows(layer, name)
+        rows = len(checked)
+        if n and rows != n:
+            raise ValueError(f"layer {name} has {rows} samples and {names[0]} {n}: rows must be the same samples")
+        if device is not None and checked.device != device:
+            raise ValueError(f"layer {name} is on {checked.device} and {names[0]} on {device}: move one")
+        n, device = rows, checked.device
+        try:
+            rep: Representation | None = Representation(checked, name)
+        except ValueError as error:
+            if "zero variance" not in str(error):
+                raise
+            rep = None
+            constant.append(name)
+        for metric in chosen:
+            prepared[repr(metric)].append(None if rep is None else metric.prepare(rep))
+    if not names:
+        raise ValueError("features hold no layers")
+    if len(constant) == len(names):
+        raise ValueError(f"all layers have zero variance ({', '.join(names)}): similarity is undefined")
+    return Layers(names, n, prepared, constant, device)
+
+
+def named_layers(features: LayerFeatures) -> Iterator[tuple[str, Features]]:
+    """Pairs of layer name and features [n, d] from any of the forms `prepare_layers` takes."""
+    layers: Iterable[Any]
+    check_kind(features, "features")
+    if isinstance(features, Mapping):
+        layers = features.items()
+    elif isinstance(features, Tensor | np.ndarray):
+        layers = [features[:, i] for i in range(features.shape[1])] if features.ndim == 3 else [features]
+    elif isinstance(features, Iterable) and not isinstance(features, str):
+        layers = features
+    else:
+        raise ValueError(
+            f"features must be [n, d], layers of that, or a mapping of them, not {type(features).__name__}"
+        )
+    for i, layer in enumerate(layers):
+        yield layer if isinstance(layer, tuple) else (f"layer{i:02d}", layer)
+
+
+def layer_grid(a: Layers, b: Layers, metric: str | Metric) -> Grid:
+    """Scores of all pairs of prepared layers, with closed-form null moments where the metric has them.
+
+    Raises:
+        ValueError: different numbers of samples, or layers not prepared for this metric.
+    """
+    metric = get_metric(metric)
+    check_paired(a, b)
+    rows, columns = a.of(metric), b.of(metric)
+    moments = metric.null_moments(rows, columns)
+    mean, std = (None, None) if moments is None else (moments[0], moments[1].sqrt())
+    return Grid(metric.grid(rows, columns), mean, std)
+
+
+def check_paired(a: Layers, b: Layers) -> None:
+    """Raise ValueError unless both sides have the same number of samples, on one device."""
+    if a.n != b.n:
+        raise ValueError(f"features_a has {a.n} samples and features_b {b.n}: rows must be the same samples")
+    if a.device != b.device:
+        raise ValueError(f"features_a is on {a.device} and features_b on {b.device}: move one with .to(...)")

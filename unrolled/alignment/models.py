@@ -1,0 +1,318 @@
+"""Every model against every other: best layers, chance and p-value of each pair, in tiles that processes share.
+
+A tile is the pairs between a few models and a few others: their layers are prepared once for all pairs of the tile. Its
+result depends on the features and the options alone, so tiles give the same numbers in any order, on any number of
+machines, and a stopped comparison goes on with the tiles that are missing.
+
+The engine for several processes and machines is Dask: tiles are independent, last seconds to minutes and return a few
+numbers, so what is needed is a queue, and Dask's is 1 MB of Python that runs on clusters of all kinds (SSH, Slurm,
+Kubernetes). Ray would do as well and installs 80 times as much.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unrolled.alignment.chance import compare
+from unrolled.alignment.dependence import Blocks, Groups, Units
+from unrolled.alignment.layers import Layers, prepare_layers
+from unrolled.alignment.metric import Metric
+from unrolled.alignment.registry import get_metric
+from unrolled.alignment.significance import benjamini_hochberg
+from unrolled.errors import CorruptFile
+from unrolled.instruments.features.files import Rows, check_same_samples, features_digest, read_features
+from unrolled.reading import read_json
+
+_VERSION = 2  # of what a tile holds; kept tiles of others are computed anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairScore:
+    """The best-aligned layers of two models.
+
+    Attributes:
+        a, b: names of the models.
+        metric: name of the metric.
+        n: samples.
+        score: of the best pair of layers, whose names are `layers`.
+        chance: null "permutation": the mean best score of randomly paired samples; "moments": that of these layers.
+        p_value: corrected for the search over layers; see `compare` for both nulls. At `significance.SMALLEST` a bound.
+        z: of this pair of layers, where a closed form is known.
+        calibrated: 0 at or below the 5 % threshold of the null, 1 at the best possible value ("permutation" only).
+        p_method: how the p-value was found, in words.
+    """
+
+    a: str
+    b: str
+    metric: str
+    n: int
+    score: float
+    chance: float
+    p_value: float
+    z: float | None
+    calibrated: float | None
+    layers: tuple[str, str]
+    p_method: str
+
+
+@dataclass(frozen=True)
+class ModelGrid:
+    """All pairs of models under all metrics."""
+
+    models: list[str]
+    metrics: list[str]
+    pairs: list[PairScore]
+    units: str = ""
+    """What was relabelled, in words; "" for single rows."""
+
+    def matrix(self, metric: str, quantity: str = "score") -> NDArray[np.float64]:
+        """`score`, `chance`, `p_value`, `z` or `calibrated` of row a and column b; NaN where there is no pair."""
+        place = {name: i for i, name in enumerate(self.models)}
+        values = np.full((len(place), len(place)), np.nan)
+        for pair in self.of(metric):
+            value = getattr(pair, quantity)
+            values[place[pair.a], place[pair.b]] = math.nan if value is None else value
+        if get_metric(metric).symmetric:
+            values = np.where(np.isnan(values), values.T, values)
+        return values
+
+    def of(self, metric: str) -> list[PairScore]:
+        """The pairs under one metric.
+
+        Raises:
+            ValueError: it was not computed.
+        """
+        if metric not in self.metrics:
+            raise ValueError(f"metric: {metric!r} was not computed; there are {', '.join(self.metrics)}")
+        return [pair for pair in self.pairs if pair.metric == metric]
+
+    def q_values(self, metric: str) -> list[float]:
+        """Benjamini-Hochberg adjusted p-values over all pairs of models, in the order of `of(metric)`."""
+        return [float(q) for q in benjamini_hochberg([pair.p_value for pair in self.of(metric)])[0]]
+
+
+def model_grid(
+    features: Mapping[str, str | Path],
+    metrics: Sequence[str] = ("mutual_knn",),
+    *,
+    options: Mapping[str, Any] | None = None,
+    null: str = "permutation",
+    draws: int = 200,
+    groups: Groups | None = None,
+    blocks: Blocks | None = None,
+    seed: int = 0,
+    tile: int = 8,
+    folder: str | Path | None = None,
+    client: Any = None,
+    device: str = "cpu",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ModelGrid:
+    """Compare all pairs of models.
+
+    Args:
+        features: name of a model -> features of the same samples as `read_features` takes them. Workers on other
+            machines must find them under the same path.
+        metrics: names.
+        options: of the metrics that have them, e.g. `{"k": 20}`.
+        null: "permutation", or "moments" (closed form for most pairs, so that hundreds of models take minutes).
+        draws: relabellings of a pair.
+        groups, blocks: which rows depend on each other, as in `compare`; relabelled whole, and never in closed form.
+        seed: of the relabellings.
+        tile: models on either side of a tile. One that does not fit memory is cut in four and tried again.
+        folder: keeps finished tiles, so that a stopped comparison goes on.
+        client: a `dask.distributed.Client`; without one all is done in this process.
+        device: where features are compared.
+        on_progress: given finished and all tiles, after each.
+
+    Raises:
+        ValueError: fewer than two models, tile below 1, models of different samples (both are named), bad features.
+    """
+    names = list(features)
+    if len(names) < 2:
+        raise ValueError(f"features: give at least two models, not {len(names)}")
+    if tile < 1:
+        raise ValueError(f"tile={tile}: must be at least 1")
+    for metric in metrics:
+        metric_of(metric, options)
+    digests = {name: features_digest(path) for name, path in features.items()}
+    both_ways = not all(get_metric(metric).symmetric for metric in metrics)
+    shared = {
+        "metrics": list(metrics), "options": dict(options or {}), "null": null, "draws": draws, "seed": seed,
+        "both_ways": both_ways, "device": device, "blocks": blocks, "groups": _codes(groups), "version": _VERSION,
+    }  # fmt: skip
+    jobs = [
+        {**shared, "rows": rows, "columns": columns, "order": names,
+         "paths": {name: str(Path(features[name]).expanduser().resolve()) for name in dict.fromkeys(rows + columns)}}
+        for rows, columns in tiles(names, tile)
+    ]  # fmt: skip
+    store = None if folder is None else Path(folder)
+    keys = [_key(job, digests) for job in jobs]
+    results: list[list[dict[str, Any]] | None] = [_kept(store, key) for key in keys]
+    missing = [i for i, result in enumerate(results) if result is None]
+    done = len(jobs) - len(missing)
+    if on_progress is not None and done:
+        on_progress(done, len(jobs))
+    for i, result in _run([jobs[i] for i in missing], client):
+        results[missing[i]] = result
+        _keep(store, keys[missing[i]], result)
+        done += 1
+        if on_progress is not None:
+            on_progress(done, len(jobs))
+    pairs = [PairScore(**{**pair, "layers": tuple(pair["layers"])}) for result in results for pair in result or []]
+    place = {name: i for i, name in enumerate(names)}
+    pairs.sort(key=lambda pair: (metrics.index(pair.metric), place[pair.a], place[pair.b]))
+    return ModelGrid(names, list(metrics), pairs, Units.of(pairs[0].n, groups, blocks).said)
+
+
+def tiles(names: Sequence[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
+    """Blocks of at most `size` names against blocks not before them: together every unordered pair once."""
+    blocks = [list(names[i : i + size]) for i in range(0, len(names), size)]
+    for i, rows in enumerate(blocks):
+        for columns in blocks[i:]:
+            if rows != columns or len(rows) > 1:
+                yield rows, columns
+
+
+def score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All pairs of one tile, as plain values; called by workers."""
+    import torch
+
+    try:
+        return _score_tile(job)
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        rows, columns = job["rows"], job["columns"]
+        if not _out_of_memory(error) or len(rows) + len(columns) <= 2:
+            raise
+        warnings.warn(
+            f"a tile of {len(rows)} x {len(columns)} models did not fit memory: going on with tiles half as wide",
+            stacklevel=2,
+        )
+        halves = [[side[: -(-len(side) // 2)], side[-(-len(side) // 2) :]] for side in (rows, columns)]
+        found = []
+        for i, first in enumerate(halves[0]):
+            for j, second in enumerate(halves[1]):
+                if first and second and not (rows == columns and i > j):
+                    found += score_tile({**job, "rows": first, "columns": second})
+        return found
+
+
+def metric_of(name: str, options: Mapping[str, Any] | None) -> Metric:
+    """The metric, with those of `options` that it takes."""
+    import inspect
+
+    from unrolled.alignment.registry import METRICS
+
+    known = inspect.signature(METRICS[name]).parameters if name in METRICS else {}
+    return get_metric(name, **{key: value for key, value in (options or {}).items() if key in known})
+
+
+def _score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    import torch
+
+    chosen = {name: metric_of(name, job["options"]) for name in job["metrics"]}
+    prepared: dict[str, Layers] = {}
+    rows: dict[str, Rows] = {}
+    for name in dict.fromkeys([*job["rows"], *job["columns"]]):
+        found = read_features(job["paths"][name])
+        layers = {layer: torch.as_tensor(value).to(job["device"]) for layer, value in found.items()}
+        try:
+            prepared[name] = prepare_layers(layers, list(chosen.values()))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        own = Rows.of(found)
+        for other, known in rows.items():
+            check_same_samples(known, own, other, name)
+        rows[name] = own
+    place = {name: i for i, name in enumerate(job["order"])}
+    scored = []
+    for a in job["rows"]:
+        for b in job["columns"]:
+            if place[a] >= place[b]:
+                continue
+            for name, metric in chosen.items():
+                scored.append(_score(a, b, name, metric, prepared, job))
+                if job["both_ways"] and not metric.symmetric:
+                    scored.append(_score(b, a, name, metric, prepared, job))
+    return scored
+
+
+def _score(
+    a: str, b: str, name: str, metric: Metric, prepared: Mapping[str, Layers], job: Mapping[str, Any]
+) -> dict[str, Any]:
+    left, right = prepared[a], prepared[b]
+    result = compare(
+        left, right, metric, null=job["null"], draws=job["draws"], resamples=0, groups=job["groups"],
+        blocks=job["blocks"], seed=job["seed"],
+    )  # fmt: skip
+    assert result.p_value is not None
+    return asdict(
+        PairScore(
+            a=a, b=b, metric=name, n=result.n, score=result.score, chance=result.chance, p_value=result.p_value,
+            z=result.z, calibrated=result.calibrated, layers=result.best, p_method=result.p_method,
+        )
+    )  # fmt: skip
+
+
+def _codes(groups: Groups | None) -> list[int] | None:
+    """Groups as numbers, which travel to workers."""
+    if groups is None:
+        return None
+    values = np.asarray(groups)
+    codes = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)[1]
+    return [int(code) for code in codes]
+
+
+def _run(jobs: list[dict[str, Any]], client: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Place and result of each job, in the order in which they end."""
+    if client is None:
+        for i, job in enumerate(jobs):
+            yield i, score_tile(job)
+        return
+    from dask.distributed import as_completed
+
+    futures = {future: i for i, future in enumerate(client.map(score_tile, jobs, pure=False))}
+    for future in as_completed(list(futures)):
+        yield futures[future], future.result()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(
+        words in str(error).lower() for words in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def _key(job: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """What a tile's result depends on: features and options, not where the files lie."""
+    own = {key: value for key, value in job.items() if key not in ("paths", "order")}
+    own["features"] = {name: digests[name] for name in job["paths"]}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _kept(store: Path | None, key: str) -> list[dict[str, Any]] | None:
+    if store is None or not (store / f"{key}.json").is_file():
+        return None
+    try:
+        kept: list[dict[str, Any]] = read_json(store / f"{key}.json")
+    except CorruptFile:  # cut short while it was written
+        return None
+    return kept
+
+
+def _keep(store: Path | None, key: str, result: list[dict[str, Any]]) -> None:
+    if store is None:
+        return
+    store.mkdir(parents=True, exist_ok=True)
+    part = store / f"{key}.{os.getpid()}.part"
+    part.write_text(json.dumps(result), encoding="utf-8")
+    part.replace(store / f"{key}.json")

@@ -1,0 +1,175 @@
+"""Metrics of agreement between nearest-neighbour lists. Similarity is the cosine; a sample is not its own neighbour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unrolled.alignment.embedding import EmbeddingMetric, SparseEmbedding
+from unrolled.alignment.metric import DENSE_LIMIT, Features, Metric, Representation, whole
+from unrolled.ops.neighbours import Neighbours, nearest_neighbours, shuffled_ties, top_k
+
+_ROW_INVARIANCES = frozenset({"rotation", "scale", "row_scale", "permutation"})
+
+
+class MutualKNN(EmbeddingMetric):
+    """Share of common nearest neighbours: the mean over samples of |N_x(i) & N_y(i)| / k (Huh et al. 2024).
+
+    By chance k / (n - 1). With ties for the last place (duplicates), tied samples share it, and the value is the inner
+    product of the two membership matrices over the root of their squared norms; without ties these are both n k, which
+    is the definition above. So the value is 1 for identical features, and duplicates do not agree merely by their
+    order.
+    """
+
+    name: ClassVar[str] = "mutual_knn"
+    invariances = _ROW_INVARIANCES
+
+    def __init__(self, *, k: int = 10):
+        self.k = whole("k", k)
+
+    def prepare(self, x: Features | Representation) -> SparseEmbedding:
+        """Unit-norm membership matrix."""
+        found = Representation.of(x).membership(self.k)
+        return SparseEmbedding.of(found.columns, found.weights)
+
+
+class CKNNA(EmbeddingMetric):
+    """Centred kernel alignment over common nearest neighbours, corrected (Huh et al. 2024, appendix).
+
+    <M_x K, M_y L> / (|M_x K| |M_y L|), where K and L are the U-centred cosine kernels and M_x, M_y mask each row to its
+    k nearest neighbours. Centring comes first and each norm is taken on its own mask, so the value lies in [-1, 1] and
+    equals unbiased CKA of the normalised rows at k = n - 1. The published code masks first; see `legacy.cknna`. Even
+    so, independent features score above zero for k near n / 2: read it against its null.
+    """
+
+    name: ClassVar[str] = "cknna"
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    invariances = _ROW_INVARIANCES
+    min_samples = 4
+
+    def __init__(self, *, k: int = 10):
+        self.k = whole("k", k)
+
+    def prepare(self, x: Features | Representation) -> SparseEmbedding:
+        """Unit-norm matrix of masked, U-centred cosines."""
+        rep = Representation.of(x, min_samples=self.min_samples)
+        n, dense = rep.n, rep.cosine if rep.n <= DENSE_LIMIT else None
+        found = rep.membership(self.k)
+        near = found.columns
+        # U-centring needs the row sums of the hollow kernel, and then only its entries at the neighbours
+        if dense is not None:
+            sums, cosine = dense.sum(1) - dense.diagonal(), dense.gather(1, near)
+        else:
+            unit = rep.unit
+            sums = unit @ unit.sum(0) - unit.square().sum(1)
+            blocks = _row_blocks(n, near.shape[1] * rep.d)
+            cosine = torch.cat([(unit[near[rows]] @ unit[rows, :, None])[..., 0] for rows in blocks])
+        shift, level = sums / (n - 2), sums.sum() / ((n - 1) * (n - 2))
+        values = (cosine - shift[:, None] - shift[near] + level) * found.weights
+        return SparseEmbedding.of(found.columns, values)
+
+
+class _ListMetric(Metric):
+    """Metrics of the ordered lists [n, k]; ties are broken at random, see `ops.neighbours.shuffled_ties`."""
+
+    invariances = _ROW_INVARIANCES
+
+    def __init__(self, *, k: int = 10):
+        self.k = whole("k", k)
+
+    def prepare(self, x: Features | Representation) -> Tensor:
+        """[n, k] neighbour indices, nearest first."""
+        rep = Representation.of(x)
+        wanted = self.k if self.k >= rep.n - 1 else self.k + 1  # one more shows whether the last place is tied
+        if rep.n > DENSE_LIMIT or not 1 <= self.k < rep.n:
+            found = nearest_neighbours(rep.x, wanted)
+        else:
+            values, indices = top_k(rep.cosine.clone().fill_diagonal_(-torch.inf), wanted)
+            found = Neighbours(indices, values)
+        return shuffled_ties(rep.x, self.k, found)
+
+    def relabel(self, prepared: Any, order: Tensor) -> Tensor:
+        """Lists of the samples in another order, by renaming."""
+        order = order.to(prepared.device)
+        return torch.argsort(order)[prepared[order]]
+
+
+class CycleKNN(_ListMetric):
+    """Share of samples found again after one step among the neighbours of each side.
+
+    `direction="y_then_x"` (the published one): i counts if it is an x-neighbour of one of its y-neighbours. "x_then_y"
+    is the reverse, "mean" the average of both. Up to k^2 paths lead back, so chance is far above k / (n - 1).
+    """
+
+    name: ClassVar[str] = "cycle_knn"
+    share_of_samples = True
+
+    def __init__(self, *, k: int = 10, direction: str = "y_then_x"):
+        if direction not in ("y_then_x", "x_then_y", "mean"):
+            raise ValueError(f"direction must be 'y_then_x', 'x_then_y' or 'mean', got {direction!r}")
+        super().__init__(k=k)
+        self.direction = direction
+        self.symmetric = direction == "mean"
+
+    def compare(self, a: Any, b: Any) -> float:
+        """Share in [0, 1]."""
+        if self.direction == "mean":
+            return (_cycle(a, b) + _cycle(b, a)) / 2
+        return _cycle(a, b) if self.direction == "y_then_x" else _cycle(b, a)
+
+
+class LCSKNN(_ListMetric):
+    """Mean length of the longest common subsequence of the ordered neighbour lists, as a share of k."""
+
+    name: ClassVar[str] = "lcs_knn"
+
+    def compare(self, a: Any, b: Any) -> float:
+        """Share in [0, 1]."""
+        total = sum(float(_lcs(a[r], b[r]).sum()) for r in _row_blocks(a.shape[0], self.k**2))
+        return float(total / (a.shape[0] * self.k))
+
+
+class EditKNN(_ListMetric):
+    """One minus the mean Levenshtein distance of the ordered neighbour lists, as a share of k."""
+
+    name: ClassVar[str] = "edit_knn"
+
+    def compare(self, a: Any, b: Any) -> float:
+        """Share in [0, 1]."""
+        total = sum(float(_levenshtein(a[r], b[r]).sum()) for r in _row_blocks(a.shape[0], self.k**2))
+        return float(1 - total / (a.shape[0] * self.k))
+
+
+def _row_blocks(n: int, per_row: int) -> Iterator[slice]:
+    step = max(1, 2**25 // per_row)
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+def _cycle(back: Tensor, out: Tensor) -> float:
+    n, k = out.shape
+    me = torch.arange(n, device=out.device)
+    found = sum(int((back[out[r]].flatten(1) == me[r, None]).any(1).sum()) for r in _row_blocks(n, k * k))
+    return found / n
+
+
+def _lcs(a: Tensor, b: Tensor) -> Tensor:
+    """[n] lengths for lists [n, k]. Row i of the table is the running maximum of max(above, above-left + match)."""
+    equal = (a[:, :, None] == b[:, None, :]).to(torch.int32)
+    row = equal.new_zeros(a.shape[0], a.shape[1] + 1)
+    for i in range(a.shape[1]):
+        row = torch.cat([row[:, :1], torch.maximum(row[:, 1:], row[:, :-1] + equal[:, i])], 1).cummax(1).values
+    return row[:, -1]
+
+
+def _levenshtein(a: Tensor, b: Tensor) -> Tensor:
+    """[n] distances for lists [n, k]. Insertions along a row are a running minimum of cost minus column."""
+    equal = (a[:, :, None] == b[:, None, :]).to(torch.int32)
+    column = torch.arange(b.shape[1] + 1, device=a.device, dtype=torch.int32)
+    row = column.expand(a.shape[0], -1)
+    for i in range(a.shape[1]):
+        inner = torch.minimum(row[:, 1:] + 1, row[:, :-1] + 1 - equal[:, i])
+        row = (torch.cat([row[:, :1] + 1, inner], 1) - column).cummin(1).values + column
+    return row[:, -1]

@@ -1,0 +1,1 @@
+"""What can be read out of frozen features, and how far a prediction can be relied on."""

@@ -1,0 +1,1 @@
+"""What sequence models do with their context: in-context learning, descent by layer, bits per byte."""
