@@ -88,8 +88,8 @@ def test_large_samples_take_the_tiled_path_to_the_same_value(monkeypatch: pytest
     wide = [torch.randn(80, 100, dtype=torch.float64), torch.randn(80, 90, dtype=torch.float64)]
     metrics = [al.CKNNA(k=7), al.CKA(), al.CKA(unbiased=True), al.MutualKNN(), al.LCSKNN()]
     before = [[m.compare(m.prepare(a), m.prepare(b)) for a, b in ((x, y), wide)] for m in metrics]
-    for module in ("base", "neighbours", "kernels"):
-        monkeypatch.setattr(f"unrolled.instruments.alignment_{module}.DENSE_LIMIT", 20)
+    for module in ("metric", "neighbours", "kernels"):
+        monkeypatch.setattr(f"unrolled.alignment.{module}.DENSE_LIMIT", 20)
     for metric, values in zip(metrics, before, strict=True):
         after = [metric.compare(metric.prepare(a), metric.prepare(b)) for a, b in ((x, y), wide)]
         assert after == pytest.approx(values, abs=1e-9)

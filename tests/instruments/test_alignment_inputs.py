@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import unrolled.alignment as al
 from unrolled.alignment.metric import Metric
-from unrolled.alignment.stitching import rosetta
+from unrolled.alignment.network_stitching import rosetta
 from unrolled.instruments import maskcut
 from unrolled.ops.neighbours import nearest_neighbours
 from unrolled.ops.rows import unit_rows

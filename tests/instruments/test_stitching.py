@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from unrolled.alignment.stitching import Layout, Stitched, layer_values, on_grid, rosetta
+from unrolled.alignment.network_stitching import Layout, Stitched, layer_values, on_grid, rosetta
 
 
 def conv_network(seed: int) -> list[nn.Module]:

@@ -147,7 +147,7 @@ def stitch(config: Config, front: str, back: str, cut: int) -> dict[str, Any]:
     """Accuracy of the front's first `cut` blocks and the back's others, joined by a regressed, then trained map."""
     import torch
 
-    from unrolled.alignment.stitching import Layout, Stitched, layer_values
+    from unrolled.alignment.network_stitching import Layout, Stitched, layer_values
     from unrolled.studies.platonic_zoo import Pictures, accuracy, as_input, by_name, pictures, stages, trained
     from unrolled.studies.remembered import checkpoint
     from unrolled.studies.training import train_kept
@@ -197,7 +197,7 @@ def units(config: Config, a: str, b: str) -> dict[str, Any]:
     """Mutual best correlated units of all blocks of two members, over held-out images and a 4 x 4 grid of places."""
     import torch
 
-    from unrolled.alignment.stitching import Layout, layer_values, on_grid, rosetta
+    from unrolled.alignment.network_stitching import Layout, layer_values, on_grid, rosetta
     from unrolled.studies.platonic_zoo import as_input, by_name, pictures, stages, trained
 
     images = as_input(pictures(config.data, "test", config.data_dir).images[: config.units]).to(config.device)
