@@ -249,7 +249,7 @@ def trend(cells: Sequence[dict[str, Any]], key: str, *, draws: int = 2000) -> tu
     """
     import numpy as np
 
-    from unrolled.studies.platonic_human import unit_ranks
+    from unrolled.studies.platonic.human import unit_ranks
 
     places = unit_ranks(np.array([i for i, cell in enumerate(cells) for _ in cell[key]], dtype=float))
     values = unit_ranks(np.array([value for cell in cells for value in cell[key]]))
