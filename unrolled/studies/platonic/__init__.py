@@ -1,1 +1,1 @@
-"""Studies of the Platonic representation hypothesis, and what several of them share."""
+"""Studies of the Platonic representation hypothesis."""
