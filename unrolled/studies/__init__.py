@@ -44,7 +44,7 @@ STUDIES: dict[str, str] = {
     "platonic-causes": "platonic.causes",
     "platonic-colour": "platonic_colour",
     "platonic-downstream": "platonic_downstream",
-    "platonic-implications": "platonic_implications",
+    "platonic-implications": "platonic.implications",
     "platonic-pmi": "platonic_pmi",
     "platonic-samples": "platonic_samples",
     "platonic-stitching": "platonic_stitching",
