@@ -40,7 +40,7 @@ STUDIES: dict[str, str] = {
     "mesa-stability": "mesa.stability",
     "mesa-worlds": "mesa.worlds",
     "platonic-brain": "platonic_brain",
-    "platonic-captions": "platonic_captions",
+    "platonic-captions": "platonic.captions",
     "platonic-causes": "platonic_causes",
     "platonic-colour": "platonic_colour",
     "platonic-downstream": "platonic_downstream",
@@ -49,7 +49,7 @@ STUDIES: dict[str, str] = {
     "platonic-samples": "platonic_samples",
     "platonic-stitching": "platonic_stitching",
     "platonic-vision": "platonic_vision",
-    "platonic-vision-language": "platonic_vision_language",
+    "platonic-vision-language": "platonic.vision_language",
     "platonic-whitebox": "platonic_whitebox",
 }
 
