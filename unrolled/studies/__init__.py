@@ -41,7 +41,7 @@ STUDIES: dict[str, str] = {
     "mesa-worlds": "mesa.worlds",
     "platonic-brain": "platonic_brain",
     "platonic-captions": "platonic_captions",
-    "platonic-causes": "platonic_causes",
+    "platonic-causes": "platonic.causes",
     "platonic-colour": "platonic_colour",
     "platonic-downstream": "platonic_downstream",
     "platonic-implications": "platonic_implications",
