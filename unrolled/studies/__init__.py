@@ -30,7 +30,7 @@ STUDIES: dict[str, str] = {
     "mesa-compressed": "mesa.compressed",
     "mesa-controls": "mesa.controls",
     "mesa-depth": "mesa.depth",
-    "mesa-few-shot": "mesa_few_shot",
+    "mesa-few-shot": "mesa.few_shot",
     "mesa-floors": "mesa.floors",
     "mesa-interpolation": "mesa.interpolation",
     "mesa-language": "mesa_language",
