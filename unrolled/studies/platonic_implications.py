@@ -170,7 +170,7 @@ def retrieved(x: Array, y: Array, order: Array, truth: Array) -> float:
 
 def _translation(config: Config, seed: int) -> dict[str, Any]:
     """Match two modalities without pairs after more and more training, and predict across the match."""
-    from unrolled.studies.platonic_toy import Embeddings, learn_expected, learn_from_samples
+    from unrolled.studies.platonic.toy import Embeddings, learn_expected, learn_from_samples
     from unrolled.tasks import CooccurrenceWorld, bijective, observed_joint
 
     world = CooccurrenceWorld(events=config.events, skew=1.0, world_seed=seed)
@@ -222,7 +222,7 @@ def _bits(joint: Tensor, kernel: Array) -> float:
 
 def _joint(config: Config, seed: int) -> dict[str, Any]:
     """Two modalities that merge different events, alone and seen together, beside the kernel of the events."""
-    from unrolled.studies.platonic_toy import kernel_alignment, learn_expected
+    from unrolled.studies.platonic.toy import kernel_alignment, learn_expected
     from unrolled.tasks import CooccurrenceWorld, lossy, observed_joint
 
     world = CooccurrenceWorld(events=config.events, world_seed=seed)
@@ -246,7 +246,7 @@ def _private(config: Config, seed: int) -> dict[str, Any]:
     """One modality sees, besides the event, which of three states something private is in."""
     import torch
 
-    from unrolled.studies.platonic_toy import kernel_alignment, learn_expected
+    from unrolled.studies.platonic.toy import kernel_alignment, learn_expected
     from unrolled.tasks import CooccurrenceWorld
     from unrolled.theory import mutual_information
 
@@ -274,8 +274,8 @@ def _networks(config: Config, seed: int) -> dict[str, Any]:
     import torch
     import torch.nn.functional as F
 
-    from unrolled.studies.platonic_causes import Perceptrons, digits_split, halvings
-    from unrolled.studies.platonic_toy import kernel_alignment
+    from unrolled.studies.platonic.digits import Perceptrons, digits_split, halvings
+    from unrolled.studies.platonic.toy import kernel_alignment
     from unrolled.studies.training import train_kept, warmup_cosine
 
     fit_x, fit_y, test_x, test_y = digits_split()
