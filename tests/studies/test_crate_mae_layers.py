@@ -41,8 +41,9 @@ from unrolled.studies.crate.mae_layers.completion import (
     patches_of,
 )
 from unrolled.studies.crate.masked import MaskedLayers
-from unrolled.studies.crate.networks import Network, build, reconstruction
-from unrolled.studies.platonic_zoo import Pictures, as_input
+from unrolled.studies.kinds import build
+from unrolled.studies.networks import Network, reconstruction
+from unrolled.studies.pictures import Pictures, as_input
 from unrolled.studies.results import Results
 
 TINY: dict[str, Any] = {

@@ -24,8 +24,9 @@ from unrolled.studies.crate.mae_layers.completion import (
     patches_of,
 )
 from unrolled.studies.crate.masked import MaskedLayers
-from unrolled.studies.crate.networks import MASKED, Data, OfNetwork
-from unrolled.studies.platonic_zoo import as_input, pictures
+from unrolled.studies.kinds import MASKED
+from unrolled.studies.networks import Data, OfNetwork
+from unrolled.studies.pictures import as_input, pictures
 from unrolled.studies.study import Count, Seeds
 
 # the registered models of the claim about size

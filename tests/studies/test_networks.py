@@ -1,16 +1,20 @@
-"""The roster the crate studies share: built as named, trained from a seed, resumed."""
+"""The roster that studies share: built as named, taught what it is said to be, trained from a seed, resumed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 
+from unrolled.instruments.features.pooling import prefix_tokens
+from unrolled.studies import networks
 from unrolled.studies.cells import Context
-from unrolled.studies.crate import networks
-from unrolled.studies.crate.networks import KINDS, Network, build, images_seen
+from unrolled.studies.kinds import BLOCKS, KINDS, build, stages
+from unrolled.studies.networks import Network, Taught, images_seen, taught_labels
+from unrolled.studies.pictures import augmented, pictures
 
 
 def network(kind: str, *, seed: int = 0, images: int = 384) -> Network:
@@ -42,6 +46,55 @@ def test_a_network_is_trained_once_and_loaded(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: pytest.fail("trained again"))
     again = cell.load(context).state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.parametrize("kind", ["crate-small", "vit-large", "cnn-small"])
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (32, 3)])
+def test_the_stages_of_a_network_compose_to_it(kind: str, side: int, channels: int) -> None:
+    before = torch.random.get_rng_state()
+    model = build(network(kind, seed=1), side=side, channels=channels, classes=10).eval()
+    assert torch.equal(before, torch.random.get_rng_state())
+    images = torch.randn(2, channels, side, side)
+    tokens = images
+    for stage in stages(model):
+        tokens = stage(tokens)
+    assert torch.allclose(tokens, model(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_every_reading_of_prefix_tokens_is_what_the_network_says(kind: str) -> None:
+    model: Any = build(network(kind), classes=10)
+    assert prefix_tokens(model, None)[0] == model.num_prefix_tokens
+
+
+def test_shuffled_labels_say_nothing_about_the_class() -> None:
+    labels = torch.arange(10).repeat(1000)
+    taught = {name: taught_labels(name, labels, 10, seed=0) for name in get_args(Taught)}
+    assert torch.equal(taught["labels"], labels)
+    # a label drawn anew is right one time in ten
+    for name, right in (("half shuffled", 0.55), ("all shuffled", 0.1)):
+        assert float((taught[name] == labels).double().mean()) == pytest.approx(right, abs=0.02)
+        assert np.bincount(taught[name]).std() < 100
+
+
+def test_a_network_of_some_classes_sees_and_is_scored_on_no_others(tmp_path: Path) -> None:
+    cell = Network(kind="cnn-small", data="digits", seed=0, images=128, classes=(0, 1))
+    assert set(cell.lessons(Context()).labels.tolist()) == {0, 1}
+    test = pictures("digits", "test", Path()).of_classes((0, 1))
+    model = cell.load(Context(kept=tmp_path))
+    assert cell.compute(Context(kept=tmp_path))["accuracy"] == networks.accuracy(model, test)
+
+
+def test_augmentation_moves_and_mirrors_but_keeps_pixels() -> None:
+    image = torch.arange(32 * 32).reshape(1, 1, 32, 32).repeat(64, 2, 1, 1)
+    out = augmented(image, torch.Generator().manual_seed(0))
+    assert out.shape == image.shape
+    again = augmented(image, torch.Generator().manual_seed(0))
+    assert torch.equal(out, again)
+    inner = out[:, 0, 8:24, 8:24]
+    steps = (inner[:, :, 1:] - inner[:, :, :-1]).flatten(1)
+    assert set(steps.unique().tolist()) == {-1, 1}  # columns run one way or, mirrored, the other
+    assert ((inner[:, 1:] - inner[:, :-1]) == 32).all()
 
 
 @pytest.mark.parametrize("kind", ["mae-visible", "regularised"])

@@ -1,80 +1,30 @@
-"""Small vision networks that the studies of white-box layers share: one roster, one recipe; the training is a cell.
+"""Small vision networks that studies share: one roster, one recipe; the training is a cell.
 
-Every network is 4 layers deep, sees 32-pixel images in patches of 4, and as many of them as every other one; so
+All see 32-pixel images, or digits, in batches of 128; in one study as many as every other of its networks; so
 differences are of the kind, not of the budget. No kind had its recipe tuned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from unrolled.studies.cells import Cell, Context
-from unrolled.studies.platonic_zoo import Pictures, as_input, augmented, pictures
+from unrolled.studies.kinds import KINDS, MASKED, build
+from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
 from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
 
 Data = Literal["cifar10", "tiny-imagenet-32", "digits"]
+Taught = Literal["labels", "half shuffled", "all shuffled"]
 NAMES = {"cifar10": "CIFAR-10", "tiny-imagenet-32": "Tiny-ImageNet-32", "digits": "digits"}
-DEPTH, BATCH = 4, 128
+BATCH = 128
 _PEAK, _WEIGHT_DECAY = 2e-3, 0.05
 _MASK_RATIO = 0.75
-_CRATE = "crate_nano_patch4_32"
-_MAE, _VIT_MAE = "crate_mae_nano_patch4_32", "vit_mae_nano_patch4_32"
-_ALPHA = {"sparsifier": "overcomplete"}
-_PIXELS = {"norm_pix_loss": True}
-
-
-class Kind(NamedTuple):
-    """One architecture: what tables call it, the registered model it is made from, and what is changed of it."""
-
-    words: str
-    model: str
-    options: Mapping[str, Any] = MappingProxyType({})
-    rate: float = 0.0
-    """Weight of the sparse rate reduction of all layers, in nats per token at eps 0.5, in the loss."""
-
-
-# all of width 96 unless the words say otherwise; alpha's three changes come one by one
-KINDS: dict[str, Kind] = {
-    "crate": Kind("CRATE", _CRATE),
-    "overcomplete": Kind("CRATE, overcomplete", _CRATE, _ALPHA),
-    "decoupled": Kind("CRATE, overcomplete and decoupled", _CRATE, {**_ALPHA, "decoupled": True}),
-    "alpha": Kind("CRATE-alpha (with residual)", _CRATE, {**_ALPHA, "decoupled": True, "residual": True}),
-    "tost": Kind("ToST", "tost_nano_patch4_32"),
-    "cbt": Kind("CBT", "cbt_nano_patch4_32"),
-    "crate-conv": Kind("CRATE with CBT's stem", _CRATE, {"stem": "conv"}),  # CBT and ToST begin with convolutions
-    "attention-only": Kind("attention only", "aot_nano_patch4_32"),
-    "vit": Kind("ViT", "vit_nano_patch4_32"),
-    # as wide as `unrolled.models.compare.matched_width` says: CRATE's parameters, CRATE's operations
-    "vit-48": Kind("ViT of width 48", "vit_nano_patch4_32", {"embed_dim": 48}),
-    "vit-52": Kind("ViT of width 52", "vit_nano_patch4_32", {"embed_dim": 52}),
-    # ablations of CRATE
-    "tied": Kind("tied output", _CRATE, {"output": "tied", "bias": False}),
-    "step-0.02": Kind("step 0.02", _CRATE, {"step_size": 0.02}),
-    "step-0.5": Kind("step 0.5", _CRATE, {"step_size": 0.5}),
-    "sparsity-0.02": Kind("sparsity 0.02", _CRATE, {"sparsity": 0.02}),
-    "sparsity-0.5": Kind("sparsity 0.5", _CRATE, {"sparsity": 0.5}),
-    "learned": Kind("learned step and threshold", _CRATE, {"learn_step_size": True, "learn_sparsity": True}),
-    "derived": Kind("derived compression", _CRATE, {"compression": "derived"}),
-    "negated": Kind("negated compression", _CRATE, {"compression": "negated"}),
-    # what might strengthen emergence
-    "registers": Kind("four registers", _CRATE, {"reg_tokens": 4}),
-    "orthogonal": Kind("orthogonal subspaces", _CRATE, {"orthogonal": True}),
-    "regularised": Kind("rate reduction in the loss", _CRATE, rate=0.1),
-    "width-48": Kind("width 48", _CRATE, {"embed_dim": 48}),
-    "patch-8": Kind("patches of 8", _CRATE, {"patch_size": 8}),
-    # masked autoencoders, encoder and decoder of 4 layers each
-    "mae": Kind("CRATE-MAE", _MAE, _PIXELS),
-    "mae-visible": Kind("CRATE-MAE, visible only", _MAE, {**_PIXELS, "encoder": "visible"}),
-    "vit-mae": Kind("ViT-MAE of width 48", _VIT_MAE, {**_PIXELS, "encoder": "visible", "embed_dim": 48}),
-}
-MASKED = ("mae", "mae-visible", "vit-mae")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +36,16 @@ class Network(Cell):
         data: what it is trained on; masked autoencoders without the labels.
         seed: what its weights and batches start from.
         images: seen in training; 0 is the untrained control.
+        taught: true labels, or labels of which half or all are drawn anew.
+        classes: the only ones it is shown, if not all.
     """
 
     kind: str
     data: Data
     seed: int
     images: int
+    taught: Taught = "labels"
+    classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -109,6 +63,11 @@ class Network(Cell):
         """Whether it is a masked autoencoder."""
         return self.kind in MASKED
 
+    @property
+    def sound(self) -> bool:
+        """Whether it was taught true labels of all classes."""
+        return self.images > 0 and self.taught == "labels" and not self.classes
+
     def require(self, context: Context) -> None:
         """The images it is trained and tested on."""
         pictures(self.data, "test", context.data_dir)
@@ -116,11 +75,12 @@ class Network(Cell):
     def compute(self, context: Context) -> dict[str, Any]:
         """`parameters`, `curve` (training loss, mean since the point before), and its score on test images.
 
-        The score is the `accuracy` on all of them, or of a masked autoencoder its `loss` on the first 2,000.
+        The score is the `accuracy` on all of them (of its classes), or of a masked autoencoder its `loss` on the first
+        2,000.
         """
         model, curve = self._trained(context)
         test = pictures(self.data, "test", context.data_dir)
-        score = reconstruction(model, test) if self.masked else accuracy(model, test)
+        score = reconstruction(model, test) if self.masked else accuracy(model, test.of_classes(self.classes))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return {"parameters": parameters, "curve": curve, "loss" if self.masked else "accuracy": score}
 
@@ -134,8 +94,13 @@ class Network(Cell):
         model = build(self, classes=len(test.classes), channels=channels, side=side).to(context.device)
         if not self.images:
             return model.eval(), []
-        curve = train(self, model, lambda: pictures(self.data, "train", context.data_dir), self.checkpoint(context))
+        curve = train(self, model, lambda: self.lessons(context), self.checkpoint(context))
         return model.eval(), curve
+
+    def lessons(self, context: Context) -> Pictures:
+        """The training images, with the labels it is taught."""
+        shown = pictures(self.data, "train", context.data_dir).of_classes(self.classes)
+        return replace(shown, labels=taught_labels(self.taught, shown.labels, len(shown.classes), self.seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,23 +119,20 @@ class OfNetwork(Cell):
         self.network.require(context)
 
 
+def taught_labels(taught: Taught, labels: Tensor, classes: int, seed: int) -> Tensor:
+    """`labels` [n] as they are taught."""
+    if taught == "labels":
+        return labels
+    # drawn anew instead of permuted, so that every class stays about as frequent and none keeps its images
+    generator = torch.Generator().manual_seed(7919 + seed)
+    drawn = torch.randint(classes, labels.shape, generator=generator)
+    wrong = torch.rand(labels.shape, generator=generator) < (0.5 if taught == "half shuffled" else 1.0)
+    return torch.where(wrong, drawn, labels)
+
+
 def images_seen(images: int, data: Data) -> int:
     """How many images training shows where it is to show `images`: of 200 classes half as many again."""
     return round(1.5 * images) if data == "tiny-imagenet-32" else images
-
-
-def build(network: Any, *, classes: int, channels: int = 3, side: int = 32) -> nn.Module:
-    """The untrained network of a `kind` and a `seed`, from which its weights follow."""
-    kind = KINDS[network.kind]
-    options: dict[str, Any] = {"depth": DEPTH, "in_chans": channels, "img_size": side, "patch_size": 4, **kind.options}
-    options |= {} if network.kind in MASKED else {"num_classes": classes}
-    if side < 32:
-        options["patch_size"] //= 2
-    from unrolled.models.registry import create_model
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(network.seed)
-        return create_model(kind.model, **options)
 
 
 def train(
@@ -238,6 +200,14 @@ def accuracy(model: nn.Module, test: Pictures) -> float:
     with torch.no_grad():
         guesses = [model(as_input(part).to(device)).argmax(1).cpu() for part in test.images.split(500)]
     return float((torch.cat(guesses) == test.labels).double().mean())
+
+
+def probe_accuracy(fit: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> float:
+    """Accuracy on `test` of a ridge classifier fitted on `fit`, each (features [n, d], labels [n])."""
+    from unrolled.instruments.readouts.probes import fit_readout
+
+    readout = fit_readout(fit[0], nn.functional.one_hot(fit[1], classes).double())
+    return float((readout(test[0]).argmax(-1) == test[1]).double().mean())
 
 
 def reconstruction(model: nn.Module, test: Pictures, count: int = 2000) -> float:
