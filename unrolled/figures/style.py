@@ -140,7 +140,7 @@ class Frame:
         import matplotlib
 
         self.says = says  # whether marks and cells have their words, shown when they are pointed at, as their `gid`
-        look = {
+        look: dict[Any, Any] = {
             "font.family": ["DejaVu Sans"],
             "font.size": SIZE,
             "text.color": LIGHT["soft"],
