@@ -8,13 +8,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
 STOREYS = [
-    {"arrays", "checksums", "errors", "locks", "memory", "precision", "provenance", "reading", "trust"},
+    {"arrays", "checksums", "errors", "locks", "memory", "precision", "provenance", "reading", "terminal", "trust"},
     {"figures"},
     {"theory", "ops"},
     {"layers"},
     {"models", "tasks", "data", "instruments"},
     {"alignment", "train"},
-    {"report"},
+    {"report", "subjects"},
+    {"harness"},
     {"studies"},
     {"commands", "explorer"},
     {"cli", "__main__", "__init__", "timm_names"},

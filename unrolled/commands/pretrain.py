@@ -25,7 +25,7 @@ from unrolled.commands.common import (
     saying_how_to_resume,
     write_run,
 )
-from unrolled.commands.settings import PRETRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.commands.options import PRETRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
 from unrolled.locks import hold
 from unrolled.train.pretrain_config import PretrainConfig
 

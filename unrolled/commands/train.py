@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from unrolled.commands.common import say_where, saying_how_to_resume
-from unrolled.commands.settings import TRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.commands.options import TRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
 from unrolled.commands.text import run_text
 from unrolled.locks import hold
 from unrolled.train.config import FinetuneConfig, TrainConfig
