@@ -207,7 +207,7 @@ def _given(config: Config, records: Any, name: str, *, trained: bool) -> dict[st
     from PIL import Image
 
     from unrolled.models.given import find_weights, open_given
-    from unrolled.studies.platonic_features import drawn_anew
+    from unrolled.studies.platonic.photos import drawn_anew
 
     model = open_given(name, find_weights(config.data_dir))
     assert model.transform is not None
