@@ -48,7 +48,7 @@ STUDIES: dict[str, str] = {
     "platonic-pmi": "platonic.pmi",
     "platonic-samples": "platonic_samples",
     "platonic-stitching": "platonic_stitching",
-    "platonic-vision": "platonic_vision",
+    "platonic-vision": "platonic.vision",
     "platonic-vision-language": "platonic.vision_language",
     "platonic-whitebox": "platonic_whitebox",
 }
