@@ -3,6 +3,7 @@
     python -m benchmarks.null_calibration                       # all cells of 1,000 draws; goes on where it stopped
     python -m benchmarks.null_calibration --minutes 20 --n 60   # what fits
     python -m benchmarks.null_calibration --table docs          # the table of what has been computed
+    python -m benchmarks.null_calibration --go-on docs          # first take over the cells of that table
 
 A cell is a metric, a null, a kind of features and a number of samples. Both sides of a draw are independent, so
 p-values of at most 5 % must have a share of at most 5 %, and so on. Cells are kept in `--out`, a hundred draws at a
@@ -188,6 +189,20 @@ def table(folder: Path, draws: int) -> dict[str, Any]:
     return {"draws": draws, "cells": every, "computed": len(rows), "tested": tested, "rows": rows}
 
 
+def take_over(path: Path, folder: Path) -> None:
+    """Cells of a table as files of `folder`, where they are not there yet; `run` then leaves them out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in json.loads(path.read_text())["rows"]:
+        cell = Cell(row["metric"], row["null"], row["kind"], row["n"])
+        counts = [round(rate["rate"] * row["draws"]) for rate in row["rates"]]
+        record = {
+            **asdict(cell), "draws": row["draws"], "reached": counts + [0] * (len(LEVELS) - len(counts)),
+            "methods": row["methods"], "seconds": 0.0,
+        }  # fmt: skip
+        if not (folder / cell.file).exists():
+            (folder / cell.file).write_text(json.dumps(record))
+
+
 def _levels(record: dict[str, Any]) -> tuple[float, ...]:
     return LEVELS if record["null"] == "moments" else LEVELS[:2]
 
@@ -240,7 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", default="1/1", help="I/K: every K-th cell, for K processes side by side")
     parser.add_argument("--out", type=Path, default=Path("runs/null_calibration"), help="where cells are kept")
     parser.add_argument("--table", type=Path, help="compute nothing; write null_calibration.md and .json there")
+    parser.add_argument("--go-on", type=Path, help="folder of an earlier table, whose cells are taken over first")
     given = parser.parse_args(arguments)
+    if given.go_on is not None:
+        take_over(given.go_on / "null_calibration.json", given.out)
     if given.table is not None:
         found = table(given.out, given.draws)
         (given.table / "null_calibration.md").write_text(markdown(found))

@@ -85,7 +85,7 @@ def test_models_with_tables_of_positions_and_rotations_are_matched_too(name, by)
 
 
 def test_the_roster_of_the_studies_is_as_wide_as_matching_says():
-    from unrolled.studies.crate.networks import DEPTH, KINDS
+    from unrolled.studies.kinds import DEPTH, KINDS
 
     for kind, like, by in (
         ("vit-48", "crate", "parameters"),

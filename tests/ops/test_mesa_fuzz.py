@@ -181,7 +181,7 @@ def test_what_fell_back_to_float64_goes_on_in_float64() -> None:
     assert easy.gram.dtype == torch.float32
 
 
-@pytest.mark.parametrize("method", ["reference", "chunk", "cg"])
+@pytest.mark.parametrize("method", ["reference", "recurrent", "chunk", "cg"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_between_right_and_hopeless_nothing_is_percents_off(method: str, dtype: torch.dtype) -> None:
     """One key has a closed form; from a condition number of some 1e12 float64 holds no third digit of it."""
@@ -199,3 +199,25 @@ def test_between_right_and_hopeless_nothing_is_percents_off(method: str, dtype: 
         else:
             assert out == pytest.approx(exact, rel=1e-2), exponent
     assert {12.5, 13, 14, 16} <= set(refused) <= {12, 12.5, 13, 14, 16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_decoding_refuses_what_a_whole_sequence_refuses(dtype: torch.dtype) -> None:
+    """Step by step with the inverse carried along; the exact answer is of a key that repeats, orthogonal to another."""
+    g = torch.Generator().manual_seed(2)
+    refused = []
+    for exponent in (8, 10, 11, 12.5, 13, 14, 16):
+        k = torch.linalg.qr(torch.randn(16, 2, generator=g).double())[0].mT[None, None].to(dtype)  # two orthogonal keys
+        v = torch.tensor([1.0, -2.0], dtype=dtype)[None, None, :, None]
+        ridge = 10.0**-exponent
+        q = torch.randn(1, 1, 1, 16, generator=g).to(dtype)
+        state, out = None, torch.zeros(())
+        try:
+            for t in (0, 1, 0):
+                out, state = mesa(q, k[:, :, t, None], v[:, :, t, None], ridge, state=state, return_state=True)
+        except ValueError:
+            refused.append(exponent)
+        else:
+            first, second = (q.double() @ k.double().mT).flatten().tolist()
+            assert float(out) == pytest.approx(2 * first / (2 + ridge) - 2 * second / (1 + ridge), rel=1e-2), exponent
+    assert {12.5, 13, 14, 16} <= set(refused) <= {11, 12.5, 13, 14, 16}

@@ -18,7 +18,8 @@ from unrolled.studies.cells import Row
 from unrolled.studies.crate.ablations import STUDY
 from unrolled.studies.crate.ablations.cells import KINDS, SAME_LAYER, AblationsConfig, Layers, orthonormal_rates
 from unrolled.studies.crate.ablations.claims import CLAIMS, PREDICTORS, predictors, relation, relation_of
-from unrolled.studies.crate.networks import Network, build
+from unrolled.studies.kinds import build
+from unrolled.studies.networks import Network
 from unrolled.studies.results import Results
 
 

@@ -18,7 +18,7 @@ from unrolled.studies.crate.emergence.cells import EmergenceConfig, loaded, map_
 from unrolled.studies.crate.emergence.claims import CLAIMS, View, difference
 from unrolled.studies.crate.emergence.photos import Shot, as_square, coco, commonest, generated
 from unrolled.studies.crate.emergence.tables import differences
-from unrolled.studies.crate.networks import Network
+from unrolled.studies.networks import Network
 from unrolled.studies.results import Results
 from unrolled.studies.runner import compute_all
 

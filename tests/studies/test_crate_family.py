@@ -16,7 +16,7 @@ from unrolled.studies.crate.compared import difference
 from unrolled.studies.crate.costs import best_seconds, by_size, costs, exponent, training_memory
 from unrolled.studies.crate.family import STUDY
 from unrolled.studies.crate.family.cells import FAMILY, FamilyConfig, untrained
-from unrolled.studies.crate.networks import Network
+from unrolled.studies.networks import Network
 from unrolled.studies.results import Results
 
 QUICK: dict[str, Any] = {"data": ("digits",), "seeds": (0,), "images": 128, "workers": 1, "rounds": 1, "batch": 4}

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrolled.models.registry import create_model, list_models
+from unrolled.models import create_model, list_models
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.crate.mae_layers import STUDY
 from unrolled.studies.crate.mae_layers.cells import (
@@ -41,8 +41,9 @@ from unrolled.studies.crate.mae_layers.completion import (
     patches_of,
 )
 from unrolled.studies.crate.masked import MaskedLayers
-from unrolled.studies.crate.networks import Network, build, reconstruction
-from unrolled.studies.platonic_zoo import Pictures, as_input
+from unrolled.studies.kinds import build
+from unrolled.studies.networks import Network, reconstruction
+from unrolled.studies.pictures import Pictures, as_input
 from unrolled.studies.results import Results
 
 TINY: dict[str, Any] = {

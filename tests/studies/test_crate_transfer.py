@@ -14,7 +14,6 @@ import torch
 from unrolled import studies
 from unrolled.errors import MissingData
 from unrolled.studies.cells import Cell, Context, Row
-from unrolled.studies.crate.networks import Network, build
 from unrolled.studies.crate.transfer import STUDY
 from unrolled.studies.crate.transfer import cells as module
 from unrolled.studies.crate.transfer.cells import (
@@ -26,6 +25,8 @@ from unrolled.studies.crate.transfer.cells import (
     frozen_features,
     target_pictures,
 )
+from unrolled.studies.kinds import build
+from unrolled.studies.networks import Network
 from unrolled.studies.results import Results
 
 UNTRAINED = {"data": "digits", "seed": 0, "images": 0}

@@ -19,7 +19,7 @@ from lab_cells import Fails, NeedsData, OfSum, OnData, Square, Sum
 
 from unrolled.errors import MissingData
 from unrolled.studies.cells import Cell, Context, Row, computed, kept
-from unrolled.studies.results import Estimate, Results, Values
+from unrolled.studies.results import Estimate, Results, Values, line
 from unrolled.studies.runner import compute_all
 from unrolled.studies.study import Claim, Config, Count, Rate, Seeds, Study
 
@@ -217,9 +217,24 @@ def test_a_selection_with_two_rows_of_a_seed_names_the_column_to_give() -> None:
 
 
 def test_curves_are_means_with_their_deviation() -> None:
-    line = Results(rows((0, 1), (1, 3))).curve("a", "curve", x=[0, 1])
-    assert line.y == [2.0, 2.0]
-    assert line.error == pytest.approx([math.sqrt(2), 0.0])
+    curve = Results(rows((0, 1), (1, 3))).curve("a", "curve", x=[0, 1])
+    assert curve.y == [2.0, 2.0]
+    assert curve.error == pytest.approx([math.sqrt(2), 0.0])
+
+
+def test_a_line_through_means_has_bars_where_all_places_have_several_values() -> None:
+    one, two = Values({0: 1.0}), Values({0: 1.0, 1: 3.0})
+    whole = line("a", [0, 1], [two, two], dashed=True)
+    assert (whole.y, whole.error, whole.dashed) == ([2.0, 2.0], pytest.approx([math.sqrt(2)] * 2), True)
+    gap = line("a", [0, 1, 2], [one, two, Values()])
+    assert gap.error is None
+    assert math.isnan(gap.y[2])
+
+
+def test_correlations_are_of_ranks_and_within_a_seed() -> None:
+    results = Results(rows((0, 1), (0, 2), (0, 5), (1, 1), (1, 2), (2, 7)))
+    assert results.correlation("value", lambda result: -(result["value"] ** 2)).by == pytest.approx({0: -1, 1: -1})
+    assert Results(rows((0, 1), (0, 2))).correlation("value", "curve.0", "number").by == {}
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf])
@@ -229,10 +244,10 @@ def test_a_diverged_training_is_shown_and_decides_nothing(lost: float) -> None:
     assert claim(values).verdict == "undecided"
     one, other = (row.cell for row in rows((0, 1), (1, 3)))
     results = Results([Row(one, {"curve": [1.0, 2.0]}, 1.0), Row(other, {"curve": [1.0, lost]}, 1.0)])
-    line = results.curve("a", "curve", x=[0, 1])
-    assert line.error is not None
-    assert line.error[0] == 0
-    assert math.isnan(line.error[1])
+    curve = results.curve("a", "curve", x=[0, 1])
+    assert curve.error is not None
+    assert curve.error[0] == 0
+    assert math.isnan(curve.error[1])
 
 
 def test_a_table_for_pandas() -> None:
@@ -349,6 +364,7 @@ def test_a_study_runs_judges_and_reports(tmp_path: Path) -> None:
     assert [row["seed"] for row in report.results["rows"]] == [0, 1, 2]
     assert (tmp_path / "out" / "report.html").is_file()
     assert report.provenance.duration is not None
+    assert list(report.provenance.seeds) == [0, 1, 2]
     quick = STUDY.run(Settings.of_budget("quick", out=tmp_path / "quick", kept=tmp_path / "kept"))
     assert quick.notice
     assert quick.claims[0].verdict == "not judged"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def test_a_stack_is_trained_once_and_shared(tmp_path: Path, monkeypatch: pytest.
     assert not torch.equal(one.embed.weight, stack.untrained(context).embed.weight)
     with pytest.raises(TypeError):
         Stack(recipe=stack.recipe, seed=1).load(context)
+
+
+def test_a_stack_of_another_length_that_nothing_looks_at_in_training(tmp_path: Path) -> None:
+    short = replace(recipe("hybrid", "full", "quick", steps=2, batch_size=2), tokens=7, validation=0)
+    stack = Stack(recipe=short, seed=0)
+    assert stack.world.sample(1, seed=0).inputs.shape == (1, 7, 10)
+    assert computed(stack, Context(kept=tmp_path)).result["curve"] == []
 
 
 def test_equal_settings_mean_the_same_stacks_and_some_worlds_get_one_seed() -> None:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from unrolled import studies
 from unrolled.errors import CorruptFile, MissingData
-from unrolled.studies.platonic_brain import Config, kept_members, run
-from unrolled.studies.platonic_human import (
+from unrolled.studies.platonic.human import (
     agreement,
     brains,
     correlation_rdms,
@@ -24,6 +23,7 @@ from unrolled.studies.platonic_human import (
     unit_ranks,
     upper,
 )
+from unrolled.studies.platonic_brain import Config, kept_members, run
 
 N = 14
 

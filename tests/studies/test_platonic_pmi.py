@@ -11,8 +11,8 @@ import torch
 
 from unrolled import studies
 from unrolled.studies import platonic_pmi, platonic_pmi_report
+from unrolled.studies.platonic.toy import kernel_alignment, learn_expected, learn_from_samples
 from unrolled.studies.platonic_pmi import Config, run
-from unrolled.studies.platonic_toy import kernel_alignment, learn_expected, learn_from_samples
 from unrolled.tasks import CooccurrenceWorld
 from unrolled.theory import nce_offset, offset_and_error, pointwise_mutual_information
 

@@ -113,8 +113,8 @@ def run(config: Config, *, on_progress: Callable[[str], None] | None = None) -> 
         MissingData: the records are not in `config.data_dir`; nothing can be run without them.
     """
     from unrolled.models.given import GIVEN
+    from unrolled.studies.platonic.human import brains
     from unrolled.studies.platonic_brain_report import make_report
-    from unrolled.studies.platonic_human import brains
     from unrolled.studies.remembered import remembered
 
     began = time.perf_counter()
@@ -164,7 +164,7 @@ def _measure(
     """Agreement of dissimilarities [92, 92] of each layer with human and monkey IT."""
     import numpy as np
 
-    from unrolled.studies.platonic_human import agreement, unit_ranks, upper
+    from unrolled.studies.platonic.human import agreement, unit_ranks, upper
 
     began = time.perf_counter()
     stacked = np.stack(list(layers.values()))
@@ -182,7 +182,7 @@ def _measure(
 def _control(config: Config, records: Any, name: str) -> dict[str, Any]:
     import torch
 
-    from unrolled.studies.platonic_human import correlation_rdms
+    from unrolled.studies.platonic.human import correlation_rdms
 
     if name == "pixels":
         features = small_pictures(records.stimuli).flatten(1)
@@ -207,7 +207,7 @@ def _given(config: Config, records: Any, name: str, *, trained: bool) -> dict[st
     from PIL import Image
 
     from unrolled.models.given import find_weights, open_given
-    from unrolled.studies.platonic_features import drawn_anew
+    from unrolled.studies.platonic.photos import drawn_anew
 
     model = open_given(name, find_weights(config.data_dir))
     assert model.transform is not None
@@ -219,7 +219,7 @@ def _given(config: Config, records: Any, name: str, *, trained: bool) -> dict[st
 
 def _rdms(config: Config, model: nn.Module, images: Any, layers: tuple[str, ...]) -> dict[str, Any]:
     from unrolled.instruments.features.extraction import extract
-    from unrolled.studies.platonic_human import correlation_rdms
+    from unrolled.studies.platonic.human import correlation_rdms
 
     features = extract(model.to(config.device), images.to(config.device), layers=layers, pooling="grid", batch_size=23)
     return dict(zip(features, correlation_rdms(list(features.values())), strict=True))
@@ -269,7 +269,7 @@ def _words(config: Config, what: str, name: str) -> dict[str, Any]:
     import torch
 
     from unrolled.models.given import find_weights
-    from unrolled.studies.platonic_human import agreement, colours, correlation_rdms, noise_ceiling, word_vectors
+    from unrolled.studies.platonic.human import agreement, colours, correlation_rdms, noise_ceiling, word_vectors
 
     began = time.perf_counter()
     if what == "things":
@@ -297,7 +297,7 @@ def _things(config: Config) -> tuple[list[str], NDArray[np.float64]]:
     """Names of some of the 1,854 things and their dissimilarities [4, n, n] in four groups of people."""
     import numpy as np
 
-    from unrolled.studies.platonic_human import read_arrays
+    from unrolled.studies.platonic.human import read_arrays
 
     path = config.data_dir / "human-similarity" / "things1854_human.npz"
     found = read_arrays(path, ("concepts", "group_embeddings"))

@@ -19,7 +19,7 @@ from unrolled.studies.platonic_brain import (
 
 if TYPE_CHECKING:
     from unrolled.report import Report, Series
-    from unrolled.studies.platonic_human import Brains
+    from unrolled.studies.platonic.human import Brains
 
 Cells = list[dict[str, Any]]
 
@@ -29,7 +29,7 @@ def make_report(
 ) -> Report:
     """The report from all cells; `missing` networks and an absent zoo are said to be not run."""
     from unrolled.report import Fact, Provenance, Report
-    from unrolled.studies.platonic_human import noise_ceiling, unit_ranks, upper
+    from unrolled.studies.platonic.human import noise_ceiling, unit_ranks, upper
 
     report = Report(
         "Networks beside brains and human judgement",

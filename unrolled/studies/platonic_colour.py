@@ -264,7 +264,7 @@ def laid_over(points: Array, target: Array) -> tuple[Array, float]:
 
 def judged(distances: Array, observed: Array | None, lab: Array, config: Config, seed: int) -> dict[str, Any]:
     """Layout and its scores: Procrustes R2 with chance and p, and Spearman's correlation with CIELAB distances."""
-    from unrolled.studies.platonic_human import unit_ranks, upper
+    from unrolled.studies.platonic.human import unit_ranks, upper
 
     points = embed(distances, observed, fits=config.fits, seed=seed)
     placed, r2 = laid_over(points, lab)
@@ -320,7 +320,7 @@ def _beside_people(config: Config, distances: Array, middles: Array, bins: int) 
     """Spearman's correlation of PMI with people's ratings, and of CIELAB with them, over pairs in different bins."""
     from scipy.stats import spearmanr
 
-    from unrolled.studies.platonic_human import colours, read_arrays
+    from unrolled.studies.platonic.human import colours, read_arrays
 
     path = config.data_dir / "human-similarity" / "colour93_human.npz"
     if not path.is_file():
@@ -348,7 +348,7 @@ def _words(config: Config, name: str) -> dict[str, Any]:
     import torch
 
     from unrolled.models.given import find_weights
-    from unrolled.studies.platonic_human import named_colours, word_vectors
+    from unrolled.studies.platonic.human import named_colours, word_vectors
 
     began = time.perf_counter()
     table = dict(named_colours(config.data_dir / "human-similarity" / "xkcd_colours.tsv"))
@@ -365,7 +365,7 @@ def _words(config: Config, name: str) -> dict[str, Any]:
 
 def _people(config: Config) -> dict[str, Any]:
     """Layout of 93 colours by people's ratings."""
-    from unrolled.studies.platonic_human import colours
+    from unrolled.studies.platonic.human import colours
 
     began = time.perf_counter()
     found = colours(config.data_dir)

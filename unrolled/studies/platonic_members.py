@@ -113,6 +113,7 @@ def build(member: Member, *, side: int, channels: int, classes: int) -> nn.Modul
     from timm.models.vision_transformer import VisionTransformer
 
     from unrolled.models.crate import CRATE
+    from unrolled.studies.kinds import SmallResNet
 
     width, depth = SIZES[member.kind][member.size]
     patch = 8 if side >= 32 else 2
@@ -129,40 +130,3 @@ def build(member: Member, *, side: int, channels: int, classes: int) -> nn.Modul
             img_size=side, patch_size=patch, in_chans=channels, num_classes=classes, embed_dim=width, depth=depth,
             num_heads=4, mlp_ratio=2.0, global_pool="avg",
         )  # fmt: skip
-
-
-class SmallResNet(nn.Module):
-    """Three stages of one residual block each, after a 3x3 convolution; the layout of He et al. 2016 for CIFAR-10."""
-
-    def __init__(self, *, width: int, channels: int, classes: int, stride: int):
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
-        self.layer1 = _Residual(width, width, 1)
-        self.layer2 = _Residual(width, 2 * width, 2)
-        self.layer3 = _Residual(2 * width, 4 * width, 2)
-        self.head = nn.Linear(4 * width, classes)
-
-    def classify(self, x: Tensor) -> Tensor:
-        """[b, c, h, w] of the last stage to logits [b, classes]."""
-        logits: Tensor = self.head(x.mean((2, 3)))
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, channels, h, w] to logits [b, classes]."""
-        return self.classify(self.layer3(self.layer2(self.layer1(self.stem(x)))))
-
-
-class _Residual(nn.Module):
-    def __init__(self, before: int, after: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.skip = nn.Identity() if before == after else nn.Conv2d(before, after, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(y + self.skip(x))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unrolled.report import Report
-    from unrolled.studies.platonic_toy import Loss
+    from unrolled.studies.platonic.toy import Loss
     from unrolled.tasks import CooccurrenceWorld
 
 _SOURCE = "arXiv 2405.07987, section 4"
@@ -176,7 +176,7 @@ def _known(world: CooccurrenceWorld, device: str) -> tuple[Tensor, Tensor, Tenso
 
 def _learn(config: Config, seed: int, loss: Loss, shuffled: bool) -> dict[str, Any]:
     """Two learners, one a modality with its own order of symbols, watched while they learn."""
-    from unrolled.studies.platonic_toy import Embeddings, kernel_alignment, learn_from_samples
+    from unrolled.studies.platonic.toy import Embeddings, kernel_alignment, learn_from_samples
     from unrolled.tasks import bijective, observed_joint
     from unrolled.theory import offset_and_error
 
@@ -213,7 +213,7 @@ def _learn(config: Config, seed: int, loss: Loss, shuffled: bool) -> dict[str, A
 
 def _blur(config: Config, seed: int, kind: str, level: float) -> dict[str, Any]:
     """A bijective and a blurred modality after unlimited training, beside the kernels that theory gives them."""
-    from unrolled.studies.platonic_toy import kernel_alignment, learn_expected
+    from unrolled.studies.platonic.toy import kernel_alignment, learn_expected
     from unrolled.tasks import bijective, bits_lost, lossy, noisy, observed_joint
     from unrolled.theory import pointwise_mutual_information
 
@@ -247,7 +247,7 @@ def _kernel_cka(a: Tensor, b: Tensor) -> float:
 
 def _world_cell(config: Config, more: dict[str, Any]) -> dict[str, Any]:
     """One and two encoders at the end of training in one world."""
-    from unrolled.studies.platonic_toy import learn_expected
+    from unrolled.studies.platonic.toy import learn_expected
     from unrolled.theory import exactness, offset_and_error, smallest_eigenvalue, smallest_offset
 
     began = time.perf_counter()

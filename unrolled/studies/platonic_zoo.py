@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.base import StudyConfig, data_missing
+from unrolled.studies.base import StudyConfig
+from unrolled.studies.kinds import stages as stages
+from unrolled.studies.networks import probe_accuracy as probe_accuracy
+from unrolled.studies.pictures import Pictures as Pictures
+from unrolled.studies.pictures import as_input as as_input
+from unrolled.studies.pictures import augmented as augmented
+from unrolled.studies.pictures import pictures as pictures
 from unrolled.studies.platonic_members import Member, build, roster
 from unrolled.studies.processes import finished
 from unrolled.studies.remembered import checkpoint, is_kept, remembered
@@ -71,15 +77,6 @@ class ZooConfig(StudyConfig):
             raise ValueError(f"samples={self.samples}: neighbours and kernels need at least 40")
         if self.data not in ("cifar10", "digits") or self.members not in ("full", "few"):
             raise ValueError("data must be 'cifar10' or 'digits', members 'full' or 'few'")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Images decoded once: uint8 [n, c, h, w], and their classes [n]."""
-
-    images: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
 
 
 def settings_of(config: ZooConfig) -> dict[str, Any]:
@@ -221,23 +218,6 @@ def last_layer(model: nn.Module, images: Tensor, device: str = "cpu") -> Tensor:
     return torch.cat(rows)
 
 
-def stages(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:
-    """The network as a chain: embedding, every block or stage, classifier; their composition is the model."""
-    if not hasattr(model, "blocks"):
-        return [model.stem, model.layer1, model.layer2, model.layer3, model.classify]  # type: ignore[list-item]
-    vit: Any = model
-
-    def embed(x: Tensor) -> Tensor:
-        tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(x))))
-        return tokens
-
-    def classify(tokens: Tensor) -> Tensor:
-        logits: Tensor = vit.forward_head(vit.norm(tokens))
-        return logits
-
-    return [embed, *vit.blocks, classify]
-
-
 def accuracy(model: nn.Module, test: Pictures, classes: tuple[int, ...] = ()) -> float:
     """Share of test images (of the classes named, if any) that the member's own classifier gets right."""
     device = next(model.parameters()).device
@@ -246,14 +226,6 @@ def accuracy(model: nn.Module, test: Pictures, classes: tuple[int, ...] = ()) ->
     with torch.no_grad():
         guesses = [model(as_input(part).to(device)).argmax(1).cpu() for part in images.split(500)]
     return float((torch.cat(guesses) == labels).double().mean())
-
-
-def probe_accuracy(fit: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> float:
-    """Accuracy on `test` of a ridge classifier fitted on `fit`, each (features [n, d], labels [n])."""
-    from unrolled.instruments.readouts.probes import fit_readout
-
-    readout = fit_readout(fit[0], nn.functional.one_hot(fit[1], classes).double())
-    return float((readout(test[0]).argmax(-1) == test[1]).double().mean())
 
 
 def _probe(config: ZooConfig, model: nn.Module, found: Pictures, fit: int, test: int) -> float:
@@ -283,52 +255,6 @@ def other_pictures(config: ZooConfig) -> Pictures | None:
         return None
     keep = found.labels < _OTHER_CLASSES
     return Pictures(images=found.images[keep], labels=found.labels[keep], classes=found.classes[:_OTHER_CLASSES])
-
-
-@cache
-def pictures(data: str, split: Literal["train", "test"], data_dir: Path) -> Pictures:
-    """A split, decoded into memory in a fixed random order (the test split of CIFAR-10 in its own).
-
-    Raises:
-        MissingData: it is not in `data_dir`.
-    """
-    import numpy as np
-
-    from unrolled.data import open_images
-    from unrolled.errors import MissingData
-
-    try:
-        source = open_images(data, split, data_dir=None if data == "digits" else data_dir)
-    except MissingData as error:
-        raise data_missing(data, error) from error
-    labels = torch.as_tensor(np.asarray(source.labels), dtype=torch.int64)
-    order = torch.arange(len(labels))
-    if split == "train" or data != "cifar10":
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    if source.in_memory():
-        pixels = torch.from_numpy(source.take(order.numpy())[0])
-    else:
-        pixels = torch.stack([torch.from_numpy(np.asarray(source.load(int(i))[0])) for i in order])
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    return Pictures(images=pixels.movedim(-1, 1).contiguous(), labels=labels[order], classes=tuple(source.classes))
-
-
-def as_input(images: Tensor) -> Tensor:
-    """uint8 pixels as floats in about [-2, 2]."""
-    return images.float().sub_(127.5).div_(64)
-
-
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [b, c, s, s] shifted by up to an eighth of their side, edges repeated, half of them mirrored."""
-    count, _, side, _ = images.shape
-    reach = side // 8
-    shift = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
-    rows = (torch.arange(side) + shift[0]).clamp_(0, side - 1)
-    columns = (torch.arange(side) + shift[1]).clamp_(0, side - 1)
-    flip = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.where(flip, columns.flip(1), columns)
-    which = torch.arange(count)[:, None, None]
-    return images[which, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 def _cost(name: str) -> int:

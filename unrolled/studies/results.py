@@ -176,6 +176,16 @@ class Results(Sequence[Row[CellT]]):
         """The result at `path` of the first row, for what all rows agree in; `default` of no row."""
         return _at(self.rows[0].result, path) if self.rows else default
 
+    def correlation(self, x: Path, y: Path, unit: str = "seed") -> Values:
+        """Spearman's rank correlation of two results over the rows of each `unit`, where it has more than one."""
+        from scipy.stats import spearmanr
+
+        points: dict[Hashable, list[tuple[float, float]]] = {}
+        for row in self.rows:
+            points.setdefault(row.cell.columns[unit], []).append((_at(row.result, x), _at(row.result, y)))
+        several = {key: list(zip(*pairs, strict=True)) for key, pairs in points.items() if len(pairs) > 1}
+        return Values({key: float(spearmanr(*sides).statistic) for key, sides in several.items()}, unit)
+
     def curve(
         self, label: str, path: Path, y: str | Sequence[str] = "", *, x: str | Sequence[float] = "step", **style: Any
     ) -> Series:
@@ -223,6 +233,21 @@ class Results(Sequence[Row[CellT]]):
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(type(row.cell).__name__ for row in self.rows))
         return f"Results({len(self.rows)} rows{f' of {kinds}' * bool(kinds)}, {len(self.missing)} missing)"
+
+
+def line(label: str, x: Sequence[float], values: Sequence[Values], **style: Any) -> Series:
+    """A line of a chart through means, with sample standard deviations as bars where all places have several values.
+
+    Args:
+        label: of the line.
+        x: the places.
+        values: at each place; a gap where there are none.
+        **style: of `Series`.
+    """
+    from unrolled.report import Series
+
+    error = [each.deviation for each in values] if all(len(each) > 1 for each in values) else None
+    return Series(label=label, x=x, y=[each.mean for each in values], error=error, **style)
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -259,9 +259,8 @@ class Study:
         if found.missing:
             report.section("Not run", "\n\n".join(dict.fromkeys(found.missing.values())))
         report.results = {"rows": results.records()}
-        report.provenance = Provenance.collect(
-            config=config, seeds=getattr(config, "seeds", ()), duration=found.seconds
-        )
+        seeds = getattr(config, "seeds", [config.seed] if hasattr(config, "seed") else [])
+        report.provenance = Provenance.collect(config=config, seeds=seeds, duration=found.seconds)
         report.write(self.folder(config))
         return report
 

@@ -29,9 +29,9 @@ from unrolled.ops.mesa_solve.chunk import (
     Problem,
     Segment,
     Woodbury,
+    certify,
     load,
     segments,
-    share,
     triton_kernels,
 )
 from unrolled.ops.mesa_solve.recurrent import sherman_morrison, starting_inverse
@@ -126,45 +126,6 @@ def _preconditioner(segment: Segment, diagonal: Tensor) -> Operator:
     if bool(suits.all()):
         return woodbury.solve
     return lambda x: torch.where(suits[..., None], woodbury.solve(x), x / diagonal)
-
-
-def certify(segment: Segment, rhs: Tensor, x: Tensor, stable: bool, tolerance: float) -> None:
-    """Raise `Imprecise` unless solutions are as good as their precision allows, and that is good enough.
-
-    What rounding of the statistics leaves of a right-hand side, at most their precision times the size of the solution,
-    must be below `share` of it, and what is measured to be left not far above that. Where the norm of the systems does
-    not settle it, they are scaled to a unit diagonal, so that channels of other units do not hide each other.
-
-    Args:
-        segment: the systems.
-        rhs: [n, c, l, d].
-        x: their solutions, [n, c, l, d].
-        stable: they came by factors that lose no further digits; then nothing is measured.
-        tolerance: what was allowed to be left of a right-hand side.
-    """
-    eps = torch.finfo(x.dtype).eps
-    most = share(x.dtype)
-    kept = segment.forgotten  # where a ridge was kept from decaying further, what is left of it must not matter
-    if stable:
-        wrong = eps * segment.norm
-        if kept is not None:
-            wrong = wrong + kept * segment.ridge_scale * segment.ridge.amax(-1)
-        if bool((wrong[..., None] * _size(x) <= most * _size(rhs)).all()):
-            return
-    root = (segment.gram_diagonal() + segment.ridges).sqrt()
-    size, rounding = _size(rhs / root), eps * x.shape[-1] ** 0.5 * _size(x * root)
-    trusted = rounding <= most * size
-    if kept is not None:
-        trusted &= kept[..., None] * _size(segment.ridges * x / root) <= most * size
-    if not stable:
-        error = rhs - segment.apply_gram(x).addcmul_(segment.ridges, x)
-        trusted &= _size(error / root) <= max(1024 * eps, 2 * tolerance) * size + 64 * rounding
-    if not bool(trusted.all()):
-        raise Imprecise
-
-
-def _size(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=-1)
 
 
 def refine(segment: Segment, rhs: Tensor, solve: Operator, tolerance: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unrolled.ops.mesa_solve.chunk import Carry, Imprecise, Problem, Segment, cholesky, load, share
+from unrolled.ops.mesa_solve.chunk import Carry, Imprecise, Problem, Segment, certify, cholesky, load, share
 
 
 def reference(problem: Problem, queries: Tensor, carry: Carry, guard: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -15,7 +15,7 @@ def reference(problem: Problem, queries: Tensor, carry: Carry, guard: bool) -> t
         outputs [n, t, e], solutions [n, t, d], and the last statistics and ridge scale.
 
     Raises:
-        Imprecise: a solution may mean nothing (see `autograd.certify`), and `guard` is set. A pivot that is zero
+        Imprecise: a solution may mean nothing (see `certify`), and `guard` is set. A pivot that is zero
             on one machine is not on another, so none is looked at.
     """
     dtype = problem.ridge.dtype
@@ -95,10 +95,13 @@ def decode_step(
         outputs [n, 1, e], solutions [n, 1, d], the carry and the inverse [n, d, d] after the step.
 
     Raises:
-        Imprecise: a fresh inverse errs as much.
+        Imprecise: a fresh inverse errs as much, or the solution may mean nothing (see `certify`).
     """
     segment, after = load(problem, carry, 0, 1, 1)
     rhs = queries[:, None].to(problem.ridge.dtype)
+    size = torch.linalg.vector_norm(rhs, dim=-1)
+    # what rounding of the statistics may leave of a right-hand side, for a unit solution: the trace bounds the norm
+    rounding = torch.finfo(rhs.dtype).eps / share(rhs.dtype) * _trace(segment, after)[:, None, None]
     fresh = inverse is None
     before = starting_inverse(segment) if inverse is None else inverse
     while True:
@@ -107,13 +110,23 @@ def decode_step(
         wrong = error
         if segment.forgotten is not None:  # where it was kept, what is left of the ridge must not matter
             wrong = wrong.abs() + segment.forgotten[..., None, None] * (segment.ridges * x).abs()
-        if bool((wrong.norm(dim=-1) <= 1e-3 * rhs.norm(dim=-1)).all()):
+        wrong = torch.linalg.vector_norm(wrong, dim=-1)
+        if bool((torch.maximum(1e3 * wrong, rounding * torch.linalg.vector_norm(x, dim=-1)) <= size).all()):
+            break
+        if bool((wrong <= 1e-3 * size).all()):
+            certify(segment, rhs, x + error @ inverse[:, None], False, 0.0)
             break
         if fresh:
             raise Imprecise
         before, fresh = starting_inverse(segment), True
     x = x + error @ inverse[:, None]
     return segment.read(x)[:, 0], x[:, 0], after, inverse
+
+
+def _trace(segment: Segment, after: Carry) -> Tensor:
+    """A bound of the norm of H + diag(ridge) after the only step of a segment, [n]."""
+    gram = after.statistics[:, segment.width :]
+    return torch.addcmul(gram.diagonal(dim1=-2, dim2=-1).sum(-1), after.ridge_scale, segment.ridge[:, 0].amax(-1))
 
 
 def _single_decays(segment: Segment) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from unrolled.studies.crate.networks import BATCH, NAMES, Data, Network, images_seen
+from unrolled.studies.networks import BATCH, NAMES, Data, Network, images_seen
 from unrolled.studies.results import OtherT, Results, Values
 from unrolled.studies.study import AtLeast, Claim, Config, Count, Distinct, Seeds
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from unrolled.instruments.anatomy import head_subspaces
 from unrolled.models.masked import CRATEDecoderBlock, removed_patches
 from unrolled.studies.cells import Context
-from unrolled.studies.crate.networks import OfNetwork
-from unrolled.studies.platonic_zoo import as_input, pictures
+from unrolled.studies.networks import OfNetwork
+from unrolled.studies.pictures import as_input, pictures
 from unrolled.theory import normalize_tokens, subspace_coding_rate, subspace_coding_rate_gradient
 
 EPS = 0.1

@@ -19,7 +19,7 @@ from unrolled.models import RegressorConfig, SequenceRegressor
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import TUNE_SEED, position_losses
 from unrolled.studies.study import Config, Count, Distinct, Seeds
-from unrolled.studies.training import train_kept, warmup_cosine
+from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
 from unrolled.tasks import LinearDynamics, NonlinearDynamics, PartialDynamics, constructed_tokens, sequence_loss
 
 RawKind = Literal["softmax", "hybrid", "mesa"]
@@ -61,11 +61,12 @@ class Recipe:
         batch_size: new sequences per step.
         lr: peak of the learning rate; warm-up, then a cosine to 1e-5.
         state: width of an observation; None for the paper's. Fully observed sequences are then four times as long.
+        tokens: of a fully observed sequence; None for the paper's 50.
         dim: token width.
         heads, dim_head: of every layer.
         weight_decay: of AdamW.
         init_std: standard deviation of the initial weights.
-        validation: sequences that the training looks at.
+        validation: sequences that the training looks at; 0 for none, and no looks.
     """
 
     kind: Kind
@@ -75,6 +76,7 @@ class Recipe:
     batch_size: int
     lr: float
     state: int | None = None
+    tokens: int | None = None
     dim: int = 40
     heads: int = 4
     dim_head: int = 20
@@ -109,7 +111,9 @@ class Recipe:
 def world_of(recipe: Recipe) -> World:
     """The world that a recipe's sequences are of."""
     if recipe.world == "full":
-        return LinearDynamics() if recipe.state is None else LinearDynamics(dim=recipe.state, steps=4 * recipe.state)
+        dim = recipe.state or LinearDynamics.dim
+        steps = recipe.tokens or (LinearDynamics.steps if recipe.state is None else 4 * recipe.state)
+        return LinearDynamics(dim=dim, steps=steps)
     return PartialDynamics() if recipe.world == "partial" else NonlinearDynamics()
 
 
@@ -297,16 +301,29 @@ class Stack(Cell):
             batch = world.sample(recipe.batch_size, seed=self.seed * 10_000_000 + step, device=device)
             return sequence_loss(model(tokens_of(recipe, batch.inputs)), batch.targets)
 
-        steps = recipe.steps
-        log = train_kept(
+        log = fit(
             model,
-            torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
+            recipe,
             loss_at,
-            steps=steps,
-            keep=self.checkpoint(context),
-            rate=warmup_cosine(recipe.lr, warmup=min(1000, max(1, steps // 10)), steps=steps, floor=recipe.floor),
-            clip_value=1.0,
+            self.checkpoint(context),
             look=look,
-            look_at={round(share * steps) for share in LOOKS},
+            look_at={round(share * recipe.steps) for share in LOOKS} if recipe.validation else (),
         )
         return model, log
+
+
+def fit(
+    model: nn.Module, recipe: Recipe, loss_at: Callable[[int], Tensor], keep: Checkpoint | None = None, **looks: Any
+) -> list[dict[str, Any]]:
+    """Train in place as a recipe says; arguments and what is returned are those of `train_kept`."""
+    steps = recipe.steps
+    return train_kept(
+        model,
+        torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
+        loss_at,
+        steps=steps,
+        keep=keep,
+        rate=warmup_cosine(recipe.lr, warmup=min(1000, max(1, steps // 10)), steps=steps, floor=recipe.floor),
+        clip_value=1.0,
+        **looks,
+    )

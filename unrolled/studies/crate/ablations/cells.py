@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import ComparedConfig
-from unrolled.studies.crate.networks import OfNetwork
+from unrolled.studies.networks import OfNetwork
 from unrolled.studies.study import AtLeast, Rate
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Layers(OfNetwork):
         Rates are in nats an image, on l2-normalised tokens at Z+half; `nonzero` is a fraction, at Z+1.
         """
         from unrolled.instruments.rates import layerwise
-        from unrolled.studies.platonic_zoo import as_input, pictures
+        from unrolled.studies.pictures import as_input, pictures
 
         test = pictures(self.network.data, "test", context.data_dir)
         images = as_input(test.images[: self.samples]).to(context.device)

@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled.studies.crate.ablations.cells import KINDS, AblationsConfig, Layers
 from unrolled.studies.crate.compared import difference_claim, of_kind, trained
-from unrolled.studies.crate.networks import Data
+from unrolled.studies.networks import Data
 from unrolled.studies.results import Estimate, Results, Values
 from unrolled.studies.study import Claim
 

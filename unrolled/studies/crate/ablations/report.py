@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from unrolled.studies.crate.ablations.cells import ABLATIONS, KINDS, SAME_LAYER, AblationsConfig, Layers
 from unrolled.studies.crate.ablations.claims import PREDICTORS, Relation, crate, ratio, relation_of
 from unrolled.studies.crate.compared import accuracy, difference, of_kind
-from unrolled.studies.crate.networks import DEPTH, NAMES, Data, Network, images_seen
-from unrolled.studies.crate.networks import KINDS as ROSTER
+from unrolled.studies.kinds import DEPTH
+from unrolled.studies.kinds import KINDS as ROSTER
+from unrolled.studies.networks import NAMES, Data, Network, images_seen
 from unrolled.studies.results import NOT_RUN, Results, Values
 
 if TYPE_CHECKING:

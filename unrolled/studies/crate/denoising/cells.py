@@ -11,7 +11,7 @@ from unrolled.studies.cells import Cell
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.crate.denoising.steps import Stack, Steps
 from unrolled.studies.crate.masked import MaskedLayers
-from unrolled.studies.crate.networks import Data
+from unrolled.studies.networks import Data
 from unrolled.studies.study import AtLeast, Count, Distinct, Rate, Seeds
 
 

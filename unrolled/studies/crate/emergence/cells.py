@@ -13,7 +13,8 @@ from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.crate.emergence import maps
 from unrolled.studies.crate.emergence.photos import Shot, bsds, coco, generated, samples
-from unrolled.studies.crate.networks import DEPTH, KINDS, MASKED, Data, Network, build
+from unrolled.studies.kinds import BLOCKS, DEPTH, KINDS, MASKED, build
+from unrolled.studies.networks import Data, Network
 from unrolled.studies.study import AtLeast, Seeds
 
 PENULTIMATE = DEPTH - 2
@@ -57,9 +58,9 @@ class EmergenceConfig(NetworksConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = [kind for kind in (*self.kinds, *self.changes) if kind not in KINDS]
+        unknown = [kind for kind in (*self.kinds, *self.changes) if kind not in BLOCKS]
         if unknown or "crate" not in self.kinds:
-            raise ValueError(f"kinds and changes: choose from {', '.join(KINDS)}, and 'crate' among kinds")
+            raise ValueError(f"kinds and changes: choose from {', '.join(BLOCKS)}, and 'crate' among kinds")
         if any(side < 8 or side % 4 for side in (self.side, *self.other_sides)):
             raise ValueError("side and other_sides must be multiples of 4, the patch, and at least 8")
         if self.data == "digits":

@@ -18,7 +18,7 @@ from unrolled.instruments.regions.overlap import pixels_in_patches
 from unrolled.instruments.regions.patches import Patches, read_patches
 from unrolled.instruments.regions.segmentation import Threshold, threshold_attention, upsample
 from unrolled.studies.crate.emergence.photos import Shot, as_square, commonest
-from unrolled.studies.platonic_zoo import as_input
+from unrolled.studies.pictures import as_input
 
 MAPS = {
     "class token": "the class token's attention to each patch, as published",

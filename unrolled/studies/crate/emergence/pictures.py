@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unrolled.studies.crate.emergence.cells import Shown
 from unrolled.studies.crate.emergence.claims import STATES, View, head_name
 from unrolled.studies.crate.emergence.photos import as_square, samples
-from unrolled.studies.crate.networks import KINDS
+from unrolled.studies.kinds import KINDS
 
 if TYPE_CHECKING:
     from unrolled.report import ImageRow

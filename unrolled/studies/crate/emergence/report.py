@@ -13,7 +13,8 @@ from unrolled.studies.crate.emergence.cells import EmergenceConfig, Segmentation
 from unrolled.studies.crate.emergence.claims import STATES, Difference, View, difference, head_name, plural
 from unrolled.studies.crate.emergence.maps import KEEP, MAPS, RULE, RULES
 from unrolled.studies.crate.emergence.tables import Change
-from unrolled.studies.crate.networks import DEPTH, KINDS, images_seen
+from unrolled.studies.kinds import DEPTH, KINDS
+from unrolled.studies.networks import images_seen
 from unrolled.studies.results import NOT_RUN, Results, Values
 
 if TYPE_CHECKING:

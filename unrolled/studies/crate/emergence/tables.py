@@ -10,7 +10,7 @@ from unrolled.studies.crate.emergence import pictures
 from unrolled.studies.crate.emergence.cells import PENULTIMATE, Borders, Objects, Parts, map_of
 from unrolled.studies.crate.emergence.claims import STATES, ByPhoto, Difference, View, difference
 from unrolled.studies.crate.emergence.maps import KEEP, MAPS
-from unrolled.studies.crate.networks import KINDS
+from unrolled.studies.kinds import KINDS
 from unrolled.studies.results import NOT_RUN, Results, Values
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from torch import nn
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import ComparedConfig
-from unrolled.studies.crate.networks import OfNetwork, build
+from unrolled.studies.kinds import build
+from unrolled.studies.networks import OfNetwork
 from unrolled.studies.study import Count, Distinct
 
 CONTROLS = ("crate-conv", "vit-48", "vit-52")  # CRATE with CBT's stem; ViTs of CRATE's parameters, and operations
@@ -62,7 +63,8 @@ class Readout(OfNetwork):
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`accuracy`, and how many images it was fitted and scored on."""
-        from unrolled.studies.platonic_zoo import as_input, pictures, probe_accuracy
+        from unrolled.studies.networks import probe_accuracy
+        from unrolled.studies.pictures import as_input, pictures
 
         test = pictures(self.network.data, "test", context.data_dir)
         model: Any = self.network.load(context)

@@ -9,7 +9,7 @@ from typing import Any
 from unrolled.studies.crate.compared import difference_claim
 from unrolled.studies.crate.costs import exponent
 from unrolled.studies.crate.family.cells import FamilyConfig, Growth
-from unrolled.studies.crate.networks import KINDS
+from unrolled.studies.kinds import KINDS
 from unrolled.studies.results import NOT_RUN, Results
 from unrolled.studies.study import Claim
 

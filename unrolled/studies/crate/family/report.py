@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from unrolled.studies.crate.compared import accuracy, difference, of_kind, trained
 from unrolled.studies.crate.costs import exponent
 from unrolled.studies.crate.family.cells import FAMILY, Cost, FamilyConfig, Growth, Readout
-from unrolled.studies.crate.networks import BATCH, KINDS, NAMES, Data, Network
+from unrolled.studies.kinds import KINDS
+from unrolled.studies.networks import BATCH, NAMES, Data, Network
 from unrolled.studies.results import NOT_RUN, Results
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from unrolled.studies.crate.mae_layers.completion import (
     patches_of,
 )
 from unrolled.studies.crate.masked import MaskedLayers
-from unrolled.studies.crate.networks import MASKED, Data, OfNetwork
-from unrolled.studies.platonic_zoo import as_input, pictures
+from unrolled.studies.kinds import MASKED
+from unrolled.studies.networks import Data, OfNetwork
+from unrolled.studies.pictures import as_input, pictures
 from unrolled.studies.study import Count, Seeds
 
 # the registered models of the claim about size
@@ -123,7 +124,7 @@ class Size(Cell):
         `positions` are the fixed tables of sines and cosines, which do not train; `dead` what the published code has
         besides: a second table of positions and an unused linear map between encoder and decoder.
         """
-        from unrolled.models.registry import create_model
+        from unrolled.models import create_model
 
         with torch.device("meta"):
             model: Any = create_model(self.model)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unrolled.models.masked import removed_patches
 from unrolled.studies.crate.masked import fixed_noise
-from unrolled.studies.platonic_zoo import as_input
+from unrolled.studies.pictures import as_input
 
 _EPS = 1e-6  # of the model's own patch normalisation
 _CHUNK = 250

@@ -19,7 +19,8 @@ from unrolled.studies.crate.mae_layers.cells import (
 )
 from unrolled.studies.crate.mae_layers.claims import RATE, falls, loss, plain, rises, share, thins
 from unrolled.studies.crate.masked import MaskedLayers
-from unrolled.studies.crate.networks import DEPTH, KINDS, MASKED, images_seen
+from unrolled.studies.kinds import DEPTH, KINDS, MASKED
+from unrolled.studies.networks import images_seen
 from unrolled.studies.results import NOT_RUN, Results, Values
 
 if TYPE_CHECKING:

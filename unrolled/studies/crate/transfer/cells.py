@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from unrolled.errors import MissingData
 from unrolled.studies.base import Budget, data_missing
 from unrolled.studies.cells import Cell, Context
-from unrolled.studies.crate.networks import BATCH, KINDS, MASKED, Data, Network, accuracy, images_seen
-from unrolled.studies.platonic_zoo import Pictures, as_input, augmented, pictures, stages
+from unrolled.studies.kinds import BLOCKS, MASKED, stages
+from unrolled.studies.networks import BATCH, Data, Network, accuracy, images_seen
+from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
 from unrolled.studies.study import AtLeast, Config, Count, Distinct, Rate, Seeds
 from unrolled.studies.training import train_kept, warmup_cosine
 
@@ -78,8 +79,8 @@ class TransferConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("kinds", "longer_kinds"):
-            if unknown := [kind for kind in getattr(self, name) if kind not in KINDS]:
-                raise ValueError(f"{name}: {unknown[0]!r} is unknown; choose of {', '.join(KINDS)}")
+            if unknown := [kind for kind in getattr(self, name) if kind not in BLOCKS]:
+                raise ValueError(f"{name}: {unknown[0]!r} is unknown; choose of {', '.join(BLOCKS)}")
         if (self.source == "digits") != (self.targets == ("digits-turned",)):
             raise ValueError("targets: digits-turned goes with source='digits', and nothing else does")
         if self.longer <= self.steps:
@@ -125,7 +126,7 @@ class Transferred(Cell):
     def split(self, context: Context, split: Literal["train", "test"]) -> Pictures:
         """Images of the target; of the test split those that score."""
         found = target_pictures(self.target, split, context.folder(self.target))
-        return first(found, self.test_images) if split == "test" else found
+        return found.first(self.test_images) if split == "test" else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +223,7 @@ class Probed(Transferred):
         from unrolled.data.sources import stratified_split
         from unrolled.instruments.readouts.frozen import neighbours, ridge
 
-        train, test = first(self.split(context, "train"), self.probe_images), self.split(context, "test")
+        train, test = self.split(context, "train").first(self.probe_images), self.split(context, "test")
         features = pixels
         if self.network is not None:
             features = partial(frozen_features, self.network.load(context), device=context.device)
@@ -304,11 +305,6 @@ def few_rows(labels: Tensor, count: int) -> Tensor:
     return torch.cat([(labels == label).nonzero()[:count, 0] for label in labels.unique()]).sort().values
 
 
-def first(found: Pictures, count: int) -> Pictures:
-    """The first `count` images."""
-    return Pictures(images=found.images[:count], labels=found.labels[:count], classes=found.classes)
-
-
 def chance(labels: Tensor, truth: Tensor) -> float:
     """Accuracy of always naming the commonest class of `labels`."""
     return float((truth == labels.bincount().argmax()).double().mean())
@@ -319,8 +315,10 @@ def frozen_features(model: nn.Module, images: Tensor, device: str = "cpu") -> di
 
     Masked autoencoders see the whole image.
     """
+    from unrolled.instruments.features.pooling import prefix_tokens
+
     rows: dict[str, list[Tensor]] = {}
-    skip = int(getattr(model, "num_prefix_tokens", 1))
+    skip, _ = prefix_tokens(model, None)
     embed, *blocks = stages(model.eval())[:-1]
     with torch.no_grad():
         for part in images.split(500):

@@ -7,7 +7,6 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from unrolled.studies.crate.networks import BATCH, KINDS, MASKED
 from unrolled.studies.crate.transfer.cells import (
     HELD_OUT,
     FineTuned,
@@ -16,6 +15,8 @@ from unrolled.studies.crate.transfer.cells import (
     Transferred,
     network_columns,
 )
+from unrolled.studies.kinds import KINDS, MASKED
+from unrolled.studies.networks import BATCH
 from unrolled.studies.results import NOT_RUN, Results, Values
 from unrolled.studies.study import Claim
 

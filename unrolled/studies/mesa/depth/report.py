@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.mesa.constructed import columns_of, words
 from unrolled.studies.mesa.depth.cells import DEPTHS, DepthConfig, Iterated, Model, Solved
-from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
+from unrolled.studies.results import NOT_RUN, Estimate, Results, Values, line
 from unrolled.studies.study import Claim
 
 if TYPE_CHECKING:
@@ -221,11 +221,7 @@ def _depths(report: Report, results: Results[Any], over: str) -> None:
 
     lines: list[Series] = []
     if linear := _linear(results):
-        runs = [loss_of(results, name) for name in linear]
-        error = [run.deviation for run in runs] if all(len(run) > 1 for run in runs) else None
-        lines.append(
-            Series(label="trained", x=[int(n) for n in linear], y=[run.mean for run in runs], error=error, color=0)
-        )
+        lines.append(line("trained", [int(n) for n in linear], [loss_of(results, n) for n in linear], color=0))
     published = [float(LOSSES[str(depth)].published) for depth in DEPTHS]
     lines.append(Series(label="published", x=DEPTHS, y=published, color=5, dashed=True))
     chebyshev = {cell.iterations: result for cell, result, _ in results.of(Iterated, method="Chebyshev")}

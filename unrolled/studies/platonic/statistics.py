@@ -1,0 +1,94 @@
+"""How scores of models depend on what the models can do: rank correlations, bootstraps over models, maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from unrolled.studies.results import NOT_RUN, Estimate
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Places = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def rank_correlations(x: Array, y: Array) -> Array:
+    """Spearman's of every row of x and y [r, n], over its finite pairs; NaN of a constant side or fewer than three."""
+    from scipy.stats import rankdata
+
+    keep = np.isfinite(x) & np.isfinite(y)
+    count = keep.sum(1, keepdims=True)
+    ranks = (rankdata(np.where(keep, side, np.inf), axis=1) * keep for side in (x, y))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        a, b = (keep * (rank - rank.sum(1, keepdims=True) / count) for rank in ranks)
+        rho = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return np.where(count[:, 0] < 3, math.nan, rho)
+
+
+def spearman(x: Any, y: Any) -> float:
+    """Rank correlation of the finite pairs of x and y [n]; NaN where a side is constant or fewer than three remain."""
+    one, other = (np.asarray(side, dtype=np.float64)[None] for side in (x, y))
+    return float(rank_correlations(one, other)[0])
+
+
+def over_models(statistic: Callable[[Places], Array], models: int, *, draws: int = 4000, seed: int = 0) -> Estimate:
+    """A statistic with its 95 % bootstrap interval over models, since the pairs of one model are not independent.
+
+    Args:
+        statistic: from the places of the models drawn, with repetitions, [r, m], to r numbers; a NaN is left out.
+        models: how many there are to draw from.
+        draws: of models.
+        seed: of the draws.
+
+    Returns:
+        the statistic of all models; both ends are NaN if fewer than half of the draws gave a number.
+    """
+    drawn = np.random.default_rng(seed).integers(models, size=(draws, models))
+    values = np.concatenate([statistic(part) for part in np.array_split(drawn, max(1, draws // 500))])
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, [0.025, 0.975]) if len(values) >= draws / 2 else (math.nan, math.nan)
+    value = float(statistic(np.arange(models)[None])[0])
+    return Estimate(value, float(low), float(high), f"bootstrap over {models} models")
+
+
+def correlation(x: Any, y: Any) -> Estimate:
+    """`spearman` of two numbers of each model [m], with its interval over models."""
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    return over_models(lambda drawn: rank_correlations(a[drawn], b[drawn]), len(a))
+
+
+def pairs_of(drawn: Places, allowed: Mask) -> tuple[Places, Places, Mask]:
+    """The pairs among the models of each row of `drawn` [r, m], as places of the one and the other, [r, pairs].
+
+    The third says which of them are `allowed` [models, models]; a model drawn twice makes no pair with itself.
+    """
+    first, second = np.triu_indices(drawn.shape[1], k=1)
+    rows, columns = drawn[:, first], drawn[:, second]
+    return rows, columns, (rows != columns) & allowed[rows, columns]
+
+
+def pair_places(chosen: Places, allowed: Mask) -> tuple[Places, Places]:
+    """The allowed pairs among `chosen` models [m], as places of the one and the other."""
+    rows, columns, keep = pairs_of(chosen[None], allowed)
+    return rows[keep], columns[keep]
+
+
+def classical_mds(distance: Array) -> tuple[Array, float]:
+    """Points [m, 2] whose distances are near the given ones (Torgerson 1952), and the share of variance they hold."""
+    squared = np.square(distance)
+    centred = squared - squared.mean(0) - squared.mean(1)[:, None] + squared.mean()
+    values, vectors = np.linalg.eigh(-0.5 * centred)
+    top = np.argsort(values)[::-1][:2]
+    positive = np.clip(values, 0, None)
+    points = vectors[:, top] * np.sqrt(positive[top])
+    return points, float(positive[top].sum() / positive.sum()) if positive.sum() > 0 else 0.0
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many decimals, `not run` for None and `undefined` for NaN."""
+    if value is None:
+        return NOT_RUN
+    return f"{value:.{digits}f}" if math.isfinite(value) else "undefined"
