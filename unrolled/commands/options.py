@@ -6,16 +6,17 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Optional, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
 from unrolled.errors import check_finite
-from unrolled.harness import flags_in_order
+from unrolled.harness import JsonFlags, QuietFlags, flags_in_order
+from unrolled.train.config import HEADINGS
 
 ConfigFiles = Annotated[
     tuple[Path, ...],
@@ -36,23 +37,7 @@ REPEATED = Parameter(consume_multiple=False)  # `--metric a --metric b`, so that
 SWITCH = Parameter(negative="", show_default=False)
 _ONE_WAY = ("json", "pretrained", "quiet", "refine")  # switches that are off unless they are given
 
-# as classes of flags name them, in the order of `--help`
-_HEADINGS = ("Model", "Data", "Features", "Machine", "Output")
-
-# first field of each block of TrainConfig -> the heading its flags get in --help
-TRAIN_HEADINGS = {
-    "task": "Model",
-    "data": "Data",
-    "tokenizer": "Text",
-    "epochs": "Duration",
-    "optimizer": "Optimiser and schedule",
-    "augment": "Augmentation and loss",
-    "precision": "Machine",
-    "out": "Output",
-}
-
-# and of the fields that PretrainConfig adds
-PRETRAIN_HEADINGS = {**TRAIN_HEADINGS, "mask_ratio": "Masked autoencoding", "rate_weight": "Self-distillation"}
+_HEADINGS = (*HEADINGS[:2], "Features", *HEADINGS[2:])  # as classes of flags name them, in the order of `--help`
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,26 +65,22 @@ def verb(function: F) -> F:
     return run  # type: ignore[return-value]
 
 
-def flags_of(config: type[T], headings: Mapping[str, str] | None = None) -> type[T]:
+def flags_of(config: type[T]) -> type[T]:
     """A dataclass with the fields of a configuration, each with its help and the heading `--help` lists it under.
 
-    Args:
-        config: the dataclass; its classes may have a `heading` for the fields they declare.
-        headings: or the first field of a block -> its heading; fields before the first come under "Parameters".
+    A class has a `heading` for the fields that it declares; what has only one value is not shown.
     """
     hints: dict[str, Any] = get_type_hints(config, include_extras=True)
     docs = _field_docs(config)
     specs: list[tuple[str, Any, Any]] = []
-    group: Group | None = None
-    for order, item in enumerate(flags_in_order(config) if headings is None else dataclasses.fields(config)):  # type: ignore[arg-type]
-        if headings is None:
-            group = _group(config, item)
-        elif item.name in headings:
-            group = Group(headings[item.name], sort_key=order)
-        parameter = Parameter(negative_iterable=(), consume_multiple=True, validator=finite, help=docs.get(item.name))
+    for item in flags_in_order(config):
         hint, *own = get_args(hints[item.name]) if get_origin(hints[item.name]) is Annotated else (hints[item.name],)
-        own += [SWITCH] if item.name in _ONE_WAY else []
-        own += [] if group is None else [Parameter(group=group)]
+        choice = get_origin(hint) is not Literal or len(get_args(hint)) > 1
+        parameter = Parameter(
+            negative_iterable=(), consume_multiple=True, validator=finite, help=docs.get(item.name), show=choice,
+            group=_group(config, item),
+        )  # fmt: skip
+        own += [SWITCH] if item.name in _ONE_WAY and issubclass(config, JsonFlags | QuietFlags) else []
         default = dataclasses.field(default=item.default, default_factory=item.default_factory, kw_only=item.kw_only)  # type: ignore[call-overload]
         specs.append((item.name, Annotated[(hint, parameter, *own)], default))  # type: ignore[valid-type]
     flags = dataclasses.make_dataclass(config.__name__, specs)

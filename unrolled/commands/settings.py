@@ -5,7 +5,11 @@ Each source fills only what the stronger ones left open, so they are applied str
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +17,8 @@ from cyclopts import CycloptsError, Token
 from cyclopts.config import Dict, Env
 
 from unrolled.errors import CorruptFile, MissingData
-from unrolled.train.config import recipe
+from unrolled.reading import read_settings
+from unrolled.train.config_files import of_this_kind, recipe, recipes
 from unrolled.trust import check, check_model_args
 
 if TYPE_CHECKING:
@@ -47,8 +52,6 @@ def layered(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
 
 def read_yaml(path: str, arguments: ArgumentCollection, verb: str) -> dict[str, Any]:
     """The mapping in a YAML file, every key checked against the verb's flags and spelled with underscores."""
-    from unrolled.reading import read_settings
-
     try:
         data = read_settings(Path(path).expanduser())
     except MissingData as error:
@@ -61,12 +64,36 @@ def read_yaml(path: str, arguments: ArgumentCollection, verb: str) -> dict[str, 
     if verb == "segment" and settings.get("eval"):
         raise CycloptsError(msg=f"{path} is of annotated images: unrolled segment-eval --config {path}")
     settings = {former.get(key) or key: value for key, value in settings.items() if former.get(key, key)}
+    if "task" in known:
+        settings = of_this_kind(settings, known, path)
     check_model_args(settings.get("model_args") or {}, f"model_args in {path}")
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             raise CycloptsError(msg=f"unknown key {key!r} in {path}." + (f" Did you mean {near[0]!r}?" if near else ""))
     return settings
+
+
+def asked_for(name: str, tokens: Sequence[str]) -> str | None:
+    """What a setting is going to be, before it is known which flags there are; None if nothing says so.
+
+    Files that cannot be read are passed over: `layered` complains of them.
+    """
+
+    def of_flag(flag: str) -> list[str]:
+        pairs = [value for token, value in pairwise(tokens) if token == flag]
+        return [*pairs, *(token.partition("=")[2] for token in tokens if token.startswith(f"{flag}="))]
+
+    values: list[Any] = [*reversed(of_flag(f"--{name}")), os.environ.get(ENV_PREFIX + name.upper())]
+    known = recipes()
+    files: list[str | Path] = [
+        *reversed(of_flag("--config")),
+        *(known[each] for each in of_flag("--recipe") if each in known),
+    ]
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            values.append(read_settings(Path(file).expanduser()).get(name))
+    return next((str(value) for value in values if value is not None), None)
 
 
 def _spelled(argument: Argument) -> str:

@@ -45,10 +45,10 @@ STUDIES: dict[str, str] = {
     "platonic-colour": "platonic_colour",
     "platonic-downstream": "platonic_downstream",
     "platonic-implications": "platonic.implications",
-    "platonic-pmi": "platonic_pmi",
+    "platonic-pmi": "platonic.pmi",
     "platonic-samples": "platonic_samples",
     "platonic-stitching": "platonic_stitching",
-    "platonic-vision": "platonic_vision",
+    "platonic-vision": "platonic.vision",
     "platonic-vision-language": "platonic.vision_language",
     "platonic-whitebox": "platonic_whitebox",
 }
