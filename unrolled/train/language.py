@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from unrolled.train.text_run import (
     token_loss,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 @dataclass(kw_only=True)
 class LanguageResult:
@@ -45,6 +48,12 @@ class LanguageResult:
     steps: int
     chosen_step: int
     """The step whose weights `model` has: of the lowest validation loss."""
+
+    def plot(self, ax: Axes | None = None, *, quantity: str = "loss") -> Axes:
+        """Draw a quantity of `metrics`, in training and validation, against epochs; see `figures.plot_metrics`."""
+        from unrolled.figures.training import plot_metrics
+
+        return plot_metrics(self.metrics, ax, quantity=quantity)
 
 
 def fit_text(

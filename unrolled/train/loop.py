@@ -26,6 +26,8 @@ from unrolled.train.state import RunState, Window
 from unrolled.train.steps import Callback, Schedule, Work, run_steps
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from unrolled.data import ImageSource
 
 
@@ -44,6 +46,12 @@ class TrainResult:
     load_report: Any = None
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read in training, by name (only with `on_error="skip"`)."""
+
+    def plot(self, ax: Axes | None = None, *, quantity: str = "loss") -> Axes:
+        """Draw a quantity of `metrics`, in training and validation, against epochs; see `figures.plot_metrics`."""
+        from unrolled.figures.training import plot_metrics
+
+        return plot_metrics(self.metrics, ax, quantity=quantity)
 
 
 def finetune(config: FinetuneConfig, **options: Any) -> TrainResult:
