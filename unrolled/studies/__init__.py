@@ -44,11 +44,11 @@ STUDIES: dict[str, str] = {
     "platonic-causes": "platonic.causes",
     "platonic-colour": "platonic_colour",
     "platonic-downstream": "platonic_downstream",
-    "platonic-implications": "platonic_implications",
+    "platonic-implications": "platonic.implications",
     "platonic-pmi": "platonic_pmi",
     "platonic-samples": "platonic_samples",
     "platonic-stitching": "platonic_stitching",
-    "platonic-vision": "platonic_vision",
+    "platonic-vision": "platonic.vision",
     "platonic-vision-language": "platonic.vision_language",
     "platonic-whitebox": "platonic_whitebox",
 }
