@@ -45,7 +45,7 @@ STUDIES: dict[str, str] = {
     "platonic-colour": "platonic_colour",
     "platonic-downstream": "platonic_downstream",
     "platonic-implications": "platonic.implications",
-    "platonic-pmi": "platonic_pmi",
+    "platonic-pmi": "platonic.pmi",
     "platonic-samples": "platonic_samples",
     "platonic-stitching": "platonic_stitching",
     "platonic-vision": "platonic.vision",
