@@ -130,7 +130,7 @@ def run_settings(spec: str) -> dict[str, Any]:
         CorruptFile: there is one that cannot be read, or that does not say what the run was.
     """
     from unrolled.reading import read_settings
-    from unrolled.train.config import run_values
+    from unrolled.train.config_files import run_values
 
     spec = named(spec)
     path = Path(spec.removeprefix("local:")).expanduser() / "config.yaml"

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled.report.charts import WIDTH, number, svg_element, ticks
-from unrolled.report.escaping import escape
+from unrolled.figures.style import LIGHT, SIZE, TITLE, WIDTH, Frame, Panel, colour
+from unrolled.figures.words import labels, shortened, ticks, width, wrapped
+from unrolled.reading import printable
 
-_TOP, _BOTTOM, _ROW, _CHARACTER = 30.0, 40.0, 17.0, 6.8
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ROW = 17.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree:
+class Tree(Panel):
     """One panel: `merges` is the linkage matrix [leaves - 1, 4] of SciPy, of heights in its third column."""
 
     title: str
@@ -50,32 +55,31 @@ class Tree:
         (order,) = below.values()
         return order
 
-    def svg(self, ident: str, *, standalone: bool = False) -> str:
-        """The drawing, as wide as a chart; merges further right are of less alike clusters."""
-        n = len(self.leaves)
-        left = min(0.4 * WIDTH, 18 + _CHARACTER * max(len(leaf) for leaf in self.leaves))
-        bottom, right = _TOP + _ROW * n, WIDTH - 14
-        heights = [float(m[2]) for m in self.merges]
+    def _draw(self, ax: Axes, frame: Frame | None) -> None:
+        n, order = len(self.leaves), self.order()
+        heights = [float(merge[2]) for merge in self.merges]
         low = min(0.0, *heights)
-        span = (max(heights) - low) or 1.0
-
-        def at(height: float) -> float:
-            return left + (height - low) / span * (right - left)
-
-        place = {leaf: (at(low), _TOP + _ROW * (row + 0.5)) for row, leaf in enumerate(self.order())}
-        parts = [f'<text class="title" x="0" y="16">{escape(self.title)}</text>']
-        for leaf, (x, y) in place.items():
-            parts.append(f'<text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(self.leaves[leaf])}</text>')
+        high = low + ((max(heights) - low) or 1.0)
+        names = [shortened(self.leaves[leaf], 0.5 * WIDTH) for leaf in order]
+        if frame is None:
+            ax.set_title(printable(self.title), parse_math=False)
+            ax.set_xlabel(printable(self.x_label), parse_math=False)
+        else:
+            left, right = 12 + max(map(width, names)), 16.0
+            ax.set_xlabel(
+                wrapped(self.x_label, WIDTH - left), size=SIZE, color=LIGHT["soft"], labelpad=5, parse_math=False
+            )
+            title = wrapped(self.title, WIDTH, size=TITLE, bold=True)
+            below = 40 + 14 * ax.get_xlabel().count("\n")
+            frame.set(title=title, left=left, right=right, inner=_ROW * n, below=below, above=4)
+        ax.grid(False)
+        ax.set_xlim(low, high)
+        ax.set_ylim(n - 0.5, -0.5)
+        ax.set_yticks(range(n), names, parse_math=False)
+        ax.set_xticks(ticks(low, high), labels(ticks(low, high)))
+        place = {leaf: (low, float(row)) for row, leaf in enumerate(order)}
         for i, merge in enumerate(self.merges):
             (x0, y0), (x1, y1) = place[int(merge[0])], place[int(merge[1])]
-            x = at(float(merge[2]))
-            parts.append(f'<path class="curve s0" d="M{x0:.1f} {y0:.1f}H{x:.1f}V{y1:.1f}H{x1:.1f}"/>')
+            x = float(merge[2])
+            ax.plot([x0, x, x, x1], [y0, y0, y1, y1], color=colour(0), linewidth=2, clip_on=False)
             place[n + i] = (x, (y0 + y1) / 2)
-        parts.append(f'<line class="base" x1="{left:.1f}" x2="{right:.1f}" y1="{bottom:.1f}" y2="{bottom:.1f}"/>')
-        for tick in ticks(low, low + span):
-            parts.append(f'<text x="{at(tick):.1f}" y="{bottom + 16:.1f}" text-anchor="middle">{number(tick)}</text>')
-        middle = (left + right) / 2
-        parts.append(f'<text x="{middle:.1f}" y="{bottom + 34:.1f}" text-anchor="middle">{escape(self.x_label)}</text>')
-        return svg_element(
-            "".join(parts), ident, self.title, self.description(), WIDTH, bottom + _BOTTOM, standalone=standalone
-        )

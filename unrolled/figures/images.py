@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from unrolled.report.charts import WIDTH, svg_element
-from unrolled.report.escaping import escape
+from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, Frame, Panel
+from unrolled.figures.words import shortened, wrapped
+from unrolled.reading import printable
 
-_GAP, _TITLE, _ROW_LABEL, _NAME = 8.0, 26.0, 20.0, 17.0
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_GAP, _ROW_LABEL, _NAME = 8.0, 20.0, 17.0
 _LARGEST_CELL = 84.0
 
 # Dark to light with steadily rising lightness, so that order survives print in grey and colour-blind eyes.
@@ -31,20 +33,38 @@ _HEAT = np.array(
     ],
     dtype=np.float64,
 )
+# Blue below zero, orange above it, pale where nothing is: lightness tells how far from zero.
+_SIGNED = np.array(
+    [[8, 64, 110], [0, 114, 178], [128, 184, 218], [246, 246, 244], [246, 200, 120], [226, 140, 0], [150, 76, 0]],
+    dtype=np.float64,
+)
 
 
-def heat(values: NDArray, low: float | None = None, high: float | None = None) -> NDArray[np.uint8]:
-    """Colour a map [h, w] -> uint8 [h, w, 3]; `low` and `high` are the ends, by default the map's own; NaN is dark."""
+def heat(
+    values: NDArray, low: float | None = None, high: float | None = None, *, signed: bool = False
+) -> NDArray[np.uint8]:
+    """Colour a map [h, w] -> uint8 [h, w, 3]; `low` and `high` are the ends, by default the map's own; NaN is dark.
+
+    With `signed` the colours run from blue over pale at the middle to orange, and the ends are by default as far from
+    zero on both sides, so that pale is zero.
+    """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2:
         raise ValueError(f"values must be a map [h, w], not of shape {list(values.shape)}")
     known = values[np.isfinite(values)]
-    low = float(known.min(initial=np.inf)) if low is None else low
-    high = float(known.max(initial=-np.inf)) if high is None else high
-    share = np.nan_to_num(np.clip((values - low) / (high - low if high > low else 1.0), 0, 1))
-    place = share * (len(_HEAT) - 1)
+    least, most = float(known.min(initial=np.inf)), float(known.max(initial=-np.inf))
+    if signed:
+        most = max(abs(least), abs(most))
+        least = -most
+    low, high = least if low is None else low, most if high is None else high
+    flat = 0.5 if signed else 0.0
+    share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.full(values.shape, flat)
+    colours = _SIGNED if signed else _HEAT
+    place = np.nan_to_num(share) * (len(colours) - 1)
     return (
-        np.stack([np.interp(place, np.arange(len(_HEAT)), _HEAT[:, c]) for c in range(3)], -1).round().astype(np.uint8)
+        np.stack([np.interp(place, np.arange(len(colours)), colours[:, c]) for c in range(3)], -1)
+        .round()
+        .astype(np.uint8)
     )
 
 
@@ -69,7 +89,7 @@ class ImageRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageGrid:
+class ImageGrid(Panel):
     """One panel of images; `alt` says in a sentence what they show.
 
     Images are drawn at most `largest` wide, where a chart is 400 wide. Those that then do not fit beside each other go
@@ -99,34 +119,47 @@ class ImageGrid:
                 rows.append([row.label, row.names[i] if row.names else str(i + 1), round(float(image.mean()) / 255, 4)])
         return ["row", "image", "mean brightness"], rows
 
-    def svg(self, ident: str, *, standalone: bool = False) -> str:
-        """The drawing, as wide as a chart."""
+    def _draw(self, ax: Axes, frame: Frame | None) -> None:
         most = max(len(row.images) for row in self.rows)
         fit = most if self.largest is None else max(1, int((WIDTH + _GAP) / (self.largest + _GAP)))
         columns = min(most, fit)
         cell = min(self.largest or _LARGEST_CELL, (WIDTH - _GAP * (columns - 1)) / columns)
-        parts = [f'<text class="title" x="0" y="16">{escape(self.title)}</text>']
-        y = _TITLE
+        size: dict[str, Any] = {} if frame is None else {"size": SIZE}
+        y = 0.0
         for row in self.rows:
             if row.label:
-                parts.append(f'<text class="label" x="0" y="{y + 13:.1f}">{escape(row.label)}</text>')
-                y += _ROW_LABEL
+                label = wrapped(row.label, WIDTH, bold=True)
+                ax.text(0, y + 13, label, weight="bold", va="baseline", color=LIGHT["soft"], parse_math=False, **size)
+                y += _ROW_LABEL + LINE * label.count("\n")
             for first in range(0, len(row.images), columns):
                 line = range(first, min(first + columns, len(row.images)))
                 height = cell * max(min(1.0, row.images[i].shape[0] / row.images[i].shape[1]) for i in line)
                 for i in line:
                     x = (i - first) * (cell + _GAP)
-                    place = f'x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{height:.1f}"'
-                    look = ' class="small"' if max(row.images[i].shape[:2]) < cell else ""
-                    parts.append(f'<image{look} {place} href="{_data_address(row.images[i])}"/>')
+                    box = _inside(row.images[i], x, y, cell, height)
+                    ax.imshow(row.images[i], extent=box, interpolation="none", cmap="gray", vmin=0, vmax=255)
                     if row.names:
-                        place = f'x="{x + cell / 2:.1f}" y="{y + height + 13:.1f}" text-anchor="middle"'
-                        parts.append(f"<text {place}>{escape(row.names[i])}</text>")
+                        name = shortened(row.names[i], cell)
+                        ax.text(x + cell / 2, y + height + 13, name, ha="center", color=LIGHT["soft"], parse_math=False,
+                                **size)  # fmt: skip
                 y += height + (_NAME if row.names else 0) + 8
-        return svg_element("".join(parts), ident, self.title, self.description(), WIDTH, y, standalone=standalone)
+        ax.set_axis_off()
+        ax.set_xlim(0, WIDTH)
+        ax.set_ylim(y, 0)
+        if frame is None:
+            ax.set_aspect("equal")
+            ax.set_title(printable(self.title), parse_math=False)
+        else:
+            ax.set_aspect("auto")
+            title = wrapped(self.title, WIDTH, size=TITLE, bold=True)
+            frame.set(title=title, left=0, right=0, inner=y, below=0, above=8)
 
 
-def _data_address(image: NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _inside(
+    image: NDArray[np.uint8], x: float, y: float, wide: float, tall: float
+) -> tuple[float, float, float, float]:
+    """Where an image lies in a box that it fills as far as its shape lets it: left, right, lower and upper end."""
+    scale = min(wide / image.shape[1], tall / image.shape[0])
+    across, down = scale * image.shape[1], scale * image.shape[0]
+    left, top = x + (wide - across) / 2, y + (tall - down) / 2
+    return left, left + across, top + down, top
