@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unrolled.commands.options import check_counts, verb
 from unrolled.harness import OutputFlags, Run, default_folder, settings_of
 from unrolled.subjects.images import batches, evenly, images_of
-from unrolled.subjects.models import choose_device, opened, showing_everything
+from unrolled.subjects.models import choose_device, opened
 from unrolled.subjects.options import SubjectFlags
 from unrolled.subjects.runs import completed
 from unrolled.terminal import progress, table
@@ -67,12 +67,13 @@ def trace(options: TraceOptions) -> None:
         unrolled trace timm:vit_tiny_patch16_224 --data cifar10 --data-dir data
     """
     from unrolled.instruments import trace_report
+    from unrolled.models.masked import whole_images
 
     options, own = completed(options)
     where = choose_device(options.device)
     everything = images_of(own, options.split, quiet=options.quiet)
     source = evenly(everything, options.images)
-    network = showing_everything(opened(options, classes=len(everything.classes)))
+    network = whole_images(opened(options, classes=len(everything.classes)))
     loader = batches(network, source, image_size=options.image_size, batch_size=options.batch_size)
 
     def pixels() -> Iterator[Tensor]:

@@ -161,15 +161,6 @@ def takes_images(spec: str, model: nn.Module) -> None:
         )
 
 
-def showing_everything(model: nn.Module) -> nn.Module:
-    """The model itself; a masked autoencoder from now on encodes whole images instead of removing patches by chance."""
-    from unrolled.models.masked import MaskedAutoencoder, WholeImages
-
-    if isinstance(model, MaskedAutoencoder):
-        model.__class__ = WholeImages  # so that its untrained control is initialised as it was
-    return model
-
-
 def encoder_of(network: nn.Module, classes: int = 1) -> nn.Module:
     """The encoder of a masked autoencoder of this package, as a network of whole images; any other as it is.
 

@@ -14,8 +14,9 @@ from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.features import FeatureSet, read_descriptors
 from unrolled.instruments.features.parts import Processes, extract_in_parts
 from unrolled.models.encoders import Encoder, Kind, open_encoder
+from unrolled.models.masked import whole_images
 from unrolled.subjects.images import images_of
-from unrolled.subjects.models import opened, showing_everything
+from unrolled.subjects.models import opened
 from unrolled.subjects.options import Reading, SampleFlags, Side
 from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
 from unrolled.subjects.runs import data_of, shared_data_of
@@ -139,7 +140,7 @@ class Subject:
 
 
 def _of_images(reading: Reading, classes: int | None = None) -> Encoder:
-    return Encoder(name=reading.model, module=showing_everything(opened(reading, classes)), kind="image")
+    return Encoder(name=reading.model, module=whole_images(opened(reading, classes)), kind="image")
 
 
 def _encoder(reading: Reading, kind: Kind) -> Encoder:
