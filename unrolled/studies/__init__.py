@@ -39,7 +39,7 @@ STUDIES: dict[str, str] = {
     "mesa-probes": "mesa.probes",
     "mesa-stability": "mesa.stability",
     "mesa-worlds": "mesa.worlds",
-    "platonic-brain": "platonic_brain",
+    "platonic-brain": "platonic.brain",
     "platonic-captions": "platonic.captions",
     "platonic-causes": "platonic.causes",
     "platonic-colour": "platonic.colour",
