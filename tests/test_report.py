@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import math
 import re
@@ -14,8 +13,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from unrolled.report import (
     Claim,
@@ -29,7 +26,6 @@ from unrolled.report import (
     heat,
     mean_std,
 )
-from unrolled.report.charts import _DARK, _LIGHT, COLOURS, _short, ticks
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -178,117 +174,10 @@ def test_wrong_input_is_refused_by_name() -> None:
         heat(np.zeros(3))
 
 
-finite = st.floats(-1e12, 1e12)
-any_number = st.one_of(finite, st.sampled_from([math.nan, math.inf, -math.inf]))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    lines=st.lists(
-        st.lists(st.tuples(finite, any_number, st.floats(0, 1e6)), min_size=1, max_size=20), min_size=1, max_size=7
-    ),
-    log_y=st.booleans(),
-)
-def test_any_numbers_make_a_drawing(lines: list[list[tuple[float, float, float]]], log_y: bool) -> None:
-    series = []
-    for i, line in enumerate(lines):
-        x, y, error = zip(*line, strict=True)
-        series.append(Series(label=f"line {i}", x=x, y=y, error=error))
-    text = LineChart(title="t", x_label="x", series=series, log_y=log_y).svg("a", standalone=True)
-    root = ElementTree.fromstring(text)
-    for element in root.iter():
-        for name in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "d", "points"):
-            for number in re.findall(r"[-\w.+]+", element.get(name, "").replace("L", " ").replace("M", " ")):
-                assert "nan" not in number
-                assert "inf" not in number
-    labels = sorted(float(e.get("y", "")) for e in root.iter() if "label" in e.get("class", ""))
-    assert all(b - a > 13 for a, b in itertools.pairwise(labels))
-
-
-@given(low=st.floats(-1e9, 1e9), span=st.floats(1e-6, 1e9))
-def test_ticks_are_few_even_and_inside(low: float, span: float) -> None:
-    high = low + span
-    if high - low < 1e-9 * max(abs(low), abs(high)):
-        return
-    found = ticks(low, high)
-    assert 1 <= len(found) <= 7
-    slack = 1e-6 * (high - low) + 1e-9 * abs(high)
-    assert low - slack <= found[0]
-    assert found[-1] <= high + slack
-    assert found == sorted(found)
-
-
-def test_large_images_go_on_in_the_next_line_and_small_ones_stay_crisp() -> None:
-    rows = [ImageRow(images=[np.zeros((100, 200, 3), np.uint8)] * 5, names=list("abcde"))]
-    drawn = re.findall(
-        r'<image( class="small")? x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"',
-        ImageGrid(title="t", rows=rows, largest=196).svg("i"),
-    )
-    assert [(float(x), float(width), float(height)) for _, x, _, width, height in drawn] == [
-        (0.0 if i % 2 == 0 else 204.0, 196.0, 98.0) for i in range(5)
-    ]
-    heights = [float(y) for _, _, y, _, _ in drawn]
-    assert heights == sorted(heights)
-    assert len(set(heights)) == 3
-    assert {small for small, *_ in drawn} == {""}
-    tiny = ImageGrid(title="t", rows=[ImageRow(images=[np.zeros((32, 32), np.uint8)])]).svg("i")
-    assert 'class="small"' in tiny
-    with pytest.raises(ValueError, match="largest"):
-        ImageGrid(title="t", rows=rows, largest=500)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(1e-4, "1e-4"), (0.0025, "0.0025"), (2e6, "2e6"), (-0.5, "-0.5"), (0, "0")]
-)
-def test_numbers_beside_an_axis_are_short(value: float, text: str) -> None:
-    assert _short(value) == text
-
-
 def test_signed_numbers_and_gaps_stand_to_the_right() -> None:
     report = Report("r")
     report.section("s").table(["a", "b"], [["x", "+0.1"], ["y", "-"]], caption="c")
     assert report.to_html().count('<td class="num">') == 2
-
-
-def test_points_at_the_only_x_stand_side_by_side_and_no_line_crosses_the_panel() -> None:
-    names = ("a", "b", "c")
-    chart = LineChart(title="t", x_label="steps", series=[Series(label=n, x=[60], y=[0.5]) for n in names])
-    svg = chart.svg("i")
-    places = [float(x) for x in re.findall(r'class="curve s\d" d="M([\d.]+) ', svg)]
-    assert len(places) == 3
-    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.2)
-    assert places[1] - places[0] > 8
-    assert re.findall(r'text-anchor="middle">([^<]*)<', svg) == ["60", "steps"]
-    assert "leader" not in svg
-
-
-def test_gap_breaks_the_line_and_dashes_mark_controls() -> None:
-    root = ElementTree.fromstring(chart().svg("a"))
-    curves = {e.get("class", ""): e.get("d", "") for e in root.iter() if "curve" in e.get("class", "")}
-    trained, control = curves["curve s0"], curves["curve s0 dashed"]
-    assert trained.count("M") == 1
-    assert trained.count("L") == 2
-    assert control.count("M") == 2
-    assert control.count("L") == 0
-
-
-@pytest.mark.parametrize(("colours", "paper"), [(_LIGHT, "#ffffff"), (_DARK, "#14171a")])
-def test_text_and_lines_stand_out_from_the_paper(colours: dict[str, str], paper: str) -> None:
-    def luminance(colour: str) -> float:
-        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    for name in ("ink", "soft", *(f"s{i}" for i in range(COLOURS))):
-        bright, dark = sorted((luminance(colours[name]), luminance(paper)), reverse=True)
-        assert (bright + 0.05) / (dark + 0.05) >= 4.5, name
-
-
-def test_heat_orders_by_lightness_and_survives_flat_and_missing_values() -> None:
-    ramp = heat(np.linspace(0, 1, 64)[None]).astype(float) @ [0.2126, 0.7152, 0.0722]
-    assert (np.diff(ramp[0]) > 0).all()
-    assert heat(np.full((2, 2), 7.0)).tolist() == heat(np.zeros((2, 2))).tolist()
-    assert heat(np.full((2, 2), np.nan)).shape == (2, 2, 3)
 
 
 def test_mean_std_is_the_sample_deviation() -> None:

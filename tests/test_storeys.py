@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
 STOREYS = [
     {"arrays", "checksums", "errors", "locks", "memory", "precision", "provenance", "reading", "trust"},
+    {"figures"},
     {"theory", "ops"},
     {"layers"},
     {"models", "tasks", "data", "instruments"},

@@ -24,6 +24,7 @@ _EXPORTS: dict[str, str | None] = {
     "alignment": None,
     "data": None,
     "errors": None,
+    "figures": None,
     "instruments": None,
     "layers": None,
     "models": None,

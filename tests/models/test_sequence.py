@@ -12,8 +12,8 @@ from torch import Tensor
 from unrolled.layers import LinearSelfAttention, MesaNetBlock
 from unrolled.models.crate import CRATEBlock
 from unrolled.models.sequence import LanguageModel, SequenceRegressor, SequenceState
-from unrolled.models.sequence_blocks import LAYERS, SequenceBlock
-from unrolled.models.sequence_config import LanguageConfig, RegressorConfig, language_config
+from unrolled.models.sequence_blocks import MAKE_LAYER, MAKE_NORM, MAKE_SECOND, SequenceBlock
+from unrolled.models.sequence_config import LAYERS, NORMS, SECOND, LanguageConfig, RegressorConfig, language_config
 from unrolled.tasks import LinearDynamics, constructed_tokens
 from unrolled.theory.in_context import gradient_descent_predictions
 
@@ -324,3 +324,7 @@ def test_the_card_of_a_saved_model_claims_no_hub(tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text()
     assert "pushed" not in card
     assert 'LanguageModel.from_pretrained("FOLDER")' in card
+
+
+def test_configs_name_what_blocks_are_made_of() -> None:
+    assert (tuple(MAKE_LAYER), tuple(MAKE_NORM), tuple(MAKE_SECOND)) == (LAYERS, NORMS, SECOND)

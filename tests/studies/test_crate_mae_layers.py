@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrolled.models.registry import create_model, list_models
+from unrolled.models import create_model, list_models
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.crate.mae_layers import STUDY
 from unrolled.studies.crate.mae_layers.cells import (

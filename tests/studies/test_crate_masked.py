@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unrolled.models.registry import create_model
+from unrolled.models import create_model
 from unrolled.studies.crate.masked import fixed_noise, measure, measure_layer, mirrored, tokens
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "num_heads": 2, "depth": 2, "in_chans": 1}

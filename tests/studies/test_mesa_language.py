@@ -1,4 +1,4 @@
-"""Language models of the layers: the study runs, goes on where it stopped, and says what was not run."""
+"""Language models of the layers: the study says what each spends on text, beside its controls, and what was not run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,15 @@ import torch
 
 from unrolled import studies
 from unrolled.errors import MissingData
-from unrolled.studies import mesa_language
-from unrolled.studies.mesa_language import MODELS, Config, build, jobs, run
+from unrolled.studies.cells import Cell, Row
+from unrolled.studies.language import Predicted, new_model, parameters
+from unrolled.studies.mesa.language import MODELS, STUDY, Layered, MesaTextConfig, cells
+from unrolled.studies.results import Results
 
 TINY: dict[str, Any] = {
-    "corpora": ("tinyshakespeare",),
-    "depths": (2, 4),
-    "models": ("softmax", "hybrid-linear", "hybrid-mesa"),
-    "compared": ("softmax", "hybrid-linear"),
-    "dim": 16,
-    "heads": 2,
-    "length": 24,
-    "steps": 3,
-    "points": 1,
-    "early": 2,
-    "late": 20,
-    "window": 2,
-    "test_bytes": 400,
+    **{"corpora": ("tinyshakespeare",), "depths": (2, 4), "models": ("softmax", "hybrid-linear", "hybrid-mesa")},
+    **{"compared": ("softmax", "hybrid-linear"), "dim": 16, "heads": 2, "length": 24, "steps": 3, "points": 1},
+    **{"early": 2, "late": 20, "window": 2, "test_bytes": 400},
 }
 
 
@@ -39,52 +31,90 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_study_reports_every_cell_beside_its_controls_and_does_not_train_twice(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = Config(**TINY, data_dir=corpus, out=tmp_path / "out")
-    lines: list[str] = []
-    report = run(config, on_progress=lines.append)
-    assert len(lines) == 2 * 2 + 1 + 2
-    results = json.loads((tmp_path / "out" / "report.json").read_text())["results"]
-    for cell in results["cells"]:
-        assert cell["untrained_loss"] == pytest.approx(math.log(256), abs=0.4)
-        assert cell["bits_per_byte"] == pytest.approx(cell["loss"] / math.log(2))
-        assert len(cell["curve"]) == 24
-    control = results["controls"][0]
-    assert control["bigram"]["loss"] < control["unigram"]["loss"] < math.log(256)
+def tiny(folder: Path, **changes: Any) -> MesaTextConfig:
+    return MesaTextConfig(**{**TINY, "data_dir": folder, "kept": folder / "kept", "out": folder / "out", **changes})
+
+
+def test_the_study_reports_every_model_beside_its_controls(corpus: Path) -> None:
+    assert studies.load("mesa-language") is STUDY
+    report = STUDY.run(tiny(corpus))
+    rows = json.loads((corpus / "out" / "report.json").read_text())["results"]["rows"]
+    tested = [row for row in rows if row["cell"] == "Predicted"]
+    assert sum(row["steps"] > 0 for row in tested) == 2 * 2 + 1 + 2
+    assert sum(row["steps"] == 0 for row in tested) == 2 * 2 + 1 + 2
+    for row in tested:
+        assert len(row["curve"]) == 24
+        if not row["steps"]:
+            assert row["loss"] == pytest.approx(math.log(256), abs=0.4)
+    (tables,) = [row for row in rows if row["cell"] == "Tables"]
+    assert tables["bigram"]["loss"] < tables["unigram"]["loss"] < math.log(256)
     assert [claim.measured == "not run" for claim in report.claims] == [False, False, False, True]
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (corpus / "out" / "report.html").read_text()
     assert "not run" in page
     assert "bigram table" in page
-    monkeypatch.setattr(mesa_language, "run_one", None)
-    assert run(config).results == report.results
+
+
+def test_a_page_of_what_is_kept_needs_nothing(corpus: Path) -> None:
+    STUDY.run(tiny(corpus, models=("mesa",), compared=(), depths=(2,)))
+    report = STUDY.run(tiny(corpus, models=("softmax", "mesa"), depths=(2,), only_kept=True))
+    assert {claim.measured for claim in report.claims} == {"not run"}
+    sections = {section["title"]: section["blocks"] for section in report.to_dict()["sections"]}
+    rows = {row[1]: row[2:] for row in sections["Every model"][1]["rows"]}
+    assert rows["softmax"] == ["not run"] * 7
+    assert "not run" not in rows["mesa"]
 
 
 def test_models_of_one_size_have_equal_parameters_and_start_as_asked() -> None:
-    config = Config(dim=64, heads=4)
-    for depth in (2, 4):
-        counts = [sum(p.numel() for p in build(config, model=m, depth=depth, seed=0).parameters()) for m in MODELS]
-        assert max(counts) < 1.02 * min(counts)
-    hybrid: Any = build(config, model="hybrid-mesa", depth=4, seed=0)
-    assert hybrid.config.layers == ("softmax", "mesa", "mesa", "mesa")
-    again: Any = build(config, model="hybrid-mesa", depth=4, seed=0)
+    networks = {cell.model: cell for cell in cells(MesaTextConfig(dim=64, heads=4)) if isinstance(cell, Layered)}
+    counts = [parameters(new_model(networks[name].frame))["all"] for name in MODELS]
+    assert max(counts) < 1.02 * min(counts)
+    hybrid: Any = new_model(networks["hybrid-mesa"].frame)
+    assert set(hybrid.config.layers[1:]) == {"mesa"}
+    assert hybrid.config.layers[0] == "softmax"
+    again: Any = new_model(networks["hybrid-mesa"].frame)
     assert torch.equal(hybrid.embed.weight, again.embed.weight)
 
 
 def test_the_first_place_gets_everything_and_the_rest_a_few() -> None:
-    plan = list(jobs(Config()))
+    plan = list(MesaTextConfig().plan)
     assert len(plan) == len(set(plan))
     assert sum(job[:2] == ("tinyshakespeare", 2) for job in plan) == 3 * 2 + 4
     assert sum(job[:2] == ("tinyshakespeare", 4) for job in plan) == 3
     assert sum(job[:2] == ("wikitext2-small", 2) for job in plan) == 3
 
 
+def made_up(cell: Cell) -> Row[Any]:
+    """Losses that differ by model and place, a little worse for every seed."""
+    columns = cell.columns
+    base = {"hybrid-mesa": 2.0, "hybrid-linear": 2.1, "softmax": 1.9}[columns["model"]]
+    place = 0.03 * (columns["model"] == "hybrid-mesa") * (columns["corpus"] != "tinyshakespeare")
+    loss = base + place + 0.001 * columns["seed"]
+    return Row(cell, {"loss": loss, "score": loss - 2.0, "score_error": 0.1, "curve": [loss] * 256}, 1.0)
+
+
+def test_the_least_favourable_place_decides_and_all_are_named() -> None:
+    config = MesaTextConfig(models=("softmax", "hybrid-linear", "hybrid-mesa"), seeds_elsewhere=2)
+    results = Results(made_up(cell) for cell in cells(config) if isinstance(cell, Predicted) and cell.network.steps)
+    loss, score, level, behind = (claim.judge(results, config) for claim in STUDY.claims)
+    assert loss.measured.startswith("-0.070 ± 0.000 (wikitext2-small, 2 layers, 2 seeds); -0.0")
+    assert loss.measured.count("layers") == 4
+    assert level.measured.startswith("0.130 ± 0.000 (wikitext2-small, 2 layers, 2 seeds); 0.100")
+    assert behind.measured.startswith("0.100 ± 0.000 (tinyshakespeare, 4 layers, 2 seeds); 0.130")
+    verdicts = ["reproduced", "reproduced", "not reproduced", "reproduced"]
+    assert [claim.verdict for claim in (loss, score, level, behind)] == verdicts
+    alone = Results(row for row in results if row.cell.columns["seed"] == 0)
+    assert {claim.judge(alone, config).verdict for claim in STUDY.claims} == {"undecided"}
+
+
 def test_bad_settings_and_missing_corpora_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="late"):
-        Config(early=8, late=256, length=256)
-    with pytest.raises(ValueError, match="hybrid-mesa"):
-        Config(models=("mamba",))
-    with pytest.raises(MissingData, match="data_dir"):
-        run(Config(**TINY, data_dir=tmp_path, out=tmp_path / "out"))
-    assert studies.load("mesa-language").config.of_budget("quick").steps == 100
+    for wrong, words in (
+        ({"early": 8, "late": 256, "length": 256}, "late"),
+        ({"models": ("mamba",)}, "hybrid-mesa"),
+        ({"depths": (1, 2)}, "depths"),
+        ({"corpora": ()}, "corpora"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            MesaTextConfig(**wrong)
+    with pytest.raises(MissingData, match=r"tinyshakespeare was not found .*; give --data-dir DIR"):
+        STUDY.run(tiny(tmp_path))
+    assert MesaTextConfig.of_budget("quick").steps == 100

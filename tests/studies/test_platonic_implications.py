@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled import studies
-from unrolled.studies import platonic_implications
-from unrolled.studies.platonic_implications import Config, match_kernels, retrieved, run
+from unrolled.report import Report
+from unrolled.studies.platonic.implications import STUDY, ImplicationsConfig, match_kernels, retrieved
 
 TINY: dict[str, Any] = {
     "seeds": (0,), "events": 6, "training_steps": (0, 5), "batch_size": 32, "starts": 3, "symbols": (3,),
@@ -37,43 +37,64 @@ def test_a_reordered_kernel_is_put_back_in_order_without_pairs(seed: int) -> Non
     assert retrieved(x, y, generator.permutation(8), truth) <= 1.0
 
 
-def test_the_report_holds_the_claims_and_a_second_run_takes_its_cells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = Config(out=tmp_path, **TINY)
-    report = run(config)
-    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert set(record["results"]) == {"translation", "joint", "private", "networks"}
-    (cell,) = record["results"]["translation"]
-    assert [row["steps"] for row in cell["rows"]] == [0, 5, None]
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImplicationsConfig, Report]:
+    out = tmp_path_factory.mktemp("implications")
+    config = ImplicationsConfig(out=out, kept=out / "kept", **TINY)
+    return config, STUDY.run(config)
+
+
+def rows_of(report: Report, cell: str) -> list[dict[str, Any]]:
+    return [row for row in report.results["rows"] if row["cell"] == cell]
+
+
+def test_the_report_holds_the_claims_and_their_controls(tiny: tuple[ImplicationsConfig, Report]) -> None:
+    config, report = tiny
+    translated = rows_of(report, "Translated")
+    assert [row["steps"] for row in translated] == [0, 5, None]
+    assert [len(rows_of(report, cell)) for cell in ("Joined", "Private", "Networks")] == [1, 2, 1]
     # with unlimited training, a modality's own kernel predicts as well as anything can
-    assert cell["own"] == pytest.approx(cell["least"], abs=0.02)
-    assert cell["least"] < cell["unconditional"]
+    assert translated[-1]["own"] == pytest.approx(translated[-1]["least"], abs=0.02)
+    assert translated[-1]["least"] < translated[-1]["unconditional"]
     assert len(report.claims) == 5
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    # one seed has no interval
+    assert {claim.verdict for claim in report.claims} == {"undecided"}
+    page = (STUDY.folder(config) / "report.html").read_text(encoding="utf-8")
     for words in ("by chance", "untrained", "shuffled"):
         assert words in page
 
-    def fails(*_: Any) -> dict[str, Any]:
-        raise AssertionError("computed again")
 
-    for part in ("_translation", "_joint", "_private", "_networks"):
-        monkeypatch.setattr(platonic_implications, part, fails)
-    assert run(config).results == report.results
+def test_specialists_and_untrained_networks_stand_beside_generalists(tiny: tuple[ImplicationsConfig, Report]) -> None:
+    (networks,) = rows_of(tiny[1], "Networks")
+    assert set(networks["matched"]) == {"generalist", "specialist", "untrained"}
+    assert list(networks["alignment"]) == [
+        "generalist and generalist", "generalist and specialist", "specialist and specialist",
+        "untrained and untrained",
+    ]  # fmt: skip
+
+
+def test_what_is_not_kept_is_not_run(tiny: tuple[ImplicationsConfig, Report], tmp_path: Path) -> None:
+    config, report = tiny
+    more = replace(config, out=tmp_path, only_kept=True, seeds=(0, 1), symbols=(3, 4), private=(0.5, 1.0))
+    partly = STUDY.run(more)
+    assert partly.claims[0].measured == report.claims[0].measured
+    assert [claim.verdict for claim in partly.claims] == ["undecided", "not run", "undecided", "undecided", "not run"]
 
 
 @pytest.mark.slow
 def test_the_quick_budget_matches_modalities_without_pairs(tmp_path: Path) -> None:
-    report = run(Config.of_budget("quick", out=tmp_path))
-    assert report.claims[0].reproduced
-    assert report.claims[2].reproduced
+    config = ImplicationsConfig.of_budget("quick", out=tmp_path, kept=tmp_path / "kept", seeds=(0, 1))
+    claims = STUDY.run(replace(config, budget="cpu")).claims
+    assert claims[0].verdict == "reproduced", claims[0].measured
+    assert float(claims[2].measured.split()[0]) > 0.5
 
 
 def test_bad_settings_are_refused_by_name() -> None:
     for given_, match in (
         ({"seeds": ()}, "seeds"), ({"starts": 0}, "starts"), ({"symbols": (99,)}, "symbols"),
-        ({"private": (2.0,)}, "private"),
+        ({"symbols": (1,)}, "symbols"), ({"private": (2.0,)}, "private"), ({"events": 3}, "events"),
+        ({"neighbours": 16}, "neighbours"), ({"training_steps": (-1,)}, "training_steps"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):
-            Config(**given_)  # type: ignore[arg-type]
-    assert studies.load("platonic-implications").config is Config
+            ImplicationsConfig(**given_)
+    assert studies.load("platonic-implications") is STUDY

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,47 +13,63 @@ from torch import Tensor, nn
 from unrolled import studies
 from unrolled.data.pairs import PairSource
 from unrolled.errors import MissingData
-from unrolled.studies import platonic_captions, platonic_features, platonic_vision_language
-from unrolled.studies.platonic_features import PairFeatures, damaged, drawn_anew
-from unrolled.studies.platonic_vision_language import compare_pair
+from unrolled.instruments.features import FeatureSet
+from unrolled.studies.cells import Context
+from unrolled.studies.platonic import captions, photos
+from unrolled.studies.platonic.photos import OfJoined, OfPhotos, OfTexts, TextModel, damaged, drawn_anew, evenly
+from unrolled.studies.platonic.vision_language import cells as vision_language
 
-FAST: dict[str, Any] = {"pairs": 120, "draws": 40, "resamples": 10}
+N = 120
+NOISE = {"given:efficientnet_lite0": 0.2, "given:mobilenet_v1_075": 0.5, "given:tiny_darknet": 0.9}
 
 
-class MadeUp:
-    """Random features that share a hidden cause where the models are trained; stands in for photos and captions."""
+def features(spec: str, noise: float) -> Tensor:
+    """Random features [N, 12] that share a hidden cause, but for noise."""
+    cause = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(sum(map(ord, spec)))
+    mixed = cause @ torch.randn(6, 12, generator=generator)
+    return mixed + noise * torch.randn(N, 12, generator=generator) * mixed.std()
 
-    def __init__(self, data_dir: Path, n: int = 120) -> None:
-        self.cause = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
-        self.data_dir, self.ran = data_dir, 0
 
-    def __len__(self) -> int:
-        return len(self.cause)
+def of_photos(cell: OfPhotos, context: Context) -> FeatureSet:
+    noise = 50.0 if cell.image_drawn is not None else NOISE.get(cell.image, 1.6)
+    return FeatureSet(layers={"first": features(cell.image + "0", 50.0), "last": features(cell.image, noise)})
 
-    def features(self, spec: str, noise: float) -> Tensor:
-        self.ran += 1
-        generator = torch.Generator().manual_seed(sum(map(ord, spec)))
-        mixed = self.cause @ torch.randn(6, 12, generator=generator)
-        return mixed + noise * torch.randn(len(self), 12, generator=generator) * mixed.std()
 
-    def images(self, spec: str, *, untrained: int | None = None) -> dict[str, Tensor]:
+def of_texts(cell: OfTexts, context: Context) -> FeatureSet:
+    noise = 50.0 if cell.model.text_drawn is not None else 0.3 + 5 * cell.model.damage
+    spec = cell.model.text
+    cause = features(spec, noise)
+    views = torch.stack([cause + 0.6 * features(f"{spec}{i}", 50.0) / 50 for i in range(5)], 1)
+    if isinstance(cell, OfJoined):
+        return FeatureSet(layers={"last": views[evenly(cell.photos, N), : cell.joined].mean(1)})
+    return FeatureSet(layers={"last": views.flatten(0, 1)})
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """Photos, captions and models that are not read but made up; settings with which the studies use them."""
+    pairs = PairSource(
+        ids=[str(i) for i in range(N)], captions=[[f"{word} {i}" for word in "abcde"] for i in range(N)], description=""
+    )
+
+    def opened(spec: str, kind: str, context: Context) -> Any:
         if spec == "hf:absent":
             raise MissingData("no network")
-        noise = {"given:efficientnet_lite0": 0.2, "given:mobilenet_v1_075": 0.5, "given:tiny_darknet": 0.9}.get(
-            spec, 1.6
-        )
-        last = self.features(spec, 50.0 if untrained is not None else noise)
-        return {"first": self.features(spec + "0", 50.0), "last": last}
+        return SimpleNamespace(collate=Letters())
 
-    def captions(self, spec: str, *, untrained: int | None = None, damage: float = 0.0) -> dict[str, Tensor]:
-        each = self.features(spec, 50.0 if untrained is not None else 0.3 + 5 * damage)
-        return {"last": torch.stack([each] * 3, 1)}
+    def module(model: TextModel, context: Context) -> nn.Module:
+        return Speaker(sharp=0.0 if model.text_drawn is not None else 4.0 - model.damage)
 
-    def variant(self, spec: str, *, untrained: int | None = None, damage: float = 0.0) -> nn.Module:
-        return Speaker(sharp=0.0 if untrained is not None else 4.0 - damage)
-
-    def tokenizer(self, spec: str) -> Any:
-        return Letters()
+    for place, name, value in (
+        (photos, "open_photos", lambda *_: pairs), (captions, "open_photos", lambda *_: pairs),
+        (photos, "opened", opened), (vision_language, "opened", opened), (TextModel, "module", module),
+        (OfPhotos, "extract", of_photos), (OfTexts, "extract", of_texts),
+    ):  # fmt: skip
+        monkeypatch.setattr(place, name, value)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "wikitext2_test.txt").write_text("abcdefghijklmnopqrstuvwxyz" * 20)
+    return {"data_dir": tmp_path, "kept": tmp_path / "kept", "out": tmp_path / "out", "pairs": N, "draws": 40}
 
 
 class Speaker(nn.Module):
@@ -77,53 +93,68 @@ class Letters:
         return [self.bos_id] * bos + [ord(character) - 97 for character in text]
 
 
-def vision_language(tmp_path: Path, **overrides: Any) -> tuple[Any, MadeUp]:
-    from unrolled.studies.platonic_vision_language_report import make_report
-
-    (tmp_path / "text").mkdir(exist_ok=True)
-    (tmp_path / "text" / "wikitext2_test.txt").write_text("abcdefghijklmnopqrstuvwxyz" * 20)
-    config = platonic_vision_language.Config(**{**FAST, "out": tmp_path / "out", **overrides})
-    source = MadeUp(tmp_path)
-    found = platonic_vision_language.measure(config, source, lambda line: None)  # type: ignore[arg-type]
-    return make_report(config, found, 0.0), source
+def run(name: str, **settings: Any) -> Any:
+    """The report of a study."""
+    study = studies.load(name)
+    return study.run(study.config(**settings))
 
 
-def test_made_up_features_give_the_order_that_was_put_in(tmp_path: Path) -> None:
-    report, _ = vision_language(tmp_path)
-    claims = {claim.statement: claim for claim in report.claims}
-    assert claims[platonic_vision_language.VISION.statement].reproduced
-    assert claims[platonic_vision_language.LANGUAGE.statement].reproduced
-    assert claims[platonic_vision_language.UNTRAINED.statement].reproduced
-    assert claims[platonic_vision_language.REFERENCES[0].statement].measured.startswith("not run")
-    cells = report.results["cells"]
-    assert len(cells) == 12 + 2 + 6
-    assert all(cell["significant"] for cell in cells if cell["image"] == "given:mobilenet_v1_075")
-    assert not any(cell["significant"] for cell in cells if "untrained" in (cell["image_state"], cell["text_state"]))
-    assert all(abs(cell["last"]["mutual_knn"]["chance"] - 10 / 119) < 0.02 for cell in cells)
-    assert "not run" in report.to_html()
+def test_made_up_features_give_the_order_that_was_put_in(made_up: dict[str, Any]) -> None:
+    report = run("platonic-vision-language", **made_up, resamples=10)
+    verdicts = {claim.statement.split(" (")[0]: claim.verdict for claim in report.claims}
+    assert verdicts["Better image networks agree more with language"] == "reproduced"
+    assert verdicts["Better language models agree more with vision"] == "reproduced"
+    assert verdicts["Training makes the agreement"] == "reproduced"
+    rows = [row for row in report.results["rows"] if row["cell"] == "Compared"]
+    assert len(rows) == 12 + 2 + 6
+    assert all(abs(row["last"]["mutual_knn"]["chance"] - 10 / 119) < 0.02 for row in rows)
+    table = report.sections[0].blocks[1].rows
+    adjusted = {tuple(row[:2]): float(row[6]) for row in table[:-1]}
+    assert all(p <= 0.05 for (image, _), p in adjusted.items() if image == "MobileNet v1 0.75")
+    assert all(p > 0.05 for pair, p in adjusted.items() if any(name.endswith("untrained") for name in pair))
+    assert table[-1][0].startswith("models of the hub")
+    # the reference figures are of all 2,000 photos
+    assert {claim.verdict for claim in report.claims[:5]} == {"not judged"}
+    assert "not judged: n = 120" in report.claims[0].measured
 
 
-def test_a_second_run_takes_its_cells_from_the_first(tmp_path: Path) -> None:
-    report, _ = vision_language(tmp_path, images=("given:efficientnet_lite0",), texts=("given:minilm",), damages=())
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
-    again, _ = vision_language(tmp_path, images=("given:efficientnet_lite0",), texts=("given:minilm",), damages=())
-    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
-    assert json.dumps(again.results, default=str) == json.dumps(report.results, default=str)
-
-
-def test_models_that_cannot_be_had_are_not_run(tmp_path: Path) -> None:
-    report, _ = vision_language(
-        tmp_path, images=("given:efficientnet_lite0",), more_images=("hf:absent",), untrained_images=(),
-        texts=("given:minilm",), damages=(),
+def test_models_that_cannot_be_had_are_not_run(made_up: dict[str, Any]) -> None:
+    report = run(
+        "platonic-vision-language", **made_up, resamples=4, images=("given:efficientnet_lite0",),
+        more_images=("hf:absent",), untrained_images=(), texts=("given:minilm",), damages=(),
     )  # fmt: skip
-    assert report.results["not_run"] == {"hf:absent": "no network"}
+    assert ("hf:absent", "MiniLM-L6", *["not run"] * 7) in report.sections[0].blocks[1].rows
+    assert report.sections[-1].title == "Not run"
     assert "no network" in report.to_html()
+    measured = [claim.measured for claim in report.claims]
+    assert measured[1] == "not run"
+    assert "needs the four networks, not 1" in measured[5]
+    assert "2 states with bits per byte are too few" in measured[6]
+
+
+def test_a_report_without_results_says_so(made_up: dict[str, Any]) -> None:
+    study = studies.load("platonic-vision-language")
+    run("platonic-vision-language", **made_up, resamples=4, images=("given:tiny_darknet",), untrained_images=())
+    # other networks, of which only the language model's states are kept
+    report = study.run(study.config(**made_up, resamples=4, images=("given:squeezenet1_1",), only_kept=True))  # type: ignore[call-arg]
+    assert report.summary == "No image network was compared with MiniLM-L6."
+    assert {claim.verdict for claim in report.claims} == {"not run"}
+
+
+def test_features_are_read_from_the_store_and_damaged_ones_made_again(made_up: dict[str, Any]) -> None:
+    cell, context = OfPhotos(image="given:tiny_darknet", pairs=N), Context(kept=made_up["kept"])
+    cell.compute(context)
+    path = cell.file(context, "") / "features.safetensors"
+    before = path.stat().st_mtime_ns
+    assert list(cell.load(context)) == ["first", "last"]
+    assert path.stat().st_mtime_ns == before
+    path.write_bytes(path.read_bytes()[:100])
+    torch.testing.assert_close(cell.load(context)["last"], features("given:tiny_darknet", 0.9))
 
 
 def test_no_agreement_is_not_found_where_there_is_none() -> None:
-    config = platonic_vision_language.Config(**FAST)
-    left, right = ({"a": torch.randn(120, 8), "b": torch.randn(120, 8)} for _ in range(2))
-    found = compare_pair(config, left, right)
+    left, right = ({"a": torch.randn(N, 8), "b": torch.randn(N, 8)} for _ in range(2))
+    found = vision_language.compare_layers(left, right, k=10, draws=40, resamples=10, seed=0)
     assert found["best"]["p_value"] > 0.02
     assert abs(found["last"]["unbiased_cka"]["score"]) < 0.1
 
@@ -131,28 +162,33 @@ def test_no_agreement_is_not_found_where_there_is_none() -> None:
 @pytest.mark.parametrize("name", ["platonic-vision-language", "platonic-captions"])
 def test_missing_data_says_which_folder(name: str, tmp_path: Path) -> None:
     study = studies.load(name)
-    config = study.config.of_budget("quick", data_dir=tmp_path / "nowhere", out=tmp_path)
-    with pytest.raises(MissingData, match="data_dir: there is no folder"):
+    config = study.config.of_budget("quick", data_dir=tmp_path / "nowhere", out=tmp_path, kept=tmp_path / "kept")
+    with pytest.raises(MissingData, match=r"flickr8k-2000 was not found .*nowhere.*; give --data-dir DIR"):
         study.run(config)
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
-    for module in (platonic_vision_language, platonic_captions):
-        with pytest.raises(ValueError, match="at least 40"):
-            module.Config(pairs=20)
-        with pytest.raises(ValueError, match="at least one"):
-            module.Config(images=())
+@pytest.mark.parametrize("name", ["platonic-vision-language", "platonic-captions"])
+def test_settings_that_make_no_sense_are_refused(name: str) -> None:
+    config: Any = studies.load(name).config
+    for settings, words in (
+        ({"pairs": 20}, "at least 40"),
+        ({"images": ()}, "images=.*at least one"),
+        ({"texts": ("given:glove", "given:glove")}, "texts=.*none twice"),
+        ({"draws": 0}, "draws=0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            config(**settings)
 
 
 def test_averaging_captions_helps_and_foreign_ones_do_not() -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(200, 10, generator=generator)
     each = nn.functional.normalize(image[:, None] + 2 * torch.randn(200, 5, 10, generator=generator), dim=-1)
-    columns = platonic_captions.averaged_columns(each, torch.randperm(200, generator=generator))
+    columns = captions.averaged_columns(each, torch.randperm(200, generator=generator))
     assert [len(choices) for choices in columns["averaged"]] == [5, 5, 5, 5, 1]
     torch.testing.assert_close(columns["averaged"][4][0], each.mean(1))
     torch.testing.assert_close(columns["foreign"][0][2], each[:, 2])
-    found = platonic_captions.scores(platonic_captions.Config(draws=30), image, columns)
+    found = captions.scores(image, columns, k=10, draws=30, seed=0)
     own, foreign = ([entry["score"] for entry in found[way]] for way in ("averaged", "foreign"))
     assert own == sorted(own)
     assert own[4] > 1.3 * own[0] > 1.3 * foreign[4]
@@ -175,33 +211,23 @@ def test_drawn_anew_and_damaged_leave_the_model_alone() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_captions_of_made_up_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Captioned(MadeUp):
-        def __init__(self, **settings: Any) -> None:
-            super().__init__(settings["data_dir"])
-            captions = [[f"{word} {i}" for word in ("one", "two", "three")] for i in range(len(self))]
-            self.pairs = PairSource(ids=[str(i) for i in range(len(self))], captions=captions, description="made up")
-
-        def captions(self, spec: str, **options: Any) -> dict[str, Tensor]:
-            views = [self.features(f"{spec}{i}", 2.0) for i in range(3)]
-            mixed = [self.cause @ torch.eye(6, 12) + view * 0.3 for view in views]
-            return {"last": nn.functional.normalize(torch.stack(mixed, 1), dim=-1)}
-
-        def texts(self, spec: str, texts: list[str], **options: Any) -> dict[str, Tensor]:
-            return {"last": self.captions(spec)["last"][:, : len(texts[0].split()) // 2].mean(1)[: len(texts)]}
-
-    monkeypatch.setattr(platonic_features, "PairFeatures", Captioned)
-    config = platonic_captions.Config(
-        data_dir=tmp_path, pairs=120, photos=120, draws=20, images=("given:efficientnet_lite0",),
-        texts=("given:glove",), out=tmp_path / "out",
+def test_captions_of_made_up_features(made_up: dict[str, Any]) -> None:
+    report = run(
+        "platonic-captions", **made_up, photos=100, images=("given:efficientnet_lite0",), texts=("given:glove",)
     )  # fmt: skip
-    report = platonic_captions.run(config)
-    assert report.results["words"] == [2, 4, 6]
+    (row,) = [row for row in report.results["rows"] if row["cell"] == "Density"]
+    assert (row["words"], row["n"]) == ([2, 4, 6, 8, 10], 100)
+    assert [len(row["scores"][way]) for way in captions.WAYS] == [5, 5, 5]
     assert [claim.reproduced for claim in report.claims] == [True, True, True]
-    assert (tmp_path / "out" / "report.html").is_file()
-    kept = next((tmp_path / "out" / "cells").iterdir()).stat().st_mtime_ns
-    platonic_captions.run(config)
-    assert next((tmp_path / "out" / "cells").iterdir()).stat().st_mtime_ns == kept
+    assert report.claims[2].measured.startswith("0.")
+
+
+def test_both_studies_share_their_features(made_up: dict[str, Any]) -> None:
+    settings = {**made_up, "images": ("given:tiny_darknet",), "texts": ("given:glove",)}
+    run("platonic-vision-language", **settings, resamples=4, untrained_images=())
+    kept = sorted((made_up["kept"] / "OfPhotos").glob("*/features.json"))
+    run("platonic-captions", **settings, photos=N)
+    assert sorted((made_up["kept"] / "OfPhotos").glob("*/features.json")) == kept
 
 
 @pytest.mark.slow
@@ -210,23 +236,20 @@ def test_both_studies_on_a_few_photos(shared: Path, tmp_path: Path) -> None:
     if not (data / "flickr8k-2000").is_dir() or not (data / "weights").is_dir():
         pytest.skip("the photos or the weights are not here")
     small: dict[str, Any] = {
-        "data_dir": data, "pairs": 44, "images": ("given:squeezenet1_1",), "draws": 20,
-        "texts": ("given:glove", "given:stories260k"), "features": tmp_path / "features",
+        "data_dir": data, "pairs": 44, "images": ("given:squeezenet1_1",), "draws": 20, "out": tmp_path,
+        "texts": ("given:glove", "given:stories260k"), "kept": tmp_path / "kept",
     }  # fmt: skip
-    lines: list[str] = []
-    config = platonic_vision_language.Config(
-        **small, resamples=4, untrained_images=(), damages=(), corpus_bytes=800, out=tmp_path / "a"
-    )
-    platonic_vision_language.run(config, on_progress=lines.append)
-    results = json.loads((tmp_path / "a" / "report.json").read_text())["results"]
-    assert results["n"] == 44
-    assert len(results["cells"]) == 4
-    captions = platonic_captions.run(platonic_captions.Config(**small, photos=44, out=tmp_path / "b"))
-    assert [len(cell["scores"]["joined"]) for cell in captions.results["cells"]] == [5, 5]
-    assert captions.results["words"] == sorted(captions.results["words"])
-    assert any("photos through SqueezeNet" in line for line in lines)
-    again = PairFeatures(data_dir=data, count=44, keep=tmp_path / "features")
-    assert again.images("given:squeezenet1_1")["features.12"].shape == (44, 512)
+    report = run(
+        "platonic-vision-language", **small, resamples=4, untrained_images=(), damages=(), corpus_bytes=800
+    )  # fmt: skip
+    rows = [row for row in report.results["rows"] if row["cell"] == "Compared"]
+    assert [row["best"]["n"] for row in rows] == [44] * 4
+    report = run("platonic-captions", **small, photos=44)
+    assert [len(row["scores"]["joined"]) for row in report.results["rows"]] == [5, 5]
+    words = report.results["rows"][0]["words"]
+    assert words == sorted(words)
+    again = OfPhotos(image="given:squeezenet1_1", pairs=44).load(Context(kept=tmp_path / "kept", data_dir=data))
+    assert again["features.12"].shape == (44, 512)
 
 
 def test_an_untrained_network_without_norms_still_tells_photos_apart() -> None:

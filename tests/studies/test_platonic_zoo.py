@@ -1,143 +1,67 @@
-"""The zoo: members are what they say, are trained once, and their pairs are scored beside chance."""
+"""The zoo: members are what they say, and their pairs are scored beside chance, by how much the members can do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from unrolled import studies
-from unrolled.alignment.chance import compare
-from unrolled.alignment.registry import mutual_knn
+from unrolled.alignment import compare, mutual_knn
 from unrolled.errors import MissingData
-from unrolled.studies import platonic_vision, platonic_zoo
-from unrolled.studies.platonic_members import KINDS, Member, build, roster
-from unrolled.studies.platonic_zoo import ZooConfig, augmented, features, pictures, stages, trained, zoo
-from unrolled.studies.platonic_zoo_stats import (
+from unrolled.report import Report
+from unrolled.studies.cells import Cell, Context, Row
+from unrolled.studies.networks import Network
+from unrolled.studies.pictures import pictures
+from unrolled.studies.platonic.pairs import PairScores, pair_scores
+from unrolled.studies.platonic.statistics import (
     classical_mds,
-    mean_interval,
+    correlation,
     over_models,
     pair_places,
-    pair_scores,
+    pairs_of,
+    rank_correlations,
     spearman,
 )
+from unrolled.studies.platonic.vision import STUDY
+from unrolled.studies.platonic.vision.cells import VisionConfig
+from unrolled.studies.platonic.vision.claims import ALL, View
+from unrolled.studies.platonic.zoo import FAMILIES, Features, Probe, ZooConfig, family, full_name, group, size
+from unrolled.studies.results import Results
 
-TINY: dict[str, Any] = {
-    "data": "digits", "members": "few", "steps": 2, "batch_size": 8, "samples": 60, "workers": 1,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooConfig]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    config = ZooConfig(zoo=tmp_path_factory.mktemp("zoo"), **TINY)
-    zoo(config)
-    yield config
-    torch.set_num_threads(threads)
+TINY: dict[str, Any] = {"data": "digits", "members": "few", "images": 128, "workers": 1}
 
 
 def test_the_full_zoo_has_every_sort_of_member() -> None:
-    members = roster("full")
-    assert len(members) >= 24
-    assert len({member.name for member in members}) == len(members)
-    for kind in KINDS:
-        own = [member for member in members if member.kind == kind]
-        assert {member.size for member in own} == {"small", "large"}
-        assert len({member.seed for member in own if member.sound and member.share == 1}) == 3
+    members = ZooConfig().zoo
+    assert len(members) == 36
+    assert len({full_name(member) for member in members}) == len(members)
+    for kind in FAMILIES:
+        kin = [member for member in members if family(member) == kind]
+        assert {size(member) for member in kin} == {"small", "large"}
+        assert len({member.seed for member in kin if member.sound and member.images == ZooConfig().images}) == 3
         assert {"true labels", "half of the classes", "untrained", "labels half shuffled", "labels all shuffled"} == {
-            member.group for member in own
+            group(member) for member in kin
         }
+    assert len({member.images for member in members}) == 3  # untrained, brief and whole trainings
+    assert min(member.images for member in ZooConfig(images=128).zoo if member.sound) == 128  # none becomes untrained
 
 
-def test_shuffled_labels_say_nothing_about_the_class() -> None:
-    labels = torch.arange(10).repeat(1000)
-    taught = {
-        name: Member(kind="cnn", size="small", seed=0, taught=name).taught_labels(labels, 10)  # type: ignore[arg-type]
-        for name in ("labels", "half shuffled", "all shuffled")
-    }
-    assert torch.equal(taught["labels"], labels)
-    # a label drawn anew is right one time in ten
-    for name, right in (("half shuffled", 0.55), ("all shuffled", 0.1)):
-        assert float((taught[name] == labels).double().mean()) == pytest.approx(right, abs=0.02)
-        assert np.bincount(taught[name]).std() < 100
-    half = Member(kind="cnn", size="small", seed=0, classes=(0, 1)).taught_labels(labels, 10)
-    assert set(half.tolist()) == {-1, 0, 1}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("side", "channels"), [(8, 1), (32, 3)])
-def test_the_stages_of_a_member_compose_to_it_and_its_weights_follow_from_the_seed(
-    kind: Any, side: int, channels: int
-) -> None:
-    member = Member(kind=kind, size="small", seed=1)
-    before = torch.random.get_rng_state()
-    one, two = (build(member, side=side, channels=channels, classes=10).eval() for _ in range(2))
-    assert torch.equal(before, torch.random.get_rng_state())
-    images = torch.randn(2, channels, side, side)
-    tokens = images
-    for stage in stages(one):
-        tokens = stage(tokens)
-    assert torch.allclose(tokens, one(images), atol=1e-6)
-    assert torch.equal(one(images), two(images))
-
-
-def test_augmentation_moves_and_mirrors_but_keeps_pixels() -> None:
-    image = torch.arange(32 * 32).reshape(1, 1, 32, 32).repeat(64, 2, 1, 1)
-    out = augmented(image, torch.Generator().manual_seed(0))
-    assert out.shape == image.shape
-    again = augmented(image, torch.Generator().manual_seed(0))
-    assert torch.equal(out, again)
-    inner = out[:, 0, 8:24, 8:24]
-    steps = (inner[:, :, 1:] - inner[:, :, :-1]).flatten(1)
-    assert set(steps.unique().tolist()) == {-1, 1}  # columns run one way or, mirrored, the other
-    assert ((inner[:, 1:] - inner[:, :-1]) == 32).all()
-
-
-def test_a_kept_member_is_not_trained_again(tiny: ZooConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("looked for training images")
-
-    model = trained(tiny, roster("few")[0])
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    real = pictures
-    monkeypatch.setattr(
-        platonic_zoo, "pictures", lambda data, split, where: refuse() if split == "train" else real(data, split, where)
-    )
-    again = trained(tiny, roster("few")[0])
-    assert all(torch.equal(value, weights[name]) for name, value in again.state_dict().items())
-    said: list[str] = []
-    records = zoo(tiny, on_progress=said.append)
-    assert not said
-    assert len(records) == len(roster("few"))
-    assert all(record["transfer"] is None for record in records.values())  # digits have no other data
-
-
-def test_features_are_of_held_out_images_of_every_layer(tiny: ZooConfig) -> None:
-    for member in roster("few")[::2]:
-        found = features(tiny, member)
-        assert len(found) == 3
-        assert found.samples == 60
-    test = {image.numpy().tobytes() for image in pictures("digits", "test", tiny.data_dir).images}
-    train = [image.numpy().tobytes() for image in pictures("digits", "train", tiny.data_dir).images]
+def test_features_are_of_held_out_images_of_every_layer(tmp_path: Path) -> None:
+    context = Context(kept=tmp_path)
+    for kind in ("vit-small", "cnn-small"):
+        network = Network(kind=kind, data="digits", seed=0, images=0)
+        layers = Features(network=network, samples=60).load(context)
+        assert (len(layers), layers.samples) == (3, 60)
+    test = {image.numpy().tobytes() for image in pictures("digits", "test", Path()).images}
+    train = [image.numpy().tobytes() for image in pictures("digits", "train", Path()).images]
     assert sum(image in test for image in train) <= 1  # the digits hold a duplicate or none
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_same_members(tiny: ZooConfig, tmp_path: Path) -> None:
-    both = ZooConfig(**{**TINY, "workers": 2}, zoo=tmp_path)
-    names = [member.name for member in roster("few")]
-    for name in names[2:]:  # only two are missing
-        (tmp_path / "cells").mkdir(exist_ok=True)
-        (tmp_path / "cells" / f"{name}.json").write_bytes((tiny.zoo / "cells" / f"{name}.json").read_bytes())
-    records, alone = zoo(both), zoo(tiny)
-    for name in names[:2]:
-        assert records[name]["accuracy"] == alone[name]["accuracy"]
-        assert records[name]["probe"] == pytest.approx(alone[name]["probe"], abs=1e-9)
 
 
 def test_pairs_are_scored_as_one_by_one() -> None:
@@ -170,23 +94,37 @@ def test_unrelated_models_are_significant_as_rarely_as_promised() -> None:
     pairs = np.triu_indices(8, 1)
     for repeat in range(12):
         models = [{"layer": torch.randn(40, 8, generator=generator)} for _ in range(8)]
-        found = pair_scores(models, "unbiased_cka", draws=99, seed=repeat).p_value
-        reached += int((found[pairs] <= 0.05).sum())
+        p_value = pair_scores(models, "unbiased_cka", draws=99, seed=repeat).p_value
+        reached += int((p_value[pairs] <= 0.05).sum())
     assert reached <= 29  # of 336; 5 % are 17, and more than 29 come with probability 0.002
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([*range(5), np.nan]), st.floats(-3, 3)), min_size=3, max_size=12))
+def test_rank_correlations_are_scipys_of_the_finite_pairs(pairs: list[tuple[float, float]]) -> None:
+    x, y = np.array(pairs, dtype=np.float64).T
+    keep = np.isfinite(x)
+    constant = keep.sum() < 3 or np.ptp(x[keep]) == 0 or np.ptp(y[keep]) == 0
+    expected = np.nan if constant else spearmanr(x[keep], y[keep]).statistic
+    assert rank_correlations(np.stack([x, -x]), np.stack([y, y])) == pytest.approx([expected, -expected], nan_ok=True)
+
+
 def test_intervals_over_models_count_no_model_beside_itself() -> None:
-    chosen = np.array([0, 0, 1, 2])
-    i, j = pair_places(chosen, np.ones((3, 3), dtype=bool))
+    everyone = np.ones((3, 3), dtype=bool)
+    i, j = pair_places(np.array([0, 0, 1, 2]), everyone)
     assert len(i) == 5
     assert (i != j).all()
+    rows, columns, keep = pairs_of(np.array([[0, 0, 1], [0, 1, 2]]), everyone)
+    assert keep.sum(1).tolist() == [2, 3]
+    assert (rows[keep] != columns[keep]).all()
     values = np.linspace(0, 1, 30)
-    low, high = over_models(lambda drawn: float(values[drawn].mean()), 30)
-    assert low < 0.5 < high
-    assert all(np.isnan(over_models(lambda drawn: float("nan"), 5)))
-    mean, low, high = mean_interval(values)
-    assert low < mean < high
-    assert spearman([1, 2, 3, float("nan")], [2, 4, 9, 1]) == 1
+    mean = over_models(lambda drawn: values[drawn].mean(1), 30)
+    assert mean.value == pytest.approx(0.5)
+    assert mean.low < mean.value < mean.high
+    undefined = over_models(lambda drawn: np.full(len(drawn), np.nan), 5)
+    assert np.isnan([undefined.low, undefined.high]).all()
+    assert correlation(values, values**2).low == pytest.approx(1)
+    assert spearman([1, 2, 3, float("nan")], [2, 4, 9, 1]) == pytest.approx(1)
     assert np.isnan(spearman([1, 1, 1], [1, 2, 3]))
 
 
@@ -198,28 +136,68 @@ def test_scaling_finds_points_of_a_plane_again() -> None:
     assert share == pytest.approx(1.0)
 
 
-def test_alignment_against_competence_is_reported_with_its_controls(tiny: ZooConfig, tmp_path: Path) -> None:
-    config = platonic_vision.Config(**TINY, zoo=tiny.zoo, out=tmp_path, draws=9, k=5)
-    report = platonic_vision.run(config)
-    found = report.results
-    assert found["pairs"] == 55
-    assert len(found["bins"]) == 4
-    assert {entry["pairs"] for entry in found["trends"]} == {
-        "all pairs", "different kinds", "different kinds, true labels only",
-    }  # fmt: skip
-    assert len(report.claims) == 3
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "not run" in page
+def planted(config: VisionConfig, sign: float) -> Results[Cell]:
+    """Rows of a zoo whose pairs are the closer, or the farther, the more their members can do."""
+    able = np.linspace(0.1, 0.9, len(config.zoo))
+    score = 0.5 + 0.2 * sign * (able[:, None] + able[None, :])
+    np.fill_diagonal(score, 1)
+    zero, p_value = np.zeros_like(score).tolist(), np.full_like(score, 0.01).tolist()
+    result = {"score": score.tolist(), "chance": zero, "p_value": p_value}
+    rows: list[Row[Any]] = [Row(config.best, result, 0.0), Row(config.last, result, 0.0)]
+    for network, accuracy in zip(config.zoo, able, strict=True):
+        rows.append(Row(network, {"parameters": 1, "accuracy": accuracy}, 0.0))
+        rows.append(Row(Probe(network=network, on="held-out"), {"accuracy": accuracy}, 0.0))
+    return Results(rows)
+
+
+def test_a_trend_with_competence_is_found_and_its_reverse_refuted() -> None:
+    config = VisionConfig(data="digits", members="few")
+    for sign, verdict in ((1, "reproduced"), (-1, "not reproduced")):
+        results = planted(config, sign)
+        view = View(results, config)
+        assert view.trend(view.pairs(config.best), ALL).value == pytest.approx(  # type: ignore[arg-type]
+            sign, abs=0.01
+        )
+        assert [claim.judge(results, config).verdict for claim in STUDY.claims] == [verdict, verdict, "not run"]
+        gains = [view.bin(view.calibrated()["mutual k-NN"], places, ALL).gain for places in view.bins()]
+        assert gains == sorted(gains, reverse=sign < 0)
+
+
+def test_what_was_not_run_is_said(tmp_path: Path) -> None:
+    config = VisionConfig(data="digits", members="few")
+    page = Report("A")
+    STUDY.report(page, config, Results([row for row in planted(config, 1) if isinstance(row.cell, Network)]))
+    assert "not run" in page.summary
+    assert "not run" in page.to_html()
+
+
+def test_alignment_against_competence_is_reported_with_its_controls(tmp_path: Path) -> None:
+    config = VisionConfig.of_budget(
+        "quick", **TINY, samples=60, draws=9, k=5, kept=tmp_path / "kept", out=tmp_path / "out"
+    )
+    report = STUDY.run(config)
+    assert [len(table["rows"]) for table in tables(report, "Alignment within bins of competence")] == [4, 6]
+    assert [len(row) for row in tables(report, "Every model")[0]["rows"]] == [10] * 11
+    assert [claim.verdict for claim in report.claims] == ["not judged"] * 3
+    rows = report.results["rows"]
+    assert sum(row["cell"] == PairScores.__name__ for row in rows) == 9
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "not run" in page  # networks of others, and transfer
     assert "this is not transfer" in page
-    said: list[str] = []
-    platonic_vision.run(config, on_progress=said.append)
-    assert not [line for line in said if line.startswith("zoo")]
+    lines: list[str] = []
+    STUDY.run(config, on_progress=lines.append)
+    assert lines == [f"{len(rows)} kept, 0 to compute"] or "0 to compute" in lines[0]
+
+
+def tables(report: Report, title: str) -> list[dict[str, Any]]:
+    (section,) = (section for section in report.to_dict()["sections"] if section["title"] == title)
+    return [block for block in section["blocks"] if block["kind"] == "table"]
 
 
 def test_bad_settings_and_missing_images_are_named(tmp_path: Path) -> None:
-    for settings, match in (({"steps": 0}, "steps"), ({"samples": 5}, "samples"), ({"k": 2000}, "k")):
+    for bad, match in (({"images": 5}, "images"), ({"samples": 5}, "samples"), ({"k": 2000}, "k=2000")):
         with pytest.raises(ValueError, match=match):
-            platonic_vision.Config(**settings)
+            VisionConfig(**bad)  # type: ignore[arg-type]
     with pytest.raises(MissingData, match="data_dir"):
-        zoo(ZooConfig(data_dir=tmp_path / "nowhere", zoo=tmp_path))
-    assert studies.load("platonic-vision").config is platonic_vision.Config
+        STUDY.run(VisionConfig(data_dir=tmp_path / "nowhere", kept=tmp_path))
+    assert studies.load("platonic-vision") is STUDY

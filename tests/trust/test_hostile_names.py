@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from unrolled import cli
+from unrolled.figures.escaping import escape
 from unrolled.reading import printable
-from unrolled.report.escaping import escape
 
 MARK = "alert(1)"
 NAMES = {

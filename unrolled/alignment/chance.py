@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unrolled.alignment.copies import note_copies
 from unrolled.alignment.dependence import Blocks, Groups, Units
-from unrolled.alignment.interval import bootstrap_interval, enough_rows
+from unrolled.alignment.interval import enough_rows, score_interval
 from unrolled.alignment.layers import (
     Grid,
     LayerFeatures,
@@ -81,7 +81,7 @@ class Comparison:
             layers and nulls are skewed, so it is no substitute for `p_value`.
         interval: 95 % confidence interval of the best pair's expected score at this many samples (not of a population:
             scores depend on n), as if the pair had been chosen beforehand: searching raises the score and its interval
-            alike, which `held_out` avoids; see `bootstrap_interval`.
+            alike, which `held_out` avoids; see `score_interval`.
         held_out: see `held_out`.
         p_method: how `p_value` was found, in words.
         units: what traded places, in words; "" for single rows.
@@ -202,7 +202,7 @@ def compare(
     if stored is not None:
         pair = Representation(stored[0][names[0]]), Representation(stored[1][names[1]])
         if resamples and enough_rows(chosen, units, resamples, seed):
-            interval = bootstrap_interval(*pair, chosen, resamples=resamples, groups=groups, blocks=blocks, seed=seed)
+            interval = score_interval(*pair, chosen, resamples=resamples, groups=groups, blocks=blocks, seed=seed)
         if select_held_out:
             judged = held_out(*stored, chosen, draws=draws, groups=groups, blocks=blocks, seed=seed)
     return Comparison(

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
+from unrolled.checksums import check_model
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 from unrolled.memory import available_bytes
 
 _MOST_LAYERS = 10_000
 _NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "integer multiplication overflow")
 _REFUSED = (RuntimeError, TypeError, ArithmeticError, AssertionError, MemoryError, LookupError, AttributeError)
+
+
+class ModelInfo(NamedTuple):
+    """One row of `list_models`."""
+
+    name: str
+    parameters: int
+    source: str
+    weights: str
 
 
 @contextmanager
@@ -145,3 +157,14 @@ def unknown_argument(name: str, error: TypeError) -> ValueError:
 def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def create_with_timm(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """`timm.create_model` within memory, with whole and finite weights where these are loaded."""
+    if pretrained and name.startswith("local-dir:"):
+        check_model(Path(name.removeprefix("local-dir:")))
+    with building(name, kwargs), reading_weights(name, kwargs, pretrained):
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    if pretrained:
+        check_finite_weights(model, name)
+    return model

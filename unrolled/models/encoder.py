@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
-from unrolled.models.building import building
-from unrolled.models.registry import ModelInfo
+from unrolled.models.building import ModelInfo, building
 from unrolled.models.sequence import LanguageModel
 from unrolled.models.sequence_config import (
     ENCODERS,

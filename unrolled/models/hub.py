@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from timm.models import push_to_hf_hub, save_for_hf
 
-from unrolled.checksums import check_model, write_sums
-from unrolled.models.building import check_finite_weights
+from unrolled.checksums import write_sums
+from unrolled.models.building import create_with_timm
 
 
 class HubMixin:
@@ -35,13 +35,8 @@ class HubMixin:
             ValueError: the folder holds another kind of model.
             CorruptFile: a file is damaged, or the weights are NaN.
         """
-        from unrolled.models.registry import create_model
-
-        local = Path(folder_or_id).is_dir()
-        if local:
-            check_model(Path(folder_or_id))
-        model = create_model(f"{'local-dir' if local else 'hf-hub'}:{folder_or_id}", pretrained=True, **kwargs)
-        check_finite_weights(model, folder_or_id)
+        source = "local-dir" if Path(folder_or_id).is_dir() else "hf-hub"
+        model = create_with_timm(f"{source}:{folder_or_id}", True, **kwargs)
         if not isinstance(model, cls):
             raise ValueError(f"{folder_or_id} holds a {type(model).__name__}, not a {cls.__name__}")
         return model

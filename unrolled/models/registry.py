@@ -7,7 +7,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -16,8 +16,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from unrolled.checksums import check_model
-from unrolled.models.building import building, check_finite_weights, reading_weights
+from unrolled.models.building import ModelInfo, create_with_timm
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
@@ -72,17 +71,7 @@ _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
     "crate_nano_patch4_32": {"cifar10": {"label_names": CIFAR10}},
     "crate_mae_nano_patch4_32": {"cifar10": {"arch": {"encoder": "visible"}}},
 }
-_TIMM_SOURCES = ("local-dir", "hf-hub", "hf_hub")  # timm's own schemes
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
-
-
-class ModelInfo(NamedTuple):
-    """One row of `list_models`."""
-
-    name: str
-    parameters: int
-    source: str
-    weights: str
 
 
 _INFO: dict[str, str] = {}
@@ -280,22 +269,11 @@ def _register_families() -> None:
 _register_families()
 
 
-def create_model(name: str, pretrained: bool | None = None, **kwargs: Any) -> nn.Module:
-    """Build a model by name: `timm.create_model`, with this package's models registered and helpful errors.
-
-    Args:
-        name: one of `list_models()`, any other timm name, or another string of `resolve_model`: a run or model folder
-            or `local:DIR`, `hf:ORG/NAME`, `timm:NAME`, `package.module:factory`.
-        pretrained: load weights. By default folders and `hf:` models come with theirs, as on the command line, and
-            names without; see `from_pretrained`, which always loads.
-        **kwargs: `num_classes`, `in_chans`, `img_size`, `features_only`, ... as in timm; for CRATE also `CRATE`'s own.
-            With `num_classes` a masked autoencoder becomes a classifier, its encoder with a new head.
+def create_registered(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """`timm.create_model` with helpful errors: a name of this package or of timm, or one of timm's own sources.
 
     Raises:
-        ValueError: no model of that name (the nearest are given), or one that cannot be built from these arguments,
-            within the memory there is.
-        MissingData: there are no weights of that name, or they could not be fetched.
-        CorruptFile: the weights are damaged or NaN.
+        ValueError, MissingData, CorruptFile: as `unrolled.create_model`.
     """
     plain = name.split(":")[-1].split(".")[0]
     if plain in LANGUAGE_MODELS or plain in ENCODERS:
@@ -303,31 +281,23 @@ def create_model(name: str, pretrained: bool | None = None, **kwargs: Any) -> nn
         raise ValueError(
             f"model={name!r} is a language model and takes no images; `unrolled train --task {task} --model {plain}`"
         )
-    if names_folder(name) or (":" in name and name.split(":")[0] not in _TIMM_SOURCES):
-        from unrolled.models.resolve import resolve_model
+    if ":" not in name:
+        _check_name(name, plain)
+    return create_with_timm(name, pretrained, **kwargs)
 
-        if pretrained is None:
-            pretrained = names_folder(name) or name.startswith(("local:", "hf:"))
-        return resolve_model(name, pretrained=pretrained, **kwargs)
-    pretrained = bool(pretrained)
-    if ":" not in name and not timm.is_model(plain):
+
+def _check_name(name: str, plain: str) -> None:
+    if not timm.is_model(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
         near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
         raise ValueError(f"model={name!r} is not known{hint}")
     tag = name.split(".", 1)[1] if "." in name else None
-    if ":" not in name and plain in _INFO and tag and tag not in _SHIPPED.get(plain, {}):
-        known = ", ".join(f"{plain}.{own}" for own in _SHIPPED.get(plain, {}))
+    if plain in _INFO and tag and tag not in _SHIPPED.get(plain, {}):
+        known = ", ".join(f"{plain}.{tag}" for tag in _SHIPPED.get(plain, {}))
         hint = f"did you mean {known}?" if known else f"none ship for {plain}; train it, or leave out {tag!r}"
         raise ValueError(f"model={name!r}: there are no such weights; {hint}")
-    if pretrained and name.startswith("local-dir:"):
-        check_model(Path(name.removeprefix("local-dir:")))
-    with building(name, kwargs), reading_weights(name, kwargs, pretrained):
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
-    if pretrained:
-        check_finite_weights(model, name)
-    return model
 
 
 def names_folder(spec: str) -> bool:

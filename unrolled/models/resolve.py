@@ -13,12 +13,38 @@ from torch import nn
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
 from unrolled.models.building import check_finite_weights, first_line, reading_weights, unknown_argument
-from unrolled.models.registry import create_model, names_folder
+from unrolled.models.registry import create_registered, names_folder
 from unrolled.reading import read_object
 from unrolled.trust import check, check_model_args, import_factory
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # of the hub, where there is no such folder
+_TIMM_SOURCES = ("local-dir", "hf-hub", "hf_hub")  # timm's own schemes
 _FORMS = "a name from `unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR or package.module:factory"
+
+
+def create_model(name: str, pretrained: bool | None = None, **kwargs: Any) -> nn.Module:
+    """Build a model by name: `timm.create_model`, with this package's models registered and helpful errors.
+
+    Args:
+        name: one of `list_models()`, any other timm name, or another string of `resolve_model`: a run or model folder
+            or `local:DIR`, `hf:ORG/NAME`, `timm:NAME`, `package.module:factory`.
+        pretrained: load weights. By default folders and `hf:` models come with theirs, as on the command line, and
+            names without; see `from_pretrained`, which always loads.
+        **kwargs: `num_classes`, `in_chans`, `img_size`, `features_only`, ... as in timm; for CRATE also `CRATE`'s own.
+            With `num_classes` a masked autoencoder becomes a classifier, its encoder with a new head.
+
+    Raises:
+        ValueError: no model of that name (the nearest are given), or one that cannot be built from these arguments,
+            within the memory there is.
+        MissingData: there are no weights of that name, or they could not be fetched.
+        CorruptFile: the weights are damaged or NaN.
+    """
+    source, colon, _ = name.partition(":")
+    if (colon and source in _TIMM_SOURCES) or (not colon and not names_folder(name)):
+        return create_registered(name, pretrained=bool(pretrained), **kwargs)
+    if pretrained is None:
+        pretrained = not colon or source in ("local", "hf")
+    return resolve_model(name, pretrained=pretrained, **kwargs)
 
 
 def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -115,7 +141,7 @@ def _from_hub(name: str, kwargs: dict[str, Any]) -> nn.Module:
         return language_model_class(config).from_pretrained(name)
     if "architecture" not in config:
         return resolve_model(f"hf:{name}", pretrained=True, **kwargs)
-    return create_model(f"hf-hub:{name}", pretrained=True, **kwargs)
+    return create_registered(f"hf-hub:{name}", pretrained=True, **kwargs)
 
 
 def _checked(file: Path) -> dict[str, Any]:
@@ -182,7 +208,7 @@ def model_folder(folder: str | Path) -> Path:
 
 
 def _build_registered(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    return create_model(name, pretrained=pretrained, **kwargs)
+    return create_registered(name, pretrained=pretrained, **kwargs)
 
 
 def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -197,7 +223,7 @@ def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         trained = load_language_model(path)
         return trained if pretrained else build_language_model(trained.config)
     if "architecture" in config:
-        return create_model(f"local-dir:{path}", pretrained=pretrained, **kwargs)
+        return create_registered(f"local-dir:{path}", pretrained=pretrained, **kwargs)
     if "model_type" in config:
         return _build_transformers(str(path), pretrained, kwargs)
     raise ValueError(

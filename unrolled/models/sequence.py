@@ -21,7 +21,7 @@ from unrolled.errors import MissingData
 from unrolled.layers.ista import ISTA
 from unrolled.layers.subspace import SubspaceAttention
 from unrolled.models.building import building, check_finite_weights, reading_weights
-from unrolled.models.sequence_blocks import NORMS, SequenceBlock, check_state, sinusoids
+from unrolled.models.sequence_blocks import MAKE_NORM, SequenceBlock, check_state, sinusoids
 from unrolled.models.sequence_config import (
     LANGUAGE_MODELS,
     LanguageConfig,
@@ -64,7 +64,7 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
         self.embed_norm: nn.Module = nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(SequenceBlock(config, index) for index in range(len(config.layers)))
-        self.norm = NORMS[config.norm](config.dim)
+        self.norm = MAKE_NORM[config.norm](config.dim)
 
     def _run(self, z: Tensor, state: SequenceState | None, return_state: bool) -> tuple[Tensor, SequenceState | None]:
         """Embedded tokens [b, n, d] through all blocks and the final norm."""

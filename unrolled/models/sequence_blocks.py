@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,14 @@ from unrolled.layers.ista import ISTA
 from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention
 from unrolled.layers.mesa import MesaLayer, MesaNetLayer
 from unrolled.layers.mssa import MSSA
+from unrolled.layers.norm import RMSNorm
 from unrolled.layers.overcomplete import OvercompleteISTA
 from unrolled.layers.tssa import CausalTSSA, TokenStatistics
+from unrolled.models.sequence_config import REPLACING, SequenceConfig
 
-if TYPE_CHECKING:
-    from unrolled.models.sequence_config import SequenceConfig
-
-NORMS: dict[str, Callable[[int], nn.Module]] = {
+MAKE_NORM: dict[str, Callable[[int], nn.Module]] = {
     "layernorm": nn.LayerNorm,
-    "rmsnorm": nn.RMSNorm,
+    "rmsnorm": RMSNorm,
     "none": lambda dim: nn.Identity(),
 }
 
@@ -117,14 +116,14 @@ class SequenceBlock(nn.Module):
     def __init__(self, config: SequenceConfig, index: int) -> None:
         super().__init__()
         name = config.layers[index]
-        self.norm1 = NORMS[config.norm](config.dim)
+        self.norm1 = MAKE_NORM[config.norm](config.dim)
         positioned = config.positions == "first_layer" and index == 0
-        self.attn = _positioned(config, name) if positioned else LAYERS[name](config, config.dim)
+        self.attn = _positioned(config, name) if positioned else MAKE_LAYER[name](config, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        second = SECOND[config.second](config)
+        second = MAKE_SECOND[config.second](config)
         self.replaces = config.second in REPLACING
         # an identity too reads Z+half, which instruments look for between the halves of a layer
-        self.norm2 = nn.Identity() if second is None else NORMS[config.norm](config.dim)
+        self.norm2 = nn.Identity() if second is None else MAKE_NORM[config.norm](config.dim)
         sparse = isinstance(second, ISTA | OvercompleteISTA)
         self.ista = second if sparse else None
         self.mlp = None if sparse else second
@@ -218,7 +217,7 @@ class _WithoutPositions(nn.Linear):
 
 def _positioned(config: SequenceConfig, name: str) -> nn.Module:
     """An attention layer whose queries and keys read [token, position], and whose values and output do not."""
-    layer: Any = LAYERS[name](config, 2 * config.dim)
+    layer: Any = MAKE_LAYER[name](config, 2 * config.dim)
     if not isinstance(layer, SoftmaxSelfAttention | LinearSelfAttention | MesaLayer) or getattr(layer, "forget", None):
         raise ValueError(
             f"positions='first_layer' needs a first layer softmax, linear or mesa (no gates), not {name!r}"
@@ -287,7 +286,7 @@ def _mlp(config: SequenceConfig) -> nn.Module:
 
 # attention layers by name: (config, width of what they read) -> a module called as
 # `layer(z, state=None, return_state=False)`, which returns the update
-LAYERS: dict[str, Callable[[SequenceConfig, int], nn.Module]] = {
+MAKE_LAYER: dict[str, Callable[[SequenceConfig, int], nn.Module]] = {
     "softmax": _softmax,
     "linear": _projections(LinearSelfAttention, "linear"),
     "delta": _projections(DeltaLayer, "delta"),
@@ -296,13 +295,12 @@ LAYERS: dict[str, Callable[[SequenceConfig, int], nn.Module]] = {
     "mssa": _mssa,
     "tssa": _tssa,
 }
-# second halves by name; those in REPLACING return the new tokens, the others an update
-SECOND: dict[str, Callable[[SequenceConfig], nn.Module | None]] = {
+# second halves by name
+MAKE_SECOND: dict[str, Callable[[SequenceConfig], nn.Module | None]] = {
     "mlp": _mlp,
     "relu": _mlp,
     "swiglu": _mlp,
-    "overcomplete": _overcomplete,
     "ista": lambda config: ISTA(config.dim, **_arguments(config, "ista", ISTA)),
+    "overcomplete": _overcomplete,
     "none": lambda config: None,
 }
-REPLACING = ("ista",)

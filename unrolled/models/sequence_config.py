@@ -7,8 +7,11 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-from unrolled.models.sequence_blocks import LAYERS, NORMS, REPLACING, SECOND
-
+# names of what `sequence_blocks` holds; a second half in REPLACING returns the new tokens, the others an update
+LAYERS = ("softmax", "linear", "delta", "mesa", "mesanet", "mssa", "tssa")
+NORMS = ("layernorm", "rmsnorm", "none")
+SECOND = ("mlp", "relu", "swiglu", "ista", "overcomplete", "none")
+REPLACING = ("ista",)
 POSITIONS = ("learned", "sinusoidal", "first_layer", "none")
 
 

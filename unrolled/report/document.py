@@ -13,12 +13,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from unrolled.report.charts import LineChart, number
-from unrolled.report.heatmap import HeatMap
-from unrolled.report.images import ImageGrid
+from unrolled.figures.heatmap import HeatMap
+from unrolled.figures.images import ImageGrid
+from unrolled.figures.lines import LineChart
+from unrolled.figures.scatter import Scatter
+from unrolled.figures.tree import Tree
+from unrolled.figures.words import number
 from unrolled.report.provenance import Provenance, plain, plain_config
-from unrolled.report.scatter import Scatter
-from unrolled.report.tree import Tree
 
 Panel = LineChart | ImageGrid | HeatMap | Scatter | Tree
 Cell = str | int | float | None

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
+from unrolled.figures.escaping import address, escape
 from unrolled.reading import below, read_json, really_below
 from unrolled.report import page
 from unrolled.report.document import Claim, Fact, _write, slug
 from unrolled.report.drawings import check_drawing
-from unrolled.report.escaping import address, escape
 from unrolled.report.notes import Note, inline
 from unrolled.report.provenance import Provenance
 

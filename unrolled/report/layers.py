@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from unrolled.report.charts import LineChart, Series, number
+from unrolled.figures.lines import LineChart, Series
+from unrolled.figures.words import number
 from unrolled.report.document import Report, Section
 
 TraceResult = Mapping[str, Any]

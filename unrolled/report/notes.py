@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from unrolled.figures.escaping import address, escape
 from unrolled.reading import read_text, really_below
-from unrolled.report.escaping import address, escape
 
 SHOTS = {
     "demo": "What `unrolled demo` shows.",

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 
-from unrolled.report.charts import DARK_VARIABLES, FIGURE_CSS, LIGHT_VARIABLES
+from unrolled.figures.escaping import escape
+from unrolled.figures.style import DARK_VARIABLES, FIGURE_CSS, LIGHT_VARIABLES
 from unrolled.report.document import (
     Cell,
     Claim,
@@ -20,7 +21,6 @@ from unrolled.report.document import (
     config_lines,
     slug,
 )
-from unrolled.report.escaping import escape
 from unrolled.report.provenance import Provenance
 
 _DARK = "--paper:#14171a;--wash:#1d2126;--accent:#6cb8ee"

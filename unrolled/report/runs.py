@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from unrolled.errors import CorruptFile, MissingData
+from unrolled.figures.lines import LineChart, Series
 from unrolled.reading import read_settings
-from unrolled.report.charts import LineChart, Series
 from unrolled.report.document import Fact, Report
 from unrolled.report.layers import TraceResult, trace_section
 from unrolled.report.provenance import Provenance

@@ -114,7 +114,7 @@ class DigitsRun(Cell):
                 quiet=True,
             ),
             # without a validation split `fit` keeps the last weights
-            splits=Splits(train=train, test=test),
+            data=Splits(train=train, test=test),
             callbacks=[validate],
         )
         assert result.test is not None  # the digits have a test split
@@ -122,7 +122,7 @@ class DigitsRun(Cell):
             "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
             "accuracy": result.test["accuracy"],
             "images": result.test["images"],
-            "images_per_second": result.images_per_second,
+            "images_per_second": result.units_per_second,
             "metrics": [*result.metrics, *curve],
         }
 

@@ -19,8 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 
 NO_NUMBERS = (
-    *("unrolled.report", "unrolled.commands", "unrolled.explorer", "unrolled.cli", "unrolled.provenance"),
-    *("unrolled.errors", "unrolled.locks", "unrolled.reading", "unrolled.trust"),
+    *("unrolled.figures", "unrolled.report", "unrolled.commands", "unrolled.explorer", "unrolled.cli"),
+    *("unrolled.provenance", "unrolled.errors", "unrolled.locks", "unrolled.reading", "unrolled.trust"),
     *(f"unrolled.studies.{name}" for name in ("base", "cells", "fingerprint", "results", "runner", "study")),
 )
 """Modules that show, describe or keep results."""

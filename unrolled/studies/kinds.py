@@ -83,7 +83,7 @@ def build(network: Any, *, classes: int, channels: int = 3, side: int = 32) -> n
     fine = side < 32
     options: dict[str, Any] = {"depth": DEPTH, "in_chans": channels, "img_size": side, "patch_size": kind.patch[fine]}
     options |= {**kind.options, **({} if network.kind in MASKED else {"num_classes": classes})}
-    from unrolled.models.registry import create_model
+    from unrolled.models import create_model
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(network.seed)

@@ -166,10 +166,9 @@ def alignments(config: Config, records: dict[str, dict[str, Any]]) -> dict[str, 
     import numpy as np
 
     from unrolled.alignment.registry import MutualKNN
-    from unrolled.studies.platonic_vision import competence_of, sound_of
     from unrolled.studies.platonic_zoo import by_name, features
     from unrolled.studies.platonic_zoo_given import IMAGENET, given_features
-    from unrolled.studies.platonic_zoo_stats import pair_scores
+    from unrolled.studies.platonic_zoo_stats import competence_of, pair_scores, sound_of
 
     rows = list(records.values())
     sets = [dict(features(config, by_name(config, name))) for name in records]
@@ -241,8 +240,7 @@ def _correlations(rows: list[dict[str, Any]], aligned: dict[str, Any], tasks: di
     import numpy as np
 
     from unrolled.studies.platonic_members import KINDS
-    from unrolled.studies.platonic_vision import sound_of
-    from unrolled.studies.platonic_zoo_stats import over_models, spearman
+    from unrolled.studies.platonic_zoo_stats import over_models, sound_of, spearman
 
     sound = sound_of(rows)
     kinds = np.array([row["member"]["kind"] for row in rows])
@@ -271,8 +269,7 @@ def _sections(
 ) -> None:  # fmt: skip
     from unrolled.report import Scatter
     from unrolled.studies.platonic_members import WORDS, short_name
-    from unrolled.studies.platonic_vision import sound_of
-    from unrolled.studies.platonic_zoo_stats import interval, number
+    from unrolled.studies.platonic_zoo_stats import interval, number, sound_of
 
     groups = [
         WORDS[row["member"]["kind"]] + ("" if good else ", spoiled")

@@ -195,3 +195,14 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None:
         return "not run"
     return f"{value:.{digits}f}" if math.isfinite(value) else "undefined"
+
+
+def competence_of(rows: list[dict[str, Any]]) -> Any:
+    """[m] transfer accuracy of the members, or their probe's on their own data where there are no others."""
+    transfers = all(row["transfer"] is not None for row in rows)
+    return np.array([row["transfer"] if transfers else row["probe"] for row in rows])
+
+
+def sound_of(rows: list[dict[str, Any]]) -> Any:
+    """[m] whether a member was taught true labels of all classes."""
+    return np.array([row["member"]["taught"] == "labels" and not row["member"]["classes"] for row in rows])

@@ -93,7 +93,13 @@ def in_context_score(
     Raises:
         ValueError: the sequences are too short for the positions.
     """
-    losses = widen(token_losses(model, inputs, targets, batch_size=batch_size))
+    losses = token_losses(model, inputs, targets, batch_size=batch_size)
+    return score_of(losses, early=early, late=late, window=window)
+
+
+def score_of(losses: Tensor, *, early: int, late: int, window: int = 1) -> dict[str, Any]:
+    """`in_context_score` of losses [b, n] that are known already."""
+    losses = widen(losses)
     if not 0 <= early < late:
         raise ValueError(f"early={early}, late={late}: must be 0 <= early < late")
     if window < 1 or late + window > losses.shape[1]:

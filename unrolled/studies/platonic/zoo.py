@@ -44,7 +44,7 @@ class ZooConfig(Config):
     """Folder with `cifar10` and, for transfer, `tiny-imagenet-32`."""
     members: Literal["full", "few"] = "full"
     """Which members: 36, or 11 for a quick look."""
-    images: Annotated[int, AtLeast(4 * BATCH)] = 1400 * BATCH
+    images: Annotated[int, AtLeast(BATCH)] = 1400 * BATCH
     """Images a member sees in training, 128 a step; "brief" ones see a quarter."""
     workers: Count = 2
 
@@ -55,7 +55,7 @@ class ZooConfig(Config):
 
     def member(self, family: str, size: str, seed: int, *, share: float = 1.0, **taught: Any) -> Network:
         """A member of a family and size, trained for a share of the steps."""
-        images = BATCH * round(share * (self.images // BATCH))
+        images = BATCH * max(share > 0, round(share * (self.images // BATCH)))
         return Network(kind=f"{family}-{size}", data=self.data, seed=seed, images=images, **taught)
 
 

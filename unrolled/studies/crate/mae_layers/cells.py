@@ -124,7 +124,7 @@ class Size(Cell):
         `positions` are the fixed tables of sines and cosines, which do not train; `dead` what the published code has
         besides: a second table of positions and an unused linear map between encoder and decoder.
         """
-        from unrolled.models.registry import create_model
+        from unrolled.models import create_model
 
         with torch.device("meta"):
             model: Any = create_model(self.model)

@@ -1,0 +1,53 @@
+"""What is wrong with the texts of a drawing: cut off at its edge, or over each other."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from unrolled.figures.style import SIZE, TITLE
+from unrolled.figures.words import width
+
+SVG = "{http://www.w3.org/2000/svg}"
+_SLACK = 1.0
+Box = tuple[float, float, float, float]
+
+
+def boxes(root: ElementTree.Element) -> list[tuple[str, Box]]:
+    """Every text with the box of its letters: left, top, right, bottom."""
+    found = []
+    for element in root.iter():
+        if element.tag.removeprefix(SVG) != "text":
+            continue
+        text, kind = element.text or "", (element.get("class") or "").split()
+        size = TITLE if "title" in kind else SIZE
+        if own := re.search(r"font-size:([\d.]+)", element.get("style") or ""):
+            size = float(own[1])
+        long = width(text, size, bold="title" in kind or "label" in kind)
+        x, y = float(element.get("x", "")), float(element.get("y", ""))
+        left = x - long * {"middle": 0.5, "end": 1.0}.get(element.get("text-anchor") or "", 0.0)
+        box = (left, y - 0.74 * size, left + long, y + 0.2 * size)
+        if turn := re.match(r"rotate\((-?[\d.]+) ", element.get("transform") or ""):
+            assert turn[1] == "-90"
+            box = (x + box[1] - y, y - (box[2] - x), x + box[3] - y, y - (box[0] - x))
+        found.append((text, box))
+    return found
+
+
+def faults(drawing: str) -> list[str]:
+    """Texts that leave the drawing, and pairs that overlap."""
+    root = ElementTree.fromstring(drawing)
+    _, _, wide, tall = map(float, root.get("viewBox", "").split())
+    texts = boxes(root)
+    cut = [
+        f"{text!r} is cut"
+        for text, (left, top, right, bottom) in texts
+        if left < -_SLACK or top < -_SLACK or right > wide + _SLACK or bottom > tall + _SLACK
+    ]
+    over = [
+        f"{text!r} is over {other!r}"
+        for i, (text, a) in enumerate(texts)
+        for other, b in texts[:i]
+        if min(a[2], b[2]) - max(a[0], b[0]) > _SLACK and min(a[3], b[3]) - max(a[1], b[1]) > _SLACK
+    ]
+    return cut + over

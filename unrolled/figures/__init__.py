@@ -1,0 +1,9 @@
+"""Figures: data with a title, drawn by Matplotlib on any axes, or as SVG in one style for light and dark pages."""
+
+from unrolled.figures.heatmap import HeatMap
+from unrolled.figures.images import ImageGrid, ImageRow, heat
+from unrolled.figures.lines import LineChart, Series
+from unrolled.figures.scatter import Scatter
+from unrolled.figures.tree import Tree
+
+__all__ = ["HeatMap", "ImageGrid", "ImageRow", "LineChart", "Scatter", "Series", "Tree", "heat"]
