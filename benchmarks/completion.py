@@ -15,7 +15,7 @@ import torch
 import unrolled
 from unrolled.data import eval_loader, eval_transform, model_input, open_images
 from unrolled.studies.crate.mae_layers.completion import completed_by_baselines, patches_of
-from unrolled.train.masked import _HELD_OUT, mask_noise
+from unrolled.train.tasks.masked import _HELD_OUT, mask_noise
 
 NAME = "crate_mae_nano_patch4_32.cifar10"
 

@@ -19,21 +19,20 @@ from unrolled import cli
 from unrolled.commands import pretrain as pretrain_verb
 from unrolled.commands import train as train_verbs
 from unrolled.errors import CorruptFile, MissingData, MissingExtra, TrainingStopped
-from unrolled.train import config as config_module
-from unrolled.train.config import FinetuneConfig, TrainConfig
-from unrolled.train.pretrain_config import PretrainConfig
+from unrolled.train import config_files as config_module
+from unrolled.train.config import DistillConfig, FinetuneConfig, MaskedConfig, RunConfig, TextConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def resolved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
+def resolved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """The configuration a command line amounts to, without training."""
 
-    def resolve(*arguments: str) -> TrainConfig:
-        seen: list[TrainConfig] = []
-        for module, function in ((train_verbs, "run_training"), (pretrain_verb, "run_pretraining")):
-            monkeypatch.setattr(module, function, lambda config, **_: seen.append(config))
+    def resolve(*arguments: str) -> RunConfig:
+        seen: list[RunConfig] = []
+        for module in (train_verbs, pretrain_verb):
+            monkeypatch.setattr(module, "run_training", lambda _, config, **__: seen.append(config))
         assert cli.run(arguments) == 0
         return seen[0]
 
@@ -165,13 +164,16 @@ def test_a_wrong_config_file_is_named(
 # --- where settings come from
 
 
-def test_defaults_are_those_of_the_dataclass(resolved: Callable[..., TrainConfig]) -> None:
+def test_defaults_are_those_of_the_dataclass(resolved: Callable[..., Any]) -> None:
     assert resolved("train") == TrainConfig()
     assert resolved("finetune") == FinetuneConfig()
-    assert resolved("pretrain") == PretrainConfig()
+    assert resolved("pretrain") == MaskedConfig()
+    assert resolved("pretrain", "--task", "simdino") == DistillConfig()
+    assert resolved("train", "--task=lm") == TextConfig()
+    assert resolved("train", "--task", "mlm") == TextConfig(task="mlm")
 
 
-def test_layers(resolved: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers(resolved: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "low.yaml").write_text("epochs: 3\nlr: 1e-3\nseed: 4\nbatch-size: 16\nclip_grad: null\n")
     (tmp_path / "high.yaml").write_text("lr: 2e-3\n")
     monkeypatch.setenv("UNROLLED_SEED", "5")
@@ -189,7 +191,7 @@ def test_layers(resolved: Callable[..., TrainConfig], tmp_path: Path, monkeypatc
 
 
 def test_model_arguments_are_merged_and_typed(
-    resolved: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resolved: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run.yaml").write_text(
         "model_args: {step_size: 0.1, heads: 4, learned: true, size: [8, 8], eps: 1e-3}\n"
@@ -209,7 +211,7 @@ def test_model_arguments_are_merged_and_typed(
     }
 
 
-def test_flags_of_every_kind(resolved: Callable[..., TrainConfig]) -> None:
+def test_flags_of_every_kind(resolved: Callable[..., Any]) -> None:
     flags = "--clip-grad none --no-augment --betas 0.9 0.95 --loggers csv tensorboard --crop-scale 0.5 1 --data-dir x"
     config = resolved("train", *flags.split(), "--resume", "auto")
     assert config.clip_grad is None
@@ -222,7 +224,7 @@ def test_flags_of_every_kind(resolved: Callable[..., TrainConfig]) -> None:
 
 
 @pytest.mark.parametrize("verb", ["train", "finetune"])
-def test_a_saved_configuration_replays(verb: str, resolved: Callable[..., TrainConfig], tmp_path: Path) -> None:
+def test_a_saved_configuration_replays(verb: str, resolved: Callable[..., Any], tmp_path: Path) -> None:
     from dataclasses import asdict
 
     flags = "--model-args.step-size 0.2 --betas 0.9 0.95 --clip-grad none --compile --loggers tensorboard csv"
@@ -232,7 +234,7 @@ def test_a_saved_configuration_replays(verb: str, resolved: Callable[..., TrainC
     assert resolved(verb, "--config", str(tmp_path / "config.yaml")) == config
 
 
-def test_shipped_recipes_parse(resolved: Callable[..., TrainConfig]) -> None:
+def test_shipped_recipes_parse(resolved: Callable[..., Any]) -> None:
     for name in config_module.recipes():
         verb = "finetune" if "finetune" in name else "pretrain" if "mae" in name or "simdino" in name else "train"
         assert resolved(verb, "--recipe", name) != TrainConfig()

@@ -12,8 +12,8 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,16 +27,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: `"module:function"`, imported when it is called, and the line `unrolled --help` shows for it."""
+    """A verb: `"module:function"`, imported when it is called, and the line `unrolled --help` shows for it.
+
+    Where the flags depend on what `--task` says, `tasks` has the functions of tasks other than the usual one.
+    """
 
     function: str
     help: str
+    tasks: Mapping[str, str] = field(default_factory=dict)
 
 
 VERBS = {
     "demo": Verb("unrolled.commands.study:demo", "Train a small CRATE and a ViT on bundled digits and report on both."),
-    "train": Verb("unrolled.commands.train:train", "Train an image classifier or a language model."),
-    "pretrain": Verb("unrolled.commands.pretrain:pretrain", "Pretrain on images without labels: complete, or distil."),
+    "train": Verb(
+        "unrolled.commands.train:train",
+        "Train an image classifier or a language model.",
+        {"lm": "unrolled.commands.train:train_text", "mlm": "unrolled.commands.train:train_text"},
+    ),
+    "pretrain": Verb(
+        "unrolled.commands.pretrain:pretrain",
+        "Pretrain on images without labels: complete, or distil.",
+        {"simdino": "unrolled.commands.pretrain:pretrain_distilled"},
+    ),
     "finetune": Verb("unrolled.commands.train:finetune", "Fine-tune a classifier on another data set."),
     "eval": Verb(
         "unrolled.commands.eval:evaluate",
@@ -72,7 +84,7 @@ def build(tokens: Sequence[str] = ()) -> App:
     """The cyclopts application made from `VERBS`; no verb is imported."""
     from cyclopts import App, Parameter
 
-    from unrolled.commands.settings import finite, layered, shown_default
+    from unrolled.commands.settings import asked_for, finite, layered, shown_default
 
     app = App(
         name="unrolled",
@@ -90,7 +102,9 @@ def build(tokens: Sequence[str] = ()) -> App:
 
             app.command(study.app(tokens[1:]))
         else:
-            app.command(verb.function, name=name, help=None if name in tokens[:1] else verb.help, sort_key=order)
+            task = asked_for("task", tokens[1:]) if verb.tasks and name in tokens[:1] else None
+            function = verb.tasks.get(task or "", verb.function)
+            app.command(function, name=name, help=None if name in tokens[:1] else verb.help, sort_key=order)
     return app
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from unrolled.cli import run
-from unrolled.train import FinetuneConfig, TrainConfig, finetune, fit
+from unrolled.train import FinetuneConfig, TrainConfig, fit
 from unrolled.train.run import Splits
 from unrolled.train.unfinished import newest_model
 
@@ -119,7 +119,7 @@ def test_training_goes_on_from_a_head_only_for_the_same_classes(colours: Path, t
             names or COLOURS
         )
     assert kept == {"same": True, "other": False}
-    tuned = finetune(
+    tuned = fit(
         FinetuneConfig(**{**settings, "val_fraction": 0.5}, data_dir=tmp_path / "other", out=tmp_path / "tuned")
     )
     described = json.loads((tuned.run_dir / "model" / "config.json").read_text())
@@ -167,7 +167,7 @@ def test_a_finished_run_is_not_resumed_on_other_held_out_images(colours: Path, t
 
     train = open_images("folder", "train", data_dir=colours.parent / "data")
     other = open_images("folder", "all", data_dir=pictures(tmp_path / "other", each=2))
-    fit(config, splits=Splits(train=train, test=open_images("folder", "test", data_dir=colours.parent / "data")))
+    fit(config, data=Splits(train=train, test=open_images("folder", "test", data_dir=colours.parent / "data")))
     config.resume = "auto"
     with pytest.raises(ValueError, match="or with others held out"):
-        fit(config, splits=Splits(train=train, test=other))
+        fit(config, data=Splits(train=train, test=other))

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from unrolled import cli
-from unrolled.train.config import FinetuneConfig, TrainConfig, check_config
-from unrolled.train.pretrain_config import PretrainConfig, check_pretrain
+from unrolled.train.config import FinetuneConfig, kinds
 
 
 def of_floats(hint: Any) -> bool:
@@ -22,7 +21,7 @@ def of_floats(hint: Any) -> bool:
 def fields() -> list[tuple[type, str]]:
     return [
         (cls, item.name)
-        for cls in (TrainConfig, FinetuneConfig, PretrainConfig)
+        for cls in (*kinds(), FinetuneConfig)
         for item in dataclasses.fields(cls)
         if of_floats(typing.get_type_hints(cls)[item.name])
     ]
@@ -33,9 +32,8 @@ def fields() -> list[tuple[type, str]]:
 def test_no_setting_of_a_run_is_infinite(cls: Any, name: str, value: float) -> None:
     pair = "tuple" in str(typing.get_type_hints(cls)[name])
     config = cls(**{name: (0.5, value) if pair else value})
-    check: Any = check_pretrain if cls is PretrainConfig else check_config
     with pytest.raises(ValueError, match=f"{name}={value} must be a finite number"):
-        check(config)
+        config.check()
 
 
 def flags() -> list[tuple[str, str]]:

@@ -81,7 +81,7 @@ def test_the_autoencoder_comes_as_it_was_trained(tmp_path: Path) -> None:
 
 def test_the_autoencoder_completes_as_well_as_its_card_says(shared: Path) -> None:
     from unrolled.data import eval_loader, eval_transform, model_input, open_images
-    from unrolled.train.masked import evaluate_masked
+    from unrolled.train.tasks.masked import evaluate_masked
 
     name = "crate_mae_nano_patch4_32.cifar10"
     card = (registry._SHIPPED_FOLDER / f"{name}.md").read_text()

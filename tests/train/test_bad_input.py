@@ -14,7 +14,7 @@ import torch
 
 from unrolled.data import Batch
 from unrolled.errors import TrainingStopped
-from unrolled.train import FinetuneConfig, checkpoint, evaluate, finetune, fit
+from unrolled.train import FinetuneConfig, checkpoint, evaluate, fit
 from unrolled.train.checkpoint import checkpoints, load_checkpoint
 
 
@@ -42,7 +42,7 @@ def test_nan_pixels_stop_the_run_with_step_image_and_last_good_checkpoint(config
         if 7 in batch.indices.tolist()
     )
     with pytest.raises(TrainingStopped) as caught:
-        fit(config(checkpoint_every=1, mixup=0.5), splits=splits)
+        fit(config(checkpoint_every=1, mixup=0.5), data=splits)
     message = str(caught.value)
     assert f"non-finite loss (nan) at step {step}, images " in message
     assert "1 of them have non-finite pixels" in message
@@ -58,13 +58,13 @@ def test_nan_pixels_stop_the_run_with_step_image_and_last_good_checkpoint(config
 
 def test_a_diverging_run_is_not_blamed_on_the_pixels(config, splits):
     with pytest.raises(TrainingStopped, match=r"pixels are all finite, so lower lr"):
-        fit(config(lr=1e30, warmup_epochs=0, clip_grad=None), splits=splits)
+        fit(config(lr=1e30, warmup_epochs=0, clip_grad=None), data=splits)
 
 
 def test_labels_outside_the_classes_are_named(config, splits):
     splits.train.classes = splits.train.classes[:3]
     with pytest.raises(ValueError, match=r"label 3 .* outside the .*3 classes"):
-        fit(config(), splits=splits)
+        fit(config(), data=splits)
 
 
 def test_labels_outside_the_model_are_named():
@@ -81,16 +81,16 @@ def test_nothing_to_evaluate_is_an_error():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(config, splits):
     with pytest.raises(ValueError, match="accelerator='cuda' was asked for, but torch finds none"):
-        fit(config(accelerator="cuda"), splits=splits)
+        fit(config(accelerator="cuda"), data=splits)
 
 
 def test_half_precision_on_a_cpu_is_refused(config, splits):
     with pytest.raises(ValueError, match=r"'fp16' needs a GPU.*'fp32'"):
-        fit(config(precision="fp16"), splits=splits)
+        fit(config(precision="fp16"), data=splits)
 
 
 def test_bf16_trains_on_a_cpu(config, splits):
-    result = fit(config(precision="bf16", max_steps=3), splits=splits)
+    result = fit(config(precision="bf16", max_steps=3), data=splits)
     assert all(parameter.dtype == torch.float32 for parameter in result.model.parameters())
 
 
@@ -111,7 +111,7 @@ def test_bf16_trains_on_a_cpu(config, splits):
 )
 def test_settings_no_run_can_use_are_refused_by_name(config, splits, change, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        fit(config(**change), splits=splits)
+        fit(config(**change), data=splits)
 
 
 def test_a_full_disk_stops_the_run_and_loses_no_checkpoint(config, splits, monkeypatch):
@@ -125,13 +125,13 @@ def test_a_full_disk_stops_the_run_and_loses_no_checkpoint(config, splits, monke
 
     monkeypatch.setattr(checkpoint, "write_bytes", full)
     with pytest.raises(TrainingStopped, match=r"step 9.*no space left on the disk.*last good.*step-00000008"):
-        fit(config(checkpoint_every=3), splits=splits)
+        fit(config(checkpoint_every=3), data=splits)
     folder = config().out / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000006", "step-00000008"]
     for path in checkpoints(folder):
         load_checkpoint(path)
     monkeypatch.undo()
-    assert fit(config(checkpoint_every=3, resume="auto"), splits=splits).steps == 12
+    assert fit(config(checkpoint_every=3, resume="auto"), data=splits).steps == 12
 
 
 def test_a_disk_that_is_really_full(config, splits, tmp_path):
@@ -146,14 +146,14 @@ def test_a_disk_that_is_really_full(config, splits, tmp_path):
         pytest.skip("cannot mount a small file system here")
     try:
         with pytest.raises(TrainingStopped, match=r"no space left on the disk.*the last good checkpoint is"):
-            fit(config(out=disk / "run", checkpoint_every=1, keep=100), splits=splits)
+            fit(config(out=disk / "run", checkpoint_every=1, keep=100), data=splits)
         good = checkpoints(disk / "run" / "checkpoints")
         assert good
         for path in good:
             load_checkpoint(path)
         for path in good[1:]:
             shutil.rmtree(path)
-        assert fit(config(out=disk / "run", resume="auto", keep=2), splits=splits).steps == 12
+        assert fit(config(out=disk / "run", resume="auto", keep=2), data=splits).steps == 12
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -171,8 +171,8 @@ def test_an_unreadable_image_is_named_and_skipped_by_choice(config, splits, monk
 
     monkeypatch.setattr(splits.train, "load", broken)
     with pytest.raises(TrainingStopped, match=r"5.*cannot be decoded.*checkpoint"):
-        fit(config(), splits=splits)
-    result = fit(config(on_error="skip", force=True, mixup=0.3), splits=splits)
+        fit(config(), data=splits)
+    result = fit(config(on_error="skip", force=True, mixup=0.3), data=splits)
     assert len(result.skipped) == 1
     assert splits.train.name(5) in result.skipped[0]
     assert sum(record.get("skipped", 0) for record in result.metrics if record["split"] == "train") == 3
@@ -180,9 +180,9 @@ def test_an_unreadable_image_is_named_and_skipped_by_choice(config, splits, monk
 
 def test_fine_tuning_needs_weights_and_something_to_choose_by(tmp_path):
     with pytest.raises(ValueError, match="weights"):
-        finetune(FinetuneConfig(out=tmp_path))
+        fit(FinetuneConfig(out=tmp_path))
     with pytest.raises(ValueError, match="val_fraction=0"):
-        finetune(FinetuneConfig(out=tmp_path, weights=tmp_path, val_fraction=0.0))
+        fit(FinetuneConfig(out=tmp_path, weights=tmp_path, val_fraction=0.0))
 
 
 def test_a_flipped_bit_in_either_file_is_noticed(tmp_path):

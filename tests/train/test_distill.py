@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrolled.train.distill import crop, distance, draw_boxes
+from unrolled.train.tasks.distill import crop, distance, draw_boxes
 
 
 @given(st.integers(0, 10), st.integers(0, 1000), st.lists(st.integers(0, 10**6), min_size=1, max_size=4, unique=True))

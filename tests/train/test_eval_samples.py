@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from train_helpers import assert_same_run, final_state
 
 from unrolled import cli
 from unrolled.data.tokens import load_tokenizer
 from unrolled.models.encoder import load_language_model
-from unrolled.train import TrainConfig, fit, state
+from unrolled.train import TextConfig, fit, load_config, state
 from unrolled.train.checkpoint import checkpoints
 from unrolled.train.run import drawn_evenly
-from unrolled.train.text_run import evaluate_text, open_corpus
+from unrolled.train.text import evaluate_text, open_corpus
 
 
 def trained_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -28,7 +27,7 @@ def trained_weights(run: Path) -> dict[str, torch.Tensor]:
 
 def test_only_the_validation_is_shortened_and_training_stays_the_same(config, splits, tmp_path):
     all_of_it, part = (
-        fit(config(eval_samples=samples, out=tmp_path / str(samples)), splits=splits) for samples in (None, 6)
+        fit(config(eval_samples=samples, out=tmp_path / str(samples)), data=splits) for samples in (None, 6)
     )
     images = [{record["images"] for record in run.metrics if record["split"] == "val"} for run in (all_of_it, part)]
     assert images == [{16}, {6}]
@@ -38,18 +37,18 @@ def test_only_the_validation_is_shortened_and_training_stays_the_same(config, sp
 
 
 def test_as_many_samples_as_there_are_is_all_of_them(config, splits, tmp_path):
-    runs = [fit(config(eval_samples=samples, out=tmp_path / str(samples)), splits=splits) for samples in (None, 16)]
+    runs = [fit(config(eval_samples=samples, out=tmp_path / str(samples)), data=splits) for samples in (None, 16)]
     assert final_state(runs[0].run_dir)[2] == final_state(runs[1].run_dir)[2]
 
 
 def test_a_run_older_than_the_setting_resumes_to_the_same_bits(config, splits, tmp_path, monkeypatch):
-    straight = fit(config(out=tmp_path / "straight"), splits=splits)
+    straight = fit(config(out=tmp_path / "straight"), data=splits)
     with monkeypatch.context() as before:
         plain = state.as_plain
         before.setattr(state, "as_plain", lambda c: {k: v for k, v in plain(c).items() if k != "eval_samples"})
-        fit(config(out=tmp_path / "old", max_steps=8), splits=splits)
+        fit(config(out=tmp_path / "old", max_steps=8), data=splits)
     assert "eval_samples" not in checkpoints(tmp_path / "old" / "checkpoints")[0].joinpath("state.json").read_text()
-    fit(config(out=tmp_path / "old", resume="auto"), splits=splits)
+    fit(config(out=tmp_path / "old", resume="auto"), data=splits)
     state_a, state_b = (trained_weights(folder) for folder in (straight.run_dir, tmp_path / "old"))
     assert all(torch.equal(state_a[name], state_b[name]) for name in state_a)
 
@@ -62,24 +61,24 @@ def test_a_run_on_a_part_resumes_to_the_same_bits(config, splits, tmp_path):
         if record["step"] >= 6:
             raise Crash
 
-    fit(config(eval_samples=5, out=tmp_path / "straight"), splits=splits)
+    fit(config(eval_samples=5, out=tmp_path / "straight"), data=splits)
     broken = config(eval_samples=5, out=tmp_path / "broken", resume="auto")
     with pytest.raises(Crash):
-        fit(broken, splits=splits, callbacks=[crash])
+        fit(broken, data=splits, callbacks=[crash])
     with pytest.raises(ValueError, match="eval_samples: 5 -> 6"):  # it may choose other weights
-        fit(config(eval_samples=6, out=tmp_path / "broken", resume="auto"), splits=splits)
-    fit(broken, splits=splits)
+        fit(config(eval_samples=6, out=tmp_path / "broken", resume="auto"), data=splits)
+    fit(broken, data=splits)
     assert_same_run(tmp_path / "straight", tmp_path / "broken")
 
 
 def test_what_cannot_be_drawn_is_refused_with_the_number_there_is(config, splits):
     with pytest.raises(ValueError, match="eval_samples=17: give 1 to 16"):
-        fit(config(eval_samples=17), splits=splits)
+        fit(config(eval_samples=17), data=splits)
     with pytest.raises(ValueError, match="eval_samples=0 must be at least 1"):
-        fit(config(eval_samples=0), splits=splits)
+        fit(config(eval_samples=0), data=splits)
     splits.val = None
     with pytest.raises(ValueError, match="give val_fraction"):
-        fit(config(eval_samples=4), splits=splits)
+        fit(config(eval_samples=4), data=splits)
 
 
 def test_images_are_drawn_evenly(splits):
@@ -118,8 +117,7 @@ def test_a_run_on_text_validates_on_excerpts(text_run: Path, tmp_path: Path, cap
 
 @pytest.mark.parametrize("task", ["lm", "mlm"])
 def test_all_excerpts_are_all_of_a_text_that_they_fill(text_run: Path, task: str):
-    settings = yaml.safe_load((text_run / "config.yaml").read_text())
-    config = TrainConfig(**{**settings, "task": "lm", "data_dir": Path(settings["data_dir"])})
+    config = load_config(text_run / "config.yaml", TextConfig)
     corpus = open_corpus(config, load_tokenizer(text_run))
     whole = corpus.excerpts("val", 16)
     corpus.tokens["val"] = corpus.tokens["val"][: 16 * whole + 1]

@@ -81,7 +81,7 @@ def test_a_kill_gives_the_folder_back(taken: Any) -> None:
 def test_two_runs_in_one_folder(taken: Any, config: Any, splits: Any, resume: str | None) -> None:
     folder, process = taken
     with pytest.raises(ValueError, match=f"in use by process {process.pid}"):
-        fit(config(out=folder, resume=resume), splits=splits)
+        fit(config(out=folder, resume=resume), data=splits)
     assert list(folder.iterdir()) == [folder / LOCK]
 
 
@@ -196,8 +196,8 @@ def test_hangups_never_stop_a_run_at_once_and_nohup_is_respected(config: Any, sp
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
     try:
         with pytest.raises(Interrupted):
-            fit(config(**EVERYTHING), splits=splits, callbacks=[hang_up])
+            fit(config(**EVERYTHING), data=splits, callbacks=[hang_up])
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        fit(config(**EVERYTHING, resume="auto"), splits=splits, callbacks=[hang_up])
+        fit(config(**EVERYTHING, resume="auto"), data=splits, callbacks=[hang_up])
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from train_helpers import TINY
 
-from unrolled.cli import run
 from unrolled.data import synthetic_images
 from unrolled.train import TrainConfig, fit
 from unrolled.train.run import Splits
@@ -35,7 +33,7 @@ def test_images_seen_much_smaller_than_they_are_are_noted(
 ) -> None:
     train, val = (synthetic_images(16, size=size, classes=4, channels=1, seed=seed) for seed in (0, 1))
     plain = {"model_args": TINY, "augment": False, "batch_size": 8, "max_steps": 1, "quiet": False}
-    fit(config(**{**plain, **changes}), splits=Splits(train=train, val=val, test=None))
+    fit(config(**{**plain, **changes}), data=Splits(train=train, val=val, test=None))
     printed = capsys.readouterr().err
     assert said in printed if said else "are seen at" not in printed
 
@@ -45,20 +43,6 @@ def test_images_that_an_epoch_leaves_out_are_noted(
     config: Make, capsys: pytest.CaptureFixture[str], count: int, said: str | None
 ) -> None:
     train = synthetic_images(count, size=8, classes=4, channels=1, seed=0)
-    fit(config(batch_size=8, max_steps=1, quiet=False), splits=Splits(train=train, val=None, test=None))
+    fit(config(batch_size=8, max_steps=1, quiet=False), data=Splits(train=train, val=None, test=None))
     printed = capsys.readouterr().err
     assert said in printed if said else "do not fill" not in printed
-
-
-def test_text_runs_say_which_model_and_text_they_take_of_themselves(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "tinyshakespeare.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 60)
-    flags = ["--task", "lm", "--data-dir", str(tmp_path), "--length", "16", "--batch-size", "4", "--max-steps", "1"]
-    flags += ["--accelerator", "cpu", "--warmup-epochs", "0"]
-    assert run(["train", "--model", "crate_nano_patch2_8", *flags, "--out", str(tmp_path / "one")]) == 0
-    printed = capsys.readouterr().err
-    assert "text's defaults: --model crate_gpt_nano, --data tinyshakespeare (crate_nano_patch2_8 and" in printed
-    named = ["--model", "crate_gpt_nano", "--data", "tinyshakespeare"]
-    assert run(["train", *named, *flags, "--out", str(tmp_path / "two")]) == 0
-    assert "text's defaults" not in capsys.readouterr().err

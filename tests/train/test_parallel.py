@@ -15,25 +15,14 @@ import torch
 from safetensors.torch import load_file
 from train_helpers import TINY
 
-from unrolled.train import PretrainConfig, TrainConfig, fit, fit_text, pretrain, save_config
+from unrolled.train import DistillConfig, MaskedConfig, TextConfig, TrainConfig, fit, save_config
+from unrolled.train.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
-from unrolled.train import TrainConfig, fit, load_config
-fit(load_config(sys.argv[1], TrainConfig))
-"""
-PRETRAIN = """
-import sys
-from unrolled.train import PretrainConfig, load_config, pretrain
-pretrain(load_config(sys.argv[1], PretrainConfig))
-"""
-
-
-TEXT = """
-import sys
-from unrolled.train import TrainConfig, fit_text, load_config
-fit_text(load_config(sys.argv[1], TrainConfig))
+from unrolled.train import fit, load_config
+fit(load_config(sys.argv[1]))
 """
 
 
@@ -58,8 +47,8 @@ def settings(out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**values, **changes})
 
 
-def run_processes(config: TrainConfig, tmp_path: Path, *, torchrun: bool = False, script: str = SCRIPT) -> None:
-    (tmp_path / "run.py").write_text(script)
+def run_processes(config: RunConfig, tmp_path: Path, *, torchrun: bool = False) -> None:
+    (tmp_path / "run.py").write_text(SCRIPT)
     save_config(config, tmp_path / "run.yaml")
     command = [sys.executable]
     with socket.socket() as free:
@@ -102,12 +91,12 @@ def test_two_processes_train_on_text_as_one_does(tmp_path, task):
     """Masks fall unevenly on the processes; every masked token of a step counts the same."""
     lines = [f"line {i} and {i % 7} are numbers" for i in range(900)]
     (tmp_path / "tinyshakespeare.txt").write_text("\n".join(lines))
-    own: dict[str, Any] = {"task": task, "model": TrainConfig.model, "model_args": {"dim": 16, "heads": 2}}
-    own |= {"data": "tinyshakespeare", "data_dir": tmp_path, "length": 16, "batch_size": 16, "eval_samples": 9}
-    own |= {"epochs": 1.0, "eval_every": 0.01, "warmup_epochs": 0.01, "max_steps": 6}
-    one, two = settings(tmp_path / "one", **own), settings(tmp_path / "two", **own, devices=2)
-    fit_text(one)
-    run_processes(two, tmp_path, script=TEXT)
+    own: dict[str, Any] = {"task": task, "model_args": {"dim": 16, "heads": 2}, "accumulate": 2, "ema": 0.9}
+    own |= {"data_dir": tmp_path, "length": 16, "batch_size": 16, "eval_samples": 9, "eval_every": 2, "log_every": 2}
+    own |= {"epochs": 1.0, "warmup_steps": 2, "max_steps": 6, "accelerator": "cpu", "quiet": True}
+    one, two = TextConfig(out=tmp_path / "one", **own), TextConfig(out=tmp_path / "two", **own, devices=2)
+    fit(one)
+    run_processes(two, tmp_path)
     assert json.loads((two.out / "env.json").read_text())["processes"] == 2
     assert_same_to_rounding(one.out, two.out)
 
@@ -139,12 +128,12 @@ def test_a_run_may_change_its_number_of_processes_when_it_resumes(tmp_path, stra
 def test_two_processes_pretrain_as_one_does(tmp_path, task):
     """Masks and views do not depend on who draws them. The coding rate, of the images one process sees, is left out."""
     model = {"img_size": 8, "patch_size": 2, "in_chans": 1, **TINY}
-    own: dict[str, Any] = {"model": "auto", "model_args": model, "task": task, "rate_weight": 0.0}
-    own |= {"ema": 0.9 if task == "mae" else None, "max_steps": 6}
-    values = {**vars(settings(tmp_path / "one")), **own}
-    one = PretrainConfig(**values)
-    two = PretrainConfig(**{**values, "devices": 2, "out": tmp_path / "two"})
-    pretrain(one)
-    run_processes(two, tmp_path, script=PRETRAIN)
+    own: dict[str, Any] = {"model_args": model, "data": "digits", "epochs": 0.5, "batch_size": 48, "accumulate": 2}
+    own |= {"eval_every": 0.25, "warmup_epochs": 0.1, "max_steps": 6, "log_every": 2, "accelerator": "cpu"}
+    own |= {"quiet": True, **({"ema": 0.9, "augment": False} if task == "mae" else {"rate_weight": 0.0})}
+    kind: Any = MaskedConfig if task == "mae" else DistillConfig
+    one, two = kind(**own, out=tmp_path / "one"), kind(**own, out=tmp_path / "two", devices=2)
+    fit(one)
+    run_processes(two, tmp_path)
     assert json.loads((two.out / "env.json").read_text())["processes"] == 2
     assert_same_to_rounding(one.out, two.out)

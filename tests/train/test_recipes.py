@@ -9,24 +9,23 @@ from unrolled.data import synthetic_images
 from unrolled.models import create_model
 from unrolled.train import (
     FinetuneConfig,
-    PretrainConfig,
+    MaskedConfig,
     Splits,
     TrainConfig,
-    finetune,
     fit,
     load_config,
-    pretrain,
     recipe,
     recipes,
     save_config,
 )
+from unrolled.train.config import RunConfig
 
 SHALLOW = {"depth": 1, "embed_dim": 48, "num_heads": 4}
 
 
-def kind(name: str) -> type[TrainConfig]:
-    if "mae" in name or "simdino" in name:
-        return PretrainConfig
+def kind(name: str) -> type[RunConfig]:
+    if "mae" in name:
+        return MaskedConfig
     return FinetuneConfig if "finetune" in name else TrainConfig
 
 
@@ -55,13 +54,11 @@ def test_the_first_steps_of_every_recipe_run(name, tmp_path):
     splits = Splits(train=train, val=val if config.val_fraction else None, test=test)
     if isinstance(config, FinetuneConfig):
         create_model(config.model, num_classes=10, **SHALLOW, img_size=160).save_pretrained(tmp_path / "weights")
-        result = finetune(dataclasses.replace(config, weights=tmp_path / "weights"), splits=splits)
+        config = dataclasses.replace(config, weights=tmp_path / "weights")
+    result = fit(config, data=splits)
+    if isinstance(config, FinetuneConfig):
         assert "head.weight: not loaded: the classifier is new" in str(result.load_report)
         assert "pos_embed" in str(result.load_report)
-    elif isinstance(config, PretrainConfig):
-        result = pretrain(config, splits=splits)
-    else:
-        result = fit(config, splits=splits)
     assert [record["step"] for record in result.metrics if record["split"] == "train"] == [1, 2]
     assert result.test is not None
     again = load_config(result.run_dir / "config.yaml", cls)

@@ -90,7 +90,7 @@ def test_the_flag_adds_the_term_to_training(config, splits, tmp_path):
         chosen = config(
             model="crate_nano_patch2_8", srr_weight=weight, srr_layers=(-1,), accumulate=2, out=tmp_path / str(weight)
         )
-        result = fit(chosen, splits=splits)
+        result = fit(chosen, data=splits)
         images = torch.stack([torch.from_numpy(splits.train.load(i)[0]).float().permute(2, 0, 1) for i in range(16)])
         with torch.no_grad(), trace(result.model) as t:
             result.model(images / images.max())
@@ -105,9 +105,9 @@ def test_the_flag_names_layers_and_settings_it_cannot_have(config, splits):
     from unrolled.train import fit
 
     with pytest.raises(ValueError, match=r"srr_layers=\[7\].*2 layers"):
-        fit(config(model="crate_nano_patch2_8", srr_weight=0.1, srr_layers=(7,)), splits=splits)
+        fit(config(model="crate_nano_patch2_8", srr_weight=0.1, srr_layers=(7,)), data=splits)
     with pytest.raises(ValueError, match=r"srr_weight.*compile"):
-        fit(config(model="crate_nano_patch2_8", srr_weight=0.1, compile=True), splits=splits)
+        fit(config(model="crate_nano_patch2_8", srr_weight=0.1, compile=True), data=splits)
 
 
 def test_a_price_on_overlap_keeps_subspaces_apart(config, splits, tmp_path):
@@ -116,7 +116,7 @@ def test_a_price_on_overlap_keeps_subspaces_apart(config, splits, tmp_path):
     ends = {}
     for weight in (0.0, 0.1):
         run = config(model="crate_nano_patch2_8", orthogonality_weight=weight, out=tmp_path / str(weight))
-        ends[weight] = float(orthogonality_loss(fit(run, splits=splits).model))
+        ends[weight] = float(orthogonality_loss(fit(run, data=splits).model))
     assert ends[0.1] < ends[0.0] - 0.3  # after a few steps
 
 

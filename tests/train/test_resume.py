@@ -15,7 +15,7 @@ import pytest
 from train_helpers import EVERYTHING, assert_same_run, kill_after_a_checkpoint
 
 from unrolled.errors import CorruptFile
-from unrolled.train import FinetuneConfig, Interrupted, finetune, fit, save_config
+from unrolled.train import FinetuneConfig, Interrupted, fit, save_config
 from unrolled.train.checkpoint import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,18 +38,18 @@ def crash_at(step: int) -> Any:
 def test_a_crashed_run_resumes_to_the_same_bits(config, splits, tmp_path, optimizer, step):
     straight = config(**EVERYTHING, optimizer=optimizer, out=tmp_path / "straight")
     broken = config(**EVERYTHING, optimizer=optimizer, out=tmp_path / "broken", resume="auto")
-    fit(straight, splits=splits)
+    fit(straight, data=splits)
     with pytest.raises(Crash):
-        fit(broken, splits=splits, callbacks=[crash_at(step)])
-    fit(broken, splits=splits)
+        fit(broken, data=splits, callbacks=[crash_at(step)])
+    fit(broken, data=splits)
     assert_same_run(straight.out, broken.out)
 
 
 def test_resuming_a_crate_after_each_of_many_stops_changes_nothing(config, splits, tmp_path):
     settings = {**EVERYTHING, "model": "crate_nano_patch2_8"}
-    straight = fit(config(**settings, out=tmp_path / "straight"), splits=splits)
+    straight = fit(config(**settings, out=tmp_path / "straight"), data=splits)
     for steps in (1, 4, 5, 11, None):
-        pieces = fit(config(**settings, out=tmp_path / "pieces", resume="auto", max_steps=steps), splits=splits)
+        pieces = fit(config(**settings, out=tmp_path / "pieces", resume="auto", max_steps=steps), data=splits)
     # a run stopped by max_steps logs, validates and tests where it stops; what it trains must not change
     state_a, model_a = (final_weights(result.run_dir) for result in (straight, pieces))
     assert all((state_a[name] == model_a[name]).all() for name in state_a)
@@ -114,13 +114,13 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(config,
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 7, 23])
 def test_a_fine_tuning_killed_after_its_first_checkpoint_resumes_to_the_same_bits(config, splits, tmp_path, steps):
-    fit(config(out=tmp_path / "weights", max_steps=2), splits=splits)
+    fit(config(out=tmp_path / "weights", max_steps=2), data=splits)
     settings = vars(digits(config, weights=tmp_path / "weights", checkpoint_every=10, batch_size=32))
     straight = FinetuneConfig(**{**settings, "out": tmp_path / "straight"})
     killed = FinetuneConfig(**{**settings, "out": tmp_path / "killed", "resume": "auto"})
-    finetune(straight)
-    kill_after_a_checkpoint("finetune", killed, tmp_path, steps=steps)
-    finetune(killed)
+    fit(straight)
+    kill_after_a_checkpoint(killed, tmp_path, steps=steps)
+    fit(killed)
     assert_same_run(straight.out, killed.out)
 
 
@@ -131,16 +131,16 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(config, splits, tmp_path
 
     straight = config(**EVERYTHING, out=tmp_path / "straight")
     stopped = config(**EVERYTHING, out=tmp_path / "stopped", resume="auto")
-    fit(straight, splits=splits)
+    fit(straight, data=splits)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=r"--resume auto") as caught:
-        fit(stopped, splits=splits, callbacks=[interrupt])
+        fit(stopped, data=splits, callbacks=[interrupt])
     assert signal.getsignal(signal.SIGINT) is before
     assert isinstance(caught.value, KeyboardInterrupt)
     newest = checkpoints(stopped.out / "checkpoints")[0]
     assert json.loads((stopped.out / "status.json").read_text())["state"] == "interrupted"
     assert newest.name in ("step-00000006", "step-00000007")
-    fit(stopped, splits=splits)
+    fit(stopped, data=splits)
     assert_same_run(straight.out, stopped.out)
 
 
@@ -160,54 +160,54 @@ def test_sigterm_to_a_real_process_saves(config, tmp_path):
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(config, splits, tmp_path, caplog):
     straight = config(**EVERYTHING, out=tmp_path / "straight")
     damaged = config(**EVERYTHING, out=tmp_path / "damaged", resume="auto")
-    fit(straight, splits=splits)
-    fit(damaged, splits=splits)
+    fit(straight, data=splits)
+    fit(damaged, data=splits)
     newest = checkpoints(damaged.out / "checkpoints")[0]
     tensors = newest / "state.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-100])
     with pytest.raises(CorruptFile, match=r"step-00000012.state\.safetensors is truncated"):
-        fit(dataclasses.replace(damaged, resume=str(newest)), splits=splits)
-    fit(damaged, splits=splits)
+        fit(dataclasses.replace(damaged, resume=str(newest)), data=splits)
+    fit(damaged, data=splits)
     assert "step-00000012" in caplog.text
     assert "truncated" in caplog.text
     assert_same_run(straight.out, damaged.out)
 
 
 def test_a_changed_configuration_is_refused_with_the_difference(config, splits):
-    fit(config(max_steps=2), splits=splits)
+    fit(config(max_steps=2), data=splits)
     with pytest.raises(ValueError, match=r"lr: 0\.002 -> 0\.1"):
-        fit(config(resume="auto", lr=0.1), splits=splits)
-    fit(config(resume="auto", lr=0.1, force=True, max_steps=3), splits=splits)
+        fit(config(resume="auto", lr=0.1), data=splits)
+    fit(config(resume="auto", lr=0.1, force=True, max_steps=3), data=splits)
 
 
 def test_an_earlier_run_is_not_overwritten_by_accident(config, splits):
-    fit(config(max_steps=2), splits=splits)
+    fit(config(max_steps=2), data=splits)
     with pytest.raises(ValueError, match=r"already holds a run .*step-00000002.*resume 'auto'"):
-        fit(config(max_steps=2), splits=splits)
-    result = fit(config(max_steps=1, force=True), splits=splits)
+        fit(config(max_steps=2), data=splits)
+    result = fit(config(max_steps=1, force=True), data=splits)
     assert [path.name for path in checkpoints(result.run_dir / "checkpoints")] == ["step-00000001"]
 
 
 def test_other_training_images_are_refused(config, splits):
     from unrolled.data import synthetic_images
 
-    fit(config(max_steps=2), splits=splits)
+    fit(config(max_steps=2), data=splits)
     splits.train = synthetic_images(48, size=8, classes=4, channels=1, seed=9)
     with pytest.raises(ValueError, match="other training images"):
-        fit(config(resume="auto"), splits=splits)
+        fit(config(resume="auto"), data=splits)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(config, splits):
-    fit(config(max_steps=2), splits=splits)
+    fit(config(max_steps=2), data=splits)
     with pytest.raises(
         ValueError, match=r"another architecture.*has other shapes: cls_token \(1, 1, 16\) for \(1, 1, 32\)"
     ):
-        fit(config(resume="auto", model_args={"depth": 2, "embed_dim": 32, "num_heads": 2}), splits=splits)
+        fit(config(resume="auto", model_args={"depth": 2, "embed_dim": 32, "num_heads": 2}), data=splits)
     with pytest.raises(ValueError, match=r"another architecture: it lacks blocks\.2"):
-        fit(config(resume="auto", model_args={"depth": 3, "embed_dim": 16, "num_heads": 2}), splits=splits)
+        fit(config(resume="auto", model_args={"depth": 3, "embed_dim": 16, "num_heads": 2}), data=splits)
 
 
 def test_only_the_newest_checkpoints_are_kept(config, splits):
-    result = fit(config(checkpoint_every=3, keep=2), splits=splits)
+    result = fit(config(checkpoint_every=3, keep=2), data=splits)
     assert [path.name for path in checkpoints(result.run_dir / "checkpoints")] == ["step-00000012", "step-00000009"]
     assert len(list((result.run_dir / "checkpoints").iterdir())) == 2

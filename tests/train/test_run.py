@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 from unrolled.errors import MissingExtra
 from unrolled.provenance import environment
-from unrolled.train import FinetuneConfig, TrainConfig, finetune, fit
+from unrolled.train import FinetuneConfig, TrainConfig, fit
 from unrolled.train.log import Progress
 
 
 def test_a_run_leaves_what_is_needed_to_use_and_repeat_it(config, splits):
     seen = []
     result = fit(
-        config(), splits=splits, callbacks=[lambda record, model: seen.append((record["split"], record["step"]))]
+        config(), data=splits, callbacks=[lambda record, model: seen.append((record["split"], record["step"]))]
     )
     out = result.run_dir
     names = {"checkpoints", "config.yaml", "env.json", "metrics.csv", "metrics.jsonl", "model", "status.json"}
@@ -33,13 +33,13 @@ def test_a_run_leaves_what_is_needed_to_use_and_repeat_it(config, splits):
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
     with (out / "metrics.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(result.metrics)
-    assert result.images_per_second > 0
+    assert (result.unit, result.units_per_second > 0) == ("images", True)
     assert result.steps == 12
     assert not result.model.training
 
 
 def test_the_saved_model_is_the_one_that_was_tested(config, splits):
-    result = fit(config(model="crate_nano_patch2_8"), splits=splits)
+    result = fit(config(model="crate_nano_patch2_8"), data=splits)
     loaded = timm.create_model(f"local-dir:{result.run_dir / 'model'}", pretrained=True).eval()
     images = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
@@ -50,21 +50,21 @@ def test_the_saved_model_is_the_one_that_was_tested(config, splits):
 
 
 def test_validation_chooses_and_the_test_is_looked_at_once(config, splits):
-    result = fit(config(lr=3e-2, epochs=6), splits=splits)
+    result = fit(config(lr=3e-2, epochs=6), data=splits)
     scores = {r["step"]: (r["accuracy"], -r["loss"]) for r in result.metrics if r["split"] == "val"}
     assert result.chosen_step == max(scores, key=lambda step: (scores[step], -step))
     assert len([r for r in result.metrics if r["split"] == "test"]) == 1
     splits.val = None
-    last = fit(config(lr=3e-2, epochs=6, force=True), splits=splits)
+    last = fit(config(lr=3e-2, epochs=6, force=True), data=splits)
     assert last.chosen_step == 24
     assert not [r for r in last.metrics if r["split"] == "val"]
     splits.test = None
-    assert fit(config(force=True), splits=splits).test is None
+    assert fit(config(force=True), data=splits).test is None
 
 
 def test_with_an_average_that_is_what_is_saved(config, splits):
     splits.val = None
-    result = fit(config(ema=0.5), splits=splits)
+    result = fit(config(ema=0.5), data=splits)
     state = load_file(result.run_dir / "checkpoints" / "step-00000012" / "state.safetensors")
     saved = load_file(result.run_dir / "model" / "model.safetensors")
     assert all(torch.equal(saved[name], state[f"average/{name}"]) for name in saved)
@@ -72,14 +72,14 @@ def test_with_an_average_that_is_what_is_saved(config, splits):
 
 
 def test_accumulation_changes_nothing_but_memory(config, splits, tmp_path):
-    whole = fit(config(out=tmp_path / "a"), splits=splits)
-    parts = fit(config(out=tmp_path / "b", accumulate=5), splits=splits)
+    whole = fit(config(out=tmp_path / "a"), data=splits)
+    parts = fit(config(out=tmp_path / "b", accumulate=5), data=splits)
     for a, b in zip(whole.metrics, parts.metrics, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
 def test_evaluation_reports_plain_cross_entropy(config, splits):
-    result = fit(config(label_smoothing=0.9, mixup=1.0), splits=splits)
+    result = fit(config(label_smoothing=0.9, mixup=1.0), data=splits)
     from unrolled.train.run import build_loaders
 
     loaders = build_loaders(config(), splits, result.model, rank=0, world_size=1)
@@ -96,7 +96,7 @@ def test_evaluation_reports_plain_cross_entropy(config, splits):
 def test_the_same_seed_gives_the_same_run_and_another_another(config, splits, tmp_path):
     losses = []
     for number, seed in enumerate((0, 0, 1)):
-        result = fit(config(seed=seed, out=tmp_path / str(number)), splits=splits)
+        result = fit(config(seed=seed, out=tmp_path / str(number)), data=splits)
         losses.append([r["loss"] for r in result.metrics])
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
@@ -104,8 +104,8 @@ def test_the_same_seed_gives_the_same_run_and_another_another(config, splits, tm
 
 def test_tensorboard_gets_the_same_numbers(config, splits):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    fit(config(loggers=("tensorboard",), max_steps=8), splits=splits)
-    result = fit(config(loggers=("tensorboard",), resume="auto"), splits=splits)
+    fit(config(loggers=("tensorboard",), max_steps=8), data=splits)
+    result = fit(config(loggers=("tensorboard",), resume="auto"), data=splits)
     events = reader.EventAccumulator(str(result.run_dir / "tensorboard"))
     events.Reload()
     points = {event.step: event.value for event in events.Scalars("train/loss")}
@@ -117,7 +117,7 @@ def test_tensorboard_gets_the_same_numbers(config, splits):
 def test_a_logger_that_is_not_installed_is_named_before_training(config, splits, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtra, match=r"wandb logger.*unrolled\[track\]"):
-        fit(config(loggers=("wandb",)), splits=splits)
+        fit(config(loggers=("wandb",)), data=splits)
 
 
 @pytest.mark.parametrize("service", ["wandb", "trackio"])
@@ -132,13 +132,13 @@ def test_a_resumed_run_continues_in_its_tracker_and_another_run_does_not(
     )
     monkeypatch.setitem(sys.modules, service, fake)
     first, other = tmp_path / "a" / "train", tmp_path / "b" / "train"
-    fit(config(loggers=(service,), out=first, max_steps=2, log_every=1), splits=splits)
+    fit(config(loggers=(service,), out=first, max_steps=2, log_every=1), data=splits)
     assert logged[0][0] == 1
     assert logged[0][1]["train/loss"] > 0
     assert logged[-1] == "finished"
-    fit(config(loggers=(service,), out=first, max_steps=3, log_every=1, resume="auto"), splits=splits)
-    fit(config(loggers=(service,), out=other, max_steps=2), splits=splits)
-    fit(config(loggers=(service,), out=other, max_steps=2, force=True), splits=splits)
+    fit(config(loggers=(service,), out=first, max_steps=3, log_every=1, resume="auto"), data=splits)
+    fit(config(loggers=(service,), out=other, max_steps=2), data=splits)
+    fit(config(loggers=(service,), out=other, max_steps=2, force=True), data=splits)
     names = [options["name"] for options in begun]
     assert names[0] == names[1]
     assert len(set(names)) == 3
@@ -250,11 +250,11 @@ def test_fine_tuning_takes_the_model_from_the_folder_of_its_weights(config, tmp_
         quiet=True,
         out=tmp_path / "b",
     )
-    tuned = finetune(settings)
+    tuned = fit(settings)
     assert len(tuned.model.blocks) == 2
     assert tuned.model.patch_embed.proj.in_channels == trained.model.patch_embed.proj.in_channels
     with pytest.raises(ValueError, match="give --model NAME"):
-        finetune(replace(settings, weights=tmp_path / "a" / "model" / "model.safetensors", out=tmp_path / "c"))
+        fit(replace(settings, weights=tmp_path / "a" / "model" / "model.safetensors", out=tmp_path / "c"))
 
 
 def test_an_image_size_reaches_models_that_do_not_ask_for_it(config, tmp_path):

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from unrolled.train import TrainConfig, save_config
+from unrolled.train import save_config
 from unrolled.train.checkpoint import checkpoints
+from unrolled.train.config import RunConfig
 
 TINY = {"depth": 2, "embed_dim": 16, "num_heads": 2}
 
@@ -40,6 +41,7 @@ def final_state(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Ten
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("images_per_second", None)
+        record.pop("tokens_per_second", None)
     return load_file(newest / "state.safetensors"), load_file(out / "model" / "model.safetensors"), records
 
 
@@ -57,20 +59,20 @@ _RUN = """
 import sys, torch
 import unrolled.train as train
 torch.set_num_threads(1)
-getattr(train, sys.argv[1])(train.load_config(sys.argv[3], getattr(train, sys.argv[2])))
+train.fit(train.load_config(sys.argv[2], getattr(train, sys.argv[1])))
 """
 
 
-def kill_after_a_checkpoint(function: str, config: TrainConfig, folder: Path, *, steps: int = 3) -> None:
-    """Call `unrolled.train`'s `function` on the configuration in a process of its own, and kill that with SIGKILL
-    `steps` steps after the first checkpoint it wrote, before it has ended.
+def kill_after_a_checkpoint(config: RunConfig, folder: Path, *, steps: int = 3) -> None:
+    """`fit` the configuration in a process of its own, and kill that with SIGKILL `steps` steps after the first
+    checkpoint it wrote, before it has ended.
 
     Every step is to be logged (`log_every=1`), and there must be enough of them.
     """
     file = folder / "run.yaml"
     save_config(config, file)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _RUN, function, type(config).__name__, str(file)]
+    command = [sys.executable, "-c", _RUN, type(config).__name__, str(file)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     deadline, status, first = time.monotonic() + 120, config.out / "status.json", None
     while first is None or json.loads(status.read_text())["step"] < first + steps:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,88 +21,66 @@ from unrolled.commands.common import (
     run_settings,
     say_data,
     say_where,
-    saying_how_to_resume,
     write_run,
 )
-from unrolled.commands.settings import PRETRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
-from unrolled.locks import hold
-from unrolled.train.pretrain_config import PretrainConfig
+from unrolled.commands.settings import AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.commands.train import run_training
+from unrolled.train.config import DistillConfig, MaskedConfig, PretrainConfig
 
 if TYPE_CHECKING:
-    PretrainFlags = PretrainConfig
+    MaskedFlags = MaskedConfig
+    DistillFlags = DistillConfig
 else:
-    PretrainFlags = flags_of(PretrainConfig, PRETRAIN_HEADINGS)
+    MaskedFlags = flags_of(MaskedConfig)
+    DistillFlags = flags_of(DistillConfig)
 
-_PRETRAIN = PretrainFlags()
+_MASKED = MaskedFlags()
+_DISTILL = DistillFlags()
 
 
 def pretrain(
     *,
-    settings: Annotated[PretrainFlags, Parameter(name="*")] = _PRETRAIN,
+    settings: Annotated[MaskedFlags, Parameter(name="*")] = _MASKED,
     config: ConfigFiles = (),
     recipe: RecipeName = None,
     json: AsJson = False,
 ) -> None:
-    """Pretrain on images without their labels; everything about the run goes into one folder.
+    """Pretrain on images without their labels, by completing images of which most patches were removed.
 
-    `--task mae` completes images of which most patches were removed. `--task simdino` makes views of an image agree
-    with a teacher, while the coding rate of the features keeps them from collapsing. Ctrl-C saves and stops; the same
-    command with `--resume auto` goes on, bit for bit. What comes out is for `unrolled finetune --weights RUN`, `eval`,
-    `trace`, `complete` and `segment`.
+    Everything about the run goes into one folder. Ctrl-C saves and stops; the same command with `--resume auto` goes
+    on, bit for bit. What comes out is for `unrolled finetune --weights RUN`, `eval`, `trace`, `complete` and `segment`.
+    The other way, self-distillation, has flags of its own: `unrolled pretrain --task simdino --help`.
 
         unrolled pretrain --data cifar10 --data-dir data --out runs/mae
         unrolled pretrain --recipe mae_nano --model vit_mae_nano_patch4_32 --data-dir data
         unrolled pretrain --task simdino --data cifar10 --data-dir data --out runs/simdino
         unrolled finetune --weights runs/mae --data cifar10 --data-dir data
     """
-    run_pretraining(as_config(PretrainConfig, settings), json=json)
+    run_training("pretrain", as_config(MaskedConfig, settings), json=json)
 
 
-def run_pretraining(chosen: PretrainConfig, *, json: bool) -> None:
-    """Pretrain, write the report into the run folder, and print what came out."""
-    from lightning_fabric.utilities.rank_zero import rank_zero_only
+def pretrain_distilled(
+    *,
+    settings: Annotated[DistillFlags, Parameter(name="*")] = _DISTILL,
+    config: ConfigFiles = (),
+    recipe: RecipeName = None,
+    json: AsJson = False,
+) -> None:
+    """Pretrain on images without their labels, by self-distillation.
 
-    import unrolled.train as training
-    from unrolled.commands.pretrain_report import run_report, words
+    Views of an image agree with a teacher, while the coding rate of the features keeps them from collapsing. Everything
+    about the run goes into one folder. Ctrl-C saves and stops; the same command with `--resume auto` goes on, bit for
+    bit. What comes out is for `unrolled finetune --weights RUN`, `eval`, `trace` and `segment`.
 
-    began = time.perf_counter()
-    with saying_how_to_resume("pretrain", chosen.out, chosen.model):
-        result = training.pretrain(chosen)
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return
-    hold(result.run_dir)
-    chosen = training.load_config(result.run_dir / "config.yaml", PretrainConfig)
-    facts = {
-        "run": str(result.run_dir),
-        "task": chosen.task,
-        "model": chosen.model,
-        "data": chosen.data,
-        "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
-        "steps": result.steps,
-        "chosen_step": result.chosen_step,
-        "images_per_second": result.images_per_second,
-        "test": result.test,
-        "validation": [entry for entry in result.metrics if entry["split"] == "val"],
-        "skipped": result.skipped,
-    }
-    report = run_report(chosen, result, facts, time.perf_counter() - began)
-    page = report.write(result.run_dir).html
-    say_where(page, quiet=chosen.quiet)
-    if result.skipped:
-        print(f"{len(result.skipped)} images could not be read and were left out", file=sys.stderr)
-    if json:
-        print(json_module.dumps({**facts, "report": str(page)}, indent=2))
-        return
-    score = f"test {words(chosen.task, result.test)}" if result.test else "no test split"
-    print(
-        f"{chosen.model} on {chosen.data}: {score}, {facts['parameters']:,} parameters, {result.steps:,} steps, "
-        f"{result.images_per_second:,.0f} images/s; the model is in {result.run_dir}"
-    )
+        unrolled pretrain --task simdino --data cifar10 --data-dir data --out runs/simdino
+        unrolled finetune --weights runs/simdino --data cifar10 --data-dir data
+    """
+    run_training("pretrain", as_config(DistillConfig, settings), json=json)
 
 
 def is_pretrain_run(model: str) -> bool:
     """Whether a MODEL argument is the folder of a run of pretraining."""
-    return run_settings(model).get("task") in ("mae", "simdino")
+    return run_settings(model).get("task") in (*MaskedConfig.tasks, *DistillConfig.tasks)
 
 
 def evaluate_pretrained(
@@ -129,7 +106,7 @@ def evaluate_pretrained(
     from unrolled.commands.pretrain_report import evaluation_report, words
     from unrolled.data import open_images
     from unrolled.train import load_config
-    from unrolled.train.pretraining import measure_run
+    from unrolled.train.fitting import measure_run
     from unrolled.train.run import drawn_evenly
 
     folder = Path(named(model).removeprefix("local:")).expanduser()
@@ -139,7 +116,8 @@ def evaluate_pretrained(
         changes["split_seed"] = split_seed
     if val_fraction is not None or (split == "val" and not changes["val_fraction"]):
         changes["val_fraction"] = val_fraction or 0.1
-    config = load_config(folder / "config.yaml", PretrainConfig)
+    config = load_config(folder / "config.yaml")
+    assert isinstance(config, PretrainConfig)
     config = dataclasses.replace(
         config,
         **changes,

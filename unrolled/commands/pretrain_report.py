@@ -10,7 +10,8 @@ from torch import nn
 from unrolled.commands.common import of_all
 from unrolled.data import ImageSource
 from unrolled.report import Fact, LineChart, Provenance, Report, Series
-from unrolled.train import PretrainConfig, TrainResult
+from unrolled.train import TrainResult
+from unrolled.train.config import MaskedConfig, PretrainConfig
 
 _PICTURES = 6
 # per task: split, key, label, dashed; each list is one chart
@@ -65,11 +66,10 @@ def words(task: str, scores: Mapping[str, Any]) -> str:
     )
 
 
-def run_report(config: PretrainConfig, result: TrainResult, facts: dict[str, Any], seconds: float) -> Report:
+def run_report(result: TrainResult, facts: dict[str, Any], seconds: float) -> Report:
     """The report of a run of pretraining."""
-    from unrolled.train.run import open_splits
-
-    masked = config.task == "mae"
+    config = result.config
+    masked = isinstance(config, MaskedConfig)
     question = (
         "How well does it complete images it never saw?"
         if masked
@@ -82,7 +82,7 @@ def run_report(config: PretrainConfig, result: TrainResult, facts: dict[str, Any
     shown += [
         Fact(label="Parameters", value=f"{facts['parameters']:,}"),
         Fact(
-            label="Training speed", value=f"{result.images_per_second:,.0f} images/s", detail=f"{result.steps:,} steps"
+            label="Training speed", value=f"{result.units_per_second:,.0f} images/s", detail=f"{result.steps:,} steps"
         ),
     ]
     summary = "Nothing was held out to measure."
@@ -103,9 +103,8 @@ def run_report(config: PretrainConfig, result: TrainResult, facts: dict[str, Any
             caption="One run. Training values are averaged since the point before, over augmented images; dotted: what "
             f"the values are to be compared with{_MEANING[config.task]}.{few}{chosen}",
         )
-    splits = open_splits(config)
-    source = splits.test or splits.val
-    if masked and source is not None:
+    source = result.data.test or result.data.val
+    if isinstance(config, MaskedConfig) and source is not None:
         _pictures(report, config, result.model, source, held_out)
     report.results = {**facts, "metrics": result.metrics}
     report.provenance = Provenance.collect(config=config, seeds=[config.seed], duration=seconds)
@@ -124,7 +123,7 @@ def evaluation_report(
     report = Report(f"{result['model']} on {config.data}", question=f"How good is it on the {result['split']} split?")
     only = f" {result['images']:,} images{of_all(result)}." if "samples" in result else ""
     report.headline(f"{words(config.task, result)}.{only}".capitalize(), _facts(config.task, result, result["split"]))
-    if config.task == "mae":
+    if isinstance(config, MaskedConfig):
         _pictures(report, config, model, source, result["split"])
     report.results = result
     report.provenance = Provenance.collect(config=settings, seeds=[], duration=seconds)
@@ -187,7 +186,7 @@ def _charts(task: str, metrics: Sequence[Mapping[str, Any]]) -> list[LineChart]:
     return charts
 
 
-def _pictures(report: Report, config: PretrainConfig, model: Any, source: ImageSource, what: str) -> None:
+def _pictures(report: Report, config: MaskedConfig, model: Any, source: ImageSource, what: str) -> None:
     """Input, mask and completion of a few images."""
     import numpy as np
 

@@ -6,21 +6,25 @@ Each source fills only what the stronger ones left open, so they are applied str
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
+import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import CycloptsError, Group, Parameter, Token
 from cyclopts.config import Dict, Env
 
 from unrolled.errors import CorruptFile, MissingData, check_finite
-from unrolled.train.config import recipe
+from unrolled.reading import read_settings
+from unrolled.train.config import HEADINGS, heading_of
+from unrolled.train.config_files import of_this_kind, recipe, recipes
 from unrolled.trust import check, check_model_args
 
 if TYPE_CHECKING:
@@ -58,40 +62,19 @@ Pretrained = Annotated[
     ),
 ]
 
-# first field of each block of TrainConfig -> the heading its flags get in --help
-TRAIN_HEADINGS = {
-    "task": "Model",
-    "data": "Data",
-    "tokenizer": "Text",
-    "epochs": "Duration",
-    "optimizer": "Optimiser and schedule",
-    "augment": "Augmentation and loss",
-    "precision": "Machine",
-    "out": "Output",
-}
-
-# and of the fields that PretrainConfig adds
-PRETRAIN_HEADINGS = {**TRAIN_HEADINGS, "mask_ratio": "Masked autoencoding", "rate_weight": "Self-distillation"}
-
 T = TypeVar("T")
 
 
-def flags_of(config: type[T], headings: Mapping[str, str] | None = None) -> type[T]:
-    """A subclass of a configuration dataclass whose fields carry the heading `--help` lists them under.
-
-    Args:
-        config: the dataclass.
-        headings: first field of a block -> its heading; fields before the first come under "Parameters".
-    """
-    headings = headings or {}
+def flags_of(config: type[T]) -> type[T]:
+    """A subclass of a configuration dataclass whose fields carry the heading `--help` lists them under: that of the
+    class they come from."""
     hints: dict[str, Any] = get_type_hints(config, include_extras=True)
     specs: list[tuple[str, Any, Any]] = []
-    group: Group | None = None
-    for order, item in enumerate(dataclasses.fields(config)):  # type: ignore[arg-type]
-        if item.name in headings:
-            group = Group(headings[item.name], sort_key=order)
-        heading: dict[str, Any] = {} if group is None else {"group": group}
-        parameter = Parameter(negative_iterable=(), consume_multiple=True, **heading)
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        heading = heading_of(config, item.name)
+        group = None if heading is None else Group(heading, sort_key=HEADINGS.index(heading))
+        choice = get_origin(hints[item.name]) is not Literal or len(get_args(hints[item.name])) > 1
+        parameter = Parameter(negative_iterable=(), consume_multiple=True, group=group, show=choice)
         default = dataclasses.field(default=item.default, default_factory=item.default_factory)  # type: ignore[call-overload]
         annotated: Any = Annotated[hints[item.name], parameter]  # type: ignore[valid-type,name-defined]
         specs.append((item.name, annotated, default))
@@ -176,8 +159,6 @@ def layered(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
 
 def read_yaml(path: str, arguments: ArgumentCollection) -> dict[str, Any]:
     """The mapping in a YAML file, every key checked against the verb's flags and spelled with underscores."""
-    from unrolled.reading import read_settings
-
     try:
         data = read_settings(Path(path).expanduser())
     except MissingData as error:
@@ -186,12 +167,36 @@ def read_yaml(path: str, arguments: ArgumentCollection) -> dict[str, Any]:
         raise CycloptsError(msg=f"--config: {error}") from error
     known = {_spelled(argument) for argument in arguments if argument.parse} - {"config", "recipe"}
     settings = {key.replace("-", "_"): value for key, value in data.items()}
+    if "task" in known:
+        settings = of_this_kind(settings, known, path)
     check_model_args(settings.get("model_args") or {}, f"model_args in {path}")
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
             raise CycloptsError(msg=f"unknown key {key!r} in {path}." + (f" Did you mean {near[0]!r}?" if near else ""))
     return settings
+
+
+def asked_for(name: str, tokens: Sequence[str]) -> str | None:
+    """What a setting is going to be, before it is known which flags there are; None if nothing says so.
+
+    Files that cannot be read are passed over: `layered` complains of them.
+    """
+
+    def of_flag(flag: str) -> list[str]:
+        pairs = [value for token, value in pairwise(tokens) if token == flag]
+        return [*pairs, *(token.partition("=")[2] for token in tokens if token.startswith(f"{flag}="))]
+
+    values: list[Any] = [*reversed(of_flag(f"--{name}")), os.environ.get(ENV_PREFIX + name.upper())]
+    known = recipes()
+    files: list[str | Path] = [
+        *reversed(of_flag("--config")),
+        *(known[each] for each in of_flag("--recipe") if each in known),
+    ]
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            values.append(read_settings(Path(file).expanduser()).get(name))
+    return next((str(value) for value in values if value is not None), None)
 
 
 def _spelled(argument: Argument) -> str:

@@ -1,4 +1,4 @@
-"""`unrolled train` and `unrolled finetune`."""
+"""`unrolled train` and `unrolled finetune`; what all verbs that train do is `run_training`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from unrolled.commands.common import say_where, saying_how_to_resume
-from unrolled.commands.settings import TRAIN_HEADINGS, AsJson, ConfigFiles, RecipeName, as_config, flags_of
-from unrolled.commands.text import run_text
+from unrolled.commands.settings import AsJson, ConfigFiles, RecipeName, as_config, flags_of
 from unrolled.locks import hold
-from unrolled.train.config import FinetuneConfig, TrainConfig
+from unrolled.train.config import FinetuneConfig, RunConfig, TextConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from unrolled.report import Report
     from unrolled.train import TrainResult
 
     TrainFlags = TrainConfig
+    TextFlags = TextConfig
     FinetuneFlags = FinetuneConfig
 else:
-    TrainFlags = flags_of(TrainConfig, TRAIN_HEADINGS)
-    FinetuneFlags = flags_of(FinetuneConfig, TRAIN_HEADINGS)
+    TrainFlags = flags_of(TrainConfig)
+    TextFlags = flags_of(TextConfig)
+    FinetuneFlags = flags_of(FinetuneConfig)
 
 _TRAIN = TrainFlags()
+_TEXT = TextFlags()
 _FINETUNE = FinetuneFlags()
 
 
@@ -35,20 +38,37 @@ def train(
     recipe: RecipeName = None,
     json: AsJson = False,
 ) -> None:
-    """Train an image classifier, or with `--task` a language model; everything about the run goes into one folder.
+    """Train an image classifier; everything about the run goes into one folder.
 
-    Ctrl-C saves and stops; the same command with `--resume auto` goes on, bit for bit.
+    Ctrl-C saves and stops; the same command with `--resume auto` goes on, bit for bit. Language models are trained with
+    `--task lm` or `--task mlm`, which have flags of their own: `unrolled train --task lm --help`.
 
         unrolled train --data digits --epochs 20 --out runs/digits
         unrolled train --config runs/digits/config.yaml --seed 1 --out runs/digits-1
         unrolled train --model crate_nano_patch4_32 --data cifar10 --data-dir data --precision bf16
-        unrolled train --task lm --model crate_gpt_nano --data tinyshakespeare --data-dir texts --out runs/text
+        unrolled train --task lm --data tinyshakespeare --data-dir texts --out runs/text
     """
-    chosen = as_config(TrainConfig, settings)
-    if chosen.task == "classify":
-        run_training(chosen, json=json)
-    else:
-        run_text(chosen, json=json)
+    run_training("train", as_config(TrainConfig, settings), json=json)
+
+
+def train_text(
+    *,
+    settings: Annotated[TextFlags, Parameter(name="*")] = _TEXT,
+    config: ConfigFiles = (),
+    recipe: RecipeName = None,
+    json: AsJson = False,
+) -> None:
+    """Train a language model on text, causal (`--task lm`) or masked (`--task mlm`).
+
+    Everything about the run goes into one folder. Ctrl-C saves and stops; the same command with `--resume auto` goes
+    on, bit for bit.
+
+        unrolled train --task lm --data tinyshakespeare --data-dir texts --out runs/text
+        unrolled train --task lm --model mesanet_nano --model-args.depth 2 --steps 2000 --warmup-steps 100 \
+--eval-every 250 --data-dir texts
+        unrolled train --task mlm --data folder --data-dir texts --held-out 0.1
+    """
+    run_training("train", as_config(TextConfig, settings), json=json)
 
 
 def finetune(
@@ -65,32 +85,29 @@ def finetune(
 
         unrolled finetune --weights runs/big --data digits --out runs/small
     """
-    run_training(as_config(FinetuneConfig, settings), json=json)
+    run_training("finetune", as_config(FinetuneConfig, settings), json=json)
 
 
-def run_training(config: TrainConfig, *, json: bool) -> None:
-    """Train or fine-tune, write the report into the run folder, and print what came out."""
+def run_training(verb: str, config: RunConfig, *, json: bool) -> None:
+    """Train as `config` says, write the report into the run folder, and print what came out.
+
+    Args:
+        verb: of the command, which is named when the run is interrupted.
+        config: of the run.
+        json: print it as JSON.
+    """
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     import unrolled.train as training
-    from unrolled.report import report_for_run
 
     began = time.perf_counter()
-    with saying_how_to_resume("finetune" if isinstance(config, FinetuneConfig) else "train", config.out, config.model):
-        result = training.finetune(config) if isinstance(config, FinetuneConfig) else training.fit(config)
+    with saying_how_to_resume(verb, config.out, config.model):
+        result = training.fit(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
     hold(result.run_dir)
-    config = training.load_config(result.run_dir / "config.yaml", type(config))  # with the model that "auto" stood for
-    facts = summary(config, result)
-    notes = (
-        {} if result.load_report is None else {"Weights it started from": f"`{config.weights}`: {result.load_report}"}
-    )
-    if config.eval_samples is not None:
-        notes["Validation"] = f"On {config.eval_samples:,} of the held-out images, drawn evenly; the test is on all."
-    report = report_for_run(
-        result.run_dir, parameters=facts["parameters"], duration=time.perf_counter() - began, notes=notes
-    )
+    facts = summary(result)
+    report, scores = report_of(result, facts, time.perf_counter() - began)
     page = report.write(result.run_dir).html
     say_where(page, quiet=config.quiet)
     if result.skipped:
@@ -99,23 +116,45 @@ def run_training(config: TrainConfig, *, json: bool) -> None:
     if json:
         print(json_module.dumps({**facts, "report": str(page)}, indent=2))
         return
-    score = f"test accuracy {100 * facts['test']['accuracy']:.2f} %" if facts["test"] else "no test split"
+    speed = f", {result.units_per_second:,.0f} {result.unit}/s" if result.units_per_second else ""
     print(
-        f"{config.model} on {config.data}: {score}, {facts['parameters']:,} parameters, {facts['steps']:,} steps, "
-        f"{facts['images_per_second']:,.0f} images/s; the model is in {result.run_dir}"
+        f"{result.config.model} on {result.config.data}: {scores}, {facts['parameters']:,} parameters, "
+        f"{result.steps:,} steps{speed}; the model is in {result.run_dir}"
     )
 
 
-def summary(config: TrainConfig, result: TrainResult) -> dict[str, Any]:
+def report_of(result: TrainResult, facts: dict[str, Any], seconds: float) -> tuple[Report, str]:
+    """The report of a run, and its scores on the test part in words."""
+    from unrolled.commands import pretrain_report, text_report
+    from unrolled.report import report_for_run
+
+    config = result.config
+    if isinstance(config, TextConfig):
+        assert result.test is not None
+        return text_report.run_report(result, facts, seconds), f"test {text_report.words(result.test)}"
+    if not isinstance(config, TrainConfig):
+        scores = f"test {pretrain_report.words(config.task, result.test)}" if result.test else "no test split"
+        return pretrain_report.run_report(result, facts, seconds), scores
+    notes = {}
+    if result.load_report is not None:
+        notes["Weights it started from"] = f"`{config.weights}`: {result.load_report}"
+    if config.eval_samples is not None:
+        notes["Validation"] = f"On {config.eval_samples:,} of the held-out images, drawn evenly; the test is on all."
+    report = report_for_run(result.run_dir, parameters=facts["parameters"], duration=seconds, notes=notes)
+    return report, f"test accuracy {100 * result.test['accuracy']:.2f} %" if result.test else "no test split"
+
+
+def summary(result: TrainResult) -> dict[str, Any]:
     """What came out of a run, as plain values."""
     return {
         "run": str(result.run_dir),
-        "model": config.model,
-        "data": config.data,
+        "task": result.config.task,
+        "model": result.config.model,
+        "data": result.config.data,
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
         "steps": result.steps,
         "chosen_step": result.chosen_step,
-        "images_per_second": result.images_per_second,
+        f"{result.unit}_per_second": result.units_per_second,
         "test": result.test,
         "validation": [entry for entry in result.metrics if entry["split"] == "val"],
         "skipped": result.skipped,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,17 @@ from torch import Tensor, nn
 from unrolled.data.sources import BadImage, Picture, as_uint8
 from unrolled.memory import check_fits
 
-if TYPE_CHECKING:
-    from unrolled.train.config import TrainConfig
+
+class Augments(Protocol):
+    """Settings of augmentation; `train.config.Augmentation` says what each does."""
+
+    augment: bool
+    crop_scale: tuple[float, float]
+    pad_crop: int | None
+    hflip: float
+    color_jitter: float
+    auto_augment: str | None
+    random_erasing: float
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class ImageTransform:
 
 
 def train_transform(
-    config: TrainConfig,
+    config: Augments,
     input_size: tuple[int, int, int],
     mean: Sequence[float],
     std: Sequence[float],
@@ -119,7 +128,7 @@ def train_transform(
     """The training transform a configuration asks for; with `augment` off, the evaluation transform.
 
     Args:
-        config: its augmentation settings, `augment` to `random_erasing`, are used.
+        config: such as a `TrainConfig`.
         input_size: (channels, height, width); 1 or 3 channels.
         mean, std: for pixels in 0..1, one value for each channel; one value serves three channels, and three are
             averaged for grey.

@@ -171,7 +171,7 @@ def run_one(config: Config, model: str, seed: int) -> Outcome:
             quiet=True,
         ),
         # without a validation split `fit` keeps the last weights
-        splits=Splits(train=train, test=test),
+        data=Splits(train=train, test=test),
         callbacks=[validate],
     )
     assert result.test is not None  # the digits have a test split
@@ -181,7 +181,7 @@ def run_one(config: Config, model: str, seed: int) -> Outcome:
         parameters=sum(parameter.numel() for parameter in result.model.parameters()),
         accuracy=result.test["accuracy"],
         images=result.test["images"],
-        images_per_second=result.images_per_second,
+        images_per_second=result.units_per_second,
         seconds=time.perf_counter() - began,
         metrics=[*result.metrics, *curve],
         trace=trace_report(result.model, eval_loader(test, transform, batch_size=120), seed=seed),

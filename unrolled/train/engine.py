@@ -7,6 +7,7 @@ import gc
 import os
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,14 +15,24 @@ from torch import Tensor, nn
 
 from unrolled.locks import owned
 from unrolled.precision import in_hardware, note_if_slow
-from unrolled.train.config import TrainConfig
+from unrolled.train.config import RunConfig
 
 T = TypeVar("T")
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
+@dataclass(frozen=True)
+class Alone:
+    """What a task asks of a Fabric, where one process measures and nothing is trained."""
+
+    device: torch.device
+    world_size: int = 1
+    global_rank: int = 0
+    is_global_zero: bool = True
+
+
 @contextlib.contextmanager
-def launched(config: TrainConfig) -> Iterator[Any]:
+def launched(config: RunConfig) -> Iterator[Any]:
     """A launched `lightning_fabric.Fabric` for `config`, whose process group is left at the end, come what may.
 
     Until then the run folder `config.out` is the group's: its first process holds the lock of `unrolled.locks`.
@@ -43,7 +54,7 @@ def launched(config: TrainConfig) -> Iterator[Any]:
         shutdown(fabric)
 
 
-def launch(config: TrainConfig) -> Any:
+def launch(config: RunConfig) -> Any:
     """A launched `lightning_fabric.Fabric` for `config`. Under torchrun its process counts win over the config's.
 
     Raises:
@@ -116,7 +127,7 @@ def _shard(model: nn.Module, mesh: Any) -> nn.Module:
     return model
 
 
-def active_strategy(fabric: Any, wrapped: nn.Module, config: TrainConfig) -> str:
+def active_strategy(fabric: Any, wrapped: nn.Module, config: RunConfig) -> str:
     """ "single", "ddp" or "fsdp", read off the wrapped model rather than the request, which must agree with it."""
     from torch.nn.parallel import DistributedDataParallel
 

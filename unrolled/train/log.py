@@ -20,7 +20,8 @@ from typing import Any
 from unrolled.errors import CorruptFile, require
 from unrolled.reading import read_text
 from unrolled.train.checkpoint import write_atomic
-from unrolled.train.config import TrainConfig, as_plain
+from unrolled.train.config import RunConfig
+from unrolled.train.config_files import as_plain
 
 METRICS = "metrics.jsonl"
 
@@ -32,7 +33,7 @@ class MetricsLog:
     writes.
     """
 
-    def __init__(self, config: TrainConfig, *, write: bool = True) -> None:
+    def __init__(self, config: RunConfig, *, write: bool = True) -> None:
         self._config, self._write = config, write
         self._path = config.out / METRICS
         self._mirrors: list[Any] = []
@@ -98,7 +99,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class _TensorBoard:
-    def __init__(self, config: TrainConfig, resumed_at: int | None) -> None:
+    def __init__(self, config: RunConfig, resumed_at: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = None if resumed_at is None else resumed_at + 1
@@ -117,7 +118,7 @@ class _Service:
     continues it and another run in a folder of the same name does not; steps logged twice around a kill carry equal
     values."""
 
-    def __init__(self, module: str, config: TrainConfig, resumed_at: int | None) -> None:
+    def __init__(self, module: str, config: RunConfig, resumed_at: int | None) -> None:
         self._module = importlib.import_module(module)
         kept = config.out / f"{module}.txt"
         if resumed_at is None or not kept.exists():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unrolled.train.config import TrainConfig
+from unrolled.train.config import RunConfig, TrainConfig
 
 
 def seed_step(seed: int, step: int, rank: int = 0, device: torch.device | str = "cpu") -> None:
@@ -39,7 +39,7 @@ def learning_rate(step: int, *, peak: float, warmup: int, total: int, minimum: f
     return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """The timm optimiser `config.optimizer` over two groups: decayed matrices, and everything that must not decay
     (norms, biases, learned scalars, and what `model.no_weight_decay()` names: positions, class token).
 
@@ -71,7 +71,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return optimizer
 
 
-def _muon(model: nn.Module, config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _muon(model: nn.Module, config: RunConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     from unrolled.train.muon import Muon, layer_matrices
 
     parameters = dict(model.named_parameters())

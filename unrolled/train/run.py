@@ -18,7 +18,7 @@ from torch import nn
 from unrolled.checksums import write_sums
 from unrolled.errors import MissingData
 from unrolled.reading import read_object
-from unrolled.train.config import TrainConfig
+from unrolled.train.config import Augmentation, ImageConfig, RunConfig
 from unrolled.trust import check, check_model_args
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _digest(source: ImageSource, digest: Any) -> None:
         digest.update(np.ascontiguousarray(np.asarray(picture)).tobytes() + str(int(label)).encode())
 
 
-def open_splits(config: TrainConfig) -> Splits:
+def open_splits(config: ImageConfig) -> Splits:
     """The splits `config.data` names; a data set without a test split is trained on without a final test."""
     from unrolled.data import open_images
 
@@ -100,7 +100,7 @@ def drawn_evenly(source: ImageSource, count: int | None, setting: str) -> ImageS
     return Subset(source, np.linspace(0, len(source) - 1, count).round().astype(np.int64))
 
 
-def build_model(config: TrainConfig, source: ImageSource, classes: int | None = None) -> nn.Module:
+def build_model(config: ImageConfig, source: ImageSource, classes: int | None = None) -> nn.Module:
     """The model `config` names, randomly initialised, with `classes` outputs; default: as many as the images have.
 
     A registered model that starts from scratch gets one channel for grey images; any other keeps its own number, and
@@ -142,7 +142,7 @@ def is_masked(spec: str) -> bool:
     return (rest if scheme == "timm" else spec).split(".")[0] in MASKED
 
 
-def model_of(config: TrainConfig) -> dict[str, Any]:
+def model_of(config: ImageConfig) -> dict[str, Any]:
     """The `model` and `model_args` that `config.weights` describes, a folder or the name of weights that ship, below
     those of `config` itself.
 
@@ -185,14 +185,16 @@ class Loaders:
     """(height, width) at which the model sees images."""
 
 
-def build_loaders(config: TrainConfig, splits: Splits, model: nn.Module, *, rank: int, world_size: int) -> Loaders:
+def build_loaders(config: ImageConfig, splits: Splits, model: nn.Module, *, rank: int, world_size: int) -> Loaders:
     """Loaders with the preprocessing the model asks for (`data.model_input`)."""
     from unrolled.data import eval_loader, eval_transform, model_input, steps_per_epoch, train_loader, train_transform
 
     cfg = model_input(model, native_size=splits.train.native_size, image_size=config.image_size)
     size, mean, std, interpolation = cfg["input_size"], cfg["mean"], cfg["std"], cfg["interpolation"]
-    training = train_transform(config, size, mean, std, interpolation=interpolation)
     evaluation = eval_transform(size, mean, std, interpolation=interpolation, crop_pct=cfg["crop_pct"])
+    training = evaluation
+    if isinstance(config, Augmentation):  # else the task makes views of its own
+        training = train_transform(config, size, mean, std, interpolation=interpolation)
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "rank": rank,
@@ -208,7 +210,7 @@ def build_loaders(config: TrainConfig, splits: Splits, model: nn.Module, *, rank
     )
 
 
-def save_model(model: nn.Module, folder: Path, config: TrainConfig, *, classes: Sequence[str] | None = None) -> None:
+def save_model(model: nn.Module, folder: Path, config: RunConfig, *, classes: Sequence[str] | None = None) -> None:
     """`model.safetensors` and `config.json` in `folder`, as timm reads them: `timm.create_model("local-dir:FOLDER")`.
 
     A model that timm did not build is written as weights with its name and arguments. `classes` are what the outputs
@@ -223,7 +225,7 @@ def save_model(model: nn.Module, folder: Path, config: TrainConfig, *, classes: 
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     if (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
-        expects = model_input(model, image_size=config.image_size)
+        expects = model_input(model, image_size=getattr(config, "image_size", None))
         named = {} if classes is None else {"label_names": list(classes)}
         save_for_hf(model, str(unfinished), safe_serialization=True, model_config=named, data_config=expects)
     else:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from unrolled.train.checkpoint import (
     whole,
     write_atomic,
 )
-from unrolled.train.config import TrainConfig, as_plain, save_config
+from unrolled.train.config import RunConfig
+from unrolled.train.config_files import as_now, as_plain, save_config
 from unrolled.train.log import METRICS
 from unrolled.train.optim import MovingAverage
 
@@ -68,7 +69,7 @@ class Window:
 class RunState:
     """What a checkpoint holds, with the live objects it is taken from and put back into."""
 
-    config: TrainConfig
+    config: RunConfig
     fabric: Any
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -84,12 +85,12 @@ class RunState:
     saved: int = -1
     further: dict[str, Tensor] = field(default_factory=dict)
     """Live tensors of the objective, such as a teacher's."""
-    what: str = "images"
+    material: str
     """What it is trained on, in messages."""
     classes: list[str] | None = None
     """What the outputs of a classifier stand for."""
-    goodness: Callable[[dict[str, Any]], Any] = lambda scores: (scores["accuracy"], -scores["loss"])
-    """Of validation scores: the best are those of the largest value. Accuracy first, then loss."""
+    goodness: Callable[[dict[str, Any]], Any]
+    """Of validation scores: the best are those of the largest value."""
 
     @property
     def folder(self) -> Path:
@@ -147,11 +148,11 @@ class RunState:
             parts[part][rest] = tensor
         check_architecture(self.model, parts["model"], path)
         if not self.config.force:
-            check_same(as_plain(self.config), scalars["config"], path)
+            check_same(self.config, scalars["config"], path)
             if scalars["data"] != self.fingerprint:
                 raise ValueError(
-                    f"{path} was made on other training {self.what}, or with others held out; give the same data, or "
-                    "force"
+                    f"{path} was made on other training {self.material}, or with others held out; give the same data, "
+                    "or force"
                 )
         own = self.model.state_dict()
         self.model.load_state_dict({name: like(tensor, own[name]) for name, tensor in parts["model"].items()})
@@ -195,14 +196,15 @@ class RunState:
         return f"the last good checkpoint is {good[0]}" if good else "no checkpoint had been written yet"
 
 
-def check_same(now: dict[str, Any], then: dict[str, Any], path: Path) -> None:
-    """Refuse to resume with settings that would make another run.
+def check_same(config: RunConfig, then: Mapping[str, Any], path: Path) -> None:
+    """Refuse to resume with settings that would make another run than `then`, those that a checkpoint was made with.
 
     Raises:
         ValueError: listing every difference.
     """
     # a checkpoint may be older than a setting, and was then made with what is its default now
-    then = {**{f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in now}, **then}
+    now = as_plain(config)
+    then = {**{item.name: item.default for item in dataclasses.fields(config)}, **as_now(then, now)}
     changed = [
         f"{key}: {then.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
@@ -252,7 +254,7 @@ def prepare(state: RunState, extra: dict[str, Any]) -> int | None:
     return position
 
 
-def _find(config: TrainConfig, folder: Path) -> Path | None:
+def _find(config: RunConfig, folder: Path) -> Path | None:
     if config.resume == "auto":
         newest = load_newest(folder)
         return newest[0] if newest else None

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: one for images and for text, which differ in their `Work`.
+"""The training loop, top to bottom: one for images and for text, which differ in their `Task`.
 
 Every random draw is a function of (seed, step, sample), never of what happened before. So the whole state of a run is
 its tensors, a step number and a few scalars, and a run that is killed and resumed ends like one that was not, bit for
@@ -12,8 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 from unrolled.errors import TrainingStopped
 from unrolled.train import engine
 from unrolled.train.checkpoint import disk_error
-from unrolled.train.config import TrainConfig
+from unrolled.train.config import RunConfig
 from unrolled.train.log import MetricsLog, Progress, write_status
 from unrolled.train.optim import learning_rate, seed_step
 from unrolled.train.signals import Interrupted, StopRequest
 from unrolled.train.state import RunState, Window, prepare
+from unrolled.train.task import Task
 
 Callback = Callable[[dict[str, Any], nn.Module], None]
 
@@ -42,85 +42,17 @@ class Schedule(NamedTuple):
     eval_every: int
 
     @classmethod
-    def of(cls, config: TrainConfig, per_epoch: int) -> Schedule:
+    def of(cls, config: RunConfig, per_epoch: int) -> Schedule:
         """As `config` says, with so many steps to an epoch."""
-        total = max(1, round(config.epochs * per_epoch))
+        total = config.steps or max(1, round(config.epochs * per_epoch))
+        warmup = config.warmup_steps
         return cls(
             per_epoch=per_epoch,
             total=total,
             last=min(total, config.max_steps or total),
-            warmup=round(config.warmup_epochs * per_epoch),
-            eval_every=max(1, round(config.eval_every * per_epoch)),
+            warmup=round(config.warmup_epochs * per_epoch) if warmup is None else warmup,
+            eval_every=config.eval_steps(per_epoch),
         )
-
-
-class Work:
-    """What the steps of a run do: where their batches come from, what they minimise, how the model is measured."""
-
-    unit: ClassVar[str]
-    """What throughput counts."""
-    step_units: int
-    """How many of them a step takes, all processes together."""
-    validates: bool = True
-    """Whether there is a validation part."""
-    selects: bool = True
-    """Whether the best validation chooses the weights the run ends with; otherwise they are the last."""
-    tests: bool = True
-    """Whether there is a test part, to be looked at once, at the end."""
-
-    def opened(self, out: Path) -> None:
-        """Called on the first process when the run folder is there."""
-
-    def notes(self) -> Sequence[str]:
-        """What to say before the first step."""
-        return ()
-
-    def start(self, step: int, steps: int) -> None:
-        """Called before the first of `steps` steps; `step` were done by an earlier process."""
-
-    def fetch(self, step: int) -> Any:
-        """This process's share of the batch of a step, before the step's seed is set."""
-        raise NotImplementedError
-
-    def inputs(self, fetched: Any, step: int) -> tuple[Tensor, ...]:
-        """What the loss is made of, on the device, sample by sample along the first dimension."""
-        raise NotImplementedError
-
-    def loss(
-        self, wrapped: nn.Module, part: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What `part` of `inputs` adds to the step's loss, and to further numbers to log."""
-        raise NotImplementedError
-
-    def non_finite(self, loss: float, norm: float, fetched: Any, step: int) -> str:
-        """What to say of a loss, or a norm of gradients, that is no number (a collective call)."""
-        raise NotImplementedError
-
-    def skipped(self, fetched: Any) -> list[str]:
-        """Names of samples of this batch that could not be read."""
-        return []
-
-    def after_step(self, step: int) -> None:
-        """Called when the weights have changed for the `step`-th time."""
-
-    def entry(self, window: Window) -> dict[str, Any]:
-        """More of what to log of the steps of a window (a collective call)."""
-        return {}
-
-    def measure(self, wrapped: nn.Module, split: str, on_batch: Callable[[], None]) -> dict[str, Any]:
-        """Scores on `val` or `test`, `loss` among them (a collective call)."""
-        raise NotImplementedError
-
-    def words(self, scores: dict[str, Any]) -> str:
-        """Validation scores in words."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """Called when the model holds the weights that were chosen, before the test."""
-
-    def save(self, out: Path) -> None:
-        """Write the model (a collective call)."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)
@@ -135,7 +67,7 @@ class Finished:
 
 
 def run_steps(
-    work: Work,
+    task: Task,
     state: RunState,
     wrapped: nn.Module,
     schedule: Schedule,
@@ -147,7 +79,7 @@ def run_steps(
     """Train from where the run folder says to `schedule.last`, or until told to stop.
 
     Args:
-        work: what the steps do.
+        task: what the steps do.
         state: model, optimiser and everything else that checkpoints hold.
         wrapped: the model as its processes share it; forward passes go through it.
         schedule: when.
@@ -169,12 +101,12 @@ def run_steps(
     log.open(position, state.step)
     start = state.step
     if main:
-        work.opened(out)
+        task.opened(out)
         write_status(out, "running", start, last)
     show = main and not config.quiet
-    progress = Progress(total=last, start=start, batch_size=work.step_units, show=show, unit=work.unit)
+    progress = Progress(total=last, start=start, batch_size=task.step_units, show=show, unit=task.unit)
     stop = StopRequest()
-    for note in work.notes():
+    for note in task.notes():
         progress.note(note)
 
     def record(entry: dict[str, Any]) -> None:
@@ -196,19 +128,19 @@ def run_steps(
             )
 
     def measure(split: str) -> dict[str, Any]:
-        scores = work.measure(wrapped, split, check_stop)
+        scores = task.measure(wrapped, split, check_stop)
         record({"split": split, **scores})
         return scores
 
     def validate() -> None:
         with average.applied(model) if average else contextlib.nullcontext():
             scores = measure("val")
-        progress.note(f"epoch {state.step / schedule.per_epoch:.1f}: validation {work.words(scores)}")
-        if work.selects:
+        progress.note(f"epoch {state.step / schedule.per_epoch:.1f}: validation {task.words(scores)}")
+        if task.selects:
             state.keep_if_best(scores)
 
     def due(step: int) -> bool:
-        return work.validates and (step % schedule.eval_every == 0 or step == last)
+        return task.validates and (step % schedule.eval_every == 0 or step == last)
 
     units, seconds, window_seconds = 0, 0.0, 0.0
     try:
@@ -216,14 +148,14 @@ def run_steps(
             # a step's checkpoint is written before its validation, so a run killed in between validates now
             if position is not None and due(state.step):
                 validate()
-            work.start(start, max(0, last - start))
+            task.start(start, max(0, last - start))
             wrapped.train()
             while state.step < last:
                 began = time.perf_counter()
                 try:
-                    fetched = work.fetch(state.step)  # before seeding: starting a loader may draw random numbers
+                    fetched = task.fetch(state.step)  # before seeding: starting a loader may draw random numbers
                 except RuntimeError:
-                    if stop.wanted and config.workers:  # Ctrl-C reached a loader process too
+                    if stop.wanted and task.workers:  # Ctrl-C reached a loader process too
                         check_stop(1.0)
                     raise
                 seed_step(config.seed, state.step, rank, fabric.device)
@@ -232,14 +164,14 @@ def run_steps(
                 )
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1.0)
-                inputs = work.inputs(fetched, state.step)
+                inputs = task.inputs(fetched, state.step)
 
                 # --- forward and backward, in `accumulate` parts
                 loss, further = torch.zeros((), device=fabric.device), dict[str, Tensor]()
                 parts = list(zip(*(tensor.chunk(config.accumulate) for tensor in inputs), strict=True))
                 for number, part in enumerate(parts, start=1):
                     with engine.no_sync(fabric, wrapped, skip=number < len(parts)):
-                        part_loss, part_numbers = work.loss(wrapped, part, inputs)
+                        part_loss, part_numbers = task.loss(wrapped, part, inputs)
                         fabric.backward(part_loss)
                     loss += part_loss.detach()
                     for name, value in part_numbers.items():
@@ -252,25 +184,25 @@ def run_steps(
                 loss_value, norm_value, stopping = means[:3]
                 finite = math.isfinite(norm_value) or config.precision == "fp16"  # fp16's scaler skips such a step
                 if not (math.isfinite(loss_value) and finite):
-                    raise TrainingStopped(work.non_finite(loss_value, norm_value, fetched, state.step))
+                    raise TrainingStopped(task.non_finite(loss_value, norm_value, fetched, state.step))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 state.step += 1
                 if average is not None:
                     average.update(model, state.step)
-                work.after_step(state.step)
+                task.after_step(state.step)
                 elapsed = time.perf_counter() - began
                 window_seconds += elapsed
                 if state.step > start + 1 or last == start + 1:  # the first step also starts loaders and compiles
-                    units, seconds = units + work.step_units, seconds + elapsed
+                    units, seconds = units + task.step_units, seconds + elapsed
 
                 # --- log, save, validate
-                state.window.add(loss_value, None if norm is None else norm_value, work.skipped(fetched))
+                state.window.add(loss_value, None if norm is None else norm_value, task.skipped(fetched))
                 state.window.add_further(dict(zip(further, means[3:], strict=True)))
                 progress.step(state.step, loss_value)
                 if state.step % config.log_every == 0 or state.step == last:
-                    speed = state.window.steps * work.step_units / window_seconds
-                    record({**_train_entry(state, rate), f"{work.unit}_per_second": speed, **work.entry(state.window)})
+                    speed = state.window.steps * task.step_units / window_seconds
+                    record({**_train_entry(state, rate), f"{task.unit}_per_second": speed, **task.entry(state)})
                     state.window, window_seconds = Window(), 0.0
                 check_stop(stopping)
                 if state.step % config.checkpoint_every == 0 or state.step == last or due(state.step):
@@ -280,9 +212,9 @@ def run_steps(
 
             # --- the end: the chosen weights, one look at the test part, the model on the disk
             chosen = state.use_chosen()
-            work.finish()
-            test = measure("test") if work.tests else None
-            work.save(out)
+            task.finish()
+            test = measure("test") if task.tests else None
+            task.save(out)
         if main:
             write_status(out, "finished", state.step, last, chosen_step=chosen)
     except (Interrupted, TrainingStopped, OSError) as error:

@@ -11,7 +11,8 @@ from unrolled.errors import MissingData
 from unrolled.models import MaskedAutoencoder
 from unrolled.models.building import check_finite_weights
 from unrolled.train.checkpoint import check_architecture, checkpoints, load_newest
-from unrolled.train.config import TrainConfig, load_config
+from unrolled.train.config import TrainConfig
+from unrolled.train.config_files import load_config
 from unrolled.train.run import build_model
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from unrolled.models import MaskedAutoencoder
 from unrolled.models.masked import removed_patches
-from unrolled.train.objectives import Numbers, Objective
-from unrolled.train.run import Splits, build_model
+from unrolled.train.config import MaskedConfig
+from unrolled.train.task import Numbers
+from unrolled.train.tasks.images import ImageTask
 
 _HELD_OUT = 2**32  # no seed of a run: held-out images are masked the same way in every run
 
@@ -33,14 +35,18 @@ def mask_noise(seed: int, step: int, indices: Tensor, patches: int) -> Tensor:
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, patches)
 
 
-class MaskedReconstruction(Objective):
+class MaskedReconstruction(ImageTask):
     """Mean squared error on the patches that were removed (arXiv 2111.06377; of CRATE, arXiv 2404.02446)."""
 
-    def build(self, splits: Splits) -> nn.Module:
-        """The masked autoencoder that `config.model` names."""
-        return build_model(self.config, splits.train, classes=0)
+    config: MaskedConfig
+    model: MaskedAutoencoder
 
-    def adapt(self, model: nn.Module, splits: Splits) -> nn.Module:
+    def __init__(self, config: MaskedConfig, data: Any = None, model: nn.Module | None = None) -> None:
+        if config.model == "auto":
+            config = replace(config, model="crate_mae_nano_patch4_32")
+        super().__init__(config, data, model)
+
+    def adapt(self, model: nn.Module) -> MaskedAutoencoder:
         """The model itself, told in which units it predicts.
 
         Raises:
@@ -63,46 +69,32 @@ class MaskedReconstruction(Objective):
             )
         return model
 
-    def begin(self, model: nn.Module, splits: Splits, *, total: int, rank: int, device: torch.device) -> None:
-        """As `Objective.begin`."""
-        super().begin(model, splits, total=total, rank=rank, device=device)
-        assert isinstance(model, MaskedAutoencoder)
-        self.masked = model
-        self.patches = model.patch_embed.grid_size[0] * model.patch_embed.grid_size[1]
-
-    def batch(self, batch: Any, step: int) -> tuple[Tensor, ...]:
+    def inputs(self, fetched: Any, step: int) -> tuple[Tensor, ...]:
         """Images, and the noise that says what is removed of each."""
-        noise = mask_noise(self.config.seed, step, batch.indices, self.patches)
-        return batch.images.to(self.device, non_blocking=True), noise.to(self.device, non_blocking=True)
+        rows, columns = self.model.patch_embed.grid_size
+        noise = mask_noise(self.config.seed, step, fetched.indices, rows * columns)
+        return fetched.images.to(self.device, non_blocking=True), noise.to(self.device, non_blocking=True)
 
-    def loss(self, wrapped: nn.Module, *part: Tensor) -> tuple[Tensor, Numbers]:
-        """As `Objective.loss`."""
+    def mean_loss(self, wrapped: nn.Module, *part: Tensor) -> tuple[Tensor, Numbers]:
+        """As `ImageTask.mean_loss`."""
         images, noise = part
         return wrapped(images, self.config.mask_ratio, noise).loss, {}
 
-    def measure(
-        self,
-        wrapped: nn.Module,
-        loader: Iterable[Any],
-        *,
-        reduce: Callable[[Tensor], Tensor],
-        on_batch: Callable[[], None],
-        collective: bool,
-    ) -> dict[str, Any]:
+    def scores(self, wrapped: nn.Module, loader: Iterable[Any], on_batch: Callable[[], None]) -> dict[str, Any]:
         """As `evaluate_masked`."""
         return evaluate_masked(
             wrapped,
-            self.masked,
+            self.model,
             loader,
             self.device,
             mask_ratio=self.config.mask_ratio,
-            reduce=reduce,
+            reduce=self.reduce,
             on_batch=on_batch,
-            collective=collective,
+            collective=self.collective,
         )
 
     def words(self, scores: dict[str, Any]) -> str:
-        """As `Objective.words`."""
+        """As `Task.words`."""
         return f"loss {scores['loss']:.4f} (mean colour of the visible patches {scores['visible_mean_loss']:.4f})"
 
 

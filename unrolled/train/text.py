@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from unrolled.checksums import write_sums
 from unrolled.data.tokens import IGNORED, Tokenizer, mask_each, masked_windows, open_tokenizer, token_windows
-from unrolled.train.config import TrainConfig
+from unrolled.train.config import TextConfig
 from unrolled.train.evaluation import logits_of
 
-_DEFAULTS = {"lm": "crate_gpt_nano", "mlm": "crate_bert_nano"}
+DEFAULT_MODELS = {"lm": "crate_gpt_nano", "mlm": "crate_bert_nano"}
 _MASK_SEED = 0  # held-out text is masked the same way in every run
 
 
@@ -48,26 +48,7 @@ class Corpus:
         return self.bytes[split] - self.tokenizer.bytes_of(int(self.tokens[split][0]))
 
 
-def text_defaults(config: TrainConfig) -> TrainConfig:
-    """`config` with the model and corpus of its task in place of an image run's defaults.
-
-    Raises:
-        ValueError: its task is not one of text, or it asks for what text runs do not have.
-    """
-    if config.task not in _DEFAULTS:
-        raise ValueError(f"task={config.task!r}: choose 'lm' or 'mlm' for text")
-    if config.weights is not None:
-        raise ValueError("weights: a run on text starts from random weights; pass a loaded model from Python")
-    for name in ("srr_weight", "orthogonality_weight"):
-        if getattr(config, name):
-            raise ValueError(f"{name}: only classification of images has this term; leave it at 0")
-    unset = TrainConfig()
-    if config.model == unset.model:
-        config = replace(config, model=_DEFAULTS[config.task])
-    return replace(config, data="tinyshakespeare") if config.data == unset.data else config
-
-
-def open_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corpus:
+def open_corpus(config: TextConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     """The parts of the text `config.data` names, as tokens; a tokenizer that is learned sees the training part alone.
 
     Args:
@@ -105,7 +86,7 @@ def open_corpus(config: TrainConfig, tokenizer: Tokenizer | None = None) -> Corp
     )
 
 
-def build_language_model_of(config: TrainConfig, tokenizer: Tokenizer) -> nn.Module:
+def build_language_model_of(config: TextConfig, tokenizer: Tokenizer) -> nn.Module:
     """The model `config` names, with the tokenizer's vocabulary and positions for `config.length` tokens.
 
     Raises:
@@ -120,7 +101,7 @@ def build_language_model_of(config: TrainConfig, tokenizer: Tokenizer) -> nn.Mod
     arguments = {"max_length": config.length, **config.model_args, "vocab_size": tokenizer.vocab_size}
     described = language_config(config.model, **arguments)
     if isinstance(described, EncoderConfig) != (config.task == "mlm"):
-        fit = _DEFAULTS[config.task]
+        fit = DEFAULT_MODELS[config.task]
         raise ValueError(f"model={config.model!r} is not for task={config.task!r}; choose one such as {fit}")
     return build_language_model(described)
 
@@ -141,7 +122,7 @@ def evaluate_text(
     model: nn.Module,
     corpus: Corpus,
     split: str,
-    config: TrainConfig,
+    config: TextConfig,
     device: torch.device | str = "cpu",
     *,
     samples: int | None = None,
@@ -205,7 +186,7 @@ def evaluate_text(
 
 
 def _masked(
-    tokens: Tensor, drawn: Tensor | None, tokenizer: Tokenizer, config: TrainConfig
+    tokens: Tensor, drawn: Tensor | None, tokenizer: Tokenizer, config: TextConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets of a masked language model: of the whole part, or of the excerpts that were drawn."""
     assert tokenizer.mask_id is not None
@@ -239,7 +220,7 @@ def _excerpts(tokens: Tensor, length: int, count: int) -> Tensor:
     return tokens[starts[:, None] + torch.arange(length + 1)]
 
 
-def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, config: TrainConfig) -> None:
+def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, config: TextConfig) -> None:
     """`model.safetensors`, `config.json`, `tokenizer.json` and a card in `folder`, for `load_language_model`."""
     from unrolled.models.sequence import LanguageModel
     from unrolled.train.run import save_model
@@ -262,7 +243,7 @@ def save_language_model(model: nn.Module, tokenizer: Tokenizer, folder: Path, co
     os.replace(unfinished, folder)
 
 
-def _card(model: nn.Module, config: TrainConfig) -> str:
+def _card(model: nn.Module, config: TextConfig) -> str:
     """What the folder of a model holds, as `README.md`: what it is, its task and tokenizer, and how to load it."""
     goal = "the next token" if config.task == "lm" else "masked tokens"
     parameters = sum(parameter.numel() for parameter in model.parameters())

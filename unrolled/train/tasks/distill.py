@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,11 +29,11 @@ from torch import Tensor, nn
 
 from unrolled.models import MaskedAutoencoder
 from unrolled.theory import coding_rate
+from unrolled.train.config import DistillConfig
 from unrolled.train.evaluation import logits_of
-from unrolled.train.objectives import Numbers, Objective
 from unrolled.train.optim import copy_into
-from unrolled.train.pretrain_config import PretrainConfig
-from unrolled.train.run import Splits, build_model
+from unrolled.train.task import Numbers
+from unrolled.train.tasks.images import ImageTask
 
 _HELD_OUT = 2**32  # no seed of a run: held-out images are cropped the same way in every run
 _SHAPE = (math.log(3 / 4), math.log(4 / 3))  # of a crop, as log(width / height)
@@ -91,20 +92,21 @@ def crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return cut.unflatten(0, (b, v))
 
 
-class SelfDistillation(Objective):
+class SelfDistillation(ImageTask):
     """A student that agrees with its own average about the views of an image, while its features stay spread out.
 
     Under accumulation, and in several processes, the coding rate is that of the images which one pass sees together.
     """
 
     selects: ClassVar[bool] = False
-    augments: ClassVar[bool] = False
+    config: DistillConfig
 
-    def build(self, splits: Splits) -> nn.Module:
-        """The backbone that `config.model` names, without a classifier."""
-        return build_model(self.config, splits.train, classes=0)
+    def __init__(self, config: DistillConfig, data: Any = None, model: nn.Module | None = None) -> None:
+        if config.model == "auto":
+            config = replace(config, model="crate_nano_patch4_32")
+        super().__init__(config, data, model)
 
-    def adapt(self, model: nn.Module, splits: Splits) -> nn.Module:
+    def adapt(self, model: nn.Module) -> nn.Module:
         """The model itself.
 
         Raises:
@@ -117,13 +119,13 @@ class SelfDistillation(Objective):
             )
         return model
 
-    def begin(self, model: nn.Module, splits: Splits, *, total: int, rank: int, device: torch.device) -> None:
+    def begin(self, model: nn.Module, result: nn.Module, total: int) -> None:
         """Also makes the teacher, equal to the student."""
         from unrolled.data import model_input
 
-        super().begin(model, splits, total=total, rank=rank, device=device)
-        config: PretrainConfig = self.config
-        expects = model_input(model, native_size=splits.train.native_size, image_size=config.image_size)
+        super().begin(model, result, total)
+        config = self.config
+        expects = model_input(model, native_size=self.data.train.native_size, image_size=config.image_size)
         channels, *sides = expects["input_size"]
         patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
         patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
@@ -155,19 +157,19 @@ class SelfDistillation(Objective):
 
     def views(self, images: Tensor, indices: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Two large views and the small ones: `[b, 2, c, h, w]` and `[b, local_crops, c, h', w']`."""
-        config: PretrainConfig = self.config
+        config = self.config
         large = draw_boxes(seed, step, indices, 2, config.global_scale, kind=0)
         small = draw_boxes(seed, step, indices, config.local_crops, config.local_scale, kind=1)
         return crop(images, large, self.large), crop(images, small, self.small)
 
-    def batch(self, batch: Any, step: int) -> tuple[Tensor, ...]:
+    def inputs(self, fetched: Any, step: int) -> tuple[Tensor, ...]:
         """As `views`, of the images of a step."""
-        images = batch.images.to(self.device, non_blocking=True)
-        return self.views(images, batch.indices, self.config.seed, step)
+        images = fetched.images.to(self.device, non_blocking=True)
+        return self.views(images, fetched.indices, self.config.seed, step)
 
-    def loss(self, wrapped: nn.Module, *part: Tensor) -> tuple[Tensor, Numbers]:
-        """As `Objective.loss`; further `distance` and `rate`."""
-        config: PretrainConfig = self.config
+    def mean_loss(self, wrapped: nn.Module, *part: Tensor) -> tuple[Tensor, Numbers]:
+        """As `ImageTask.mean_loss`; further `distance` and `rate`."""
+        config = self.config
         student, teacher = self._features(wrapped, *part)
         apart = distance(student, teacher)
         rates = coding_rate(student[:, : teacher.shape[1]].transpose(0, 1), config.rate_eps)  # of each large view
@@ -204,15 +206,7 @@ class SelfDistillation(Objective):
         copy_into(self.model, self.teacher.state_dict())
 
     @torch.no_grad()
-    def measure(
-        self,
-        wrapped: nn.Module,
-        loader: Iterable[Any],
-        *,
-        reduce: Callable[[Tensor], Tensor],
-        on_batch: Callable[[], None],
-        collective: bool,
-    ) -> dict[str, Any]:
+    def scores(self, wrapped: nn.Module, loader: Iterable[Any], on_batch: Callable[[], None]) -> dict[str, Any]:
         """How far student and teacher are apart on fixed views, and the coding rate of the features of all images.
 
         At the end of a run, when the model is the teacher, both are the teacher.
@@ -225,7 +219,7 @@ class SelfDistillation(Objective):
         Raises:
             ValueError: nothing to evaluate.
         """
-        config: PretrainConfig = self.config
+        config = self.config
         was_training = wrapped.training
         wrapped.eval()
         counts, second = torch.zeros(3, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
@@ -233,7 +227,7 @@ class SelfDistillation(Objective):
             for batch in loader:
                 images = batch.images.to(self.device, non_blocking=True)
                 if len(images) == 0:  # then the others wait in their forward pass
-                    images = images.new_zeros(1, *images.shape[1:]) if collective else images
+                    images = images.new_zeros(1, *images.shape[1:]) if self.collective else images
                 indices = batch.indices if len(batch.indices) else torch.zeros(len(images), dtype=torch.long)
                 counts[2] += len(batch.skipped)
                 if len(images):
@@ -248,7 +242,7 @@ class SelfDistillation(Objective):
                 on_batch()
         finally:
             wrapped.train(was_training)
-        sums = reduce(torch.cat([counts, second.flatten()]))
+        sums = self.reduce(torch.cat([counts, second.flatten()]))
         count, apart, skipped = sums[:3].tolist()
         if count == 0:
             raise ValueError("nothing to evaluate: the split is empty or no image in it could be read")
@@ -268,7 +262,7 @@ class SelfDistillation(Objective):
         }
 
     def words(self, scores: dict[str, Any]) -> str:
-        """As `Objective.words`."""
+        """As `Task.words`."""
         return (
             f"distance {scores['distance']:.4f}, coding rate {scores['rate']:.2f} nats (collapsed "
             f"{scores['collapsed_rate']:.2f}, at most {scores['largest_rate']:.2f})"
