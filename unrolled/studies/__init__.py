@@ -46,7 +46,7 @@ STUDIES: dict[str, str] = {
     "platonic-downstream": "platonic_downstream",
     "platonic-implications": "platonic.implications",
     "platonic-pmi": "platonic.pmi",
-    "platonic-samples": "platonic_samples",
+    "platonic-samples": "platonic.samples",
     "platonic-stitching": "platonic_stitching",
     "platonic-vision": "platonic.vision",
     "platonic-vision-language": "platonic.vision_language",
