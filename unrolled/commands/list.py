@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json as json_module
+from fnmatch import fnmatch
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -45,8 +47,8 @@ def list_(
     device
         Where `--compare` measures.
     """
-    from unrolled.models import list_models
-    from unrolled.models.encoder import list_language_models
+    from unrolled.catalogue import ModelInfo, catalogue, matching
+    from unrolled.plugins import plugins
 
     check_counts(batch_size=batch_size)
     if compare is not None:
@@ -60,10 +62,16 @@ def list_(
         return
     if match:
         raise ValueError(f"--match {match}: name the models with --compare, first the one to be matched")
-    models = [*list_models(pattern), *list_language_models(pattern)]
+    models = matching(pattern)
+    models += [
+        ModelInfo(name, _count(name), f"added by {point.dist.name if point.dist else point.module}", "")
+        for name, point in plugins("models").items()
+        if fnmatch(name, pattern)
+    ]
     if not models:
-        names = [model.name for model in (*list_models(), *list_language_models())]
-        raise ValueError(f"pattern={pattern!r} matches no model; there are {', '.join(names)}")
+        near = difflib.get_close_matches(pattern, catalogue(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(catalogue())}"
+        raise ValueError(f"pattern={pattern!r} matches no model; {hint}")
     if json:
         print(json_module.dumps([model._asdict() for model in models], indent=2))
         return
@@ -71,6 +79,16 @@ def list_(
     print(f"{'name':<{width}}  {'parameters':>11}  {'weights':<8}  source")
     for model in models:
         print(f"{model.name:<{width}}  {model.parameters:>11,}  {model.weights or '-':<8}  {model.source}")
+
+
+def _count(name: str) -> int:
+    """Parameters of a model that another package adds."""
+    import torch
+
+    from unrolled.models import create_model
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in create_model(name).parameters())
 
 
 def _compare(
