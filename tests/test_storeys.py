@@ -11,21 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
-STOREYS = [
-    "",
-    "arrays catalogue checksums errors locks memory plugins precision provenance reading trust",
-    "figures",
-    "theory ops",
-    "layers",
-    "models tasks data instruments",
-    "alignment train",
-    "report",
-    "studies",
-    "commands explorer",
-    "cli __main__ __init__ timm_names",
-    "",
-]
-LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names.split()}
+STOREYS = """\
+arrays catalogue checksums errors locks memory plugins precision provenance reading trust
+figures
+theory ops
+layers
+models tasks data instruments
+alignment train
+report
+studies
+commands explorer
+cli __main__ __init__ timm_names
+"""
+LEVEL = {name: level for level, names in enumerate(STOREYS.split("\n")) for name in names.split()}
 # instruments are strangers to models
 STRANGERS = {"instruments": {"models", "data"}, "data": {"models", "instruments"}, "models": {"data", "instruments"}}
 
