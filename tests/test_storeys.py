@@ -12,13 +12,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
 STOREYS = """\
-arrays catalogue checksums errors locks memory plugins precision provenance reading trust
+arrays catalogue checksums errors locks memory plugins precision provenance reading terminal trust
 figures
 theory ops
 layers
 models tasks data instruments
 alignment train
-report
+report subjects
+harness
 studies
 commands explorer
 cli __main__ __init__ timm_names

@@ -52,7 +52,7 @@ STUDIES: dict[str, str] = {
     "platonic-stitching": "platonic_stitching",
     "platonic-vision": "platonic.vision",
     "platonic-vision-language": "platonic.vision_language",
-    "platonic-whitebox": "platonic_whitebox",
+    "platonic-whitebox": "platonic.whitebox",
 }
 
 
