@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Literal
 
+from unrolled.catalogue import ModelInfo, catalogue, matching
 from unrolled.commands.options import check_counts, verb
 from unrolled.harness import JsonFlags, print_answer
+from unrolled.plugins import plugins
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.options import Device, MachineFlags
 from unrolled.subjects.runs import named
@@ -56,22 +60,38 @@ def list_(options: ListOptions) -> None:
         unrolled list --compare crate_tiny_patch16_224 timm:vit_tiny_patch16_224
         unrolled list --compare crate_tiny_patch16_224 timm:vit_tiny_patch16_224 --match flops
     """
-    from unrolled.models import list_models
-    from unrolled.models.encoder import list_language_models
-
     if options.compare is not None:
         _compare(options)
         return
-    models = [*list_models(options.pattern), *list_language_models(options.pattern)]
+    models = [*matching(options.pattern), *_added(options.pattern)]
     if not models:
-        names = [model.name for model in (*list_models(), *list_language_models())]
-        raise ValueError(f"pattern={options.pattern!r} matches no model; there are {', '.join(names)}")
+        near = difflib.get_close_matches(options.pattern, catalogue(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(catalogue())}"
+        raise ValueError(f"pattern={options.pattern!r} matches no model; {hint}")
     width = max(len(model.name) for model in models)
     lines = [f"{'name':<{width}}  {'parameters':>11}  {'weights':<8}  source"]
     lines += [
         f"{model.name:<{width}}  {model.parameters:>11,}  {model.weights or '-':<8}  {model.source}" for model in models
     ]
     print_answer([model._asdict() for model in models], "\n".join(lines), json=options.json)
+
+
+def _added(pattern: str) -> list[ModelInfo]:
+    """What other packages add; these are imported, and their models built."""
+    points = [point for name, point in plugins("models").items() if fnmatch(name, pattern)]
+    if not points:
+        return []
+    import torch
+
+    from unrolled.models import create_model
+
+    rows = []
+    for point in points:
+        with torch.device("meta"):
+            parameters = sum(parameter.numel() for parameter in create_model(point.name).parameters())
+        source = point.dist.name if point.dist else point.module
+        rows.append(ModelInfo(point.name, parameters, f"added by {source}", ""))
+    return rows
 
 
 def _compare(options: ListOptions) -> None:

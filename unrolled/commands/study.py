@@ -91,9 +91,9 @@ def list_studies(*, json: AsJson = False) -> None:
         unrolled study mesa-one-step --budget quick
         unrolled study crate-transfer --data-dir data --fashion-dir data/fashion --seeds 0 1
     """
-    from unrolled.studies import STUDIES, load
+    from unrolled.studies import load, study_names
 
-    studies = [load(name) for name in STUDIES]
+    studies = [load(name) for name in study_names()]
     if json:
         rows = [{"name": study.name, "title": study.title, "citation": study.citation} for study in studies]
         print(json_module.dumps(rows, indent=2))
