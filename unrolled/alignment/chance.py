@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ from unrolled.alignment.significance import (
     permutation_p_value,
     resolved_p_value,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST = 999  # relabellings where "moments" has to draw: enough for p = 0.001
 _DOMINANT = 5.0  # standard deviations that one sample may move a score by
@@ -111,6 +114,21 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, ready for JSON."""
         return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in asdict(self).items()}
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the scores of all pairs of layers as a map, with a frame around the best; see `figures.Panel.plot`."""
+        from unrolled.figures import HeatMap
+
+        rows, columns = self.layers
+        return HeatMap(
+            title=f"{self.metric.split('(')[0]}, n = {self.n}",
+            values=self.scores.double().cpu().numpy(),
+            rows=rows,
+            columns=columns,
+            row_label="a",
+            column_label="b",
+            mark=(rows.index(self.best[0]), columns.index(self.best[1])),
+        ).plot(ax)
 
     def summary(self) -> str:
         """One line: score, chance, p and interval, never the score alone."""
