@@ -179,6 +179,11 @@ class Subset(ImageSource):
         self.labels = None if base.labels is None else base.labels[self.indices]
         self.description = description or f"{len(self.indices):,} of {base.description}"
 
+    @classmethod
+    def evenly(cls, base: ImageSource, most: int) -> Subset:
+        """At most `most` of the images, drawn evenly, as sets are often sorted by class."""
+        return cls(base, evenly(most, len(base)))
+
     def __len__(self) -> int:
         return len(self.indices)
 
