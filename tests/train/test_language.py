@@ -272,3 +272,22 @@ def test_losses_are_those_of_one_token_after_the_other(make: Make) -> None:
     assert scores["bits_per_byte"] == pytest.approx(sum(sliding) / 74 / math.log(2), rel=1e-5)
     with pytest.raises(ValueError, match="stride=40"):
         evaluate_text(model, corpus, "test", result.config, stride=40)
+
+
+def test_the_share_held_out_is_a_flag(
+    make: Make, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unrolled.cli import run
+
+    save_config(make(max_steps=1, eval_samples=1), tmp_path / "run.yaml")
+    flags = ["--config", str(tmp_path / "run.yaml"), "--json"]
+    tested = []
+    for more in ([], ["--held-out", "0.2", "--force"]):
+        assert run(["train", *flags, *more]) == 0
+        tested.append(json.loads(capsys.readouterr().out)["test"]["tokens"])
+    assert tested[1] == pytest.approx(4 * tested[0], rel=0.1)
+    assert run(["eval", str(tmp_path / "run"), "--out", str(tmp_path / "eval"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == tested[1], "divided as the run was"
+    (text / "brown_sentences.txt").write_text("a line\n" * 9000)
+    assert run(["eval", str(tmp_path / "run"), "--data", "brown", "--out", str(tmp_path / "other"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == pytest.approx(9000 * 7 / 20, rel=0.1)
