@@ -137,7 +137,8 @@ def run_steps(
             )
 
     def measure(split: str) -> dict[str, Any]:
-        scores = task.measure(wrapped, split, check_stop)
+        with progress.beside("validating" if split == "val" else "testing"):
+            scores = task.measure(wrapped, split, check_stop)
         record({"split": split, **scores})
         return scores
 
