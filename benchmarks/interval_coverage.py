@@ -53,7 +53,7 @@ def main() -> None:
             scores = np.array([metric(*draw(case, options.n, 10_000 + s)) for s in range(5 * options.sets)])
             found = np.array(
                 [
-                    al.bootstrap_interval(*draw(case, options.n, s), metric, resamples=options.resamples, seed=s)
+                    al.score_interval(*draw(case, options.n, s), metric, resamples=options.resamples, seed=s)
                     for s in range(options.sets)
                 ]
             )

@@ -24,7 +24,7 @@ def drawn(case: str, seed: int, n: int = 60) -> tuple[torch.Tensor, torch.Tensor
 def covered(case: str, metric: al.Metric, sets: int = 60) -> tuple[float, float]:
     """Share of intervals that hold the expected score, and their mean width over that of 1.96 true deviations."""
     scores = np.array([metric(*drawn(case, 1000 + seed)) for seed in range(300)])
-    intervals = np.array([al.bootstrap_interval(*drawn(case, s), metric, resamples=40, seed=s) for s in range(sets)])
+    intervals = np.array([al.score_interval(*drawn(case, s), metric, resamples=40, seed=s) for s in range(sets)])
     inside = (intervals[:, 0] <= scores.mean()) & (scores.mean() <= intervals[:, 1])
     return float(inside.mean()), float((intervals[:, 1] - intervals[:, 0]).mean() / (2 * 1.96 * scores.std()))
 
@@ -44,7 +44,7 @@ def test_independent_sides_have_no_wider_an_interval_than_they_need(metric: al.M
 
 def test_identical_sides_of_a_metric_without_a_share_have_no_spread() -> None:
     x, _ = drawn("independent", 0)
-    assert al.bootstrap_interval(x, x, "mutual_knn", k=5) == pytest.approx((1, 1))
-    low, high = al.bootstrap_interval(x, x, "cycle_knn", k=5)
+    assert al.score_interval(x, x, "mutual_knn", k=5) == pytest.approx((1, 1))
+    low, high = al.score_interval(x, x, "cycle_knn", k=5)
     assert low == pytest.approx(60 / (60 + 1.96**2), abs=1e-3)  # Wilson's, for 60 of 60
     assert high == 1

@@ -154,7 +154,7 @@ def test_intervals_cover_the_expected_score(metric: str, options: dict) -> None:
         return both[:, :10], both[:, 10:]
 
     expected = np.mean([chosen(*draw(seed)) for seed in range(1000, 1300)])
-    intervals = [al.bootstrap_interval(*draw(seed), chosen, resamples=40, seed=seed) for seed in range(60)]
+    intervals = [al.score_interval(*draw(seed), chosen, resamples=40, seed=seed) for seed in range(60)]
     covered = sum(low <= expected <= high for low, high in intervals)
     assert covered >= 51  # 95 % nominal; fewer than 51 of 60 would be unlikely even at 92 %
 
@@ -276,9 +276,9 @@ def test_threshold_is_an_order_statistic_and_the_scale_ends_at_one() -> None:
 def test_bad_intervals_are_refused() -> None:
     x, y = features(12, 4, seed=0), features(12, 4, seed=1)
     with pytest.raises(ValueError, match="12 samples are too few"):
-        al.bootstrap_interval(x, y, "mutual_knn", k=10)
+        al.score_interval(x, y, "mutual_knn", k=10)
     with pytest.raises(ValueError, match="resamples"):
-        al.bootstrap_interval(x, y, "cka", resamples=1)
+        al.score_interval(x, y, "cka", resamples=1)
     assert al.compare(x, y, "mutual_knn", k=10, draws=9).interval is None
 
 

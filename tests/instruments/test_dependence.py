@@ -118,7 +118,7 @@ def test_parts_and_subsamples_never_divide_a_group(sizes: list[int], seed: int) 
 def test_intervals_of_grouped_rows_are_wider() -> None:
     shared = grouped(0, d=4)
     x, y = (torch.cat([shared, grouped(seed, d=3)], 1) for seed in (1, 2))
-    narrow, wide = (al.bootstrap_interval(x, y, "cka", groups=groups, seed=1) for groups in (None, LABELS))
+    narrow, wide = (al.score_interval(x, y, "cka", groups=groups, seed=1) for groups in (None, LABELS))
     assert wide[1] - wide[0] > 1.3 * (narrow[1] - narrow[0])
     found = al.compare(x, y, "cka", groups=LABELS, draws=19, select_held_out=True)
     assert found.interval is not None

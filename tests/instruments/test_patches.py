@@ -137,3 +137,26 @@ def test_rotary_attention_is_the_one_that_is_computed(options: dict[str, bool]) 
     torch.testing.assert_close(found.attention[1, 0], row / row.sum(-1, keepdim=True))
     assert found.grid == (4, 4)
     assert found.features["value"].shape == (2, 1, 16, 32)
+
+
+def test_a_published_model_without_a_class_token_gives_every_token_to_the_patches() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SiglipVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    got = read_patches(transformers.SiglipVisionModel(config).eval(), IMAGES[:, :, :, :32], facets=["token"])
+    assert got.grid == (4, 4)
+    assert got.query == "mean of patch tokens"
+
+
+def test_a_model_that_says_nothing_of_its_tokens_must_be_told() -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = vit(class_token=False, global_pool="avg").blocks
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.blocks(images.flatten(1)[:, : 16 * 24].reshape(-1, 16, 24))
+
+    with pytest.raises(ValueError, match="prefix: Silent does not say"):
+        read_patches(Silent().eval(), IMAGES)

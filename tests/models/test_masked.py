@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from unrolled.instruments import untrained_control
 from unrolled.models import CRATE, CRATEDecoderBlock, MaskedAutoencoder, create_model, list_models
-from unrolled.models.masked import removed_patches, sincos_positions
+from unrolled.models.masked import removed_patches, sincos_positions, whole_images
 
 # millions of the published models, and the parameters of theirs that do nothing: a second table, a square map
 PUBLISHED = {"tiny": (384, 11.56), "small": (576, 25.41), "base": (768, 44.64), "large": (1024, 154.27)}
@@ -181,3 +183,17 @@ def test_bad_input_is_named():
         small(num_classes=10)
     with pytest.raises(ValueError, match="multiple of 4"):
         small(dim=18, heads=3)
+
+
+def test_a_network_of_whole_images_shares_weights_and_leaves_the_autoencoder_as_it_was():
+    model, images = small().eval(), torch.randn(2, 3, 16, 16)
+    whole = whole_images(model)
+    torch.testing.assert_close(whole(images), model.forward_features(images))
+    assert [id(p) for p in whole.parameters()] == [id(p) for p in model.parameters()]
+    assert type(model) is MaskedAutoencoder
+    assert len(model(images)) == 3
+    control = untrained_control(whole, seed=1)
+    assert control(images).shape == whole(images).shape
+    assert not torch.equal(control(images), whole(images))
+    plain = nn.Linear(2, 2)
+    assert whole_images(plain) is plain

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as running
 from hypothesis import strategies as st
 
 from unrolled import studies
 from unrolled.errors import CorruptFile, MissingData
+from unrolled.studies.cells import Row
+from unrolled.studies.platonic.brain.cells import BrainConfig, Given
+from unrolled.studies.platonic.brain.report import smallest_gain
 from unrolled.studies.platonic.human import (
     agreement,
     brains,
@@ -23,7 +26,7 @@ from unrolled.studies.platonic.human import (
     unit_ranks,
     upper,
 )
-from unrolled.studies.platonic_brain import Config, kept_members, run
+from unrolled.studies.results import Estimate, Results
 
 N = 14
 
@@ -54,7 +57,7 @@ def made_up(tmp_path: Path) -> Path:
 
 
 @given(seed=st.integers(0, 999))
-@settings(max_examples=15, deadline=None)
+@running(max_examples=15, deadline=None)
 def test_unit_ranks_multiply_to_spearman(seed: int) -> None:
     from scipy.stats import spearmanr
 
@@ -93,22 +96,78 @@ def test_a_layer_without_variance_is_distance_zero_everywhere() -> None:
     assert np.allclose(np.diagonal(found, axis1=1, axis2=2), 0)
 
 
+def run(data_dir: Path, tmp_path: Path, **settings: Any) -> Any:
+    """The report, few draws unless said otherwise."""
+    config = BrainConfig(data_dir=data_dir, out=tmp_path / "out", kept=tmp_path / "kept", **{"draws": 10, **settings})
+    return studies.load("platonic-brain").run(config)
+
+
 def test_a_study_without_weights_and_zoo_says_what_is_not_run(made_up: Path, tmp_path: Path) -> None:
-    config = Config(data_dir=made_up, zoo=tmp_path / "zoo", out=tmp_path / "out", draws=10)
-    report = run(config)
-    record = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    assert record["results"]["missing"] == list(config.networks)
-    assert record["results"]["words"] == []
-    assert {cell["name"] for cell in record["results"]["networks"]} >= {"pixels", "random numbers", "monkeyIT"}
+    report = run(made_up, tmp_path)
+    rows = report.results["rows"]
+    assert {row["what"] for row in rows if "what" in row} >= {"pixels", "random numbers", "monkeyIT"}
+    assert {row["cell"] for row in rows} == {"Ceiling", "Recorded", "Control"}
+    table = {section.title: section.blocks[-1].rows for section in report.sections[1:3]}
+    not_run = [row[0] for row in table["Every network"] if row[2] == "not run"]
+    assert not_run == [name for name in BrainConfig().networks for _ in range(2)] + ["members of the zoo"]
+    assert [row[2] for row in table["Names beside human judgement"]] == ["not run"] * 7
     # nothing that was not measured counts as reproduced
-    assert report.claims[3].measured == report.claims[4].measured == "not run"
-    assert report.claims[3].reproduced is False
-    assert "not run" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert [claim.verdict for claim in report.claims[3:]] == ["not run", "not run"]
+    assert report.sections[-1].title == "Not run"
+
+
+def test_names_are_judged_without_records_of_brains(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "human-similarity"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    groups = np.stack([_rdm(generator)] * 2)
+    np.savez(folder / "colour93_human.npz", lab=generator.normal(size=(N, 3)), group_dissimilarity=groups,
+             missing=np.zeros_like(groups, bool))  # fmt: skip
+    (folder / "xkcd_colours.tsv").write_text("name\tL\ta\tb_lab\nred\t1\t0\t0\n", encoding="utf-8")
+    report = run(tmp_path / "data", tmp_path, members=0)
+    assert [row["vectors"] for row in report.results["rows"]] == ["CIELAB"]
+    assert report.summary == "The records of brains were not compared with anything."
+
+
+def test_members_of_the_zoo_are_trained_where_there_are_none(
+    made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unrolled.studies import networks
+    from unrolled.studies.pictures import Pictures
+
+    few = Pictures(
+        images=torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8), labels=torch.arange(20) % 10,
+        classes=tuple("abcdefghij"),
+    )  # fmt: skip
+    monkeypatch.setattr(networks, "pictures", lambda *_: few)
+    report = run(made_up, tmp_path, members=1, images=512, networks=())
+    (row,) = [row for row in report.results["rows"] if row["cell"] == "OfMember"]
+    assert (row["what"], len(row["by_layer"])) == ("crate-small-seed0", 3)
+    assert list((tmp_path / "kept" / "Network").glob("*.pt"))
+
+
+def test_a_gain_by_training_is_judged_on_equal_resamplings() -> None:
+    def row(what: str, trained: bool, score: float, resampled: list[float]) -> Row[Given]:
+        return Row(Given(what=what, trained=trained, draws=3, drawn=0), {"score": score, "resampled": resampled}, 0.0)
+
+    rows = [
+        row("tiny_darknet", True, 0.3, [0.1, 0.3, 0.5]),
+        row("tiny_darknet", False, 0.2, [0.0, 0.2, 0.4]),
+        row("squeezenet1_1", True, 0.9, [0.9] * 3),
+        row("squeezenet1_1", False, 0.2, [0.2] * 3),
+        row("resnet20", True, 0.0, [0.0] * 3),
+        row("resnet20", False, 0.1, [0.1] * 3),  # not of ImageNet
+    ]
+    gain = smallest_gain(Results(rows), BrainConfig())
+    assert isinstance(gain, Estimate)
+    # scores of resamplings vary together: their difference is certain
+    assert (gain.value, gain.low, gain.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert not smallest_gain(Results(rows[:1]), BrainConfig())
 
 
 def test_missing_and_damaged_records_are_named(made_up: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match="data_dir"):
-        run(Config(data_dir=tmp_path / "nowhere", out=tmp_path))
+    with pytest.raises(MissingData, match=r"brain-92images was not found .*; give --data-dir DIR"):
+        run(tmp_path / "nowhere", tmp_path)
     path = made_up / "brain-92images" / "brain_92images.npz"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(CorruptFile, match="brain_92images"):
@@ -117,7 +176,6 @@ def test_missing_and_damaged_records_are_named(made_up: Path, tmp_path: Path) ->
     table.write_text("name\tL\nred\tx\n", encoding="utf-8")
     with pytest.raises(CorruptFile, match="colours"):
         named_colours(table)
-    assert kept_members(tmp_path / "nowhere") == []
 
 
 def test_the_records_give_the_published_numbers(shared: Path) -> None:
@@ -130,7 +188,11 @@ def test_the_records_give_the_published_numbers(shared: Path) -> None:
 
 
 def test_bad_settings_are_refused_by_name() -> None:
-    for given_, match in (({"networks": ("resnet",)}, "networks"), ({"draws": 1}, "draws"), ({"concepts": 1}, "conc")):
+    for settings, match in (
+        ({"networks": ("resnet",)}, "networks"),
+        ({"draws": 1}, "draws"),
+        ({"concepts": 1}, "concepts"),
+        ({"members": -1}, "members"),
+    ):
         with pytest.raises(ValueError, match=match):
-            Config(**given_)  # type: ignore[arg-type]
-    assert studies.load("platonic-brain").config is Config
+            BrainConfig(**settings)  # type: ignore[arg-type]

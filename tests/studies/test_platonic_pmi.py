@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,15 @@ import pytest
 import torch
 
 from unrolled import studies
-from unrolled.studies import platonic_pmi, platonic_pmi_report
+from unrolled.studies.platonic import pmi
+from unrolled.studies.platonic.pmi import STUDY, PmiConfig
 from unrolled.studies.platonic.toy import kernel_alignment, learn_expected, learn_from_samples
-from unrolled.studies.platonic_pmi import Config, run
 from unrolled.tasks import CooccurrenceWorld
 from unrolled.theory import nce_offset, offset_and_error, pointwise_mutual_information
 
 TINY: dict[str, Any] = {
     "events": 8, "dim": 9, "steps": 20, "batch_size": 32, "points": 3, "symbols": (8, 2), "noise": (0.0, 0.5),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _two_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
-    worlds = (platonic_pmi.WORLDS[0], platonic_pmi.WORLDS[-1])
-    for module in (platonic_pmi, platonic_pmi_report):
-        monkeypatch.setattr(module, "WORLDS", worlds)
 
 
 def test_the_end_of_training_is_pmi_with_the_constant_of_the_loss() -> None:
@@ -69,46 +62,44 @@ def test_learners_that_learnt_nothing_agree_with_nothing() -> None:
     assert kernel_alignment(same, torch.eye(8, dtype=torch.float64), k=2) == {"cka": 0.0, "knn": 0.0}
 
 
-def test_the_report_holds_the_claims_and_a_second_run_takes_its_cells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    config = Config(seeds=(0, 1), out=tmp_path, **TINY)
-    report = run(config, on_progress=said.append)
-    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert len(said) == 6 + 8 + 2
-    assert {key: len(value) for key, value in record["results"].items()} == {"trained": 6, "blurred": 8, "worlds": 2}
-    assert len(report.claims) == 6
+def test_the_report_holds_the_claims_and_the_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *_, last = pmi.WORLDS
+    monkeypatch.setattr(pmi, "WORLDS", {name: pmi.WORLDS[name] for name in (first, last)})
+    config = PmiConfig(seeds=(0, 1), out=tmp_path, kept=tmp_path / "kept", **TINY)
+    report = STUDY.run(config)
+    rows = report.results["rows"]
+    assert [sum(row["cell"] == cell for row in rows) for cell in ("Learnt", "Blurred", "Reached")] == [6, 8, 2]
     # twenty steps do not converge, and the report must say so; the worlds are solved whatever the budget
-    assert report.claims[0].reproduced is False
-    assert report.claims[4].reproduced is True
+    assert report.claims[0].verdict == "not reproduced"
+    assert report.claims[3].measured == "-1.00 ± 0.00"
+    assert report.claims[4].verdict == "reproduced"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "pairs shuffled" in page
     assert "untrained" in page
-
-    def fails(*_: Any) -> dict[str, Any]:
-        raise AssertionError("computed again")
-
-    for name in ("_learn", "_blur", "_world_cell"):
-        monkeypatch.setattr(platonic_pmi, name, fails)
-    assert run(config).results == report.results
+    assert "4 learners" in page
+    more = replace(config, out=tmp_path / "more", only_kept=True, points=4, seeds=(1, 2))
+    partly = STUDY.run(more)
+    assert [claim.verdict for claim in partly.claims] == ["not run"] * 3 + ["undecided"] + ["not run"] * 2
+    assert "not run" in partly.summary
 
 
 @pytest.mark.slow
 def test_the_quick_budget_reproduces_the_theorem(tmp_path: Path) -> None:
-    report = run(Config.of_budget("quick", out=tmp_path))
-    assert all(claim.reproduced for claim in report.claims[:3])
+    config = PmiConfig.of_budget("quick", out=tmp_path, kept=tmp_path / "kept", seeds=(0, 1), symbols=(24,), noise=(0,))
+    claims = STUDY.run(replace(config, budget="cpu")).claims
+    assert [claim.verdict for claim in claims[:3]] == ["reproduced"] * 3, claims
 
 
 def test_bad_settings_are_refused_by_name() -> None:
     for settings, match in (
         ({"seeds": ()}, "seeds"),
         ({"steps": 0}, "steps"),
+        ({"batch_size": 1}, "batch_size"),
         ({"symbols": (30,)}, "symbols"),
         ({"noise": (1.0,)}, "noise"),
         ({"share_of_true_pairs": 1.0}, "share_of_true_pairs"),
         ({"neighbours": 24}, "neighbours"),
     ):
         with pytest.raises(ValueError, match=match):
-            Config(**settings)  # type: ignore[arg-type]
-    assert studies.load("platonic-pmi").config is Config
+            PmiConfig(**settings)
+    assert studies.load("platonic-pmi") is STUDY

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from unrolled.alignment.copies import note_copies
 from unrolled.alignment.dependence import Blocks, Groups, Units
-from unrolled.alignment.interval import bootstrap_interval, enough_rows
+from unrolled.alignment.interval import enough_rows, score_interval
 from unrolled.alignment.layers import (
     Grid,
     LayerFeatures,
@@ -39,6 +39,9 @@ from unrolled.alignment.significance import (
     permutation_p_value,
     resolved_p_value,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST = 999  # relabellings where "moments" has to draw: enough for p = 0.001
 _DOMINANT = 5.0  # standard deviations that one sample may move a score by
@@ -81,7 +84,7 @@ class Comparison:
             layers and nulls are skewed, so it is no substitute for `p_value`.
         interval: 95 % confidence interval of the best pair's expected score at this many samples (not of a population:
             scores depend on n), as if the pair had been chosen beforehand: searching raises the score and its interval
-            alike, which `held_out` avoids; see `bootstrap_interval`.
+            alike, which `held_out` avoids; see `score_interval`.
         held_out: see `held_out`.
         p_method: how `p_value` was found, in words.
         units: what traded places, in words; "" for single rows.
@@ -111,6 +114,21 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, ready for JSON."""
         return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in asdict(self).items()}
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the scores of all pairs of layers as a map, with a frame around the best; see `figures.Panel.plot`."""
+        from unrolled.figures import HeatMap
+
+        rows, columns = self.layers
+        return HeatMap(
+            title=f"{self.metric.split('(')[0]}, n = {self.n}",
+            values=self.scores.double().cpu().numpy(),
+            rows=rows,
+            columns=columns,
+            row_label="a",
+            column_label="b",
+            mark=(rows.index(self.best[0]), columns.index(self.best[1])),
+        ).plot(ax)
 
     def summary(self) -> str:
         """One line: score, chance, p and interval, never the score alone."""
@@ -202,7 +220,7 @@ def compare(
     if stored is not None:
         pair = Representation(stored[0][names[0]]), Representation(stored[1][names[1]])
         if resamples and enough_rows(chosen, units, resamples, seed):
-            interval = bootstrap_interval(*pair, chosen, resamples=resamples, groups=groups, blocks=blocks, seed=seed)
+            interval = score_interval(*pair, chosen, resamples=resamples, groups=groups, blocks=blocks, seed=seed)
         if select_held_out:
             judged = held_out(*stored, chosen, draws=draws, groups=groups, blocks=blocks, seed=seed)
     return Comparison(

@@ -14,7 +14,7 @@ from unrolled.alignment.registry import get_metric
 _BY_CHANCE = 2.0  # null standard deviations within which a score is taken for one of independent sides
 
 
-def bootstrap_interval(
+def score_interval(
     x: Features | Representation, y: Features | Representation, metric: str | Metric, *, resamples: int = 200,
     confidence: float = 0.95, groups: Groups | None = None, blocks: Blocks | None = None, seed: int = 0, **options: Any,
 ) -> tuple[float, float]:  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from unrolled.alignment.metric import Features, Metric, Representation
 from unrolled.alignment.registry import get_metric
 from unrolled.ops.rows import as_rows, check_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LayerFeatures = Features | Mapping[str, Features] | Iterable[Features | tuple[str, Features]]
 
@@ -53,6 +56,16 @@ class Grid:
     scores: Tensor
     null_mean: Tensor | None
     null_std: Tensor | None
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the scores as a map, layers counted from 0; see `figures.Panel.plot`."""
+        from unrolled.figures import HeatMap
+
+        rows, columns = ([str(i) for i in range(size)] for size in self.scores.shape)
+        values = self.scores.double().cpu().numpy()
+        return HeatMap(
+            title="score", values=values, rows=rows, columns=columns, row_label="layer of a", column_label="layer of b"
+        ).plot(ax)
 
 
 def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> Layers:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ from unrolled.alignment.significance import benjamini_hochberg
 from unrolled.errors import CorruptFile
 from unrolled.instruments.features.files import Rows, check_same_samples, features_digest, read_features
 from unrolled.reading import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _VERSION = 2  # of what a tile holds; kept tiles of others are computed anew
 
@@ -86,6 +89,21 @@ class ModelGrid:
         if get_metric(metric).symmetric:
             values = np.where(np.isnan(values), values.T, values)
         return values
+
+    def plot(self, ax: Axes | None = None, *, metric: str = "", quantity: str = "score") -> Axes:
+        """Draw a quantity of all pairs of models as a map.
+
+        Args:
+            ax: see `unrolled.figures.Panel.plot`.
+            metric: by default the first.
+            quantity: as in `matrix`.
+        """
+        from unrolled.figures import HeatMap
+
+        metric = metric or self.metrics[0]
+        title = metric if quantity == "score" else f"{metric}, {quantity}"
+        values = self.matrix(metric, quantity)
+        return HeatMap(title=title, values=values, rows=self.models, columns=self.models).plot(ax)
 
     def of(self, metric: str) -> list[PairScore]:
         """The pairs under one metric.

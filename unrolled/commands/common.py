@@ -110,12 +110,10 @@ def takes_images(spec: str, model: nn.Module) -> None:
 
 
 def shown_everything(model: nn.Module) -> nn.Module:
-    """The model itself; a masked autoencoder from now on encodes whole images instead of removing patches by chance."""
-    from unrolled.models.masked import MaskedAutoencoder, WholeImages
+    """The model itself; of a masked autoencoder, which removes patches by chance, one that encodes whole images."""
+    from unrolled.models.masked import whole_images
 
-    if isinstance(model, MaskedAutoencoder):
-        model.__class__ = WholeImages  # so that its untrained control is initialised as it was
-    return model
+    return whole_images(model)
 
 
 def named(spec: str) -> str:

@@ -4,6 +4,20 @@ from unrolled.figures.heatmap import HeatMap
 from unrolled.figures.images import ImageGrid, ImageRow, heat
 from unrolled.figures.lines import LineChart, Series
 from unrolled.figures.scatter import Scatter
+from unrolled.figures.style import Panel
+from unrolled.figures.training import learning_curves, plot_metrics
 from unrolled.figures.tree import Tree
 
-__all__ = ["HeatMap", "ImageGrid", "ImageRow", "LineChart", "Scatter", "Series", "Tree", "heat"]
+__all__ = [
+    "HeatMap",
+    "ImageGrid",
+    "ImageRow",
+    "LineChart",
+    "Panel",
+    "Scatter",
+    "Series",
+    "Tree",
+    "heat",
+    "learning_curves",
+    "plot_metrics",
+]

@@ -79,16 +79,19 @@ class HeatMap(Panel):
         wide_names, long = max(map(width, row_names)), max(map(width, column_names))
         left = 10 + max(28.0, wide_names)
         right = 18 + _KEY + 6 + max(map(width, key)) + 4
-        cell = min(_LARGEST_CELL, (WIDTH - left - right) / m)
+        wide, tall = (0.0, 0.0) if frame is not None else size_of(ax)
+        cell = min(_LARGEST_CELL, (WIDTH - left - right) / m) if frame is not None else wide / m
         lengths = [width(name) for name in column_names]
         upright = max((a + b for a, b in itertools.pairwise(lengths)), default=0.0) / 2 + 5 > cell
         across = range(0, m, max(1, int(np.ceil((13.0 if upright else 1.0) / cell))))
         if upright and all(re.fullmatch(r"[-+.\d]+", name) for name in column_names):  # every few of them say it
             across, upright = range(0, m, max(1, int(np.ceil((long + 8) / cell)))), False
-        down = range(0, n, max(1, int(np.ceil(13.0 / cell))))
+        down = range(0, n, max(1, int(np.ceil(13.0 / (cell if frame is not None else tall / n)))))
         beneath = (long if upright else SIZE) + 12
         if frame is None:
             ax.set_title(printable(self.title), parse_math=False)
+            ax.set_ylabel(printable(self.row_label), parse_math=False)
+            ax.set_xlabel(printable(self.column_label), parse_math=False)
         else:
             tall = max(cell * n, _KEY_HEIGHT)
             if self.column_label and width(self.column_label, bold=True) > cell * m + 12:  # below the key
@@ -116,13 +119,14 @@ class HeatMap(Panel):
             for tone, line in (("#000001", 3.0), ("#fffffe", 1.2)):  # black and white in every light
                 ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=tone, linewidth=line, clip_on=False))
         size: dict[str, Any] = {"size": SIZE, "color": LIGHT["soft"]} if frame is not None else {}
-        wide, tall = (cell * m, cell * n) if frame is not None else size_of(ax)
-        for label, x, y in (
-            (self.row_label, -left / wide, 1 + 9 / tall),
-            (self.column_label, 0, -(beneath + 17) / tall),
-        ):
-            label = shortened(label, WIDTH + min(x, 0.0) if x else WIDTH - left, bold=True)
-            ax.text(x, y, label, transform=ax.transAxes, weight="bold", parse_math=False, **size)
+        if frame is not None:
+            wide, tall = cell * m, cell * n
+            for label, x, y, room in (
+                (self.row_label, -left / wide, 1 + 9 / tall, WIDTH),
+                (self.column_label, 0, -(beneath + 17) / tall, WIDTH - left),
+            ):
+                words = shortened(label, room, bold=True)
+                ax.text(x, y, words, transform=ax.transAxes, weight="bold", parse_math=False, **size)
         self._key(ax, (low, high), key, (wide, tall), size)
 
     def _cells(self, ax: Axes, low: float, high: float, *, says: bool) -> None:

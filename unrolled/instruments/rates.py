@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from unrolled.instruments.readouts.probes import widen
 from unrolled.instruments.trace import Trace
 from unrolled.theory import coding_rate, normalize_tokens
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 POINTS = ("z", "half", "next")
 # where the key without a suffix is taken from
 PLAIN = {"rate": "half", "subspace_rate": "half", "effective_rank": "half", "nonzero": "next", "l1": "next"}
@@ -41,6 +44,37 @@ CHUNK = 32
 
 Protocol = Literal["paper", "published"]
 Row = dict[str, float]
+_TITLES = {
+    "subspace_rate": "Rᶜ, coding rate in the subspaces (nats)",
+    "rate": "R, coding rate of all tokens (nats)",
+    "effective_rank": "effective rank of the tokens",
+    "nonzero": "share of non-zero entries",
+    "l1": "mean absolute entry",
+    "incoherence": "incoherence of the heads' subspaces",
+}
+
+
+class LayerRows(list[Row]):
+    """Rows of `layerwise`, one a layer, which can be drawn."""
+
+    def plot(self, ax: Axes | None = None, *, quantity: str = "subspace_rate", label: str = "model") -> Axes:
+        """Draw a quantity against the layers, with one standard error of the mean over images as bars.
+
+        Args:
+            ax: see `unrolled.figures.Panel.plot`; drawn on twice, it shows two models.
+            quantity: a key of the rows.
+            label: name of the line.
+
+        Raises:
+            ValueError: the rows do not have the quantity.
+        """
+        from unrolled.figures import LineChart, Series
+
+        if not self or quantity not in self[0]:
+            raise ValueError(f"quantity={quantity!r}: choose one of {', '.join(self[0]) if self else 'none, no rows'}")
+        error = [row[f"{quantity}_se"] for row in self] if f"{quantity}_se" in self[0] else None
+        line = Series(label=label, x=[row["layer"] for row in self], y=[row[quantity] for row in self], error=error)
+        return LineChart(title=_TITLES.get(quantity, quantity), x_label="layer", series=[line]).plot(ax)
 
 
 def layerwise(
@@ -51,7 +85,7 @@ def layerwise(
     *,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
-) -> list[Row]:
+) -> LayerRows:
     """Measure every layer of `model` on `images`, in fixed memory however many there are.
 
     Args:
@@ -68,10 +102,10 @@ def layerwise(
         device: where to run; default: where the model is. The model is moved back afterwards.
 
     Returns:
-        One flat dictionary of floats for each layer. `layer` counts from 0; `rate`, `subspace_rate`, `effective_rank`,
-        `nonzero` and `l1` are means over images, each also with the suffixes `_z`, `_half` and `_next`, and every one
-        of these again with `_std` (unbiased standard deviation over images, 0 for a single one) and `_se` (standard
-        error of the mean). `incoherence` and `images` (how many) have no spread.
+        A list, which has `.plot()`, of one flat dictionary of floats for each layer. `layer` counts from 0; `rate`,
+        `subspace_rate`, `effective_rank`, `nonzero` and `l1` are means over images, each also with the suffixes `_z`,
+        `_half` and `_next`, and every one of these again with `_std` (unbiased standard deviation over images, 0 for a
+        single one) and `_se` (standard error of the mean). `incoherence` and `images` (how many) have no spread.
 
     Raises:
         ValueError: no images, wrong shape, non-finite pixels or activations, unknown protocol, or a model without known
@@ -246,10 +280,10 @@ class _Meter:
                 for key, value in {**shared, "subspace_rate": rate}.items():
                     self.values[layer, f"{key}_{point}"] = value
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> LayerRows:
         """What `layerwise` returns."""
         found = self.spread.result()
-        rows = []
+        rows = LayerRows()
         for layer in range(len(self.names)):
             row: Row = {"layer": float(layer)}
             for key, point in PLAIN.items():
@@ -301,7 +335,7 @@ def _measure(
     protocol: Protocol,
     batch_size: int | None,
     device: torch.device | str | None,
-) -> list[list[Row]]:
+) -> list[LayerRows]:
     meters = [_Meter(model, eps, protocol) for model in models]
     with _settled(models, device):
         for batch in _batches(images, batch_size):

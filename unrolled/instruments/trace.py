@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from unrolled.instruments.anatomy import Parts, Stack, final_sites, find_parts, find_stacks, unwrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Reduce = Callable[[str, Tensor], Any]
 _Read = Callable[[tuple[Any, ...], dict[str, Any], Any], Tensor | None]
@@ -153,6 +157,33 @@ class Trace(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def plot(self, ax: Axes | None = None, *, measure: Callable[[Tensor], float] | None = None) -> Axes:
+        """Draw one number of every recorded tensor against the layers, a line for each place in them.
+
+        Args:
+            ax: see `unrolled.figures.Panel.plot`.
+            measure: number of a tensor, such as the share of its entries that are not zero; by default the root mean
+                square of its entries. Of what `reduce=` made it gets the list.
+
+        Raises:
+            ValueError: nothing was recorded, or no names have a number.
+        """
+        from unrolled.figures import LineChart, Series
+
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for name in self:
+            if found := re.fullmatch(r"(.*?)(\d+)(?:/(.*))?", name):
+                value = self[name]
+                number = _root_mean_square(value) if measure is None else float(measure(value))
+                stack = found[1].rstrip("./").removesuffix("block").rstrip("/")
+                place = " ".join(word for word in (stack, found[3] or "output") if word)
+                lines.setdefault(place, []).append((int(found[2]), number))
+        if not lines:
+            raise ValueError("the trace has no recorded layers to draw: run the model within it")
+        series = [Series(label=k, x=[x for x, _ in v], y=[y for _, y in v]) for k, v in lines.items()]
+        title = "root mean square of the activations" if measure is None else getattr(measure, "__name__", "")
+        return LineChart(title=title.replace("<lambda>", "measure"), x_label="layer", series=series).plot(ax)
+
     def __repr__(self) -> str:
         return f"Trace({len(self)} of {len(self.names)} names recorded)"
 
@@ -228,6 +259,13 @@ class Trace(Mapping[str, Any]):
             self._paused = False
         if value is not None:
             self._values.setdefault(site.name, []).append(value)
+
+
+def _root_mean_square(value: Any) -> float:
+    values = [
+        torch.as_tensor(each).double().square().mean() for each in (value if isinstance(value, list) else [value])
+    ]
+    return float(torch.stack(values).mean().sqrt())
 
 
 def _sites(model: nn.Module, stacks: list[Stack], attention: bool) -> Iterator[_Site]:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.layers.linear_attention import _Attention, _unit, _wide
+from unrolled.layers.norm import RMSNorm
 from unrolled.ops.mesa_solve import METHODS, MesaState, mesa
 from unrolled.ops.mesa_solve.inputs import check_lengths
+from unrolled.ops.recording import is_recording, knows_sizes
 
 # decay below which MesaNet keeps a pair written at full strength from counting as one of an endless run of repeats
 _DECAY_CAP = 0.9975
@@ -22,6 +24,8 @@ class _Mesa(_Attention):
 
     def check(self, z: Tensor, lengths: Tensor | None) -> Tensor | None:
         """`lengths` as a tensor, after a `ValueError` if it or the tokens do not fit this layer."""
+        if not knows_sizes(z):
+            return lengths
         if z.ndim != 3 or z.shape[-1] != self.dim:
             raise ValueError(f"z must be tokens [batch, n, {self.dim}], not {list(z.shape)}")
         if z.numel() == 0:
@@ -34,6 +38,8 @@ class _Mesa(_Attention):
 
     def solve(self, z: Tensor, q: Tensor, k: Tensor, v: Tensor, ridge: Tensor, *rest: Any, **options: Any) -> Any:
         """`mesa`, tracing what is not finite to the tokens, a parameter, or the range of the dtype."""
+        if is_recording(z):
+            return mesa(q, k, v, ridge, *rest, **options, steps=self.dim_head)
         try:
             return mesa(q, k, v, ridge, *rest, **options)
         except ValueError as error:
@@ -61,7 +67,7 @@ class _Mesa(_Attention):
         """
         update = super().merge(per_head)
         # only float16 is looked at: bfloat16 has the range of the solve itself, and a look makes a GPU wait
-        if update.dtype == torch.float16 and not bool(update.isfinite().all()):
+        if not is_recording(update) and update.dtype == torch.float16 and not bool(update.isfinite().all()):
             raise ValueError(
                 "the update overflows float16: scale z down, by a norm before the layer, or use bfloat16 or float32"
             )
@@ -234,7 +240,7 @@ class MesaNetLayer(_Mesa):
         self.conv = nn.Conv1d(channels, channels, width, groups=channels, bias=False)
         self.gates = nn.Linear(dim, 2 * heads)
         self.raw_ridge = nn.Parameter(torch.full((heads, dim_head), math.log(math.expm1(0.75))))
-        self.head_norm = nn.RMSNorm(self.dim_value)
+        self.head_norm = RMSNorm(self.dim_value)
 
     @property
     def ridge(self) -> Tensor:
@@ -255,7 +261,7 @@ class MesaNetLayer(_Mesa):
         joined = torch.cat(mixed, dim=-1)
         convolved, window = self._convolve(joined, lengths, self._window(state, joined))
         pieces = convolved.split([x.shape[-1] for x in mixed], dim=-1)
-        q, k = (_unit(self.heads_of(x)) for x in pieces[:2])
+        q, k = _unit(self.heads_of(pieces[0])), _unit(self.heads_of(pieces[1]))
         v = self.heads_of(pieces[2] if self.conv_values else self.value(z))
         gate, decay = _open_sigmoid(self.gates(z)).transpose(1, 2).chunk(2, dim=1)
         decay = decay * (1 - (1 - _DECAY_CAP) * gate.square())
@@ -298,14 +304,14 @@ class MesaNetLayer(_Mesa):
     def _convolve(self, x: Tensor, lengths: Tensor | None, window: Tensor | None) -> tuple[Tensor, Tensor]:
         """Causal depthwise convolution and SiLU of [b, n, channels], and the window for the next call."""
         history = self.width - 1
-        x = x.mT
+        x = x.transpose(1, 2)
         x = F.pad(x, (history, 0)) if window is None else torch.cat([window.to(x.dtype), x], dim=-1)
         if lengths is None:
             after = x[..., x.shape[-1] - history :]
         else:
             index = lengths[:, None, None] + torch.arange(history, device=x.device)
             after = x.gather(-1, index.expand(-1, x.shape[1], -1))
-        return F.silu(self.conv(x)).mT, after
+        return F.silu(self.conv(x)).transpose(1, 2), after
 
 
 class MesaNetBlock(nn.Module):
@@ -329,7 +335,7 @@ class MesaNetBlock(nn.Module):
         method: str = "auto",
     ) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(dim)
+        self.norm1 = RMSNorm(dim)
         self.mixer = MesaNetLayer(
             dim=dim,
             heads=heads,
@@ -342,7 +348,7 @@ class MesaNetBlock(nn.Module):
         hidden = int(mlp_ratio * dim)
         if hidden < 1:
             raise ValueError(f"mlp_ratio must leave the SwiGLU a hidden width of at least 1, not {mlp_ratio} * {dim}")
-        self.norm2 = nn.RMSNorm(dim)
+        self.norm2 = RMSNorm(dim)
         self.expand = nn.Linear(dim, 2 * hidden, bias=False)
         self.contract = nn.Linear(hidden, dim, bias=False)
 

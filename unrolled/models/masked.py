@@ -342,9 +342,18 @@ def removed_patches(count: int, mask_ratio: float) -> int:
 class WholeImages(MaskedAutoencoder):
     """A masked autoencoder that is shown every patch; for instruments, which call a model with images alone."""
 
+    def __init__(self, model: MaskedAutoencoder) -> None:
+        """Share the modules and weights of `model`, and all else that it holds."""
+        self.__dict__.update(model.__dict__)
+
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """Images `[b, c, h, w]` to the encoder's tokens `[b, 1 + n, d]`; the decoder does not run."""
         return self.forward_features(images)
+
+
+def whole_images(model: nn.Module) -> nn.Module:
+    """A masked autoencoder as a network of whole images, with the same weights; any other model as it is."""
+    return WholeImages(model) if isinstance(model, MaskedAutoencoder) else model
 
 
 def sincos_positions(rows: int, columns: int, dim: int) -> Tensor:

@@ -17,13 +17,14 @@ from unrolled.layers.ista import ISTA
 from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention
 from unrolled.layers.mesa import MesaLayer, MesaNetLayer
 from unrolled.layers.mssa import MSSA
+from unrolled.layers.norm import RMSNorm
 from unrolled.layers.overcomplete import OvercompleteISTA
 from unrolled.layers.tssa import CausalTSSA, TokenStatistics
 from unrolled.models.sequence_config import REPLACING, SequenceConfig
 
 MAKE_NORM: dict[str, Callable[[int], nn.Module]] = {
     "layernorm": nn.LayerNorm,
-    "rmsnorm": nn.RMSNorm,
+    "rmsnorm": RMSNorm,
     "none": lambda dim: nn.Identity(),
 }
 

@@ -1,14 +1,10 @@
 """Reports: numbers, tables and figures with their provenance -> `report.json` and one self-contained `report.html`."""
 
-from unrolled.figures.heatmap import HeatMap
-from unrolled.figures.images import ImageGrid, ImageRow, heat
-from unrolled.figures.lines import LineChart, Series
-from unrolled.figures.scatter import Scatter
-from unrolled.figures.tree import Tree
+from unrolled.figures import HeatMap, ImageGrid, ImageRow, LineChart, Scatter, Series, Tree, heat, learning_curves
 from unrolled.report.document import Claim, Fact, Report, ReportPaths, Section, mean_std
 from unrolled.report.layers import trace_section
 from unrolled.report.provenance import Provenance
-from unrolled.report.runs import learning_curves, report_for_run
+from unrolled.report.runs import report_for_run
 
 __all__ = [
     "Claim",

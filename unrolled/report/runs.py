@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from unrolled.errors import CorruptFile, MissingData
-from unrolled.figures.lines import LineChart, Series
+from unrolled.figures.training import learning_curves
 from unrolled.reading import read_settings
 from unrolled.report.document import Fact, Report
 from unrolled.report.layers import TraceResult, trace_section
@@ -81,54 +80,6 @@ def report_for_run(
     seeds = [config["seed"]] if isinstance(config.get("seed"), int) else []
     report.provenance = Provenance.of_environment(environment, config=config, seeds=seeds, duration=duration)
     return report
-
-
-def learning_curves(runs: Mapping[str, Sequence[Sequence[Record]]]) -> list[LineChart]:
-    """Charts of validation accuracy and of the losses against epochs.
-
-    Args:
-        runs: label -> the metrics of one run, or of several seeds; seeds become a mean with one standard deviation.
-
-    Returns:
-        The charts for which there are points.
-    """
-    wanted = [
-        ("Validation accuracy (%)", (("val", "accuracy", 100.0, ""),), False),
-        ("Loss (nats)", (("train", "loss", 1.0, "training"), ("val", "loss", 1.0, "validation")), True),
-    ]
-    charts = []
-    for title, parts, log_y in wanted:
-        series: list[Series] = []
-        for color, (label, seeds) in enumerate(runs.items()):
-            for split, key, scale, suffix in parts:
-                name = " ".join(word for word in (label, suffix) if word) or "validation"
-                colour = color if label else len(series)
-                found = _mean_curve(seeds, split, key, scale)
-                if found:
-                    x, y, error = found
-                    dashed = split == "val" and len(parts) > 1
-                    series.append(Series(label=name, x=x, y=y, error=error, color=colour, dashed=dashed))
-        if series:
-            charts.append(LineChart(title=title, x_label="epoch", series=series, log_y=log_y))
-    return charts
-
-
-def _mean_curve(
-    seeds: Sequence[Sequence[Record]], split: str, key: str, scale: float
-) -> tuple[list[float], list[float], list[float] | None] | None:
-    curves = [
-        {
-            float(r["epoch"]): scale * float(r[key])
-            for r in metrics
-            if r.get("split") == split and r.get(key) is not None
-        }
-        for metrics in seeds
-    ]
-    x = sorted(set(curves[0]).intersection(*curves[1:])) if curves else []
-    if not x:
-        return None
-    y = [fmean(curve[epoch] for curve in curves) for epoch in x]
-    return x, y, [stdev([curve[epoch] for curve in curves]) for epoch in x] if len(curves) > 1 else None
 
 
 def _metrics(run_dir: Path) -> list[dict[str, Any]]:

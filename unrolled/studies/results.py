@@ -12,6 +12,8 @@ from unrolled.errors import require
 from unrolled.studies.cells import Cell, CellT, Row
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from unrolled.report import Series
 
 NOT_RUN = "not run"
@@ -213,6 +215,29 @@ class Results(Sequence[Row[CellT]]):
             error=[_deviation(point) for point in points] if len(curves) > 1 else None,
             **style,
         )
+
+    def plot(
+        self, path: Path, *, x: str, by: str | None = None, ax: Axes | None = None, unit: str = "seed", title: str = ""
+    ) -> Axes:
+        """Draw the results at `path` against a column, the mean over `unit` with the standard deviation as bars.
+
+        Args:
+            path: as in `values`.
+            x: the column, of numbers.
+            by: a column; each of its values has a line.
+            ax: see `unrolled.figures.Panel.plot`.
+            unit: what is averaged over.
+            title: by default the path.
+        """
+        from unrolled.figures import LineChart
+
+        lines = []
+        for value in dict.fromkeys(row.cell.columns[by] for row in self.rows) if by else [None]:
+            rows = self.where(**{by: value}) if by else self
+            places = sorted({row.cell.columns[x] for row in rows})
+            means = [rows.where(**{x: place}).values(path, unit) for place in places]
+            lines.append(line(str(value) if by else title or str(path), places, means))
+        return LineChart(title=title or str(path), x_label=x, series=lines).plot(ax)
 
     def records(self) -> list[dict[str, Any]]:
         """Every row as plain values: its cell's class, the columns, the result, the seconds; for `report.json`."""

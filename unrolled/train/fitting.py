@@ -24,6 +24,8 @@ from unrolled.train.tasks import task_of
 from unrolled.train.tasks.images import ImageTask
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from unrolled.data import ImageSource
 
 
@@ -52,6 +54,12 @@ class TrainResult:
     """What was loaded of the weights it started from, if it did."""
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read in training, by name (only with `on_error="skip"`)."""
+
+    def plot(self, ax: Axes | None = None, *, quantity: str = "loss") -> Axes:
+        """Draw a quantity of `metrics`, in training and validation, against epochs; see `figures.plot_metrics`."""
+        from unrolled.figures import plot_metrics
+
+        return plot_metrics(self.metrics, ax, quantity=quantity)
 
 
 def fit(

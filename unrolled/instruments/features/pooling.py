@@ -136,16 +136,14 @@ def as_tokens(name: str, value: Tensor, prefix: int, class_token: bool, mask: Te
 def prefix_tokens(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
     """Tokens before the patches, and whether the first of them is a class token.
 
-    What the model says, else 1 and its registers if it has a class token's parameter, else 0.
+    As many as `prefix` says, else the model, else 1 and its registers if it has a class token's parameter, else 0.
     """
-    if prefix is not None:
-        if prefix < 0:
-            raise ValueError(f"prefix={prefix}: must be at least 0")
-        return prefix, prefix > 0
-    registers = int(getattr(model, "num_reg_tokens", 0) or 0)
-    said = getattr(model, "num_prefix_tokens", None)
-    if said is not None:
-        return int(said), bool(getattr(model, "has_class_token", said > registers)) and said > 0
-    own = any(path.rsplit(".", 1)[-1] in _CLASS_TOKENS for path, _ in model.named_parameters())
-    registers = int(getattr(getattr(model, "config", None), "num_register_tokens", 0) or 0)
-    return (1 + registers, True) if own else (0, False)
+    if prefix is not None and prefix < 0:
+        raise ValueError(f"prefix={prefix}: must be at least 0")
+    config = getattr(model, "config", None)
+    registers = int(getattr(model, "num_reg_tokens", 0) or getattr(config, "num_register_tokens", 0) or 0)
+    count = prefix if prefix is not None else getattr(model, "num_prefix_tokens", None)
+    if count is None:
+        own = any(path.rsplit(".", 1)[-1] in _CLASS_TOKENS for path, _ in model.named_parameters())
+        return (1 + registers, True) if own else (0, False)
+    return int(count), bool(getattr(model, "has_class_token", count > registers)) and count > 0

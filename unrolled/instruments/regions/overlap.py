@@ -225,10 +225,7 @@ def bootstrap_interval(
     finite = finite[~np.isnan(finite)]
     if len(finite) == 0:
         raise ValueError("values: hold no number to average")
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}: must lie between 0 and 1")
-    index = np.random.default_rng(seed).integers(len(finite), size=(draws, len(finite)))
-    low, high = np.quantile(finite[index].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = bootstrap_intervals(finite, level=level, draws=draws, seed=seed)
     return float(low), float(high)
 
 
@@ -242,10 +239,8 @@ def bootstrap_intervals(
     if not 0 < level < 1:
         raise ValueError(f"level={level}: must lie between 0 and 1")
     index = np.random.default_rng(seed).integers(len(table), size=(draws, len(table)))
-    drawn = np.zeros((draws, len(table)))
-    np.add.at(drawn, (np.arange(draws)[:, None], index), 1 / len(table))
-    means = drawn @ table.reshape(len(table), -1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).reshape(2, *table.shape[1:])
+    means = np.stack([table[drawn].mean(0) for drawn in index])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from unrolled.instruments.anatomy import Stack, find_parts, find_stacks, unwrap
+from unrolled.instruments.features.pooling import prefix_tokens
 
 Facet = Literal["key", "query", "value", "token"]
 FACETS = ("key", "query", "value", "token")
@@ -268,20 +269,13 @@ def _layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     return tuple(layer % depth for layer in layers)
 
 
-def _prefix(model: Any, prefix: int | None) -> tuple[int, bool]:
-    """Tokens before the patches, and whether the first of them is a class token."""
-    registers = int(getattr(model, "num_reg_tokens", 0) or 0)
-    config = getattr(model, "config", None)
-    said = getattr(model, "num_prefix_tokens", None)
-    if said is None and config is not None:
-        registers = int(getattr(config, "num_register_tokens", 0) or 0)
-        said = 1 + registers
-    count = prefix if prefix is not None else said
-    if count is None:
+def _prefix(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
+    """`prefix_tokens`; a model that says nothing of them must be told, since a wrong number may form a grid too."""
+    count, has_class = prefix_tokens(model, prefix)
+    said = any(getattr(model, name, None) is not None for name in ("num_prefix_tokens", "config"))
+    if prefix is None and not (said or has_class):
         raise ValueError(f"prefix: {type(model).__name__} does not say how many tokens precede its patches; give it")
-    if count < 0:
-        raise ValueError(f"prefix={count}: must be at least 0")
-    return count, bool(getattr(model, "has_class_token", count > registers)) and count > 0
+    return count, has_class
 
 
 def _grid(count: int, image: Sequence[int], grid: tuple[int, int] | None) -> tuple[int, int]:

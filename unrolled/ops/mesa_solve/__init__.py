@@ -29,7 +29,9 @@ from unrolled.ops.mesa_solve.fla import fla_mesa
 from unrolled.ops.mesa_solve.inputs import Inputs, MesaState, check, check_finite, check_output, check_size, widened
 from unrolled.ops.mesa_solve.packed import solve_packed
 from unrolled.ops.mesa_solve.predict import predict
+from unrolled.ops.mesa_solve.recorded import recorded
 from unrolled.ops.mesa_solve.recurrent import decode_step, reference
+from unrolled.ops.recording import is_recording
 
 __all__ = ["METHODS", "MesaPlan", "MesaState", "mesa", "mesa_plan"]
 
@@ -88,6 +90,9 @@ def mesa(
     system either (condition numbers beyond about 1e12) there is no answer but an error, unless the residual is
     asked for, which shows how far off it is. Gradients are treated alike. Whoever sets `steps` asked for an
     approximation and gets it.
+
+    In a graph (`torch.export`, `torch.jit.trace`, FX) nothing can be decided by values: there the solve is `steps`
+    conjugate gradients, as many as the keys are wide for None, without a certificate.
 
     The study `mesa-stability` (512 steps, width 32, keys of unit norm, no decay) finds, as the largest error over the
     root mean square of the outputs:
@@ -148,6 +153,18 @@ def mesa(
         raise ValueError(
             f"state must be a MesaState, as return_state=True gives after the earlier steps, not {type(state).__name__}"
         )
+    if is_recording(q):
+        asked = {
+            "lengths": lengths is not None,
+            "cu_seqlens": cu_seqlens is not None,
+            "state": state is not None,
+            "return_state": return_state,
+            "return_residual": return_residual,
+        }
+        if left := [name for name, given in asked.items() if given]:
+            raise ValueError(f"{', '.join(left)}: a graph solves whole sequences of equal length, without a state")
+        width = q.shape[-1] if steps is None else steps
+        return recorded(q, k, v, ridge, decay, input_gate, ridge_decays=ridge_decays, steps=width)
     if cu_seqlens is not None:
         if lengths is not None:
             raise ValueError("pass lengths for a padded batch or cu_seqlens for a packed one, not both")

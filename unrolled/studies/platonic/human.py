@@ -123,6 +123,22 @@ def named_colours(path: Path) -> list[tuple[str, tuple[float, float, float]]]:
         raise CorruptFile(f"{path} is not a table of colours: {error}") from error
 
 
+def things(data_dir: Path, count: int, seed: int) -> tuple[list[str], Array]:
+    """Names of some of the 1,854 things and their dissimilarities [4, n, n] in four groups of people.
+
+    Args:
+        data_dir: holds `human-similarity/things1854_human.npz`.
+        count: things, drawn at random.
+        seed: of the draw.
+    """
+    stored = read_arrays(data_dir / "human-similarity" / "things1854_human.npz", ("concepts", "group_embeddings"))
+    total = len(stored["concepts"])
+    chosen = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
+    vectors = np.clip(stored["group_embeddings"][:, chosen].astype(np.float64), 0, None)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return [str(stored["concepts"][i]).replace("_", " ") for i in chosen], 1 - vectors @ vectors.transpose(0, 2, 1)
+
+
 def upper(rdm: Array) -> Array:
     """The entries above the diagonal of [..., n, n], [..., n (n - 1) / 2] float64."""
     rows, columns = np.triu_indices(rdm.shape[-1], 1)
@@ -161,7 +177,8 @@ class Agreement:
         best: index of the best layer.
         score: of the best layer.
         tau: mean over people of Kendall's tau-a of the best layer.
-        interval: 95 % of resamplings of images and people, of the best layer.
+        resampled: score of the best layer on every resampling of images and people.
+        interval: 95 % of these.
         null: mean of the best layer's score after shuffling the images.
         p: share of shufflings whose best layer is at least as good, with the data as one of them.
     """
@@ -170,6 +187,7 @@ class Agreement:
     best: int
     score: float
     tau: float
+    resampled: list[float]
     interval: tuple[float, float]
     null: float
     p: float
@@ -200,7 +218,14 @@ def agreement(layers: Array, people: Array, *, draws: int, seed: int = 0) -> Agr
     low, high = np.quantile(resampled, [0.025, 0.975])
     p = (1 + sum(value >= by_layer[best] - 1e-12 for value in shuffled)) / (draws + 1)
     return Agreement(
-        by_layer, best, float(by_layer[best]), float(tau), (float(low), float(high)), float(np.mean(shuffled)), p
+        by_layer=by_layer,
+        best=best,
+        score=float(by_layer[best]),
+        tau=float(tau),
+        resampled=resampled,
+        interval=(float(low), float(high)),
+        null=float(np.mean(shuffled)),
+        p=p,
     )
 
 

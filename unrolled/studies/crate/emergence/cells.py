@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
+from unrolled.models.masked import whole_images
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import NetworksConfig
@@ -196,9 +197,8 @@ class Shown(Cell):
 
 def loaded(network: Network, context: Context) -> nn.Module:
     """A network that is shown whole images; an untrained one needs none of those that it would be trained on."""
-    if network.images:
-        return maps.whole(network.load(context))
-    return maps.whole(build(network, classes=_CLASSES).to(context.device))
+    model = network.load(context) if network.images else build(network, classes=_CLASSES).to(context.device)
+    return whole_images(model).eval()
 
 
 def map_of(kind: str) -> str:

@@ -35,15 +35,6 @@ _BATCH = 16
 _DRAWS = 200
 
 
-def whole(model: nn.Module) -> nn.Module:
-    """The model in eval mode; a masked autoencoder is from now on shown whole images."""
-    from unrolled.models.masked import MaskedAutoencoder, WholeImages
-
-    if isinstance(model, MaskedAutoencoder):
-        model.__class__ = WholeImages
-    return model.eval()
-
-
 def maps_of(found: Patches, heads: int) -> dict[str, Tensor]:
     """The three kinds of maps `[l, b, h, n]`, non-negative, of what `read_patches` read with keys."""
     assert found.attention is not None
