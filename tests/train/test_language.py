@@ -302,9 +302,8 @@ def test_a_run_is_as_long_as_its_steps_say_and_validates_every_so_many(
 
     save_config(make(model_args={"dim": 16, "heads": 2}, ema=None), tmp_path / "run.yaml")
     flags = ["--model-args.depth", "1", "--steps", "9", "--warmup-steps", "2", "--eval-every", "4", "--log-every", "1"]
-    assert (
-        run(["train", "--config", str(tmp_path / "run.yaml"), *flags, "--no-quiet", "--out", str(tmp_path / "a")]) == 0
-    )
+    command = ["train", "--config", str(tmp_path / "run.yaml"), *flags]
+    assert run([*command, "--no-quiet", "--out", str(tmp_path / "a")]) == 0
     said = capsys.readouterr().err
     assert "step 4 (epoch 0." in said
     assert "bits per byte" in said

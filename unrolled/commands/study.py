@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from unrolled.commands.common import say_where, table, write_settings
-from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, as_config, flags_of, given, open_flags_of
+from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, given, open_flags_of
 from unrolled.locks import hold
 from unrolled.studies.base import QUICK_NOTICE, Budget
 from unrolled.studies.base import Study as PlainStudy
-from unrolled.studies.demo import Config as DemoConfig
+from unrolled.studies.demo import DemoConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
     DemoFlags = DemoConfig
 else:
-    DemoFlags = flags_of(DemoConfig)
+    DemoFlags = open_flags_of(DemoConfig, without=("budget",))
 
 _DEMO = DemoFlags()
 
 
 def demo(
     *,
+    budget: Budget = "cpu",
     settings: Annotated[DemoFlags, Parameter(name="*")] = _DEMO,
     config: ConfigFiles = (),
     json: AsJson = False,
@@ -46,11 +47,16 @@ def demo(
     minutes on two processor cores.
 
         unrolled demo
-        unrolled demo --seeds 0 --epochs 10 --out runs/quick
+        unrolled demo --seeds 0 --epochs 10 --out runs/short
+
+    Parameters
+    ----------
+    budget
+        cpu; or quick, one seed and two epochs, to see that it runs.
     """
     from unrolled.studies import load
 
-    run_study(load("demo"), as_config(DemoConfig, settings), json=json, quiet=quiet)
+    run_study(load("demo"), DemoConfig.of_budget(budget, **given(settings)), json=json, quiet=quiet)
 
 
 def app(names: Sequence[str]) -> App:

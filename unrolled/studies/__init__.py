@@ -42,7 +42,7 @@ STUDIES: dict[str, str] = {
     "platonic-brain": "platonic.brain",
     "platonic-captions": "platonic.captions",
     "platonic-causes": "platonic.causes",
-    "platonic-colour": "platonic_colour",
+    "platonic-colour": "platonic.colour",
     "platonic-downstream": "platonic_downstream",
     "platonic-implications": "platonic.implications",
     "platonic-pmi": "platonic.pmi",
@@ -50,7 +50,7 @@ STUDIES: dict[str, str] = {
     "platonic-stitching": "platonic_stitching",
     "platonic-vision": "platonic.vision",
     "platonic-vision-language": "platonic.vision_language",
-    "platonic-whitebox": "platonic_whitebox",
+    "platonic-whitebox": "platonic.whitebox",
 }
 
 
