@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unrolled.commands.eval_options import EvalOptions, drawn, of_all
 from unrolled.commands.eval_report import at_bound, eval_report
 from unrolled.harness import Run, default_folder, settings_of
-from unrolled.subjects.images import batches, evenly, say_data
+from unrolled.subjects.images import batches, say_data
 from unrolled.subjects.models import by_class_names, choose_device, class_names, opened
 from unrolled.subjects.runs import DataOf, named, run_settings, shipped
 from unrolled.terminal import progress, say
@@ -187,6 +187,7 @@ def _validation(own: DataOf, samples: int | None, labelled: Callable[[ImageSourc
     the labels that the model has for their classes.
     """
     from unrolled.data import open_images
+    from unrolled.data.sources import Subset
     from unrolled.errors import MissingData
 
     try:
@@ -197,7 +198,7 @@ def _validation(own: DataOf, samples: int | None, labelled: Callable[[ImageSourc
         return None
     if len(source) < _ENOUGH:
         return None
-    return source if samples is None else evenly(source, max(samples, _ENOUGH))
+    return source if samples is None else Subset.evenly(source, max(samples, _ENOUGH))
 
 
 def calibration(
@@ -262,9 +263,10 @@ def _unfinished(model: str) -> Path | None:
 
 def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, where: torch.device) -> dict[str, Any]:
     from unrolled.data import eval_loader, eval_transform, model_input
+    from unrolled.data.sources import Subset
     from unrolled.train.robustness import corruption_errors, relative_errors
 
-    part, size = evenly(source, options.robustness_images), options.batch_size or 128
+    part, size = Subset.evenly(source, options.robustness_images), options.batch_size or 128
     expects = model_input(network, native_size=source.native_size, image_size=options.image_size)
     plain = eval_transform(
         expects["input_size"], (0.0,), (1.0,), interpolation=expects["interpolation"], crop_pct=expects["crop_pct"]

@@ -9,6 +9,7 @@ from typing import Any
 from unrolled.commands.eval_options import EvalOptions, drawn, of_all
 from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.models import choose_device
+from unrolled.subjects.runs import run_settings
 from unrolled.terminal import say
 from unrolled.train.config import TextConfig
 
@@ -29,6 +30,8 @@ def evaluate_text_run(options: EvalOptions) -> None:
     changes: dict[str, Any] = {"accumulate": 1, "devices": 1, "num_nodes": 1, "eval_every": None}
     given = {"data": options.data, "data_dir": options.data_dir, "batch_size": options.batch_size}
     changes |= {name: value for name, value in given.items() if value is not None}
+    if options.data not in (None, run_settings(options.model).get("data")):
+        changes["held_out"] = None  # how the run divided its own text
     config = load_config(folder / "config.yaml", TextConfig, **changes)
     _check_stride(options, config)
     where = choose_device(options.device)
