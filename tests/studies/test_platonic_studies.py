@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from unrolled import studies
-from unrolled.studies import platonic_downstream, platonic_stitching, platonic_whitebox
+from unrolled.studies import platonic_downstream, platonic_stitching
 from unrolled.studies.platonic_zoo import ZooConfig, zoo
 
 TINY: dict[str, Any] = {
@@ -83,62 +82,20 @@ def test_a_network_stitched_to_itself_loses_little_before_any_training(tmp_path:
     assert found["regressed"] == pytest.approx(found["reference"], abs=0.05)
 
 
-def test_a_difference_at_equal_accuracy_is_found_and_accuracy_alone_is_none() -> None:
-    generator = np.random.default_rng(0)
-    accuracy = np.concatenate([np.linspace(0.4, 0.5, 8), np.linspace(0.45, 0.6, 10)])
-    kinds = ["crate"] * 8 + ["vit"] * 10
-    names = [f"{kind}{i}" for i, kind in enumerate(kinds)]
-    records = {
-        name: {"accuracy": a, "member": {"kind": kind, "size": "small", "share": 1.0}}
-        for name, a, kind in zip(names, accuracy, kinds, strict=True)
-    }
-    noise = 0.01 * generator.normal(size=18)
-    crate = np.array([kind == "crate" for kind in kinds])
-    scores = np.full((18, 18), 0.5)
-    scores[np.ix_(crate, ~crate)] = scores[np.ix_(~crate, crate)] = 0.3
-    values = {
-        "nearer": (accuracy + 0.2 * crate + noise).tolist(),
-        "as accurate": (accuracy + noise).tolist(),
-        "no": None,
-    }
-    found = platonic_whitebox.compared(platonic_whitebox.Config(), records, names, {"m": scores.tolist()}, values)
-    for which in ("matched", "adjusted"):
-        assert found["differences"]["nearer"][which]["value"] == pytest.approx(0.2, abs=0.02)
-        entry = found["differences"]["as accurate"][which]
-        assert entry["low"] - 0.01 < 0 < entry["high"] + 0.01
-    # the means differ, because ViTs are more accurate: that is what matching takes out
-    assert found["differences"]["as accurate"]["vit"] > found["differences"]["as accurate"]["crate"] + 0.05
-    assert found["differences"]["no"] is None
-    assert found["between"]["m"]["gap"]["value"] == pytest.approx(0.2)
-    assert found["between"]["m"]["CRATE-CRATE"]["value"] == pytest.approx(0.5)
-
-
-def test_white_and_black_box_are_reported_without_a_verdict(tiny: dict[str, Any], tmp_path: Path) -> None:
-    report = platonic_whitebox.run(platonic_whitebox.Config(**tiny, out=tmp_path))
-    record, page = read(tmp_path)
-    assert all(claim.reproduced is None for claim in report.claims)
-    assert "not run" in page
-    assert len(record["results"]["members"]) == 4
-    assert record["results"]["values"]["human IT"] is None
-    # two networks of a kind are too few for an interval, and the page says so
-    assert record["results"]["differences"]["CNNs"]["adjusted"]["low"] is None
-
-
 def test_bad_settings_are_refused_by_name() -> None:
     for module, settings, match in (
         (platonic_downstream, {"shots": 0}, "shots"),
         (platonic_stitching, {"cuts": (9,)}, "cuts"),
         (platonic_stitching, {"units": 3}, "units"),
-        (platonic_whitebox, {"within": 0.0}, "within"),
     ):
         with pytest.raises(ValueError, match=match):
             module.Config(**settings)
-    for name in ("downstream", "stitching", "whitebox"):
+    for name in ("downstream", "stitching"):
         assert studies.load(f"platonic-{name}").name == f"platonic-{name}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [platonic_downstream, platonic_stitching, platonic_whitebox])
+@pytest.mark.parametrize("module", [platonic_downstream, platonic_stitching])
 def test_the_quick_budget_runs_without_files(module: Any, tmp_path: Path) -> None:
     report = module.run(module.Config.of_budget("quick", out=tmp_path / "out", zoo=tmp_path / "zoo"))
     assert report.summary

@@ -47,6 +47,8 @@ def evaluate_run(
     changes: dict[str, Any] = {"accumulate": 1, "devices": 1, "num_nodes": 1, "eval_every": None}
     given = {"data": data, "data_dir": data_dir, "batch_size": batch_size}
     changes |= {name: value for name, value in given.items() if value is not None}
+    if data not in (None, run_settings(model).get("data")):
+        changes["held_out"] = None  # how the run divided its own text
     config = load_config(folder / "config.yaml", TextConfig, **changes)
     if stride is not None and config.task != "lm":
         raise ValueError(f"--stride {stride}: is for language models, this one fills in masked tokens; leave it out")
