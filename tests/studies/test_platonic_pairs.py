@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from unrolled import studies
 from unrolled.data.pairs import PairSource
+from unrolled.data.sources import evenly
 from unrolled.errors import MissingData
 from unrolled.instruments.features import FeatureSet
 from unrolled.studies.cells import Context
 from unrolled.studies.platonic import captions, photos
-from unrolled.studies.platonic.photos import OfJoined, OfPhotos, OfTexts, TextModel, damaged, drawn_anew, evenly
+from unrolled.studies.platonic.photos import OfJoined, OfPhotos, OfTexts, TextModel, damaged, drawn_anew
 from unrolled.studies.platonic.vision_language import cells as vision_language
 
 N = 120

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from unrolled.data.sources import evenly
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.platonic.photos import (
@@ -23,7 +24,6 @@ from unrolled.studies.platonic.photos import (
     OfJoined,
     OfPhotos,
     TextModel,
-    evenly,
     label,
     open_photos,
 )
@@ -86,6 +86,16 @@ class Density(Cell):
     k: int
     draws: int
     seed: int
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """What tables call the two models."""
+        return self.seen.label, self.read.model.label
+
+    @property
+    def name(self) -> str:
+        """What progress calls it."""
+        return " with ".join(self.labels)
 
     @property
     def joined(self) -> list[OfJoined]:
@@ -248,12 +258,12 @@ def _headline(report: Report, config: CaptionsConfig, results: Results[Density])
     if top is None:
         report.headline("No pair of models was compared.")
         return
+    image, text = top.cell.labels
     scores = top.result["scores"]
     one, every = scores["averaged"][0], scores["averaged"][-1]
     report.headline(
-        f"With {CAPTIONS} captions instead of one, {label(top.cell.read.model.text)} goes from {one['score']:.3f} to "
-        f"{every['score']:.3f} (mutual {config.k}-NN with {label(top.cell.seen.image)}, n = {top.result['n']:,}), "
-        f"where chance gives {every['chance']:.4f}.",
+        f"With {CAPTIONS} captions instead of one, {text} goes from {one['score']:.3f} to {every['score']:.3f} "
+        f"(mutual {config.k}-NN with {image}, n = {top.result['n']:,}), where chance gives {every['chance']:.4f}.",
         [
             Fact(label="One caption", value=f"{one['score']:.3f}", detail=f"± {one['std']:.3f} over which of them"),
             Fact(
@@ -274,14 +284,10 @@ def _pairs(report: Report, config: CaptionsConfig, results: Results[Density]) ->
     for (cell, result, _), way in product(results, WAYS):
         entries = result["scores"][way]
         rows.append([
-            label(cell.seen.image), label(cell.read.model.text), way, *map(score, entries),
+            *cell.labels, way, *map(score, entries),
             f"{entries[-1]['chance']:.4f}", f"{entries[-1]['p_value']:.3f}",
         ])  # fmt: skip
-    rows += [
-        [label(cell.seen.image), label(cell.read.model.text), "", *[NOT_RUN] * (CAPTIONS + 2)]
-        for cell in results.missing
-        if isinstance(cell, Density)
-    ]
+    rows += [[*cell.labels, "", *[NOT_RUN] * (CAPTIONS + 2)] for cell in results.missing if isinstance(cell, Density)]
     words = ", ".join(f"{value:.0f}" for value in results.first("words", ())) or NOT_RUN
     report.section(
         "Every pair of models",
@@ -305,7 +311,7 @@ def _figure(report: Report, config: CaptionsConfig, results: Results[Density]) -
     def line(row: Row[Density], way: Way, color: int) -> Series:
         entries = row.result["scores"][way]
         return Series(
-            label=label(row.cell.seen.image, "" if way == "averaged" else way),
+            label=row.cell.seen.label + ("" if way == "averaged" else f", {way}"),
             x=words,
             y=[entry["score"] for entry in entries],
             color=color,
