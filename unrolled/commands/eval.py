@@ -13,7 +13,7 @@ from unrolled.commands.options import check_counts, verb
 from unrolled.commands.pretrain import evaluate_pretrained, is_pretrain_run
 from unrolled.commands.text import evaluate_run, is_text_run
 from unrolled.harness import OutputFlags, Run, default_folder, settings_of
-from unrolled.subjects.images import batches, evenly, say_data
+from unrolled.subjects.images import batches, say_data
 from unrolled.subjects.models import by_class_names, choose_device, class_names, opened
 from unrolled.subjects.options import LoaderFlags, OnError, SubjectFlags
 from unrolled.subjects.runs import DataOf, completed, named, run_settings, shipped
@@ -293,6 +293,7 @@ def _validation(own: DataOf, samples: int | None, labelled: Callable[[ImageSourc
     the labels that the model has for their classes.
     """
     from unrolled.data import open_images
+    from unrolled.data.sources import Subset
     from unrolled.errors import MissingData
 
     try:
@@ -303,7 +304,7 @@ def _validation(own: DataOf, samples: int | None, labelled: Callable[[ImageSourc
         return None
     if len(source) < _ENOUGH:
         return None
-    return source if samples is None else evenly(source, max(samples, _ENOUGH))
+    return source if samples is None else Subset.evenly(source, max(samples, _ENOUGH))
 
 
 def calibration(
@@ -368,9 +369,10 @@ def _unfinished(model: str) -> Path | None:
 
 def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, where: torch.device) -> dict[str, Any]:
     from unrolled.data import eval_loader, eval_transform, model_input
+    from unrolled.data.sources import Subset
     from unrolled.train.robustness import corruption_errors, relative_errors
 
-    part, size = evenly(source, options.robustness_images), options.batch_size or 128
+    part, size = Subset.evenly(source, options.robustness_images), options.batch_size or 128
     expects = model_input(network, native_size=source.native_size, image_size=options.image_size)
     plain = eval_transform(
         expects["input_size"], (0.0,), (1.0,), interpolation=expects["interpolation"], crop_pct=expects["crop_pct"]

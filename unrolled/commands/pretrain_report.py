@@ -188,18 +188,14 @@ def _charts(task: str, metrics: Sequence[Mapping[str, Any]]) -> list[LineChart]:
 
 def _pictures(report: Report, config: MaskedConfig, model: Any, source: ImageSource, what: str) -> None:
     """Input, mask and completion of a few images."""
-    import numpy as np
-
     from unrolled.commands.common import batches
     from unrolled.commands.complete import completion_of
     from unrolled.data.sources import Subset
     from unrolled.report import ImageGrid, ImageRow
     from unrolled.subjects.pictures import prepare
 
-    chosen = np.linspace(0, len(source) - 1, min(_PICTURES, len(source))).round().astype(np.int64)
-    loader = batches(
-        model, Subset(source, chosen), image_size=config.image_size, batch_size=1, on_error=config.on_error
-    )
+    shown = Subset.evenly(source, _PICTURES)
+    loader = batches(model, shown, image_size=config.image_size, batch_size=1, on_error=config.on_error)
     back = prepare(model, image_size=config.image_size).pixels
     model.eval()
     columns = [

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from unrolled.data.sources import evenly
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.platonic.photos import (
@@ -23,7 +24,6 @@ from unrolled.studies.platonic.photos import (
     OfJoined,
     OfPhotos,
     TextModel,
-    evenly,
     label,
     open_photos,
 )
