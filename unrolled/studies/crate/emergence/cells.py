@@ -47,9 +47,9 @@ class EmergenceConfig(NetworksConfig):
     """Changes of CRATE, measured by their attention alone."""
     seeds: Seeds = (0, 1, 2)
     """Of weights and training batches."""
-    side: int = 64
+    side: Annotated[int, AtLeast(8)] = 64
     """Pixels of a side at which everything is measured; networks were trained at 32."""
-    other_sides: tuple[int, ...] = (32, 96)
+    other_sides: tuple[Annotated[int, AtLeast(8)], ...] = (32, 96)
     """Further sizes, with two seeds of the trained kinds and one untrained."""
     photos: Annotated[int, AtLeast(2)] = 100
     """Photos of either half, to choose layer and head by and to report on."""
@@ -63,8 +63,8 @@ class EmergenceConfig(NetworksConfig):
         unknown = [kind for kind in (*self.kinds, *self.changes) if kind not in BLOCKS]
         if unknown or "crate" not in self.kinds:
             raise ValueError(f"kinds and changes: choose from {', '.join(BLOCKS)}, and 'crate' among kinds")
-        if any(side < 8 or side % 4 for side in (self.side, *self.other_sides)):
-            raise ValueError("side and other_sides must be multiples of 4, the patch, and at least 8")
+        if any(side % 4 for side in (self.side, *self.other_sides)):
+            raise ValueError("side and other_sides must be multiples of 4, the patch")
         if self.data == "digits":
             raise ValueError("data='digits': grey images of 8 pixels; choose 'tiny-imagenet-32' or 'cifar10'")
 
