@@ -185,9 +185,9 @@ def test_a_part_of_a_run_names_the_run(tmp_path: Path) -> None:
     for part in ("checkpoints", "checkpoints/step-1"):
         with pytest.raises(MissingData, match=f"is a part of the run {run}; give that folder"):
             from_pretrained(run / part)
-    with pytest.raises(MissingData, match="stopped before it had a model.*--resume auto"):
+    with pytest.raises(MissingData, match=r"stopped before it had a model.*--resume auto"):
         from_pretrained(tmp_path / "stopped")
-    with pytest.raises(MissingData, match="holds no config.json.*; give a run folder") as said:
+    with pytest.raises(MissingData, match=r"holds no config\.json.*; give a run folder") as said:
         from_pretrained(empty)
     assert "resume" not in str(said.value)
 
@@ -196,7 +196,7 @@ def test_pixels_as_they_are_decoded_are_no_input() -> None:
     for name in ("crate_nano_patch4_32", "tost_nano_patch4_32", "cbt_nano_patch4_32", "crate_mae_nano_patch4_32"):
         with pytest.raises(ValueError, match="images: are uint8, need floats: divide by 255"):
             create_model(name)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="need a tensor .*, not a ndarray"):
+    with pytest.raises(ValueError, match=r"need a tensor .*, not a ndarray"):
         create_model("crate_nano_patch4_32", **TINY)(torch.zeros(1, 3, 32, 32).numpy())
 
 

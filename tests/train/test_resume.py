@@ -133,7 +133,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(config, splits, tmp_path
     stopped = config(**EVERYTHING, out=tmp_path / "stopped", resume="auto")
     fit(straight, data=splits)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"--resume auto") as caught:
+    with pytest.raises(Interrupted, match="resume='auto'") as caught:
         fit(stopped, data=splits, callbacks=[interrupt])
     assert signal.getsignal(signal.SIGINT) is before
     assert isinstance(caught.value, KeyboardInterrupt)

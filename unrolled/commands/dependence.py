@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unrolled.arrays import read_npy
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.terminal import say
 
@@ -93,6 +92,8 @@ def _labels(groups: str, rows: Rows, pairs: PairSource | None) -> Sequence[Any]:
 
 def _read(path: Path) -> list[Any]:
     if path.suffix == ".npy":
+        from unrolled.arrays import read_npy
+
         array = read_npy(path)
         if array.ndim != 1:
             raise ValueError(f"groups {path}: must be one label a sample [n], not {array.shape}")

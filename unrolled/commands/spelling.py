@@ -51,7 +51,8 @@ def as_flags(message: str, arguments: Mapping[str, Argument], tokens: Sequence[s
     message = re.sub(rf"{free}(?P<name>{any_of})=(?P<value>{_VALUE})?(?![='\"])", assigned, message)
     message = re.sub(rf"^(?P<name>{any_of})(?=(?:, [\w, ]+)?: | must be )", lambda match: named(match["name"]), message)
     worded = "|".join(re.escape(name) for name in arguments if "_" in name)
-    return re.sub(rf"{free}(?:{worded})(?![\w/='\"-]|\.\w)", lambda match: named(match[0]), message) if worded else message
+    said_of_flags = rf"{free}(?:{worded})(?![\w/='\"-]|\.\w| in \S+\.ya?ml)"
+    return re.sub(said_of_flags, lambda match: named(match[0]), message) if worded else message
 
 
 def _words(value: str) -> list[str]:

@@ -15,7 +15,7 @@ from unrolled.locks import hold
 from unrolled.studies.base import QUICK_NOTICE, Budget
 from unrolled.studies.base import Study as PlainStudy
 from unrolled.studies.demo import DemoConfig
-from unrolled.terminal import say, table
+from unrolled.terminal import say, show, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +67,7 @@ def list_studies(*, json: AsJson = False) -> None:
         rows = [{"name": study.name, "title": study.title, "citation": study.citation} for study in studies]
         print(json_module.dumps(rows, indent=2))
     else:
-        print(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
+        show(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
 
 
 def _verb(name: str, config: type[StudyConfig], help_: str, *, judges: bool = True) -> Callable[..., int]:

@@ -174,9 +174,9 @@ def create_with_timm(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     if pretrained and name.startswith("local-dir:"):
         check_model(Path(name.removeprefix("local-dir:")))
     of_hub = _asks_hub(name, pretrained)
-    with building(name, kwargs), hub(name) if of_hub else nullcontext():
-        with reading_weights(name, kwargs, pretrained or of_hub):  # of the hub even the description is read
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    asking = hub(name) if of_hub else nullcontext()
+    with building(name, kwargs), asking, reading_weights(name, kwargs, pretrained or of_hub):  # or its description
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     if pretrained:
         check_finite_weights(model, name)
     return model
