@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 # a resumed run may differ in these: they change neither the weights nor what is recorded
 FREE = {"accelerator", "checkpoint_every", "data_dir", "devices", "force", "keep", "loggers", "log_every", "max_steps"}
 FREE |= {"num_nodes", "out", "quiet", "resume", "strategy", "weights", "workers"}
+IN_PLACE_OF = {"epochs": "steps", "warmup_epochs": "warmup_steps"}
+"""Settings that count for nothing where another is given."""
 
 
 @dataclass
@@ -204,11 +206,12 @@ def check_same(config: RunConfig, then: Mapping[str, Any], path: Path) -> None:
     """
     # a checkpoint may be older than a setting, and was then made with what is its default now
     now = as_plain(config)
+    unused = {epochs for epochs, steps in IN_PLACE_OF.items() if now[steps] is not None}
     then = {**{item.name: item.default for item in dataclasses.fields(config)}, **as_now(then, now)}
     changed = [
         f"{key}: {then.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
-        if key not in FREE and now.get(key) != then.get(key)
+        if key not in FREE | unused and now.get(key) != then.get(key)
     ]
     if changed:
         raise ValueError(
