@@ -60,7 +60,7 @@ def evaluate_run(
     network = load_language_model(folder).to(where)
     corpus = open_corpus(config, load_tokenizer(folder))
     if not quiet:
-        print(corpus.said, file=sys.stderr)
+        print(corpus.description, file=sys.stderr)
     check_excerpts(corpus, split, config.length, samples, f"--samples {samples}")
     began = time.perf_counter()
     scores = evaluate_text(network, corpus, split, config, where, samples=samples, stride=stride)
