@@ -84,8 +84,8 @@ def test_a_reading_takes_what_a_verb_knows_of_it() -> None:
 
 
 def test_colours_are_enough_for_the_regions_that_may_be_asked_for() -> None:
-    from unrolled.commands.overlays import COLOURS
-    from unrolled.commands.segment_options import MOST
+    from unrolled.commands.segment.options import MOST
+    from unrolled.commands.segment.overlays import COLOURS
 
     assert len(COLOURS) == MOST
 
