@@ -200,8 +200,8 @@ class Report:
                     for panel in block.panels:
                         written += _write_panel(folder / "figures", block, panel, taken)
         json_path, html_path = folder / "report.json", folder / "report.html"
-        _write(json_path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        _write(html_path, self.to_html())
+        write_text(json_path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(html_path, self.to_html())
         return ReportPaths(html=html_path, json=json_path, figures=tuple(written))
 
 
@@ -243,17 +243,18 @@ def _write_panel(folder: Path, figure: Figure, panel: Panel, taken: set[str]) ->
     taken.add(unique)
     folder.mkdir(exist_ok=True)
     svg_path, csv_path = folder / f"{unique}.svg", folder / f"{unique}.csv"
-    _write(svg_path, panel.svg(unique, standalone=True) + "\n")
+    write_text(svg_path, panel.svg(unique, standalone=True) + "\n")
     columns, rows = panel.data()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    _write(csv_path, text.getvalue())
+    write_text(csv_path, text.getvalue())
     return [svg_path, csv_path]
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
     part = path.with_name(path.name + ".part")
     try:
         part.write_bytes(text.encode("utf-8", "backslashreplace"))  # names of files need not be text
