@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from unrolled import cli
-from unrolled.commands.common import data_settings
+from unrolled.subjects.runs import data_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,24 +76,28 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 def fake_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A study that takes no time and misses its target; its configurations are recorded."""
     from unrolled import studies
-    from unrolled.report import Report
-    from unrolled.studies.base import Expectation, Study
-    from unrolled.studies.demo import Config
+    from unrolled.studies.demo import DemoConfig
+    from unrolled.studies.study import Claim, Study
+
+    class Slow(Study):
+        def run(self, config: Any, *, on_progress: Any = None) -> Any:
+            seen.append(config)
+            if on_progress is not None:
+                on_progress("half way")
+            return super().run(config)
 
     seen: list[Any] = []
-    expectation = Expectation(statement="It works", source="nobody", published="1.0", low=1.0)
-
-    def run(config: Any, *, on_progress: Any = None) -> Report:
-        seen.append(config)
-        if on_progress is not None:
-            on_progress("half way")
-        report = Report("A study")
-        report.headline("It does not work.")
-        report.claims.append(expectation.judge(0.5, "0.5"))
-        report.write(config.out)
-        return report
-
-    study = Study(name="demo", title="A study", citation="nobody", config=Config, run=run)
+    claim = Claim(statement="It works", source="nobody", published="1.0", value=lambda r, c: 0.5, low=1.0)
+    study = Slow(
+        name="demo",
+        title="A study",
+        question="Does it work?",
+        citation="nobody",
+        config=DemoConfig,
+        cells=lambda config: (),
+        claims=(claim,),
+        report=lambda report, config, results: report.headline("It does not work."),
+    )
     real = studies.load
     monkeypatch.setattr(studies, "load", lambda name: study if name == "demo" else real(name))
     return seen
@@ -210,9 +214,9 @@ def test_a_run_is_measured_on_the_split_it_was_not_trained_on(
             scores = json.loads(capsys.readouterr().out)
             assert scores["images"] == expected["images"]
             assert scores["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    settings = data_settings(str(run), None, data=None, data_dir=None, image_size=None)
-    assert (settings["data"], settings["split_seed"], settings["val_fraction"]) == ("digits", 3, 0.2)
-    assert data_settings(str(run), None, data="cifar10", data_dir=None, image_size=None)["split_seed"] == 0
+    own = data_of(str(run))
+    assert (own.data, own.split_seed, own.val_fraction) == ("digits", 3, 0.2)
+    assert data_of(str(run), data="cifar10").split_seed == 0
 
 
 def test_trace_shows_every_layer_beside_the_control(

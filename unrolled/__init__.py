@@ -31,6 +31,7 @@ _EXPORTS: dict[str, str | None] = {
     "ops": None,
     "report": None,
     "studies": None,
+    "subjects": None,
     "tasks": None,
     "theory": None,
     "train": None,

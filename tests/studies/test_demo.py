@@ -6,28 +6,34 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from unrolled import studies
 from unrolled.studies.base import Expectation
-from unrolled.studies.demo import Config, run
+from unrolled.studies.demo import STUDY, DemoConfig, DigitsRun
+from unrolled.studies.results import Results
 
 
-def test_quick_demo_writes_a_report_of_every_model(tmp_path: Path) -> None:
-    config = Config.of_budget("quick", epochs=0.5, workers=1, out=tmp_path)
-    said: list[str] = []
-    report = run(config, on_progress=said.append)
-    assert len(said) == 2
-    assert "crate_nano_patch2_8" in said[0]
-    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    crate, vit = record["results"]["CRATE"], record["results"]["ViT"]
+def test_a_short_demo_writes_a_report_of_every_model(tmp_path: Path) -> None:
+    config = DemoConfig.of_budget("quick", epochs=0.5, workers=1, out=tmp_path / "out", kept=tmp_path / "kept")
+    lines: list[str] = []
+    report = STUDY.run(config, on_progress=lines.append)
+    assert len(lines) == 4
+    assert "crate_nano_patch2_8, seed 0" in lines[0]
+    rows = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["results"]["rows"]
+    crate, vit = (row for row in rows if row["cell"] == "DigitsRun")
     assert crate["parameters"] < vit["parameters"]
-    assert crate["test_images"] == 360
-    assert 0 < crate["test_accuracy_mean"] < 1
-    assert len(crate["trace"][0]["layers"]) == len(crate["trace"][0]["control"]) == 6
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert crate["images"] == 360
+    assert 0 < crate["accuracy"] < 1
+    layers = next(row for row in rows if row["cell"] == "DigitsLayers")
+    assert len(layers["trace"]["layers"]) == len(layers["trace"]["control"]) == 6
+    assert [picture["label"] for picture in layers["attention"]] == list(range(6))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     for words in (
+        "CRATE and ViT on handwritten digits",
         "CRATE test accuracy",
         "CRATE untrained",
         "Learning curves",
@@ -35,38 +41,48 @@ def test_quick_demo_writes_a_report_of_every_model(tmp_path: Path) -> None:
         "data:image/png",
     ):
         assert words in page
+    assert report.claims[0].measured.endswith(" %; one seed decides nothing")
     assert report.provenance.seeds == (0,)
+    # the layers are those of the model that was tested
+    context, run = config.context, next(iter(STUDY.cells(config)))
+    assert isinstance(run, DigitsRun)
+    again = DigitsRun.load(run, context)
+    assert not again.training
+    assert sum(parameter.numel() for parameter in again.parameters()) == crate["parameters"]
 
 
-def test_a_demo_in_the_same_place_is_replaced_and_comes_out_the_same(tmp_path: Path) -> None:
-    config = Config.of_budget("quick", models=("crate_nano_patch2_8",), epochs=0.2, workers=1, out=tmp_path)
-    assert run(config).results["CRATE"]["trace"] == run(config).results["CRATE"]["trace"]
+def test_the_same_run_comes_out_the_same(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"models": ("crate_nano_patch2_8",), "epochs": 0.2, "workers": 1, "out": tmp_path / "out"}
+    results, weights = [], []
+    for folder in ("one", "two"):
+        config = DemoConfig.of_budget("quick", kept=tmp_path / folder, **small)
+        run = STUDY.run(config).results["rows"][0]
+        results.append({key: value for key, value in run.items() if "second" not in key and key != "metrics"})
+        weights.append(next(iter(STUDY.cells(config))).load(config.context).state_dict())  # type: ignore[attr-defined]
+    assert results[0] == results[1]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_without_a_crate_nothing_is_claimed(tmp_path: Path) -> None:
+    config = DemoConfig(models=("vit_nano_patch2_8",), out=tmp_path, kept=tmp_path)
+    assert STUDY.claims[0].judge(Results([]), config).measured == "there is no CRATE among the models"
 
 
 @pytest.mark.slow
 def test_demo_reaches_97_percent_in_two_minutes(tmp_path: Path) -> None:
     began = time.perf_counter()
-    report = run(Config(out=tmp_path))
-    assert report.results["CRATE"]["test_accuracy_mean"] >= 0.97
+    report = STUDY.run(DemoConfig(out=tmp_path, kept=tmp_path / "kept"))
     assert report.reproduced
     assert time.perf_counter() - began < 120
 
 
 def test_bad_settings_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="seeds"):
-        Config(seeds=())
-    with pytest.raises(ValueError, match="repeat"):
-        Config(seeds=(1, 1))
     with pytest.raises(ValueError, match="val_fraction"):
-        Config(val_fraction=0.0)
-    with pytest.raises(ValueError, match="workers"):
-        Config(workers=0)
-    with pytest.raises(ValueError, match="budget"):
-        Config.of_budget("huge")  # type: ignore[arg-type]
+        DemoConfig(val_fraction=1.0)
 
 
 def test_studies_are_found_by_name() -> None:
-    assert studies.load("demo").config is Config
+    assert studies.load("demo") is STUDY
     with pytest.raises(ValueError, match="did you mean 'demo'"):
         studies.load("demos")
 

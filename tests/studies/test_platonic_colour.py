@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled import studies
-from unrolled.studies.platonic_colour import (
-    Config,
+from unrolled.studies.platonic.colour import STUDY
+from unrolled.studies.platonic.colour.cells import ColourConfig
+from unrolled.studies.platonic.colour.layouts import (
     count_colours,
     dissimilarities,
     embed,
     lab_of_rgb,
     laid_over,
     pixel_pairs,
-    run,
 )
 
 
@@ -83,31 +83,67 @@ def test_counts_are_symmetric_and_rare_colours_are_left_out() -> None:
 
 
 def test_without_data_the_made_up_images_run_and_the_rest_says_not_run(tmp_path: Path) -> None:
-    config = Config(
-        data_dir=tmp_path / "nowhere", out=tmp_path, images=60, pairs=8000, bins=3, min_count=50, fits=1,
-        permutations=20, seeds=(0,),
+    config = ColourConfig(
+        data_dir=tmp_path / "nowhere", out=tmp_path, kept=tmp_path / "kept", images=60, pairs=8000, bins=3,
+        min_count=50, fits=1, permutations=20, seeds=(0,),
     )  # fmt: skip
-    report = run(config)
-    record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    (cell,) = record["results"]["pixels"]
-    assert cell["source"] == "made-up"
+    report = STUDY.run(config)
+    (row,) = report.results["rows"]
+    assert (row["cell"], row["source"]) == ("ByPixels", "made-up")
     # where neighbours are alike in colour the layout must be found
-    assert cell["r2"] > cell["null"] + 3 * cell["spread"]
+    assert row["r2"] > row["null"] + 3 * row["spread"]
     assert [claim.measured for claim in report.claims] == ["not run"] * 3
-    assert not any(claim.reproduced for claim in report.claims)
-    assert "not run" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [claim.verdict for claim in report.claims] == ["not run"] * 3
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "not run" in page
+    # what lacks its data is named once, with the flag
+    reasons = report.sections[-1].blocks[0].text.split("\n\n")
+    assert {reason.split(" was not found")[0] for reason in reasons} == {
+        "data_dir: cifar10", "data_dir: human-similarity",
+    }  # fmt: skip
+    assert all(reason.endswith("give --data-dir DIR") for reason in reasons)
+
+
+def test_ratings_that_come_later_are_compared_then(tmp_path: Path) -> None:
+    # 27 colours on a cube, rated by their distance in CIELAB: what stands in the files decides, not what stood there
+    rgb = np.stack(np.meshgrid(*[[40, 128, 215]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    lab = lab_of_rgb(rgb / 255)
+    apart = np.sqrt(((lab[:, None] - lab[None]) ** 2).sum(-1))
+    config = ColourConfig(
+        data_dir=tmp_path, out=tmp_path / "out", kept=tmp_path / "kept", images=60, pairs=8000, bins=3, min_count=50,
+        fits=1, permutations=20, seeds=(0,),
+    )  # fmt: skip
+    assert len(STUDY.run(config).results["rows"]) == 1
+    folder = tmp_path / "human-similarity"
+    folder.mkdir()
+    groups = np.broadcast_to(apart, (5, 27, 27))
+    missing = np.zeros_like(groups, dtype=bool)
+    arrays = {"lab": lab, "rgb": rgb, "group_dissimilarity": groups, "missing": missing}
+    np.savez(folder / "colour93_human.npz", **arrays)
+    lines = [f"colour {i}\t{x}\t{y}\t{z}" for i, (x, y, z) in enumerate(lab)]
+    (folder / "xkcd_colours.tsv").write_text("\n".join(["name\tL\ta\tb_lab", *lines]), encoding="utf-8")
+    report = STUDY.run(config)
+    layout, beside, people = report.results["rows"]
+    assert beside["compared"] == layout["n"] * (layout["n"] - 1) / 2
+    assert beside["lab"] == pytest.approx(1)
+    assert 0.3 < beside["pmi"] < 1
+    assert people["r2"] > 0.99
+    assert report.claims[2].verdict == "not reproduced"  # 20 permutations cannot say less than 1 in 21
+    assert STUDY.run(replace(config, permutations=200)).claims[2].verdict == "reproduced"
 
 
 @pytest.mark.slow
 def test_the_quick_budget_lays_out_the_colours_of_photographs(shared: Path, tmp_path: Path) -> None:
-    report = run(Config.of_budget("quick", data_dir=shared / "data", out=tmp_path))
-    assert report.claims[0].reproduced
+    config = ColourConfig.of_budget("quick", data_dir=shared / "data", out=tmp_path, kept=tmp_path / "kept")
+    report = STUDY.run(replace(config, budget="cpu"))
+    assert [claim.verdict for claim in report.claims] == ["reproduced", "not reproduced", "reproduced"]
 
 
 def test_bad_settings_are_refused_by_name() -> None:
     for given_, match in (
         ({"seeds": ()}, "seeds"), ({"radius": 0.5}, "radius"), ({"bins": 1}, "bins"), ({"zeros": "drop"}, "zeros"),
+        ({"all_bins": (4, 1)}, "all_bins"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):
-            Config(**given_)  # type: ignore[arg-type]
-    assert studies.load("platonic-colour").config is Config
+            ColourConfig(**given_)
+    assert studies.load("platonic-colour") is STUDY

@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from unrolled import studies
-from unrolled.studies import platonic_downstream, platonic_samples, platonic_stitching, platonic_whitebox
+from unrolled.studies import platonic_downstream, platonic_stitching
 from unrolled.studies.platonic_zoo import ZooConfig, zoo
 
 TINY: dict[str, Any] = {
     "data": "digits", "members": "few", "steps": 2, "batch_size": 8, "samples": 60, "workers": 1,
 }  # fmt: skip
-SAMPLES: dict[str, Any] = {"sizes": (100, 200, 359), "simulated": (400,), "queries": 50}
 STITCHING: dict[str, Any] = {
     "cuts": (1, 2), "stitch_steps": 2, "matched": 64, "tested": 100, "units": 40, "draws": 5,
 }  # fmt: skip
@@ -61,45 +59,6 @@ def test_downstream_says_what_it_stands_in_for_and_what_was_not_run(tiny: dict[s
     assert -1 <= near[0]["low"] <= near[0]["rho"] <= near[0]["high"] <= 1
 
 
-def test_the_twin_has_the_features_moments() -> None:
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(4000, 3, generator=generator)
-    x, y = z @ torch.randn(3, 4, generator=generator) + 2, z @ torch.randn(3, 5, generator=generator)
-    a, b = platonic_samples.gaussian_twin(x, y, 40_000)
-    assert a.shape == (40_000, 4)
-    one, two = torch.cat([x, y], 1), torch.cat([a, b], 1)
-    assert torch.allclose(two.mean(0), one.mean(0), atol=0.05)
-    assert torch.allclose(two.T.cov(), one.T.cov(), atol=0.15)
-    # features that are Gaussian already score as their twin does
-    curve = platonic_samples.curves(platonic_samples.Config(sizes=(500, 4000), simulated=(4000,), queries=400), x, y)
-    for words in ("k = 10", "k = n / 100"):
-        real, twin = (curve[name][-1]["score"] for name in (words, f"{words}, simulated"))
-        assert twin == pytest.approx(real, abs=0.05)
-
-
-def test_scores_at_fixed_k_fall_and_at_a_fixed_share_stay() -> None:
-    generator = torch.Generator().manual_seed(1)
-    z = torch.randn(6000, 12, generator=generator)
-    x, y = (z + 0.5 * torch.randn(6000, 12, generator=generator) for _ in range(2))
-    found = platonic_samples.curves(platonic_samples.Config(sizes=(600, 6000), simulated=(), queries=500), x, y)
-    ten, share = ([point["score"] for point in found[words]] for words in ("k = 10", "k = n / 100"))
-    assert ten[1] < 0.7 * ten[0]
-    assert share[1] > 0.75 * share[0]
-    assert [point["n"] for point in found["unbiased CKA"]] == [600, 6000]
-
-
-def test_samples_are_reported_against_n_with_chance(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = platonic_samples.Config(**tiny, **SAMPLES, out=tmp_path)
-    report = platonic_samples.run(config)
-    record, page = read(tmp_path)
-    assert "untrained CNN and ViT" in record["results"]["pairs"]
-    curve = record["results"]["pairs"]["CNN and ViT"]["k = 10"]
-    assert [point["n"] for point in curve] == [100, 200, 359]
-    assert curve[0]["chance"] == pytest.approx(10 / 99)
-    assert report.claims[0].reproduced is not None
-    assert "Simulated beyond" in page
-
-
 def test_stitching_is_reported_by_depth_with_both_controls(tiny: dict[str, Any], tmp_path: Path) -> None:
     config = platonic_stitching.Config(**tiny, **STITCHING, out=tmp_path)
     report = platonic_stitching.run(config)
@@ -123,64 +82,20 @@ def test_a_network_stitched_to_itself_loses_little_before_any_training(tmp_path:
     assert found["regressed"] == pytest.approx(found["reference"], abs=0.05)
 
 
-def test_a_difference_at_equal_accuracy_is_found_and_accuracy_alone_is_none() -> None:
-    generator = np.random.default_rng(0)
-    accuracy = np.concatenate([np.linspace(0.4, 0.5, 8), np.linspace(0.45, 0.6, 10)])
-    kinds = ["crate"] * 8 + ["vit"] * 10
-    names = [f"{kind}{i}" for i, kind in enumerate(kinds)]
-    records = {
-        name: {"accuracy": a, "member": {"kind": kind, "size": "small", "share": 1.0}}
-        for name, a, kind in zip(names, accuracy, kinds, strict=True)
-    }
-    noise = 0.01 * generator.normal(size=18)
-    crate = np.array([kind == "crate" for kind in kinds])
-    scores = np.full((18, 18), 0.5)
-    scores[np.ix_(crate, ~crate)] = scores[np.ix_(~crate, crate)] = 0.3
-    values = {
-        "nearer": (accuracy + 0.2 * crate + noise).tolist(),
-        "as accurate": (accuracy + noise).tolist(),
-        "no": None,
-    }
-    found = platonic_whitebox.compared(platonic_whitebox.Config(), records, names, {"m": scores.tolist()}, values)
-    for which in ("matched", "adjusted"):
-        assert found["differences"]["nearer"][which]["value"] == pytest.approx(0.2, abs=0.02)
-        entry = found["differences"]["as accurate"][which]
-        assert entry["low"] - 0.01 < 0 < entry["high"] + 0.01
-    # the means differ, because ViTs are more accurate: that is what matching takes out
-    assert found["differences"]["as accurate"]["vit"] > found["differences"]["as accurate"]["crate"] + 0.05
-    assert found["differences"]["no"] is None
-    assert found["between"]["m"]["gap"]["value"] == pytest.approx(0.2)
-    assert found["between"]["m"]["CRATE-CRATE"]["value"] == pytest.approx(0.5)
-
-
-def test_white_and_black_box_are_reported_without_a_verdict(tiny: dict[str, Any], tmp_path: Path) -> None:
-    report = platonic_whitebox.run(platonic_whitebox.Config(**tiny, out=tmp_path))
-    record, page = read(tmp_path)
-    assert all(claim.reproduced is None for claim in report.claims)
-    assert "not run" in page
-    assert len(record["results"]["members"]) == 4
-    assert record["results"]["values"]["human IT"] is None
-    # two networks of a kind are too few for an interval, and the page says so
-    assert record["results"]["differences"]["CNNs"]["adjusted"]["low"] is None
-
-
 def test_bad_settings_are_refused_by_name() -> None:
     for module, settings, match in (
         (platonic_downstream, {"shots": 0}, "shots"),
-        (platonic_samples, {"sizes": (1000, 500)}, "sizes"),
-        (platonic_samples, {"queries": 1}, "queries"),
         (platonic_stitching, {"cuts": (9,)}, "cuts"),
         (platonic_stitching, {"units": 3}, "units"),
-        (platonic_whitebox, {"within": 0.0}, "within"),
     ):
         with pytest.raises(ValueError, match=match):
             module.Config(**settings)
-    for name in ("downstream", "samples", "stitching", "vision", "whitebox"):
+    for name in ("downstream", "stitching"):
         assert studies.load(f"platonic-{name}").name == f"platonic-{name}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [platonic_downstream, platonic_samples, platonic_stitching, platonic_whitebox])
+@pytest.mark.parametrize("module", [platonic_downstream, platonic_stitching])
 def test_the_quick_budget_runs_without_files(module: Any, tmp_path: Path) -> None:
     report = module.run(module.Config.of_budget("quick", out=tmp_path / "out", zoo=tmp_path / "zoo"))
     assert report.summary

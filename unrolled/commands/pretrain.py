@@ -5,9 +5,7 @@ from __future__ import annotations
 import json as json_module
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import Any, Literal
 
 from unrolled.commands.common import (
     Device,
@@ -23,28 +21,13 @@ from unrolled.commands.common import (
     say_where,
     write_run,
 )
-from unrolled.commands.settings import AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.commands.options import AsJson, RecipeName, verb
 from unrolled.commands.train import run_training
 from unrolled.train.config import DistillConfig, MaskedConfig, PretrainConfig
 
-if TYPE_CHECKING:
-    MaskedFlags = MaskedConfig
-    DistillFlags = DistillConfig
-else:
-    MaskedFlags = flags_of(MaskedConfig)
-    DistillFlags = flags_of(DistillConfig)
 
-_MASKED = MaskedFlags()
-_DISTILL = DistillFlags()
-
-
-def pretrain(
-    *,
-    settings: Annotated[MaskedFlags, Parameter(name="*")] = _MASKED,
-    config: ConfigFiles = (),
-    recipe: RecipeName = None,
-    json: AsJson = False,
-) -> None:
+@verb
+def pretrain(config: MaskedConfig, *, recipe: RecipeName = None, json: AsJson = False) -> None:
     """Pretrain on images without their labels, by completing images of which most patches were removed.
 
     Everything about the run goes into one folder. Ctrl-C saves and stops; the same command with `--resume auto` goes
@@ -56,16 +39,11 @@ def pretrain(
         unrolled pretrain --task simdino --data cifar10 --data-dir data --out runs/simdino
         unrolled finetune --weights runs/mae --data cifar10 --data-dir data
     """
-    run_training("pretrain", as_config(MaskedConfig, settings), json=json)
+    run_training("pretrain", config, json=json)
 
 
-def pretrain_distilled(
-    *,
-    settings: Annotated[DistillFlags, Parameter(name="*")] = _DISTILL,
-    config: ConfigFiles = (),
-    recipe: RecipeName = None,
-    json: AsJson = False,
-) -> None:
+@verb
+def pretrain_distilled(config: DistillConfig, *, recipe: RecipeName = None, json: AsJson = False) -> None:
     """Pretrain on images without their labels, by self-distillation.
 
     Views of an image agree with a teacher, while the coding rate of the features keeps them from collapsing. Everything
@@ -75,7 +53,7 @@ def pretrain_distilled(
         unrolled pretrain --task simdino --data cifar10 --data-dir data --out runs/simdino
         unrolled finetune --weights runs/simdino --data cifar10 --data-dir data
     """
-    run_training("pretrain", as_config(DistillConfig, settings), json=json)
+    run_training("pretrain", config, json=json)
 
 
 def is_pretrain_run(model: str) -> bool:

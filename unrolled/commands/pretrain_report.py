@@ -192,9 +192,9 @@ def _pictures(report: Report, config: MaskedConfig, model: Any, source: ImageSou
 
     from unrolled.commands.common import batches
     from unrolled.commands.complete import completion_of
-    from unrolled.commands.pictures import prepare
     from unrolled.data.sources import Subset
     from unrolled.report import ImageGrid, ImageRow
+    from unrolled.subjects.pictures import prepare
 
     chosen = np.linspace(0, len(source) - 1, min(_PICTURES, len(source))).round().astype(np.int64)
     loader = batches(

@@ -1,15 +1,15 @@
-"""What `unrolled segment --eval` measures: attention against things, objects of MaskCut, regions of clusters."""
+"""What `unrolled segment-eval` measures: attention against things, objects of MaskCut, regions of clusters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from unrolled.commands.pictures import Preparation
+from unrolled.commands.segment_options import SegmentEvalOptions
 from unrolled.data import MaskSource, Scene
 from unrolled.errors import CorruptFile
 from unrolled.instruments import (
@@ -40,32 +40,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unrolled.instruments import Patches
+    from unrolled.subjects.pictures import Preparation
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
-Measure = Literal["attention", "maskcut", "clusters"]
 Row = dict[str, Any]
 _SIDE = 512  # longer side at which regions are compared
 _REGIONS = ("covering", "miou", "boundary_jaccard")
 _DRAWS = 200  # bootstrap samples of average precision, each of which costs a whole evaluation
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured; the meanings are in the help of `unrolled segment`."""
-
-    measures: tuple[Measure, ...]
-    layers: tuple[int, ...]
-    """Of attention; none means every layer."""
-    detailed: tuple[int, ...]
-    """Of maskcut and clusters."""
-    facet: Any = "key"
-    mass: float = 0.6
-    tau: float = 0.2
-    objects: int = 3
-    clusters: int = 5
-    confidence: Any = "order"
-    batch_size: int = 4
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +63,7 @@ def evaluate(
     prepared: Preparation,
     source: MaskSource,
     count: int,
-    settings: Settings,
+    settings: SegmentEvalOptions,
     progress: Progress,
     skipped: list[str] | None = None,
     notes: list[str] | None = None,
@@ -146,7 +127,7 @@ def evaluate(
 def _patches(
     model: nn.Module,
     images: Tensor,
-    settings: Settings,
+    settings: SegmentEvalOptions,
     facets: list[Any],
     prefix: int | None,
     grid: tuple[int, int],
@@ -171,7 +152,7 @@ def _patches(
         raise ValueError(f"{str(error).split(';')[0]}; {hint}") from error
 
 
-def _together(settings: Settings) -> list[int] | None:
+def _together(settings: SegmentEvalOptions) -> list[int] | None:
     """Layers to read: every one, or those of attention and the detailed ones."""
     return [*dict.fromkeys((*settings.layers, *settings.detailed))] if settings.layers else None
 
@@ -206,7 +187,7 @@ class _Part(Protocol):
 class _Attention:
     """Jaccard of thresholded attention with the pixels of things, of each class and of all together."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SegmentEvalOptions) -> None:
         self._settings = settings
         self._scorers: dict[str, EmergenceScorer] = {}
         self._plain: list[Row] = []
@@ -250,7 +231,7 @@ class _Attention:
 class _Objects:
     """Average precision of MaskCut's objects, class-agnostic."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SegmentEvalOptions) -> None:
         self._settings = settings
         self._scorers: dict[tuple[str, int], ObjectScorer] = {}
         self._random = np.random.default_rng(settings.seed)
@@ -304,7 +285,7 @@ class _Objects:
 class _Regions:
     """How k-means clusters of patches cover the regions people drew: covering, matched mIoU, boundaries."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SegmentEvalOptions) -> None:
         self._settings = settings
         self._scores: dict[tuple[str, int], list[dict[str, float]]] = {}
         self._counts: dict[tuple[str, int], list[BoundaryCounts]] = {}
@@ -358,7 +339,7 @@ class _Regions:
         return {"clusters": sorted(rows, key=_place)}
 
 
-_PARTS: dict[str, Callable[[Settings], _Part]] = {
+_PARTS: dict[str, Callable[[SegmentEvalOptions], _Part]] = {
     "attention": _Attention,
     "maskcut": _Objects,
     "clusters": _Regions,

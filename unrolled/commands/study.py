@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from unrolled.commands.common import say_where, table, write_settings
-from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, as_config, flags_of, given, open_flags_of
+from unrolled.commands.options import AsJson, ConfigFiles, Quiet, given, open_flags_of
+from unrolled.harness import answer, write_settings
 from unrolled.locks import hold
 from unrolled.studies.base import QUICK_NOTICE, Budget
 from unrolled.studies.base import Study as PlainStudy
-from unrolled.studies.demo import Config as DemoConfig
+from unrolled.studies.demo import DemoConfig
+from unrolled.terminal import say, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
     DemoFlags = DemoConfig
 else:
-    DemoFlags = flags_of(DemoConfig)
+    DemoFlags = open_flags_of(DemoConfig, without=("budget",))
 
 _DEMO = DemoFlags()
 
 
 def demo(
     *,
+    budget: Budget = "cpu",
     settings: Annotated[DemoFlags, Parameter(name="*")] = _DEMO,
     config: ConfigFiles = (),
     json: AsJson = False,
@@ -46,11 +47,16 @@ def demo(
     minutes on two processor cores.
 
         unrolled demo
-        unrolled demo --seeds 0 --epochs 10 --out runs/quick
+        unrolled demo --seeds 0 --epochs 10 --out runs/short
+
+    Parameters
+    ----------
+    budget
+        cpu; or quick, one seed and two epochs, to see that it runs.
     """
     from unrolled.studies import load
 
-    run_study(load("demo"), as_config(DemoConfig, settings), json=json, quiet=quiet)
+    run_study(load("demo"), DemoConfig.of_budget(budget, **given(settings)), json=json, quiet=quiet)
 
 
 def app(names: Sequence[str]) -> App:
@@ -85,9 +91,9 @@ def list_studies(*, json: AsJson = False) -> None:
         unrolled study mesa-one-step --budget quick
         unrolled study crate-transfer --data-dir data --fashion-dir data/fashion --seeds 0 1
     """
-    from unrolled.studies import STUDIES, load
+    from unrolled.studies import load, study_names
 
-    studies = [load(name) for name in STUDIES]
+    studies = [load(name) for name in study_names()]
     if json:
         rows = [{"name": study.name, "title": study.title, "citation": study.citation} for study in studies]
         print(json_module.dumps(rows, indent=2))
@@ -131,32 +137,26 @@ def _verb(study: AnyStudy) -> Callable[..., int]:
 def run_study(study: AnyStudy, config: StudyConfig, *, json: bool, quiet: bool, judged: bool = True) -> Report:
     """Run a study with progress on stderr, and print its answer; what is not `judged` says that it is only a trial."""
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     folder = study.folder(config)
     hold(folder)
     report = study.run(config, on_progress=None if quiet else say)
     if isinstance(study, PlainStudy):
         _complete(report, folder, judged)
     write_settings(folder, vars(config))
-    say_where(folder / "report.html", quiet=quiet)
-    if json:
-        print(json_module.dumps({**report.to_dict(), "report": str(folder / "report.html")}, indent=2))
-        return report
-    if report.notice:
-        print(report.notice)
-    print(report.summary)
-    for fact in report.facts:
-        print(f"{fact.label}: {fact.value}" + (f" ({fact.detail})" if fact.detail else ""))
+    answer(folder / "report.html", report.to_dict(), _text(report, judged), json=json, quiet=quiet)
+    return report
+
+
+def _text(report: Report, judged: bool) -> str:
+    """The answer of a study for a person: summary, facts, and each claim beside what was published."""
+    lines = [report.notice] if report.notice else []
+    lines.append(report.summary)
+    lines += [f"{fact.label}: {fact.value}" + (f" ({fact.detail})" if fact.detail else "") for fact in report.facts]
     for claim in report.claims:
         verdict = claim.verdict.replace("not reproduced", "NOT reproduced") if judged else "not judged at this budget"
-        print(f"\n{claim.statement}")
-        for name, text in (
-            ("here", claim.measured), ("published", f"{claim.published} ({claim.source})"), ("verdict", verdict)
-        ):  # fmt: skip
-            print(f"  {name + ':':<11}{text}")
-    return report
+        parts = {"here": claim.measured, "published": f"{claim.published} ({claim.source})", "verdict": verdict}
+        lines += [f"\n{claim.statement}", *(f"  {name + ':':<11}{text}" for name, text in parts.items())]
+    return "\n".join(lines)
 
 
 def _complete(report: Report, folder: Path, judged: bool) -> None:

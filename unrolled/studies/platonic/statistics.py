@@ -76,12 +76,12 @@ def pair_places(chosen: Places, allowed: Mask) -> tuple[Places, Places]:
     return rows[keep], columns[keep]
 
 
-def classical_mds(distance: Array) -> tuple[Array, float]:
-    """Points [m, 2] whose distances are near the given ones (Torgerson 1952), and the share of variance they hold."""
+def classical_mds(distance: Array, dims: int = 2) -> tuple[Array, float]:
+    """Points [m, dims] with distances near the given ones (Torgerson 1952), and the share of variance they hold."""
     squared = np.square(distance)
     centred = squared - squared.mean(0) - squared.mean(1)[:, None] + squared.mean()
     values, vectors = np.linalg.eigh(-0.5 * centred)
-    top = np.argsort(values)[::-1][:2]
+    top = np.argsort(values)[::-1][:dims]
     positive = np.clip(values, 0, None)
     points = vectors[:, top] * np.sqrt(positive[top])
     return points, float(positive[top].sum() / positive.sum()) if positive.sum() > 0 else 0.0

@@ -53,6 +53,11 @@ class ZooConfig(Config):
         """The members."""
         return roster(self)
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the members."""
+        return tuple(sorted({network.seed for network in self.zoo}))
+
     def member(self, family: str, size: str, seed: int, *, share: float = 1.0, **taught: Any) -> Network:
         """A member of a family and size, trained for a share of the steps."""
         images = BATCH * max(share > 0, round(share * (self.images // BATCH)))
