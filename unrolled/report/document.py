@@ -109,11 +109,20 @@ class Section:
         return self
 
     def figure(self, panels: Panel | Sequence[Panel], *, caption: str = "", name: str = "") -> Section:
-        """Add charts or image grids; the caption says what the reader sees and over how many seeds or images."""
+        """Add charts or image grids; the caption says what the reader sees and over how many seeds or images.
+
+        A chart of a dot or two, as of a run of two steps, becomes a table.
+        """
         panels = (panels,) if isinstance(panels, Panel) else tuple(panels)
         if not panels:
             raise ValueError("panels is empty: give at least one LineChart, HeatMap or ImageGrid")
-        self.blocks.append(Figure(slug(name or self.title), panels, caption))
+        drawn = tuple(panel for panel in panels if not (isinstance(panel, LineChart) and panel.lone))
+        for panel in panels:
+            if isinstance(panel, LineChart) and panel.lone:
+                columns, rows = panel.data()
+                self.table(columns[:3], [row[:3] for row in rows], caption="" if drawn else caption)
+        if drawn:
+            self.blocks.append(Figure(slug(name or self.title), drawn, caption))
         return self
 
 

@@ -81,7 +81,7 @@ def code(text: str) -> Markup:
 
 
 def breakable(text: str) -> Markup:
-    """A title, whose long names may break after the signs in them, as `crate_nano_patch4_32.cifar10` before `cifar10`."""
+    """A title, whose long names may break after the signs in them, as `crate_nano_patch4_32.cifar10` before its end."""
     from markupsafe import Markup
 
     def broken(word: re.Match[str]) -> str:
@@ -124,7 +124,7 @@ def _columns(count: int) -> int:
     """In how many columns facts stand so that the last is not left alone in a row."""
     if count <= 4:
         return count
-    return next((columns for columns in (4, 3) if count % columns != 1), 4)
+    return min((4, 3), key=lambda columns: (count % columns == 1, count % columns != 0))
 
 
 def _cell(cell: Cell) -> str:
