@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from unrolled import cli
-from unrolled.commands.pictures import canvas
+from unrolled.subjects.pictures import canvas
 
 MODEL = ["--model", "crate_nano_patch4_32"]
 

@@ -117,7 +117,7 @@ def test_scores_of_a_model_without_class_token_say_whose_attention_it_is(
 ) -> None:
     bare = ["--model", "timm:test_vit", "--model-args.class-token", "false", "--model-args.global-pool", "avg"]
     arguments = ["--data-dir", marked, "--measure", "attention", "--layers", 0, "--image-size", 64]
-    assert run("segment", "--eval", "masks", *arguments, *bare, "--out", marked / "out", "--json") == 0
+    assert run("segment-eval", "masks", *arguments, *bare, "--out", marked / "out", "--json") == 0
     notes = json.loads(capsys.readouterr().out)["notes"]
     assert notes == ["Attention is that of the mean of patch tokens: the model has no class token."]
     assert notes[0] in (marked / "out/report.html").read_text()
@@ -157,7 +157,7 @@ def test_a_spoilt_photo_or_mask_is_named_or_left_out(
     spoil: Callable[[Path], str], marked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = spoil(marked)
-    arguments = ["segment", "--eval", "masks", "--data-dir", marked, "--measure", "attention", "--layers", 0, *MODEL]
+    arguments = ["segment-eval", "masks", "--data-dir", marked, "--measure", "attention", "--layers", 0, *MODEL]
     assert run(*arguments, "--out", marked / "out") == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert message in said
@@ -174,7 +174,7 @@ def test_a_spoilt_photo_or_mask_is_named_or_left_out(
 
 def test_annotated_photos_that_are_not_there(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (marked / "images/0.png").unlink()
-    arguments = ["segment", "--eval", "masks", "--data-dir", marked, "--measure", "attention", "--layers", 0, *MODEL]
+    arguments = ["segment-eval", "masks", "--data-dir", marked, "--measure", "attention", "--layers", 0, *MODEL]
     assert run(*arguments, "--out", marked / "out") == 3
     said = capsys.readouterr().err.splitlines()[-1]
     assert "1 of 2 images" in said
@@ -197,7 +197,7 @@ def test_a_coco_file_of_photos_that_are_not_there(tmp_path: Path, capsys: pytest
         "categories": [{"id": 1, "name": "disc", "supercategory": "shape"}],
     }
     (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(coco))
-    arguments = ["segment", "--eval", "coco", "--data-dir", tmp_path, "--limit", 5, "--layers", 0, *MODEL]
+    arguments = ["segment-eval", "coco", "--data-dir", tmp_path, "--limit", 5, "--layers", 0, *MODEL]
     assert run(*arguments, "--out", tmp_path / "out") == 3
     assert "000000000002.jpg" in capsys.readouterr().err.splitlines()[-1]
     assert run(*arguments, "--out", tmp_path / "out", "--on-error", "skip", "--json") == 0
@@ -211,7 +211,7 @@ def test_nothing_is_found_in_a_photo_of_one_colour(marked: Path, capsys: pytest.
     for i in range(2):
         Image.new("RGB", (60, 30), (200, 30, 30)).save(marked / "images" / f"{i}.png")
     arguments = ["--measure", "attention", "maskcut", "clusters", "--out", marked / "out"]
-    assert run("segment", "--eval", "masks", "--data-dir", marked, *arguments, *MODEL, "--json") == 0
+    assert run("segment-eval", "masks", "--data-dir", marked, *arguments, *MODEL, "--json") == 0
     text = capsys.readouterr().out
     assert "NaN" not in text
     result = json.loads(text)
@@ -233,6 +233,6 @@ def test_a_mask_drawn_on_a_turned_photo_fits(marked: Path, capsys: pytest.Captur
         mask.paste(255, (40, 0, 60, 30))
         mask.save(marked / "masks" / f"{i}.png")
     arguments = ["--measure", "attention", "--layers", 0, "--out", marked / "out"]
-    assert run("segment", "--eval", "masks", "--data-dir", marked, *arguments, *MODEL, "--json") == 0
+    assert run("segment-eval", "masks", "--data-dir", marked, *arguments, *MODEL, "--json") == 0
     rows = {row["system"]: row for row in json.loads(capsys.readouterr().out)["attention"]}
     assert rows["colour"]["best"] > 0.5

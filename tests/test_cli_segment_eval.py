@@ -1,4 +1,4 @@
-"""`unrolled segment --eval`, from the command line to the tables it writes."""
+"""`unrolled segment-eval`, from the command line to the tables it writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(*arguments: Any) -> int:
 def test_attention_and_objects_beside_their_baselines(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pycocotools")
     out = marked / "out"
-    arguments = ["segment", "--eval", "masks", "--data-dir", marked, "--out", out, "--image-size", 48, *MODEL]
+    arguments = ["segment-eval", "masks", "--data-dir", marked, "--out", out, "--image-size", 48, *MODEL]
     assert run(*arguments, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     rows = result["attention"]
@@ -80,9 +80,9 @@ def test_what_is_measured_and_how_objects_are_ranked_can_be_chosen(
     marked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("pycocotools")
-    arguments = ["--eval", "masks", "--data-dir", marked, "--out", marked / "out", "--limit", 2, "--layers", 0, -1]
+    arguments = ["masks", "--data-dir", marked, "--out", marked / "out", "--limit", 2, "--layers", 0, -1]
     asked = ["--measure", "maskcut", "clusters", "--confidence", "area", "--batch-size", 1]
-    assert run("segment", *arguments, *asked, *MODEL, "--json") == 0
+    assert run("segment-eval", *arguments, *asked, *MODEL, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert not {"attention", "heads", "layers"} & set(result)
     assert [row["layer"] for row in result["maskcut"] if row["system"] == "model"] == [0, 5]
@@ -96,7 +96,7 @@ def test_what_is_measured_and_how_objects_are_ranked_can_be_chosen(
     assert f"the {grid:.3f} of a border around every patch, which knows nothing of the photo" in page
     best = max(row["boundary_jaccard"] for row in result["clusters"] if row["system"] == "model")
     assert f"has a boundary Jaccard of {best:.3f}, {'less' if best < grid else 'more'} than" in page
-    assert run("segment", *arguments, "--measure", "clusters", *MODEL) == 0
+    assert run("segment-eval", *arguments, "--measure", "clusters", *MODEL) == 0
     said = capsys.readouterr().out
     header = next(line for line in said.splitlines() if line.startswith("system"))
     for column in ("system", "layer", "covering", "95 %", "mIoU", "boundary Jaccard", "images"):
@@ -104,7 +104,7 @@ def test_what_is_measured_and_how_objects_are_ranked_can_be_chosen(
         assert f"\n  {column}: " in said, "every column is explained"
     assert "\n  colour: no network" in said
     assert "boundary F" not in said, "only what is there"
-    assert run("segment", *arguments, "--measure", "attention", *MODEL, "--quiet") == 0
+    assert run("segment-eval", *arguments, "--measure", "attention", *MODEL, "--quiet") == 0
     said = capsys.readouterr().out
     assert "centre prior" in said
     assert "Columns" not in said
@@ -114,27 +114,27 @@ def test_scores_of_another_model_of_the_same_name_get_a_folder_of_their_own(
     marked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(marked)
-    arguments = ["segment", "--eval", "masks", "--data-dir", marked, "--image-size", 16, "--measure", "clusters"]
+    arguments = ["segment-eval", "masks", "--data-dir", marked, "--image-size", 16, "--measure", "clusters"]
     for more in ([], ["--model-args.depth", 2], ["--limit", 2]):
         assert run(*arguments, *MODEL, *more, "--layers", 1, "--quiet") == 0
     assert sorted(folder.name for folder in (marked / "runs").iterdir()) == [
-        "segment-crate_nano_patch4_32-masks",
-        "segment-crate_nano_patch4_32-masks-2",
+        "segment-eval-crate_nano_patch4_32-masks",
+        "segment-eval-crate_nano_patch4_32-masks-2",
     ]
 
 
 def test_of_one_photo_there_is_no_other_half_to_choose_a_head_on(
     marked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--eval", "masks", "--data-dir", marked, "--limit", 1, "--measure", "attention", "--layers", 0]
-    assert run("segment", *arguments, *MODEL, "--out", marked / "out", "--json") == 0
+    arguments = ["masks", "--data-dir", marked, "--limit", 1, "--measure", "attention", "--layers", 0]
+    assert run("segment-eval", *arguments, *MODEL, "--out", marked / "out", "--json") == 0
     text = capsys.readouterr().out
     assert "NaN" not in text
     assert {row["fixed"] for row in json.loads(text)["layers"]} == {None}
 
 
 def test_batches_change_no_score(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["segment", "--eval", "masks", "--data-dir", marked, "--measure", "attention", *MODEL, "--json"]
+    arguments = ["segment-eval", "masks", "--data-dir", marked, "--measure", "attention", *MODEL, "--json"]
     found = []
     for size in (1, 2):
         assert run(*arguments, "--batch-size", size, "--out", marked / f"out{size}") == 0
@@ -144,7 +144,7 @@ def test_batches_change_no_score(marked: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_model_whose_attention_is_unknown(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tost = ["segment", "--eval", "masks", "--data-dir", marked, "--model", "tost_nano_patch4_32", "--out", marked / "o"]
+    tost = ["segment-eval", "masks", "--data-dir", marked, "--model", "tost_nano_patch4_32", "--out", marked / "o"]
     assert run(*tost) == 2
     assert "--measure maskcut or clusters" in capsys.readouterr().err.splitlines()[-1]
     assert run(*tost, "--facet", "token", "--measure", "clusters", "--json") == 0
@@ -154,10 +154,11 @@ def test_a_model_whose_attention_is_unknown(marked: Path, capsys: pytest.Capture
 
 
 def test_regions_of_an_image_in_two_halves() -> None:
-    from unrolled.commands.pictures import prepare
-    from unrolled.commands.segment_measures import Settings, evaluate
+    from unrolled.commands.segment_measures import evaluate
+    from unrolled.commands.segment_options import SegmentEvalOptions
     from unrolled.data import MaskSource, Scene
     from unrolled.models import create_model
+    from unrolled.subjects.pictures import prepare
 
     class Halves(MaskSource):
         description = "halves"
@@ -175,7 +176,7 @@ def test_regions_of_an_image_in_two_halves() -> None:
 
     torch.manual_seed(0)
     network = create_model("crate_nano_patch4_32").eval()
-    settings = Settings(measures=("clusters",), layers=(0,), detailed=(0,), clusters=2)
+    settings = SegmentEvalOptions(data="masks", data_dir=Path(), measure=("clusters",), layers=(0,), clusters=2)
     tables = evaluate(network, prepare(network, image_size=None), Halves(), 1, settings, lambda items: items)
     found = {row["system"]: row for row in tables["clusters"]}
     assert set(found) == {"model", "untrained", "colour", "one region", "every patch"}
@@ -192,15 +193,16 @@ def test_regions_of_an_image_in_two_halves() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--eval", "masks"], 2, "--data-dir"),
-        (["--eval", "masks", "--data-dir", "gone"], 3, "gone"),
-        (["--eval", "masks", "--data-dir", ".", "--limit", "0"], 2, "--limit 0"),
-        (["--eval", "masks", "--data-dir", ".", "--batch-size", "0"], 2, "--batch-size 0"),
-        ([], 2, "give at least one picture"),
+        (["segment-eval", "masks"], 2, "--data-dir"),
+        (["segment-eval", "masks", "--data-dir", "gone"], 3, "gone"),
+        (["segment-eval", "masks", "--data-dir", ".", "--limit", "0"], 2, "--limit 0"),
+        (["segment-eval", "masks", "--data-dir", ".", "--batch-size", "0"], 2, "--batch-size 0"),
+        (["segment"], 2, "give at least one picture"),
+        (["segment", "--eval", "coco", "--measure", "maskcut"], 2, "is a verb of its own now: unrolled segment-eval"),
     ],
 )
 def test_eval_says_what_is_missing(
     arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("segment", *MODEL, *arguments) == code
+    assert run(*arguments, *MODEL) == code
     assert message in capsys.readouterr().err.splitlines()[-1]

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from unrolled import cli
-from unrolled.commands.pictures import prepare, spread
 from unrolled.models import create_model
+from unrolled.subjects.pictures import prepare, spread
 
 MODEL = ["--model", "crate_nano_patch4_32"]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from unrolled import cli
-from unrolled.commands.common import data_settings
+from unrolled.subjects.runs import data_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -214,9 +214,9 @@ def test_a_run_is_measured_on_the_split_it_was_not_trained_on(
             scores = json.loads(capsys.readouterr().out)
             assert scores["images"] == expected["images"]
             assert scores["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    settings = data_settings(str(run), None, data=None, data_dir=None, image_size=None)
-    assert (settings["data"], settings["split_seed"], settings["val_fraction"]) == ("digits", 3, 0.2)
-    assert data_settings(str(run), None, data="cifar10", data_dir=None, image_size=None)["split_seed"] == 0
+    own = data_of(str(run))
+    assert (own.data, own.split_seed, own.val_fraction) == ("digits", 3, 0.2)
+    assert data_of(str(run), data="cifar10").split_seed == 0
 
 
 def test_trace_shows_every_layer_beside_the_control(

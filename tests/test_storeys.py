@@ -1,25 +1,30 @@
-"""Arrows point down: who may import whom, read off the sources."""
+"""Arrows point down, and never round: who may import whom, read off the sources."""
 
 from __future__ import annotations
 
 import ast
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
-STOREYS = [
-    {"arrays", "checksums", "errors", "locks", "memory", "precision", "provenance", "reading", "trust"},
-    {"figures"},
-    {"theory", "ops"},
-    {"layers"},
-    {"models", "tasks", "data", "instruments"},
-    {"alignment", "train"},
-    {"report"},
-    {"studies"},
-    {"commands", "explorer"},
-    {"cli", "__main__", "__init__", "timm_names"},
-]
-LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
+STOREYS = """\
+arrays catalogue checksums errors locks memory plugins precision provenance reading terminal trust
+figures
+theory ops
+layers
+models tasks data instruments
+alignment train
+report subjects
+harness
+studies
+commands explorer
+cli __main__ __init__ timm_names
+"""
+LEVEL = {name: level for level, names in enumerate(STOREYS.split("\n")) for name in names.split()}
 # instruments are strangers to models
 STRANGERS = {"instruments": {"models", "data"}, "data": {"models", "instruments"}, "models": {"data", "instruments"}}
 
@@ -61,3 +66,75 @@ def test_nothing_imports_a_storey_above_it() -> None:
 def test_the_check_sees_imports_inside_functions() -> None:
     tree = ast.parse("def f():\n    from unrolled.cli import run\nif TYPE_CHECKING:\n    import unrolled.models\n")
     assert imported(tree) == {"cli"}
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """Every module of a package by its name."""
+    found = {}
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def exports(path: Path) -> dict[str, str | None]:
+    """What a lazy package resolves: name -> module, or None for a module of that name."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == "_EXPORTS" for target in targets):
+            table: dict[str, str | None] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            return table
+    return {}
+
+
+def arrows(package: Path) -> dict[str, set[str]]:
+    """Which module imports which, anywhere in it, for type checkers and in functions too.
+
+    A lazy package hands on and does not import; what is taken from it is imported from where it stands.
+    """
+    known = modules(package)
+    lazy = cache(lambda name: exports(known[name]))
+
+    def home(module: str, name: str) -> str:
+        if f"{module}.{name}" in known:
+            return f"{module}.{name}"
+        if module in known and name in lazy(module):
+            where = lazy(module)[name] or name
+            return where if where in known else f"{module}.{where}"
+        return module
+
+    graph: dict[str, set[str]] = {}
+    for module, path in known.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if not lazy(module) else ():
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {home(node.module, alias.name) for alias in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        graph[module] = (found & known.keys()) - {module}
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other round, or none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.xfail(reason="a report and its page, segment and its overlays, studies not moved yet")
+def test_no_modules_import_each_other() -> None:
+    assert circle(arrows(PACKAGE)) == []
+
+
+def test_the_check_sees_circles_through_lazy_packages_and_type_only_imports(tmp_path: Path) -> None:
+    package = tmp_path / "toy"
+    package.mkdir()
+    (package / "__init__.py").write_text("_EXPORTS = {'f': 'one'}\n")
+    (package / "one.py").write_text("def f():\n    import toy.two\n")
+    (package / "two.py").write_text("if TYPE_CHECKING:\n    from toy import f\n")
+    assert set(circle(arrows(package))) == {"toy.one", "toy.two"}
+    (package / "two.py").write_text("from toy import other\n")
+    assert circle(arrows(package)) == []

@@ -58,7 +58,9 @@ VERBS = {
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
     "probe": Verb("unrolled.commands.probe:probe", "How well a simple classifier reads the classes off every layer."),
     "align": Verb("unrolled.commands.align:align", "How far two representations agree, beside chance."),
+    "align-grid": Verb("unrolled.commands.align_grid:align_grid", "Which of many models agree, beside chance."),
     "segment": Verb("unrolled.commands.segment:segment", "Show which parts of pictures a model tells apart."),
+    "segment-eval": Verb("unrolled.commands.segment_eval:segment_eval", "Score that against what people marked."),
     "explain": Verb("unrolled.commands.explain:explain", "Which layers, heads and patches one decision is made of."),
     "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
     "explore": Verb("unrolled.commands.explore:explore", "Look inside models in a browser, on a local page."),
@@ -68,6 +70,9 @@ VERBS = {
     "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),
     "doctor": Verb("unrolled.commands.doctor:doctor", "What of this machine will be used, and what is missing."),
 }
+
+# (verb, flag) that is a verb of its own now
+MOVED = {("align", "--grid"): "align-grid MODELS.yaml", ("segment", "--eval"): "segment-eval DATA --data-dir DIR"}
 
 _NO_MEMORY = ("can't allocate memory", "out of memory")  # as PyTorch says it
 _UNWRITABLE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -84,7 +89,12 @@ def build(tokens: Sequence[str] = ()) -> App:
     """The cyclopts application made from `VERBS`; no verb is imported."""
     from cyclopts import App, Parameter
 
-    from unrolled.commands.settings import asked_for, finite, layered, shown_default
+    for (name, flag), now in MOVED.items():
+        if name in tokens[:1] and any(token.partition("=")[0] == flag for token in tokens):
+            raise ValueError(f"{flag}: is a verb of its own now: unrolled {now}")
+
+    from unrolled.commands.options import finite, shown_default
+    from unrolled.commands.settings import asked_for, layered
 
     app = App(
         name="unrolled",

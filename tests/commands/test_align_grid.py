@@ -1,4 +1,4 @@
-"""`unrolled align --grid` as a user meets it."""
+"""`unrolled align-grid` as a user meets it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_grid_writes_matrix_clusters_map_and_trend(tmp_path: Path, capsys: pyt
     grid = write_grid(tmp_path)
     out = tmp_path / "out"
     flags = ["--metric", "mutual_knn", "--metric", "cka", "--out", str(out), "--quiet"]
-    assert cli.run(["align", "--grid", str(grid), *flags, "--json"]) == 0
+    assert cli.run(["align-grid", str(grid), *flags, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert len(said["pairs"]) == 20
     assert {pair["metric"] for pair in said["pairs"]} == {"mutual_knn", "cka"}
@@ -37,7 +37,7 @@ def test_a_grid_writes_matrix_clusters_map_and_trend(tmp_path: Path, capsys: pyt
     assert {"cka-map", "cka-trend", "mutual-knn-map", "mutual-knn-trend"} <= figures
     assert "furthest" in (out / "report.html").read_text()
     before = {path: path.stat().st_mtime_ns for path in (out / "tiles").iterdir()}
-    assert cli.run(["align", "--grid", str(grid), *flags]) == 0
+    assert cli.run(["align-grid", str(grid), *flags]) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "tiles").iterdir()} == before
     assert "m3" in capsys.readouterr().out
 
@@ -49,7 +49,7 @@ def test_models_are_run_where_features_are_not_given(tmp_path: Path, capsys: pyt
         "  vit: {model: vit_nano_patch2_8, layers: 'block*'}\n"
     )
     flags = ["--images", "40", "--k", "3", "--null", "permutation", "--draws", "9", "--out", str(tmp_path / "out")]
-    assert cli.run(["align", "--grid", str(grid), *flags, "--quiet", "--json"]) == 0
+    assert cli.run(["align-grid", str(grid), *flags, "--quiet", "--json"]) == 0
     pairs = json.loads(capsys.readouterr().out)["pairs"]
     assert [(pair["a"], pair["b"]) for pair in pairs] == [("crate", "other"), ("crate", "vit"), ("other", "vit")]
     assert all(pair["n"] == 40 for pair in pairs)
@@ -68,25 +68,27 @@ def test_models_are_run_where_features_are_not_given(tmp_path: Path, capsys: pyt
 )
 def test_a_bad_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str) -> None:
     (tmp_path / "grid.yaml").write_text(content)
-    assert cli.run(["align", "--grid", str(tmp_path / "grid.yaml"), "--quiet"]) == 2
+    assert cli.run(["align-grid", str(tmp_path / "grid.yaml"), "--quiet"]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_a_missing_file_and_missing_models_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["align", "--grid", str(tmp_path / "no.yaml"), "--quiet"]) == 3
+    assert cli.run(["align-grid", str(tmp_path / "no.yaml"), "--quiet"]) == 3
     assert cli.run(["align", "--quiet"]) == 2
-    assert "--grid models.yaml" in capsys.readouterr().err
-    assert cli.run(["align", "--grid", str(tmp_path), "--quiet"]) == 2
+    assert "many in a file: unrolled align-grid MODELS.yaml" in capsys.readouterr().err
+    assert cli.run(["align-grid", str(tmp_path), "--quiet"]) == 2
     assert "is a folder" in capsys.readouterr().err
     grid = write_grid(tmp_path)
-    assert cli.run(["align", "x.npy", "--grid", str(grid), "--quiet"]) == 2
-    assert cli.run(["align", "--grid", str(grid), "--workers", "0", "--quiet"]) == 2
+    for spelling in (["--grid", str(grid)], [f"--grid={grid}"], ["x.npy", "--grid", str(grid), "--workers", "2"]):
+        assert cli.run(["align", *spelling, "--quiet"]) == 2
+        assert "is a verb of its own now: unrolled align-grid MODELS.yaml" in capsys.readouterr().err
+    assert cli.run(["align-grid", str(grid), "--workers", "0", "--quiet"]) == 2
 
 
 def test_a_wrong_metric_is_said_before_models_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "grid.yaml").write_text("models:\n  a: crate_nano_patch2_8\n  b: vit_nano_patch2_8\n")
-    flags = ["--grid", str(tmp_path / "grid.yaml"), "--metric", "mutual_nn", "--out", str(tmp_path / "out"), "--quiet"]
-    assert cli.run(["align", *flags]) == 2
+    flags = [str(tmp_path / "grid.yaml"), "--metric", "mutual_nn", "--out", str(tmp_path / "out"), "--quiet"]
+    assert cli.run(["align-grid", *flags]) == 2
     assert "choose from mutual_knn" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -63,7 +63,7 @@ def test_notes_and_the_way_of_p_are_printed(
 def test_groups_of_a_grid(sides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "models.yaml").write_text(f"models:\n  a: {sides[0]}\n  b: {sides[1]}\n")
     (tmp_path / "groups.txt").write_text("".join(f"{i // 6}\n" for i in range(120)))
-    flags = ["align", "--grid", str(tmp_path / "models.yaml"), "--json", "--quiet", "--out", str(tmp_path / "out")]
+    flags = ["align-grid", str(tmp_path / "models.yaml"), "--json", "--quiet", "--out", str(tmp_path / "out")]
     assert cli.run(flags) == 0
     alone = json.loads(capsys.readouterr().out)["pairs"][0]
     assert alone["p_value"] < 0.01
@@ -116,8 +116,8 @@ def test_texts_that_repeat_are_relabelled_together(tmp_path: Path, capsys: pytes
     lines = [f"photo {i // 5}\tcaption {i} of {i // 5}" for i in range(60)]
     (tmp_path / "texts.tsv").write_text("\n".join(lines))
     from unrolled.commands.dependence import dependence
-    from unrolled.commands.sides import read_texts
     from unrolled.instruments.features.files import Rows
+    from unrolled.subjects.pairs import read_texts
 
     found = dependence(None, None, Rows(60, "", None), read_texts(tmp_path / "texts.tsv"), quiet=False)
     assert np.unique(found["groups"], return_counts=True)[1].tolist() == [5] * 12

@@ -98,7 +98,7 @@ def test_segment_skips_a_photo_with_bad_annotations(tmp_path: Path, capsys: pyte
     (tmp_path / "annotations").mkdir()
     data = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(data))
-    command = ["segment", "--eval", "coco", "--data-dir", str(tmp_path), "--model", "vit_nano_patch4_32", "--measure",
+    command = ["segment-eval", "coco", "--data-dir", str(tmp_path), "--model", "vit_nano_patch4_32", "--measure",
                "attention", "--device", "cpu", "--out", str(tmp_path / "out")]  # fmt: skip
     assert run(command) in (1, 2)
     said = capsys.readouterr().err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from PIL import Image
 from torch import nn
 
 from unrolled import cli
-from unrolled.commands.common import batches, open_model
-from unrolled.commands.eval import _validation, calibration
+from unrolled.commands.eval_classifier import _validation, calibration
 from unrolled.commands.eval_report import at_bound
 from unrolled.data import eval_loader, eval_transform, open_images, synthetic_images
 from unrolled.data.real_labels import RealLabels
 from unrolled.data.sources import ImageSource, Subset
 from unrolled.errors import CorruptFile, MissingData
+from unrolled.subjects.images import batches
+from unrolled.subjects.models import open_model
+from unrolled.subjects.runs import DataOf
 from unrolled.train.robustness import corruption_errors
 
 TRAIN = ["train", "--max-steps", "6", "--batch-size", "32", "--checkpoint-every", "2", "--keep", "3", "--quiet"]
@@ -96,13 +99,13 @@ def test_a_temperature_is_fitted_on_validation_images_and_compared_on_the_same(
 
 
 def test_validation_images_are_taken_where_enough_are_of_classes_the_model_knows() -> None:
-    own = {"data": "digits", "data_dir": None, "val_fraction": 0.1, "split_seed": 0}
+    own = DataOf("digits", None, None, val_fraction=0.1)
     found = _validation(own, None, lambda source: source)
     assert found is not None
     assert len(found) == 144
     assert len(_validation(own, 20, lambda source: source) or []) == 50, "fewer determine no temperature"
     assert _validation(own, None, lambda source: Subset(source, np.arange(49))) is None
-    assert _validation(own | {"val_fraction": 0.0}, None, lambda source: source) is None, "there is none"
+    assert _validation(replace(own, val_fraction=0.0), None, lambda source: source) is None, "there is none"
 
     def unknown(source: ImageSource) -> ImageSource:
         raise ValueError("none of these classes is known")

@@ -143,11 +143,11 @@ def test_a_grid_compares_models_of_both_sides(place: Path, tmp_path: Path, capsy
     bert = f"hf:{place / 'bert'}"
     grid.write_text(f"models:\n  words: {{model: '{bert}', side: text}}\n  crate: {CRATE}\n  other: {CRATE}\n")
     flags = ["--k", "3", "--out", str(tmp_path / "out"), "--quiet", "--json"]
-    assert cli.run(["align", "--grid", str(grid), *photos(place), "--split", "all", *flags]) == 0
+    assert cli.run(["align-grid", str(grid), *photos(place), "--split", "all", *flags]) == 0
     pairs = json.loads(capsys.readouterr().out)["pairs"]
     assert [(pair["a"], pair["b"], pair["n"]) for pair in pairs] == [
         ("words", "crate", 24), ("words", "other", 24), ("crate", "other", 24)
     ]  # fmt: skip
     grid.write_text(f"models:\n  words: {{model: '{bert}', side: txt}}\n  crate: {CRATE}\n")
-    assert cli.run(["align", "--grid", str(grid), *photos(place), *flags]) == 2
+    assert cli.run(["align-grid", str(grid), *photos(place), *flags]) == 2
     assert "side must be" in capsys.readouterr().err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -78,9 +76,9 @@ def commands(data: Path) -> dict[str, list[str]]:
                   "--k", "3"],
         "align": ["align", MODEL, "vit_nano_patch4_32", *classes, "--metric", "mutual_knn", "--metric", "cka",
                   "--k", "3", "--draws", "19", "--layers", "block00", "block01"],
-        "align --grid": ["align", "--grid", str(grid), *classes, "--metric", "cka", "--layers", "block00"],
+        "align-grid": ["align-grid", str(grid), *classes, "--metric", "cka", "--layers", "block00"],
         "segment": ["segment", str(data / "pictures"), "--model", MODEL, *SMALL, "--method", "cluster"],
-        "segment --eval": ["segment", "--eval", "masks", *photos, "--measure", "attention", "maskcut", "clusters"],
+        "segment-eval": ["segment-eval", "masks", *photos, "--measure", "attention", "maskcut", "clusters"],
         "complete": ["complete", str(data / "pictures"), "--model", "crate_mae_nano_patch4_32"],
         "explain": ["explain", str(data / "pictures" / "0.png"), "--model", MODEL, *SMALL, *classes, "--images", "4"],
     }  # fmt: skip
@@ -134,15 +132,15 @@ def test_batches_workers_and_the_order_of_files_change_nothing(
         more = ["--batch-size", size] if size else []
         if size == sizes[-1]:
             turn_listings(monkeypatch)
-            if "workers" in flags and name != "align --grid":  # whose workers are Dask's
+            if "workers" in flags and name != "align-grid":  # whose workers are Dask's
                 more += ["--workers", "2"]
         check_same(first, result(command, tmp_path / f"other{size}", capsys, *more))
 
 
 def flags_of(verb: str) -> set[str]:
-    """Parameters of a verb's function."""
-    module, function = cli.VERBS[verb].function.split(":")
-    return set(inspect.signature(getattr(importlib.import_module(module), function)).parameters)
+    """Flags of a verb, spelled as settings are."""
+    arguments = cli.build([verb])[verb].assemble_argument_collection()
+    return {argument.name.lstrip("-").replace("-", "_") for argument in arguments}
 
 
 def turn_listings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,14 +112,14 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from unrolled.commands.explore import explore
+    from unrolled.commands.explore import ExploreOptions, explore
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtra, match=r"unrolled\[explore\]"):
-        explore()
+        explore(ExploreOptions())
     with pytest.raises(ValueError, match="--port 70000"):
-        explore(port=70_000)
+        explore(ExploreOptions(port=70_000))
 
 
 def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:

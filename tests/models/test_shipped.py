@@ -45,16 +45,18 @@ def test_a_wrong_tag_names_the_right_one() -> None:
 
 
 def test_verbs_take_the_weights_data_and_classes_from_the_name(tmp_path: Path) -> None:
-    from unrolled.commands.common import class_names, data_settings, open_model, shipped
+    from unrolled.subjects.models import class_names, open_model
+    from unrolled.subjects.options import Reading
+    from unrolled.subjects.runs import data_of, shipped
 
     name = "crate_nano_patch4_32.cifar10"
     assert (shipped(name), shipped("crate_nano_patch4_32"), shipped(str(tmp_path))) == ("cifar10", None, None)
     trained = unrolled.create_model(name, pretrained=True)
     opened = open_model(name, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), trained.parameters(), strict=True))
-    assert data_settings(name, None, data=None, data_dir=None, image_size=None)["data"] == "cifar10"
-    assert data_settings(name, None, data="digits", data_dir=None, image_size=None)["data"] == "digits"
-    assert next(iter(class_names(opened, name, weights=None, pretrained=False)))[3] == "cat"
+    assert data_of(name).data == "cifar10"
+    assert data_of(name, data="digits").data == "digits"
+    assert next(iter(class_names(opened, Reading(model=name))))[3] == "cat"
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)

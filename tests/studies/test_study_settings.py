@@ -11,7 +11,7 @@ import yaml
 
 from unrolled import cli, studies
 from unrolled.commands import study as verb
-from unrolled.commands.settings import given, open_flags_of
+from unrolled.commands.options import given, open_flags_of
 from unrolled.errors import MissingData
 from unrolled.studies.base import data_missing
 
@@ -64,7 +64,7 @@ def test_flags_stand_above_files_and_files_above_the_budget(tmp_path: Path, chos
 
 
 def test_the_configuration_of_a_run_can_be_replayed(tmp_path: Path, chosen: list[Any]) -> None:
-    from unrolled.commands.common import write_settings
+    from unrolled.harness import write_settings
 
     for name in ("mesa-one-step", "crate-transfer", "demo"):
         config = studies.load(name).config.of_budget("quick")

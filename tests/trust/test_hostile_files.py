@@ -254,11 +254,11 @@ FILES: dict[str, tuple[Make, list[str]]] = {
             _write("annotations/instances_val2017.json", _coco("../../../../etc/passwd")),
             _write("val2017/1.jpg", png()),
         ),
-        ["segment", "--eval", "coco", "--model", MODEL, *IMAGES],
+        ["segment-eval", "coco", "--model", MODEL, *IMAGES],
     ),
     "an absolute name of a picture": (
         _both(_write("annotations/instances_val2017.json", _coco("/dev/zero")), _write("val2017/1.jpg", png())),
-        ["segment", "--eval", "coco", "--model", MODEL, *IMAGES],
+        ["segment-eval", "coco", "--model", MODEL, *IMAGES],
     ),
     "labels that nest": (
         lambda f: (_classes(f), _write("real.json", "[" * 50_000)(f))[0],

@@ -126,7 +126,7 @@ def test_a_grid_of_models(tmp_path: Path) -> None:
         features.append({"model": str(tmp_path / f"{number}.npy"), "group": name, "competence": float(number)})
     entries = dict(zip(NAMES.values(), features, strict=True))
     (tmp_path / "grid.yaml").write_text(json.dumps({"models": entries}))
-    assert cli.run(["align", "--grid", str(tmp_path / "grid.yaml"), "--k", "2", "--out", str(out), "--quiet"]) == 0
+    assert cli.run(["align-grid", str(tmp_path / "grid.yaml"), "--k", "2", "--out", str(out), "--quiet"]) == 0
     assert MARK in checked(out)
 
 

@@ -229,9 +229,10 @@ def metric_of(name: str, options: Mapping[str, Any] | None) -> Metric:
     """The metric, with those of `options` that it takes."""
     import inspect
 
-    from unrolled.alignment.registry import METRICS
+    from unrolled.alignment.registry import metric_class
 
-    known = inspect.signature(METRICS[name]).parameters if name in METRICS else {}
+    kind = metric_class(name)
+    known = inspect.signature(kind).parameters if kind else {}
     return get_metric(name, **{key: value for key, value in (options or {}).items() if key in known})
 
 

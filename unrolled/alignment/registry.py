@@ -25,6 +25,7 @@ from unrolled.alignment.linear import (
 )
 from unrolled.alignment.metric import Features, Metric, Representation, prepare_features
 from unrolled.alignment.neighbours import CKNNA, LCSKNN, CycleKNN, EditKNN, MutualKNN
+from unrolled.plugins import load_plugin, plugins
 
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric
@@ -33,6 +34,20 @@ METRICS: dict[str, type[Metric]] = {
         RidgePredictivity, PLSPredictivity, Stitching,
     )
 }  # fmt: skip
+
+
+def metric_class(name: str) -> type[Metric] | None:
+    """The class of a metric by its name, of this package or of one that adds to it; None for an unknown name.
+
+    Raises:
+        ValueError: a package adds something of that name which is no metric.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    added: type[Metric] | None = load_plugin("metrics", name)
+    if added is not None and not (isinstance(added, type) and issubclass(added, Metric)):
+        raise ValueError(f"metric {name!r}: what the package adds is no subclass of unrolled.alignment.Metric")
+    return added
 
 
 def get_metric(metric: str | Metric, **options: Any) -> Metric:
@@ -48,9 +63,10 @@ def get_metric(metric: str | Metric, **options: Any) -> Metric:
         return metric
     if metric == "unbiased_cka":
         metric, options = "cka", {"unbiased": True, **options}
-    if not isinstance(metric, str) or metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}: choose from {', '.join([*METRICS, 'unbiased_cka'])}")
-    kind = METRICS[metric]
+    kind = metric_class(metric) if isinstance(metric, str) else None
+    if kind is None:
+        known_names = [*METRICS, "unbiased_cka", *plugins("metrics")]
+        raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(known_names)}")
     known = list(inspect.signature(kind).parameters)
     for name in options:
         if name not in known:

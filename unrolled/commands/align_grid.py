@@ -1,36 +1,27 @@
-"""`unrolled align --grid`: every model of a file against every other."""
+"""`unrolled align-grid`: every model of a file against every other."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import json as json_module
 import math
-import sys
-import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from unrolled.commands.common import (
-    Device,
-    choose_device,
-    data_settings,
-    default_folder,
-    images_of,
-    open_model,
-    say_where,
-    shown_everything,
-    table,
-    write_run,
-)
+from unrolled.commands.comparing import CompareFlags
 from unrolled.commands.dependence import dependence, noted
-from unrolled.commands.extract import Samples, features_in
-from unrolled.commands.sides import Paired, check_alone, is_paired, side_features
-from unrolled.locks import hold
+from unrolled.commands.options import check_counts, verb
+from unrolled.harness import Run, default_folder, settings_of
+from unrolled.subjects.models import choose_device
+from unrolled.subjects.options import Reading
+from unrolled.terminal import say, table
 from unrolled.trust import check_settings, require_typed
 
 if TYPE_CHECKING:
+    import torch
+
     from unrolled.alignment.models import ModelGrid
     from unrolled.data.pairs import PairSource
     from unrolled.report import Report, Section
@@ -39,50 +30,64 @@ _KEYS = ("model", "group", "competence", "layers", "pool", "pretrained", "side")
 _COLUMNS = ["metric", "A", "B", "score", "chance", "z", "p", "q", "layer of A", "layer of B"]
 
 
-def align_grid(
-    grid: Path, *, device: Device, workers: int, scheduler: str | None, out: Path | None, json: bool, quiet: bool,
-    **settings: Any,
-) -> None:  # fmt: skip
-    """Compare all models that `grid` names; `settings` are the flags of `unrolled align`."""
+@dataclass(frozen=True, kw_only=True)
+class AlignGridOptions(CompareFlags):
+    """Flags of `unrolled align-grid`."""
+
+    grid: Path = field(kw_only=False)
+    """A YAML file of models."""
+    null: Literal["permutation", "moments"] = "moments"
+    """`permutation` relabels samples; `moments` takes the tail of three exact moments where that is safe and relabels
+    until p is resolved elsewhere; the result says which."""
+    workers: int = 1
+    """Processes that compare the pairs of models; needs Dask: pip install 'unrolled[many]'."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler, such as tcp://host:8786, to compare on its workers instead."""
+    out: Path | None = None
+    """Where config.yaml, report.html, report.json and features go; default: runs/align-GRID-grid."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(workers=self.workers)
+
+
+@verb
+def align_grid(options: AlignGridOptions) -> None:
+    """How far many models agree, every one with every other, and which pairs of them more than chance.
+
+    The file names them: `models:` followed by lines `NAME: MODEL`, or `NAME: {model: MODEL, group: vision, competence:
+    0.76, layers: ["block*"], pool: cls}`; the competence is any number to set the alignment against. Of paired data
+    (--data flickr8k) `side: text` feeds a model the captions; the default is the image. A MODEL may be a folder of
+    `unrolled extract` or an array file.
+
+        unrolled align-grid models.yaml --metric mutual_knn --metric cka
+        unrolled align-grid models.yaml --data cifar10 --data-dir data --workers 4
+    """
     from unrolled.alignment import get_metric
     from unrolled.alignment.models import model_grid
     from unrolled.instruments.features.files import Rows, read_features
-    from unrolled.report.provenance import plain
 
-    models = read_models(grid)
-    folder = out or default_folder("align", grid.stem, "grid")
-    where = choose_device(device)
-    began = time.perf_counter()
-    if settings["k"] < 1:
-        raise ValueError(f"--k {settings['k']}: give at least 1")
-    for metric in settings["metric"]:
+    models = read_models(options.grid)
+    for metric in options.metric:
         get_metric(metric)  # before the models run: a wrong name must not cost their features
-    hold(folder)
-    paths, pairs = _features(folder, models, settings, where, quiet)
+    where = choose_device(options.device)
+    run = Run(options.out or default_folder("align", options.grid.stem, "grid"), options)
+    paths, pairs = _features(run.folder, models, options, where)
     rows = Rows.of(read_features(next(iter(paths.values()))))
-    which = dependence(settings["groups"], settings["blocks"], rows, pairs, quiet=quiet)
+    units = dependence(options.groups, options.blocks, rows, pairs, quiet=options.quiet)
     notes: list[str] = []
 
     def progress(done: int, tiles: int) -> None:
-        if not quiet:
-            print(f"compared: {done} of {tiles} tiles", file=sys.stderr, flush=True)
+        say(f"compared: {done} of {tiles} tiles", quiet=options.quiet)
 
-    with _client(workers, scheduler) as client, noted(notes, quiet=quiet):
+    with _client(options.workers, options.scheduler) as client, noted(notes, quiet=options.quiet):
         result = model_grid(
-            paths, settings["metric"], options={"k": settings["k"]}, null=settings["null"], draws=settings["draws"],
-            **which, seed=settings["seed"], folder=folder / "tiles", client=client, device=str(where),
-            on_progress=progress,
+            paths, options.metric, options={"k": options.k}, null=options.null, draws=options.draws, **units,
+            seed=options.seed, folder=run.folder / "tiles", client=client, device=str(where), on_progress=progress,
         )  # fmt: skip
-    written = {"grid": grid, **settings, "device": device, "workers": workers, "scheduler": scheduler}
-    report = _report(grid, models, result, written, time.perf_counter() - began)
-    report.results["notes"] = notes
-    page = write_run(folder, written, report)
-    say_where(page, quiet=quiet)
-    if json:
-        print(json_module.dumps(plain({**report.results, "report": str(page)}), indent=2))
-    else:
-        print(table(_COLUMNS, _rows(result)))
-        print(f"p: {_found(result, settings['null'])}")
+    found = {"models": {name: dict(entry) for name, entry in models.items()}, "pairs": _pairs(result), "notes": notes}
+    text = f"{table(_COLUMNS, _rows(result))}\np: {_found(result, options.null)}"
+    run.finish(_report(models, result, settings_of(options)), found, text, seeds=[options.seed])
 
 
 def read_models(path: Path) -> dict[str, dict[str, Any]]:
@@ -97,13 +102,13 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
     from unrolled.reading import read_yaml
 
     if path.is_dir():
-        raise ValueError(f"--grid {path}: is a folder; give the YAML file that names the models")
+        raise ValueError(f"{path}: is a folder; give the YAML file that names the models")
     if not path.exists():
-        raise MissingData(f"--grid {path}: there is no such file")
+        raise MissingData(f"{path}: there is no such file")
     try:
         content = read_yaml(path)
     except CorruptFile as error:
-        raise ValueError(f"--grid {error}") from error
+        raise ValueError(str(error)) from error
     entries = content.get("models") if isinstance(content, dict) else None
     if not isinstance(entries, dict) or len(entries) < 2:
         raise ValueError(f"{path}: needs `models:` with at least two lines `NAME: MODEL` below it")
@@ -129,65 +134,35 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _features(
-    folder: Path, models: Mapping[str, dict[str, Any]], settings: dict[str, Any], where: Any, quiet: bool
+    folder: Path, models: Mapping[str, dict[str, Any]], options: AlignGridOptions, where: torch.device
 ) -> tuple[dict[str, Path], PairSource | None]:
     """Where each model's features lie, computed where they are not given, and the pairs they are of where these are."""
-
     from unrolled.instruments.features.files import is_feature_file
+    from unrolled.subjects.pairs import Paired
+    from unrolled.subjects.subject import Subject, material_for
 
+    paths = {name: Path(entry["model"]).expanduser() for name, entry in models.items()}
     run = [name for name, entry in models.items() if not is_feature_file(entry["model"])]
-    paths = {name: Path(entry["model"]).expanduser() for name, entry in models.items() if name not in run}
     if not run:
         return paths, None
-    sides = {name: models[name].get("side") for name in run}
-    if is_paired(settings["data"], next(filter(None, sides.values()), None), None):
-        pairs = Paired.choose(settings["data"], settings["split"], settings["data_dir"], None, settings["images"])
-        for i, name in enumerate(run):
-            entry = models[name]
-            paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
-            side_features(
-                paths[name], entry["model"], pairs, sides[name] or "image", where=where, data_dir=settings["data_dir"],
-                layers=tuple(entry.get("layers", settings["layers"])), pool=entry.get("pool", settings["pool"]),
-                pretrained=entry.get("pretrained", settings["pretrained"]), image_size=settings["image_size"],
-                batch_size=settings["batch_size"], precision=settings["precision"], seed=settings["seed"] + i,
-                quiet=quiet,
-            )  # fmt: skip
-        return {name: paths[name] for name in models}, pairs.pairs
-    for name in run:
-        check_alone(models[name]["model"], False)
-    found = [
-        data_settings(
-            models[name]["model"], None, data=settings["data"], data_dir=settings["data_dir"], image_size=None
-        )
-        for name in run
-    ]
-    own = next((each for each in found if each["data_dir"] is not None), found[0])
-    everything = images_of(own, settings["split"], quiet=quiet)
-    samples = Samples.choose(everything, settings["images"], f"{own['data']} ({settings['split']})")
-    for i, (name, data) in enumerate(zip(run, found, strict=True)):
-        entry = models[name]
-        network = shown_everything(
-            open_model(
-                entry["model"],
-                pretrained=entry.get("pretrained", settings["pretrained"]),
-                classes=len(everything.classes),
-                seed=settings["seed"] + i,
-            )
-        ).to(where)
-        paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
-        features_in(
-            paths[name], network, samples, name=name, layers=tuple(entry.get("layers", settings["layers"])),
-            pool=entry.get("pool", settings["pool"]), image_size=settings["image_size"] or data["image_size"],
-            batch_size=settings["batch_size"], precision=settings["precision"], quiet=quiet,
+    sides = [models[name].get("side") for name in run]
+    material, _ = material_for(
+        [models[name]["model"] for name in run], options, side=next(filter(None, sides), None), quiet=options.quiet
+    )
+    for i, name in enumerate(run):
+        own = {"pool": options.pool, "pretrained": options.pretrained, "layers": options.layers} | models[name]
+        reading = Reading.of(
+            options, model=own["model"], layers=tuple(own["layers"]), pool=own["pool"], pretrained=own["pretrained"],
+            seed=options.seed + i, workers=0,
         )  # fmt: skip
-    return {name: paths[name] for name in models}, None
+        paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
+        Subject.of(reading, material, where, side=sides[i] or "image").features(paths[name], quiet=options.quiet)
+    return paths, material.pairs if isinstance(material, Paired) else None
 
 
 @contextlib.contextmanager
 def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     """A Dask client of `workers` processes here, or of a running cluster; None if this process is enough."""
-    if workers < 1:
-        raise ValueError(f"--workers {workers}: give at least 1")
     if workers == 1 and scheduler is None:
         yield None
         return
@@ -227,10 +202,8 @@ def _rows(result: ModelGrid) -> list[list[str]]:
     return rows
 
 
-def _report(
-    grid: Path, models: Mapping[str, dict[str, Any]], result: ModelGrid, settings: dict[str, Any], seconds: float
-) -> Report:
-    from unrolled.report import Fact, Provenance, Report
+def _report(models: Mapping[str, dict[str, Any]], result: ModelGrid, settings: dict[str, Any]) -> Report:
+    from unrolled.report import Fact, Report
 
     report = Report(f"{len(models)} models compared", question="Which models agree, and is it more than chance?")
     first = result.metrics[0]
@@ -255,16 +228,16 @@ def _report(
         caption=f"{how} q: Benjamini-Hochberg over all pairs of models of a metric. "
         + (f"The first {len(shown)}; report.json has all." if len(_rows(result)) > len(shown) else ""),
     )
-    report.results = {
-        "models": {name: dict(entry) for name, entry in models.items()},
-        "pairs": [
-            {**vars(pair), "q_value": q}
-            for metric in result.metrics
-            for pair, q in zip(result.of(metric), result.q_values(metric), strict=True)
-        ],
-    }
-    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
     return report
+
+
+def _pairs(result: ModelGrid) -> list[dict[str, Any]]:
+    """Every pair of models by every metric, with its q-value."""
+    return [
+        {**vars(pair), "q_value": q}
+        for metric in result.metrics
+        for pair, q in zip(result.of(metric), result.q_values(metric), strict=True)
+    ]
 
 
 def _found(result: ModelGrid, null: str) -> str:

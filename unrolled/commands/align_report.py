@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from unrolled.commands.common import write_run
 
 if TYPE_CHECKING:
     from unrolled.alignment import Comparison
+    from unrolled.report import Report
 
 COLUMNS = ["metric", "score", "null", "p", "interval at this n", "z of the pair", "layer of A", "layer of B"]
 
@@ -56,12 +54,10 @@ def _how(settings: dict[str, Any], n: int) -> str:
     )
 
 
-def align_report(
-    folder: Path, settings: dict[str, Any], results: list[Comparison], n: int, seconds: float, notes: list[str]
-) -> Path:
-    """Write the page of a comparison of two; returns its path."""
+def align_report(settings: dict[str, Any], results: list[Comparison], n: int, notes: list[str]) -> Report:
+    """The page of a comparison of two."""
     from unrolled.alignment import p_text
-    from unrolled.report import Fact, HeatMap, Provenance, Report
+    from unrolled.report import Fact, HeatMap, Report
 
     a, b, named = settings["a"], settings["b"], list(zip(settings["metric"], results, strict=True))
     report = Report(f"{a} and {b}", question="How far do two representations of the same samples agree?")
@@ -111,7 +107,4 @@ def align_report(
         layers.figure(
             panel, caption=f"{each.metric} of all layers of A ({a}) and B ({b}), {n:,} samples. Framed: best."
         )
-    comparisons = [each.to_dict() for each in results]
-    report.results = {"a": a, "b": b, "n": n, "comparisons": comparisons, "notes": notes}
-    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
-    return write_run(folder, settings, report)
+    return report

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json as json_module
 import math
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.common import Device, choose_device, default_folder, open_model, say_where, table, write_run
-from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
-from unrolled.locks import hold
+from unrolled.commands.options import verb
+from unrolled.harness import OutputFlags, Run, default_folder, settings_of
+from unrolled.subjects.models import choose_device, opened, origin
+from unrolled.subjects.options import PictureFlags
+from unrolled.terminal import table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unrolled.commands.pictures import Pixels
+    from unrolled.report import Report
+    from unrolled.subjects.pictures import Pixels
 
 _GREY = 128
 _NAMES = ("input", "mask", "completion", "prediction")
@@ -25,22 +27,33 @@ _FLATTERED = (
 )
 
 
-def complete(
-    images: tuple[Path, ...],
-    *,
-    model: str = "crate_mae_nano_patch4_32.cifar10",
-    mask_ratio: float = 0.75,
-    weights: Path | None = None,
-    pretrained: Pretrained = False,
-    model_args: ModelArgs = None,
-    image_size: int | None = None,
-    seed: int = 0,
-    device: Device = "auto",
-    out: Path | None = None,
-    config: ConfigFiles = (),
-    json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompleteOptions(PictureFlags, OutputFlags):
+    """Flags of `unrolled complete`."""
+
+    images: tuple[Path, ...] = field(kw_only=False)
+    """Pictures, or folders of them."""
+    model: str = "crate_mae_nano_patch4_32.cifar10"
+    """A masked autoencoder: `crate_mae_*`, `vit_mae_*` or a folder with one. The default is small and comes trained."""
+    mask_ratio: float = 0.75
+    """Share of the patches to remove, in (0, 1)."""
+    image_size: int | None = None
+    """What the shorter side becomes, in pixels; default: the model's own. Positions are interpolated."""
+    seed: int = 0
+    """Which patches are removed; and of random weights."""
+    out: Path | None = None
+    """Where pictures, config.yaml, report.html and report.json go; default: runs/complete-MODEL-PICTURE, with a number
+    behind it where that holds the result of another model or picture of the same name."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("images: give at least one picture, or a folder of them")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"--mask-ratio {self.mask_ratio:g}: must lie between 0 and 1, both excluded")
+
+
+@verb
+def complete(options: CompleteOptions) -> None:
     """Remove patches of pictures and let a masked autoencoder fill them in.
 
     Writes the input, what was left of it, its completion and the bare prediction, at the size the model sees. The error
@@ -49,79 +62,39 @@ def complete(
         unrolled complete cat.jpg
         unrolled complete cat.jpg --model crate_mae_base_patch16_224 --weights models/crate-mae
         unrolled complete cat.jpg --model runs/mae --mask-ratio 0.5 --seed 3
-
-    Parameters
-    ----------
-    images
-        Pictures, or folders of them.
-    model
-        A masked autoencoder: `crate_mae_*`, `vit_mae_*` or a folder with one. The default is small and comes trained.
-    mask_ratio
-        Share of the patches to remove, in (0, 1).
-    weights
-        Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
-    image_size
-        What the shorter side becomes, in pixels; default: the model's own. Positions are interpolated.
-    seed
-        Which patches are removed; and of random weights.
-    device
-        What to run on.
-    out
-        Where pictures, config.yaml, report.html and report.json go; default: runs/complete-MODEL-PICTURE,
-        with a number behind it where that holds the result of another model or picture of the same name.
     """
-    if not images:
-        raise ValueError("images: give at least one picture, or a folder of them")
-    if not 0 < mask_ratio < 1:
-        raise ValueError(f"--mask-ratio {mask_ratio:g}: must lie between 0 and 1, both excluded")
     from PIL import Image
 
-    from unrolled.commands.pictures import origin, prepare, sheet, stems
+    from unrolled.commands.sheets import sheet
     from unrolled.data.pictures import find_pictures, read_picture
     from unrolled.models import MaskedAutoencoder
+    from unrolled.subjects.pictures import prepare, stems
 
-    paths = find_pictures(images)
-    where = choose_device(device)
-    network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed)
+    paths = find_pictures(options.images)
+    where = choose_device(options.device)
+    network = opened(options)
     if not isinstance(network, MaskedAutoencoder):
-        raise ValueError(f"--model {model}: is no masked autoencoder; see `unrolled list '*mae*'`")
+        raise ValueError(f"--model {options.model}: is no masked autoencoder; see `unrolled list '*mae*'`")
     network = network.to(where)
-    prepared = prepare(network, image_size=image_size)
-    settings: dict[str, Any] = {
-        "images": list(images),
-        "model": model,
-        "mask_ratio": mask_ratio,
-        "weights": weights,
-        "pretrained": pretrained,
-        "model_args": model_args or {},
-        "image_size": image_size,
-        "seed": seed,
-        "device": device,
-    }
+    prepared = prepare(network, image_size=options.image_size)
     subject = paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures"
-    folder = out or default_folder("complete", model, subject, settings)
-    hold(folder)
-    began = time.perf_counter()
+    folder = options.out or default_folder("complete", options.model, subject, settings_of(options))
+    run = Run(folder, options)
     rows: list[dict[str, Any]] = []
     shown: list[tuple[str, list[Pixels]]] = []
     for path, name in zip(paths, stems(paths), strict=True):
         pixels = prepared.tensor(read_picture(path))
-        pictures, row = completion_of(network, pixels, mask_ratio, seed, prepared.pixels)
+        pictures, row = completion_of(network, pixels, options.mask_ratio, options.seed, prepared.pixels)
         rows.append({"image": str(path), **row, "files": {kind: f"{name}-{kind}.png" for kind in _NAMES}})
         shown.append((name, pictures))
-    seconds = time.perf_counter() - began
-    folder.mkdir(parents=True, exist_ok=True)
     for row, (_, pictures) in zip(rows, shown, strict=True):
         for kind, picture in zip(_NAMES, pictures, strict=True):
             Image.fromarray(picture).save(folder / row["files"][kind])
     sheet(shown, _NAMES).save(folder / "contact-sheet.png")
-    source = origin(model, weights=weights, pretrained=pretrained)
-    result = {"model": model, "weights": source, "mask_ratio": mask_ratio, "images": rows}
-    page = _report(folder, settings, result, shown, bool(network.norm_pix_loss), seconds)
-    say_where(page, quiet=quiet)
-    print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else table(*_numbers(result)))
-    if network.norm_pix_loss and not json:
-        print(_FLATTERED)
+    result = {"model": options.model, "weights": origin(options), "mask_ratio": options.mask_ratio, "images": rows}
+    flattered = bool(network.norm_pix_loss)
+    text = table(*_numbers(result)) + (f"\n{_FLATTERED}" if flattered else "")
+    run.finish(_report(result, shown, flattered), result, text, seeds=[options.seed])
 
 
 def completion_of(
@@ -196,16 +169,9 @@ def _numbers(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def _report(
-    folder: Path,
-    settings: dict[str, Any],
-    result: dict[str, Any],
-    shown: list[tuple[str, list[Pixels]]],
-    normalised: bool,
-    seconds: float,
-) -> Path:
-    from unrolled.commands.pictures import grid_section
-    from unrolled.report import Provenance, Report
+def _report(result: dict[str, Any], shown: list[tuple[str, list[Pixels]]], normalised: bool) -> Report:
+    from unrolled.commands.sheets import grid_section
+    from unrolled.report import Report
 
     report = Report(f"Completions by {result['model']}", question="What does the model put where patches were removed?")
     headline = (
@@ -230,6 +196,4 @@ def _report(
         "beside that of filling them with the mean colour of the others."
         + (" With the mean and variance of the true patches, which this model is not told." if normalised else ""),
     )
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
-    return write_run(folder, settings, report)
+    return report

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
-from unrolled.commands.settings import AsJson
+from unrolled.commands.options import REPEATED, SWITCH, verb
+from unrolled.harness import JsonFlags, print_answer
 from unrolled.locks import hold
+from unrolled.terminal import say
 
 
-def convert(
-    checkpoint: Path,
-    out: Path,
-    *,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    dim_head: int | None = None,
-    image_size: str | None = None,
-    pool: Literal["cls", "mean"] | None = None,
-    step_size: float | None = None,
-    sparsity: float | None = None,
-    allow: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(JsonFlags):
+    """Flags of `unrolled convert`."""
+
+    checkpoint: Path = field(kw_only=False)
+    """The published file: .pth, .pth.tar, .pt or .safetensors."""
+    out: Path = field(kw_only=False)
+    """The folder to write."""
+    heads: int | None = None
+    """Number of subspaces; needed when the width is not a published one."""
+    decoder_heads: int | None = None
+    """The same for the decoder of a masked autoencoder; default: as `heads`."""
+    dim_head: int | None = None
+    """Dimension of a subspace; default: rows of the projection / heads."""
+    image_size: str | None = None
+    """Input size in pixels, SIDE or HEIGHTxWIDTH; default: the one it was trained at. Positions are resampled."""
+    pool: Literal["cls", "mean"] | None = None
+    """How tokens are pooled, which the file does not tell; default: cls."""
+    step_size: float | None = None
+    """eta of ISTA; default: 0.1, as published."""
+    sparsity: float | None = None
+    """lambda of ISTA; default: 0.1, as published."""
+    allow: Annotated[tuple[str, ...], REPEATED] = ()
+    """A harmless class the file may construct besides tensors, such as argparse.Namespace; may be repeated."""
+    force: Annotated[bool, SWITCH] = False
+    """Replace a model that is already in the folder."""
+
+
+@verb
+def convert(options: ConvertOptions) -> None:
     """Turn a published checkpoint into a folder with model.safetensors and config.json.
 
     The folder is what `local:DIR`, `--weights DIR`, `from_pretrained` and timm's `local-dir:DIR` read. Shapes tell most
@@ -35,68 +49,34 @@ def convert(
 
         unrolled convert crate_small.pth.tar models/crate-small
         unrolled convert checkpoint.pth models/mine --heads 8 --image-size 32
-
-    Parameters
-    ----------
-    checkpoint
-        The published file: .pth, .pth.tar, .pt or .safetensors.
-    out
-        The folder to write.
-    heads
-        Number of subspaces; needed when the width is not a published one.
-    decoder_heads
-        The same for the decoder of a masked autoencoder; default: as `heads`.
-    dim_head
-        Dimension of a subspace; default: rows of the projection / heads.
-    image_size
-        Input size in pixels, SIDE or HEIGHTxWIDTH; default: the one it was trained at. Positions are resampled.
-    pool
-        How tokens are pooled, which the file does not tell; default: cls.
-    step_size
-        eta of ISTA; default: 0.1, as published.
-    sparsity
-        lambda of ISTA; default: 0.1, as published.
-    allow
-        A harmless class the file may construct besides tensors, such as argparse.Namespace; may be repeated.
-    force
-        Replace a model that is already in the folder.
     """
-    size = parse_size(image_size)
-    if (out / "config.json").exists() and not force:
-        raise ValueError(f"out: {out} already holds a model; choose another folder or give --force")
+    size = parse_size(options.image_size)
+    if (options.out / "config.json").exists() and not options.force:
+        raise ValueError(f"out: {options.out} already holds a model; choose another folder or give --force")
     from unrolled.models import load_published
 
     model = load_published(
-        checkpoint,
-        heads=heads,
-        decoder_heads=decoder_heads,
-        dim_head=dim_head,
-        image_size=size,
-        pool=pool,
-        step_size=step_size,
-        sparsity=sparsity,
-        allow=allow,
-    )
+        options.checkpoint, heads=options.heads, decoder_heads=options.decoder_heads, dim_head=options.dim_head,
+        image_size=size, pool=options.pool, step_size=options.step_size, sparsity=options.sparsity,
+        allow=options.allow,
+    )  # fmt: skip
     report = model.load_report
-    print(report, file=sys.stderr)
+    say(str(report))
     save = getattr(model, "save_pretrained", None)
     if save is None:
         raise ValueError(f"checkpoint: a {type(model).__name__} cannot be saved in this format yet")
-    hold(out)
-    save(out)
+    hold(options.out)
+    save(options.out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if json:
-        facts = {
-            "folder": str(out),
-            "layout": report.layout,  # type: ignore[union-attr]
-            "parameters": parameters,
-            "missing": report.missing,  # type: ignore[union-attr]
-            "ignored": report.ignored,  # type: ignore[union-attr]
-            "reshaped": report.reshaped,  # type: ignore[union-attr]
-        }
-        print(json_module.dumps(facts, indent=2))
-    else:
-        print(f"{out}: {parameters:,} parameters; use it as local:{out}")
+    facts = {
+        "folder": str(options.out),
+        "layout": report.layout,  # type: ignore[union-attr]
+        "parameters": parameters,
+        "missing": report.missing,  # type: ignore[union-attr]
+        "ignored": report.ignored,  # type: ignore[union-attr]
+        "reshaped": report.reshaped,  # type: ignore[union-attr]
+    }
+    print_answer(facts, f"{options.out}: {parameters:,} parameters; use it as local:{options.out}", json=options.json)
 
 
 def parse_size(text: str | None) -> int | tuple[int, int] | None:

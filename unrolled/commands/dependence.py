@@ -1,8 +1,7 @@
-"""`--groups` and `--blocks` of `unrolled align`: which samples depend on each other, and what is noted of them."""
+"""`--groups` and `--blocks` of comparisons: which samples depend on each other, and what is noted of them."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
+from unrolled.terminal import say
 
 if TYPE_CHECKING:
     from unrolled.data.pairs import PairSource
@@ -54,9 +54,9 @@ def dependence(
     try:
         units = Units.of(rows.samples, own)
     except ValueError as error:
-        _say(f"pairs share photos or texts, but {error}; p-values take them for independent", quiet)
+        say(f"note: pairs share photos or texts, but {error}; p-values take them for independent", quiet=quiet)
         return {}
-    _say(f"pairs that share a photo or a text are relabelled together: {units.said}", quiet)
+    say(f"note: pairs that share a photo or a text are relabelled together: {units.said}", quiet=quiet)
     return {"groups": own}
 
 
@@ -71,7 +71,7 @@ def noted(notes: list[str], *, quiet: bool) -> Iterator[None]:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         elif str(each.message) not in notes:
             notes.append(str(each.message))
-            _say(str(each.message), quiet)
+            say(f"note: {each.message}", quiet=quiet)
 
 
 def _labels(groups: str, rows: Rows, pairs: PairSource | None) -> Sequence[Any]:
@@ -112,8 +112,3 @@ def _read(path: Path) -> list[Any]:
     if (blank := next((line for line, label in enumerate(labels, 1) if not label.strip()), None)) is not None:
         raise ValueError(f"groups {path}: line {blank} is blank; give every sample a label, one a line")
     return labels
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(f"note: {text}", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unrolled import __version__, precision
-from unrolled.commands.settings import AsJson
+from unrolled.commands.options import AsJson
 
 # importable name -> (extra, what it is for)
 OPTIONAL = {

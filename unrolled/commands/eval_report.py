@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.common import of_all, write_run
+from unrolled.commands.eval_options import of_all
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -24,9 +23,9 @@ _SCORES = {
 }
 
 
-def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any], network: Any, seconds: float) -> Path:
-    """Write `config.yaml`, `report.json` and `report.html`; return the path of the page."""
-    from unrolled.report import Fact, Provenance, Report
+def eval_report(result: dict[str, Any], network: Any) -> Report:
+    """The page of a run of `unrolled eval` of a classifier."""
+    from unrolled.report import Fact, Report
 
     report = Report(
         f"{result['model']} on {result['data']}", question=f"How accurate is it on the {result['split']} split?"
@@ -76,9 +75,7 @@ def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any],
         _calibration(report, result["calibration"])
     if "robustness" in result:
         _robustness(report, result["robustness"])
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
-    return write_run(folder, settings, report)
+    return report
 
 
 def at_bound(fitted: dict[str, Any]) -> str:

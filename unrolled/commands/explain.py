@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_module
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.common import (
-    Device,
-    batches,
-    check_counts,
-    choose_device,
-    class_names,
-    data_settings,
-    default_folder,
-    images_of,
-    open_model,
-    progress,
-    run_settings,
-    say_where,
-    table,
-)
-from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet, did_you_mean
-from unrolled.locks import hold
+from unrolled.commands.options import check_counts, verb
+from unrolled.commands.settings import did_you_mean
+from unrolled.harness import OutputFlags, Run, default_folder, settings_of
+from unrolled.subjects.images import batches, images_of
+from unrolled.subjects.models import choose_device, class_names, opened, origin
+from unrolled.subjects.options import PictureFlags, SubjectFlags
+from unrolled.subjects.runs import data_for, run_of
+from unrolled.terminal import progress, table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,26 +25,36 @@ DRAWS = 16
 _REMOVED = 0.1
 
 
-def explain(
-    image: Path,
-    *,
-    model: str = "crate_nano_patch4_32.cifar10",
-    target: str | None = None,
-    against: str | None = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    images: int = 50,
-    weights: Path | None = None,
-    pretrained: Pretrained = False,
-    model_args: ModelArgs = None,
-    image_size: int | None = None,
-    seed: int = 0,
-    device: Device = "auto",
-    out: Path | None = None,
-    config: ConfigFiles = (),
-    json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(PictureFlags, SubjectFlags, OutputFlags):
+    """Flags of `unrolled explain`."""
+
+    image: Path = field(kw_only=False)
+    """A picture."""
+    model: str = "crate_nano_patch4_32.cifar10"
+    """A run folder, or any classifier by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...). The
+    default is small and comes trained, on CIFAR-10."""
+    target: str | None = None
+    """Class to explain, by number or name; default: the predicted one."""
+    against: str | None = None
+    """Explain the logit of the target minus that of this class."""
+    data: str | None = None
+    """Data set on whose test images removal is measured too, each for its predicted class; default: that of the run
+    folder, if it is at hand."""
+    images: int = 50
+    """How many of them, drawn evenly; 0: none."""
+    seed: int = 0
+    """Of weights that are not loaded, and of the patches removed for comparison."""
+    out: Path | None = None
+    """Where pictures, config.yaml, report.html and report.json go; default: runs/explain-MODEL-PICTURE, with a number
+    behind it where that holds the result of another model or picture of the same name."""
+
+    def __post_init__(self) -> None:
+        check_counts(0, images=self.images, seed=self.seed)
+
+
+@verb
+def explain(options: ExplainOptions) -> None:
     """Decompose one decision: which layers, heads and patches its logit is made of.
 
     The terms sum to the logit exactly. Evidence for the class (orange) and against it (blue) is painted on the picture,
@@ -67,109 +67,52 @@ def explain(
         unrolled explain cat.jpg --data cifar10 --data-dir data
         unrolled explain cat.jpg --model timm:vit_tiny_patch16_224 --pretrained --target 281 --against 207
         unrolled explain cat.jpg --model crate_base_patch16_224 --weights models/crate-b16 --json
-
-    Parameters
-    ----------
-    image
-        A picture.
-    model
-        A run folder, or any classifier by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...). The
-        default is small and comes trained, on CIFAR-10.
-    target
-        Class to explain, by number or name; default: the predicted one.
-    against
-        Explain the logit of the target minus that of this class.
-    data
-        Data set on whose test images removal is measured too, each for its predicted class; default: that of the run
-        folder, if it is at hand.
-    data_dir
-        Where the data are; default: that of the run folder.
-    images
-        How many of them, drawn evenly; 0: none.
-    weights
-        Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
-    image_size
-        What the shorter side becomes, in pixels; default: the model's own.
-    seed
-        Of weights that are not loaded, and of the patches removed for comparison.
-    device
-        What to run on.
-    out
-        Where pictures, config.yaml, report.html and report.json go; default: runs/explain-MODEL-PICTURE,
-        with a number behind it where that holds the result of another model or picture of the same name.
     """
-    check_counts(0, images=images, seed=seed)
     import numpy as np
 
-    from unrolled.commands.explain_report import layer_table, paint, said_of_many, write_pictures, write_report
-    from unrolled.commands.pictures import canvas, origin, prepare
+    from unrolled.commands.explain_report import explain_report, layer_table, paint, said_of_many, write_pictures
     from unrolled.data.pictures import read_picture
     from unrolled.instruments.explain import explain_logit
     from unrolled.models import MaskedAutoencoder
+    from unrolled.subjects.pictures import canvas, prepare
 
-    picture = read_picture(image)
-    where = choose_device(device)
-    network = open_model(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed).to(where)
+    picture = read_picture(options.image)
+    where = choose_device(options.device)
+    network = opened(options).to(where)
     if isinstance(network, MaskedAutoencoder):
-        raise ValueError(f"model: {model} is a masked autoencoder without a class head; finetune it first")
-    names = list(next(iter(class_names(network, model, weights=weights, pretrained=pretrained)), ()))
-    prepared = prepare(network, image_size=image_size)
+        raise ValueError(f"model: {options.model} is a masked autoencoder without a class head; finetune it first")
+    names = list(next(iter(class_names(network, options)), ()))
+    prepared = prepare(network, image_size=options.image_size)
     pixels = prepared.tensor(picture)
-    grid = (pixels.shape[2] // prepared.patch[0], pixels.shape[3] // prepared.patch[1])
-    chosen = [None if text is None else _number(flag, text, names) for flag, text in _flags(target, against)]
-    began = time.perf_counter()
-    found = explain_logit(network, pixels, target=chosen[0], against=chosen[1], prefix=prepared.prefix, grid=grid)
-    removals = _removals(network, pixels, found, seed)
-    many = _many(
-        network, prepared.prefix, images, seed, model=model, weights=weights, data=data, data_dir=data_dir,
-        image_size=image_size, quiet=quiet,
-    )  # fmt: skip
-    seconds = time.perf_counter() - began
-
-    original = np.asarray(canvas(picture))
-    views = paint(found, original)
-    settings: dict[str, Any] = {
-        "image": image,
-        "model": model,
-        "target": target,
-        "against": against,
-        "data": data,
-        "data_dir": data_dir,
-        "images": images,
-        "weights": weights,
-        "pretrained": pretrained,
-        "model_args": model_args or {},
-        "image_size": image_size,
-        "seed": seed,
-        "device": device,
-    }
-    folder = out or default_folder("explain", model, image.stem, settings)
-    hold(folder)
-    write_pictures(folder, views)
-    source = origin(model, weights=weights, pretrained=pretrained)
-    result = {"model": model, "weights": source, "image": str(image)} | _record(found, names) | {"removals": removals}
-    result["faithfulness"] = many
-    page = write_report(folder, settings, result, found, views, seconds)
-    say_where(page, quiet=quiet)
-    if json:
-        print(json_module.dumps({**result, "report": str(page)}, indent=2))
-        return
-    name, random = result["target"]["name"], removals["random"]
-    less = "" if result["against"] is None else f" less that of class {result['against']['name']}"
-    print(f"Terms of the logit of class {name}{less}, by layer and head; they sum to it:\n")
-    print(table(*layer_table(found, text=True)))
-    print(
-        f"\nwithout the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
-        f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}"
+    target, against = _number("target", options.target, names), _number("against", options.against, names)
+    folder = options.out or default_folder("explain", options.model, options.image.stem, settings_of(options))
+    run = Run(folder, options)
+    found = explain_logit(
+        network, pixels, target=target, against=against, prefix=prepared.prefix, grid=prepared.grid(pixels)
     )
-    print(said_of_many(many))
+    removals = _removals(network, pixels, found, options.seed)
+    many = _many(network, prepared.prefix, options)
+    views = paint(found, np.asarray(canvas(picture)))
+    write_pictures(folder, views)
+    result = {
+        "model": options.model, "weights": origin(options), "image": str(options.image), **_record(found, names),
+        "removals": removals, "faithfulness": many,
+    }  # fmt: skip
+    less = "" if result["against"] is None else f" less that of class {result['against']['name']}"
+    random = removals["random"]
+    text = (
+        f"Terms of the logit of class {result['target']['name']}{less}, by layer and head; they sum to it:\n\n"
+        f"{table(*layer_table(found, text=True))}\n"
+        f"\nwithout the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
+        f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}\n{said_of_many(many)}"
+    )
+    run.finish(explain_report(result, found, views), result, text, seeds=[options.seed])
 
 
-def _flags(target: str | None, against: str | None) -> list[tuple[str, str | None]]:
-    return [("target", target), ("against", against)]
-
-
-def _number(flag: str, text: str, names: list[str]) -> int:
+def _number(flag: str, text: str | None, names: list[str]) -> int | None:
+    """The class that a flag names or numbers; None without it."""
+    if text is None:
+        return None
     with contextlib.suppress(ValueError):
         return int(text)
     if text in names:
@@ -204,39 +147,26 @@ def _removals(network: nn.Module, pixels: Tensor, found: Explanation, seed: int)
     }
 
 
-def _many(
-    network: nn.Module,
-    prefix: int | None,
-    images: int,
-    seed: int,
-    *,
-    model: str,
-    weights: Path | None,
-    data: str | None,
-    data_dir: Path | None,
-    image_size: int | None,
-    quiet: bool,
-) -> dict[str, Any] | None:
+def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> dict[str, Any] | None:
     """`faithfulness` on test images of the data that was asked for, or of the run's; None where there are none."""
+    from unrolled.data.sources import Subset
     from unrolled.errors import MissingData, MissingExtra
     from unrolled.instruments.readouts.faithfulness import faithfulness
-    from unrolled.train.run import drawn_evenly
 
-    run = (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
-    if not images or not (data or run.get("data")):
+    if not options.images or not (options.data or run_of(options.model, options.weights).get("data")):
         return None
-    own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
+    own = data_for(options)
     try:
-        source = images_of(own, "test", quiet=quiet)
+        everything = images_of(own, "test", quiet=options.quiet)
     except (MissingData, MissingExtra, OSError, ValueError):
-        if data is not None:
+        if options.data is not None:
             raise
         return None  # the picture is explained without the data
-    source = drawn_evenly(source, min(images, len(source)), "--images")
-    loader = batches(network, source, image_size=own["image_size"], batch_size=1, on_error="skip")
-    bar = progress(loader, total=len(source), what="many images", quiet=quiet)
-    rows = faithfulness(network, (batch.images for batch in bar if len(batch)), prefix=prefix, seed=seed)
-    return {"data": own["data"], "images": rows[0]["images"], "rows": rows}
+    source = Subset.evenly(everything, options.images)
+    loader = batches(network, source, image_size=own.image_size, batch_size=1, on_error="skip")
+    bar = progress(loader, total=len(source), what="many images", quiet=options.quiet)
+    rows = faithfulness(network, (batch.images for batch in bar if len(batch)), prefix=prefix, seed=options.seed)
+    return {"data": own.data, "images": rows[0]["images"], "rows": rows}
 
 
 def _record(found: Explanation, names: list[str]) -> dict[str, Any]:

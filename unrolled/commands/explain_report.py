@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unrolled.commands.common import write_run
-
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unrolled.commands.pictures import Pixels
     from unrolled.instruments.explain import Explanation
     from unrolled.report import ImageRow, Report
+    from unrolled.subjects.pictures import Pixels
 
 _FOR, _AGAINST = (230, 159, 0), (0, 114, 178)  # Okabe and Ito's orange and blue
 _KINDS = {"attn": "attention", "mlp": "MLP", "ista": "ISTA"}
@@ -47,7 +45,7 @@ def write_pictures(folder: Path, views: Sequence[View]) -> None:
     """Every overlay in full size, and `contact-sheet.png` with all of them."""
     from PIL import Image
 
-    from unrolled.commands.pictures import sheet
+    from unrolled.commands.sheets import sheet
 
     folder.mkdir(parents=True, exist_ok=True)
     for view in views[1:]:
@@ -96,16 +94,9 @@ def layer_table(found: Explanation, *, text: bool = False) -> tuple[list[str], l
     return columns, rows
 
 
-def write_report(
-    folder: Path,
-    settings: dict[str, Any],
-    result: dict[str, Any],
-    found: Explanation,
-    views: Sequence[View],
-    seconds: float,
-) -> Path:
-    """Write `report.html`, `report.json` and `config.yaml`; return the path of the page."""
-    from unrolled.report import Fact, HeatMap, ImageGrid, LineChart, Provenance, Report, Series
+def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[View]) -> Report:
+    """The page of one decision."""
+    from unrolled.report import Fact, HeatMap, ImageGrid, LineChart, Report, Series
 
     report: Report = Report(
         f"Why {result['model'].rstrip('/').rsplit('/', 1)[-1]} says what it says",
@@ -198,9 +189,7 @@ def write_report(
             "over images. Removed: evidence does better where the logit falls more; kept alone: where it falls less.",
         )  # fmt: skip
     report.section("What is exact and what is not", _words(found, second))
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[settings["seed"]], duration=seconds)
-    return write_run(folder, settings, report)
+    return report
 
 
 def said_of_many(many: dict[str, Any] | None) -> str:
@@ -233,7 +222,7 @@ def _bound(found: Explanation) -> str:
 
 
 def _row(views: Sequence[View]) -> ImageRow:
-    from unrolled.commands.pictures import thumbnail
+    from unrolled.commands.sheets import thumbnail
     from unrolled.report import ImageRow
 
     return ImageRow(images=[thumbnail(view.pixels) for view in views], names=[view.name for view in views])

@@ -4,31 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from unrolled.commands.common import Device, choose_device
-from unrolled.commands.settings import ConfigFiles, Pretrained, Quiet
+from unrolled.commands.options import verb
+from unrolled.harness import QuietFlags
+from unrolled.subjects.models import choose_device
+from unrolled.subjects.options import Device, MachineFlags
+from unrolled.terminal import say
 
 HOST = "127.0.0.1"
 
 
-def explore(
-    *,
-    model: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
-    pretrained: Pretrained = False,
-    runs: Path = Path("runs"),
-    images: Path | None = None,
-    port: int = 8765,
-    open_: Annotated[bool, Parameter(name="--open", negative="--no-open", help="Open it in the browser.")] = True,
-    seed: int = 0,
-    device: Device = "auto",
-    config: ConfigFiles = (),
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExploreOptions(MachineFlags, QuietFlags):
+    """Flags of `unrolled explore`."""
+
+    model: tuple[str, ...] = ()
+    """Further models to choose from, put first: any string other verbs take, or run folders."""
+    pretrained: bool = False
+    """Load the weights that timm has for the name (downloaded if need be); folders and hf: come with theirs."""
+    runs: Path = Path("runs")
+    """Folder of runs; every image model in it can be chosen."""
+    images: Path | None = None
+    """Folder of pictures whose neighbours two models are compared on; default: scikit-learn's digits."""
+    port: int = 8765
+    """Where the page is on 127.0.0.1; 0 takes any free port."""
+    open_: Annotated[bool, Parameter(name="--open", negative="--no-open")] = True
+    """Open it in the browser."""
+    seed: int = 0
+    """Of random weights."""
+    device: Device = "auto"
+    """What models run on."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port {self.port}: give a number from 0 to 65535")
+
+
+@verb
+def explore(options: ExploreOptions) -> None:
     """Look inside models in a browser: a local page for pictures, learning in context, and alignment.
 
     Only this machine can reach the page, and it asks no network. Pictures dropped on it stay in memory. Ctrl-C ends it.
@@ -36,26 +54,9 @@ def explore(
         unrolled explore
         unrolled explore --model timm:vit_tiny_patch16_224 --pretrained
         unrolled explore --runs experiments --images photos/ --port 9000
-
-    Parameters
-    ----------
-    model
-        Further models to choose from, put first: any string other verbs take, or run folders.
-    runs
-        Folder of runs; every image model in it can be chosen.
-    images
-        Folder of pictures whose neighbours two models are compared on; default: scikit-learn's digits.
-    port
-        Where the page is on 127.0.0.1; 0 takes any free port.
-    seed
-        Of random weights.
-    device
-        What models run on.
     """
     from unrolled.errors import require
 
-    if not 0 <= port <= 65535:
-        raise ValueError(f"--port {port}: give a number from 0 to 65535")
     # read by the hub's client when it is imported: what is not on this machine is not fetched
     os.environ["HF_HUB_OFFLINE"] = "1"
     for module in ("starlette", "uvicorn"):
@@ -68,17 +69,19 @@ def explore(
     from unrolled.explorer.samples import sample
     from unrolled.explorer.server import listen, serve
 
-    listener = listen(HOST, port)
-    catalogue = Catalogue(specs=model, runs=runs, pretrained=pretrained, device=choose_device(device), seed=seed)
-    app = create_app(catalogue, None if images is None else ImageSet.folder(images))
+    listener = listen(HOST, options.port)
+    catalogue = Catalogue(
+        specs=options.model, runs=options.runs, pretrained=options.pretrained, device=choose_device(options.device),
+        seed=options.seed,
+    )  # fmt: skip
+    app = create_app(catalogue, None if options.images is None else ImageSet.folder(options.images))
     with catalogue.lock:  # libraries load and warm up now, not while somebody waits for the first picture
         look_at(catalogue.open(catalogue.default()[0]), sample("shapes"))
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
     print(address, flush=True)
-    if not quiet:
-        print("the page is open until Ctrl-C", file=sys.stderr)
+    say("the page is open until Ctrl-C", quiet=options.quiet)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it is meant to end
-        serve(app, listener, when_ready=(lambda: _show(address)) if open_ else None)
+        serve(app, listener, when_ready=(lambda: _show(address)) if options.open_ else None)
 
 
 def _show(address: str) -> None:

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
-import json as json_module
-from typing import Annotated, Literal
+import difflib
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Literal
 
-from cyclopts import Parameter
+from unrolled.catalogue import ModelInfo, catalogue, matching
+from unrolled.commands.options import check_counts, verb
+from unrolled.harness import JsonFlags, print_answer
+from unrolled.plugins import plugins
+from unrolled.subjects.models import choose_device
+from unrolled.subjects.options import Device, MachineFlags
+from unrolled.subjects.runs import named
+from unrolled.terminal import table
 
-from unrolled.commands.common import Device, check_counts, choose_device, named, table
-from unrolled.commands.settings import AsJson
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions(MachineFlags, JsonFlags):
+    """Flags of `unrolled list`."""
+
+    pattern: str = field(default="*", kw_only=False)
+    """Names to show, with the wildcards * and ?."""
+    compare: tuple[str, ...] | None = None
+    """Image models whose parameters, operations and measured throughput to tabulate instead."""
+    match: Literal["parameters", "flops"] | None = None
+    """With `--compare`: make the other models as wide as gives them the parameters, or the operations, of the
+    first."""
+    batch_size: int = 16
+    """Images a batch, for the throughput of `--compare`."""
+    device: Device = "auto"
+    """Where `--compare` measures."""
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size)
+        if self.compare is None:
+            if self.match:
+                raise ValueError(f"--match {self.match}: name the models with --compare, first the one to be matched")
+        elif len(self.compare) < (2 if self.match else 1):
+            raise ValueError(
+                f"--compare: name the models{', the first and those to be matched to it' if self.match else ''}"
+            )
+        elif self.pattern != "*":
+            raise ValueError(f"pattern={self.pattern!r}: --compare takes whole names; leave the pattern out")
 
 
-def list_(
-    pattern: str = "*",
-    *,
-    compare: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
-    match: Literal["parameters", "flops"] | None = None,
-    batch_size: int = 16,
-    device: Device = "auto",
-    json: AsJson = False,
-) -> None:
+@verb
+def list_(options: ListOptions) -> None:
     """List this package's models: name, parameters, source and the weights that can be had.
 
     Sources that begin with "text:" are of language models, for `train --task lm` or `mlm`; their parameters are those
@@ -31,76 +59,59 @@ def list_(
         unrolled list "crate_*_224" --json
         unrolled list --compare crate_tiny_patch16_224 timm:vit_tiny_patch16_224
         unrolled list --compare crate_tiny_patch16_224 timm:vit_tiny_patch16_224 --match flops
-
-    Parameters
-    ----------
-    pattern
-        Names to show, with the wildcards * and ?.
-    compare
-        Image models whose parameters, operations and measured throughput to tabulate instead.
-    match
-        With `--compare`: make the other models as wide as gives them the parameters, or the operations, of the first.
-    batch_size
-        Images a batch, for the throughput of `--compare`.
-    device
-        Where `--compare` measures.
     """
-    from unrolled.models import list_models
-    from unrolled.models.encoder import list_language_models
-
-    check_counts(batch_size=batch_size)
-    if compare is not None:
-        if len(compare) < (2 if match else 1):
-            raise ValueError(
-                f"--compare: name the models{', the first and those to be matched to it' if match else ''}"
-            )
-        if pattern != "*":
-            raise ValueError(f"pattern={pattern!r}: --compare takes whole names; leave the pattern out")
-        _compare(compare, match, batch_size, device, json)
+    if options.compare is not None:
+        _compare(options)
         return
-    if match:
-        raise ValueError(f"--match {match}: name the models with --compare, first the one to be matched")
-    models = [*list_models(pattern), *list_language_models(pattern)]
+    models = [*matching(options.pattern), *_added(options.pattern)]
     if not models:
-        names = [model.name for model in (*list_models(), *list_language_models())]
-        raise ValueError(f"pattern={pattern!r} matches no model; there are {', '.join(names)}")
-    if json:
-        print(json_module.dumps([model._asdict() for model in models], indent=2))
-        return
+        near = difflib.get_close_matches(options.pattern, catalogue(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(catalogue())}"
+        raise ValueError(f"pattern={options.pattern!r} matches no model; {hint}")
     width = max(len(model.name) for model in models)
-    print(f"{'name':<{width}}  {'parameters':>11}  {'weights':<8}  source")
-    for model in models:
-        print(f"{model.name:<{width}}  {model.parameters:>11,}  {model.weights or '-':<8}  {model.source}")
+    lines = [f"{'name':<{width}}  {'parameters':>11}  {'weights':<8}  source"]
+    lines += [
+        f"{model.name:<{width}}  {model.parameters:>11,}  {model.weights or '-':<8}  {model.source}" for model in models
+    ]
+    print_answer([model._asdict() for model in models], "\n".join(lines), json=options.json)
 
 
-def _compare(
-    names: tuple[str, ...], match: Literal["parameters", "flops"] | None, batch_size: int, device: Device, json: bool
-) -> None:
+def _added(pattern: str) -> list[ModelInfo]:
+    """What other packages add; these are imported, and their models built."""
+    points = [point for name, point in plugins("models").items() if fnmatch(name, pattern)]
+    if not points:
+        return []
+    import torch
+
+    from unrolled.models import create_model
+
+    rows = []
+    for point in points:
+        with torch.device("meta"):
+            parameters = sum(parameter.numel() for parameter in create_model(point.name).parameters())
+        source = point.dist.name if point.dist else point.module
+        rows.append(ModelInfo(point.name, parameters, f"added by {source}", ""))
+    return rows
+
+
+def _compare(options: ListOptions) -> None:
     import torch
 
     from unrolled.models.compare import compare
     from unrolled.models.encoder import list_language_models
     from unrolled.provenance import environment
 
-    texts = {model.name for model in list_language_models()}.intersection(names)
+    texts = {model.name for model in list_language_models()}.intersection(options.compare or ())
     if texts:
         raise ValueError(f"--compare: {', '.join(sorted(texts))}: a language model; only models of images are compared")
-    where = choose_device(device)
-    rows = compare(tuple(map(named, names)), batch_size=batch_size, device=where, match=match)
+    where = choose_device(options.device)
+    rows = compare(
+        tuple(map(named, options.compare or ())), batch_size=options.batch_size, device=where, match=options.match
+    )
     known = environment()
     machine = known["gpus"][where.index or 0] if where.type == "cuda" else str(known["cpu"] or where.type)
     if where.type == "cpu":
         machine += f", {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    if json:
-        settings = {
-            "device": str(where),
-            "machine": machine,
-            "batch_size": batch_size,
-            "precision": "fp32",
-            "match": match,
-        }
-        print(json_module.dumps({**settings, "models": [row._asdict() for row in rows]}, indent=2))
-        return
     cells = [
         [
             row.name,
@@ -112,8 +123,16 @@ def _compare(
         ]
         for row in rows
     ]
-    print(table(["name", "width", "parameters", "GFLOPs/image", "images/s", "input"], cells))
-    print(f"Inference in fp32 on {machine}; batch {batch_size}, best of 7, models taking turns.")
-    if match:
-        print(f"Widths after the first are those nearest in {'operations' if match == 'flops' else match} to it.")
-    print("FLOPs: products, convolutions and attention as run; a multiplication and an addition are two.")
+    text = (
+        f"{table(['name', 'width', 'parameters', 'GFLOPs/image', 'images/s', 'input'], cells)}\n"
+        f"Inference in fp32 on {machine}; batch {options.batch_size}, best of 7, models taking turns.\n"
+    )
+    if options.match:
+        nearest = "operations" if options.match == "flops" else options.match
+        text += f"Widths after the first are those nearest in {nearest} to it.\n"
+    text += "FLOPs: products, convolutions and attention as run; a multiplication and an addition are two."
+    facts = {
+        "device": str(where), "machine": machine, "batch_size": options.batch_size, "precision": "fp32",
+        "match": options.match, "models": [row._asdict() for row in rows],
+    }  # fmt: skip
+    print_answer(facts, text, json=options.json)

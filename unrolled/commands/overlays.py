@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unrolled.commands.pictures import Pixels, Preparation, canvas
+from unrolled.subjects.pictures import Pixels, Preparation, canvas
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unrolled.commands.segment import Method
+    from unrolled.commands.segment_options import SegmentOptions
     from unrolled.instruments import Patches
 
 # Okabe and Ito's colours, told apart by colour-blind eyes, then Tol's "muted" ones
@@ -38,20 +38,6 @@ COLOURS = np.array(
     ],
     dtype=np.float64,
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `unrolled segment` was asked for; the meanings are in its help."""
-
-    methods: tuple[Method, ...]
-    facet: Literal["key", "query", "value", "token"]
-    mass: float
-    tau: float
-    objects: int
-    clusters: int
-    refine: bool
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +68,7 @@ def look(
     prepared: Preparation,
     shots: Sequence[Shot],
     layers: Sequence[int],
-    options: Options,
+    options: SegmentOptions,
 ) -> list[View]:
     """Every layer of pictures that go into the model at one size, one picture after another."""
 
@@ -111,7 +97,7 @@ def look(
     return [view for place, shot in enumerate(shots) for view in _views(found, place, shot, prepared, options)]
 
 
-def _views(found: Patches, place: int, shot: Shot, prepared: Preparation, options: Options) -> list[View]:
+def _views(found: Patches, place: int, shot: Shot, prepared: Preparation, options: SegmentOptions) -> list[View]:
     """Every layer of one picture of those that were read together."""
     alone = dataclasses.replace(
         found,
@@ -137,7 +123,7 @@ def _views(found: Patches, place: int, shot: Shot, prepared: Preparation, option
     return views
 
 
-def _attention(found: Patches, index: int, original: Pixels, options: Options, row: dict[str, Any]) -> Pixels:
+def _attention(found: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
 
     from unrolled.instruments import threshold_attention
     from unrolled.report import heat
@@ -156,7 +142,7 @@ def _attention(found: Patches, index: int, original: Pixels, options: Options, r
     return _outline(painted, edge)
 
 
-def _pca(found: Patches, index: int, original: Pixels, options: Options, row: dict[str, Any]) -> Pixels:
+def _pca(found: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
     import torch
 
     from unrolled.instruments import token_pca
@@ -171,7 +157,7 @@ def _pca(found: Patches, index: int, original: Pixels, options: Options, row: di
     return blend(original, np.stack(planes, -1) * 255, 0.8)
 
 
-def _maskcut(found: Patches, index: int, original: Pixels, options: Options, row: dict[str, Any]) -> Pixels:
+def _maskcut(found: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
     import torch
 
     from unrolled.instruments import maskcut, refine_mask
@@ -190,7 +176,7 @@ def _maskcut(found: Patches, index: int, original: Pixels, options: Options, row
     return paint_labels(original, labels, background=0)
 
 
-def _cluster(found: Patches, index: int, original: Pixels, options: Options, row: dict[str, Any]) -> Pixels:
+def _cluster(found: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
 
     from unrolled.instruments import cluster_tokens
 
@@ -202,7 +188,7 @@ def _cluster(found: Patches, index: int, original: Pixels, options: Options, row
     return paint_labels(original, np.stack(planes).argmax(0))
 
 
-_PAINTERS: dict[str, Callable[[Patches, int, Pixels, Options, dict[str, Any]], Pixels]] = {
+_PAINTERS: dict[str, Callable[[Patches, int, Pixels, SegmentOptions, dict[str, Any]], Pixels]] = {
     "attention": _attention,
     "pca": _pca,
     "maskcut": _maskcut,

@@ -2,72 +2,74 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from unrolled.commands.common import (
-    Device,
-    check_counts,
-    choose_device,
-    data_settings,
-    default_folder,
-    named,
-    open_model,
-    say_data,
-    say_where,
-    table,
-    takes_images,
-)
-from unrolled.commands.extract import Precision, Samples, features_in
-from unrolled.commands.probe_report import write_report
-from unrolled.commands.settings import SEVERAL, AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
-from unrolled.locks import hold
+from unrolled.commands.options import check_counts, verb
+from unrolled.commands.probe_report import probe_report
+from unrolled.harness import OutputFlags, Run, default_folder, settings_of
+from unrolled.subjects.images import batches, say_data
+from unrolled.subjects.models import choose_device, encoder_of, opened_body
+from unrolled.subjects.options import LayerFlags, LoaderFlags, Reading, SubjectFlags
+from unrolled.subjects.runs import DataOf, completed
+from unrolled.terminal import say, table
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from unrolled.data import ImageSource
     from unrolled.instruments import FeatureSet
     from unrolled.instruments.readouts.frozen import Classifier
+    from unrolled.subjects.samples import ImageSamples
 
 Method = Literal["linear", "knn", "ridge"]
 Pool = Literal["cls", "mean"]
 HELD_OUT = 0.2
 
 
-def probe(
-    model: str,
-    *,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    method: Annotated[tuple[Method, ...], SEVERAL] = ("linear",),
-    layers: Annotated[tuple[str, ...], SEVERAL] = ("block*",),
-    pool: Annotated[tuple[Pool, ...] | None, SEVERAL] = None,
-    unknown_classes: Literal["raise", "skip"] = "raise",
-    samples: int | None = None,
-    test_samples: int | None = None,
-    k: int = 20,
-    control: bool = True,
-    weights: Path | None = None,
-    pretrained: Pretrained = False,
-    model_args: ModelArgs = None,
-    image_size: int | None = None,
-    batch_size: int = 128,
-    workers: int = 0,
-    on_error: Literal["raise", "skip"] = "raise",
-    precision: Precision = "fp32",
-    seed: int = 0,
-    device: Device = "auto",
-    out: Path | None = None,
-    config: ConfigFiles = (),
-    json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(SubjectFlags, LayerFlags, LoaderFlags, OutputFlags):
+    """Flags of `unrolled probe`."""
+
+    model: str = field(kw_only=False)
+    data: str | None = None
+    """Data set with a training and a test split; default: the one of the run folder, else digits."""
+    method: tuple[Method, ...] = ("linear",)
+    """`linear`: logistic regression; `knn`: nearest neighbours by cosine, with DINO's weights (T = 0.07) and with one
+    vote each; `ridge`: least squares to one-hot labels. Several may be named."""
+    pool: tuple[Pool, ...] | None = None
+    """Class token, mean of the patches, or both; default: what the model has."""
+    unknown_classes: Literal["raise", "skip"] = "raise"
+    """What to do with test images whose class the training split lacks."""
+    samples: int | None = None
+    """Use so many training images, drawn evenly; default: all."""
+    test_samples: int | None = None
+    """Likewise of the test split."""
+    k: int = 20
+    """Neighbours of `knn`."""
+    control: bool = True
+    """Measure the same architecture with fresh weights too."""
+    weights: Path | None = None
+    """Load these, without their head: a folder of `unrolled convert`, a run folder or a published checkpoint."""
+    batch_size: int = 128
+    """Images in one forward pass."""
+    seed: int = 0
+    """Of the held-out part, of the control's weights and of weights that are not loaded."""
+    out: Path | None = None
+    """Where config.yaml, report.html, report.json and the features go; default: runs/probe-MODEL-DATA."""
+
+    def __post_init__(self) -> None:
+        check_counts(samples=self.samples, test_samples=self.test_samples, k=self.k, batch_size=self.batch_size,
+                     image_size=self.image_size)  # fmt: skip
+        check_counts(0, workers=self.workers, seed=self.seed)
+
+
+@verb
+def probe(options: ProbeOptions) -> None:
     """How well a simple classifier reads the classes off every layer of a frozen model.
 
     Features of the training and the test split are computed once and kept in the run folder. The classifiers are fitted
@@ -78,124 +80,93 @@ def probe(
         unrolled probe runs/cifar10 --data fashion_mnist --data-dir data
         unrolled probe timm:vit_tiny_patch16_224 --pretrained --data cifar10 --data-dir data --method linear knn ridge
         unrolled probe runs/mae --data cifar10 --data-dir data --samples 5000 --layers block03 norm
-
-    Parameters
-    ----------
-    model
-        A run folder, or any model by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...).
-    data
-        Data set with a training and a test split; default: the one of the run folder, else digits.
-    data_dir
-        Where the data are; default: that of the run folder.
-    method
-        `linear`: logistic regression; `knn`: nearest neighbours by cosine, with DINO's weights (T = 0.07) and with one
-        vote each; `ridge`: least squares to one-hot labels. Several may be named.
-    layers
-        Patterns of layer names; `*` stays within one part of a name.
-    pool
-        Class token, mean of the patches, or both; default: what the model has.
-    unknown_classes
-        What to do with test images whose class the training split lacks.
-    samples
-        Use so many training images, drawn evenly; default: all.
-    test_samples
-        Likewise of the test split.
-    k
-        Neighbours of `knn`.
-    control
-        Measure the same architecture with fresh weights too.
-    weights
-        Load these, without their head: a folder of `unrolled convert`, a run folder or a published checkpoint.
-    image_size
-        Side in pixels; default: the model's own input size.
-    batch_size
-        Images in one forward pass.
-    workers
-        Loader processes; 0 loads in this process.
-    on_error
-        An undecodable image stops the extraction, or is named and left out.
-    precision
-        Of the forward pass; features are stored as float32.
-    seed
-        Of the held-out part, of the control's weights and of weights that are not loaded.
-    device
-        What to run on.
-    out
-        Where config.yaml, report.html, report.json and the features go; default: runs/probe-MODEL-DATA.
     """
-    check_counts(samples=samples, test_samples=test_samples, k=k, batch_size=batch_size, image_size=image_size)
-    check_counts(0, workers=workers, seed=seed)
-
-    from unrolled.data import open_images
-    from unrolled.data.classes import one_class_note
     from unrolled.instruments import untrained_control
 
-    own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
-    data, data_dir, image_size = str(own["data"]), own["data_dir"], own["image_size"]
-    where = choose_device(device)
-    options: dict[str, Any] = {
-        "data_dir": data_dir, "seed": own["split_seed"], "unknown_classes": unknown_classes,
-    }  # fmt: skip
-    train = open_images(data, "train", val_fraction=own["val_fraction"], **options)
-    splits = {
-        "train": Samples.choose(train, samples or len(train), f"{data} (train)"),
-        "test": Samples.choose(
-            rest := open_images(data, "test", **options), test_samples or len(rest), f"{data} (test)"
-        ),
-    }
-    say_data(quiet=quiet, train=train, test=rest)
-    for part in splits.values():
-        if (alone := one_class_note(part.source)) is not None:
-            print(f"note: {alone}", file=sys.stderr)
-    _check_enough(splits["train"].source, k if "knn" in method else None, seed)
-    body = open_body(model, weights=weights, pretrained=pretrained, model_args=model_args, seed=seed)
+    options, own = completed(options)
+    where = choose_device(options.device)
+    splits = _splits(options, own)
+    _check_enough(splits["train"].source, options.k if "knn" in options.method else None, options.seed)
+    body = opened_body(options)
     network = encoder_of(body)
-    pools = pool or default_pools(network)
-    folder = out or default_folder("probe", model, data)
-    hold(folder)
-    began = time.perf_counter()
+    pools = options.pool or default_pools(network)
+    run = Run(options.out or default_folder("probe", options.model, own.data), options)
     networks = {"model": network}
-    if control:
+    if options.control:
         # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them; and under another seed, so
         # that a model with random weights is not its own control
-        networks["untrained"] = encoder_of(untrained_control(body, seed + 1))
-    found: dict[str, dict[str, FeatureSet]] = {}
-    reused = True
-    for who, net in networks.items():
-        found[who] = {}
-        for split, part in splits.items():
-            found[who][split], there = features_in(
-                folder / "features" / f"{who}-{split}", net.to(where), part, name=f"{model}, {who}", layers=layers,
-                pool="+".join(pools), image_size=image_size, batch_size=batch_size, workers=workers, on_error=on_error,
-                precision=precision, quiet=quiet,
-            )  # fmt: skip
-            reused &= there
-    labels = {}
-    for split, features in found["model"].items():
-        assert features.labels is not None  # images of classes have some
-        labels[split] = features.labels
-    widths = widths_of(network, splits["train"].source, layers, image_size) if len(pools) > 1 else None
-    records = []
-    for who in networks:
-        for name, used, x, queries in _parts(found[who]["train"], found[who]["test"], pools, widths):
-            for record in classify(x, labels["train"], queries, labels["test"], methods=method, k=k, seed=seed):
-                records.append({"who": who, "layer": name, "pooling": used, **record})
+        networks["untrained"] = encoder_of(untrained_control(body, options.seed + 1))
+    features, reused = _features(options, networks, splits, "+".join(pools), run.folder / "features", where)
+    train, test = (_labels(features["model", split]) for split in ("train", "test"))
+    widths = widths_of(network, splits["train"].source, options.layers, options.image_size) if len(pools) > 1 else None
+    records = [
+        {"who": who, "layer": name, "pooling": used, **record}
+        for who in networks
+        for name, used, x, queries in _parts(features[who, "train"], features[who, "test"], pools, widths)
+        for record in classify(x, train, queries, test, methods=options.method, k=options.k, seed=options.seed)
+    ]
     result = {
-        "model": model, "data": data, "train": found["model"]["train"].samples, "test": len(labels["test"]),
-        "classes": len(train.classes), "held_out": HELD_OUT, "seed": seed, **chance(labels["train"], labels["test"]),
-        "skipped": [name for part in found["model"].values() for name in part.skipped], "probes": records,
+        "model": options.model, "data": own.data, "train": len(train), "test": len(test),
+        "classes": splits["train"].classes, "held_out": HELD_OUT, "seed": options.seed, **chance(train, test),
+        "skipped": [name for split in splits for name in features["model", split].skipped], "probes": records,
         "best": best_of([r for r in records if r["who"] == "model"]), "reused_features": reused,
     }  # fmt: skip
-    settings: dict[str, Any] = {
-        "model": model, "data": data, "data_dir": data_dir, "method": method, "layers": layers, "pool": pool,
-        "unknown_classes": unknown_classes, "samples": samples, "test_samples": test_samples, "k": k,
-        "control": control, "weights": weights,
-        "pretrained": pretrained, "model_args": model_args or {}, "image_size": image_size, "batch_size": batch_size,
-        "workers": workers, "on_error": on_error, "precision": precision, "seed": seed, "device": device,
+    report = probe_report(settings_of(options), result)
+    run.finish(report, result, _table(result), seeds=[options.seed], options=options)
+
+
+def _splits(options: ProbeOptions, own: DataOf) -> dict[str, ImageSamples]:
+    """The training and the test images, divided as in the model's run, and at most as many as were asked for."""
+    from unrolled.data import open_images
+    from unrolled.data.classes import one_class_note
+    from unrolled.subjects.samples import ImageSamples
+
+    common: dict[str, Any] = {
+        "data_dir": own.data_dir, "seed": own.split_seed, "unknown_classes": options.unknown_classes,
     }  # fmt: skip
-    page = write_report(folder, settings, result, time.perf_counter() - began)
-    say_where(page, quiet=quiet)
-    print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _table(result))
+    parts = {
+        "train": open_images(own.data, "train", val_fraction=own.val_fraction, **common),
+        "test": open_images(own.data, "test", **common),
+    }
+    say_data(quiet=options.quiet, **parts)
+    most = {"train": options.samples, "test": options.test_samples}
+    splits = {
+        split: ImageSamples.drawn(source, most[split] or len(source), f"{own.data} ({split})")
+        for split, source in parts.items()
+    }
+    for samples in splits.values():
+        if (note := one_class_note(samples.source)) is not None:
+            say(f"note: {note}")
+    return splits
+
+
+def _features(
+    options: ProbeOptions,
+    networks: dict[str, nn.Module],
+    splits: dict[str, ImageSamples],
+    pool: str,
+    folder: Path,
+    where: torch.device,
+) -> tuple[dict[tuple[str, str], FeatureSet], bool]:
+    """Of every network on every split; and whether all were there already."""
+    from unrolled.models.encoders import Encoder
+    from unrolled.subjects.subject import Subject
+
+    found: dict[tuple[str, str], FeatureSet] = {}
+    all_reused = True
+    for who, network in networks.items():
+        reading = Reading.of(options, model=f"{options.model}, {who}", pool=pool)
+        encoder = Encoder(name=reading.model, module=network.to(where), kind="image")
+        for split, samples in splits.items():
+            subject = Subject(encoder, samples, reading)
+            found[who, split], reused = subject.features(folder / f"{who}-{split}", quiet=options.quiet)
+            all_reused &= reused
+    return found, all_reused
+
+
+def _labels(features: FeatureSet) -> Tensor:
+    assert features.labels is not None  # images of classes have some
+    return features.labels
 
 
 def _check_enough(source: ImageSource, k: int | None, seed: int) -> None:
@@ -217,37 +188,6 @@ def _check_enough(source: ImageSource, k: int | None, seed: int) -> None:
         )
 
 
-def open_body(
-    spec: str, *, weights: Path | None, pretrained: bool, model_args: dict[str, Any] | None, seed: int
-) -> nn.Module:
-    """As `open_model`, but `weights` may be of any number of classes: their head is left out, nothing here reads it."""
-    if weights is None:
-        return open_model(spec, pretrained=pretrained, model_args=model_args, seed=seed)
-    import torch
-
-    from unrolled.models import load_weights
-    from unrolled.models.resolve import resolve_model
-
-    torch.manual_seed(seed)
-    model = resolve_model(named(spec), **(model_args or {}))
-    takes_images(spec, model)
-    print(f"weights: {load_weights(model, weights, head=False)}", file=sys.stderr)
-    return model.eval()
-
-
-def encoder_of(network: nn.Module) -> nn.Module:
-    """The encoder of a masked autoencoder of this package, as a network of whole images; any other as it is."""
-    from unrolled.models import MaskedAutoencoder
-
-    if not isinstance(network, MaskedAutoencoder):
-        return network
-    encoder: Any = network.classifier(1)
-    for key in ("pretrained_cfg", "default_cfg"):  # they say how images are normalised
-        if hasattr(network, key):
-            setattr(encoder, key, getattr(network, key))
-    return encoder.eval()
-
-
 def default_pools(network: nn.Module) -> tuple[Pool, ...]:
     """Class token and mean, or only the mean where there is no class token."""
     from unrolled.instruments.anatomy import unwrap
@@ -260,7 +200,6 @@ def widths_of(network: nn.Module, source: ImageSource, layers: Sequence[str], im
     """Width of every layer by itself: what is one vector already was not pooled twice."""
     import numpy as np
 
-    from unrolled.commands.common import batches
     from unrolled.data.sources import Subset
     from unrolled.instruments import extract
 

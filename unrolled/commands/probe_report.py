@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from unrolled.commands.common import write_run
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report
@@ -13,9 +10,9 @@ if TYPE_CHECKING:
 _POOLED = {"cls": "class token", "mean": "mean of the patches", "as it is": "as it is"}
 
 
-def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any], seconds: float) -> Path:
-    """Write `config.yaml`, `report.json` and `report.html`; return the path of the page."""
-    from unrolled.report import Fact, Provenance, Report
+def probe_report(settings: dict[str, Any], result: dict[str, Any]) -> Report:
+    """The page of a run of `unrolled probe`."""
+    from unrolled.report import Fact, Report
 
     report = Report(
         f"{result['model']}: probes on {result['data']}",
@@ -41,9 +38,7 @@ def write_report(folder: Path, settings: dict[str, Any], result: dict[str, Any],
     _curves(report, result)
     _numbers(report, result)
     _limits(report, result, settings)
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[result["seed"]], duration=seconds)
-    return write_run(folder, settings, report)
+    return report
 
 
 def _beside(result: dict[str, Any], record: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,109 +1,82 @@
-"""How well what a model separates fits what people marked: `unrolled segment --eval` and its report."""
+"""`unrolled segment-eval`: how well what a model separates fits what people marked."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from unrolled.commands.common import default_folder, progress, table, write_run
-from unrolled.commands.segment_measures import Measure, Row, Settings, evaluate
+from unrolled.commands.options import verb
+from unrolled.commands.segment_options import SegmentEvalOptions
 from unrolled.errors import MissingData
+from unrolled.harness import Run, default_folder, settings_of
+from unrolled.subjects.models import choose_device, origin
+from unrolled.terminal import progress, say, table
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from unrolled.commands.overlays import Options
-    from unrolled.commands.pictures import Preparation
+    from unrolled.commands.segment_measures import Row
     from unrolled.data import MaskSource
     from unrolled.report import HeatMap, Report
 
 Table = tuple[list[str], list[list[str]]]
 
 
-def run_eval(
-    network: nn.Module,
-    prepared: Preparation,
-    settings: dict[str, Any],
-    options: Options,
-    out: Path | None,
-    quiet: bool,
-) -> tuple[dict[str, Any], Path, str]:
-    """Score `network` as the settings of the verb say; the numbers, the report's place, what the terminal shows."""
-    from unrolled.commands.pictures import origin
-    from unrolled.report import Provenance
+@verb
+def segment_eval(options: SegmentEvalOptions) -> None:
+    """Score which parts of annotated images a model tells apart, without labels.
 
-    model, data = settings["model"], settings["eval"]
-    source = _open(settings)
-    if not quiet:
-        print(f"data: {source.description}", file=sys.stderr)
-    usual: tuple[Measure, ...] = ("clusters",) if data == "bsds" else ("attention", "maskcut")
-    asked = Settings(
-        measures=tuple(dict.fromkeys(settings["measure"])) or usual,
-        layers=tuple(settings["layers"]),
-        detailed=tuple(settings["layers"]) or (-2,),
-        facet=options.facet,
-        mass=options.mass,
-        tau=options.tau,
-        objects=options.objects,
-        clusters=options.clusters,
-        confidence=settings["confidence"],
-        batch_size=settings["batch_size"],
-        seed=options.seed,
-    )  # fmt: skip
+    Attention, objects or clusters are scored against what people marked, beside the same model with fresh weights,
+    simple baselines and chance. `unrolled segment` paints them on pictures.
+
+        unrolled segment-eval coco --data-dir data/coco --model runs/crate --layers 3 4 5
+        unrolled segment-eval bsds --data-dir data/bsds --clusters 8
+        unrolled segment-eval masks --data-dir photos --measure attention maskcut clusters --json
+    """
+    from unrolled.commands.segment_measures import evaluate
+    from unrolled.subjects.pictures import opened_for_pictures
+
+    where = choose_device(options.device)
+    network, prepared = opened_for_pictures(options, where, stride=options.stride)
+    source = _open(options)
+    say(f"data: {source.description}", quiet=options.quiet)
+    folder = options.out or default_folder("segment-eval", options.model, options.data, settings_of(options))
+    run = Run(folder, options)
     skipped = [f"{name}: missing" for name in source.missing]
     notes: list[str] = []
-    began = time.perf_counter()
-    count = min(settings["limit"], len(source))
+    count = min(options.limit, len(source))
 
     def bar(items: Iterable[int]) -> Iterable[int]:
-        return progress(items, total=count, what="eval", quiet=quiet)
+        return progress(items, total=count, what="segment-eval", quiet=options.quiet)
 
-    left = skipped if settings["on_error"] == "skip" else None
-    tables = evaluate(network, prepared, source, count, asked, bar, left, notes)
-    seconds = time.perf_counter() - began
+    left = skipped if options.on_error == "skip" else None
+    tables = evaluate(network, prepared, source, count, options, bar, left, notes)
     for photo in skipped[len(source.missing) :]:  # those that are not there were counted above
-        print(f"skipped: {photo}", file=sys.stderr)
-    weights = origin(model, weights=settings["weights"], pretrained=settings["pretrained"])
+        say(f"skipped: {photo}")
     result = {
-        "model": model,
-        "weights": weights,
-        "data": source.description,
-        **tables,
-        "skipped": skipped,
+        "model": options.model, "weights": origin(options), "data": source.description, **tables, "skipped": skipped,
         "notes": notes,
-    }
-    report = _report(result, asked)
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
-    page = write_run(out or default_folder("segment", model, data, settings), settings, report)
-    return result, page, said_in_terminal(result, asked, words=not quiet)
+    }  # fmt: skip
+    text = said_in_terminal(result, options, words=not options.quiet)
+    run.finish(_report(result, options), result, text, seeds=[options.seed])
 
 
-def _open(settings: dict[str, Any]) -> MaskSource:
+def _open(options: SegmentEvalOptions) -> MaskSource:
     from unrolled.data import open_masks
 
-    data = settings["eval"]
-    if settings["data_dir"] is None:
-        raise ValueError(f"--eval {data}: give --data-dir, the folder where the annotated images are")
-    root = Path(settings["data_dir"]).expanduser()
-    packed = data == "coco" and (root.is_file() or any(root.glob("coco_panoptic*.npz")))
+    assert options.data_dir is not None
+    root = options.data_dir.expanduser()
+    packed = options.data == "coco" and (root.is_file() or any(root.glob("coco_panoptic*.npz")))
     try:
         return open_masks(
-            data,
+            options.data,
             data_dir=root,
             split="all" if packed else "val",  # a packed sample has few photos, and nothing here is trained on them
-            missing="skip" if settings["on_error"] == "skip" else "error",
+            missing="skip" if options.on_error == "skip" else "error",
         )
     except MissingData as error:  # in the words of the command line
         raise MissingData(str(error).replace("missing='skip' passes", "--on-error skip passes")) from error
 
 
-def _report(result: dict[str, Any], asked: Settings) -> Report:
+def _report(result: dict[str, Any], asked: SegmentEvalOptions) -> Report:
     from unrolled.report import Report
 
     report = Report(
@@ -147,7 +120,7 @@ _SYSTEMS = {
 }
 
 
-def _glossary(asked: Settings) -> dict[str, dict[str, str]]:
+def _glossary(asked: SegmentEvalOptions) -> dict[str, dict[str, str]]:
     """Every column of every table in a line; those of all tables first, under the name ""."""
     keep = f"{asked.mass:g}"
     cut = f"how attention becomes a mask: the largest entries that hold {keep} of the mass (DINO), or a fraction {keep}"
@@ -199,7 +172,7 @@ def _glossary(asked: Settings) -> dict[str, dict[str, str]]:
     }
 
 
-def _captions(asked: Settings) -> dict[str, str]:
+def _captions(asked: SegmentEvalOptions) -> dict[str, str]:
     leads = {
         "attention": "Overlap (Jaccard index, 0 to 1) of attention with the pixels of each class of things: of each "
         "class on each photo, then the mean over the classes of a photo, then over photos. Benchmarks of segmentation "
@@ -244,7 +217,7 @@ def _capital(text: str) -> str:
     return text if text[1:2].isupper() else text[0].upper() + text[1:]
 
 
-def _rule(asked: Settings) -> str:
+def _rule(asked: SegmentEvalOptions) -> str:
     from unrolled.instruments.regions.detection import CONFIDENCE
 
     return CONFIDENCE[asked.confidence]
@@ -252,6 +225,8 @@ def _rule(asked: Settings) -> str:
 
 def _heat_maps(rows: Sequence[Row]) -> list[HeatMap]:
     """Margin over chance by layer and head, for each system and rule, on one scale of layers and heads."""
+    import numpy as np
+
     from unrolled.report import HeatMap
 
     panels = []
@@ -275,7 +250,7 @@ def _heat_maps(rows: Sequence[Row]) -> list[HeatMap]:
     return panels
 
 
-def said_in_terminal(result: dict[str, Any], asked: Settings, *, words: bool) -> str:
+def said_in_terminal(result: dict[str, Any], asked: SegmentEvalOptions, *, words: bool) -> str:
     """Every table that was made under its title, in the order of the report, then what rows and columns mean."""
     parts = []
     for name, (title, unit, _) in _TABLES.items():
@@ -298,7 +273,7 @@ def _systems(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, said) for name, said in _SYSTEMS.items() if name in there]
 
 
-def _used(result: dict[str, Any], asked: Settings) -> dict[str, dict[str, str]]:
+def _used(result: dict[str, Any], asked: SegmentEvalOptions) -> dict[str, dict[str, str]]:
     """What `_glossary` says of the columns that are there."""
     there = {name: score_table(result, name)[0] for name in _TABLES if name in result}
     anywhere = [column for columns in there.values() for column in columns]
@@ -310,7 +285,7 @@ def _used(result: dict[str, Any], asked: Settings) -> dict[str, dict[str, str]]:
 
 
 def score_table(result: dict[str, Any], name: str) -> Table:
-    """Columns and cells of one table of `run_eval`'s result."""
+    """Columns and cells of one table of the result."""
     return _TABLES[name][2](result[name])
 
 

@@ -1,16 +1,17 @@
-"""What `unrolled segment --eval` measures: attention against things, objects of MaskCut, regions of clusters."""
+"""What `unrolled segment-eval` measures: attention against things, objects of MaskCut, regions of clusters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from unrolled.commands.pictures import Preparation
+from unrolled.commands.segment_options import SegmentEvalOptions
 from unrolled.data import MaskSource, Scene
+from unrolled.data.sources import evenly
 from unrolled.errors import CorruptFile
 from unrolled.instruments import (
     BoundaryCounts,
@@ -40,40 +41,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from unrolled.instruments import Patches
+    from unrolled.subjects.pictures import Preparation
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
-Measure = Literal["attention", "maskcut", "clusters"]
 Row = dict[str, Any]
 _SIDE = 512  # longer side at which regions are compared
 _REGIONS = ("covering", "miou", "boundary_jaccard")
 _DRAWS = 200  # bootstrap samples of average precision, each of which costs a whole evaluation
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is measured; the meanings are in the help of `unrolled segment`."""
-
-    measures: tuple[Measure, ...]
-    layers: tuple[int, ...]
-    """Of attention; none means every layer."""
-    detailed: tuple[int, ...]
-    """Of maskcut and clusters."""
-    facet: Any = "key"
-    mass: float = 0.6
-    tau: float = 0.2
-    objects: int = 3
-    clusters: int = 5
-    confidence: Any = "order"
-    batch_size: int = 4
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Item:
-    """One annotated photo on its way through."""
+@dataclass(frozen=True, kw_only=True)
+class Item(Photo):
+    """One annotated photo on its way through, as it was read and as the model takes it."""
 
     scene: Scene
-    photo: Photo
     grid: tuple[int, int]
 
 
@@ -82,7 +63,7 @@ def evaluate(
     prepared: Preparation,
     source: MaskSource,
     count: int,
-    settings: Settings,
+    settings: SegmentEvalOptions,
     progress: Progress,
     skipped: list[str] | None = None,
     notes: list[str] | None = None,
@@ -111,14 +92,14 @@ def evaluate(
         if notes is None:
             raise
         notes.append(f"No untrained twin: {error}.")
-    items = _items(prepared, source, progress(_indices(len(source), count)), skipped)
+    items = _items(prepared, source, progress(evenly(count, len(source)).tolist()), skipped)
     used = (item for item in items if any(part.takes(item) for part in parts))
     attention = "attention" in settings.measures
     facets = [settings.facet] if set(settings.measures) - {"attention"} else []
 
     def read() -> Iterator[tuple[int, tuple[Item, int, dict[str, Patches]]]]:
-        for batch in by_shape(used, settings.batch_size, lambda item: tuple(item.photo.pixels.shape)):
-            images, grid = torch.stack([item.photo.pixels for _, item in batch]), batch[0][1].grid
+        for batch in by_shape(used, settings.batch_size, lambda item: tuple(item.pixels.shape)):
+            images, grid = torch.stack([item.pixels for _, item in batch]), batch[0][1].grid
             seen = {
                 name: _patches(model, images, settings, facets, prepared.prefix, grid)
                 for name, model in systems.items()
@@ -146,7 +127,7 @@ def evaluate(
 def _patches(
     model: nn.Module,
     images: Tensor,
-    settings: Settings,
+    settings: SegmentEvalOptions,
     facets: list[Any],
     prefix: int | None,
     grid: tuple[int, int],
@@ -171,7 +152,7 @@ def _patches(
         raise ValueError(f"{str(error).split(';')[0]}; {hint}") from error
 
 
-def _together(settings: Settings) -> list[int] | None:
+def _together(settings: SegmentEvalOptions) -> list[int] | None:
     """Layers to read: every one, or those of attention and the detailed ones."""
     return [*dict.fromkeys((*settings.layers, *settings.detailed))] if settings.layers else None
 
@@ -191,7 +172,7 @@ def _items(
         pixels = prepared.tensor(scene.image)[0]
         classes = {name: torch.from_numpy(mask) for name, mask in scene.classes().items()}
         ignore = None if scene.ignore is None else torch.from_numpy(scene.ignore)
-        yield Item(scene, Photo(pixels, classes, ignore, index), prepared.grid(pixels))
+        yield Item(pixels, classes, ignore, index, scene=scene, grid=prepared.grid(pixels))
 
 
 class _Part(Protocol):
@@ -206,23 +187,23 @@ class _Part(Protocol):
 class _Attention:
     """Jaccard of thresholded attention with the pixels of things, of each class and of all together."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SegmentEvalOptions) -> None:
         self._settings = settings
         self._scorers: dict[str, EmergenceScorer] = {}
         self._plain: list[Row] = []
 
     def takes(self, item: Item) -> bool:
-        ignore = item.photo.ignore
-        return any(bool((m if ignore is None else m & ~ignore).any()) for m in item.photo.classes.values())
+        ignore = item.ignore
+        return any(bool((m if ignore is None else m & ~ignore).any()) for m in item.classes.values())
 
     def add(self, system: str, found: Patches, index: int, item: Item) -> None:
         assert found.attention is not None
         if system not in self._scorers:
             self._scorers[system] = EmergenceScorer(found.layers, keep=self._settings.mass, seed=self._settings.seed)
-        self._scorers[system].add(found.attention[:, index], found.grid, item.photo)
+        self._scorers[system].add(found.attention[:, index], found.grid, item)
 
     def baselines(self, item: Item) -> None:
-        self._plain += emergence_baselines(item.photo, item.grid, seed=self._settings.seed)
+        self._plain += emergence_baselines(item, item.grid, seed=self._settings.seed)
 
     def tables(self, data: str) -> dict[str, list[Row]]:
         if not self._scorers:
@@ -250,7 +231,7 @@ class _Attention:
 class _Objects:
     """Average precision of MaskCut's objects, class-agnostic."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SegmentEvalOptions) -> None:
         self._settings = settings
         self._scorers: dict[tuple[str, int], ObjectScorer] = {}
         self._random = np.random.default_rng(settings.seed)
@@ -267,8 +248,8 @@ class _Objects:
                 self._give("model's masks, moved", layer, own.roll((rows, columns), (-2, -1)), item)
 
     def baselines(self, item: Item) -> None:
-        blank = bool(of_one_colour(item.photo.pixels))
-        self._give("colour", -1, self._cut(patch_colours(item.photo.pixels, item.grid), item.grid, blank), item)
+        blank = bool(of_one_colour(item.pixels))
+        self._give("colour", -1, self._cut(patch_colours(item.pixels, item.grid), item.grid, blank), item)
         self._give("centre prior", -1, threshold_attention(centre_prior(item.grid), 0.6, by="mass")[None], item)
 
     def _cut(self, features: Tensor, grid: tuple[int, int], blank: bool) -> Tensor:
@@ -304,7 +285,7 @@ class _Objects:
 class _Regions:
     """How k-means clusters of patches cover the regions people drew: covering, matched mIoU, boundaries."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SegmentEvalOptions) -> None:
         self._settings = settings
         self._scores: dict[tuple[str, int], list[dict[str, float]]] = {}
         self._counts: dict[tuple[str, int], list[BoundaryCounts]] = {}
@@ -320,7 +301,7 @@ class _Regions:
 
     def baselines(self, item: Item) -> None:
         n, seed = item.grid[0] * item.grid[1], self._settings.seed
-        colours = patch_colours(item.photo.pixels, item.grid)
+        colours = patch_colours(item.pixels, item.grid)
         labels = cluster_tokens(colours, min(self._settings.clusters, n), method="kmeans-euclidean", seed=seed)
         self._give("colour", -1, labels, item)
         self._give("one region", -1, torch.zeros(n, dtype=torch.int64), item)
@@ -358,7 +339,7 @@ class _Regions:
         return {"clusters": sorted(rows, key=_place)}
 
 
-_PARTS: dict[str, Callable[[Settings], _Part]] = {
+_PARTS: dict[str, Callable[[SegmentEvalOptions], _Part]] = {
     "attention": _Attention,
     "maskcut": _Objects,
     "clusters": _Regions,
@@ -395,11 +376,6 @@ def _truths(scene: Scene) -> Iterator[tuple[Any, Any]]:
         counted = everywhere if scene.ignore is None else ~scene.ignore
         if counted.any():
             yield labels, counted
-
-
-def _indices(total: int, count: int) -> list[int]:
-    """`count` of `total`, evenly spread."""
-    return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]
 
 
 def _place(row: Row) -> tuple[Any, ...]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unrolled.commands.common import write_run
-
 if TYPE_CHECKING:
-    from unrolled.commands.overlays import Options, View
+    from unrolled.commands.overlays import View
+    from unrolled.commands.segment_options import SegmentOptions
+    from unrolled.report import Report
 
 _ROWS = 100
 """Of pictures in one contact sheet, and in the report."""
@@ -22,9 +22,9 @@ _SAID = {
 }
 
 
-def write_sheets(folder: Path, views: Sequence[View], options: Options) -> None:
+def write_sheets(folder: Path, views: Sequence[View], options: SegmentOptions) -> None:
     """Write `contact-sheet.png`, and further ones for every 100 rows."""
-    from unrolled.commands.pictures import sheet
+    from unrolled.commands.sheets import sheet
 
     for number, start in enumerate(range(0, len(views), _ROWS), 1):
         some = views[start : start + _ROWS]
@@ -39,7 +39,7 @@ def _caption(view: View) -> str:
     return said + (", one colour: nothing to tell apart" if view.row["blank"] else "")
 
 
-def numbers(result: dict[str, Any], options: Options) -> tuple[list[str], list[list[str]]]:
+def numbers(result: dict[str, Any], options: SegmentOptions) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of all pictures."""
     columns = ["image", "layer", "patches", *(_COLUMNS[method].name for method in options.methods)]
     rows = [
@@ -80,23 +80,16 @@ _COLUMNS = {
 }
 
 
-def words(options: Options) -> list[tuple[str, str]]:
+def words(options: SegmentOptions) -> list[tuple[str, str]]:
     """Every column of `numbers` in a line."""
     first = [("layer", "counted from 0"), ("patches", "rows x columns of the grid")]
     return [*first, *(_COLUMNS[method][:2] for method in options.methods)]
 
 
-def write_report(
-    folder: Path,
-    settings: dict[str, Any],
-    result: dict[str, Any],
-    views: Sequence[View],
-    options: Options,
-    seconds: float,
-) -> Path:
-    """Write `report.html`, `report.json` and `config.yaml`; return the path of the page."""
-    from unrolled.commands.pictures import grid_section
-    from unrolled.report import Provenance, Report
+def segment_report(result: dict[str, Any], views: Sequence[View], options: SegmentOptions) -> Report:
+    """The page: contact sheet, heads, numbers."""
+    from unrolled.commands.sheets import grid_section
+    from unrolled.report import Report
 
     report = Report(f"What {result['model']} tells apart", question="Which parts of a picture does the model separate?")
     count = len({view.name for view in views})
@@ -134,17 +127,17 @@ def write_report(
     report.section("Numbers").table(*numbers(result, options), caption=meanings)
     if result["skipped"]:
         report.section("Left out", "\n\n".join(result["skipped"]))
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[options.seed], duration=seconds)
-    return write_run(folder, settings, report)
+    return report
 
 
 def _spread(views: Sequence[View], count: int) -> Sequence[View]:
     """At most `count`, drawn evenly."""
-    return views if len(views) <= count else [views[i * (len(views) - 1) // (count - 1)] for i in range(count)]
+    from unrolled.data.sources import evenly
+
+    return [views[place] for place in evenly(count, len(views))]
 
 
-def _named(options: Options) -> dict[str, Any]:
+def _named(options: SegmentOptions) -> dict[str, Any]:
     return {"facet": options.facet, "tau": options.tau, "clusters": options.clusters}
 
 

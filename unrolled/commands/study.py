@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from unrolled.commands.common import say_where, table, write_settings
-from unrolled.commands.settings import AsJson, ConfigFiles, Quiet, given, open_flags_of
+from unrolled.commands.options import AsJson, ConfigFiles, Quiet, given, open_flags_of
+from unrolled.harness import answer, write_settings
 from unrolled.locks import hold
 from unrolled.studies.base import QUICK_NOTICE, Budget
 from unrolled.studies.base import Study as PlainStudy
 from unrolled.studies.demo import DemoConfig
+from unrolled.terminal import say, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,38 +25,6 @@ if TYPE_CHECKING:
     from unrolled.report import Report
     from unrolled.studies import AnyStudy
     from unrolled.studies.base import StudyConfig
-
-    DemoFlags = DemoConfig
-else:
-    DemoFlags = open_flags_of(DemoConfig, without=("budget",))
-
-_DEMO = DemoFlags()
-
-
-def demo(
-    *,
-    budget: Budget = "cpu",
-    settings: Annotated[DemoFlags, Parameter(name="*")] = _DEMO,
-    config: ConfigFiles = (),
-    json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train a small CRATE and a ViT of the same width on real images, and show what every layer does.
-
-    The images are the 1,797 handwritten digits that come with scikit-learn: nothing is downloaded. It takes about two
-    minutes on two processor cores.
-
-        unrolled demo
-        unrolled demo --seeds 0 --epochs 10 --out runs/short
-
-    Parameters
-    ----------
-    budget
-        cpu; or quick, one seed and two epochs, to see that it runs.
-    """
-    from unrolled.studies import load
-
-    run_study(load("demo"), DemoConfig.of_budget(budget, **given(settings)), json=json, quiet=quiet)
 
 
 def app(names: Sequence[str]) -> App:
@@ -78,7 +46,8 @@ def app(names: Sequence[str]) -> App:
     made.default(list_studies)
     if names and not names[0].startswith("-"):
         study = load(names[0])
-        made.command(_verb(study), name=names[0])
+        help_ = _HELP.format(title=study.title, citation=study.citation, name=study.name)
+        made.command(_verb(study.name, study.config, help_), name=names[0])
     return made
 
 
@@ -91,9 +60,9 @@ def list_studies(*, json: AsJson = False) -> None:
         unrolled study mesa-one-step --budget quick
         unrolled study crate-transfer --data-dir data --fashion-dir data/fashion --seeds 0 1
     """
-    from unrolled.studies import STUDIES, load
+    from unrolled.studies import load, study_names
 
-    studies = [load(name) for name in STUDIES]
+    studies = [load(name) for name in study_names()]
     if json:
         rows = [{"name": study.name, "title": study.title, "citation": study.citation} for study in studies]
         print(json_module.dumps(rows, indent=2))
@@ -101,44 +70,40 @@ def list_studies(*, json: AsJson = False) -> None:
         print(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
 
 
-def _verb(study: AnyStudy) -> Callable[..., int]:
-    """The function that runs a study from its flags."""
-    flags = open_flags_of(study.config, without=("budget",))
+def _verb(name: str, config: type[StudyConfig], help_: str, *, judges: bool = True) -> Callable[..., int]:
+    """The function that runs a study from its flags.
+
+    Args:
+        name: of the study.
+        config: its settings.
+        help_: the docstring of the verb.
+        judges: exit with 4 if something came out outside its tolerance.
+    """
+    flags = open_flags_of(config, without=("budget",))
 
     def run(
         *,
         budget: Budget = "cpu",
         settings: Any = flags(),  # noqa: B008
-        config: ConfigFiles = (),
+        config_: ConfigFiles = (),
         json: AsJson = False,
         quiet: Quiet = False,
     ) -> int:
+        from unrolled.studies import load
+
         judged = budget != "quick"
-        chosen = study.config.of_budget(budget, **given(settings))
-        report = run_study(study, chosen, json=json, quiet=quiet, judged=judged)
-        return 4 if report.reproduced is False and judged else 0
+        report = run_study(
+            load(name), config.of_budget(budget, **given(settings)), json=json, quiet=quiet, judged=judged
+        )
+        return 4 if judges and judged and report.reproduced is False else 0
 
     run.__annotations__["settings"] = Annotated[flags, Parameter(name="*")]
-    run.__doc__ = f"""{study.title}.
-
-    {study.citation}. The exit code is 4 if something came out outside its declared tolerance; the quick budget is too
-    small to judge, and never is. Settings that are not given are those of the budget.
-
-        unrolled study {study.name} --budget quick
-
-    Parameters
-    ----------
-    budget
-        quick: up to two minutes, to see that it runs; cpu: a laptop; gpu: one GPU.
-    """
+    run.__doc__ = help_
     return run
 
 
 def run_study(study: AnyStudy, config: StudyConfig, *, json: bool, quiet: bool, judged: bool = True) -> Report:
     """Run a study with progress on stderr, and print its answer; what is not `judged` says that it is only a trial."""
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     folder = study.folder(config)
     hold(folder)
@@ -146,23 +111,20 @@ def run_study(study: AnyStudy, config: StudyConfig, *, json: bool, quiet: bool, 
     if isinstance(study, PlainStudy):
         _complete(report, folder, judged)
     write_settings(folder, vars(config))
-    say_where(folder / "report.html", quiet=quiet)
-    if json:
-        print(json_module.dumps({**report.to_dict(), "report": str(folder / "report.html")}, indent=2))
-        return report
-    if report.notice:
-        print(report.notice)
-    print(report.summary)
-    for fact in report.facts:
-        print(f"{fact.label}: {fact.value}" + (f" ({fact.detail})" if fact.detail else ""))
+    answer(folder / "report.html", report.to_dict(), _text(report, judged), json=json, quiet=quiet)
+    return report
+
+
+def _text(report: Report, judged: bool) -> str:
+    """The answer of a study for a person: summary, facts, and each claim beside what was published."""
+    lines = [report.notice] if report.notice else []
+    lines.append(report.summary)
+    lines += [f"{fact.label}: {fact.value}" + (f" ({fact.detail})" if fact.detail else "") for fact in report.facts]
     for claim in report.claims:
         verdict = claim.verdict.replace("not reproduced", "NOT reproduced") if judged else "not judged at this budget"
-        print(f"\n{claim.statement}")
-        for name, text in (
-            ("here", claim.measured), ("published", f"{claim.published} ({claim.source})"), ("verdict", verdict)
-        ):  # fmt: skip
-            print(f"  {name + ':':<11}{text}")
-    return report
+        parts = {"here": claim.measured, "published": f"{claim.published} ({claim.source})", "verdict": verdict}
+        lines += [f"\n{claim.statement}", *(f"  {name + ':':<11}{text}" for name, text in parts.items())]
+    return "\n".join(lines)
 
 
 def _complete(report: Report, folder: Path, judged: bool) -> None:
@@ -178,3 +140,35 @@ def _complete(report: Report, folder: Path, judged: bool) -> None:
         report.claims = [replace(claim, reproduced=None, verdict="not judged") for claim in report.claims]
     if before or not judged:
         report.write(folder)
+
+
+_HELP = """{title}.
+
+    {citation}. The exit code is 4 if something came out outside its declared tolerance; the quick budget is too
+    small to judge, and never is. Settings that are not given are those of the budget.
+
+        unrolled study {name} --budget quick
+
+    Parameters
+    ----------
+    budget
+        quick: up to two minutes, to see that it runs; cpu: a laptop; gpu: one GPU.
+    """
+demo = _verb(
+    "demo",
+    DemoConfig,
+    """Train a small CRATE and a ViT of the same width on real images, and show what every layer does.
+
+    The images are the 1,797 handwritten digits that come with scikit-learn: nothing is downloaded. It takes about two
+    minutes on two processor cores.
+
+        unrolled demo
+        unrolled demo --seeds 0 --epochs 10 --out runs/short
+
+    Parameters
+    ----------
+    budget
+        cpu; or quick, one seed and two epochs, to see that it runs.
+    """,
+    judges=False,
+)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json as json_module
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unrolled.commands.common import (
-    Device,
-    batches,
-    choose_device,
-    data_settings,
-    default_folder,
-    images_of,
-    open_model,
-    progress,
-    say_where,
-    shown_everything,
-    table,
-    write_run,
-)
-from unrolled.commands.settings import AsJson, ConfigFiles, ModelArgs, Pretrained, Quiet
+from unrolled.commands.options import check_counts, verb
+from unrolled.harness import OutputFlags, Run, default_folder, settings_of
+from unrolled.subjects.images import batches, images_of
+from unrolled.subjects.models import choose_device, opened
+from unrolled.subjects.options import SubjectFlags
+from unrolled.subjects.runs import completed
+from unrolled.terminal import progress, table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from unrolled.report import Report
 
 # key of a row -> heading of its column
 _SHOWN = {"rate": "R", "subspace_rate": "R^c", "nonzero": "nonzero", "l1": "l1", "effective_rank": "rank"}
@@ -38,27 +31,32 @@ _MEANING = {
 }
 
 
-def trace(
-    model: str,
-    *,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    split: Literal["train", "test"] = "test",
-    images: int = 256,
-    eps: float = 0.1,
-    protocol: Literal["paper", "published"] = "paper",
-    weights: Path | None = None,
-    pretrained: Pretrained = False,
-    model_args: ModelArgs = None,
-    image_size: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    device: Device = "auto",
-    out: Path | None = None,
-    config: ConfigFiles = (),
-    json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions(SubjectFlags, OutputFlags):
+    """Flags of `unrolled trace`."""
+
+    model: str = field(kw_only=False)
+    split: Literal["train", "test"] = "test"
+    """Which part of the data, divided as in the run the weights are from."""
+    images: int = 256
+    """How many images, drawn evenly from the whole split."""
+    eps: float = 0.1
+    """Distortion of the coding rates."""
+    protocol: Literal["paper", "published"] = "paper"
+    """`paper`: tokens divided by their norm, at Z+half; `published`: what the published code's hook computes."""
+    batch_size: int = 32
+    """Images in one forward pass."""
+    seed: int = 0
+    """Of weights that are not loaded, and of the untrained control's, which are others."""
+    out: Path | None = None
+    """Where config.yaml, report.html and report.json go; default: runs/trace-MODEL-DATA."""
+
+    def __post_init__(self) -> None:
+        check_counts(images=self.images)
+
+
+@verb
+def trace(options: TraceOptions) -> None:
     """Show what every layer does to the coding rates and the sparsity of its tokens.
 
     The same architecture with fresh weights is measured on the same images (the columns marked 0): an untrained CRATE
@@ -67,89 +65,29 @@ def trace(
         unrolled trace runs/digits --images 1000
         unrolled trace crate_nano_patch2_8 --weights runs/digits --data digits
         unrolled trace timm:vit_tiny_patch16_224 --data cifar10 --data-dir data
-
-    Parameters
-    ----------
-    model
-        A run folder, or any model by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...).
-    data
-        Data set; default: the one of the run folder, else digits.
-    data_dir
-        Where the data are; default: that of the run folder.
-    split
-        Which part of the data, divided as in the run the weights are from.
-    images
-        How many images, drawn evenly from the whole split.
-    eps
-        Distortion of the coding rates.
-    protocol
-        `paper`: tokens divided by their norm, at Z+half; `published`: what the published code's hook computes.
-    weights
-        Load these: a folder of `unrolled convert`, a run folder or a published checkpoint.
-    image_size
-        Side in pixels; default: the model's own input size.
-    batch_size
-        Images in one forward pass.
-    seed
-        Of weights that are not loaded, and of the untrained control's, which are others.
-    device
-        What to run on.
-    out
-        Where config.yaml, report.html and report.json go; default: runs/trace-MODEL-DATA.
     """
-    if images < 1:
-        raise ValueError(f"--images {images}: give at least 1")
-    import numpy as np
-
     from unrolled.data.sources import Subset
     from unrolled.instruments import trace_report
+    from unrolled.models.masked import whole_images
 
-    own = data_settings(model, weights, data=data, data_dir=data_dir, image_size=image_size)
-    data, data_dir, image_size = own["data"], own["data_dir"], own["image_size"]
-    where = choose_device(device)
-    everything = images_of(own, split, quiet=quiet)
-    count = min(images, len(everything))
-    source = Subset(everything, np.linspace(0, len(everything) - 1, count).round().astype(np.int64))
-    network = shown_everything(
-        open_model(
-            model,
-            weights=weights,
-            pretrained=pretrained,
-            model_args=model_args,
-            classes=len(everything.classes),
-            seed=seed,
-        )
-    )
-    loader = batches(network, source, image_size=image_size, batch_size=batch_size)
+    options, own = completed(options)
+    where = choose_device(options.device)
+    everything = images_of(own, options.split, quiet=options.quiet)
+    source = Subset.evenly(everything, options.images)
+    network = whole_images(opened(options, classes=len(everything.classes)))
+    loader = batches(network, source, image_size=options.image_size, batch_size=options.batch_size)
 
     def pixels() -> Iterator[Tensor]:
-        for batch in progress(loader, total=-(-count // batch_size), what="trace", quiet=quiet):
+        total = -(-len(source) // options.batch_size)
+        for batch in progress(loader, total=total, what="trace", quiet=options.quiet):
             yield batch.images
 
-    began = time.perf_counter()
+    folder = options.out or default_folder("trace", options.model, own.data, settings_of(options))
+    run = Run(folder, options)
     # under the same seed, the control of a model with random weights could be that model itself
-    result = trace_report(network, pixels(), eps, protocol, device=where, seed=seed + 1)
-    seconds = time.perf_counter() - began
-    settings: dict[str, Any] = {
-        "model": model,
-        "data": data,
-        "data_dir": data_dir,
-        "split": split,
-        "images": images,
-        "eps": eps,
-        "protocol": protocol,
-        "weights": weights,
-        "pretrained": pretrained,
-        "model_args": model_args or {},
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": device,
-    }
-    result = {"model": model, "data": data, "split": split, **result, "seed": seed}
-    page = _report(out or default_folder("trace", model, data, settings), settings, result, seconds)
-    say_where(page, quiet=quiet)
-    print(json_module.dumps({**result, "report": str(page)}, indent=2) if json else _table(result))
+    layers = trace_report(network, pixels(), options.eps, options.protocol, device=where, seed=options.seed + 1)
+    result = {"model": options.model, "data": own.data, "split": options.split, **layers, "seed": options.seed}
+    run.finish(_report(result), result, _table(result), seeds=[options.seed])
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -161,8 +99,8 @@ def _table(result: dict[str, Any]) -> str:
     return table(columns, rows)
 
 
-def _report(folder: Path, settings: dict[str, Any], result: dict[str, Any], seconds: float) -> Path:
-    from unrolled.report import Provenance, Report, trace_section
+def _report(result: dict[str, Any]) -> Report:
+    from unrolled.report import Report, trace_section
 
     layers, control = result["layers"], result["control"]
     report = Report(f"{result['model']}, layer by layer", question="What does every layer do to its objective?")
@@ -193,6 +131,4 @@ def _report(folder: Path, settings: dict[str, Any], result: dict[str, Any], seco
         [[int(a["layer"]), a["incoherence"], b["incoherence"]] for a, b in zip(layers, control, strict=True)],
         caption="Incoherence of the heads' subspaces: 1 when mutually orthogonal, 0 when they coincide",
     )
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[result["seed"]], duration=seconds)
-    return write_run(folder, settings, report)
+    return report

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
+import contextlib
+import shlex
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from unrolled.commands.common import say_where, saying_how_to_resume
-from unrolled.commands.settings import AsJson, ConfigFiles, RecipeName, as_config, flags_of
+from unrolled.commands.options import AsJson, RecipeName, verb
+from unrolled.harness import answer
 from unrolled.locks import hold
+from unrolled.terminal import say
 from unrolled.train.config import FinetuneConfig, RunConfig, TextConfig, TrainConfig
+from unrolled.trust import consequence
 
 if TYPE_CHECKING:
     from unrolled.report import Report
     from unrolled.train import TrainResult
 
-    TrainFlags = TrainConfig
-    TextFlags = TextConfig
-    FinetuneFlags = FinetuneConfig
-else:
-    TrainFlags = flags_of(TrainConfig)
-    TextFlags = flags_of(TextConfig)
-    FinetuneFlags = flags_of(FinetuneConfig)
 
-_TRAIN = TrainFlags()
-_TEXT = TextFlags()
-_FINETUNE = FinetuneFlags()
-
-
-def train(
-    *,
-    settings: Annotated[TrainFlags, Parameter(name="*")] = _TRAIN,
-    config: ConfigFiles = (),
-    recipe: RecipeName = None,
-    json: AsJson = False,
-) -> None:
+@verb
+def train(config: TrainConfig, *, recipe: RecipeName = None, json: AsJson = False) -> None:
     """Train an image classifier; everything about the run goes into one folder.
 
     Ctrl-C saves and stops; the same command with `--resume auto` goes on, bit for bit. Language models are trained with
@@ -48,16 +33,11 @@ def train(
         unrolled train --model crate_nano_patch4_32 --data cifar10 --data-dir data --precision bf16
         unrolled train --task lm --data tinyshakespeare --data-dir texts --out runs/text
     """
-    run_training("train", as_config(TrainConfig, settings), json=json)
+    run_training("train", config, json=json)
 
 
-def train_text(
-    *,
-    settings: Annotated[TextFlags, Parameter(name="*")] = _TEXT,
-    config: ConfigFiles = (),
-    recipe: RecipeName = None,
-    json: AsJson = False,
-) -> None:
+@verb
+def train_text(config: TextConfig, *, recipe: RecipeName = None, json: AsJson = False) -> None:
     """Train a language model on text, causal (`--task lm`) or masked (`--task mlm`).
 
     Everything about the run goes into one folder. Ctrl-C saves and stops; the same command with `--resume auto` goes
@@ -68,16 +48,11 @@ def train_text(
 --eval-every 250 --data-dir texts
         unrolled train --task mlm --data folder --data-dir texts --held-out 0.1
     """
-    run_training("train", as_config(TextConfig, settings), json=json)
+    run_training("train", config, json=json)
 
 
-def finetune(
-    *,
-    settings: Annotated[FinetuneFlags, Parameter(name="*")] = _FINETUNE,
-    config: ConfigFiles = (),
-    recipe: RecipeName = None,
-    json: AsJson = False,
-) -> None:
+@verb
+def finetune(config: FinetuneConfig, *, recipe: RecipeName = None, json: AsJson = False) -> None:
     """Fine-tune a trained classifier on another data set.
 
     The head is new, positions are resized, settings are chosen on a validation split, and the test split is looked at
@@ -85,14 +60,14 @@ def finetune(
 
         unrolled finetune --weights runs/big --data digits --out runs/small
     """
-    run_training("finetune", as_config(FinetuneConfig, settings), json=json)
+    run_training("finetune", config, json=json)
 
 
-def run_training(verb: str, config: RunConfig, *, json: bool) -> None:
+def run_training(name: str, config: RunConfig, *, json: bool) -> None:
     """Train as `config` says, write the report into the run folder, and print what came out.
 
     Args:
-        verb: of the command, which is named when the run is interrupted.
+        name: of the verb, which is named when the run is interrupted.
         config: of the run.
         json: print it as JSON.
     """
@@ -101,7 +76,7 @@ def run_training(verb: str, config: RunConfig, *, json: bool) -> None:
     import unrolled.train as training
 
     began = time.perf_counter()
-    with saying_how_to_resume(verb, config.out, config.model):
+    with saying_how_to_resume(name, config.out, config.model):
         result = training.fit(config)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
@@ -109,18 +84,29 @@ def run_training(verb: str, config: RunConfig, *, json: bool) -> None:
     facts = summary(result)
     report, scores = report_of(result, facts, time.perf_counter() - began)
     page = report.write(result.run_dir).html
-    say_where(page, quiet=config.quiet)
     if result.skipped:
         names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
-        print(f"{len(result.skipped)} images could not be read and were left out: {names}", file=sys.stderr)
-    if json:
-        print(json_module.dumps({**facts, "report": str(page)}, indent=2))
-        return
+        say(f"{len(result.skipped)} images could not be read and were left out: {names}")
     speed = f", {result.units_per_second:,.0f} {result.unit}/s" if result.units_per_second else ""
-    print(
+    text = (
         f"{result.config.model} on {result.config.data}: {scores}, {facts['parameters']:,} parameters, "
         f"{result.steps:,} steps{speed}; the model is in {result.run_dir}"
     )
+    answer(page, facts, text, json=json, quiet=config.quiet)
+
+
+@contextlib.contextmanager
+def saying_how_to_resume(verb: str, out: Path, model: str) -> Iterator[None]:
+    """Add the command that goes on with the run of `model` in `out` to what an interrupted one says."""
+    from unrolled.train.signals import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        command = f"unrolled {verb} --config {shlex.quote(str(out / 'config.yaml'))} --resume auto"
+        if consequence("model", model) is not None:  # the file may not name code: the person does
+            command += f" --model {shlex.quote(model)}"
+        raise Interrupted(f"{stop}, or: {command}") from None
 
 
 def report_of(result: TrainResult, facts: dict[str, Any], seconds: float) -> tuple[Report, str]:

@@ -17,6 +17,7 @@ from unrolled.data.sources import BadImage, ImageSource, Subset, stratified_spli
 from unrolled.data.torchvision_sets import TORCHVISION_NAMES, open_torchvision
 from unrolled.data.transforms import eval_transform, train_transform
 from unrolled.errors import MissingData
+from unrolled.plugins import load_plugin, plugins
 
 __all__ = [
     "BadImage",
@@ -42,7 +43,7 @@ _TEST_SHARE = 0.2
 def dataset_names() -> list[str]:
     """Every name `open_images` takes, with the two prefixes last."""
     fixed = sorted({"digits", "folder", "packed", "synthetic", *_PACKED, *TORCHVISION_NAMES})
-    return [*fixed, "hf:ORG/NAME", "wds:PATTERN"]
+    return [*fixed, *plugins("datasets"), "hf:ORG/NAME", "wds:PATTERN"]
 
 
 def open_images(
@@ -141,6 +142,9 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
         return open_torchvision(plain, folder, split=split, unknown=unknown)
     if name in _PACKED:
         return open_packed(name, folder, split=split, unknown=unknown)
+    opener = load_plugin("datasets", name)
+    if opener is not None:
+        return dict(opener(folder))
     if Path(name).is_dir():
         raise ValueError(
             f"data: {name!r} is a folder; give data='folder' and data_dir={name!r} (--data folder --data-dir)"

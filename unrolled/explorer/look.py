@@ -82,7 +82,7 @@ def look_at(opened: Opened, picture: Image.Image, detail: int = 1) -> Look:
     """
     import torch
 
-    from unrolled.commands.pictures import canvas
+    from unrolled.subjects.pictures import canvas
 
     if detail not in DETAILS:
         raise ValueError(f"detail={detail}: give {', '.join(map(str, DETAILS))}")

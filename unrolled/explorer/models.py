@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from unrolled.commands.pictures import Preparation
+    from unrolled.subjects.pictures import Preparation
 
 KEPT = 6
 RUNS = 60
@@ -167,7 +167,7 @@ def prepared(opened: Opened, detail: int) -> Preparation:
     Raises:
         ValueError: the model takes pictures of one size only.
     """
-    from unrolled.commands.pictures import prepare
+    from unrolled.subjects.pictures import prepare
 
     plain = prepare(opened.network, image_size=None)
     if detail == 1:
@@ -178,7 +178,7 @@ def prepared(opened: Opened, detail: int) -> Preparation:
 
 
 def _given(spec: str, pretrained: bool) -> Choice:
-    from unrolled.commands.common import named, run_settings
+    from unrolled.subjects.runs import named, run_settings
 
     full = named(spec)
     folder = full.startswith("local:")
@@ -258,8 +258,8 @@ def _check_weights(spec: str) -> None:
 
 def _runs(folder: Path) -> list[Choice]:
     """Run folders and saved image models directly in `folder`, newest first."""
-    from unrolled.commands.common import run_settings
     from unrolled.models.resolve import model_folder
+    from unrolled.subjects.runs import run_settings
 
     if not folder.is_dir():
         return []

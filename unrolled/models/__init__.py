@@ -1,6 +1,6 @@
 """Models: stacks of layers, registered with timm. Importing this module registers them."""
 
-from unrolled.models.building import ModelInfo
+from unrolled.catalogue import ModelInfo
 from unrolled.models.crate import CRATE, CRATEBlock
 from unrolled.models.masked import Completion, CRATEDecoderBlock, MaskedAutoencoder
 from unrolled.models.published import LoadReport, load_published

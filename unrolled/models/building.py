@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -20,15 +20,6 @@ from unrolled.memory import available_bytes
 _MOST_LAYERS = 10_000
 _NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "integer multiplication overflow")
 _REFUSED = (RuntimeError, TypeError, ArithmeticError, AssertionError, MemoryError, LookupError, AttributeError)
-
-
-class ModelInfo(NamedTuple):
-    """One row of `list_models`."""
-
-    name: str
-    parameters: int
-    source: str
-    weights: str
 
 
 @contextmanager

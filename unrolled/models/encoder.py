@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.catalogue import ModelInfo, catalogue
 from unrolled.errors import MissingData
-from unrolled.models.building import ModelInfo, building
+from unrolled.models.building import building
 from unrolled.models.sequence import LanguageModel
 from unrolled.models.sequence_config import (
     ENCODERS,
@@ -115,6 +116,8 @@ def list_language_models(pattern: str = "*") -> list[ModelInfo]:
 
 @cache
 def _count(name: str) -> int:
+    if name in catalogue():
+        return catalogue()[name].parameters
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_language_model(language_config(name)).parameters())
 

@@ -16,11 +16,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from unrolled.models.building import ModelInfo, create_with_timm
+from unrolled.catalogue import ModelInfo, catalogue
+from unrolled.models.building import create_with_timm
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
 from unrolled.models.tost import ToST
+from unrolled.plugins import load_plugin
 
 # width, heads, layers: tiny to large as published (arXiv 2306.01129, table 5); nano is ours, for a laptop
 SIZES: dict[str, dict[str, int]] = {
@@ -286,8 +288,15 @@ def create_registered(name: str, *, pretrained: bool = False, **kwargs: Any) -> 
     return create_with_timm(name, pretrained, **kwargs)
 
 
+def is_registered(name: str) -> bool:
+    """Whether timm knows a name, after importing the package that adds it, if one does."""
+    if not timm.is_model(name):
+        load_plugin("models", name)
+    return bool(timm.is_model(name))
+
+
 def _check_name(name: str, plain: str) -> None:
-    if not timm.is_model(plain):
+    if not is_registered(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
         near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
@@ -302,7 +311,7 @@ def _check_name(name: str, plain: str) -> None:
 
 def names_folder(spec: str) -> bool:
     """Whether a model's string is the path of a folder, without `local:` in front; what timm knows is a name."""
-    if not spec or ":" in spec or timm.is_model(spec.split(".")[0]):
+    if not spec or ":" in spec or is_registered(spec.split(".")[0]):
         return False
     return "/" in spec or os.sep in spec or Path(spec).expanduser().is_dir()
 
@@ -331,6 +340,8 @@ def list_models(pattern: str = "*") -> list[ModelInfo]:
 
 @cache
 def _count(name: str) -> int:
+    if name in catalogue():
+        return catalogue()[name].parameters
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
 from unrolled.models.building import check_finite_weights, first_line, reading_weights, unknown_argument
-from unrolled.models.registry import create_registered, names_folder
+from unrolled.models.registry import create_registered, is_registered, names_folder
 from unrolled.reading import read_object
 from unrolled.trust import check, check_model_args, import_factory
 
@@ -223,6 +223,7 @@ def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         trained = load_language_model(path)
         return trained if pretrained else build_language_model(trained.config)
     if "architecture" in config:
+        is_registered(config["architecture"])
         return create_registered(f"local-dir:{path}", pretrained=pretrained, **kwargs)
     if "model_type" in config:
         return _build_transformers(str(path), pretrained, kwargs)

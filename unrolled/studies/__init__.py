@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from unrolled.plugins import load_plugin, plugins
 
 if TYPE_CHECKING:
     from unrolled.studies import base
@@ -54,6 +56,11 @@ STUDIES: dict[str, str] = {
 }
 
 
+def study_names() -> list[str]:
+    """Every name `load` takes: this package's, then those that other packages add."""
+    return [*STUDIES, *(name for name in plugins("studies") if name not in STUDIES)]
+
+
 def load(name: str) -> AnyStudy:
     """The study called `name`.
 
@@ -61,8 +68,11 @@ def load(name: str) -> AnyStudy:
         ValueError: there is no such study; the nearest name is suggested.
     """
     if name not in STUDIES:
-        near = difflib.get_close_matches(name, STUDIES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(STUDIES)}"
+        added = load_plugin("studies", name)
+        if added is not None:
+            return cast("AnyStudy", added)
+        near = difflib.get_close_matches(name, study_names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(study_names())}"
         raise ValueError(f"study: unknown study {name!r}; {hint}")
     study: AnyStudy = importlib.import_module(f"unrolled.studies.{STUDIES[name]}").STUDY
     return study

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from unrolled.reading import read_json
 from unrolled.studies.fingerprint import fingerprint
-from unrolled.studies.training import Checkpoint
+
+if TYPE_CHECKING:
+    from unrolled.studies.training import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,8 @@ class Cell(ABC):
 
     def checkpoint(self, context: Context, part: str = "") -> Checkpoint:
         """Where a training in `compute` saves itself as it goes; `part` tells several of one cell apart."""
+        from unrolled.studies.training import Checkpoint
+
         return Checkpoint(self.file(context, f"{part and '-'}{part}.pt"), f"{self.digest}{part}")
 
 

@@ -217,6 +217,7 @@ class RunConfig(Output, Machine, Optimisation, Duration, Data, Model):
 class ImageModel(Model):
     """A model of images."""
 
+    heading: ClassVar[str] = "Model"
     weights: Path | None = None
     """Start from these weights: a folder made by `unrolled convert`, a run folder, a published checkpoint, or the name
     of weights that ship with the package, e.g. `crate_nano_patch4_32.cifar10`."""
@@ -226,6 +227,7 @@ class ImageModel(Model):
 class ImageData(Data):
     """Images, and how they are divided and read."""
 
+    heading: ClassVar[str] = "Data"
     image_size: int | None = None
     """Side in pixels; default: the model's own input size."""
     val_fraction: float = 0.0

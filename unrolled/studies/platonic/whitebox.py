@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from unrolled.errors import MissingData
-from unrolled.studies.base import Budget, data_missing
+from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.networks import Network, OfNetwork
 from unrolled.studies.pictures import as_input
@@ -101,10 +100,7 @@ class NearBrains(OfNetwork):
     def require(self, context: Context) -> None:
         """The photographs and the records."""
         super().require(context)
-        try:
-            brains(context.data_dir)
-        except MissingData as error:
-            raise data_missing("brain-92images", error) from error
+        brains(context.data_dir)
 
     def compute(self, context: Context) -> dict[str, float]:
         """Spearman's correlation with `human IT` and `monkey IT`, each in its best block, averaged over places."""

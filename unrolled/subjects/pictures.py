@@ -1,4 +1,4 @@
-"""What `segment` and `complete` share: pictures into a model, maps back onto pictures, sheets of the results."""
+"""Pictures of any shape into a model, and how large they are shown."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-    from unrolled.report import Report
+    from unrolled.subjects.options import PictureFlags
 
 Pixels = NDArray[np.uint8]
 
 _SMALLEST, _LARGEST = 384, 768  # longer side of what is written
 _SMALL = 96  # pictures up to this are enlarged pixel by pixel
-_THUMBNAIL = 240
 
 
 @dataclass(frozen=True)
@@ -150,17 +150,16 @@ def prepare(model: nn.Module, *, image_size: int | None, stride: int | None = No
     )
 
 
-def origin(model: str, *, weights: Path | None, pretrained: bool) -> str:
-    """Where the weights of a verb's MODEL argument are from, in words; `"random"` if nowhere."""
-    from unrolled.commands.common import named, shipped
+def opened_for_pictures(
+    choice: PictureFlags, where: torch.device, *, stride: int | None = None
+) -> tuple[nn.Module, Preparation]:
+    """The model on its device, and how it takes pictures; of a masked autoencoder the encoder, shown every patch."""
+    from unrolled.models import MaskedAutoencoder
+    from unrolled.subjects.models import opened
 
-    if weights is not None:
-        return str(weights)
-    if named(model).startswith(("local:", "hf:")):
-        return model
-    if pretrained or shipped(model) is not None:
-        return "pretrained"
-    return "random" if ":" not in model or model.startswith("timm:") else f"whatever {model} gives"
+    network = opened(choice)
+    network = (network.classifier(0).eval() if isinstance(network, MaskedAutoencoder) else network).to(where)
+    return network, prepare(network, image_size=choice.image_size, stride=stride)
 
 
 def canvas(picture: Image.Image) -> Image.Image:
@@ -187,67 +186,3 @@ def stems(paths: Sequence[Path]) -> list[str]:
         used.add(name.lower())
         out.append(name)
     return out
-
-
-def thumbnail(pixels: Pixels) -> Pixels:
-    """The same picture, its longer side at most 240 pixels."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    return np.asarray(image)
-
-
-def _enlarged(pixels: Pixels) -> Pixels:
-    """A thumbnail whose pixels are squares of whole pixels, as many as fit 240; a larger one as it is."""
-    times = max(1, _THUMBNAIL // max(pixels.shape[:2]))
-    return pixels.repeat(times, axis=0).repeat(times, axis=1)
-
-
-def sheet(rows: Sequence[tuple[str, Sequence[Pixels]]], names: Sequence[str]) -> Image.Image:
-    """A contact sheet: one row of pictures under a caption for each entry, names of the columns on top.
-
-    Small pictures are enlarged pixel by pixel, to fill their column.
-    """
-    gap, line = 8, 20
-    small = [(caption, [_enlarged(thumbnail(pixels)) for pixels in pictures]) for caption, pictures in rows]
-    columns = max(len(pictures) for _, pictures in small)
-    heights = [max(p.shape[0] for p in pictures) + line + gap for _, pictures in small]
-    width = gap + columns * (_THUMBNAIL + gap)
-    out = Image.new("RGB", (width, gap + line + sum(heights)), "white")
-    draw = ImageDraw.Draw(out)
-    font = ImageFont.load_default(13)
-    for column, name in enumerate(names):
-        draw.text((gap + column * (_THUMBNAIL + gap), gap), name, "black", font)
-    top = gap + line
-    for (caption, pictures), height in zip(small, heights, strict=True):
-        draw.text((gap, top), caption, "dimgray", font)
-        for column, pixels in enumerate(pictures):
-            left = gap + column * (_THUMBNAIL + gap) + (_THUMBNAIL - pixels.shape[1]) // 2
-            out.paste(Image.fromarray(pixels), (left, top + line))
-        top += height
-    return out
-
-
-def grid_section(
-    report: Report,
-    title: str,
-    panels: Sequence[tuple[str, str, Sequence[Pixels], Sequence[str]]],
-    caption: str = "",
-    *,
-    largest: float | None = None,
-) -> None:
-    """A section of image grids in one figure: of each its title, description, pictures and their names.
-
-    `largest` is the width of a picture where a panel is 400 wide; by default a row shares the width.
-    """
-    from unrolled.report import ImageGrid, ImageRow
-
-    grids = [
-        ImageGrid(
-            title=heading,
-            rows=[ImageRow(images=[thumbnail(pixels) for pixels in pictures], names=list(names))],
-            alt=alt,
-            largest=largest,
-        )
-        for heading, alt, pictures, names in panels
-    ]
-    report.section(title).figure(grids, caption=caption)

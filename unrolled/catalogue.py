@@ -1,0 +1,31 @@
+"""This package's models as a table that came with it: nothing is built, and neither torch nor timm is imported."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+TABLE = Path(__file__).with_name("catalogue.json")
+
+
+class ModelInfo(NamedTuple):
+    """One row of `list_models`."""
+
+    name: str
+    parameters: int
+    source: str
+    weights: str
+
+
+@cache
+def catalogue() -> dict[str, ModelInfo]:
+    """The models of images and then those of text, by name. `python -m tests.catalogue` writes the table anew."""
+    return {row["name"]: ModelInfo(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))}
+
+
+def matching(pattern: str = "*") -> list[ModelInfo]:
+    """The rows whose name matches `pattern` (wildcards * and ?)."""
+    return [row for name, row in catalogue().items() if fnmatch(name, pattern)]

@@ -1,0 +1,258 @@
+"""Models by one string, as a person gives them: opened, named, and what is known of their weights and classes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unrolled.subjects.options import Device, OneModelFlags, Reading
+from unrolled.subjects.runs import data_of, named, run_of, shipped
+from unrolled.terminal import say
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unrolled.data import ImageSource
+    from unrolled.instruments.features.parts import Processes
+
+
+Choice = OneModelFlags | Reading
+"""A model and how it is opened, as the flags of a verb say it."""
+
+
+def choose_device(choice: Device) -> torch.device:
+    """The device a `--device` flag means.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if choice == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
+    if not there[choice]:
+        raise ValueError(f"--device {choice}: torch sees none on this machine; use --device cpu (`unrolled doctor`)")
+    return torch.device(choice)
+
+
+@contextlib.contextmanager
+def sharing(choice: Device) -> Iterator[tuple[torch.device, Processes]]:
+    """This process's device, and the processes torchrun started with it (only itself without torchrun)."""
+    from unrolled.instruments.features.parts import Processes
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield choose_device(choice), Processes()
+        return
+    import torch
+    from lightning_fabric import Fabric
+
+    from unrolled.train.engine import pick_accelerator
+
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    accelerator = pick_accelerator(choice, local)
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    try:
+        yield fabric.device, Processes(fabric.global_rank, fabric.world_size, fabric.barrier)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def open_model(
+    spec: str,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    model_args: dict[str, Any] | None = None,
+    classes: int | None = None,
+    seed: int,
+) -> nn.Module:
+    """The model a verb's MODEL argument means, in eval mode: a string of `resolve_model`, or simply a folder.
+
+    Args:
+        spec: as in `resolve_model`; the path of a run folder or of a saved model is `local:` of it.
+        weights: load these instead of the model's own.
+        pretrained: load the weights timm or the hub has for a registered name. Folders, `hf:` models and names of
+            weights that ship with this package always come with theirs.
+        model_args: the model's own arguments.
+        classes: outputs of the head of a model that is built from its name and filled with `weights`, where those do
+            not say it.
+        seed: of weights that are not loaded; the global random state is set by it.
+
+    Raises:
+        ValueError: unknown model, a language model, or `weights` have another head.
+    """
+    import torch
+
+    from unrolled.models import load_weights
+    from unrolled.models.resolve import resolve_model
+    from unrolled.models.transfer import weights_classes
+
+    spec = named(spec)
+    arguments = dict(model_args or {})
+    if weights is not None and classes is not None and not spec.startswith(("local:", "hf:")):
+        own_classes = weights_classes(weights)
+        arguments.setdefault("num_classes", classes if own_classes is None else len(own_classes))
+    own = weights is None and (pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
+    torch.manual_seed(seed)
+    try:
+        model = resolve_model(spec, pretrained=own, **arguments)
+    except ValueError as error:
+        if not str(error).startswith("model_args: "):
+            raise
+        raise ValueError(f"--model-args{str(error).removeprefix('model_args')}") from error
+    takes_images(spec, model)
+    if weights is not None:
+        report = load_weights(model, weights)
+        refused = {key: how for key, how in report.reshaped.items() if how.startswith("not loaded")}
+        if refused:
+            detail = "; ".join(f"{key} {how.removeprefix('not loaded: ')}" for key, how in refused.items())
+            raise ValueError(f"weights: the head does not fit ({detail}); give --model-args.num-classes")
+        say(f"weights: {report}")
+    elif not own and (":" not in spec or spec.startswith("timm:")):
+        advice = "--pretrained, or a folder in place of the name, gives it trained ones"
+        say(f"note: {spec} has random weights; {advice}")
+    return model.eval()
+
+
+def opened(choice: Choice, classes: int | None = None) -> nn.Module:
+    """`open_model` of what the flags of a verb say."""
+    return open_model(
+        choice.model, weights=choice.weights, pretrained=choice.pretrained, model_args=choice.model_args,
+        classes=classes, seed=choice.seed,
+    )  # fmt: skip
+
+
+def opened_body(choice: Choice) -> nn.Module:
+    """As `opened`, but `weights` may be of any number of classes: their head is left out, nothing here reads it."""
+    if choice.weights is None:
+        return opened(choice)
+    import torch
+
+    from unrolled.models import load_weights
+    from unrolled.models.resolve import resolve_model
+
+    torch.manual_seed(choice.seed)
+    model = resolve_model(named(choice.model), **choice.model_args)
+    takes_images(choice.model, model)
+    say(f"weights: {load_weights(model, choice.weights, head=False)}")
+    return model.eval()
+
+
+def takes_images(spec: str, model: nn.Module) -> None:
+    """Refuse a language model of this package where images are to be shown.
+
+    Raises:
+        ValueError: it is one.
+    """
+    from unrolled.models import LanguageModel
+
+    if isinstance(model, LanguageModel):
+        raise ValueError(
+            f"model: {spec.removeprefix('local:')} is a language model; this takes models of images (`unrolled eval` "
+            "measures language models)"
+        )
+
+
+def encoder_of(network: nn.Module, classes: int = 1) -> nn.Module:
+    """The encoder of a masked autoencoder of this package, as a network of whole images; any other as it is.
+
+    Args:
+        network: in eval mode.
+        classes: outputs of a fresh head of the encoder.
+    """
+    from unrolled.models import MaskedAutoencoder
+
+    if not isinstance(network, MaskedAutoencoder):
+        return network
+    encoder: Any = network.classifier(classes)
+    for key in ("pretrained_cfg", "default_cfg"):  # they say how images are normalised
+        if hasattr(network, key):
+            setattr(encoder, key, getattr(network, key))
+    return encoder.eval()
+
+
+def origin(choice: Choice) -> str:
+    """Where the weights are from, in words; `"random"` if nowhere."""
+    model = choice.model
+    if choice.weights is not None:
+        return str(choice.weights)
+    if named(model).startswith(("local:", "hf:")):
+        return model
+    if choice.pretrained or shipped(model) is not None:
+        return "pretrained"
+    return "random" if ":" not in model or model.startswith("timm:") else f"whatever {model} gives"
+
+
+def class_names(network: nn.Module, choice: Choice) -> list[tuple[str, ...]]:
+    """What the outputs of a classifier stand for, in their order, by every naming that is known; empty if none is.
+
+    Args:
+        network: the classifier.
+        choice: what it was opened from.
+    """
+    from unrolled.models.transfer import weights_classes
+
+    count = int(getattr(network, "num_classes", 0) or getattr(network, "num_labels", 0) or 0)
+    spec = named(choice.model)
+    trained = choice.pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None
+    found: list[Any] = []
+    if choice.weights is not None:
+        found.append(weights_classes(choice.weights))
+    elif trained:
+        found.append((getattr(network, "pretrained_cfg", None) or {}).get("label_names"))
+        labels = getattr(getattr(network, "config", None), "id2label", None) or {}
+        found.append([labels[number] for number in sorted(labels)])
+        if choice.pretrained and count == 1000 and spec.removeprefix("timm:").find(":") < 0:
+            from timm.data import ImageNetInfo
+
+            info = ImageNetInfo()
+            described = [info.index_to_description(number) for number in range(count)]
+            found += [[name.split(",")[0] for name in described], info.label_names(), described]
+    if not any(found):
+        found.append(_classes_of_run(choice.model, choice.weights))
+    return [names for names in (tuple(map(str, each or ())) for each in found) if names and len(names) == count]
+
+
+def _classes_of_run(model: str, weights: Path | None) -> list[str]:
+    """Of a run folder that does not name its classes: those of its data, if they are there."""
+    from unrolled.data import open_images
+    from unrolled.errors import MissingData, MissingExtra
+
+    if run_of(model, weights).get("data"):
+        own = data_of(model, weights)
+        with contextlib.suppress(MissingData, MissingExtra, OSError, ValueError):  # only the names are then missing
+            return list(open_images(own.data, "train", data_dir=own.data_dir, seed=own.split_seed).classes)
+    return []
+
+
+def by_class_names(
+    source: ImageSource, namings: list[tuple[str, ...]], *, what: str, by: Literal["name", "number"] = "name"
+) -> tuple[ImageSource, str]:
+    """`source` with the labels that a model has for its classes, and a note if that changed something.
+
+    Args:
+        source: images and labels.
+        namings: as from `class_names`; the one that knows most of the classes counts.
+        what: the model, for messages.
+        by: "number" leaves the labels as they are, and so it is for classes that have numbers and no names.
+
+    Raises:
+        ValueError: none of the images is of a class that the model knows.
+    """
+    from unrolled.data.classes import by_name, numbers_of
+
+    numbered = list(source.classes) == [str(number) for number in range(len(source.classes))]
+    if by == "number" or not namings:
+        return source, ""
+    known = max(namings, key=lambda names: int((numbers_of(source.classes, names) >= 0).sum()))
+    if numbered and numbers_of(source.classes, known).max(initial=-1) < 0 and len(source.classes) <= len(known):
+        return source, ""
+    return by_name(source, known, what=what)

@@ -1,0 +1,114 @@
+"""What the run folder that a model is from says: its settings, its data, and how these were divided."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from unrolled.subjects.options import DataFlags, SubjectFlags
+from unrolled.trust import KINDS_OF_MODELS, check
+
+Flags = TypeVar("Flags", bound=SubjectFlags)
+
+
+def named(spec: str) -> str:
+    """`spec`, with `local:` in front if it is a path or the name of a folder."""
+    path = ":" not in spec and ("/" in spec or os.sep in spec)
+    path = path or (spec.partition(":")[0] not in KINDS_OF_MODELS and Path(spec).expanduser().is_dir())
+    return f"local:{spec}" if path else spec
+
+
+def run_settings(spec: str) -> dict[str, Any]:
+    """The `config.yaml` of the run folder a MODEL argument means; empty for any other model.
+
+    Raises:
+        CorruptFile: there is one that cannot be read, or that does not say what the run was.
+    """
+    from unrolled.reading import read_settings
+    from unrolled.train.config_files import run_values
+
+    spec = named(spec)
+    path = Path(spec.removeprefix("local:")).expanduser() / "config.yaml"
+    if not spec.startswith("local:") or not os.path.lexists(path):
+        return {}
+    return run_values(read_settings(path), path)
+
+
+def run_of(model: str, weights: Path | None = None) -> dict[str, Any]:
+    """The `config.yaml` of the run that the weights are from: `weights`, or those of the model; empty if of none."""
+    return (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
+
+
+def shipped(spec: str) -> str | None:
+    """The tag of weights that ship with this package, if `spec` names them: what they were trained on."""
+    name = spec.removeprefix("timm:")
+    is_there = "/" not in name and (Path(__file__).resolve().parents[1] / "weights" / f"{name}.safetensors").is_file()
+    return name.split(".", 1)[1] if is_there else None
+
+
+@dataclass(frozen=True)
+class DataOf:
+    """Data for a model, and how they are divided into splits."""
+
+    data: str
+    data_dir: Path | None
+    image_size: int | None
+    split_seed: int = 0
+    val_fraction: float = 0.0
+
+
+def data_of(
+    model: str,
+    weights: Path | None = None,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+) -> DataOf:
+    """What was asked for; the rest as in the run the weights are from.
+
+    Above all the division is the run's: under another seed, images it was trained on would be among those it is tested
+    on.
+
+    Raises:
+        UnsafeFile: the run's data are an address, which no file may open.
+    """
+    run = run_of(model, weights)
+    if not run and (tag := shipped(model if weights is None else str(weights))) is not None:
+        run = {"data": tag}
+    if data is None:
+        check("data", run.get("data"), f"the config.yaml of {model if weights is None else weights}")
+    chosen = data or run.get("data") or "digits"
+    same = chosen == run.get("data")
+    if data_dir is None and same and run.get("data_dir"):
+        data_dir = Path(run["data_dir"])
+    return DataOf(
+        chosen,
+        data_dir,
+        image_size or run.get("image_size"),
+        run.get("split_seed", 0) if same else 0,
+        run.get("val_fraction", 0.0) if same else 0.0,
+    )
+
+
+def data_for(options: SubjectFlags) -> DataOf:
+    """As `data_of`, of the flags of a verb."""
+    return data_of(
+        options.model, options.weights, data=options.data, data_dir=options.data_dir, image_size=options.image_size
+    )
+
+
+def completed(options: Flags) -> tuple[Flags, DataOf]:
+    """The flags with what they leave open about the data taken from the run the weights are from, and all of it."""
+    own = data_for(options)
+    return replace(options, data=own.data, data_dir=own.data_dir, image_size=own.image_size), own
+
+
+def shared_data_of(models: Sequence[str], weights: Path | None, options: DataFlags) -> DataOf:
+    """Data for several models: as asked for, else those of the first that is a run folder, divided as there."""
+    found = [data_of(model, weights, data=options.data, data_dir=options.data_dir) for model in models]
+    same = (own for model, own in zip(models, found, strict=True) if run_of(model, weights).get("data") == own.data)
+    return next(same, found[0])

@@ -1,0 +1,153 @@
+"""A model and the samples it is shown, with its features of them: one way for images, texts and sounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from unrolled.errors import CorruptFile, MissingData
+from unrolled.instruments.features import FeatureSet, read_descriptors
+from unrolled.instruments.features.parts import Processes, extract_in_parts
+from unrolled.models.encoders import Encoder, Kind, open_encoder
+from unrolled.models.masked import whole_images
+from unrolled.subjects.images import images_of
+from unrolled.subjects.models import opened
+from unrolled.subjects.options import Reading, SampleFlags, Side
+from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
+from unrolled.subjects.runs import data_of, shared_data_of
+from unrolled.subjects.samples import ImageSamples, Samples, SoundSamples
+
+Flags = TypeVar("Flags", bound=SampleFlags)
+_ALONE = ("given:", "tv:", "st:")
+
+
+def material_for(
+    models: Sequence[str],
+    options: Flags,
+    *,
+    side: Side | None = None,
+    texts: Path | None = None,
+    weights: Path | None = None,
+    quiet: bool,
+) -> tuple[ImageSamples | Paired, Flags]:
+    """What all `models` are shown, images of one split, divided as in their runs, or pairs; and the options, completed.
+
+    Args:
+        models: by string.
+        options: which data, and how many samples of them.
+        side: of the models, if they say one: then the data are pairs.
+        texts: a file of texts instead of data.
+        weights: what the one model is filled with.
+        quiet: do not say what was read.
+
+    Raises:
+        ValueError: a split that the data do not have, or a model that only pairs know.
+    """
+    if is_paired(options.data, side, texts):
+        pairs = read_pairs(options.data, options.split, options.data_dir) if texts is None else read_texts(texts)
+        return Paired.drawn(pairs, options.images), options
+    for model in models:
+        if model.startswith(_ALONE):
+            raise ValueError(
+                f"model: {model} needs to know what it is fed with: add --side image or --side text with paired data "
+                "(--data flickr8k), or --texts FILE"
+            )
+    if options.split == "all":
+        raise ValueError("--split all: is for paired data; choose train or test")
+    own = shared_data_of(models, weights, options)
+    everything = images_of(own, options.split, quiet=quiet)
+    samples = ImageSamples.drawn(everything, options.images, f"{own.data} ({options.split})")
+    return samples, replace(options, data=own.data, data_dir=own.data_dir)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what it is shown.
+
+    Attributes:
+        encoder: the model and how to feed it.
+        samples: images, texts or sounds.
+        reading: which features of it, and how they are computed.
+    """
+
+    encoder: Encoder
+    samples: Samples
+    reading: Reading
+
+    @classmethod
+    def of(
+        cls, reading: Reading, material: ImageSamples | Paired | Path, where: torch.device, *,
+        side: Side = "image", most: int | None = None,
+    ) -> Subject:  # fmt: skip
+        """The model that `reading` names, on its device, and its side of `material`.
+
+        Args:
+            reading: how it is opened and read.
+            material: from `material_for`; or a folder of sounds.
+            where: the device.
+            side: of pairs, what it is fed with.
+            most: of sounds, so many.
+        """
+        if isinstance(material, ImageSamples):
+            run = data_of(reading.model, reading.weights)
+            reading = replace(reading, image_size=reading.image_size or run.image_size)
+            encoder = _of_images(reading, classes=material.classes)
+            samples: Samples = material
+        elif isinstance(material, Paired):
+            encoder = _encoder(reading, "image" if side == "image" else "text")
+            samples = material.samples(side, reading.captions)
+        else:
+            encoder = _encoder(reading, "audio")
+            samples = SoundSamples.drawn(material, most or 1, encoder.rate)
+        encoder.module.to(where)
+        return cls(encoder, samples, reading)
+
+    @property
+    def model(self) -> nn.Module:
+        """In eval mode, on its device."""
+        return self.encoder.module
+
+    def features(
+        self, folder: Path, *, processes: Processes | None = None, quiet: bool = False
+    ) -> tuple[FeatureSet, bool]:
+        """Its features, read if `folder` holds the same, else computed and written there; and whether they were read.
+
+        Args:
+            folder: of the features.
+            processes: those that share the work.
+            quiet: show no progress.
+        """
+        key = self.samples.key(self.encoder, self.reading)
+        try:
+            if read_descriptors(folder)["key"] == key:
+                return FeatureSet.load(folder), True
+        except (CorruptFile, MissingData):
+            pass  # nothing usable there: computed anew, and what is damaged is written over
+
+        def part(start: int, stop: int) -> FeatureSet:
+            return replace(self.samples.part(self.encoder, self.reading, start, stop, quiet=quiet), key=key)
+
+        rows = torch.from_numpy(self.samples.rows)
+        computed = extract_in_parts(
+            folder, part, key=key, total=len(rows), batch_size=self.reading.batch_size, rows=rows, processes=processes
+        )
+        return computed, False
+
+
+def _of_images(reading: Reading, classes: int | None = None) -> Encoder:
+    return Encoder(name=reading.model, module=whole_images(opened(reading, classes)), kind="image")
+
+
+def _encoder(reading: Reading, kind: Kind) -> Encoder:
+    """The encoder of a kind: of a model of several modalities the tower of this kind."""
+    scheme = reading.model.partition(":")[0]
+    if kind == "image" and scheme not in ("given", "tv", "st", "hf"):
+        return _of_images(reading)
+    torch.manual_seed(reading.seed)
+    trained = reading.pretrained or scheme in ("hf", "given", "st")
+    return open_encoder(reading.model, kind, data_dir=reading.data_dir, pretrained=trained)

@@ -1,0 +1,35 @@
+"""What the command line says: progress and notes on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool) -> Iterator[T]:
+    """`items` with a bar on stderr, counted in batches."""
+    from tqdm import tqdm
+
+    # None: no bar where stderr is not a terminal
+    yield from tqdm(items, total=total, desc=what, unit="batch", disable=quiet or None, file=sys.stderr, leave=False)
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """A line on stderr."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def table(columns: list[str], rows: list[list[str]], *, left: int = 1) -> str:
+    """Rows under their columns, aligned to the right except for the first `left`."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = []
+    for row in [columns, *rows]:
+        cells = [
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
