@@ -95,6 +95,23 @@ def test_blocks_keep_every_character(lines: list[str]) -> None:
     assert all(parts.values())
 
 
+def test_the_share_held_out_may_be_chosen_where_parts_are_cut_from_one_text(tmp_path: Path) -> None:
+    text = "".join(f"line {i:05}\n" for i in range(4000))
+    (tmp_path / "tinyshakespeare.txt").write_text(text)
+    (tmp_path / "brown_sentences.txt").write_text(text)
+    for name in ("tinyshakespeare", "brown"):
+        parts = [open_text(name, part, data_dir=tmp_path, held_out=0.1).text for part in ("train", "val", "test")]  # type: ignore[arg-type]
+        assert [round(len(part) / len(text), 2) for part in parts] == [0.8, 0.1, 0.1]
+        assert sorted("".join(parts).splitlines()) == text.splitlines()
+        assert open_text(name, data_dir=tmp_path, held_out=0.05) == open_text(name, data_dir=tmp_path)
+    for name in ("wikitext2_train", "wikitext2_valid", "wikitext2_test"):
+        (tmp_path / f"{name}.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"held_out=0\.1: wikitext2 has a validation and a test part of its own"):
+        open_text("wikitext2", data_dir=tmp_path, held_out=0.1)
+    small = open_text("wikitext2-small", "val", data_dir=tmp_path, held_out=0.1)
+    assert round(small.bytes / len(text), 2) == 0.1, "cut from the published validation part"
+
+
 def test_what_cannot_be_read_is_named_with_the_fix(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tinyshakespeare"):
         open_text("shakespear", data_dir=tmp_path)

@@ -282,10 +282,19 @@ def test_other_bad_input() -> None:
         SequenceRegressor(RegressorConfig(layers=("linear",), dim=8, heads=1, input_dim=3))(torch.randn(2, 4, 5))
     with pytest.raises(ValueError, match="crate_gpt_base"):
         language_config("crate_gpt")
-    with pytest.raises(ValueError, match="depth"):
-        language_config("crate_gpt_base", depth=3)
     with pytest.raises(ValueError, match="LanguageConfig"):
         LanguageModel(RegressorConfig(layers=("linear",), dim=8, heads=1, input_dim=3))
+
+
+def test_a_depth_repeats_the_layers_of_a_named_model() -> None:
+    assert language_config("crate_gpt_nano", depth=2).layers == ("mssa",) * 2
+    assert language_config("crate_bert_nano", depth=6) == language_config("crate_bert_nano", layers=("mssa",) * 6)
+    hybrid = language_config("gpt2_nano", layers=["mesanet", "softmax"], depth=5)
+    assert hybrid.layers == ("mesanet", "softmax", "mesanet", "softmax", "mesanet")
+    assert language_config("gpt2_nano", layers="delta", depth=3).layers == ("delta",) * 3
+    for depth in (0, -1, 2.5, True, "4", 10**12):
+        with pytest.raises(ValueError, match=r"depth=.*: give a number of blocks, 1 to 10,000"):
+            language_config("gpt2_nano", depth=depth)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from train_helpers import assert_same_run, kill_after_a_checkpoint
 
 from unrolled.data.tokens import load_tokenizer
 from unrolled.errors import MissingData
+from unrolled.models import LanguageModel
 from unrolled.models.encoder import MaskedLanguageModel, load_language_model
 from unrolled.models.resolve import resolve_model
 from unrolled.train import TextConfig, TrainConfig, fit, save_config
 from unrolled.train.checkpoint import checkpoints
+from unrolled.train.optim import learning_rate
 from unrolled.train.text import evaluate_text, open_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,3 +274,48 @@ def test_losses_are_those_of_one_token_after_the_other(make: Make) -> None:
     assert scores["bits_per_byte"] == pytest.approx(sum(sliding) / 74 / math.log(2), rel=1e-5)
     with pytest.raises(ValueError, match="stride=40"):
         evaluate_text(model, corpus, "test", result.config, stride=40)
+
+
+def test_the_share_held_out_is_a_flag(
+    make: Make, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unrolled.cli import run
+
+    save_config(make(max_steps=1, eval_samples=1), tmp_path / "run.yaml")
+    flags = ["--config", str(tmp_path / "run.yaml"), "--json"]
+    tested = []
+    for more in ([], ["--held-out", "0.2", "--force"]):
+        assert run(["train", *flags, *more]) == 0
+        tested.append(json.loads(capsys.readouterr().out)["test"]["tokens"])
+    assert tested[1] == pytest.approx(4 * tested[0], rel=0.1)
+    assert run(["eval", str(tmp_path / "run"), "--out", str(tmp_path / "eval"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == tested[1], "divided as the run was"
+    (text / "brown_sentences.txt").write_text("a line\n" * 9000)
+    assert run(["eval", str(tmp_path / "run"), "--data", "brown", "--out", str(tmp_path / "other"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == pytest.approx(9000 * 7 / 20, rel=0.1)
+
+
+def test_a_run_is_as_long_as_its_steps_say_and_validates_every_so_many(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unrolled.cli import run
+
+    save_config(make(model_args={"dim": 16, "heads": 2}, ema=None), tmp_path / "run.yaml")
+    flags = ["--model-args.depth", "1", "--steps", "9", "--warmup-steps", "2", "--eval-every", "4", "--log-every", "1"]
+    command = ["train", "--config", str(tmp_path / "run.yaml"), *flags]
+    assert run([*command, "--no-quiet", "--out", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().err
+    assert "step 4 (epoch 0." in said
+    assert "bits per byte" in said
+    assert "warm-up" not in said
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["split"] == "val"] == [4, 8, 9]
+    rates = [record["lr"] for record in records if record["split"] == "train"]
+    expected = [learning_rate(step, peak=2e-3, warmup=2, total=9) for step in range(9)]
+    assert rates == pytest.approx(expected), "the schedule spans the steps"
+    model = load_language_model(tmp_path / "a")
+    assert isinstance(model, LanguageModel)
+    assert len(model.blocks) == 1
+    for more in (["--max-steps", "5"], ["--resume", "auto"]):
+        assert run([*command, "--quiet", "--out", str(tmp_path / "b"), *more]) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")

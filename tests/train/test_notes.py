@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from train_helpers import TINY
 
 from unrolled.data import synthetic_images
 from unrolled.train import TrainConfig, fit
+from unrolled.train.optim import learning_rate
 from unrolled.train.run import Splits
 
 Make = Callable[..., TrainConfig]
@@ -46,3 +48,30 @@ def test_images_that_an_epoch_leaves_out_are_noted(
     fit(config(batch_size=8, max_steps=1, quiet=False), data=Splits(train=train, val=None, test=None))
     printed = capsys.readouterr().err
     assert said in printed if said else "do not fill" not in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"epochs": 1, "warmup_epochs": 2},
+            "of 8 steps is longer than the run of 4: the learning rate ends at 50%",
+        ),
+        (
+            {"steps": 3, "warmup_steps": 12},
+            "of 12 steps is longer than the run of 3: the learning rate ends at 25%",
+        ),
+        ({"steps": 3, "warmup_steps": 3}, None),
+        ({"steps": 12, "warmup_steps": 0}, None),
+    ],
+)
+def test_a_warm_up_that_the_run_never_leaves_is_noted(
+    config: Make, splits: Splits, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str | None
+) -> None:
+    result = fit(config(**changes, log_every=1, quiet=False), data=splits)
+    printed = capsys.readouterr().err
+    assert said in printed if said else "warm-up" not in printed
+    rates = [record["lr"] for record in result.metrics if record["split"] == "train"]
+    total, warmup = changes.get("steps", 4), changes.get("warmup_steps", 8)
+    assert len(rates) == total
+    assert rates == [learning_rate(step, peak=2e-3, warmup=warmup, total=total) for step in range(total)]

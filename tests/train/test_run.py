@@ -185,6 +185,29 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     assert "step 20/20" in text
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_speed_is_that_of_steps_and_time_left_counts_on_validations(monkeypatch, terminal):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("unrolled.train.log.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr(sys, "stderr", Stream(terminal))
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Progress(total=101, start=0, batch_size=64, show=True, every=0.0)
+    clock.now = 60.0  # loaders start, the model compiles
+    progress.step(1, 2.0)
+    for step in range(2, 12):
+        clock.now += 1.0
+        progress.step(step, 2.0)
+    with progress.beside("validating"):
+        clock.now += 10.0
+    clock.now += 1.0
+    progress.step(12, 2.0)  # 11 steps in 11 s, and 10 s beside them
+    progress.close()
+    text = sys.stderr.getvalue()
+    assert "step 11/101  loss 2.0000  64 images/s  1:30 left" in text
+    assert "step 12/101  loss 2.0000  64 images/s  2:50 left" in text
+    assert ("64 images/s  1:30 left, validating" in text) == terminal
+
+
 def test_no_progress_when_quiet(monkeypatch):
     assert drive(monkeypatch, terminal=False, show=False) == ""
 

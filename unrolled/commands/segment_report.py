@@ -132,7 +132,9 @@ def segment_report(result: dict[str, Any], views: Sequence[View], options: Segme
 
 def _spread(views: Sequence[View], count: int) -> Sequence[View]:
     """At most `count`, drawn evenly."""
-    return views if len(views) <= count else [views[i * (len(views) - 1) // (count - 1)] for i in range(count)]
+    from unrolled.data.sources import evenly
+
+    return [views[place] for place in evenly(count, len(views))]
 
 
 def _named(options: SegmentOptions) -> dict[str, Any]:

@@ -78,7 +78,9 @@ def text_names() -> list[str]:
     return sorted(_CORPORA)
 
 
-def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None = None) -> Text:
+def open_text(
+    name: str, split: Split = "train", *, data_dir: Path | str | None = None, held_out: float | None = None
+) -> Text:
     """One part of a corpus; the three parts of a corpus have no character in common, and are always the same.
 
     | name | files in `data_dir`, each also as .gz | parts |
@@ -94,15 +96,17 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
     the start of a file is no part of the text, and Windows' line ends become single ones.
 
     Blocks: the text is cut at line ends into pieces of 1/400, and of every 20 in a row one is for validation and one
-    for the test, so that the held-out parts are spread over genres and books.
+    for the test, so that the held-out parts are spread over genres and books. `held_out` changes the shares: 0.1 makes
+    it one of 10 each, and of tinyshakespeare the first 80 %, the next and the last 10 %.
 
     Args:
         name: see the table. Numbers on `wikitext2-small` are not comparable with published WikiText-2 ones.
         split: "train", "val" or "test".
         data_dir: the folder with the files, or with a folder `text` that has them.
+        held_out: share of the validation part, and of the test part, where they are cut from one text; default 0.05.
 
     Raises:
-        ValueError: no such name or split, or an empty text.
+        ValueError: no such name or split, an empty text, or a `held_out` where both parts are there already.
         CorruptFile: a file is damaged, or not UTF-8.
         MissingData: the files are not there.
     """
@@ -113,11 +117,11 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
         folder = folder / "text"
     passed = ""
     if name.startswith("hf:"):
-        parts = _hub(name.removeprefix("hf:"), folder)
+        found = _hub(name.removeprefix("hf:"), folder)
     elif name == "folder":
-        parts, passed = _folder(existing_folder(folder, what=name))
+        found, passed = _folder(existing_folder(folder, what=name))
     elif name in _CORPORA:
-        parts = _packed(name, existing_folder(folder, what=name))
+        found = _packed(name, existing_folder(folder, what=name))
     else:
         path = Path(name)
         own = (path if path.is_dir() else path.parent) if path.exists() else "FOLDER"
@@ -125,7 +129,7 @@ def open_text(name: str, split: Split = "train", *, data_dir: Path | str | None 
             f"data={name!r}: is no text; choose one of {', '.join(text_names())}, hf:ORG/NAME, or for .txt files of "
             f"your own --data folder --data-dir {own}"
         )
-    text = parts[split]
+    text = _divided(name, found, held_out)[split]
     if not text.strip():
         raise ValueError(f"data={name!r}: the {split} part is empty; give longer files, or files for every part")
     return Text(
@@ -174,19 +178,30 @@ def _cut(text: str, count: int) -> list[str]:
     return pieces
 
 
-def _tail(text: str) -> dict[Split, str]:
+def _divided(name: str, found: dict[str, str], held_out: float | None) -> dict[Split, str]:
+    """The three parts of what was found: the whole text as `all`, or parts of it; training gives what is missing."""
+    if held_out is not None and {"val", "test"} <= found.keys():
+        raise ValueError(f"held_out={held_out}: {name} has a validation and a test part of its own; leave it out")
+    share = _HELD if held_out is None else held_out
+    if "all" in found:
+        tail = name in _CORPORA and _CORPORA[name].division == "tail"
+        return _tail(found["all"], share) if tail else divide(found["all"], fraction=share)
+    return _complete(found, share)  # type: ignore[arg-type]
+
+
+def _tail(text: str, held_out: float) -> dict[Split, str]:
     cuts = [0]
-    for share in (1 - 2 * _HELD, 1 - _HELD):
+    for share in (1 - 2 * held_out, 1 - held_out):
         end = text.find("\n", int(share * len(text)))
         cuts.append(len(text) if end < 0 else end + 1)
     first, second = cuts[1:]
     return {"train": text[:first], "val": text[first:second], "test": text[second:]}
 
 
-def _complete(parts: dict[Split, str]) -> dict[Split, str]:
+def _complete(parts: dict[Split, str], held_out: float) -> dict[Split, str]:
     """Parts that are missing are cut from the training part, which loses them."""
     if missing := [part for part in ("val", "test") if part not in parts]:
-        cut = divide(parts["train"])
+        cut = divide(parts["train"], fraction=held_out)
         kept: Any = {"train": cut["train"], **{part: cut[part] for part in missing}}  # type: ignore[index]
         if len(missing) == 1:  # only one is needed: the other stays in training
             other: Any = "test" if missing == ["val"] else "val"
@@ -195,7 +210,7 @@ def _complete(parts: dict[Split, str]) -> dict[Split, str]:
     return parts
 
 
-def _packed(name: str, folder: Path) -> dict[Split, str]:
+def _packed(name: str, folder: Path) -> dict[str, str]:
     corpus = _CORPORA[name]
     found = {}
     for part, names in corpus.files.items():
@@ -204,12 +219,10 @@ def _packed(name: str, folder: Path) -> dict[Split, str]:
             hint = "; `wikitext2-small` needs only valid and test" if name == "wikitext2" else ""
             raise MissingData(f"data_dir: {folder} has no {' or '.join(names)} (or .gz), for {name}{hint}")
         found[part] = read_text(present[0])
-    if corpus.division == "tail":
-        return _tail(found["all"])
-    return divide(found["all"]) if corpus.division == "blocks" else _complete(found)  # type: ignore[arg-type]
+    return found
 
 
-def _folder(folder: Path) -> tuple[dict[Split, str], str]:
+def _folder(folder: Path) -> tuple[dict[str, str], str]:
     if not folder.is_dir():
         raise ValueError(f"data_dir: {printable(folder)} is a file; give the folder it is in")
     passed = PassedOver()
@@ -236,17 +249,17 @@ def _folder(folder: Path) -> tuple[dict[Split, str], str]:
             "train is missing; name all of them, or none"
         )
     if not parts:
-        return divide("\n".join(rest)), passed.said()
-    return _complete({part: "\n".join(texts) for part, texts in parts.items()}), passed.said()
+        return {"all": "\n".join(rest)}, passed.said()
+    return {part: "\n".join(texts) for part, texts in parts.items()}, passed.said()
 
 
-def _hub(name: str, folder: Path | None) -> dict[Split, str]:
+def _hub(name: str, folder: Path | None) -> dict[str, str]:
     from unrolled.data.hub import column_called, columns_of, hub_spec, load_dataset, split_names
 
     datasets = require("datasets", extra="hf", feature=f"data `hf:{name}`")
     place, said = hub_spec(name)
     table = load_dataset(datasets, place, folder)
-    parts: dict[Split, str] = {}
+    parts: dict[str, str] = {}
     for part, published in split_names(table, said, f"hf:{place}").items():
         rows = table[published]
         texts = [key for key, f in rows.features.items() if getattr(f, "dtype", "") in ("string", "large_string")]
@@ -261,8 +274,8 @@ def _hub(name: str, folder: Path | None) -> dict[Split, str]:
             )
         column = "text" if "text" in texts else texts[0]
         lines = (row if row.endswith("\n") else row + "\n" for row in rows[column][:] if row)
-        parts[part] = "".join(lines)  # type: ignore[index]
-    return _complete(parts)
+        parts[part] = "".join(lines)
+    return parts
 
 
 def read_text(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any
 
 # names of what `sequence_blocks` holds; a second half in REPLACING returns the new tokens, the others an update
@@ -12,6 +13,7 @@ LAYERS = ("softmax", "linear", "delta", "mesa", "mesanet", "mssa", "tssa")
 NORMS = ("layernorm", "rmsnorm", "none")
 SECOND = ("mlp", "relu", "swiglu", "ista", "overcomplete", "none")
 REPLACING = ("ista",)
+_DEEPEST = 10_000  # a number beyond any memory is no depth
 POSITIONS = ("learned", "sinusoidal", "first_layer", "none")
 
 
@@ -59,7 +61,7 @@ class SequenceConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, str):
-            raise ValueError(f"layers={self.layers!r}: give one name a block, e.g. ({self.layers!r},) * 4")
+            raise ValueError(f"layers={self.layers!r}: give one name a block, e.g. ({self.layers!r},) * 4, or a depth")
         object.__setattr__(self, "layers", tuple(self.layers))  # JSON has no tuples
         if not self.layers:
             raise ValueError("layers: is empty; name at least one layer, e.g. ('softmax',)")
@@ -232,7 +234,8 @@ def language_config(name: str, **overrides: Any) -> LanguageConfig:
 
     Args:
         name: of the model.
-        overrides: fields of the config.
+        overrides: fields of the config; or `depth`, the number of blocks: the layers in their order, as often as need
+            be. `layers` may then be one name.
 
     Raises:
         ValueError: no model of that name, or a field that does not fit.
@@ -243,7 +246,14 @@ def language_config(name: str, **overrides: Any) -> LanguageConfig:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"name={name!r} is not known: {hint}choose one of {', '.join(sizes)}")
     kind = EncoderConfig if name in ENCODERS else LanguageConfig
-    known = {f.name for f in dataclasses.fields(kind)}
+    known = {f.name for f in dataclasses.fields(kind)} | {"depth"}
     if unknown := set(overrides) - known:
         raise ValueError(f"{', '.join(sorted(unknown))}: not a field of {kind.__name__} ({', '.join(sorted(known))})")
-    return kind(**{**sizes[name], **overrides})
+    values = {**sizes[name], **overrides}
+    depth = values.pop("depth", None)
+    if depth is not None:
+        if type(depth) is not int or not 1 <= depth <= _DEEPEST:
+            raise ValueError(f"depth={depth!r}: give a number of blocks, 1 to {_DEEPEST:,}")
+        layers = (values["layers"],) if isinstance(values["layers"], str) else tuple(values["layers"])
+        values["layers"] = tuple(islice(cycle(layers), depth))
+    return kind(**values)

@@ -12,6 +12,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -165,26 +166,28 @@ def write_status(
 
 
 class Progress:
-    """Speed and time left on stderr: a bar on a terminal, a plain line every so often in a log file.
+    """Loss, speed and time left on stderr: a bar on a terminal, a plain line every so often in a log file.
 
-    A terminal that was closed, or a reader that left, ends nothing but the progress.
+    Speed is that of the steps alone, without the first, which also starts loaders and compiles; time left counts on as
+    much time beside the steps (validations, checkpoints) as there has been. A terminal that was closed, or a reader
+    that left, ends nothing but the progress.
     """
 
     def __init__(
         self, *, total: int, start: int, batch_size: int, show: bool, every: float = 10.0, unit: str = "images"
     ) -> None:
         self._total, self._start, self._batch, self._show, self._unit = total, start, batch_size, show, unit
-        self._every, self._began = every, time.monotonic()
-        self._last = self._began
+        self._every, self._last, self._text = every, time.monotonic(), ""
+        self._first: float | None = None
+        self._beside = 0.0
         self._bar: Any = None
         if show and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total * batch_size,
-                initial=start * batch_size,
-                unit=f" {unit}",
-                unit_scale=True,
+                total=total,
+                initial=start,
+                bar_format="{percentage:3.0f}%|{bar}| {desc}",
                 file=sys.stderr,
                 dynamic_ncols=True,
                 ascii=True if "NO_COLOR" in os.environ else None,
@@ -192,17 +195,31 @@ class Progress:
 
     def step(self, done: int, loss: float) -> None:
         """`done` optimiser steps are finished; `loss` is that of the last one."""
+        now = time.monotonic()
+        self._text = f"step {done:,}/{self._total:,}  loss {loss:.4f}"
+        if self._first is None:
+            self._first, self._beside = now, 0.0
+        elif (steps := done - self._start - 1) and (elapsed := now - self._first) > self._beside:
+            speed = steps * self._batch / (elapsed - self._beside)
+            left = duration((self._total - done) * elapsed / steps)
+            self._text += f"  {speed:,.0f} {self._unit}/s  {left} left"
         if self._bar is not None:
             with contextlib.suppress(OSError):
-                self._bar.set_postfix_str(f"step {done}/{self._total} loss {loss:.3f}", refresh=False)
-                self._bar.update(self._batch)
-        elif self._show and (now := time.monotonic()) - self._last >= self._every:
+                self._bar.set_description_str(self._text, refresh=False)
+                self._bar.update()
+        elif self._show and now - self._last >= self._every:
             self._last = now
-            rate = (done - self._start) / (now - self._began)
-            left = _duration((self._total - done) / rate) if rate else "?"
-            self.note(
-                f"step {done}/{self._total}  loss {loss:.4f}  {rate * self._batch:.0f} {self._unit}/s  {left} left"
-            )
+            self.note(self._text)
+
+    @contextlib.contextmanager
+    def beside(self, what: str) -> Iterator[None]:
+        """Within the block no steps are made, but `what`, which the bar says."""
+        began = time.monotonic()
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.set_description_str(", ".join(filter(None, (self._text, what))))
+        yield
+        self._beside += time.monotonic() - began
 
     def note(self, text: str) -> None:
         """One line, above the bar if there is one."""
@@ -220,7 +237,8 @@ class Progress:
                 self._bar.close()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As a clock shows it, e.g. 0:07 or 1:02:30."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -54,6 +54,15 @@ class Schedule(NamedTuple):
             eval_every=config.eval_steps(per_epoch),
         )
 
+    def notes(self) -> list[str]:
+        """Of a warm-up that the run never leaves."""
+        if self.warmup <= self.last:
+            return []
+        return [
+            f"note: the warm-up of {self.warmup:,} steps is longer than the run of {self.last:,}: the learning rate "
+            f"ends at {self.last / self.warmup:.0%} of its peak; lower warmup_epochs, or give warmup_steps"
+        ]
+
 
 @dataclass(kw_only=True)
 class Finished:
@@ -106,7 +115,7 @@ def run_steps(
     show = main and not config.quiet
     progress = Progress(total=last, start=start, batch_size=task.step_units, show=show, unit=task.unit)
     stop = StopRequest()
-    for note in task.notes():
+    for note in [*task.notes(), *schedule.notes()]:
         progress.note(note)
 
     def record(entry: dict[str, Any]) -> None:
@@ -128,14 +137,16 @@ def run_steps(
             )
 
     def measure(split: str) -> dict[str, Any]:
-        scores = task.measure(wrapped, split, check_stop)
+        with progress.beside("validating" if split == "val" else "testing"):
+            scores = task.measure(wrapped, split, check_stop)
         record({"split": split, **scores})
         return scores
 
     def validate() -> None:
         with average.applied(model) if average else contextlib.nullcontext():
             scores = measure("val")
-        progress.note(f"epoch {state.step / schedule.per_epoch:.1f}: validation {task.words(scores)}")
+        epoch = state.step / schedule.per_epoch
+        progress.note(f"step {state.step:,} (epoch {epoch:.3g}): validation {task.words(scores)}")
         if task.selects:
             state.keep_if_best(scores)
 

@@ -58,7 +58,8 @@ def open_corpus(config: TextConfig, tokenizer: Tokenizer | None = None) -> Corpu
     from unrolled.data.text import Split, open_text
 
     splits: tuple[Split, ...] = ("train", "val", "test")
-    parts = {split: open_text(config.data, split, data_dir=config.data_dir) for split in splits}
+    options: dict[str, Any] = {"data_dir": config.data_dir, "held_out": config.held_out}
+    parts = {split: open_text(config.data, split, **options) for split in splits}
     if tokenizer is None:
         tokenizer = open_tokenizer(config.tokenizer, parts["train"].text, mask=config.task == "mlm")
     tokens: dict[str, Tensor] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from unrolled.data.sources import evenly
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.platonic.photos import (
@@ -23,7 +24,6 @@ from unrolled.studies.platonic.photos import (
     OfJoined,
     OfPhotos,
     TextModel,
-    evenly,
     label,
     open_photos,
 )
@@ -86,6 +86,16 @@ class Density(Cell):
     k: int
     draws: int
     seed: int
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """What tables call the two models."""
+        return self.seen.label, self.read.model.label
+
+    @property
+    def name(self) -> str:
+        """What progress calls it."""
+        return " with ".join(self.labels)
 
     @property
     def joined(self) -> list[OfJoined]:
@@ -186,27 +196,25 @@ def ratios(results: Results[Density], way: Way) -> list[float]:
     return [row.result["scores"][way][-1]["score"] / row.result["scores"][one][0]["score"] for row in results]
 
 
+def _smallest(way: Way) -> Claim:
+    def span(results: Results[Density], config: CaptionsConfig) -> str:
+        return f" to {max(ratios(results, way)):.2f} over {len(results)} pairs of models"
+
+    how = {"averaged": "vectors averaged", "joined": "read as one text"}[way]
+    return Claim(
+        statement=f"Five captions, {how}, agree more than one (smallest ratio of scores, all pairs of models)",
+        source=_PAPER,
+        published="rises, values in the figure only",
+        value=lambda results, config: min(ratios(results, way), default=nan),
+        low=1.0,
+        spec=".2f",
+        detail=span,
+    )
+
+
 CLAIMS = (
-    Claim(
-        statement="Five captions, vectors averaged, agree more than one (smallest ratio of scores, all pairs of "
-        "models)",
-        source=_PAPER,
-        published="rises, values in the figure only",
-        value=lambda results, config: min(ratios(results, "averaged"), default=nan),
-        low=1.0,
-        spec=".2f",
-        detail=lambda results, config: _up_to(ratios(results, "averaged")),
-    ),
-    Claim(
-        statement="Five captions, read as one text, agree more than one (smallest ratio of scores, all pairs of "
-        "models)",
-        source=_PAPER,
-        published="rises, values in the figure only",
-        value=lambda results, config: min(ratios(results, "joined"), default=nan),
-        low=1.0,
-        spec=".2f",
-        detail=lambda results, config: _up_to(ratios(results, "joined")),
-    ),
+    _smallest("averaged"),
+    _smallest("joined"),
     Claim(
         statement="Captions of other photos do not help (largest ratio of scores: one own and four foreign over one "
         "own)",
@@ -220,10 +228,6 @@ CLAIMS = (
         ),
     ),
 )
-
-
-def _up_to(values: list[float]) -> str:
-    return f" to {max(values):.2f} over {len(values)} pairs of models"
 
 
 def report(report: Report, config: CaptionsConfig, results: Results[Density]) -> None:
@@ -248,12 +252,12 @@ def _headline(report: Report, config: CaptionsConfig, results: Results[Density])
     if top is None:
         report.headline("No pair of models was compared.")
         return
+    image, text = top.cell.labels
     scores = top.result["scores"]
     one, every = scores["averaged"][0], scores["averaged"][-1]
     report.headline(
-        f"With {CAPTIONS} captions instead of one, {label(top.cell.read.model.text)} goes from {one['score']:.3f} to "
-        f"{every['score']:.3f} (mutual {config.k}-NN with {label(top.cell.seen.image)}, n = {top.result['n']:,}), "
-        f"where chance gives {every['chance']:.4f}.",
+        f"With {CAPTIONS} captions instead of one, {text} goes from {one['score']:.3f} to {every['score']:.3f} "
+        f"(mutual {config.k}-NN with {image}, n = {top.result['n']:,}), where chance gives {every['chance']:.4f}.",
         [
             Fact(label="One caption", value=f"{one['score']:.3f}", detail=f"± {one['std']:.3f} over which of them"),
             Fact(
@@ -274,14 +278,10 @@ def _pairs(report: Report, config: CaptionsConfig, results: Results[Density]) ->
     for (cell, result, _), way in product(results, WAYS):
         entries = result["scores"][way]
         rows.append([
-            label(cell.seen.image), label(cell.read.model.text), way, *map(score, entries),
+            *cell.labels, way, *map(score, entries),
             f"{entries[-1]['chance']:.4f}", f"{entries[-1]['p_value']:.3f}",
         ])  # fmt: skip
-    rows += [
-        [label(cell.seen.image), label(cell.read.model.text), "", *[NOT_RUN] * (CAPTIONS + 2)]
-        for cell in results.missing
-        if isinstance(cell, Density)
-    ]
+    rows += [[*cell.labels, "", *[NOT_RUN] * (CAPTIONS + 2)] for cell in results.missing if isinstance(cell, Density)]
     words = ", ".join(f"{value:.0f}" for value in results.first("words", ())) or NOT_RUN
     report.section(
         "Every pair of models",
@@ -305,7 +305,7 @@ def _figure(report: Report, config: CaptionsConfig, results: Results[Density]) -
     def line(row: Row[Density], way: Way, color: int) -> Series:
         entries = row.result["scores"][way]
         return Series(
-            label=label(row.cell.seen.image, "" if way == "averaged" else way),
+            label=row.cell.seen.label + ("" if way == "averaged" else f", {way}"),
             x=words,
             y=[entry["score"] for entry in entries],
             color=color,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData, MissingExtra
+from unrolled.studies.base import data_missing
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.networks import Data
 from unrolled.studies.pictures import pictures
@@ -35,6 +36,8 @@ def open_model(name: str, context: Context) -> GivenModel:
 
     try:
         return open_given(name, find_weights(context.data_dir))
+    except MissingData as error:
+        raise data_missing(f"the weights of {name}", error) from error
     except MissingExtra as error:
         raise MissingData(str(error)) from error
 

@@ -18,8 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from unrolled.errors import CorruptFile, MissingData
+from unrolled.studies.base import data_missing
 
 Array = NDArray[Any]
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise data_missing(path.parent.name, MissingData(f"there is no {path}"))
 
 
 def read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:
@@ -29,8 +35,7 @@ def read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:
         MissingData: there is no such file.
         CorruptFile: it cannot be read or lacks an array.
     """
-    if not path.is_file():
-        raise MissingData(f"data_dir: there is no {path}")
+    _require(path)
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in keys}
@@ -113,8 +118,7 @@ def named_colours(path: Path) -> list[tuple[str, tuple[float, float, float]]]:
         MissingData: there is no such file.
         CorruptFile: a column is missing or not a number.
     """
-    if not path.is_file():
-        raise MissingData(f"data_dir: there is no {path}")
+    _require(path)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")

@@ -9,11 +9,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from unrolled.data.sources import evenly
 from unrolled.errors import CorruptFile, MissingData, MissingExtra
 from unrolled.studies.base import data_missing
 from unrolled.studies.cells import Cell, Context
@@ -51,13 +50,11 @@ def open_photos(data_dir: Path, pairs: int) -> PairSource:
     """
     from unrolled.data.pairs import open_pairs
 
-    everything = open_pairs("flickr8k", data_dir=data_dir.expanduser())
+    try:
+        everything = open_pairs("flickr8k", data_dir=data_dir.expanduser())
+    except MissingData as error:
+        raise data_missing("flickr8k-2000", error) from error
     return everything.take(evenly(pairs, len(everything)))
-
-
-def evenly(count: int, total: int) -> NDArray[np.int64]:
-    """`count` of `total` places, evenly apart, the first and the last among them; all if there are fewer."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 @lru_cache(maxsize=2)  # an image network and a text model
@@ -101,6 +98,11 @@ class TextModel:
         """What was done to it, in words."""
         return "untrained" if self.text_drawn is not None else f"damaged {self.damage:g}" if self.damage else ""
 
+    @property
+    def label(self) -> str:
+        """What a report calls it."""
+        return label(self.text, self.state)
+
     def module(self, context: Context) -> nn.Module:
         """The model with weights drawn anew or damaged."""
         module = opened(self.text, "text", context).module
@@ -117,10 +119,7 @@ class Features(Cell):
 
     def require(self, context: Context) -> None:
         """The photos."""
-        try:
-            open_photos(context.data_dir, self.pairs)
-        except MissingData as error:
-            raise data_missing("flickr8k-2000", error) from error
+        open_photos(context.data_dir, self.pairs)
 
     @abstractmethod
     def extract(self, context: Context) -> FeatureSet:
@@ -157,9 +156,9 @@ class OfPhotos(Features):
     image_drawn: int | None = None
 
     @property
-    def state(self) -> str:
-        """What was done to the network, in a word."""
-        return "" if self.image_drawn is None else "untrained"
+    def label(self) -> str:
+        """What a report calls the network."""
+        return label(self.image, "" if self.image_drawn is None else "untrained")
 
     def require(self, context: Context) -> None:
         """The photos and the network."""

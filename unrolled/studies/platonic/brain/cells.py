@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unrolled.errors import MissingData
-from unrolled.studies.base import Budget, data_missing
+from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.networks import BATCH, Network
 from unrolled.studies.pictures import as_input
@@ -80,7 +79,7 @@ class Ceiling(Cell):
 
     def require(self, context: Context) -> None:
         """The records."""
-        require_brains(context)
+        brains(context.data_dir)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`ceiling`: bounds of what a perfect model can score on human IT; `monkey`: what monkey IT scores."""
@@ -108,6 +107,11 @@ class BesideBrains(Cell):
     numbers: ClassVar[tuple[str, ...]] = AGREEMENT
 
     @property
+    def name(self) -> str:
+        """What progress calls it."""
+        return f"{self.what}, {self.group}"
+
+    @property
     @abstractmethod
     def group(self) -> str:
         """What it is one of."""
@@ -118,7 +122,7 @@ class BesideBrains(Cell):
 
     def require(self, context: Context) -> None:
         """The records."""
-        require_brains(context)
+        brains(context.data_dir)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """How the `best` layer agrees with human IT, as `Agreement` says it, and every layer; and with `monkey` IT."""
@@ -221,14 +225,6 @@ class OfMember(BesideBrains):
         return rdms(self.network.load(context), images, (layers,))
 
 
-def require_brains(context: Context) -> None:
-    """Raise `MissingData` where there are no records."""
-    try:
-        brains(context.data_dir)
-    except MissingData as error:
-        raise data_missing("brain-92images", error) from error
-
-
 def small_pictures(stimuli: NDArray[np.uint8]) -> Tensor:
     """Photographs [n, h, w, 3] as uint8 pixels [n, 3, 32, 32], averaged over the pixels that become one."""
     from PIL import Image
@@ -266,10 +262,7 @@ class Judged(Cell):
 
     def require(self, context: Context) -> None:
         """The judgements and the vectors."""
-        try:
-            self.judgements(context)
-        except MissingData as error:
-            raise data_missing("human-similarity", error) from error
+        self.judgements(context)
         if self.vectors in TEXTS:
             open_model(self.vectors, context)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -93,7 +93,7 @@ class Counted(Cell):
     def require(self, context: Context) -> None:
         """The images."""
         if self.source != "made-up":
-            _there("cifar10", lambda: _cifar10(context))
+            _cifar10(context)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """Symmetric `counts` [k, k] of pairs of colours, and the `middles` of their bins [k, 3] in [0, 1]."""
@@ -121,16 +121,11 @@ class Counted(Cell):
 def _cifar10(context: Context) -> ImageSource:
     from unrolled.data.files import open_packed  # `open_images` would download what is not there
 
-    (images,) = open_packed("cifar10", context.data_dir, split="train").values()
-    return images
-
-
-def _there(data: str, load: Callable[[], Any]) -> None:
-    """Raise `MissingData` with the flag that says where data are, if they are not there."""
     try:
-        load()
+        (images,) = open_packed("cifar10", context.data_dir, split="train").values()
     except MissingData as error:
-        raise data_missing(data, error) from error
+        raise data_missing("cifar10", error) from error
+    return images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +197,7 @@ class BesidePeople(Cell):
 
     def require(self, context: Context) -> None:
         """The ratings."""
-        _there(_PEOPLE, lambda: colours(context.data_dir))
+        colours(context.data_dir)
 
     def compute(self, context: Context) -> dict[str, float | None]:
         """How many pairs are `compared`, and Spearman's correlation of ratings with `pmi` and `lab`; None below ten."""
@@ -236,8 +231,8 @@ class ByWords(Layout):
 
     def require(self, context: Context) -> None:
         """The words' colours and the model."""
-        _there(_PEOPLE, lambda: named_colours(context.data_dir / _PEOPLE / "xkcd_colours.tsv"))
-        _there(f"weights of {self.model}", lambda: open_model(self.model, context))
+        named_colours(context.data_dir / _PEOPLE / "xkcd_colours.tsv")
+        open_model(self.model, context)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """The score, and the `words`."""
@@ -259,7 +254,7 @@ class ByPeople(Layout):
 
     def require(self, context: Context) -> None:
         """The ratings."""
-        _there(_PEOPLE, lambda: colours(context.data_dir))
+        colours(context.data_dir)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """The score."""

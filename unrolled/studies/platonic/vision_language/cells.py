@@ -91,6 +91,16 @@ class Compared(Cell):
     seed: int
 
     @property
+    def labels(self) -> tuple[str, str]:
+        """What tables call the two models."""
+        return self.photos.label, self.captions.model.label
+
+    @property
+    def name(self) -> str:
+        """What progress calls it."""
+        return " with ".join(self.labels)
+
+    @property
     def needs(self) -> Sequence[Cell]:
         """The features of both."""
         return (self.photos, self.captions)
@@ -140,10 +150,7 @@ class Quality(Cell):
 
     def require(self, context: Context) -> None:
         """The corpus and the model."""
-        try:
-            _corpus(context)
-        except MissingData as error:
-            raise data_missing("text/wikitext2_test.txt", error) from error
+        _corpus(context)
         opened(self.model.text, "text", context)
 
     def compute(self, context: Context) -> dict[str, float]:
@@ -165,7 +172,7 @@ class Quality(Cell):
 def _corpus(context: Context) -> Path:
     path = context.data_dir.expanduser() / "text" / "wikitext2_test.txt"
     if not path.is_file():
-        raise MissingData(f"there is no {path}")
+        raise data_missing("text/wikitext2_test.txt", MissingData(f"there is no {path}"))
     return path
 
 

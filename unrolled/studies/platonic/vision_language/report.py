@@ -45,8 +45,9 @@ def _headline(report: Report, view: View, config: VisionLanguageConfig) -> None:
         return
     best, held_out = top.result["best"], top.result["best"]["held_out"]
     low, high = best["interval"]
+    image, text = top.cell.labels
     report.headline(
-        f"Of {len(view.anchored)} image networks, {_image(top.cell)} agrees most with {_text(top.cell)}: "
+        f"Of {len(view.anchored)} image networks, {image} agrees most with {text}: "
         f"its best layer shares {100 * best['score']:.1f} % of the {config.k} nearest neighbours of {best['n']:,} "
         f"photos, where chance gives {100 * best['chance']:.2f} %.",
         [
@@ -69,14 +70,6 @@ def _headline(report: Report, view: View, config: VisionLanguageConfig) -> None:
     )
 
 
-def _image(cell: Compared) -> str:
-    return label(cell.photos.image, cell.photos.state)
-
-
-def _text(cell: Compared) -> str:
-    return label(cell.captions.model.text, cell.captions.model.state)
-
-
 def _pairs(report: Report, view: View, config: VisionLanguageConfig) -> None:
     adjusted = view.adjusted
     rows: list[list[str]] = []
@@ -84,11 +77,11 @@ def _pairs(report: Report, view: View, config: VisionLanguageConfig) -> None:
         best = result["best"]
         low, high = best["interval"]
         rows.append([
-            _image(cell), _text(cell), f"{best['score']:.4f}", f"{low:.4f} to {high:.4f}", f"{best['chance']:.4f}",
+            *cell.labels, f"{best['score']:.4f}", f"{low:.4f} to {high:.4f}", f"{best['chance']:.4f}",
             f"{best['p_value']:.3f}", f"{adjusted[cell][0]:.3f}", " x ".join(best["best"]),
             f"{best['held_out']['score']:.4f} (chance {best['held_out']['chance']:.4f})",
         ])  # fmt: skip
-    rows += [[_image(cell), _text(cell), *[NOT_RUN] * 7] for cell in view.results.missing if isinstance(cell, Compared)]
+    rows += [[*cell.labels, *[NOT_RUN] * 7] for cell in view.results.missing if isinstance(cell, Compared)]
     if not config.more_texts and not config.more_images:
         rows.append(["models of the hub (more_images, more_texts)", *[NOT_RUN] * 8])
     report.section(
@@ -119,7 +112,7 @@ def _last_layers(report: Report, view: View, config: VisionLanguageConfig) -> No
         accuracy = TOP1.get(cell.photos.image.removeprefix("given:"))
         last = result["last"]
         rows.append([
-            _image(cell), "not given" if accuracy is None else f"{accuracy:.1f}",
+            cell.photos.label, "not given" if accuracy is None else f"{accuracy:.1f}",
             *(score(last[metric]) for metric in _METRICS), f"{last['prepared']:.4f}",
         ])  # fmt: skip
     report.section(f"Last layers, against {label(config.texts[0])}").table(
@@ -143,7 +136,9 @@ def _layers(report: Report, view: View, config: VisionLanguageConfig) -> None:
     for color, (cell, result, _) in enumerate([*view.anchored, *view.drawn]):
         values = result["last"]["first"]
         depth = [(i + 1) / len(values) for i in range(len(values))]
-        series.append(Series(label=_image(cell), x=depth, y=values, color=color, dashed=bool(cell.photos.state)))
+        series.append(
+            Series(label=cell.photos.label, x=depth, y=values, color=color, dashed=cell.photos.image_drawn is not None)
+        )
     chance = config.k / (view.n - 1)
     series.append(Series(label="chance", x=[0.0, 1.0], y=[chance, chance], dashed=True))
     best, rows, columns = (top.result[name] for name in ("best", "layers_image", "layers_text"))
@@ -151,7 +146,7 @@ def _layers(report: Report, view: View, config: VisionLanguageConfig) -> None:
         [
             LineChart(title=f"mutual {config.k}-NN", x_label="share of the layers passed", series=series),
             HeatMap(
-                title=f"{_image(top.cell)} and {_text(top.cell)}",
+                title=" and ".join(top.cell.labels),
                 values=np.array(best["scores"]),
                 rows=rows,
                 columns=columns,
