@@ -16,7 +16,7 @@ from unrolled.studies.cells import Context
 from unrolled.studies.crate.emergence import STUDY, cells, maps
 from unrolled.studies.crate.emergence.cells import EmergenceConfig, loaded, map_of
 from unrolled.studies.crate.emergence.claims import CLAIMS, View, difference
-from unrolled.studies.crate.emergence.photos import Shot, as_square, coco, commonest, generated
+from unrolled.studies.crate.emergence.photos import as_square, coco, commonest, generated, ignored, parts, things
 from unrolled.studies.crate.emergence.tables import differences
 from unrolled.studies.networks import Network
 from unrolled.studies.results import Results
@@ -33,13 +33,13 @@ def untrained(kind: str) -> torch.nn.Module:
 
 
 def test_scores_are_those_of_the_instrument() -> None:
-    shots, model = generated(3), untrained("crate")
-    found = maps.segmentation(model, shots, 32)
+    photos, model = generated(3), untrained("crate")
+    found = maps.segmentation(model, photos, 32)
     scorer = EmergenceScorer(range(found["layers"]))
-    for batch, patches in maps.read(model, [s for s in shots if s.half == "report"], 32):
+    for batch, patches in maps.read(model, photos.report, 32):
         assert patches.attention is not None
-        for i, (shot, pixels) in enumerate(zip(batch, as_square(batch, 32), strict=True)):
-            photo = Photo(pixels, {"things": shot.things()}, shot.ignore())
+        for i, (scene, pixels) in enumerate(zip(batch, as_square(batch, 32), strict=True)):
+            photo = Photo(pixels, {"things": things(scene)}, ignored(scene))
             scorer.add(patches.attention[:, i], patches.grid, photo)
     truth = scorer.result()
     for rule in maps.RULES:
@@ -57,9 +57,9 @@ def test_a_map_that_knows_the_answer_scores_1_and_the_ceiling_is_never_passed() 
     assert maps.jaccard_of(right, "mass", things, area).flatten().tolist() == [1.0] * 8
     flat = torch.ones(2, 1, 3, 4)  # says nothing, so marks nothing
     assert not maps.jaccard_of(flat, "fraction", things, area).any()
-    shots = generated(6)
-    found = maps.segmentation(untrained("crate"), shots, 32)
-    ceiling = np.mean(maps.segmentation_baselines(shots, 32, 4)["best patches"])
+    photos = generated(6)
+    found = maps.segmentation(untrained("crate"), photos, 32)
+    ceiling = np.mean(maps.segmentation_baselines(photos.report, 32, 4)["best patches"])
     assert ceiling <= 1
     assert max(max(row) for row in found["maps"]["class token"]["fraction"]["report"]) < ceiling
 
@@ -89,16 +89,16 @@ def test_a_difference_needs_photos_and_seeds_to_agree() -> None:
 
 
 def test_generated_photos_have_things_parts_and_two_halves() -> None:
-    shots = generated(5)
-    assert [shot.half for shot in shots] == ["choose"] * 5 + ["report"] * 5
-    for shot in shots:
-        masks, crowds = shot.instances()
-        assert torch.equal(masks.any(0), shot.things())
+    photos = generated(5)
+    assert [len(half) for half in photos] == [5, 5]
+    for scene in (*photos.choose, *photos.report):
+        masks, crowds = scene.instances()
+        assert torch.equal(torch.from_numpy(masks).any(0), things(scene))
         assert len(crowds) == len(masks) == 2
-        assert 0 < float(shot.things().double().mean()) < 1
-        assert set(shot.parts(("blob",)).unique().tolist()) == {-1, 0}
-    assert commonest(shots, 1) == ("blob",)
-    assert isinstance(shots[0], Shot)
+        assert 0 < float(things(scene).double().mean()) < 1
+        assert set(parts(scene, ("blob",)).unique().tolist()) == {-1, 0}
+        assert not ignored(scene).any()
+    assert commonest(photos.report, 1) == ("blob",)
 
 
 def test_masked_autoencoders_are_not_read_by_their_class_token_and_see_everything() -> None:
@@ -168,11 +168,8 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
 
 def test_bad_settings_are_refused() -> None:
     for wrong in (
-        {"seeds": (1, 1)},
         {"kinds": ("vit",)},
         {"side": 30},
-        {"photos": 1},
-        {"source": "coc"},
         {"data": "digits"},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from unrolled import studies
 from unrolled.report import Report
 from unrolled.studies.mesa.binding import STUDY, BindingConfig, attention_maps
 from unrolled.studies.mesa.stacks import new_model, recipe, world_of
@@ -52,10 +50,3 @@ def test_nothing_run_is_said() -> None:
     STUDY.report(report, config, results)
     assert "not run" in report.summary
     assert {claim.judge(results, config).verdict for claim in STUDY.claims} == {"not run"}
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for settings, match in (({"seeds": ()}, "seeds"), ({"sequences": 15}, "sequences"), ({"worlds": ()}, "worlds")):
-        with pytest.raises(ValueError, match=match):
-            BindingConfig(**settings)  # type: ignore[arg-type]
-    assert studies.load("mesa-binding") is STUDY

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from unrolled import studies
 from unrolled.studies.mesa.floors import STUDY, FloorsConfig, chebyshev_predictions
 from unrolled.tasks import LinearDynamics
 from unrolled.theory.in_context import least_squares_predictions
@@ -58,10 +57,3 @@ def test_chebyshev_predictions_end_at_exact_ridge_regression() -> None:
     largest = float(states.square().sum((1, 2)).max()) + 0.1
     exact = least_squares_predictions(states, 0.1)
     torch.testing.assert_close(chebyshev_predictions(states, 0.1, largest, 300), exact, rtol=1e-8, atol=1e-8)
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for given, match in (({"seeds": (1, 1)}, "seeds"), ({"ridges": (0.0,)}, "ridges"), ({"steps": 1}, "steps")):
-        with pytest.raises(ValueError, match=match):
-            FloorsConfig(**given)  # type: ignore[arg-type]
-    assert studies.load("mesa-floors") is STUDY

@@ -107,14 +107,8 @@ def test_the_least_favourable_place_decides_and_all_are_named() -> None:
 
 
 def test_bad_settings_and_missing_corpora_are_named(tmp_path: Path) -> None:
-    for wrong, words in (
-        ({"early": 8, "late": 256, "length": 256}, "late"),
-        ({"models": ("mamba",)}, "hybrid-mesa"),
-        ({"depths": (1, 2)}, "depths"),
-        ({"corpora": ()}, "corpora"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            MesaTextConfig(**wrong)
+    with pytest.raises(ValueError, match="late"):
+        MesaTextConfig(early=8, late=256, length=256)
     with pytest.raises(MissingData, match=r"tinyshakespeare was not found .*; give --data-dir DIR"):
         STUDY.run(tiny(tmp_path))
     assert MesaTextConfig.of_budget("quick").steps == 100

@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from unrolled import studies
 from unrolled.report import Report
 from unrolled.studies.mesa.distil import distil
 from unrolled.studies.mesa.linearise import STUDY, LineariseConfig
@@ -77,14 +75,3 @@ def test_nothing_run_is_said() -> None:
     STUDY.report(report, config, results)
     assert "not run" in report.summary
     assert {claim.judge(results, config).verdict for claim in STUDY.claims} == {"not run"}
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for settings, match in (
-        ({"seeds": ()}, "seeds"),
-        ({"widths": (1,)}, "widths"),
-        ({"distil_rate": 0}, "distil_rate"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            LineariseConfig(**settings)  # type: ignore[arg-type]
-    assert studies.load("mesa-linearise") is STUDY

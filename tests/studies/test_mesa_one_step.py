@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from unrolled import studies
 from unrolled.studies.mesa.one_step import STUDY, OneStepConfig
 
 TINY: dict[str, Any] = {"steps": 6, "batch_size": 8, "sizes_batch_size": 8, "test_sequences": 64, "points": 2}
@@ -30,15 +29,8 @@ def test_the_report_holds_the_claims_and_marks_short_training(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_quick_budget_finds_the_gradient_step(tmp_path: Path) -> None:
-    config = OneStepConfig.of_budget("quick", out=tmp_path, kept=tmp_path / "kept")
-    report = STUDY.run(replace(config, budget="cpu"))
+def test_the_quick_budget_finds_the_gradient_step(quick: Any, tmp_path: Path) -> None:
+    config = replace(quick("mesa-one-step")[0], budget="cpu", out=tmp_path)
+    report = STUDY.run(config)
     assert report.claims[-1].verdict == "reproduced"
     assert "1.0" in report.claims[0].measured
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for settings_, match in (({"seeds": ()}, "seeds"), ({"steps": 0}, "steps"), ({"sizes": ((0, 3),)}, "sizes")):
-        with pytest.raises(ValueError, match=match):
-            OneStepConfig(**settings_)
-    assert studies.load("mesa-one-step") is STUDY

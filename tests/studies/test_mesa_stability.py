@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from unrolled import studies
 from unrolled.ops import mesa
 from unrolled.ops import mesa_solve as solver
 from unrolled.studies.cells import Context
@@ -75,10 +74,3 @@ def test_a_method_that_breaks_is_counted_and_named(tmp_path: Path, monkeypatch: 
 )
 def test_no_verdict_hangs_on_a_processors_rounding(error: float, verdict: str) -> None:
     assert STUDY.claims[1]._verdict(on_any_processor(error)) == verdict
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for given, match in (({"seeds": ()}, "seeds"), ({"width": 1}, "width"), ({"contexts": ()}, "contexts")):
-        with pytest.raises(ValueError, match=match):
-            StabilityConfig(**given)  # type: ignore[arg-type]
-    assert studies.load("mesa-stability") is STUDY

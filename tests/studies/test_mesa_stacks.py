@@ -72,20 +72,3 @@ def test_equal_settings_mean_the_same_stacks_and_some_worlds_get_one_seed() -> N
         ("nonlinear", 0),
     ]
     assert config.stacks[0] == Stack(recipe=recipe("softmax", "full", "quick", steps=2), seed=0)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"kinds": ("linear",)},
-        {"kinds": ()},
-        {"worlds": ("flat",)},
-        {"one_seed": ("flat",)},
-        {"effort": "more"},
-        {"steps": 0},
-        {"batch_size": -1},
-    ],
-)
-def test_bad_settings_are_refused_by_name(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        WorldsConfig(**bad)

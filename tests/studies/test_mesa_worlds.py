@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrolled import studies
 from unrolled.report import Report
 from unrolled.studies.cells import kept
 from unrolled.studies.mesa.regression import lagged, ridge_predictions, steps_predictions
@@ -64,10 +63,3 @@ def test_the_report_sets_every_stack_beside_its_controls(tmp_path: Path) -> None
         STUDY.report(page_of_some, config, some)
         assert lacking in page_of_some.summary
         assert STUDY.claims[0].judge(some, config).verdict == "not run"
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for settings_, match in (({"seeds": ()}, "seeds"), ({"lags": (0,)}, "lags"), ({"test_sequences": 0}, "test_seq")):
-        with pytest.raises(ValueError, match=match):
-            ComparedConfig(**settings_)
-    assert studies.load("mesa-worlds") is STUDY

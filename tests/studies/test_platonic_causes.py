@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from unrolled import studies
 from unrolled.studies.platonic.causes import STUDY, CausesConfig, trend
 from unrolled.studies.platonic.digits import Perceptrons, accuracies, halvings, train
 from unrolled.studies.results import Values
@@ -101,10 +100,6 @@ def test_more_tasks_make_networks_more_alike_and_random_labels_do_not(tmp_path: 
 
 
 def test_bad_settings_are_refused_by_name() -> None:
-    for given_, match in (
-        ({"pairs": 0}, "pairs"), ({"tasks": (1,)}, "tasks"), ({"widths": (8, 4)}, "widths"),
-        ({"decays": (-1.0, 0.0)}, "decays"), ({"scales": (0.0, 1.0)}, "scales"),
-    ):  # fmt: skip
+    for given_, match in (({"tasks": (1,)}, "tasks"), ({"widths": (8, 4)}, "widths")):
         with pytest.raises(ValueError, match=match):
             CausesConfig(**given_)
-    assert studies.load("platonic-causes") is STUDY

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrolled import studies
 from unrolled.studies.platonic.colour import STUDY
 from unrolled.studies.platonic.colour.cells import ColourConfig
 from unrolled.studies.platonic.colour.layouts import (
@@ -137,13 +136,3 @@ def test_the_quick_budget_lays_out_the_colours_of_photographs(shared: Path, tmp_
     config = ColourConfig.of_budget("quick", data_dir=shared / "data", out=tmp_path, kept=tmp_path / "kept")
     report = STUDY.run(replace(config, budget="cpu"))
     assert [claim.verdict for claim in report.claims] == ["reproduced", "not reproduced", "reproduced"]
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for given_, match in (
-        ({"seeds": ()}, "seeds"), ({"radius": 0.5}, "radius"), ({"bins": 1}, "bins"), ({"zeros": "drop"}, "zeros"),
-        ({"all_bins": (4, 1)}, "all_bins"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=match):
-            ColourConfig(**given_)
-    assert studies.load("platonic-colour") is STUDY

@@ -86,7 +86,6 @@ def test_what_was_not_run_is_said() -> None:
     assert [claim.judge(Results([]), config).verdict for claim in STUDY.claims] == ["not run", "not run"]
 
 
-def test_bad_settings_are_refused_by_name() -> None:
-    for bad, match in (({"sizes": (1000, 500)}, "sizes"), ({"sizes": (50, 500)}, "sizes"), ({"queries": 1}, "queries")):
-        with pytest.raises(ValueError, match=match):
-            SamplesConfig(**bad)  # type: ignore[arg-type]
+def test_settings_that_do_not_go_together_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="sizes"):
+        SamplesConfig(sizes=(1000, 500))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unrolled.commands.options import check_counts, verb
 from unrolled.commands.settings import did_you_mean
 from unrolled.harness import OutputFlags, Run, default_folder, settings_of
-from unrolled.subjects.images import batches, evenly, images_of
+from unrolled.subjects.images import batches, images_of
 from unrolled.subjects.models import choose_device, class_names, opened, origin
 from unrolled.subjects.options import PictureFlags, SubjectFlags
 from unrolled.subjects.runs import data_for, run_of
@@ -149,6 +149,7 @@ def _removals(network: nn.Module, pixels: Tensor, found: Explanation, seed: int)
 
 def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> dict[str, Any] | None:
     """`faithfulness` on test images of the data that was asked for, or of the run's; None where there are none."""
+    from unrolled.data.sources import Subset
     from unrolled.errors import MissingData, MissingExtra
     from unrolled.instruments.readouts.faithfulness import faithfulness
 
@@ -161,7 +162,7 @@ def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> di
         if options.data is not None:
             raise
         return None  # the picture is explained without the data
-    source = evenly(everything, options.images)
+    source = Subset.evenly(everything, options.images)
     loader = batches(network, source, image_size=own.image_size, batch_size=1, on_error="skip")
     bar = progress(loader, total=len(source), what="many images", quiet=options.quiet)
     rows = faithfulness(network, (batch.images for batch in bar if len(batch)), prefix=prefix, seed=options.seed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unrolled.commands.options import check_counts, verb
 from unrolled.harness import OutputFlags, Run, default_folder, settings_of
-from unrolled.subjects.images import batches, evenly, images_of
+from unrolled.subjects.images import batches, images_of
 from unrolled.subjects.models import choose_device, opened
 from unrolled.subjects.options import SubjectFlags
 from unrolled.subjects.runs import completed
@@ -66,13 +66,14 @@ def trace(options: TraceOptions) -> None:
         unrolled trace crate_nano_patch2_8 --weights runs/digits --data digits
         unrolled trace timm:vit_tiny_patch16_224 --data cifar10 --data-dir data
     """
+    from unrolled.data.sources import Subset
     from unrolled.instruments import trace_report
     from unrolled.models.masked import whole_images
 
     options, own = completed(options)
     where = choose_device(options.device)
     everything = images_of(own, options.split, quiet=options.quiet)
-    source = evenly(everything, options.images)
+    source = Subset.evenly(everything, options.images)
     network = whole_images(opened(options, classes=len(everything.classes)))
     loader = batches(network, source, image_size=options.image_size, batch_size=options.batch_size)
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from unrolled.arrays import read_npz
-from unrolled.data.sources import _IN_MEMORY, BadImage, ImageSource, Picture, check_labels, decode
+from unrolled.data.sources import _IN_MEMORY, BadImage, ImageSource, Picture, check_labels, decode, evenly
 from unrolled.errors import CorruptFile
 
 
@@ -95,7 +95,7 @@ class PackedSource(ImageSource):
     def _probe_size(self) -> tuple[int, int, int] | None:
         """The common size of a few images spread over the file; `_decode_all` finds the exceptions."""
         sizes = set()
-        for index in np.unique(np.linspace(0, len(self) - 1, 8).astype(int)):
+        for index in evenly(8, len(self)):
             try:
                 sizes.add(_size(self._decode(int(index))))
             except BadImage:  # named when it is asked for

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unrolled.data.files import IMAGES as SUFFIXES
 from unrolled.data.listing import files_in, printable
-from unrolled.data.sources import FORMATS
+from unrolled.data.sources import FORMATS, evenly
 from unrolled.errors import CorruptFile, MissingData
 
 MAX_BYTES = 64 * 2**20
@@ -104,7 +104,7 @@ def _frames(data: bytes, name: str, max_pixels: int, most: int) -> Iterator[Imag
                 raise _TooManyPixels(width, height)
             # the pages of a TIFF are pictures of their own, not frames
             count = getattr(image, "n_frames", 1) if most > 1 and image.format in _ANIMATED else 1
-            for index in np.linspace(0, count - 1, min(count, most)).round():
+            for index in evenly(most, count):
                 with _quiet():
                     if count > 1:
                         image.seek(int(index))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from unrolled.data.listing import printable
@@ -178,6 +179,11 @@ class Subset(ImageSource):
         self.labels = None if base.labels is None else base.labels[self.indices]
         self.description = description or f"{len(self.indices):,} of {base.description}"
 
+    @classmethod
+    def evenly(cls, base: ImageSource, most: int) -> Subset:
+        """At most `most` of the images, drawn evenly, as sets are often sorted by class."""
+        return cls(base, evenly(most, len(base)))
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -290,6 +296,11 @@ def stratified_split(
     if len(second) == 0:
         raise ValueError(f"a share of {fraction} of {count} images holds out none; ask for a larger share")
     return np.setdiff1d(np.arange(count), second), second
+
+
+def evenly(count: int, total: int) -> NDArray[np.int64]:
+    """`count` of `total` places, evenly apart, the first and the last among them; all if there are fewer."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 def existing_folder(data_dir: Path | None, *, what: str) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from unrolled.data.sources import evenly
 from unrolled.explorer.models import Opened, prepared
 from unrolled.explorer.samples import encode
 
@@ -57,8 +58,7 @@ class ImageSet:
         from unrolled.data.pictures import find_pictures, read_picture
 
         paths = find_pictures([folder])
-        if len(paths) > MOST_IMAGES:
-            paths = [paths[i] for i in np.linspace(0, len(paths) - 1, MOST_IMAGES).round().astype(int)]
+        paths = [paths[i] for i in evenly(MOST_IMAGES, len(paths))]
         images, names, unread = [], [], []
         for path in paths:
             try:

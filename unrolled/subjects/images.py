@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unrolled.data import Batch, ImageSource
-    from unrolled.data.sources import Subset
     from unrolled.subjects.options import OnError
     from unrolled.subjects.runs import DataOf
 
@@ -26,16 +25,6 @@ def images_of(own: DataOf, split: Any, *, quiet: bool) -> ImageSource:
     )  # fmt: skip
     say_data(quiet=quiet, **{split: source})
     return source
-
-
-def evenly(source: ImageSource, most: int) -> Subset:
-    """At most `most` of the images, drawn evenly, as sets are often sorted by class."""
-    import numpy as np
-
-    from unrolled.data.sources import Subset
-
-    count = min(most, len(source))
-    return Subset(source, np.linspace(0, len(source) - 1, count).round().astype(np.int64))
 
 
 def batches(

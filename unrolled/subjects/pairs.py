@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unrolled.data.pairs import PairSource, open_pairs
+from unrolled.data.sources import evenly
 from unrolled.data.text import read_lines
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.subjects.options import Side
@@ -32,7 +33,7 @@ class Paired:
     @classmethod
     def drawn(cls, everything: PairSource, most: int) -> Paired:
         """At most `most` pairs, drawn evenly."""
-        rows = np.linspace(0, len(everything) - 1, min(most, len(everything))).round().astype(np.int64)
+        rows = evenly(most, len(everything))
         pairs = everything.take(rows)
         digest = hashlib.sha256(json.dumps([pairs.ids, pairs.captions, pairs.others]).encode()).hexdigest()
         said = f"{everything.description}: {len(rows):,} of {len(everything):,} pairs (sha256 {digest[:16]})"

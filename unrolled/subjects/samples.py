@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from unrolled.data import ImageSource, model_input
 from unrolled.data.sounds import open_sounds
-from unrolled.data.sources import BadImage, Subset
+from unrolled.data.sources import BadImage, Subset, evenly
 from unrolled.instruments.features import FeatureSet, extract, feature_key
 from unrolled.instruments.features.text import extract_texts, extract_waveforms, text_feature_key
 from unrolled.models.encoders import Encoder, waveform
-from unrolled.subjects.images import batches, evenly
+from unrolled.subjects.images import batches
 from unrolled.terminal import progress
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ImageSamples:
     @classmethod
     def drawn(cls, everything: ImageSource, most: int, name: str) -> ImageSamples:
         """At most `most` of the images, drawn evenly."""
-        source = evenly(everything, most)
+        source = Subset.evenly(everything, most)
         said = f"{name}, {len(source):,} of {len(everything):,} images ({_digest(source)})"
         return cls(source, source.indices, said, len(everything.classes))
 
@@ -138,7 +138,7 @@ class SoundSamples:
             CorruptFile: one of them is damaged.
         """
         source = open_sounds(folder)
-        rows = np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)
+        rows = evenly(most, len(source))
         waves = [waveform(*source.load(int(row)), rate) for row in rows]
         digest = hashlib.sha256(b"".join(wave.tobytes() for wave in waves)).hexdigest()[:16]
         said = f"sounds of {folder.name}: {len(waves):,} of {len(source):,} (sha256 {digest})"
@@ -161,7 +161,7 @@ class SoundSamples:
 def _digest(source: ImageSource) -> str:
     """Tells apart data of one name: labels are not always cheap, so a few images spread over the source must do."""
     total = hashlib.sha256()
-    for index in np.unique(np.linspace(0, len(source) - 1, 16).round().astype(int)):
+    for index in evenly(16, len(source)):
         try:
             total.update(np.ascontiguousarray(source.load(int(index))[0]).tobytes())
         except BadImage as error:

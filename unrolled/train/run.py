@@ -91,13 +91,13 @@ def drawn_evenly(source: ImageSource, count: int | None, setting: str) -> ImageS
     Raises:
         ValueError: fewer than 1, or more than there are.
     """
-    from unrolled.data.sources import Subset
+    from unrolled.data.sources import Subset, evenly
 
     if count is None:
         return source
     if not 1 <= count <= len(source):
         raise ValueError(f"{setting}: give 1 to {len(source)}; there are {len(source):,} images in this split")
-    return Subset(source, np.linspace(0, len(source) - 1, count).round().astype(np.int64))
+    return Subset(source, evenly(count, len(source)))
 
 
 def build_model(config: ImageConfig, source: ImageSource, classes: int | None = None) -> nn.Module:

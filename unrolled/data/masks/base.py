@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,25 @@ Labels = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Region:
-    """One annotated region of an image."""
+    """One annotated region of an image: the pixels that have its value.
 
-    mask: Bools
-    """`[h, w]`. Regions of COCO instances may overlap, those of the other sets do not."""
+    Regions that do not overlap share one map, so that hundreds of photos can be held; those of COCO instances, which
+    may overlap, have a boolean one each.
+    """
+
+    labels: NDArray[Any]
+    """`[h, w]`, integers or booleans."""
+    value: int | bool
     category: str
     thing: bool
     """Countable object, as opposed to stuff; every region of a folder of masks is one."""
     crowd: bool = False
     """Several objects under one mask."""
+
+    @property
+    def mask(self) -> Bools:
+        """Its pixels, `[h, w]`."""
+        return np.asarray(self.labels == self.value)
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,10 @@ class Scene:
         rows = ((np.arange(size[0]) + 0.5) * self.size[0] / size[0]).astype(int)
         columns = ((np.arange(size[1]) + 0.5) * self.size[1] / size[1]).astype(int)
         where = np.ix_(rows, columns)
+        maps = {id(region.labels): region.labels[where] for region in self.regions}
         return Scene(
             self.image.resize((size[1], size[0]), Image.Resampling.BICUBIC),
-            tuple(replace(region, mask=region.mask[where]) for region in self.regions),
+            tuple(replace(region, labels=maps[id(region.labels)]) for region in self.regions),
             None if self.ignore is None else self.ignore[where],
             tuple(labels[where] for labels in self.segmentations),
         )

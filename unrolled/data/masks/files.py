@@ -148,17 +148,18 @@ class CocoPanoptic(_Coco):
         ids = colours @ np.array([1, 256, 65536], np.int32)
         check_size(ids, image, "panoptic mask")
         numbers, places = np.unique(ids, return_inverse=True)
-        there = {str(number): places.reshape(ids.shape) == place for place, number in enumerate(numbers)}
+        labels = places.reshape(ids.shape).astype(np.int32)
+        there = {str(number): place for place, number in enumerate(numbers)}
         regions, labelled = [], np.zeros(ids.shape, bool)
         for segment in annotation["segments_info"]:
             if not isinstance(segment, dict) or "id" not in segment:
                 raise BadImage("one of its segments has no id")
             category = self._category(segment, f"segment {segment['id']}")
-            if (mask := there.get(id_text(segment["id"]))) is None:
+            if (place := there.get(id_text(segment["id"]))) is None:
                 raise BadImage(f"its segment {segment['id']} has no pixels in the mask")
-            labelled |= mask
+            labelled |= labels == place
             thing, crowd = bool(category["isthing"]), bool(segment.get("iscrowd", 0))
-            regions.append(Region(mask, str(category["name"]), thing, crowd))
+            regions.append(Region(labels, place, str(category["name"]), thing, crowd))
         return Scene(image, tuple(regions), ~labelled)
 
 
@@ -180,7 +181,7 @@ class CocoInstances(_Coco):
             mask = self._mask(annotation.get("segmentation"), image, what)
             check_size(mask, image, "instance mask")
             crowd = bool(annotation.get("iscrowd", 0))
-            regions.append(Region(mask, str(category["name"]), True, crowd))
+            regions.append(Region(mask, True, str(category["name"]), True, crowd))
         return Scene(image, tuple(regions))
 
     def _mask(self, code: Any, image: Any, what: str) -> NDArray[np.bool_]:
@@ -238,7 +239,7 @@ class Voc(_Files):
             mask = objects == number
             inside = classes[mask & (classes > 0) & (classes < VOID)]
             if len(inside):
-                regions.append(Region(mask, VOC_CLASSES[np.bincount(inside).argmax() - 1], True))
+                regions.append(Region(objects, int(number), VOC_CLASSES[np.bincount(inside).argmax() - 1], True))
         return Scene(image, tuple(regions), classes == VOID)
 
 
@@ -302,7 +303,7 @@ class Ade20k(_Files):
         numbers = np.unique(labels[labels > 0])
         if len(numbers) and numbers[-1] > len(self._categories):
             raise BadImage(f"its mask has class {numbers[-1]} of {len(self._categories)}")
-        regions = tuple(Region(labels == k, *self._categories[k - 1]) for k in numbers)
+        regions = tuple(Region(labels, int(k), *self._categories[k - 1]) for k in numbers)
         return Scene(image, regions, labels == 0)
 
 
@@ -345,7 +346,7 @@ class MaskFolder(_Files):
         single = len(numbers) == 1
         void = None if single or VOID not in numbers else labels == VOID
         numbers = numbers if void is None else numbers[numbers != VOID]
-        return Scene(image, tuple(Region(labels == k, "object" if single else str(k), True) for k in numbers), void)
+        return Scene(image, tuple(Region(labels, int(k), "object" if single else str(k), True) for k in numbers), void)
 
 
 def _files(folder: Path, endings: Collection[str]) -> list[Path]:

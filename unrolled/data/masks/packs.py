@@ -84,9 +84,9 @@ class PackedCoco(_Packed):
         if lost := [int(category) for category in own[:, 2] if int(category) not in self._names]:
             raise BadImage(f"one of its segments is of category {lost[0]}, which the file does not describe")
         regions = tuple(
-            Region(mask, str(self._names[int(category)]), bool(thing), bool(crowd))
+            Region(labels, int(k), str(self._names[int(category)]), bool(thing), bool(crowd))
             for _, k, category, thing, crowd, *_ in own
-            if (mask := labels == k).any()
+            if (labels == k).any()
         )
         return Scene(image, regions, labels == 0)
 

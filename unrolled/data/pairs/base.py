@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from unrolled.data.sources import BadImage, ImageSource, Picture
+from unrolled.data.sources import BadImage, ImageSource, Picture, evenly
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,7 +151,7 @@ class _Images(ImageSource):
         self._pairs = pairs
         self.labels = np.zeros(len(pairs), np.int64)
         self.description = f"images of {pairs.description}"
-        sizes = {self._size(i) for i in np.unique(np.linspace(0, len(pairs) - 1, 4).astype(int))}
+        sizes = {self._size(i) for i in evenly(4, len(pairs))}
         self.native_size = sizes.pop() if len(sizes) == 1 else None
 
     def __len__(self) -> int:

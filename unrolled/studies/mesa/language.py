@@ -63,7 +63,7 @@ class MesaTextConfig(TextConfig):
     """Names of `unrolled.data.text.open_text`; the paper's is the Pile."""
     depths: Annotated[tuple[int, ...], Distinct(), AtLeast(2)] = (2, 4)
     """Layers."""
-    mlp_from: int = 2
+    mlp_from: Count = 2
     """Models of so many layers have a ReLU MLP in each. The paper's has 3: its 2 layers are attention alone, which at
     this budget do not even learn which byte follows which."""
     models: tuple[Model, ...] = MODELS

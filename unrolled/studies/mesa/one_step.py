@@ -15,7 +15,7 @@ from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.constructed import Constructed, Recipe, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss, position_losses
 from unrolled.studies.mesa.weights import structure
-from unrolled.studies.results import Results, Values
+from unrolled.studies.results import NOT_RUN, Results, Values
 from unrolled.studies.study import AtLeast, Claim, Config, Count, Seeds, Study
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ def report(report: Report, config: OneStepConfig, results: Results[Layer]) -> No
     from unrolled.report import Fact
 
     rows = papers(results, config)
-    gradient_step, seeds = f"{rows.first('gradient_step_loss'):.3f}", rows.values("loss").count
+    gradient_step = f"{rows.first('gradient_step_loss'):.3f}" if rows else NOT_RUN
+    seeds = rows.values("loss").count
     loss, cosine = rows.values("loss"), rows.values("structure.cosine")
     report.headline(
         f"One trained linear layer ends at a loss of {loss:.3f}, one gradient step of the best size at "
@@ -210,8 +211,9 @@ def report(report: Report, config: OneStepConfig, results: Results[Layer]) -> No
         caption="The cosine is between the map that the weights of all heads compute and that of Proposition 1.",
     )
     over = f"Mean over {seeds}; bars are one standard deviation." if len(rows) > 1 else "One seed."
-    _training(report, config, rows, over)
-    _positions(report, rows, over)
+    if rows:
+        _training(report, config, rows, over)
+        _positions(report, rows, over)
 
 
 def _training(report: Report, config: OneStepConfig, rows: Results[Layer], over: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
-from unrolled.studies.results import Estimate, Results
+from unrolled.studies.results import NOT_RUN, Estimate, Results
 from unrolled.studies.study import AtLeast, Claim, Config, Distinct, Seeds, Study
 
 if TYPE_CHECKING:
@@ -342,6 +342,9 @@ def report(report: Report, config: StabilityConfig, results: Results[Solved]) ->
     from unrolled.report import Fact, LineChart, Series
 
     cases = worst(results)
+    if not cases:
+        report.headline(f"No case was solved: {NOT_RUN}.")
+        return
     bad, chunk, fixed = int(broken(results, config)), mild_error(results, "chunk"), mild_error(results, "CG-30")
     report.headline(
         f"{'Nothing' if bad == 0 else f'{bad} numbers'} among all outputs and gradients "
@@ -394,7 +397,7 @@ def _shown(each: Worst, name: str) -> str:
     error = each.errors[name]
     if error is not None:
         return f"{error:.1e}"
-    return "not run" if name == "reference" else "does not apply"
+    return NOT_RUN if name == "reference" else "does not apply"
 
 
 STUDY = Study(

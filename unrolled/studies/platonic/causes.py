@@ -87,16 +87,8 @@ class CausesConfig(Config):
 class Pairs(Cell):
     """Networks 0 and 1, 2 and 3, ..., trained from different weights on the digits.
 
-    Attributes:
-        tasks: halvings of the classes, drawn for each network, that it learns; 0: it learns the classes.
-        width: of both hidden layers.
-        decay: weight of half the squared norm of all weights.
-        scale: of the initial weights, as a multiple of He's.
-        labels: "random": each network has labels of its own, with no common world behind them.
-        pairs: of networks.
-        steps, learning_rate: of the training.
-        neighbours: k of mutual nearest neighbours.
-        seed: of weights, tasks and random labels.
+    Each learns so many `tasks`, halvings of the classes drawn for it, or the classes where there are none. With random
+    labels each has labels of its own, and there is no common world behind them.
     """
 
     tasks: int

@@ -9,11 +9,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from unrolled.data.sources import evenly
 from unrolled.errors import CorruptFile, MissingData, MissingExtra
 from unrolled.studies.base import data_missing
 from unrolled.studies.cells import Cell, Context
@@ -56,11 +55,6 @@ def open_photos(data_dir: Path, pairs: int) -> PairSource:
     except MissingData as error:
         raise data_missing("flickr8k-2000", error) from error
     return everything.take(evenly(pairs, len(everything)))
-
-
-def evenly(count: int, total: int) -> NDArray[np.int64]:
-    """`count` of `total` places, evenly apart, the first and the last among them; all if there are fewer."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 @lru_cache(maxsize=2)  # an image network and a text model

@@ -18,7 +18,7 @@ from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.platonic.toy import Embeddings, Loss, kernel_alignment, learn_expected, learn_from_samples
 from unrolled.studies.results import NOT_RUN, Results, Values, line
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Distinct, Seeds, Study
+from unrolled.studies.study import AtLeast, Claim, Config, Count, Distinct, Rate, Seeds, Study
 from unrolled.tasks import CooccurrenceWorld
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class PmiConfig(Config):
     """Width of the vectors; with one more than there are events no kernel is out of reach for its rank."""
     events: Count = 24
     """Events of the world."""
-    share_of_true_pairs: float = 0.9
+    share_of_true_pairs: Rate = 0.9
     """p of binary NCE. Below about 0.84 its constant is too small here for one encoder: see the last section."""
     symbols: Annotated[tuple[int, ...], AtLeast(2), Distinct()] = (24, 20, 16, 12, 8, 6, 4, 3, 2)
     """Symbols of the lossy modality."""
@@ -73,8 +73,8 @@ class PmiConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.share_of_true_pairs < 1:
-            raise ValueError(f"share_of_true_pairs must be in (0, 1), got {self.share_of_true_pairs}")
+        if self.share_of_true_pairs >= 1:
+            raise ValueError(f"share_of_true_pairs={self.share_of_true_pairs}: must be less than 1")
         if max(self.symbols) > self.events:
             raise ValueError(f"symbols must name numbers between 2 and the {self.events} events")
         if max(self.noise) >= 1:
@@ -418,22 +418,31 @@ def _losing(report: Report, config: PmiConfig, results: Results[Any]) -> None:
         name = f"{level:g} symbols" if kind == "merge" else f"{100 * level:g} % random"
         rows.append([name, *(f"{values:.2f}" for values in numbers[kind][-1])])
     series = []
-    for place, (label, found) in enumerate(zip(("events merged", "random symbols"), numbers.values(), strict=True)):
+    for place, (label, every) in enumerate(zip(("events merged", "random symbols"), numbers.values(), strict=True)):
+        found = [values for values in every if values[0]]
+        if not found:
+            continue
         bits, cka, expected, _ = zip(*found, strict=True)
         x = [values.mean for values in bits]
         series.append(line(label, x, cka, color=place))
         series.append(line(f"{label}, theory", x, expected, color=place, dashed=True))
-    report.section(
+    section = report.section(
         "When observation loses something",
         "One modality observes bijectively, the other merges events at random or shows a wrong symbol now and then. "
         "Both are trained to the end (expected InfoNCE, no sampling). Bits lost are H(event | symbol); an event's "
         "vector is the mean over its symbols'. Theory is the CKA of the two modalities' own K_PMI.",
-    ).figure(
-        LineChart(title="CKA with the bijective modality", x_label="bits lost", series=series, y_range=(-0.1, 1.05)),
-        name="lossy",
-        caption=f"Mean over {len(config.seeds)} seeds. Bits alone do not decide: merged events get one vector however "
-        "far apart they are, while noise blurs all events alike, which scales the kernel more than it bends it.",
-    ).table(["channel", "bits lost", "CKA", "CKA, theory", f"mutual {config.neighbours}-NN"], rows)
+    )
+    if series:
+        section.figure(
+            LineChart(
+                title="CKA with the bijective modality", x_label="bits lost", series=series, y_range=(-0.1, 1.05)
+            ),
+            name="lossy",
+            caption=f"Mean over {len(config.seeds)} seeds. Bits alone do not decide: merged events get one vector "
+            "however far apart they are, while noise blurs all events alike, which scales the kernel more than it "
+            "bends it.",
+        )
+    section.table(["channel", "bits lost", "CKA", "CKA, theory", f"mutual {config.neighbours}-NN"], rows)
 
 
 def _encoders(report: Report, config: PmiConfig, results: Results[Any]) -> None:

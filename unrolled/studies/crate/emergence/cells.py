@@ -8,12 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
+from unrolled.data.masks import Scene
 from unrolled.models.masked import whole_images
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.crate.emergence import maps
-from unrolled.studies.crate.emergence.photos import Shot, bsds, coco, generated, samples
+from unrolled.studies.crate.emergence.photos import Halves, bsds, coco, generated, samples
 from unrolled.studies.kinds import BLOCKS, DEPTH, KINDS, MASKED, build
 from unrolled.studies.networks import Data, Network
 from unrolled.studies.study import AtLeast, Seeds
@@ -46,9 +47,9 @@ class EmergenceConfig(NetworksConfig):
     """Changes of CRATE, measured by their attention alone."""
     seeds: Seeds = (0, 1, 2)
     """Of weights and training batches."""
-    side: int = 64
+    side: Annotated[int, AtLeast(8)] = 64
     """Pixels of a side at which everything is measured; networks were trained at 32."""
-    other_sides: tuple[int, ...] = (32, 96)
+    other_sides: tuple[Annotated[int, AtLeast(8)], ...] = (32, 96)
     """Further sizes, with two seeds of the trained kinds and one untrained."""
     photos: Annotated[int, AtLeast(2)] = 100
     """Photos of either half, to choose layer and head by and to report on."""
@@ -62,8 +63,8 @@ class EmergenceConfig(NetworksConfig):
         unknown = [kind for kind in (*self.kinds, *self.changes) if kind not in BLOCKS]
         if unknown or "crate" not in self.kinds:
             raise ValueError(f"kinds and changes: choose from {', '.join(BLOCKS)}, and 'crate' among kinds")
-        if any(side < 8 or side % 4 for side in (self.side, *self.other_sides)):
-            raise ValueError("side and other_sides must be multiples of 4, the patch, and at least 8")
+        if any(side % 4 for side in (self.side, *self.other_sides)):
+            raise ValueError("side and other_sides must be multiples of 4, the patch")
         if self.data == "digits":
             raise ValueError("data='digits': grey images of 8 pixels; choose 'tiny-imagenet-32' or 'cifar10'")
 
@@ -97,11 +98,15 @@ class OnPhotos(Cell):
 
     def require(self, context: Context) -> None:
         """The photos."""
-        self.shots(context)
+        self.scenes(context)
 
-    def shots(self, context: Context) -> tuple[Shot, ...]:
+    def halves(self, context: Context) -> Halves:
         """Photos with things."""
         return generated(self.photos) if self.source == "generated" else coco(context.data_dir, self.photos)
+
+    def scenes(self, context: Context) -> tuple[Scene, ...]:
+        """Those that are reported on."""
+        return self.halves(context).report
 
     def model(self, context: Context) -> nn.Module | None:
         """The network, None where there is none."""
@@ -116,7 +121,7 @@ class Segmentation(OnPhotos):
 
     def compute(self, context: Context) -> dict[str, Any]:
         """As `maps.segmentation` says."""
-        return maps.segmentation(loaded(self.network, context), self.shots(context), self.side)
+        return maps.segmentation(loaded(self.network, context), self.halves(context), self.side)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +132,7 @@ class Baselines(OnPhotos):
 
     def compute(self, context: Context) -> dict[str, Any]:
         """As `maps.segmentation_baselines` says."""
-        return dict(maps.segmentation_baselines(self.shots(context), self.side, 4))
+        return dict(maps.segmentation_baselines(self.scenes(context), self.side, 4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +143,7 @@ class Objects(OnPhotos):
 
     def compute(self, context: Context) -> dict[str, Any]:
         """As `maps.objects` says."""
-        return maps.objects(self.model(context), self.shots(context), self.side, self.layer)
+        return maps.objects(self.model(context), self.scenes(context), self.side, self.layer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +154,16 @@ class Borders(OnPhotos):
     of: int
     """Photos of either half, of which generated ones with borders are the last."""
 
-    def shots(self, context: Context) -> tuple[Shot, ...]:
+    def scenes(self, context: Context) -> tuple[Scene, ...]:
         """Photos with borders."""
-        return generated(self.of)[-self.photos :] if self.source == "generated" else bsds(context.data_dir, self.photos)
+        if self.source != "generated":
+            return bsds(context.data_dir, self.photos)
+        halves = generated(self.of)
+        return (*halves.choose, *halves.report)[-self.photos :]
 
     def compute(self, context: Context) -> dict[str, Any]:
         """As `maps.borders` says."""
-        return maps.borders(self.model(context), self.shots(context), self.side, self.layer)
+        return maps.borders(self.model(context), self.scenes(context), self.side, self.layer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +178,7 @@ class Parts(OnPhotos):
         """As `maps.consistency` says."""
         name = map_of(self.network.kind)
         model = loaded(self.network, context)
-        return maps.consistency(model, self.shots(context), self.side, self.layer, self.parts, name)
+        return maps.consistency(model, self.scenes(context), self.side, self.layer, self.parts, name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unrolled.data.masks import Scene
 from unrolled.instruments.regions.emergence import Photo, centre_prior, emergence_baselines, moved_patches
 from unrolled.instruments.regions.overlap import pixels_in_patches
 from unrolled.instruments.regions.patches import Patches, read_patches
 from unrolled.instruments.regions.segmentation import Threshold, threshold_attention, upsample
-from unrolled.studies.crate.emergence.photos import Shot, as_square, commonest
+from unrolled.studies.crate.emergence.photos import Halves, as_square, commonest, ignored, parts, things
 from unrolled.studies.pictures import as_input
 
 MAPS = {
@@ -54,21 +55,21 @@ def _from_seed(keys: Tensor) -> Tensor:
     return similarity.gather(2, seed[..., None].expand(-1, -1, -1, similarity.shape[-1])).squeeze(2).clamp(min=0)
 
 
-def read(model: nn.Module, shots: Sequence[Shot], side: int) -> Iterator[tuple[list[Shot], Patches]]:
+def read(model: nn.Module, scenes: Sequence[Scene], side: int) -> Iterator[tuple[Sequence[Scene], Patches]]:
     """Photos a few at a time, with what the model makes of them at `side` pixels."""
     weight = next(model.parameters())
-    for start in range(0, len(shots), _BATCH):
-        batch = list(shots[start : start + _BATCH])
+    for start in range(0, len(scenes), _BATCH):
+        batch = scenes[start : start + _BATCH]
         images = as_input(as_square(batch, side)).to(weight)
         yield batch, read_patches(model, images, facets=("key",))
 
 
 def chosen(
-    model: nn.Module, shots: Sequence[Shot], side: int, name: str, layer: int, head: int
+    model: nn.Module, scenes: Sequence[Scene], side: int, name: str, layer: int, head: int
 ) -> tuple[Tensor, Tensor]:
     """One map of each photo and what `RULE` keeps of it, both `[b, rows, columns]`; last comes the heads' mean."""
     kept = []
-    for _, patches in read(model, shots, side):
+    for _, patches in read(model, scenes, side):
         assert patches.attention is not None
         maps = maps_of(patches, patches.attention.shape[2])[name][layer].cpu()
         own = torch.cat([maps, maps.mean(1, keepdim=True)], 1)[:, head]
@@ -96,7 +97,7 @@ def jaccard_of(maps: Tensor, rule: Threshold, things: Tensor, area: Tensor) -> T
     return both / (size + things.double().sum(1)[:, None, None] - both).clamp(min=1)
 
 
-def segmentation(model: nn.Module, shots: Sequence[Shot], side: int) -> dict[str, Any]:
+def segmentation(model: nn.Module, photos: Halves, side: int) -> dict[str, Any]:
     """Jaccard with things by map, rule, layer and head; layer and head are chosen on one half of the photos.
 
     Returns:
@@ -107,27 +108,26 @@ def segmentation(model: nn.Module, shots: Sequence[Shot], side: int) -> dict[str
         heads chosen for each photo by looking at the answer and `best_chance`, both `[l]`.
     """
     tables: dict[tuple[str, Threshold], list[tuple[Tensor, Tensor]]] = {}
-    halves: list[bool] = []
-    heads = layers = 0
-    for batch, found in read(model, shots, side):
+    heads = layers = count = 0
+    for batch, found in read(model, (*photos.choose, *photos.report), side):
         assert found.attention is not None
         layers, heads = found.attention.shape[0], found.attention.shape[2]
-        inside = [pixels_in_patches({"": s.things()}, found.grid, s.ignore()) for s in batch]
-        things, area = torch.stack([one[0] for one, _ in inside]), torch.stack([every for _, every in inside])
+        inside = [pixels_in_patches({"": things(scene)}, found.grid, ignored(scene)) for scene in batch]
+        marked, area = torch.stack([one[0] for one, _ in inside]), torch.stack([every for _, every in inside])
         order = torch.stack([
-            moved_patches(found.grid, torch.Generator().manual_seed(len(halves) + i)) for i in range(len(batch))
+            moved_patches(found.grid, torch.Generator().manual_seed(count + i)) for i in range(len(batch))
         ])  # fmt: skip
         for name, maps in maps_of(found, heads).items():
             maps = maps.cpu()
             moved = maps.gather(-1, order[None, :, None].expand_as(maps))
             for rule in RULES:
-                pair = jaccard_of(maps, rule, things, area), jaccard_of(moved, rule, things, area)
+                pair = jaccard_of(maps, rule, marked, area), jaccard_of(moved, rule, marked, area)
                 tables.setdefault((name, rule), []).append(pair)
-        halves += [s.half == "choose" for s in batch]
-    choose = torch.tensor(halves)
+        count += len(batch)
+    choose = torch.arange(count) < len(photos.choose)
     out: dict[str, dict[str, Any]] = {name: {} for name in MAPS}
-    for (name, rule), parts in tables.items():
-        scores, chance = (torch.cat([part[i] for part in parts]) for i in range(2))
+    for (name, rule), pairs in tables.items():
+        scores, chance = map(torch.cat, zip(*pairs, strict=True))
         means = scores[choose].mean(0)
         layer, head = divmod(int(means.flatten().argmax()), heads + 1)
         own, other = scores[~choose], chance[~choose]
@@ -145,24 +145,22 @@ def segmentation(model: nn.Module, shots: Sequence[Shot], side: int) -> dict[str
             "best_chance": _plain(other[..., :-1].amax(-1).mean(0)),
         }
     return {
-        "photos": [int(choose.sum()), int((~choose).sum())],
+        "photos": [len(photos.choose), len(photos.report)],
         "layers": layers,
         "heads": heads,
         "maps": out,
     }
 
 
-def segmentation_baselines(shots: Sequence[Shot], side: int, patch: int) -> dict[str, list[float]]:
-    """Jaccard with things, by reporting photo, of what needs no model; the centre prior is cut by `RULE`.
+def segmentation_baselines(scenes: Sequence[Scene], side: int, patch: int) -> dict[str, list[float]]:
+    """Jaccard with things, by photo, of what needs no model; the centre prior is cut by `RULE`.
 
     `best patches` is the ceiling of the grid.
     """
     grid = (side // patch, side // patch)
     out: dict[str, list[float]] = {}
-    for shot in shots:
-        if shot.half == "choose":
-            continue
-        photo = Photo(as_square([shot], side)[0], {"things": shot.things()}, shot.ignore())
+    for scene in scenes:
+        photo = Photo(as_square([scene], side)[0], {"things": things(scene)}, ignored(scene))
         for row in emergence_baselines(photo, grid):
             if row["class"] is None and row["by"] != "centre prior":  # which is cut by mass
                 out.setdefault(row["by"], []).append(row["averaged"])
@@ -181,21 +179,19 @@ def _ceiling(things: Tensor, area: Tensor) -> float:
     return float((both / (size + things.sum() - both).clamp(min=1)).max())
 
 
-def objects(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: int) -> dict[str, Any]:
+def objects(model: nn.Module | None, scenes: Sequence[Scene], side: int, layer: int) -> dict[str, Any]:
     """Class-agnostic average precision of MaskCut's objects, on the keys of one layer; None cuts patches' colours."""
     from unrolled.instruments.regions.detection import ObjectScorer
     from unrolled.instruments.regions.spectral import maskcut
 
     scorer, moved = ObjectScorer("order"), ObjectScorer("order")
     random = np.random.default_rng(0)
-    for shot, grid, features in _rows(model, [s for s in shots if s.half == "report"], side, layer):
-        masks = upsample(
-            maskcut(features, grid, 0.15, 3).flatten(1), grid, (shot.labels.shape[0], shot.labels.shape[1])
-        )
-        instances, crowds = shot.instances()
-        scorer.add(masks, instances, crowd=crowds)
-        shift = tuple(int(random.integers(length)) for length in shot.labels.shape)
-        moved.add(masks.roll(shift, (-2, -1)), instances, crowd=crowds)
+    for scene, grid, features in _rows(model, scenes, side, layer):
+        masks = upsample(maskcut(features, grid, 0.15, 3).flatten(1), grid, scene.size)
+        instances, crowds = scene.instances()
+        scorer.add(masks, torch.from_numpy(instances), crowd=crowds)
+        shift = tuple(int(random.integers(length)) for length in scene.size)
+        moved.add(masks.roll(shift, (-2, -1)), torch.from_numpy(instances), crowd=crowds)
     result, chance = scorer.result(), moved.result()
     out: dict[str, Any] = {"scored": result["images"], **{key: result[key] for key in ("predicted", "instances")}}
     for kind in ("bbox", "segm"):
@@ -204,20 +200,22 @@ def objects(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: in
     return out
 
 
-def borders(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: int, clusters: int = 5) -> dict[str, Any]:
+def borders(
+    model: nn.Module | None, scenes: Sequence[Scene], side: int, layer: int, clusters: int = 5
+) -> dict[str, Any]:
     """F-measure of the borders between k-means clusters of the keys against those people drew; None takes colours."""
     from unrolled.instruments.regions.boundaries import boundary_counts, boundary_f, boundary_interval, label_boundary
     from unrolled.instruments.regions.spectral import cluster_tokens
 
     counts, moved = [], []
     random = np.random.default_rng(0)
-    for shot, grid, features in _rows(model, shots, side, layer):
+    for scene, grid, features in _rows(model, scenes, side, layer):
         method = "kmeans-euclidean" if model is None else "kmeans"
         labels = cluster_tokens(features, min(clusters, len(features)), method=method)  # type: ignore[arg-type]
-        drawn = label_boundary(upsample(labels, grid, (shot.labels.shape[0], shot.labels.shape[1])).numpy())
-        counts.append(boundary_counts(drawn, shot.people, matching="nearest"))
+        drawn = label_boundary(upsample(labels, grid, scene.size).numpy())
+        counts.append(boundary_counts(drawn, scene.segmentations, matching="nearest"))
         shift = [int(random.integers(length)) for length in drawn.shape]
-        moved.append(boundary_counts(np.roll(drawn, shift, (0, 1)), shot.people, matching="nearest"))
+        moved.append(boundary_counts(np.roll(drawn, shift, (0, 1)), scene.segmentations, matching="nearest"))
     found = boundary_f(counts)
     return {
         "f": found["ods_f"],
@@ -229,25 +227,24 @@ def borders(model: nn.Module | None, shots: Sequence[Shot], side: int, layer: in
 
 
 def consistency(
-    model: nn.Module, shots: Sequence[Shot], side: int, layer: int, parts: int, name: str
+    model: nn.Module, scenes: Sequence[Scene], side: int, layer: int, count: int, name: str
 ) -> dict[str, Any]:
-    """Whether heads keep to their part across photos: the maps `name` of one layer, on the photos that report.
+    """Whether heads keep to their part across photos: the maps `name` of one layer, and `count` parts.
 
     Parts are COCO's commonest categories, things and stuff. Null `heads` shuffles the heads of every photo; null
     `images` pairs maps with other photos' parts, so that a head that looks at one place does not pass.
     """
     from unrolled.instruments.regions.semantics import head_semantics, pool_labels
 
-    report = tuple(s for s in shots if s.half == "report")
-    names = commonest(report, parts)
+    names = commonest(scenes, count)
     attention: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch, found in read(model, report, side):
+    for batch, found in read(model, scenes, side):
         assert found.attention is not None
         maps = maps_of(found, found.attention.shape[2])[name][layer].cpu()
         grid = found.grid
         attention += list(maps)
-        labels += [pool_labels(shot.parts(names), grid) for shot in batch]
+        labels += [pool_labels(parts(scene, names), grid) for scene in batch]
     out: dict[str, Any] = {"parts": list(names)}
     for null in ("heads", "images"):
         record = head_semantics(attention, labels, names=len(names), null=null, draws=_DRAWS)  # type: ignore[arg-type]
@@ -261,19 +258,19 @@ def consistency(
 
 
 def _rows(
-    model: nn.Module | None, shots: Sequence[Shot], side: int, layer: int, patch: int = 4
-) -> Iterator[tuple[Shot, tuple[int, int], Tensor]]:
+    model: nn.Module | None, scenes: Sequence[Scene], side: int, layer: int, patch: int = 4
+) -> Iterator[tuple[Scene, tuple[int, int], Tensor]]:
     """Photos with the features `[n, d]` of their patches: keys of a layer, or the patches' mean colours."""
     from unrolled.instruments.regions.emergence import patch_colours
 
     if model is None:
-        for shot in shots:
+        for scene in scenes:
             grid = (side // patch, side // patch)
-            yield shot, grid, patch_colours(as_square([shot], side)[0], grid)
+            yield scene, grid, patch_colours(as_square([scene], side)[0], grid)
         return
-    for batch, found in read(model, shots, side):
-        for index, shot in enumerate(batch):
-            yield shot, found.grid, found.features["key"][layer, index].float().cpu()
+    for batch, found in read(model, scenes, side):
+        for index, scene in enumerate(batch):
+            yield scene, found.grid, found.features["key"][layer, index].float().cpu()
 
 
 def _plain(values: Tensor) -> Any:

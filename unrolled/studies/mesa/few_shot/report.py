@@ -82,18 +82,17 @@ def _published(report: Report, config: FewShotConfig, results: Results[Any]) -> 
         table,
         caption=f"{_over(config)}, {config.test_prompts} held-out prompts. {_extent(config)} Ridge of least squares: "
         f"{rows_of(results, OVERLAPPING).values('ridge', 'pairs'):g}.",
-    ).figure(
-        [
-            _chart(
-                f"loss, {kind}",
-                results,
-                {f"{kind}, raw": "raw", f"{kind}, EOS": "EOS", f"{kind}, EOS + prefix": "+ prefix"},
-            )
-            for kind in ("hybrid", "softmax")
-        ],
-        name="published",
-        caption=f"{_over(config)}. Dashed: least squares on all neighbouring tokens and on clean pairs.",
     )
+    panels: list[LineChart] = []
+    for kind in ("hybrid", "softmax"):
+        names = {f"{kind}, raw": "raw", f"{kind}, EOS": "EOS", f"{kind}, EOS + prefix": "+ prefix"}
+        panels += _chart(f"loss, {kind}", results, names)
+    if panels:
+        report.sections[-1].figure(
+            panels,
+            name="published",
+            caption=f"{_over(config)}. Dashed: least squares on all neighbouring tokens and on clean pairs.",
+        )
 
 
 def _beyond(report: Report, config: FewShotConfig, results: Results[Any]) -> None:
@@ -146,18 +145,19 @@ def _gates(report: Report, config: FewShotConfig, results: Results[Any]) -> None
         "hybrid, raw, gate by position and ridge": "and ridge",
         "hybrid, EOS, gate by squares": "EOS, by squares",
     }
-    panels = [_chart("loss, hybrid (log scale)", results, shown, log=True)]
+    panels = _chart("loss, hybrid (log scale)", results, shown, log=True)
     if gates := rows_of(results, "hybrid, raw, gate by position"):
         weight = gates.curve("weight", lambda result: result["weights"][:24], x=range(1, 25), color=0)
         panels.append(
             LineChart(title="learned weight of a position", x_label="position", series=[weight], y_range=(0.0, 1.0))
         )
-    report.sections[-1].figure(
-        panels,
-        name="gates",
-        caption=f"{_over(config)}. Right: the gate by position, tuned on raw prompts, first 24 tokens; answers stand "
-        "at even positions.",
-    )
+    if panels:
+        report.sections[-1].figure(
+            panels,
+            name="gates",
+            caption=f"{_over(config)}. Right: the gate by position, tuned on raw prompts, first 24 tokens; answers "
+            "stand at even positions.",
+        )
 
 
 def _reading(results: Results[Any]) -> str:
@@ -217,7 +217,8 @@ def _over(config: FewShotConfig) -> str:
     return f"Mean over {len(config.seeds)} seeds, ± one standard deviation"
 
 
-def _chart(title: str, results: Results[Any], names: Mapping[str, str], *, log: bool = False) -> LineChart:
+def _chart(title: str, results: Results[Any], names: Mapping[str, str], *, log: bool = False) -> list[LineChart]:
+    """A line for each way and both of least squares; no chart where none was run."""
     from unrolled.report import LineChart
 
     series = []
@@ -225,4 +226,4 @@ def _chart(title: str, results: Results[Any], names: Mapping[str, str], *, log: 
         if rows := rows_of(results, name):
             x = range(1, len(rows.first("losses")) + 1)
             series.append(rows.curve(label, "losses", x=x, color=color, dashed=name not in names))
-    return LineChart(title=title, x_label="pair", series=series, log_y=log)
+    return [LineChart(title=title, x_label="pair", series=series, log_y=log)] if series else []

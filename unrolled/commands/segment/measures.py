@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from unrolled.commands.segment_options import SegmentEvalOptions
+from unrolled.commands.segment.options import SegmentEvalOptions
 from unrolled.data import MaskSource, Scene
+from unrolled.data.sources import evenly
 from unrolled.errors import CorruptFile
 from unrolled.instruments import (
     BoundaryCounts,
@@ -49,12 +50,11 @@ _REGIONS = ("covering", "miou", "boundary_jaccard")
 _DRAWS = 200  # bootstrap samples of average precision, each of which costs a whole evaluation
 
 
-@dataclass(frozen=True)
-class Item:
-    """One annotated photo on its way through."""
+@dataclass(frozen=True, kw_only=True)
+class Item(Photo):
+    """One annotated photo on its way through, as it was read and as the model takes it."""
 
     scene: Scene
-    photo: Photo
     grid: tuple[int, int]
 
 
@@ -92,14 +92,14 @@ def evaluate(
         if notes is None:
             raise
         notes.append(f"No untrained twin: {error}.")
-    items = _items(prepared, source, progress(_indices(len(source), count)), skipped)
+    items = _items(prepared, source, progress(evenly(count, len(source)).tolist()), skipped)
     used = (item for item in items if any(part.takes(item) for part in parts))
     attention = "attention" in settings.measures
     facets = [settings.facet] if set(settings.measures) - {"attention"} else []
 
     def read() -> Iterator[tuple[int, tuple[Item, int, dict[str, Patches]]]]:
-        for batch in by_shape(used, settings.batch_size, lambda item: tuple(item.photo.pixels.shape)):
-            images, grid = torch.stack([item.photo.pixels for _, item in batch]), batch[0][1].grid
+        for batch in by_shape(used, settings.batch_size, lambda item: tuple(item.pixels.shape)):
+            images, grid = torch.stack([item.pixels for _, item in batch]), batch[0][1].grid
             seen = {
                 name: _patches(model, images, settings, facets, prepared.prefix, grid)
                 for name, model in systems.items()
@@ -172,7 +172,7 @@ def _items(
         pixels = prepared.tensor(scene.image)[0]
         classes = {name: torch.from_numpy(mask) for name, mask in scene.classes().items()}
         ignore = None if scene.ignore is None else torch.from_numpy(scene.ignore)
-        yield Item(scene, Photo(pixels, classes, ignore, index), prepared.grid(pixels))
+        yield Item(pixels, classes, ignore, index, scene=scene, grid=prepared.grid(pixels))
 
 
 class _Part(Protocol):
@@ -193,17 +193,17 @@ class _Attention:
         self._plain: list[Row] = []
 
     def takes(self, item: Item) -> bool:
-        ignore = item.photo.ignore
-        return any(bool((m if ignore is None else m & ~ignore).any()) for m in item.photo.classes.values())
+        ignore = item.ignore
+        return any(bool((m if ignore is None else m & ~ignore).any()) for m in item.classes.values())
 
     def add(self, system: str, found: Patches, index: int, item: Item) -> None:
         assert found.attention is not None
         if system not in self._scorers:
             self._scorers[system] = EmergenceScorer(found.layers, keep=self._settings.mass, seed=self._settings.seed)
-        self._scorers[system].add(found.attention[:, index], found.grid, item.photo)
+        self._scorers[system].add(found.attention[:, index], found.grid, item)
 
     def baselines(self, item: Item) -> None:
-        self._plain += emergence_baselines(item.photo, item.grid, seed=self._settings.seed)
+        self._plain += emergence_baselines(item, item.grid, seed=self._settings.seed)
 
     def tables(self, data: str) -> dict[str, list[Row]]:
         if not self._scorers:
@@ -248,8 +248,8 @@ class _Objects:
                 self._give("model's masks, moved", layer, own.roll((rows, columns), (-2, -1)), item)
 
     def baselines(self, item: Item) -> None:
-        blank = bool(of_one_colour(item.photo.pixels))
-        self._give("colour", -1, self._cut(patch_colours(item.photo.pixels, item.grid), item.grid, blank), item)
+        blank = bool(of_one_colour(item.pixels))
+        self._give("colour", -1, self._cut(patch_colours(item.pixels, item.grid), item.grid, blank), item)
         self._give("centre prior", -1, threshold_attention(centre_prior(item.grid), 0.6, by="mass")[None], item)
 
     def _cut(self, features: Tensor, grid: tuple[int, int], blank: bool) -> Tensor:
@@ -301,7 +301,7 @@ class _Regions:
 
     def baselines(self, item: Item) -> None:
         n, seed = item.grid[0] * item.grid[1], self._settings.seed
-        colours = patch_colours(item.photo.pixels, item.grid)
+        colours = patch_colours(item.pixels, item.grid)
         labels = cluster_tokens(colours, min(self._settings.clusters, n), method="kmeans-euclidean", seed=seed)
         self._give("colour", -1, labels, item)
         self._give("one region", -1, torch.zeros(n, dtype=torch.int64), item)
@@ -376,11 +376,6 @@ def _truths(scene: Scene) -> Iterator[tuple[Any, Any]]:
         counted = everywhere if scene.ignore is None else ~scene.ignore
         if counted.any():
             yield labels, counted
-
-
-def _indices(total: int, count: int) -> list[int]:
-    """`count` of `total`, evenly spread."""
-    return [int(i) for i in np.linspace(0, total - 1, min(count, total)).round()]
 
 
 def _place(row: Row) -> tuple[Any, ...]:

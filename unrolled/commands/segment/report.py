@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from unrolled.commands.overlays import View
-    from unrolled.commands.segment_options import SegmentOptions
+    from unrolled.commands.segment.options import SegmentOptions
+    from unrolled.commands.segment.overlays import View
     from unrolled.report import Report
 
 _ROWS = 100
@@ -132,7 +132,9 @@ def segment_report(result: dict[str, Any], views: Sequence[View], options: Segme
 
 def _spread(views: Sequence[View], count: int) -> Sequence[View]:
     """At most `count`, drawn evenly."""
-    return views if len(views) <= count else [views[i * (len(views) - 1) // (count - 1)] for i in range(count)]
+    from unrolled.data.sources import evenly
+
+    return [views[place] for place in evenly(count, len(views))]
 
 
 def _named(options: SegmentOptions) -> dict[str, Any]:
