@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _EXPORTS: dict[str, str | None] = {
     "compare": "unrolled.alignment",
     "create_model": "unrolled.models",
+    "edit": "unrolled.instruments.editing",
     "from_pretrained": "unrolled.models",
     "list_models": "unrolled.models",
     "load_published": "unrolled.models",
@@ -41,6 +42,7 @@ __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
     from unrolled.alignment import compare as compare
+    from unrolled.instruments.editing import edit as edit
     from unrolled.instruments.trace import Trace as Trace
     from unrolled.instruments.trace import trace as trace
     from unrolled.models import create_model as create_model

@@ -28,6 +28,9 @@ MIDDLE_NORM = (
 FIRST_NORM = ("norm1", "ln_1", "layernorm_before", "input_layernorm", "layer_norm1", "self_attn_layer_norm")
 FINAL_NORM = ("norm", "layernorm", "ln_f", "final_layernorm", "final_layer_norm", "post_layernorm")
 HEAD = ("head", "classifier", "lm_head", "score")
+# what puts heads together, and how many there are
+OUTPUT = ("output", "proj", "out_proj", "o_proj", "c_proj", "output.dense", "dense", "out_lin", "to_out", "o")
+HEADS = ("heads", "num_heads", "num_attention_heads", "n_heads", "n_head", "nheads")
 VALUE = ("v_proj", "value", "v_lin", "to_v")
 
 
@@ -187,6 +190,29 @@ def head_subspaces(block: nn.Module) -> Tensor:
         f"{type(attention).__name__}: cannot tell its heads' subspaces; needs a Linear named `subspaces`, `qkv` or "
         f"one of {VALUE} and a head count"
     )
+
+
+def output_projection(attention: nn.Module) -> nn.Module | None:
+    """The layer that puts heads together again: its input is what they computed, side by side; None if unknown."""
+    for path in OUTPUT:
+        module = _get(attention, path)
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Module) and isinstance(weight, Tensor) and weight.dim() == 2:
+            return module
+    for name, module in attention.named_children():
+        if name.lower().endswith("attention") and (found := output_projection(module)) is not None:
+            return found
+    return None
+
+
+def head_count(attention: nn.Module, model: nn.Module) -> int | None:
+    """How many heads write into the output projection; of grouped queries, the heads of queries. None if unknown."""
+    for module in (attention, *attention.modules(), getattr(model, "config", None)):
+        for name in HEADS:
+            count = getattr(module, name, None)
+            if isinstance(count, int) and not isinstance(count, bool):
+                return count
+    return None
 
 
 def child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
