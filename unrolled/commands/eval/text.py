@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unrolled.commands.eval_options import EvalOptions, drawn, of_all
+from unrolled.commands.eval.options import EvalOptions, drawn, of_all
 from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.runs import run_settings
