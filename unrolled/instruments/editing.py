@@ -210,6 +210,11 @@ class Edit:
             )
 
 
+def editable(model: nn.Module) -> list[str]:
+    """Every name that `edit` takes, but for module paths of transformers."""
+    return [name for name, _, _ in _places(unwrap(model))]
+
+
 def _check_model(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if hasattr(module, "_orig_mod"):
