@@ -28,7 +28,7 @@ from unrolled.report import (
 )
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
-VOID = {"meta", "link", "br", "img", "hr", "input"}
+VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
 
 class Page(HTMLParser):
@@ -115,7 +115,10 @@ def test_text_is_escaped_and_shown_as_it_was() -> None:
 def test_everything_drawn_is_also_said() -> None:
     page = Page(full_report().to_html())
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawings) == 3
+    assert len(drawings) == 2
+    (pictures,) = [attributes for tag, attributes in page.tags if attributes.get("role") == "group"]
+    assert pictures["aria-label"] == f"2 images: {HOSTILE}."
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [f"{HOSTILE} a", f"{HOSTILE} b"]
     assert all(attributes["role"] == "img" and attributes["aria-labelledby"] for attributes in drawings)
     assert "CRATE: 3 at 0 to 1 at 2." in page.text
     assert page.text.count("The numbers") == 2

@@ -174,8 +174,8 @@ def _subject_in(folder: Path) -> dict[str, Any]:
 
 
 def _subject(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What was looked at; what is not said and what is None are the same."""
-    return {key: _plain(settings[key]) for key in _SUBJECT if settings.get(key) is not None}
+    """What was looked at; what is not said and what is nothing are the same."""
+    return {key: _plain(settings[key]) for key in _SUBJECT if settings.get(key)}
 
 
 def _plain(value: Any) -> Any:

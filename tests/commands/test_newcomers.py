@@ -39,7 +39,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("probe RUN --samples 100 --method knn --k 81", "--k 81: more neighbours than the 80"),
         ("eval RUN --batch-size 0", "--batch-size 0"),
         ("eval RUN --workers -1", "--workers -1"),
-        ("finetune --weights RUN --task lm", "task='lm': only classifiers of images"),
+        ("finetune --weights RUN --task lm", 'Invalid value "lm" for --task. Choose from: "classify"'),
     ],
 )
 def test_values_no_verb_can_use(

@@ -146,7 +146,7 @@ def test_no_file_trusts_itself(foreign: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_how_to_resume_names_the_code_again(foreign: Path) -> None:
-    from unrolled.commands.common import saying_how_to_resume
+    from unrolled.commands.train import saying_how_to_resume
     from unrolled.train import Interrupted
 
     for model, said in (("foreign:tiny", "--resume auto --model foreign:tiny"), ("crate_gpt_nano", "--resume auto")):

@@ -77,9 +77,9 @@ def flags_of(config: type[T]) -> type[T]:
         hint, *own = get_args(hints[item.name]) if get_origin(hints[item.name]) is Annotated else (hints[item.name],)
         choice = get_origin(hint) is not Literal or len(get_args(hint)) > 1
         parameter = Parameter(
-            negative_iterable=(), consume_multiple=True, validator=finite, help=docs.get(item.name), show=choice,
-            group=_group(config, item),
-        )  # fmt: skip
+            negative_iterable=(), consume_multiple=True, validator=finite, help=docs.get(item.name), show=choice
+        )
+        own += [] if (group := _group(config, item)) is None else [Parameter(group=group)]
         own += [SWITCH] if item.name in _ONE_WAY and issubclass(config, JsonFlags | QuietFlags) else []
         default = dataclasses.field(default=item.default, default_factory=item.default_factory, kw_only=item.kw_only)  # type: ignore[call-overload]
         specs.append((item.name, Annotated[(hint, parameter, *own)], default))  # type: ignore[valid-type]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unrolled.commands.common import of_all
+from unrolled.commands.eval.options import of_all
 from unrolled.data import ImageSource
 from unrolled.report import Fact, LineChart, Provenance, Report, Series
 from unrolled.train import TrainResult
@@ -116,8 +116,6 @@ def evaluation_report(
     model: nn.Module,
     source: ImageSource,
     result: dict[str, Any],
-    settings: dict[str, Any],
-    seconds: float,
 ) -> Report:
     """The report of `unrolled eval` of such a run."""
     report = Report(f"{result['model']} on {config.data}", question=f"How good is it on the {result['split']} split?")
@@ -125,8 +123,6 @@ def evaluation_report(
     report.headline(f"{words(config.task, result)}.{only}".capitalize(), _facts(config.task, result, result["split"]))
     if isinstance(config, MaskedConfig):
         _pictures(report, config, model, source, result["split"])
-    report.results = result
-    report.provenance = Provenance.collect(config=settings, seeds=[], duration=seconds)
     return report
 
 
@@ -188,10 +184,10 @@ def _charts(task: str, metrics: Sequence[Mapping[str, Any]]) -> list[LineChart]:
 
 def _pictures(report: Report, config: MaskedConfig, model: Any, source: ImageSource, what: str) -> None:
     """Input, mask and completion of a few images."""
-    from unrolled.commands.common import batches
     from unrolled.commands.complete import completion_of
     from unrolled.data.sources import Subset
     from unrolled.report import ImageGrid, ImageRow
+    from unrolled.subjects.images import batches
     from unrolled.subjects.pictures import prepare
 
     shown = Subset.evenly(source, _PICTURES)

@@ -26,38 +26,6 @@ if TYPE_CHECKING:
     from unrolled.studies import AnyStudy
     from unrolled.studies.base import StudyConfig
 
-    DemoFlags = DemoConfig
-else:
-    DemoFlags = open_flags_of(DemoConfig, without=("budget",))
-
-_DEMO = DemoFlags()
-
-
-def demo(
-    *,
-    budget: Budget = "cpu",
-    settings: Annotated[DemoFlags, Parameter(name="*")] = _DEMO,
-    config: ConfigFiles = (),
-    json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train a small CRATE and a ViT of the same width on real images, and show what every layer does.
-
-    The images are the 1,797 handwritten digits that come with scikit-learn: nothing is downloaded. It takes about two
-    minutes on two processor cores.
-
-        unrolled demo
-        unrolled demo --seeds 0 --epochs 10 --out runs/short
-
-    Parameters
-    ----------
-    budget
-        cpu; or quick, one seed and two epochs, to see that it runs.
-    """
-    from unrolled.studies import load
-
-    run_study(load("demo"), DemoConfig.of_budget(budget, **given(settings)), json=json, quiet=quiet)
-
 
 def app(names: Sequence[str]) -> App:
     """`unrolled study` with the flags of the study that is named, if one is: each has its own.
@@ -78,7 +46,8 @@ def app(names: Sequence[str]) -> App:
     made.default(list_studies)
     if names and not names[0].startswith("-"):
         study = load(names[0])
-        made.command(_verb(study), name=names[0])
+        help_ = _HELP.format(title=study.title, citation=study.citation, name=study.name)
+        made.command(_verb(study.name, study.config, help_), name=names[0])
     return made
 
 
@@ -101,36 +70,35 @@ def list_studies(*, json: AsJson = False) -> None:
         print(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
 
 
-def _verb(study: AnyStudy) -> Callable[..., int]:
-    """The function that runs a study from its flags."""
-    flags = open_flags_of(study.config, without=("budget",))
+def _verb(name: str, config: type[StudyConfig], help_: str, *, judges: bool = True) -> Callable[..., int]:
+    """The function that runs a study from its flags.
+
+    Args:
+        name: of the study.
+        config: its settings.
+        help_: the docstring of the verb.
+        judges: exit with 4 if something came out outside its tolerance.
+    """
+    flags = open_flags_of(config, without=("budget",))
 
     def run(
         *,
         budget: Budget = "cpu",
         settings: Any = flags(),  # noqa: B008
-        config: ConfigFiles = (),
+        config_: ConfigFiles = (),
         json: AsJson = False,
         quiet: Quiet = False,
     ) -> int:
+        from unrolled.studies import load
+
         judged = budget != "quick"
-        chosen = study.config.of_budget(budget, **given(settings))
-        report = run_study(study, chosen, json=json, quiet=quiet, judged=judged)
-        return 4 if report.reproduced is False and judged else 0
+        report = run_study(
+            load(name), config.of_budget(budget, **given(settings)), json=json, quiet=quiet, judged=judged
+        )
+        return 4 if judges and judged and report.reproduced is False else 0
 
     run.__annotations__["settings"] = Annotated[flags, Parameter(name="*")]
-    run.__doc__ = f"""{study.title}.
-
-    {study.citation}. The exit code is 4 if something came out outside its declared tolerance; the quick budget is too
-    small to judge, and never is. Settings that are not given are those of the budget.
-
-        unrolled study {study.name} --budget quick
-
-    Parameters
-    ----------
-    budget
-        quick: up to two minutes, to see that it runs; cpu: a laptop; gpu: one GPU.
-    """
+    run.__doc__ = help_
     return run
 
 
@@ -172,3 +140,35 @@ def _complete(report: Report, folder: Path, judged: bool) -> None:
         report.claims = [replace(claim, reproduced=None, verdict="not judged") for claim in report.claims]
     if before or not judged:
         report.write(folder)
+
+
+_HELP = """{title}.
+
+    {citation}. The exit code is 4 if something came out outside its declared tolerance; the quick budget is too
+    small to judge, and never is. Settings that are not given are those of the budget.
+
+        unrolled study {name} --budget quick
+
+    Parameters
+    ----------
+    budget
+        quick: up to two minutes, to see that it runs; cpu: a laptop; gpu: one GPU.
+    """
+demo = _verb(
+    "demo",
+    DemoConfig,
+    """Train a small CRATE and a ViT of the same width on real images, and show what every layer does.
+
+    The images are the 1,797 handwritten digits that come with scikit-learn: nothing is downloaded. It takes about two
+    minutes on two processor cores.
+
+        unrolled demo
+        unrolled demo --seeds 0 --epochs 10 --out runs/short
+
+    Parameters
+    ----------
+    budget
+        cpu; or quick, one seed and two epochs, to see that it runs.
+    """,
+    judges=False,
+)

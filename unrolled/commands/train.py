@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
+import contextlib
+import shlex
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.common import say_where, saying_how_to_resume
 from unrolled.commands.options import AsJson, RecipeName, verb
+from unrolled.harness import answer
 from unrolled.locks import hold
+from unrolled.terminal import say
 from unrolled.train.config import FinetuneConfig, RunConfig, TextConfig, TrainConfig
+from unrolled.trust import consequence
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -80,18 +84,29 @@ def run_training(name: str, config: RunConfig, *, json: bool) -> None:
     facts = summary(result)
     report, scores = report_of(result, facts, time.perf_counter() - began)
     page = report.write(result.run_dir).html
-    say_where(page, quiet=config.quiet)
     if result.skipped:
         names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
-        print(f"{len(result.skipped)} images could not be read and were left out: {names}", file=sys.stderr)
-    if json:
-        print(json_module.dumps({**facts, "report": str(page)}, indent=2))
-        return
+        say(f"{len(result.skipped)} images could not be read and were left out: {names}")
     speed = f", {result.units_per_second:,.0f} {result.unit}/s" if result.units_per_second else ""
-    print(
+    text = (
         f"{result.config.model} on {result.config.data}: {scores}, {facts['parameters']:,} parameters, "
         f"{result.steps:,} steps{speed}; the model is in {result.run_dir}"
     )
+    answer(page, facts, text, json=json, quiet=config.quiet)
+
+
+@contextlib.contextmanager
+def saying_how_to_resume(verb: str, out: Path, model: str) -> Iterator[None]:
+    """Add the command that goes on with the run of `model` in `out` to what an interrupted one says."""
+    from unrolled.train.signals import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        command = f"unrolled {verb} --config {shlex.quote(str(out / 'config.yaml'))} --resume auto"
+        if consequence("model", model) is not None:  # the file may not name code: the person does
+            command += f" --model {shlex.quote(model)}"
+        raise Interrupted(f"{stop}, or: {command}") from None
 
 
 def report_of(result: TrainResult, facts: dict[str, Any], seconds: float) -> tuple[Report, str]:

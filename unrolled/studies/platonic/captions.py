@@ -196,27 +196,25 @@ def ratios(results: Results[Density], way: Way) -> list[float]:
     return [row.result["scores"][way][-1]["score"] / row.result["scores"][one][0]["score"] for row in results]
 
 
+def _smallest(way: Way) -> Claim:
+    def span(results: Results[Density], config: CaptionsConfig) -> str:
+        return f" to {max(ratios(results, way)):.2f} over {len(results)} pairs of models"
+
+    how = {"averaged": "vectors averaged", "joined": "read as one text"}[way]
+    return Claim(
+        statement=f"Five captions, {how}, agree more than one (smallest ratio of scores, all pairs of models)",
+        source=_PAPER,
+        published="rises, values in the figure only",
+        value=lambda results, config: min(ratios(results, way), default=nan),
+        low=1.0,
+        spec=".2f",
+        detail=span,
+    )
+
+
 CLAIMS = (
-    Claim(
-        statement="Five captions, vectors averaged, agree more than one (smallest ratio of scores, all pairs of "
-        "models)",
-        source=_PAPER,
-        published="rises, values in the figure only",
-        value=lambda results, config: min(ratios(results, "averaged"), default=nan),
-        low=1.0,
-        spec=".2f",
-        detail=lambda results, config: _up_to(ratios(results, "averaged")),
-    ),
-    Claim(
-        statement="Five captions, read as one text, agree more than one (smallest ratio of scores, all pairs of "
-        "models)",
-        source=_PAPER,
-        published="rises, values in the figure only",
-        value=lambda results, config: min(ratios(results, "joined"), default=nan),
-        low=1.0,
-        spec=".2f",
-        detail=lambda results, config: _up_to(ratios(results, "joined")),
-    ),
+    _smallest("averaged"),
+    _smallest("joined"),
     Claim(
         statement="Captions of other photos do not help (largest ratio of scores: one own and four foreign over one "
         "own)",
@@ -230,10 +228,6 @@ CLAIMS = (
         ),
     ),
 )
-
-
-def _up_to(values: list[float]) -> str:
-    return f" to {max(values):.2f} over {len(values)} pairs of models"
 
 
 def report(report: Report, config: CaptionsConfig, results: Results[Density]) -> None:

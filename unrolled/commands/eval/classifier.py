@@ -1,22 +1,18 @@
-"""`unrolled eval`."""
+"""`unrolled eval` of classifiers of images."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.common import drawn, of_all
-from unrolled.commands.eval_report import at_bound, eval_report
-from unrolled.commands.options import check_counts, verb
-from unrolled.commands.pretrain import evaluate_pretrained, is_pretrain_run
-from unrolled.commands.text import evaluate_run, is_text_run
-from unrolled.harness import OutputFlags, Run, default_folder, settings_of
+from unrolled.commands.eval.options import EvalOptions, drawn, of_all
+from unrolled.commands.eval.report import at_bound, eval_report
+from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.images import batches, say_data
 from unrolled.subjects.models import by_class_names, choose_device, class_names, opened
-from unrolled.subjects.options import LoaderFlags, OnError, SubjectFlags
-from unrolled.subjects.runs import DataOf, completed, named, run_settings, shipped
+from unrolled.subjects.runs import DataOf, named, run_settings, shipped
 from unrolled.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -33,98 +29,6 @@ _ENOUGH = 50  # images, below which no temperature is fitted
 _TEMPERATURES = (0.01, 100.0)  # the range it is looked for in
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions(SubjectFlags, LoaderFlags, OutputFlags):
-    """Flags of `unrolled eval`."""
-
-    model: str = field(kw_only=False)
-    """A run folder, or any model by one string (`unrolled list`, timm:NAME, local:DIR, package.module:factory)."""
-    split: Literal["train", "val", "test", "all"] = "test"
-    """Which part of the data; all: a folder of classes that is one test set (ImageNet-V2). Class folders named by
-    numbers are then the labels."""
-    labels: Path | None = None
-    """real.json of ImageNet ReaL: also the share of predictions that are among an image's labels, over the images that
-    have some. The images are those of the ImageNet validation set, under their own names."""
-    classes_by: Literal["name", "number"] = "name"
-    """name: an image's class is the model's class of the same name, where both name theirs; images of classes that the
-    model does not know are left out and counted. number: labels are taken as they are."""
-    unknown_classes: Literal["raise", "skip"] = "raise"
-    """What to do with images of this split whose class the data's own training split lacks."""
-    samples: int | None = None
-    """Use so many images of the split, drawn evenly, or of a text so many excerpts of its context; default: all."""
-    stride: int | None = None
-    """Of a run on text: tokens between the starts of two windows of its context. By default blocks do not overlap, and
-    a token is predicted from 1 token up to the whole context; a half of the context gives each at least the other
-    half, at twice the cost."""
-    robustness: bool = False
-    """Errors on images made worse in nine ways and five severities: 45 forward passes an image."""
-    robustness_images: int = 1000
-    """How many of the images for that, drawn evenly."""
-    val_fraction: float | None = None
-    """Share of the training split that is validation; default: that of the run, else 0.1 with --split val."""
-    split_seed: int | None = None
-    """Which images belong to which split, where the data set does not say; default: that of the run, else 0."""
-    weights: Path | None = None
-    """Load these instead: a folder of `unrolled convert`, a run folder or a published checkpoint."""
-    batch_size: int | None = None
-    """Images, or excerpts of text, in one forward pass; default: 128, of a run on text that of the run."""
-    on_error: OnError = "raise"
-    """An undecodable image stops the evaluation, or is named, counted and left out."""
-    seed: int = 0
-    """Of weights that are not loaded, of the corruptions, and, where the data have no validation part to fit the
-    temperature on, of the fifth of the images it is then fitted on."""
-    out: Path | None = None
-    """Where config.yaml, report.html and report.json go; default: runs/eval-MODEL-DATA."""
-
-    def __post_init__(self) -> None:
-        check_counts(robustness_images=self.robustness_images, batch_size=self.batch_size, image_size=self.image_size,
-                     stride=self.stride)  # fmt: skip
-        check_counts(0, workers=self.workers, seed=self.seed, split_seed=self.split_seed)
-
-
-@verb
-def evaluate(options: EvalOptions) -> None:
-    """Accuracy, loss and calibration of a model, or of the model a run ended with, on a data set.
-
-    Preprocessing is the model's own; a folder with config.yaml, report.html and report.json says what was measured. Of
-    a classifier's run that was interrupted it is the newest checkpoint. Of a run on text it is loss and bits per byte,
-    with the tokenizer and context of the run; of a run of `unrolled pretrain`, its loss beside trivial guesses.
-
-        unrolled eval runs/digits
-        unrolled eval local:models/crate-small --data folder --data-dir val
-        unrolled eval timm:vit_tiny_patch16_224 --pretrained --data imagenet --data-dir imagenet --labels real.json
-        unrolled eval timm:vit_tiny_patch16_224 --pretrained --data folder --data-dir matched-frequency --split all
-        unrolled eval runs/cifar10 --robustness
-        unrolled eval runs/cifar10 --samples 1000
-        unrolled eval runs/pets --data folder --data-dir other-pets
-    """
-    if is_text_run(options.model):
-        if options.split == "all" or options.labels is not None or options.robustness:
-            raise ValueError("--split all, --labels and --robustness are for images; leave them out")
-        _refuse_model_flags(options, "image_size", "pretrained", "model_args", "weights")
-        evaluate_run(
-            options.model, data=options.data, data_dir=options.data_dir, split=options.split, samples=options.samples,
-            stride=options.stride, batch_size=options.batch_size, device=options.device, out=options.out,
-            json=options.json, quiet=options.quiet,
-        )  # fmt: skip
-        return
-    if options.stride is not None:
-        raise ValueError("--stride: is for runs on text; leave it out")
-    options = dataclasses.replace(options, batch_size=options.batch_size or 128)
-    if options.weights is None and is_pretrain_run(options.model):
-        if options.labels is not None or options.robustness:
-            raise ValueError("--labels and --robustness are for classifiers; leave them out, or probe this run")
-        _refuse_model_flags(options, "image_size", "pretrained", "model_args")
-        evaluate_pretrained(
-            options.model, data=options.data, data_dir=options.data_dir, split=options.split,
-            val_fraction=options.val_fraction, split_seed=options.split_seed, samples=options.samples,
-            batch_size=options.batch_size or 128, workers=options.workers, on_error=options.on_error,
-            device=options.device, out=options.out, json=options.json, quiet=options.quiet,
-        )  # fmt: skip
-        return
-    _evaluate_classifier(options)
-
-
 @dataclass(frozen=True)
 class _Scored:
     """Scores of images, and [n] logits, labels and numbers of them."""
@@ -135,7 +39,8 @@ class _Scored:
     indices: Tensor
 
 
-def _evaluate_classifier(options: EvalOptions) -> None:
+def evaluate_classifier(options: EvalOptions) -> None:
+    """Accuracy, loss and calibration; errors on corrupted images if asked for."""
     import torch
 
     from unrolled.data import open_images
@@ -144,15 +49,11 @@ def _evaluate_classifier(options: EvalOptions) -> None:
     from unrolled.data.sources import Subset
     from unrolled.train.run import drawn_evenly
 
-    options, own = completed(options)
-    split_seed = own.split_seed if options.split_seed is None else options.split_seed
-    val_fraction = options.val_fraction
-    if val_fraction is None:
-        val_fraction = own.val_fraction or (0.1 if options.split == "val" else 0.0)
-    options = dataclasses.replace(options, split_seed=split_seed, val_fraction=val_fraction)
+    options, own = options.divided()
     where = choose_device(options.device)
     whole = open_images(
-        own.data, options.split, data_dir=own.data_dir, val_fraction=val_fraction, seed=split_seed,
+        own.data, options.split, data_dir=own.data_dir, val_fraction=options.val_fraction or 0.0,
+        seed=options.split_seed or 0,
         unknown_classes=options.unknown_classes,
     )  # fmt: skip
     say_data(quiet=options.quiet, **{options.split: whole})
@@ -277,13 +178,6 @@ def _calibrated(
     held = None if validation is None else _look(options, network, validation, where, "temperature")
     fit_on = None if held is None else (held.logits, held.labels)
     return calibration(found.logits, found.labels, fit_on=fit_on, seed=options.seed)
-
-
-def _refuse_model_flags(options: EvalOptions, *names: str) -> None:
-    """Refuse what would be ignored of a run that is measured as it was trained."""
-    for name in names:
-        if getattr(options, name):
-            raise ValueError(f"--{name.replace('_', '-')}: this run is measured as it was trained; leave it out")
 
 
 def _validation(own: DataOf, samples: int | None, labelled: Callable[[ImageSource], ImageSource]) -> ImageSource | None:
