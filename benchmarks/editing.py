@@ -2,7 +2,7 @@
 
     python -m benchmarks.editing [--model vit_tiny_patch16_224] [--batch 8] [--rounds 15]
 
-Kinds of pass take turns, so that a noisy machine disturbs them alike; times are medians of process time, ratios of them.
+Kinds of pass take turns, so that a noisy machine disturbs them alike; ratios are of median process times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 import unrolled
 import unrolled.models
-from unrolled.instruments import causal, edits
+from unrolled.instruments import causal
 
 
 def take_turns(kinds: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import find_stacks, unwrap
-from unrolled.instruments.editing import Change, edit, editable
+from unrolled.instruments.editing import Change, Edit, Places, edit, places_of
 from unrolled.instruments.edits import patch, zero
 from unrolled.instruments.readouts.probes import evaluating
-from unrolled.instruments.regions.overlap import bootstrap_interval
+from unrolled.instruments.regions.overlap import bootstrap_intervals
 from unrolled.instruments.sites import first_tensor
 from unrolled.instruments.trace import trace
 
@@ -129,7 +129,8 @@ def ablate(
     Raises:
         ValueError: no batch, a score that is not one number a sample, and what `unrolled.edit` refuses.
     """
-    names = _named(model, places)
+    known = places_of(model)
+    names = _named(known, model, places)
     samples: dict[tuple[str, bool], list[Tensor]] = {key: [] for key in product(names, (False, True))}
     plain: list[Tensor] = []
     with torch.no_grad(), evaluating(model):
@@ -140,17 +141,19 @@ def ablate(
                 plain.append(before)
                 for place, random in product(names, (False, True) if control else (False,)):
                     act = _AsLarge(change, seed + number).bind(place) if random else change
-                    with earlier.skip_to(place), edit(model, {place: act}):
+                    with earlier.skip_to(place), Edit(model, {place: act}, places=known):
                         after = _scores(score, _call(model, inputs), targets)
                     samples[place, random].append(after - before)
     if not plain:
         raise ValueError("batches: holds none; give at least one (inputs, targets)")
-    rows = []
-    for name in names:
-        values = torch.cat(samples[name, False]).numpy()
-        low, high = bootstrap_interval(values, seed=seed)
-        other = float(torch.cat(samples[name, True]).mean()) if control else float("nan")
-        rows.append(Effect(name, float(values.mean()), low, high, other, values))
+    table = np.stack([torch.cat(samples[name, False]).numpy() for name in names], axis=1)  # [samples, places]
+    low, high = bootstrap_intervals(table, seed=seed)
+    others = [float(torch.cat(samples[name, True]).mean()) if control else float("nan") for name in names]
+    means = table.mean(0)
+    rows = [
+        Effect(name, float(means[i]), float(low[i]), float(high[i]), others[i], table[:, i])
+        for i, name in enumerate(names)
+    ]
     return Effects(tuple(rows), float(torch.cat(plain).mean()))
 
 
@@ -175,7 +178,8 @@ def patching(
     Raises:
         ValueError: both runs have the same score.
     """
-    names = _named(model, places)
+    known = places_of(model)
+    names = _named(known, model, places)
     with torch.no_grad(), evaluating(model):
         with trace(model, heads=True) as source:
             best = float(score(_call(model, clean)).mean())
@@ -186,7 +190,7 @@ def patching(
                 raise ValueError(f"clean, corrupted: both score {best:g}, so there is nothing to bring back")
             out = {}
             for place in names:
-                with earlier.skip_to(place), edit(model, {place: patch(source)}):
+                with earlier.skip_to(place), Edit(model, {place: patch(source)}, places=known):
                     out[place] = (float(score(_call(model, corrupted)).mean()) - worst) / (best - worst)
     return out
 
@@ -232,7 +236,7 @@ def path_patching(
     Raises:
         ValueError: a receiver that the sender does not come before.
     """
-    halves = [n for n in editable(model) if re.fullmatch(r".*block\d+/(attn|mlp|ista)", n)]
+    halves = [n for n in places_of(model) if re.fullmatch(r".*block\d+/(attn|mlp|ista)", n)]
     for receiver in receivers:
         if _order(receiver) <= _order(sender):
             raise ValueError(f"receivers: {receiver} does not come after {sender}")
@@ -293,10 +297,9 @@ def _inside(name: str, receivers: Sequence[str]) -> bool:
     return any(receiver.startswith(f"{name}/") for receiver in receivers)
 
 
-def _named(model: nn.Module, places: str | Sequence[str]) -> list[str]:
+def _named(known: Places, model: nn.Module, places: str | Sequence[str]) -> list[str]:
     patterns = [places] if isinstance(places, str) else list(places)
-    every = editable(model)
-    found = [name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    found = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if not found:
         edit(model, dict.fromkeys(patterns, zero))  # says what is near
         raise ValueError(f"places: {', '.join(patterns)} match nothing")
