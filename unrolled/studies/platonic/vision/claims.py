@@ -56,7 +56,7 @@ class View:
 
     def pairs(self, cell: PairScores) -> Pairs | None:
         """All pairs by a metric; None where they were not run."""
-        return next((Pairs.of(row.result) for row in self.results.of(PairScores) if row.cell == cell), None)
+        return Pairs.of(self.results, cell)
 
     def calibrated(self) -> dict[str, Pairs]:
         """Pairs with their chance level by what tables call the metric; those that were run."""
