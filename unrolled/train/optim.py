@@ -127,12 +127,12 @@ class MovingAverage:
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Within the block `model` holds the average; afterwards its own weights again, bit for bit."""
-        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         copy_into(model, self.tensors)
         try:
             yield
         finally:
-            copy_into(model, own)
+            copy_into(model, weights)
 
 
 def local(tensor: Tensor) -> Tensor:
