@@ -24,11 +24,10 @@ from unrolled.report import (
     Report,
     Series,
     heat,
-    mean_std,
 )
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
-VOID = {"meta", "link", "br", "img", "hr", "input"}
+VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
 
 class Page(HTMLParser):
@@ -115,7 +114,10 @@ def test_text_is_escaped_and_shown_as_it_was() -> None:
 def test_everything_drawn_is_also_said() -> None:
     page = Page(full_report().to_html())
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawings) == 3
+    assert len(drawings) == 2
+    (pictures,) = [attributes for tag, attributes in page.tags if attributes.get("role") == "group"]
+    assert pictures["aria-label"] == f"2 images: {HOSTILE}."
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [f"{HOSTILE} a", f"{HOSTILE} b"]
     assert all(attributes["role"] == "img" and attributes["aria-labelledby"] for attributes in drawings)
     assert "CRATE: 3 at 0 to 1 at 2." in page.text
     assert page.text.count("The numbers") == 2
@@ -178,10 +180,3 @@ def test_signed_numbers_and_gaps_stand_to_the_right() -> None:
     report = Report("r")
     report.section("s").table(["a", "b"], [["x", "+0.1"], ["y", "-"]], caption="c")
     assert report.to_html().count('<td class="num">') == 2
-
-
-def test_mean_std_is_the_sample_deviation() -> None:
-    assert mean_std([0.98, 0.99, 0.97], scale=100) == "98.0 ± 1.0"
-    assert mean_std([0.5], digits=2) == "0.50"
-    with pytest.raises(ValueError, match="values"):
-        mean_std([])

@@ -89,6 +89,15 @@ def test_report_of_a_run_comes_from_its_folder(tmp_path: Path) -> None:
     assert report.provenance.seeds == (3,)
 
 
+def test_a_run_of_two_steps_has_numbers_instead_of_a_chart_of_one_dot(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [METRICS[0], METRICS[3]])
+    text = report_for_run(run).to_html()
+    page = Page(text)
+    assert "<svg" not in text
+    assert "Loss (nats)" in page.text
+    assert "<svg" in report_for_run(make_run(tmp_path / "longer", METRICS)).to_html()
+
+
 def test_a_killed_run_has_a_report_that_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", METRICS[:2], state="running")
     with (run / "metrics.jsonl").open("a") as file:

@@ -37,7 +37,7 @@ class Page(HTMLParser):
         self.ids += [value for value in [values.get("id")] if value]
         if tag == "img" and not values.get("alt"):
             self.bare.append(str(values.get("src")))
-        if tag not in ("meta", "link", "img", "input", "br"):
+        if tag not in ("meta", "link", "img", "input", "br", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -180,13 +180,39 @@ def test_pages_written_by_hand(tmp_path: Path) -> None:
         "<em>lead</em> with <code>a &lt; b</code>",
         '<img src="a.svg" alt="what &lt;it&gt; shows"',
         "<p>gone up</p>",
-        "<li><strong>one</strong> thing goes on</li><li>two</li>",
+        "<li><strong>one</strong> thing\ngoes on</li>\n<li>two</li>",
         "<h2>Next</h2>",
         "<td><code>2</code></td>",
-        "<pre><code>run **this** &lt; that</code></pre>",
+        '<pre><code class="language-bash">run **this** &lt; that\n</code></pre>',
     ):
         assert piece in page
-    assert to_html("<script>", {}) == "<p>&lt;script&gt;</p>"
+    assert to_html("<script>", {}) == "<p>&lt;script&gt;</p>\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[x](javascript:alert(1))",
+        "<javascript:alert(1)>",
+        "<https://elsewhere.example>",
+        "![x](//elsewhere.example/a.png)",
+        "<img src=x onerror=alert(1)>",
+        "[x]: javascript:alert(1)\n\n[x] ![x]",
+        "[a [b](words/b) c](javascript:x)",
+        "| a |\n|---|\n| <svg onload=alert(1)> |",
+        "```<b>\n</code><script>alert(1)</script>\n```",
+    ],
+)
+def test_markdown_of_others_leads_nowhere_and_runs_nothing(text: str) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            seen.append((tag, [name for name, _ in attrs]))
+
+    Tags().feed(to_html(text, {}))
+    assert {tag for tag, _ in seen} <= {"p", "div", "table", "thead", "tbody", "tr", "th", "td", "pre", "code"}
+    assert {name for _, names in seen for name in names} <= {"class", "tabindex", "role", "aria-label", "scope"}
 
 
 def test_the_verb_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

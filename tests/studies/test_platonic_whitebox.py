@@ -14,7 +14,7 @@ from unrolled.studies import networks as small_networks
 from unrolled.studies.cells import Context, Row
 from unrolled.studies.networks import Network
 from unrolled.studies.pictures import Pictures
-from unrolled.studies.platonic import human, whitebox, words
+from unrolled.studies.platonic import human, whitebox, words, zoo
 from unrolled.studies.platonic.whitebox import NearBrains, View, WhiteboxConfig
 from unrolled.studies.platonic.words import NearWords, class_means
 from unrolled.studies.results import Results
@@ -81,6 +81,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Network:
     shown = Pictures(images=images, labels=torch.arange(80) % 40, classes=tuple(f"{i}, x" for i in range(40)))
     monkeypatch.setattr(small_networks, "pictures", lambda *_: shown)
     monkeypatch.setattr(words, "unseen_pictures", lambda _: shown)
+    monkeypatch.setattr(zoo, "unseen_pictures", lambda _: shown)
     monkeypatch.setattr(words, "open_model", lambda *_: None)
     return Network(kind="crate-small", data="cifar10", seed=0, images=0)
 
@@ -90,7 +91,7 @@ def test_words_that_lie_as_class_means_do_are_near(
 ) -> None:
     context = Context(kept=tmp_path, data_dir=tmp_path)
     shown = words.unseen_pictures(tmp_path)
-    means = class_means(words.last_layer(made_up.load(context), shown.images), shown.labels, 40)
+    means = class_means(zoo.last_layer(made_up.load(context), shown.images), shown.labels, 40)
     unknown = torch.cat([torch.zeros(3, means.shape[1]), means[3:]])  # three names without a vector
     monkeypatch.setattr(human, "word_vectors", lambda name, texts, folder: unknown)
     near = NearWords(network=made_up, words="glove", k=5).compute(context)

@@ -56,7 +56,7 @@ def write_pictures(folder: Path, views: Sequence[View]) -> None:
 
 
 def _evidence(values: Tensor, original: Pixels, scale: float) -> Pixels:
-    from unrolled.commands.overlays import blend, faded
+    from unrolled.commands.segment.overlays import blend, faded
     from unrolled.instruments import upsample
 
     size = (original.shape[0], original.shape[1])
@@ -140,7 +140,7 @@ def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[V
         f"their own token. On the patches lie {found.logit - result['elsewhere']:+.3f} of the logit; "
         f"{result['elsewhere']:+.3f} lie on no patch: class token, registers and biases.",
     )
-    columns, cells = layer_table(found)
+    columns, cells = layer_table(found, text=True)
     section = report.section("By layer and head").table(columns, cells, caption=_table_words(columns))
     by_head = [half for half in found.halves if half.heads is not None]
     panels = []
@@ -153,6 +153,7 @@ def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[V
                 columns=[str(k) for k in range(len(by_head[0].heads if by_head[0].heads is not None else []))],
                 row_label="layer",
                 column_label="head",
+                signed=True,
             )
         )
     series = []
@@ -160,7 +161,10 @@ def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[V
         own = [half for half in found.halves if half.kind == kind]
         series.append(Series(label=_KINDS[kind], x=[half.layer for half in own], y=[half.total for half in own]))
     panels.append(LineChart(title="Term of each half", x_label="layer", series=series))
-    section.figure(panels, caption="Contributions to the logit; above zero they speak for the class.")
+    section.figure(
+        panels,
+        caption="Contributions to the logit: above zero (orange) for the class, below it (blue) against it.",
+    )
     section = report.section("When patches are removed")
     section.table(
         ["patches made the mean colour", "change of the logit", "± (draws)"],

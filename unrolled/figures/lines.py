@@ -70,6 +70,11 @@ class LineChart(Panel):
         if not self.series:
             raise ValueError(f"chart {self.title!r} has no series: give at least one")
 
+    @property
+    def lone(self) -> bool:
+        """Whether there is nothing to see but a dot or two: no line has two points, and there are at most two lines."""
+        return len(self.series) <= 2 and not any(self._shown(series).sum() > 1 for series in self.series)
+
     def description(self) -> str:
         """One sentence for people who cannot see the chart."""
         parts = [f"Line chart of {self.title} against {self.x_label}."]

@@ -8,8 +8,6 @@ are measured by the widths of Matplotlib's own font, whatever fonts there are.
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +16,14 @@ from matplotlib.colors import to_hex
 from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.transforms import Affine2D
-from PIL import Image
 
 from unrolled.figures.escaping import escape
+from unrolled.figures.images import data_address
 from unrolled.figures.style import NAMES, SIZE, TITLE
 from unrolled.figures.words import width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 _ANCHORS = {"left": "", "center": ' text-anchor="middle"', "right": ' text-anchor="end"'}
 
@@ -233,14 +230,3 @@ class _Renderer(RendererBase):
 
 def _bold(prop: FontProperties) -> bool:
     return prop.get_weight() == "bold"
-
-
-def data_address(pixels: NDArray[np.uint8]) -> str:
-    """An image [h, w] or [h, w, 3 or 4] as the address of itself."""
-    if pixels.ndim == 3 and pixels.shape[2] == 4 and (pixels[..., 3] == 255).all():
-        pixels = pixels[..., :3]
-    if pixels.ndim == 3 and (pixels[..., :1] == pixels).all():
-        pixels = pixels[..., 0]
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from unrolled.figures.heatmap import HeatMap
@@ -109,11 +108,20 @@ class Section:
         return self
 
     def figure(self, panels: Panel | Sequence[Panel], *, caption: str = "", name: str = "") -> Section:
-        """Add charts or image grids; the caption says what the reader sees and over how many seeds or images."""
+        """Add charts or image grids; the caption says what the reader sees and over how many seeds or images.
+
+        A chart of a dot or two, as of a run of two steps, becomes a table.
+        """
         panels = (panels,) if isinstance(panels, Panel) else tuple(panels)
         if not panels:
             raise ValueError("panels is empty: give at least one LineChart, HeatMap or ImageGrid")
-        self.blocks.append(Figure(slug(name or self.title), panels, caption))
+        drawn = tuple(panel for panel in panels if not (isinstance(panel, LineChart) and panel.lone))
+        for panel in panels:
+            if isinstance(panel, LineChart) and panel.lone:
+                columns, rows = panel.data()
+                self.table(columns[:3], [row[:3] for row in rows], caption="" if drawn else caption)
+        if drawn:
+            self.blocks.append(Figure(slug(name or self.title), drawn, caption))
         return self
 
 
@@ -200,19 +208,9 @@ class Report:
                     for panel in block.panels:
                         written += _write_panel(folder / "figures", block, panel, taken)
         json_path, html_path = folder / "report.json", folder / "report.html"
-        _write(json_path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        _write(html_path, self.to_html())
+        write_text(json_path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(html_path, self.to_html())
         return ReportPaths(html=html_path, json=json_path, figures=tuple(written))
-
-
-def mean_std(values: Sequence[float], *, scale: float = 1.0, digits: int = 1) -> str:
-    """`98.1 ± 0.3`: mean and sample standard deviation over runs, or the value alone where there is one."""
-    scaled = [scale * float(value) for value in values]
-    if not scaled:
-        raise ValueError("values is empty: give at least one number")
-    if len(scaled) == 1:
-        return f"{scaled[0]:.{digits}f}"
-    return f"{fmean(scaled):.{digits}f} ± {stdev(scaled):.{digits}f}"
 
 
 def slug(text: str) -> str:
@@ -243,17 +241,18 @@ def _write_panel(folder: Path, figure: Figure, panel: Panel, taken: set[str]) ->
     taken.add(unique)
     folder.mkdir(exist_ok=True)
     svg_path, csv_path = folder / f"{unique}.svg", folder / f"{unique}.csv"
-    _write(svg_path, panel.svg(unique, standalone=True) + "\n")
+    write_text(svg_path, panel.svg(unique, standalone=True) + "\n")
     columns, rows = panel.data()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    _write(csv_path, text.getvalue())
+    write_text(csv_path, text.getvalue())
     return [svg_path, csv_path]
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
     part = path.with_name(path.name + ".part")
     try:
         part.write_bytes(text.encode("utf-8", "backslashreplace"))  # names of files need not be text

@@ -42,5 +42,11 @@ def check_drawing(path: Path) -> None:
             raise UnsafeFile(f"{path}: its style fetches something; draw it again")
 
 
+def size_of_drawing(path: Path) -> tuple[float, float]:
+    """Width and height that an SVG file says it has; those of a chart where it does not."""
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', read_text(path)[:2000])
+    return (float(found[1]), float(found[2])) if found else (400.0, 262.0)
+
+
 def _fetches(style: str) -> bool:
     return re.search(r"(?i)url\s*\(\s*['\"]?\s*(?!#)|@import|\\", style) is not None

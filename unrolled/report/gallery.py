@@ -11,16 +11,17 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
-from unrolled.figures.escaping import address, escape
+from unrolled.figures.escaping import address
 from unrolled.reading import below, read_json, really_below
-from unrolled.report import page
-from unrolled.report.document import Claim, Fact, _write, slug
-from unrolled.report.drawings import check_drawing
+from unrolled.report.document import Claim, Fact, slug, write_text
+from unrolled.report.drawings import check_drawing, size_of_drawing
+from unrolled.report.html import made, page
 from unrolled.report.notes import Note, inline
 from unrolled.report.provenance import Provenance
 
@@ -30,6 +31,7 @@ LINES_OF_WORK = {
     "platonic": "Platonic representations",
 }
 _OTHER = ("other", "Other")
+_SHEETS = ("page.css", "gallery.css")
 _VERDICTS = {True: ("met", "met"), False: ("not-met", "not met"), None: ("unjudged", "not judged")}
 _FILTERS = {
     "met": "with a claim met",
@@ -122,7 +124,7 @@ def write_gallery(
         target = out / study.name
         try:
             figures, text = study.figures().values(), _study_page(study)
-            _card(study)  # which the front page will have
+            _entry(study)  # which the front page will have
         except (CorruptFile, UnsafeFile):
             raise
         except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -134,27 +136,16 @@ def write_gallery(
             check_drawing(path)
             shutil.copyfile(path, target / "figures" / path.name)
         shutil.copyfile(study.folder / "report.json", target / "report.json")
-        _write(target / "index.html", text)
+        write_text(target / "index.html", text)
     for note in notes:
-        _write(out / note.name / "index.html", _note_page(note, note.page(out / note.name)))
+        body = Markup(note.page(out / note.name))
+        text = page("note.html.j2", title=note.title, description=note.title, sheets=_SHEETS, body=body)
+        write_text(out / note.name / "index.html", text)
     for path, _ in pictures:
         (out / "pictures").mkdir(exist_ok=True)
         shutil.copyfile(path, out / "pictures" / path.name)
-    _write(out / "index.html", _index(studies, notes, pictures))
+    write_text(out / "index.html", _index(studies, notes, pictures))
     return out / "index.html"
-
-
-def _document(title: str, description: str, body: str) -> str:
-    style = files("unrolled.report").joinpath("page.css").read_text(encoding="utf-8")
-    own = files("unrolled.report").joinpath("gallery.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<meta name="description" content="{escape(description)}"><title>{escape(title)}</title>'
-        f'<link rel="icon" href="data:,"><style>{page._VARIABLES}{style}{own}</style></head>\n'
-        f"<body><main>\n{body}</main></body></html>\n"
-    )
 
 
 def _index(studies: Sequence[Study], notes: Sequence[Note], pictures: Sequence[tuple[Path, str]]) -> str:
@@ -166,104 +157,67 @@ def _index(studies: Sequence[Study], notes: Sequence[Note], pictures: Sequence[t
         Fact(label="Claims not judged", value=str(claims.count(None)), detail="no range was declared"),
     ]
     lines = dict(study.line for study in studies)
-    rules = "".join(f"main:has(#line-{key}:checked) .study:not(.{key}){{display:none}}" for key in lines)
-    rules += "".join(f"main:has(#verdict-{key}:checked) .study:not(.{key}){{display:none}}" for key in _FILTERS)
-    filters = _choices("line", "Line of work", lines) + _choices("verdict", "Studies", _FILTERS)
-    cards = "".join(_card(study) for study in studies)
-    return _document(
-        "unrolled: what was claimed and what came out",
-        f"{len(studies)} studies of published claims, run and judged.",
-        f"<style>{rules}</style>"
-        '<header><p class="over">unrolled gallery</p><h1>What was claimed, and what came out</h1>'
-        '<p class="question">Published claims about transformers whose layers are optimiser steps, about models that '
-        "learn in context, and about representations that converge, each run by one command.</p>"
-        f"{page._facts(facts)}</header>\n{_front(notes, pictures)}"
-        f'<form class="filters" aria-label="Filters">{filters}</form>\n{cards}',
+    filters = [
+        (name, legend, [("all", "all"), *options.items()])
+        for name, legend, options in (("line", "Line of work", lines), ("verdict", "Studies", _FILTERS))
+    ]
+    rules = [(f"#line-{key}:checked", f".{key}") for key in lines]
+    rules += [(f"#verdict-{key}:checked", f".{key}") for key in _FILTERS]
+    return page(
+        "index.html.j2",
+        title="unrolled: what was claimed and what came out",
+        description=f"{len(studies)} studies of published claims, run and judged.",
+        sheets=_SHEETS,
+        rules=Markup("".join(f"main:has({chosen}) .study:not({kind}){{display:none}}" for chosen, kind in rules)),
+        facts=facts,
+        filters=filters,
+        lines=[(title, [_entry(s) for s in studies if s.line[0] == key]) for key, title in lines.items()],
+        notes=[_note(note) for note in notes],
+        shots=[
+            {"address": f"pictures/{address(path.name)}", "alt": caption.replace("`", ""), "caption": caption}
+            for path, caption in pictures
+        ],
     )
 
 
-def _front(notes: Sequence[Note], pictures: Sequence[tuple[Path, str]]) -> str:
-    """Screenshots, then the pages written by hand."""
-    shots = "".join(
-        f'<figure><a href="pictures/{address(path.name)}"><img src="pictures/{address(path.name)}" '
-        f'alt="{escape(caption.replace("`", ""))}" loading="lazy"></a>'
-        f"<figcaption>{page._inline(caption)}</figcaption></figure>"
-        for path, caption in pictures
-    )
-    cards = ""
-    for note in notes:
-        link, shown = f"{address(note.name)}/index.html", note.picture()
-        drawn = ""
-        if shown is not None:
-            source = f'src="{address(note.name)}/{address(shown[0])}" alt="{escape(shown[1])}"'
-            drawn = f'<a class="picture" href="{link}"><img {source} loading="lazy"></a>'
-        cards += (
-            f'<article class="note" id="{escape(note.name)}"><h2><a href="{link}">{escape(note.title)}</a></h2>'
-            f'<div class="{"with" if drawn else "without"}-picture"><p>{inline(note.lead, {})}</p>{drawn}</div>'
-            "</article>\n"
-        )
-    return (f'<div class="shots">{shots}</div>\n' if shots else "") + cards
+def _note(note: Note) -> dict[str, Any]:
+    """A page written by hand on the front page."""
+    shown = note.picture()
+    picture = None
+    if shown is not None:
+        picture = {"address": f"{address(note.name)}/{address(shown[0])}", "alt": shown[1]}
+    link, lead = f"{address(note.name)}/index.html", Markup(inline(note.lead))
+    return {"name": note.name, "title": note.title, "link": link, "lead": lead, "picture": picture}
 
 
-def _note_page(note: Note, body: str) -> str:
-    return _document(
-        note.title,
-        note.title,
-        '<nav aria-label="Gallery"><a href="../index.html">All studies</a></nav>'
-        f"<header><h1>{escape(note.title)}</h1></header>\n<section>{body}</section>",
-    )
-
-
-def _choices(name: str, legend: str, options: dict[str, str]) -> str:
-    items = [("all", "all"), *options.items()]
-    inputs = "".join(
-        f'<label><input type="radio" name="{name}" id="{name}-{key}"{" checked" if key == "all" else ""}>'
-        f"<span>{escape(text)}</span></label>"
-        for key, text in items
-    )
-    return f"<fieldset><legend>{legend}</legend>{inputs}</fieldset>"
-
-
-def _card(study: Study) -> str:
-    report, (key, line) = study.report, study.line
-    verdicts = {_VERDICTS[claim["reproduced"]][0] for claim in report["claims"]}
-    name, link = escape(study.name), address(study.name)  # an address: `javascript:` may be the name of a folder
+def _entry(study: Study) -> dict[str, Any]:
+    """A study on the front page: its question, its verdicts, and its claims when it is opened."""
+    claims = [
+        {**claim, "key": key, "verdict": claim.get("verdict") or word}
+        for claim in study.report["claims"]
+        for key, word in [_VERDICTS[claim["reproduced"]]]
+    ]
     figures = study.figures()
-    picture = ""
+    drawing = None
     if figures:
-        place = min(figures)
-        panel = report["sections"][place[0]]["blocks"][place[1]]["panels"][place[2]]
-        picture = f'<a class="picture" href="{link}/index.html">{_image(figures[place], panel, f"{link}/")}</a>'
-    claims = "".join(_claim(claim) for claim in report["claims"])
-    return (
-        f'<article class="study {" ".join([key, *sorted(verdicts)])}" id="{name}"><p class="over">{escape(line)}</p>'
-        f'<h2><a href="{link}/index.html">{escape(report["title"])}</a></h2>'
-        f'{page._notice(report.get("notice", ""))}<p class="question">{page._inline(report["question"])}</p>'
-        f'<div class="{"with" if picture else "without"}-picture"><div><p>{page._inline(report["summary"])}</p></div>'
-        f'{picture}</div><ul class="claims">{claims}</ul>'
-        + (f"<pre><code>{escape(study.command)}</code></pre>" if study.command else "")
-        + f'<p><a href="{link}/index.html">All tables and figures</a> · '
-        f'<a href="{link}/report.json">Numbers</a></p></article>\n'
-    )
+        i, j, k = min(figures)
+        panel = study.report["sections"][i]["blocks"][j]["panels"][k]
+        drawing = _drawing(figures[i, j, k], panel, f"{address(study.name)}/")
+    return {
+        "name": study.name,
+        "link": address(study.name),  # `javascript:` may be the name of a folder
+        "classes": " ".join([study.line[0], *sorted({claim["key"] for claim in claims})]),
+        "report": {"notice": "", **study.report},
+        "claims": claims,
+        "command": study.command,
+        "drawing": drawing,
+    }
 
 
-def _claim(claim: dict[str, Any]) -> str:
-    key, verdict = _VERDICTS[claim["reproduced"]]
-    verdict = page.verdict_word(str(claim.get("verdict") or verdict))
-    source = f'<span class="over">{page._inline(claim["source"])}</span>'
-    return (
-        f'<li><p class="statement">{page._inline(claim["statement"])} {source}</p>'
-        f"<dl><div><dt>paper</dt><dd>{escape(claim['published'])}</dd></div>"
-        f"<div><dt>here</dt><dd>{escape(claim['measured'])}</dd></div>"
-        f'<div><dt>verdict</dt><dd class="{key}">{escape(verdict)}</dd></div></dl></li>'
-    )
-
-
-def _image(path: Path, panel: dict[str, Any], place: str = "") -> str:
-    return (
-        f'<img src="{place}figures/{address(path.name)}" alt="{escape(panel["description"])}" loading="lazy" '
-        'width="400" height="262">'
-    )
+def _drawing(path: Path, panel: dict[str, Any], place: str = "") -> dict[str, Any]:
+    width, height = size_of_drawing(path)
+    source = f"{place}figures/{address(path.name)}"
+    return {"address": source, "alt": panel["description"], "width": width, "height": height}
 
 
 def _study_page(study: Study) -> str:
@@ -272,42 +226,39 @@ def _study_page(study: Study) -> str:
     record["config"] = {key: value for key, value in record["config"].items() if key != "data_dir"}
     provenance = Provenance(**record)
     figures = study.figures()
-    sections = ""
-    for i, section in enumerate(report["sections"]):
-        blocks = "".join(_block(block, section["title"], i, j, figures) for j, block in enumerate(section["blocks"]))
-        sections += f'<section><h2 id="section-{i}">{escape(section["title"])}</h2>{blocks}</section>\n'
-    return _document(
-        report["title"],
-        report["summary"] or report["title"],
-        '<nav aria-label="Gallery"><a href="../index.html">All studies</a></nav>'
-        f'<header><p class="over">{escape(study.line[1])} · {escape(provenance.created[:10])}</p>'
-        f"{page._notice(report.get('notice', ''))}<h1>{escape(report['title'])}</h1>"
-        f'<p class="question">{page._inline(report["question"])}</p>'
-        f'<p class="summary">{page._inline(report["summary"])}</p>'
-        f"{page._facts([Fact(**fact) for fact in report['facts']])}</header>\n"
-        f"{page._claims([Claim(**claim) for claim in report['claims']])}{sections}{page._provenance(provenance)}"
-        '<p><a href="report.json">Every number of this page</a></p>',
+    sections = [
+        {
+            "title": section["title"],
+            "blocks": [_block(block, i, j, figures) for j, block in enumerate(section["blocks"])],
+        }
+        for i, section in enumerate(report["sections"])
+    ]
+    shown = {
+        "notice": report.get("notice", ""),
+        "title": report["title"],
+        "question": report["question"],
+        "summary": report["summary"],
+        "facts": [Fact(**fact) for fact in report["facts"]],
+        "claims": [Claim(**claim) for claim in report["claims"]],
+        "sections": sections,
+    }
+    return page(
+        "study.html.j2",
+        title=report["title"],
+        description=report["summary"] or report["title"],
+        sheets=_SHEETS,
+        report=shown,
+        line=study.line[1],
+        day=provenance.created[:10],
+        provenance=made(provenance),
     )
 
 
-def _block(block: dict[str, Any], title: str, i: int, j: int, figures: dict[tuple[int, int, int], Path]) -> str:
-    if block["kind"] == "text":
-        return "".join(f"<p>{page._inline(part.strip())}</p>" for part in re.split(r"\n\s*\n", block["text"]))
-    if block["kind"] == "table":
-        return page._table(block["columns"], block["rows"], block["caption"], label=block["caption"] or title)
-    drawn = ""
-    for k, panel in enumerate(block["panels"]):
-        if (i, j, k) in figures:
-            drawn += f'<div class="panel">{_image(figures[i, j, k], panel)}</div>'
-        else:
-            said = f"{panel['title']}: this drawing is not kept here; the command below makes it."
-            drawn += f'<p class="over">{escape(said)} {escape(panel["description"])}</p>'
-    numbers = "".join(
-        page._table(panel["columns"], panel["rows"], panel["title"], label=f"Numbers of {panel['title']}", tall=True)
-        for panel in block["panels"]
-        if panel["rows"]
-    )
-    return (
-        f'<figure><div class="panels">{drawn}</div><figcaption><p>{page._inline(block["caption"])}</p>'
-        f"<details><summary>The numbers</summary>{numbers}</details></figcaption></figure>"
-    )
+def _block(block: dict[str, Any], i: int, j: int, figures: dict[tuple[int, int, int], Path]) -> dict[str, Any]:
+    if block["kind"] != "figure":
+        return block
+    panels = [
+        {**panel, "drawing": _drawing(figures[i, j, k], panel) if (i, j, k) in figures else None}
+        for k, panel in enumerate(block["panels"])
+    ]
+    return {**block, "panels": panels}

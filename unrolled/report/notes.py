@@ -1,14 +1,22 @@
-"""Pages of the gallery that are written by hand: the Markdown of `docs/`, as much of it as those pages use."""
+"""Pages of the gallery that are written by hand: the Markdown of `docs/`."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
-from unrolled.figures.escaping import address, escape
-from unrolled.reading import read_text, really_below
+from unrolled.figures.escaping import address
+from unrolled.reading import printable, read_text, really_below
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
 
 SHOTS = {
     "demo": "What `unrolled demo` shows.",
@@ -91,57 +99,62 @@ def _said(path: Path, caption: str, words: str | None) -> str:
     return caption.removesuffix(".") + f": {rest}." if rest else caption
 
 
-def to_html(text: str, links: dict[str, str]) -> str:
-    """Headings, paragraphs, lists, tables, code and pictures as HTML.
+def to_html(text: str, links: Mapping[str, str]) -> str:
+    """Markdown as HTML, without raw HTML.
 
     Args:
-        text: Markdown.
+        text: CommonMark, with tables.
         links: targets that exist -> addresses; links and pictures elsewhere become their words.
     """
-    out: list[str] = []
-    for number, part in enumerate(re.split(r"^```\w*\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)):
-        if number % 2:
-            out.append(f"<pre><code>{escape(part.rstrip())}</code></pre>")
+    markdown = _markdown()
+    tokens = markdown.parse(printable(text, keep="\n\t"))
+    for token in tokens:
+        if token.type.startswith("heading_"):
+            token.tag = max(token.tag, "h2")
+        elif token.type == "th_open":
+            token.attrSet("scope", "col")
+        if token.children is not None:
+            token.children = _linked(token.children, links)
+    return str(markdown.renderer.render(tokens, markdown.options, {}))
+
+
+def inline(text: str) -> str:
+    """One line of Markdown as HTML; links become their words."""
+    markdown = _markdown()
+    (token,) = markdown.parseInline(printable(text, keep="\n\t"))
+    token.children = _linked(token.children or [], {})
+    return str(markdown.renderer.render([token], markdown.options, {}))
+
+
+@cache
+def _markdown() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    markdown = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
+    frame = '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>\n'
+    markdown.add_render_rule("table_open", lambda *_: frame)
+    markdown.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    return markdown
+
+
+def _linked(tokens: Sequence[Token], links: Mapping[str, str]) -> list[Token]:
+    """The same with links and pictures to where they lie; those that lead nowhere become their words."""
+    kept: list[Token] = []
+    leads: list[bool] = []  # of the links that are open
+    for token in tokens:
+        if token.type == "link_open":
+            there = links.get(unquote(str(token.attrGet("href"))))
+            leads.append(there is not None)
+            if there is None:
+                continue
+            token.attrs = {"href": address(there)}
+        elif token.type == "link_close" and not leads.pop():
             continue
-        out += [_block(block.strip(), links) for block in re.split(r"\n\s*\n", part) if block.strip()]
-    return "\n".join(out)
-
-
-def _block(block: str, links: dict[str, str]) -> str:
-    lines = block.splitlines()
-    if heading := re.match(r"(#{1,4}) (.*)", block):
-        level = max(2, len(heading[1]))
-        rest = block[heading.end() :].strip()
-        return f"<h{level}>{inline(heading[2], links)}</h{level}>" + (_block(rest, links) if rest else "")
-    if lines[0].startswith("|") and len(lines) > 1 and set(lines[1]) <= set("|-: "):
-        cells = [[inline(cell.strip(), links) for cell in line.strip().strip("|").split("|")] for line in lines]
-        head = "".join(f'<th scope="col">{cell}</th>' for cell in cells[0])
-        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells[2:])
-        rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-        return f'<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>{rows}</table></div>'
-    if lines[0].startswith("- "):
-        items = re.split(r"^- ", block, flags=re.MULTILINE)[1:]
-        return "<ul>" + "".join(f"<li>{inline(' '.join(item.split()), links)}</li>" for item in items) + "</ul>"
-    return f"<p>{inline(' '.join(lines), links)}</p>"
-
-
-def inline(text: str, links: dict[str, str]) -> str:
-    """Code, pictures, links, bold and italics of one line."""
-    out = []
-    for number, part in enumerate(re.split(r"(?<!\[)`([^`]+)`(?!\])", text)):
-        out.append(f"<code>{escape(part)}</code>" if number % 2 else _words(part, links))
-    return "".join(out)
-
-
-def _words(text: str, links: dict[str, str]) -> str:
-    def link(found: re.Match[str]) -> str:
-        bang, words, target = found.groups()
-        there = links.get(target)
-        if bang and there:
-            return f'<img src="{address(there)}" alt="{words}" loading="lazy">'
-        words = re.sub(r"`([^`]+)`", r"<code>\1</code>", words)
-        return f'<a href="{address(there)}">{words}</a>' if there else words
-
-    out = re.sub(r"(!?)\[([^\]]+)\]\(([^)]+)\)", link, escape(text))
-    out = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", out)
-    return re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"<em>\1</em>", out)
+        elif token.type == "image":
+            there = links.get(unquote(str(token.attrGet("src"))))
+            if there is None:
+                kept += _linked(token.children or [], links)
+                continue
+            token.attrs = {"src": address(there), "alt": "", "loading": "lazy"}
+        kept.append(token)
+    return kept

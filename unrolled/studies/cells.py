@@ -116,7 +116,9 @@ class Cell(ABC):
     @property
     def name(self) -> str:
         """What progress calls it: the class, cells among its fields, texts, and numbers by name: `Layer seed 0`."""
-        inner = [getattr(self, each.name) for each in fields(self) if isinstance(getattr(self, each.name), Cell)]
+        values = [getattr(self, each.name) for each in fields(self)]
+        parts = [part for value in values for part in (value if _is_pair(value) else (value,))]
+        inner = [part for part in parts if isinstance(part, Cell)]
         of_inner = {column for cell in inner for column in cell.columns}
         plain = {column: value for column, value in self.columns.items() if column not in of_inner and _is_short(value)}
         texts = [value for value in plain.values() if isinstance(value, str)]
@@ -171,6 +173,11 @@ def computed(cell: Cell, context: Context) -> Row[Cell]:
     part.write_text(json.dumps({"key": cell.key, "seconds": seconds, "result": result}), encoding="utf-8")
     part.replace(path)
     return Row(cell, result, seconds)
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it is two cells, which have a name each; longer lists would make no name."""
+    return isinstance(value, tuple) and len(value) == 2
 
 
 def _is_short(value: Any) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.platonic.given import GivenFeatures
 from unrolled.studies.platonic.zoo import Features
+from unrolled.studies.results import Results
 
 if TYPE_CHECKING:
     from unrolled.alignment.dependence import Blocks, Groups
@@ -43,9 +44,12 @@ class Pairs:
         return (self.score - self.chance) / (1 - self.chance)
 
     @classmethod
-    def of(cls, result: Mapping[str, Any]) -> Pairs:
-        """From the result of `PairScores`."""
-        return cls(**{name: np.asarray(result[name], dtype=np.float64) for name in ("score", "chance", "p_value")})
+    def of(cls, results: Results[Any], cell: PairScores | None) -> Pairs | None:
+        """The results of a cell; None where it was not run."""
+        for row in results.of(PairScores):
+            if row.cell == cell:
+                return cls(**{name: np.asarray(values, dtype=np.float64) for name, values in row.result.items()})
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

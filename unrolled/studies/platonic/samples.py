@@ -16,9 +16,9 @@ from torch import Tensor
 
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
-from unrolled.studies.networks import Network, OfNetwork
+from unrolled.studies.networks import Network
 from unrolled.studies.pictures import pictures
-from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, ZooConfig, family, last_layer
+from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, LastLayer, ZooConfig, family
 from unrolled.studies.results import NOT_RUN, Results, Values
 from unrolled.studies.study import AtLeast, Claim, Study
 
@@ -56,38 +56,21 @@ class SamplesConfig(ZooConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gallery(OfNetwork):
-    """Last-layer features of all images that no member was trained on, in a fixed random order."""
+class Gallery(LastLayer):
+    """Of all images that no member was trained on."""
 
     others: Splits
 
     def require(self, context: Context) -> None:
         """The images."""
         super().require(context)
-        for split in self.others:
-            pictures("tiny-imagenet-32", split, context.data_dir)
+        self.images(context)
 
-    def compute(self, context: Context) -> dict[str, Any]:
-        """How many `images`."""
-        return {"images": len(self.load(context))}
-
-    def load(self, context: Context) -> Tensor:
-        """[n, d]; from the store if they were extracted before."""
-        from safetensors.torch import load_file, save_file
-
-        path = self.file(context, ".safetensors")
-        if path.is_file():
-            return load_file(path)["features"]
+    def images(self, context: Context) -> Tensor:
+        """Held-out ones, then the other splits."""
         parts = [pictures(self.network.data, "test", context.data_dir)]
         parts += [pictures("tiny-imagenet-32", split, context.data_dir) for split in self.others]
-        model = self.network.load(context)
-        rows = torch.cat([last_layer(model, part.images) for part in parts])
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
-        part_path = path.with_suffix(".part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": rows}, part_path)
-        part_path.replace(path)
-        return rows
+        return torch.cat([part.images for part in parts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +98,8 @@ class Curves(Cell):
     def compute(self, context: Context) -> dict[str, Any]:
         """As `curves` says."""
         x, y = (gallery.load(context) for gallery in self.galleries)
-        return curves(x, y, self.sizes, self.simulated, self.queries)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # the parts mixed
+        return curves(x[order], y[order], self.sizes, self.simulated, self.queries)
 
 
 def curves(x: Tensor, y: Tensor, sizes: Sequence[int], simulated: Sequence[int], queries: int) -> dict[str, Any]:

@@ -22,10 +22,10 @@ from unrolled.studies.pictures import as_input
 from unrolled.studies.platonic.given import CIFAR, IMAGENET, WORDS, GivenFeatures
 from unrolled.studies.platonic.human import brains
 from unrolled.studies.platonic.pairs import Pairs, PairScores
-from unrolled.studies.platonic.statistics import Array, Mask, Places, number
 from unrolled.studies.platonic.words import NearWords
-from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, AlignedConfig, Features, family, short_name
+from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, AlignedConfig, Features, by_network, family, short_name
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
+from unrolled.studies.statistics import Array, Mask, Places, number
 from unrolled.studies.study import Claim, Rate, Study
 
 if TYPE_CHECKING:
@@ -182,19 +182,11 @@ class View:
     def values(self, target: str) -> Array | None:
         """How close each network is to a target [m]; None where it was not run."""
         if target in WORDS:
-            return self._each(NearWords, "gain", words=WORDS[target])
+            return by_network(self.results.of(NearWords, words=WORDS[target]), "gain", self.networks)
         if target in ("human IT", "monkey IT"):
-            return self._each(NearBrains, target)
-        scores = self._pairs(self.config.networks.get(target))
+            return by_network(self.results.of(NearBrains), target, self.networks)
+        scores = Pairs.of(self.results, self.config.networks.get(target))
         return None if scores is None else scores.gain.mean(1)
-
-    def _each(self, kind: type[OfNetwork], name: str, **columns: Any) -> Array | None:
-        near = {row.cell.network: row.result[name] for row in self.results.of(kind, **columns)}
-        values = [near.get(network) for network in self.networks]
-        return None if None in values or not values else np.array(values)
-
-    def _pairs(self, cell: PairScores | None) -> Pairs | None:
-        return next((Pairs.of(row.result) for row in self.results.of(PairScores) if row.cell == cell), None)
 
     def difference(self, target: str) -> Difference | None:
         """CRATE less ViT in how close they are to a target; None where it was not run."""
@@ -228,7 +220,7 @@ class View:
 
     def groups(self, metric: str) -> dict[str, Estimate] | None:
         """Mean alignment of pairs of equal accuracy, by `GROUPS`, and `gap`: the floors less CRATE-ViT."""
-        pairs = self._pairs(self.config.between[metric])
+        pairs = Pairs.of(self.results, self.config.between[metric])
         if pairs is None or not self.networks:
             return None
         scores = pairs.score if np.isnan(pairs.chance).any() else pairs.gain

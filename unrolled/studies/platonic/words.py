@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unrolled.studies.cells import Context
+from unrolled.studies.cells import Cell, Context
 from unrolled.studies.networks import OfNetwork
 from unrolled.studies.pictures import unseen_pictures
 from unrolled.studies.platonic.given import open_model
 from unrolled.studies.platonic.pairs import pair_scores
-from unrolled.studies.platonic.zoo import last_layer
+from unrolled.studies.platonic.zoo import Unseen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,11 @@ class NearWords(OfNetwork):
     k: int
     share: float = 1.0
 
+    @property
+    def needs(self) -> Sequence[Cell]:
+        """The features."""
+        return (Unseen(network=self.network),)
+
     def require(self, context: Context) -> None:
         """The images and the language model."""
         super().require(context)
@@ -44,7 +50,8 @@ class NearWords(OfNetwork):
 
         unseen = unseen_pictures(context.data_dir)
         some = unseen.first(int(self.share * len(unseen.labels)))
-        means = class_means(last_layer(self.network.load(context), some.images), some.labels, len(some.classes))
+        rows = Unseen(network=self.network).load(context)[: len(some.labels)]
+        means = class_means(rows, some.labels, len(some.classes))
         names = [name.split(",")[0].lower() for name in some.classes]
         vectors = word_vectors(self.words, names, find_weights(context.data_dir))
         known = torch.nonzero(vectors.norm(dim=1) > 0)[:, 0]

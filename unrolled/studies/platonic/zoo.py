@@ -6,6 +6,7 @@ classes, half of the classes, shuffled labels, nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.kinds import stages
 from unrolled.studies.networks import BATCH, Network, OfNetwork, Taught, probe_accuracy
-from unrolled.studies.pictures import Pictures, as_input, pictures, unseen_pictures
+from unrolled.studies.pictures import as_input, pictures, unseen_pictures
 from unrolled.studies.results import Results
 from unrolled.studies.study import AtLeast, Config, Count
 
@@ -31,7 +32,7 @@ IMAGES: tuple[Images, ...] = get_args(Images)
 Array = np.ndarray[Any, np.dtype[np.float64]]
 QUICK: dict[str, Any] = {"data": "digits", "members": "few", "images": 60 * BATCH, "workers": 1}
 GPU: dict[str, Any] = {"images": 20_000 * BATCH, "device": "cuda", "workers": 1}
-_PROBE_FIT, _PROBE_TEST = 4000, 2000
+_PROBED, _FITTED = 6000, 4000  # held-out images of a probe
 
 
 @dataclass(kw_only=True)
@@ -138,6 +139,45 @@ def colour_of(network: Network) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LastLayer(OfNetwork):
+    """Features of the last layer, averaged over places, that several cells look at."""
+
+    def images(self, context: Context) -> Tensor:
+        """What they are of, uint8 [n, c, h, w]."""
+        raise NotImplementedError
+
+    def compute(self, context: Context) -> dict[str, Any]:
+        """How many `images` they are of."""
+        return {"images": len(self.load(context))}
+
+    def load(self, context: Context) -> Tensor:
+        """[n, d]; from the store if they were extracted before."""
+        from safetensors.torch import load_file, save_file
+
+        path = self.file(context, ".safetensors")
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            save_file({"features": last_layer(self.network.load(context), self.images(context))}, part)
+            part.replace(path)
+        return load_file(path)["features"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unseen(LastLayer):
+    """Of images that no member saw."""
+
+    def require(self, context: Context) -> None:
+        """The images."""
+        super().require(context)
+        unseen_pictures(context.data_dir)
+
+    def images(self, context: Context) -> Tensor:
+        """As `unseen_pictures` says."""
+        return unseen_pictures(context.data_dir).images
+
+
+@dataclass(frozen=True, kw_only=True)
 class Probe(OfNetwork):
     """Accuracy of a ridge classifier on the last layer.
 
@@ -147,22 +187,23 @@ class Probe(OfNetwork):
 
     on: Images
 
-    def require(self, context: Context) -> None:
-        """The images."""
-        super().require(context)
-        images_of(self.network, self.on, context)
+    @property
+    def needs(self) -> Sequence[Cell]:
+        """The training, and the features of unseen images."""
+        return (Unseen(network=self.network),) if self.on == "unseen" else super().needs
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`accuracy`, and how many images it was `fitted` and `scored` on."""
-        found = images_of(self.network, self.on, context)
-        count = len(found.labels)
-        fit, test = round(0.75 * count), count - round(0.75 * count)
-        if self.on == "held-out" and count >= _PROBE_FIT + _PROBE_TEST:
-            fit, test = _PROBE_FIT, _PROBE_TEST
-        some = found.first(fit + test)
-        rows = last_layer(self.network.load(context), some.images)
-        score = probe_accuracy((rows[:fit], some.labels[:fit]), (rows[fit:], some.labels[fit:]), len(found.classes))
-        return {"accuracy": score, "fitted": fit, "scored": test}
+        if self.on == "unseen":
+            images, rows = unseen_pictures(context.data_dir), Unseen(network=self.network).load(context)
+        else:
+            images = pictures(self.network.data, "test", context.data_dir).first(_PROBED)
+            rows = last_layer(self.network.load(context), images.images)
+        count = len(images.labels)
+        fit = _FITTED if self.on == "held-out" and count == _PROBED else round(0.75 * count)
+        labels = images.labels
+        score = probe_accuracy((rows[:fit], labels[:fit]), (rows[fit:], labels[fit:]), len(images.classes))
+        return {"accuracy": score, "fitted": fit, "scored": count - fit}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,21 +241,22 @@ def zoo_cells(config: ZooConfig) -> Iterator[Cell]:
 
 
 def competence(results: Results[Any], networks: Sequence[Network]) -> tuple[Images, Array]:
-    """What counts as competence, and the competence of each [m]: NaN where it was not run.
+    """What counts as competence, and the competence of each [m]: NaN where one was not run.
 
     It is transfer accuracy, or their probe's on their own data where there are no others.
     """
-    values: dict[Images, Array] = {}
-    for on in IMAGES:
-        rows = {row.cell.network: row.result["accuracy"] for row in results.of(Probe, on=on)}
-        values[on] = np.array([rows.get(network, np.nan) for network in networks])
-    which: Images = "held-out" if np.isnan(values["unseen"]).any() else "unseen"
-    return which, values[which]
+    for on in reversed(IMAGES):
+        values = by_network(results.of(Probe, on=on), "accuracy", networks)
+        if values is not None:
+            return on, values
+    return "held-out", np.full(len(networks), np.nan)
 
 
-def images_of(network: Network, on: Images, context: Context) -> Pictures:
-    """Held-out images of a network's data, or images that it never saw."""
-    return unseen_pictures(context.data_dir) if on == "unseen" else pictures(network.data, "test", context.data_dir)
+def by_network(results: Results[Any], name: str, networks: Sequence[Network]) -> Array | None:
+    """A result of each network [m]; None where one was not run, or has none."""
+    known = {row.cell.network: row.result[name] for row in results}
+    values = [known.get(network) for network in networks]
+    return None if None in values or not values else np.array(values)
 
 
 def last_layer(model: nn.Module, images: Tensor) -> Tensor:
