@@ -76,7 +76,9 @@ def page() -> str:
 def entry(name: str, report: dict[str, Any]) -> str:
     """One study: what came out, claim by claim, its first figure, and how to run it."""
     record = report["provenance"]
-    command = re.sub(r"(--data-dir) [^ ]+", r"\1 DATA", record["command"])
+    # what the numbers do not depend on is left out
+    command = re.sub(r" --(?:(?:out|kept|workers) [^ ]+|quiet|json|only-kept)", "", record["command"])
+    command = re.sub(r"(--data-dir) [^ ]+", r"\1 DATA", command)
     hardware = f"{record['hardware'].get('cores', '?')} cores of {record['hardware'].get('processor', '?')}"
     lines = [f"### {report['title']}\n", f"{report['question']} {report['summary']}\n"]
     if report["claims"]:

@@ -154,8 +154,8 @@ def test_a_model_whose_attention_is_unknown(marked: Path, capsys: pytest.Capture
 
 
 def test_regions_of_an_image_in_two_halves() -> None:
-    from unrolled.commands.segment_measures import evaluate
-    from unrolled.commands.segment_options import SegmentEvalOptions
+    from unrolled.commands.segment.measures import evaluate
+    from unrolled.commands.segment.options import SegmentEvalOptions
     from unrolled.data import MaskSource, Scene
     from unrolled.models import create_model
     from unrolled.subjects.pictures import prepare

@@ -50,7 +50,7 @@ def test_frames_of_an_animation(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_many_frames_go_onto_several_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unrolled.commands.segment_report._ROWS", 2)
+    monkeypatch.setattr("unrolled.commands.segment.report._ROWS", 2)
     for i in range(5):
         frame(i).save(tmp_path / f"{i}.png")
     assert run("segment", tmp_path, *MODEL, "--method", "pca", "--out", tmp_path / "out") == 0

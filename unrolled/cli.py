@@ -51,16 +51,16 @@ VERBS = {
     ),
     "finetune": Verb("unrolled.commands.train:finetune", "Fine-tune a classifier on another data set."),
     "eval": Verb(
-        "unrolled.commands.eval:evaluate",
+        "unrolled.commands.eval.dispatch:evaluate",
         "Accuracy of a model or a run on a data set; bits per byte of a language model.",
     ),
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
     "probe": Verb("unrolled.commands.probe:probe", "How well a simple classifier reads the classes off every layer."),
-    "align": Verb("unrolled.commands.align:align", "How far two representations agree, beside chance."),
-    "align-grid": Verb("unrolled.commands.align_grid:align_grid", "Which of many models agree, beside chance."),
-    "segment": Verb("unrolled.commands.segment:segment", "Show which parts of pictures a model tells apart."),
-    "segment-eval": Verb("unrolled.commands.segment_eval:segment_eval", "Score that against what people marked."),
+    "align": Verb("unrolled.commands.align.two:align", "How far two representations agree, beside chance."),
+    "align-grid": Verb("unrolled.commands.align.grid:align_grid", "Which of many models agree, beside chance."),
+    "segment": Verb("unrolled.commands.segment.paint:segment", "Show which parts of pictures a model tells apart."),
+    "segment-eval": Verb("unrolled.commands.segment.score:segment_eval", "Score that against what people marked."),
     "explain": Verb("unrolled.commands.explain:explain", "Which layers, heads and patches one decision is made of."),
     "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
     "explore": Verb("unrolled.commands.explore:explore", "Look inside models in a browser, on a local page."),
@@ -74,6 +74,7 @@ VERBS = {
 # (verb, flag) that is a verb of its own now
 MOVED = {("align", "--grid"): "align-grid MODELS.yaml", ("segment", "--eval"): "segment-eval DATA --data-dir DIR"}
 
+_TRAINING = ("train", "pretrain", "finetune")
 _NO_MEMORY = ("can't allocate memory", "out of memory")  # as PyTorch says it
 _UNWRITABLE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -169,10 +170,11 @@ def out_refused(error: Exception, tokens: Sequence[str]) -> tuple[int, str] | No
 
 def explain(error: Exception) -> tuple[int, str]:
     """The exit code of an error and its one line for the user."""
-    from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
+    from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
     from unrolled.commands.settings import did_you_mean
     from unrolled.errors import CorruptFile, MissingData, MissingExtra, TrainingStopped, UnsafeFile
+    from unrolled.train.config_files import tasks_with
 
     if isinstance(error, UnknownCommandError):  # its own message would import every verb
         verb = (error.unused_tokens or ["?"])[0]
@@ -181,6 +183,10 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, UnusedCliTokensError):
         left = " ".join(error.unused_tokens or ())
         return 2, f"unexpected argument: {left}"
+    if isinstance(error, UnknownOptionError) and (error.command_chain or ("",))[0] in _TRAINING:
+        flag = (error.token.keyword or error.token.value).partition("=")[0]
+        if tasks := tasks_with(flag.lstrip("-").replace("-", "_")):
+            return 2, f"{flag}: is a flag of other runs (--task {', '.join(tasks)}); leave it out"
     if isinstance(error, CycloptsError):
         return 2, message
     if isinstance(error, MissingExtra | MissingData):

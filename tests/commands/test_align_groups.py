@@ -115,7 +115,7 @@ def test_pairs_that_share_a_photo_or_a_text_are_grouped() -> None:
 def test_texts_that_repeat_are_relabelled_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"photo {i // 5}\tcaption {i} of {i // 5}" for i in range(60)]
     (tmp_path / "texts.tsv").write_text("\n".join(lines))
-    from unrolled.commands.dependence import dependence
+    from unrolled.commands.align.dependence import dependence
     from unrolled.instruments.features.files import Rows
     from unrolled.subjects.pairs import read_texts
 
@@ -143,7 +143,7 @@ def test_rows_of_one_id_of_a_hub_are_of_one_photo() -> None:
 def test_labels_of_all_rows_are_taken_by_the_rows_that_features_are_of(tmp_path: Path) -> None:
     import torch
 
-    from unrolled.commands.dependence import dependence
+    from unrolled.commands.align.dependence import dependence
     from unrolled.instruments.features.files import Rows
 
     (tmp_path / "photos").write_text("".join(f"{i // 8}\n" for i in range(96)))
@@ -153,7 +153,7 @@ def test_labels_of_all_rows_are_taken_by_the_rows_that_features_are_of(tmp_path:
 
 
 def test_pairs_that_cannot_trade_places_are_taken_for_independent(capsys: pytest.CaptureFixture[str]) -> None:
-    from unrolled.commands.dependence import dependence
+    from unrolled.commands.align.dependence import dependence
     from unrolled.instruments.features.files import Rows
 
     pairs = PairSource(

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 from unrolled import cli
-from unrolled.commands.eval_classifier import _validation, calibration
-from unrolled.commands.eval_report import at_bound
+from unrolled.commands.eval.classifier import _validation, calibration
+from unrolled.commands.eval.report import at_bound
 from unrolled.data import eval_loader, eval_transform, open_images, synthetic_images
 from unrolled.data.real_labels import RealLabels
 from unrolled.data.sources import ImageSource, Subset

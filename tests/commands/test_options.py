@@ -67,6 +67,17 @@ def test_help_is_what_the_field_says_here_or_where_it_comes_from() -> None:
     assert said("pretrained").startswith("Load the weights that timm has")
 
 
+@pytest.mark.parametrize("name", sorted(cli.VERBS))
+def test_help_shows_every_flag(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    arguments = cli.build([name])[name].assemble_argument_collection()
+    shown = [argument.name for argument in arguments if argument.show]
+    assert [flag for flag in shown if f"{flag} " not in text] == []
+    assert shown
+
+
 def test_settings_are_all_flags_but_those_of_the_output(tmp_path: Path) -> None:
     options = Flags("m", weights=Path("w"), out=tmp_path, quiet=True)
     settings = settings_of(options)
@@ -84,8 +95,8 @@ def test_a_reading_takes_what_a_verb_knows_of_it() -> None:
 
 
 def test_colours_are_enough_for_the_regions_that_may_be_asked_for() -> None:
-    from unrolled.commands.overlays import COLOURS
-    from unrolled.commands.segment_options import MOST
+    from unrolled.commands.segment.options import MOST
+    from unrolled.commands.segment.overlays import COLOURS
 
     assert len(COLOURS) == MOST
 

@@ -49,7 +49,7 @@ def test_every_setting_is_explained(name: str) -> None:
     assert given(flags()) == {}
     for field in dataclasses.fields(flags):
         (parameter,) = field.type.__metadata__  # type: ignore[union-attr]
-        assert parameter.help, field.name
+        assert parameter.help, f"{field.name}: write a docstring below the field"
 
 
 def test_flags_stand_above_files_and_files_above_the_budget(tmp_path: Path, chosen: list[Any]) -> None:

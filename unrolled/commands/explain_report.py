@@ -56,7 +56,7 @@ def write_pictures(folder: Path, views: Sequence[View]) -> None:
 
 
 def _evidence(values: Tensor, original: Pixels, scale: float) -> Pixels:
-    from unrolled.commands.overlays import blend, faded
+    from unrolled.commands.segment.overlays import blend, faded
     from unrolled.instruments import upsample
 
     size = (original.shape[0], original.shape[1])

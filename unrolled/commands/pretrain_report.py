@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unrolled.commands.eval_options import of_all
+from unrolled.commands.eval.options import of_all
 from unrolled.data import ImageSource
 from unrolled.report import Fact, LineChart, Provenance, Report, Series
 from unrolled.train import TrainResult

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from unrolled.commands.segment_options import SegmentEvalOptions
+from unrolled.commands.segment.options import SegmentEvalOptions
 from unrolled.data import MaskSource, Scene
 from unrolled.data.sources import evenly
 from unrolled.errors import CorruptFile

@@ -17,7 +17,7 @@ from unrolled.subjects.pictures import Pixels, Preparation, canvas
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unrolled.commands.segment_options import SegmentOptions
+    from unrolled.commands.segment.options import SegmentOptions
     from unrolled.instruments import Patches
 
 # Okabe and Ito's colours, told apart by colour-blind eyes, then Tol's "muted" ones

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unrolled.commands.align_report import COLUMNS, align_report, found_by, row
-from unrolled.commands.comparing import CompareFlags, metric_named
-from unrolled.commands.dependence import dependence, noted
+from unrolled.commands.align.dependence import dependence, noted
+from unrolled.commands.align.options import CompareFlags, metric_named
+from unrolled.commands.align.report import COLUMNS, align_report, found_by, row
 from unrolled.commands.options import verb
 from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.models import choose_device

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unrolled.commands.options import verb
-from unrolled.commands.segment_options import SegmentOptions
+from unrolled.commands.segment.options import SegmentOptions
 from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.models import choose_device, origin
 from unrolled.terminal import progress, say, table
 
 if TYPE_CHECKING:
-    from unrolled.commands.overlays import Shot, View
+    from unrolled.commands.segment.overlays import Shot, View
     from unrolled.subjects.pictures import Preparation
 
 
@@ -32,8 +32,8 @@ def segment(options: SegmentOptions) -> None:
         unrolled segment photos/ --model runs/crate --layers 3 5 --method maskcut --method pca
         unrolled segment cat.jpg --model crate_base_patch8_224 --weights models/crate-b8 --image-size 448
     """
-    from unrolled.commands.overlays import look
-    from unrolled.commands.segment_report import numbers, segment_report, words, write_sheets
+    from unrolled.commands.segment.overlays import look
+    from unrolled.commands.segment.report import numbers, segment_report, words, write_sheets
     from unrolled.data.pictures import find_pictures
     from unrolled.subjects.pictures import opened_for_pictures, stems
 
@@ -66,7 +66,7 @@ def _shots(
     paths: Iterable[Path], names: Sequence[str], frames: int, on_error: str, skipped: list[str]
 ) -> Iterator[Shot]:
     """Every picture, and every frame of an animation; what cannot be read is named in `skipped`, or stops."""
-    from unrolled.commands.overlays import Shot
+    from unrolled.commands.segment.overlays import Shot
     from unrolled.data.pictures import read_frames
 
     for path, name in zip(paths, names, strict=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from unrolled.commands.eval_options import EvalOptions
+from unrolled.commands.eval.options import EvalOptions
 from unrolled.commands.options import verb
 from unrolled.subjects.runs import run_settings
 from unrolled.train.config import DistillConfig, MaskedConfig, TextConfig
@@ -28,7 +28,7 @@ def evaluate(options: EvalOptions) -> None:
     """
     task = run_settings(options.model).get("task")
     if task in TextConfig.tasks:
-        from unrolled.commands.eval_text import evaluate_text_run
+        from unrolled.commands.eval.text import evaluate_text_run
 
         evaluate_text_run(options)
         return
@@ -36,10 +36,10 @@ def evaluate(options: EvalOptions) -> None:
         raise ValueError("--stride: is for runs on text; leave it out")
     options = replace(options, batch_size=options.batch_size or 128)
     if options.weights is None and task in (*MaskedConfig.tasks, *DistillConfig.tasks):
-        from unrolled.commands.eval_pretrained import evaluate_pretrained
+        from unrolled.commands.eval.pretrained import evaluate_pretrained
 
         evaluate_pretrained(options)
     else:
-        from unrolled.commands.eval_classifier import evaluate_classifier
+        from unrolled.commands.eval.classifier import evaluate_classifier
 
         evaluate_classifier(options)

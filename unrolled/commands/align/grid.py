@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unrolled.commands.comparing import CompareFlags
-from unrolled.commands.dependence import dependence, noted
+from unrolled.commands.align.dependence import dependence, noted
+from unrolled.commands.align.options import CompareFlags
 from unrolled.commands.options import check_counts, verb
 from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.models import choose_device

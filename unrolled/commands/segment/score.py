@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.options import verb
-from unrolled.commands.segment_options import SegmentEvalOptions
+from unrolled.commands.segment.options import SegmentEvalOptions
 from unrolled.errors import MissingData
 from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.models import choose_device, origin
 from unrolled.terminal import progress, say, table
 
 if TYPE_CHECKING:
-    from unrolled.commands.segment_measures import Row
+    from unrolled.commands.segment.measures import Row
     from unrolled.data import MaskSource
     from unrolled.report import HeatMap, Report
 
@@ -31,7 +31,7 @@ def segment_eval(options: SegmentEvalOptions) -> None:
         unrolled segment-eval bsds --data-dir data/bsds --clusters 8
         unrolled segment-eval masks --data-dir photos --measure attention maskcut clusters --json
     """
-    from unrolled.commands.segment_measures import evaluate
+    from unrolled.commands.segment.measures import evaluate
     from unrolled.subjects.pictures import opened_for_pictures
 
     where = choose_device(options.device)

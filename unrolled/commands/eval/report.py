@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.eval_options import of_all
+from unrolled.commands.eval.options import of_all
 
 if TYPE_CHECKING:
     from unrolled.report import Report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unrolled.commands.eval_options import EvalOptions, drawn, of_all
+from unrolled.commands.eval.options import EvalOptions, drawn, of_all
 from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.images import say_data
 from unrolled.subjects.models import choose_device, open_model

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from unrolled.commands.overlays import View
-    from unrolled.commands.segment_options import SegmentOptions
+    from unrolled.commands.segment.options import SegmentOptions
+    from unrolled.commands.segment.overlays import View
     from unrolled.report import Report
 
 _ROWS = 100

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.eval_options import EvalOptions, drawn, of_all
-from unrolled.commands.eval_report import at_bound, eval_report
+from unrolled.commands.eval.options import EvalOptions, drawn, of_all
+from unrolled.commands.eval.report import at_bound, eval_report
 from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.images import batches, say_data
 from unrolled.subjects.models import by_class_names, choose_device, class_names, opened
