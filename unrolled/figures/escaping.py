@@ -12,7 +12,7 @@ from unrolled.reading import printable
 
 
 def typeset(text: str) -> str:
-    """Words as pages and figures print them: `R^c` and `R^2`, as sources and terminals spell them, with raised signs."""
+    """As pages and figures print words: `R^c` and `R^2`, as sources and terminals spell them, with a raised sign."""
     return re.sub(r"\bR\^([c2])\b", lambda found: {"c": "Rᶜ", "2": "R²"}[found[1]], text)
 
 
