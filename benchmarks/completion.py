@@ -15,7 +15,8 @@ import torch
 import unrolled
 from unrolled.data import eval_loader, eval_transform, model_input, open_images
 from unrolled.studies.crate.mae_layers.completion import completed_by_baselines, patches_of
-from unrolled.train.tasks.masked import _HELD_OUT, mask_noise
+from unrolled.train.tasks.images import HELD_OUT_SEED
+from unrolled.train.tasks.masked import mask_noise
 
 NAME = "crate_mae_nano_patch4_32.cifar10"
 
@@ -35,7 +36,7 @@ def main() -> None:
     errors: dict[str, list[torch.Tensor]] = {}
     seen = 0
     for batch in eval_loader(source, transform, batch_size=250):
-        images, noise = batch.images, mask_noise(_HELD_OUT, 0, batch.indices, 64)
+        images, noise = batch.images, mask_noise(HELD_OUT_SEED, 0, batch.indices, 64)
         with torch.no_grad():
             filled, _ = model.complete(images, 0.75, noise)
             mask = model(images, 0.75, noise)[2]

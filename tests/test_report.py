@@ -24,7 +24,6 @@ from unrolled.report import (
     Report,
     Series,
     heat,
-    mean_std,
 )
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
@@ -181,10 +180,3 @@ def test_signed_numbers_and_gaps_stand_to_the_right() -> None:
     report = Report("r")
     report.section("s").table(["a", "b"], [["x", "+0.1"], ["y", "-"]], caption="c")
     assert report.to_html().count('<td class="num">') == 2
-
-
-def test_mean_std_is_the_sample_deviation() -> None:
-    assert mean_std([0.98, 0.99, 0.97], scale=100) == "98.0 ± 1.0"
-    assert mean_std([0.5], digits=2) == "0.50"
-    with pytest.raises(ValueError, match="values"):
-        mean_std([])

@@ -74,6 +74,7 @@ VERBS = {
 # (verb, flag) that is a verb of its own now
 MOVED = {("align", "--grid"): "align-grid MODELS.yaml", ("segment", "--eval"): "segment-eval DATA --data-dir DIR"}
 
+_TRAINING = ("train", "pretrain", "finetune")
 _NO_MEMORY = ("can't allocate memory", "out of memory")  # as PyTorch says it
 _UNWRITABLE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -169,10 +170,11 @@ def out_refused(error: Exception, tokens: Sequence[str]) -> tuple[int, str] | No
 
 def explain(error: Exception) -> tuple[int, str]:
     """The exit code of an error and its one line for the user."""
-    from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
+    from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
     from unrolled.commands.settings import did_you_mean
     from unrolled.errors import CorruptFile, MissingData, MissingExtra, TrainingStopped, UnsafeFile
+    from unrolled.train.config_files import tasks_with
 
     if isinstance(error, UnknownCommandError):  # its own message would import every verb
         verb = (error.unused_tokens or ["?"])[0]
@@ -181,6 +183,10 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, UnusedCliTokensError):
         left = " ".join(error.unused_tokens or ())
         return 2, f"unexpected argument: {left}"
+    if isinstance(error, UnknownOptionError) and (error.command_chain or ("",))[0] in _TRAINING:
+        flag = (error.token.keyword or error.token.value).partition("=")[0]
+        if tasks := tasks_with(flag.lstrip("-").replace("-", "_")):
+            return 2, f"{flag}: is a flag of other runs (--task {', '.join(tasks)}); leave it out"
     if isinstance(error, CycloptsError):
         return 2, message
     if isinstance(error, MissingExtra | MissingData):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from unrolled import studies
-from unrolled.studies.base import Expectation
 from unrolled.studies.demo import STUDY, DemoConfig, DigitsRun
 from unrolled.studies.results import Results
 
@@ -85,11 +83,3 @@ def test_studies_are_found_by_name() -> None:
     assert studies.load("demo") is STUDY
     with pytest.raises(ValueError, match="did you mean 'demo'"):
         studies.load("demos")
-
-
-def test_an_expectation_judges_only_what_it_bounds() -> None:
-    bounded = Expectation(statement="s", source="a paper", published="0.5", low=0.4, high=0.6)
-    assert bounded.judge(0.5, "0.5").reproduced is True
-    assert bounded.judge(0.7, "0.7").reproduced is False
-    assert bounded.judge(math.nan, "n/a").reproduced is False
-    assert Expectation(statement="s", source="a paper", published="rises").judge(1.0, "1").reproduced is None

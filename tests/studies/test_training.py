@@ -1,4 +1,4 @@
-"""Kept cells and kept training: what was done is not done again, and an interruption changes nothing."""
+"""Kept training: what was done is not done again, and an interruption changes nothing."""
 
 from __future__ import annotations
 
@@ -9,21 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.remembered import checkpoint, is_kept, remembered, seconds_spent
-from unrolled.studies.training import train_kept, warmup_cosine
-
-
-def test_a_kept_result_counts_only_for_equal_settings(tmp_path: Path) -> None:
-    assert not is_kept(tmp_path, "a", {"steps": 1})
-    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 1}) == {"x": 1}
-    assert is_kept(tmp_path, "a", {"steps": 1})
-    assert not is_kept(tmp_path, "a", {"steps": 2})
-    assert remembered(tmp_path, "a", {"steps": 1}, lambda: {"x": 2}) == {"x": 1}
-    assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 2}) == {"x": 2}
-    (tmp_path / "a.json").write_text("{", encoding="utf-8")
-    assert seconds_spent(tmp_path) == 0
-    assert remembered(tmp_path, "a", {"steps": 2}, lambda: {"x": 3}) == {"x": 3}
-    assert 0 < seconds_spent(tmp_path) < 60
+from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
 
 
 class Toy:
@@ -49,7 +35,7 @@ class Toy:
             torch.optim.AdamW(self.model.parameters(), lr=self.lr),
             self.loss_at,
             steps=steps,
-            keep=checkpoint(keep, {"lr": self.lr}),
+            keep=None if keep is None else Checkpoint(keep, f"lr {self.lr}"),
             rate=warmup_cosine(self.lr, warmup=3, steps=10),
             clip_norm=1.0,
             look=lambda step: {"weight": float(self.model.weight.detach().sum())},

@@ -49,6 +49,10 @@ def test_a_verb_shows_the_flags_of_its_task_alone(
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.run([*COMMANDS[kind], "--help"]) == 0
     words = capsys.readouterr().out.split()
+    listed = words[words.index("Model") :]
+    order = ["--task", "--model", "--model-args", *(["--weights"] if "--weights" in listed else []), "--data"]
+    order = order[1:] if kind is FinetuneConfig else order  # where there is only one task
+    assert list(dict.fromkeys(word for word in listed if word in order)) == order
     for what, (names, having) in ONLY.items():
         shown = {name for name in names if f"--{name.replace('_', '-')}" in words}
         assert shown == (names if kind in having else set()), what
@@ -64,9 +68,9 @@ def test_every_setting_stands_under_a_heading(kind: type[RunConfig]) -> None:
 @KINDS
 def test_the_flags_of_another_task_are_unknown(kind: type[RunConfig], capsys: pytest.CaptureFixture[str]) -> None:
     own = {item.name for item in dataclasses.fields(kind)}
-    foreign = "mask_ratio" if "mask_ratio" not in own else "tokenizer"
-    assert cli.run([*COMMANDS[kind], f"--{foreign.replace('_', '-')}", "1"]) == 2
-    assert f"--{foreign.replace('_', '-')}" in capsys.readouterr().err
+    flag, tasks = ("--mask-ratio", "mae") if "mask_ratio" not in own else ("--tokenizer", "lm, mlm")
+    assert cli.run([*COMMANDS[kind], flag, "1"]) == 2
+    assert f"error: {flag}: is a flag of other runs (--task {tasks}); leave it out\n" == capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["flag", "joined", "environment", "file", "two files", "environment over file"])
@@ -153,6 +157,15 @@ def test_a_run_of_the_version_before_goes_on_unless_it_was_another(kind: type[Ru
     check_same(config, then, tmp_path)
     with pytest.raises(ValueError, match=r"lr: 0\.5 -> "):
         check_same(config, {**then, "lr": 0.5}, tmp_path)
+
+
+def test_epochs_may_differ_where_steps_say_how_long_a_run_is(tmp_path: Path) -> None:
+    config = TrainConfig(steps=9, warmup_steps=0)
+    check_same(config, as_plain(TrainConfig(steps=9, warmup_steps=0, epochs=3, warmup_epochs=1)), tmp_path)
+    with pytest.raises(ValueError, match="steps: None -> 9"):
+        check_same(config, as_plain(TrainConfig()), tmp_path)
+    with pytest.raises(ValueError, match=r"epochs: 3 -> 30\.0"):
+        check_same(TrainConfig(warmup_steps=0), as_plain(TrainConfig(epochs=3, warmup_steps=0)), tmp_path)
 
 
 def test_validations_that_were_counted_in_other_epochs_are_named(tmp_path: Path) -> None:

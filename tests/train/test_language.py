@@ -20,7 +20,7 @@ from unrolled.models.encoder import MaskedLanguageModel, load_language_model
 from unrolled.models.resolve import resolve_model
 from unrolled.train import TextConfig, TrainConfig, fit, save_config
 from unrolled.train.checkpoint import checkpoints
-from unrolled.train.optim import learning_rate
+from unrolled.train.schedule import learning_rate
 from unrolled.train.text import evaluate_text, open_corpus
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from train_helpers import TINY
 
 from unrolled.data import synthetic_images
 from unrolled.train import TrainConfig, fit
-from unrolled.train.optim import learning_rate
 from unrolled.train.run import Splits
+from unrolled.train.schedule import learning_rate
 
 Make = Callable[..., TrainConfig]
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from unrolled.models import create_model
 from unrolled.train import TrainConfig
-from unrolled.train.optim import Mixing, MovingAverage, build_optimizer, learning_rate, seed_step
+from unrolled.train.optim import Mixing, MovingAverage, build_optimizer, seed_step
+from unrolled.train.schedule import learning_rate
 
 
 @given(

@@ -16,7 +16,7 @@ from cyclopts import Group, Parameter
 
 from unrolled.errors import check_finite
 from unrolled.harness import JsonFlags, QuietFlags, flags_in_order
-from unrolled.train.config import HEADINGS
+from unrolled.train.config import HEADINGS, RunConfig
 
 ConfigFiles = Annotated[
     tuple[Path, ...],
@@ -73,7 +73,8 @@ def flags_of(config: type[T]) -> type[T]:
     hints: dict[str, Any] = get_type_hints(config, include_extras=True)
     docs = _field_docs(config)
     specs: list[tuple[str, Any, Any]] = []
-    for item in flags_in_order(config):
+    in_order = dataclasses.fields(config) if issubclass(config, RunConfig) else flags_in_order(config)
+    for item in in_order:  # blocks of settings of a run extend others: what they add stands behind
         hint, *own = get_args(hints[item.name]) if get_origin(hints[item.name]) is Annotated else (hints[item.name],)
         choice = get_origin(hint) is not Literal or len(get_args(hint)) > 1
         parameter = Parameter(

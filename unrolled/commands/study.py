@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -12,19 +11,15 @@ from cyclopts import Parameter
 from unrolled.commands.options import AsJson, ConfigFiles, Quiet, given, open_flags_of
 from unrolled.harness import answer, write_settings
 from unrolled.locks import hold
-from unrolled.studies.base import QUICK_NOTICE, Budget
-from unrolled.studies.base import Study as PlainStudy
+from unrolled.studies.base import Budget
 from unrolled.studies.demo import DemoConfig
 from unrolled.terminal import say, table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cyclopts import App
 
     from unrolled.report import Report
-    from unrolled.studies import AnyStudy
-    from unrolled.studies.base import StudyConfig
+    from unrolled.studies.study import Config, Study
 
 
 def app(names: Sequence[str]) -> App:
@@ -70,7 +65,7 @@ def list_studies(*, json: AsJson = False) -> None:
         print(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
 
 
-def _verb(name: str, config: type[StudyConfig], help_: str, *, judges: bool = True) -> Callable[..., int]:
+def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -> Callable[..., int]:
     """The function that runs a study from its flags.
 
     Args:
@@ -91,55 +86,36 @@ def _verb(name: str, config: type[StudyConfig], help_: str, *, judges: bool = Tr
     ) -> int:
         from unrolled.studies import load
 
-        judged = budget != "quick"
-        report = run_study(
-            load(name), config.of_budget(budget, **given(settings)), json=json, quiet=quiet, judged=judged
-        )
-        return 4 if judges and judged and report.reproduced is False else 0
+        report = run_study(load(name), config.of_budget(budget, **given(settings)), json=json, quiet=quiet)
+        return 4 if judges and report.reproduced is False else 0
 
     run.__annotations__["settings"] = Annotated[flags, Parameter(name="*")]
     run.__doc__ = help_
     return run
 
 
-def run_study(study: AnyStudy, config: StudyConfig, *, json: bool, quiet: bool, judged: bool = True) -> Report:
-    """Run a study with progress on stderr, and print its answer; what is not `judged` says that it is only a trial."""
-
+def run_study(study: Study, config: Config, *, json: bool, quiet: bool) -> Report:
+    """Run a study with progress on stderr, and print its answer."""
     folder = study.folder(config)
     hold(folder)
     report = study.run(config, on_progress=None if quiet else say)
-    if isinstance(study, PlainStudy):
-        _complete(report, folder, judged)
     write_settings(folder, vars(config))
-    answer(folder / "report.html", report.to_dict(), _text(report, judged), json=json, quiet=quiet)
+    answer(folder / "report.html", report.to_dict(), _text(report), json=json, quiet=quiet)
     return report
 
 
-def _text(report: Report, judged: bool) -> str:
+def _text(report: Report) -> str:
     """The answer of a study for a person: summary, facts, and each claim beside what was published."""
     lines = [report.notice] if report.notice else []
     lines.append(report.summary)
     lines += [f"{fact.label}: {fact.value}" + (f" ({fact.detail})" if fact.detail else "") for fact in report.facts]
     for claim in report.claims:
-        verdict = claim.verdict.replace("not reproduced", "NOT reproduced") if judged else "not judged at this budget"
+        verdict = claim.verdict.replace("not reproduced", "NOT reproduced")
+        if report.notice and verdict == "not judged":
+            verdict += " at this budget"
         parts = {"here": claim.measured, "published": f"{claim.published} ({claim.source})", "verdict": verdict}
         lines += [f"\n{claim.statement}", *(f"  {name + ':':<11}{text}" for name, text in parts.items())]
     return "\n".join(lines)
-
-
-def _complete(report: Report, folder: Path, judged: bool) -> None:
-    """What studies that compute by cells do themselves: the time that all took, and the notice of the quick budget."""
-    from unrolled.studies.remembered import seconds_spent
-
-    spent = seconds_spent(folder / "cells")
-    before = spent > (report.provenance.duration or 0)  # cells were there already
-    if before:
-        report.provenance = replace(report.provenance, duration=spent)
-    if not judged:
-        report.notice = QUICK_NOTICE
-        report.claims = [replace(claim, reproduced=None, verdict="not judged") for claim in report.claims]
-    if before or not judged:
-        report.write(folder)
 
 
 _HELP = """{title}.

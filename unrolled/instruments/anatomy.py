@@ -27,11 +27,19 @@ MIDDLE_NORM = (
 )
 FIRST_NORM = ("norm1", "ln_1", "layernorm_before", "input_layernorm", "layer_norm1", "self_attn_layer_norm")
 FINAL_NORM = ("norm", "layernorm", "ln_f", "final_layernorm", "final_layer_norm", "post_layernorm")
-HEAD = ("head", "classifier", "lm_head", "score")
+HEAD = ("head", "classifier", "lm_head", "score", "cls", "generator_lm_head", "vocab_projector")
+# the attention of a decoder to an encoder's tokens, and the norm before it
+CROSS = ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn", "multihead_attn")
+CROSS_NORM = ("encoder_attn_layer_norm", "ln_cross_attn")
 # what puts heads together, and how many there are
 OUTPUT = ("output", "proj", "out_proj", "o_proj", "c_proj", "output.dense", "dense", "out_lin", "to_out", "o")
 HEADS = ("heads", "num_heads", "num_attention_heads", "n_heads", "n_head", "nheads")
-VALUE = ("v_proj", "value", "v_lin", "to_v")
+KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
+HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim")
+VALUE = ("v_proj", "value", "v_lin", "to_v", "v")
+# queries, keys and values in one projection: all queries, all keys, all values; or a head's three after one another
+FUSED = ("qkv", "c_attn", "qkv_proj", "Wqkv")
+INTERLEAVED = ("query_key_value",)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class Parts:
     second: nn.Module | None
     """Its output is what the second half adds, or, for ISTA, what replaces the tokens."""
     second_name: str
+    cross: nn.Module | None = None
+    """In a decoder, its output is what attention to the encoder's tokens adds, after `halves`."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -97,8 +107,9 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             if not inside and all(descendant(b, ATTENTION) is not None for b in module):
                 found.append((path, module))
     merged: dict[str, list[tuple[str, nn.Module]]] = {}
+    shared = _shared_parts([path for path, _ in found])
     for path, module in found:
-        prefix = "" if len(found) == 1 else _prefix(path)
+        prefix = "" if len(found) == 1 else _prefix(path.split(".")[shared:])
         blocks = ((f"{path}.{key}".lstrip("."), block) for key, block in module.named_children())
         merged.setdefault(prefix, []).extend(blocks)
     return [Stack(prefix, tuple(blocks)) for prefix, blocks in merged.items()]
@@ -117,9 +128,15 @@ def find_parts(block: nn.Module) -> Parts:
                 break
             start = second = None
     middle = child(block, MIDDLE_NORM)
+    cross = descendant(block, CROSS)
+    # T5 keeps each part of a block in a list, with the norm that it reads through
+    parts = _get(block, "layer")
+    if middle is None and isinstance(parts, nn.ModuleList) and len(parts) > 1:
+        middle = child(parts[1], ("layer_norm",))
     # without a norm of its own in between, the second half reads Z+half only in post-norm blocks
     post_norm = _has(block, "intermediate") or _has(block, "sa_layer_norm")
-    halves = [m for m in (middle, start if middle is not None or post_norm else None) if m is not None]
+    reads = (child(block, CROSS_NORM), cross, middle, start if middle is not None or post_norm else None)
+    halves = [m for m in reads if m is not None]
     branch = attention
     own = _has(block, "drop_path1") or _has(block, "ls1")  # else one stochastic depth may serve both halves
     for path in ("ls1", "layer_scale1", "drop_path1") if own else ("layer_scale1", "drop_path"):
@@ -131,7 +148,7 @@ def find_parts(block: nn.Module) -> Parts:
     if _has(block, "pre_feedforward_layernorm"):  # norms on both sides of each half, as in Gemma 2
         branch = _get(block, "post_attention_layernorm") or branch
         second = _get(block, "post_feedforward_layernorm") or second
-    return Parts(attention, branch, tuple(halves), second, "ista" if name == "ista" else "mlp")
+    return Parts(attention, branch, tuple(halves), second, "ista" if name == "ista" else "mlp", cross)
 
 
 def final_sites(model: nn.Module, stacks: list[Stack]) -> Iterator[tuple[str, nn.Module]]:
@@ -145,7 +162,8 @@ def final_sites(model: nn.Module, stacks: list[Stack]) -> Iterator[tuple[str, nn
         parts = path.split(".")
         if path.startswith(inside) or len(parts) > 3 or isinstance(module, nn.Identity):
             continue
-        prefix = next((s.prefix for s in stacks if s.prefix and parts[0].startswith(s.prefix[:-1])), "")
+        named = (s.prefix for s in stacks if s.prefix and any(part.startswith(s.prefix[:-1]) for part in parts))
+        prefix = next(named, "")
         role = roles.get(parts[-1].removeprefix(f"{prefix[:-1]}_"))
         if role is None or any("embed" in part for part in parts):
             continue
@@ -159,7 +177,8 @@ def head_subspaces(block: nn.Module) -> Tensor:
     """The subspaces of a block's heads, U_k, as `theory` takes them.
 
     White-box attention: its own `subspaces`. A plain transformer: its per-head value projections, the directions of the
-    tokens that each head reads out. Biases are no part of a subspace.
+    tokens that each head reads out; where several heads of queries share one of keys and values (grouped queries), that
+    head's, once. Biases are no part of a subspace.
 
     Returns:
         `[h, d, p]` in the weight's dtype, detached.
@@ -170,26 +189,51 @@ def head_subspaces(block: nn.Module) -> Tensor:
     attention = descendant(block, ATTENTION)
     if attention is None:
         raise ValueError(f"{type(block).__name__}: has no attention layer, so no subspaces")
-    for name, fused in (("subspaces", 1), ("qkv", 3)):
-        linear = _get(attention, name)
-        heads = getattr(attention, "heads", None) or getattr(attention, "num_heads", None)
-        if isinstance(linear, nn.Linear) and isinstance(heads, int):
-            weight = linear.weight.detach().chunk(fused)[-1]
-            if weight.shape[0] % heads == 0:
-                return weight.unflatten(0, (heads, -1)).mT
-    if isinstance(attention, nn.MultiheadAttention):
-        fused_weight = attention.in_proj_weight
-        value = attention.v_proj_weight if fused_weight is None else fused_weight.chunk(3)[-1]
-        return value.detach().unflatten(0, (attention.num_heads, -1)).mT
     for module in attention.modules():
-        linear = child(module, VALUE)
-        width = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
-        if isinstance(linear, nn.Linear) and isinstance(width, int):
-            return linear.weight.detach().unflatten(0, (-1, width)).mT
+        if (values := _values_of(module)) is not None:
+            return values.detach().mT
     raise ValueError(
-        f"{type(attention).__name__}: cannot tell its heads' subspaces; needs a Linear named `subspaces`, `qkv` or "
-        f"one of {VALUE} and a head count"
+        f"{type(attention).__name__}: cannot tell its heads' subspaces; needs a Linear named `subspaces`, one of "
+        f"{FUSED + INTERLEAVED} or one of {VALUE}, and a head count"
     )
+
+
+def _values_of(attention: nn.Module) -> Tensor | None:
+    """Weights of the values of each head that has some, `[h, p, d]`; None if unknown."""
+    heads = head_count(attention, attention)
+    if isinstance(attention, nn.MultiheadAttention):
+        joined = attention.in_proj_weight
+        value = attention.v_proj_weight if joined is None else joined.chunk(3)[-1]
+        return value.unflatten(0, (attention.num_heads, -1))
+    if (weight := _rows(child(attention, ("subspaces",)))) is not None:
+        return None if heads is None else weight.unflatten(0, (heads, -1))
+    own = _count(KEY_VALUE_HEADS, attention, getattr(attention, "config", None)) or heads
+    width = _count(HEAD_WIDTH, attention)
+    if (weight := _rows(child(attention, VALUE))) is not None:
+        if width is None and own is None:
+            return None
+        return weight.unflatten(0, (-1, width) if width is not None else (own or 1, -1))
+    if heads is None or own is None:
+        return None
+    if (weight := _rows(child(attention, INTERLEAVED))) is not None:
+        return weight.unflatten(0, (own, heads // own + 2, -1))[:, -1]
+    if (weight := _rows(child(attention, FUSED))) is not None:
+        width = len(weight) // (heads + 2 * own)
+        return weight[-own * width :].unflatten(0, (own, width))
+    return None
+
+
+def _rows(module: nn.Module | None) -> Tensor | None:
+    """The weight of a linear map, [out, in]; Hugging Face's Conv1D keeps it [in, out]."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return None
+    return weight.mT if is_transposed(module) else weight
+
+
+def is_transposed(module: nn.Module | None) -> bool:
+    """Whether a linear map keeps its weight as [in, out], as Hugging Face's Conv1D does."""
+    return type(module).__name__ == "Conv1D"
 
 
 def output_projection(attention: nn.Module) -> nn.Module | None:
@@ -207,9 +251,15 @@ def output_projection(attention: nn.Module) -> nn.Module | None:
 
 def head_count(attention: nn.Module, model: nn.Module) -> int | None:
     """How many heads write into the output projection; of grouped queries, the heads of queries. None if unknown."""
-    for module in (attention, *attention.modules(), getattr(model, "config", None)):
-        for name in HEADS:
-            count = getattr(module, name, None)
+    configs = (getattr(attention, "config", None), getattr(model, "config", None))
+    return _count(HEADS, *attention.modules(), *configs)
+
+
+def _count(names: tuple[str, ...], *places: object) -> int | None:
+    """The first of these whole numbers that one of the places has."""
+    for place in places:
+        for name in names:
+            count = getattr(place, name, None)
             if isinstance(count, int) and not isinstance(count, bool):
                 return count
     return None
@@ -239,11 +289,17 @@ def _has(module: nn.Module, path: str) -> bool:
     return _get(module, path) is not None
 
 
-def _prefix(path: str) -> str:
-    """`blocks` -> "", `decoder_blocks` -> "decoder/", `text_model.encoder.layers` -> "text_model/"."""
-    top = path.split(".")[0]
+def _shared_parts(paths: list[str]) -> int:
+    """How many parts of several paths are the same in all, from the left."""
+    columns = zip(*(path.split(".") for path in paths), strict=False)
+    return next((place for place, column in enumerate(columns) if len(set(column)) > 1), 0)
+
+
+def _prefix(parts: list[str]) -> str:
+    """Of the parts that set a list apart: `blocks`, `0` -> "", `decoder_blocks`, `decoder.layers` -> "decoder/"."""
+    top = parts[0]
     for ending in ("blocks", "block", "layers", "layer", "stages"):
-        if top == ending:
+        if top == ending or top.isdigit():
             return ""
         top = top.removesuffix(f"_{ending}")
     return f"{top}/"

@@ -20,6 +20,7 @@ from unrolled.instruments.anatomy import (
     find_parts,
     find_stacks,
     head_count,
+    is_transposed,
     output_projection,
     unwrap,
 )
@@ -40,6 +41,7 @@ def edit(model: nn.Module, edits: Mapping[str, Change]) -> Edit:
     |-----------------------|-----------------------------------------------------------------------------------|
     | `embed`, `block03`    | tokens between the blocks, `[b, n, d]`                                            |
     | `block03/attn`, `/mlp`, `/ista` | what the half adds to the tokens, or, for ISTA, what replaces them      |
+    | `block03/cross`       | what attention to an encoder's tokens adds in a decoder                           |
     | `block03/half`        | tokens between the halves, where attention adds to the tokens                     |
     | `block03/attn/head2`  | what head 2 computed, before the heads are put together, `[b, n, p]`              |
     | `block03/ista/atom17` | the code of atom 17 of every token, `[b, n]`, also of an overcomplete dictionary  |
@@ -252,7 +254,7 @@ def _heads(model: nn.Module, name: str, block: nn.Module) -> Iterator[tuple[str,
     if projection is not None:
         target = _Target(Site(f"{name}/attn/heads", projection, "before", read_input))
         weight: Any = projection.weight
-        width = weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]  # Conv1D keeps [in, out]
+        width = weight.shape[0 if is_transposed(projection) else 1]
     elif callable(getattr(attention, "merge", None)) and isinstance(dim_head := getattr(attention, "dim_head", 0), int):
         target, width = _Target(method=(attention, "merge"), takes=True), heads * dim_head
     else:

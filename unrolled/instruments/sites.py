@@ -132,6 +132,8 @@ def sites_of(model: nn.Module, stacks: list[Stack], attention: bool = False, hea
                 yield Site(f"{name}/attn", parts.branch, "after", read_output, block, after)
             for module in parts.halves:
                 yield Site(f"{name}/half", module, "before", read_input, block, parts.attention)
+            if parts.cross is not None:
+                yield Site(f"{name}/cross", parts.cross, "after", read_output, block)
             if parts.second is not None:
                 yield Site(f"{name}/{parts.second_name}", parts.second, "after", read_output, block)
             yield Site(name, block, "after", read_output)

@@ -37,15 +37,16 @@ def trace(
     | `embed`              | tokens entering block 0: Z of layer 0                                                     |
     | `block03/attn`       | what attention adds to the residual stream                                                |
     | `block03/half`       | Z+half: tokens after the attention residual (post-norm models: and its norm)              |
+    | `block03/cross`      | in a decoder, what attention to the encoder's tokens adds after `half`                    |
     | `block03/ista`       | output of ISTA; on other models `block03/mlp`, what the MLP adds                          |
     | `block03`            | tokens leaving block 3: Z+1 of layer 3, Z of layer 4                                      |
     | `block03/attn/heads` | what each head computed, `[b, n, h, p]`, with `heads=True`                                |
     | `block03/attention`  | attention weights `[b, h, n, n]`, with `attention=True`                                   |
     | `norm`, `fc_norm`, `head` | outputs of the final norms and of the classifier                                     |
 
-    A second stack of blocks has a prefix, as in `decoder/block03`; blocks whose halves run in parallel have no `half`.
-    A model without transformer blocks is recorded by module path (`layer1.0.conv1`), and any module path may also be
-    asked for by a pattern.
+    Where there are several stacks of blocks they have prefixes, as in `decoder/block03` or `vision_model/block03`;
+    blocks whose halves run in parallel have no `half`. A model without transformer blocks is recorded by module path
+    (`layer1.0.conv1`), and any module path may also be asked for by a pattern.
 
     Args:
         model: any module. It is not changed; hooks live only inside the `with` block and go even after an exception.

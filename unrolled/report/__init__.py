@@ -1,7 +1,7 @@
 """Reports: numbers, tables and figures with their provenance -> `report.json` and one self-contained `report.html`."""
 
 from unrolled.figures import HeatMap, ImageGrid, ImageRow, LineChart, Scatter, Series, Tree, heat, learning_curves
-from unrolled.report.document import Claim, Fact, Report, ReportPaths, Section, mean_std
+from unrolled.report.document import Claim, Fact, Report, ReportPaths, Section
 from unrolled.report.layers import trace_section
 from unrolled.report.provenance import Provenance
 from unrolled.report.runs import report_for_run
@@ -22,7 +22,6 @@ __all__ = [
     "Tree",
     "heat",
     "learning_curves",
-    "mean_std",
     "report_for_run",
     "trace_section",
 ]

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from unrolled.figures.heatmap import HeatMap
@@ -212,16 +211,6 @@ class Report:
         write_text(json_path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         write_text(html_path, self.to_html())
         return ReportPaths(html=html_path, json=json_path, figures=tuple(written))
-
-
-def mean_std(values: Sequence[float], *, scale: float = 1.0, digits: int = 1) -> str:
-    """`98.1 ± 0.3`: mean and sample standard deviation over runs, or the value alone where there is one."""
-    scaled = [scale * float(value) for value in values]
-    if not scaled:
-        raise ValueError("values is empty: give at least one number")
-    if len(scaled) == 1:
-        return f"{scaled[0]:.{digits}f}"
-    return f"{fmean(scaled):.{digits}f} ± {stdev(scaled):.{digits}f}"
 
 
 def slug(text: str) -> str:

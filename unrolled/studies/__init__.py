@@ -1,4 +1,4 @@
-"""Studies: each published claim as a function with an expectation; `quick` always exists.
+"""Studies: each published claim as what is computed and a range fixed beforehand; `quick` always exists.
 
 A study is a module with a `STUDY` record (`unrolled.studies.study.Study`): its question, its configuration, the cells
 it computes, its claims and its report. They are found by name: `unrolled.studies.load("demo")`.
@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from unrolled.plugins import load_plugin, plugins
 
 if TYPE_CHECKING:
-    from unrolled.studies import base
     from unrolled.studies.study import Study
-
-    AnyStudy = Study | base.Study
 
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
@@ -61,18 +58,18 @@ def study_names() -> list[str]:
     return [*STUDIES, *(name for name in plugins("studies") if name not in STUDIES)]
 
 
-def load(name: str) -> AnyStudy:
+def load(name: str) -> Study:
     """The study called `name`.
 
     Raises:
         ValueError: there is no such study; the nearest name is suggested.
     """
-    if name not in STUDIES:
-        added = load_plugin("studies", name)
-        if added is not None:
-            return cast("AnyStudy", added)
+    if name in STUDIES:
+        study: Study = importlib.import_module(f"unrolled.studies.{STUDIES[name]}").STUDY
+        return study
+    added: Study | None = load_plugin("studies", name)
+    if added is None:
         near = difflib.get_close_matches(name, study_names(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(study_names())}"
         raise ValueError(f"study: unknown study {name!r}; {hint}")
-    study: AnyStudy = importlib.import_module(f"unrolled.studies.{STUDIES[name]}").STUDY
-    return study
+    return added

@@ -100,6 +100,10 @@ class ByteModel(Cell):
     """A language model of bytes and its training; a subclass says which network.
 
     Attributes:
+        model: what tables call it.
+        depth: layers.
+        dim: width; where the subclass says so, of the model that this one is sized by.
+        heads: of every layer.
         corpus: a name of `open_text`.
         seed: of the initial weights and the excerpts.
         length: bytes of context.
@@ -115,6 +119,10 @@ class ByteModel(Cell):
         shuffled: the bytes of every part are permuted.
     """
 
+    model: str
+    depth: int
+    dim: int
+    heads: int
     corpus: str
     seed: int
     length: int
@@ -131,6 +139,14 @@ class ByteModel(Cell):
     @abstractmethod
     def frame(self) -> LanguageConfig:
         """The network."""
+
+    @property
+    def name(self) -> str:
+        """In words; of a trial with what it tries."""
+        std = self.table_stds[0]
+        trial = f", rate {self.rates[0]:g}, tables {std:g}" if std is not None and not self.trial_steps else ""
+        order = ", shuffled" if self.shuffled else ""
+        return f"{self.model}, {self.depth} layers, {self.corpus}{order}, {self.steps} steps, seed {self.seed}{trial}"
 
     @property
     def trials(self) -> tuple[Self, ...]:
@@ -242,6 +258,11 @@ class Predicted(Cell):
     test_bytes: int
     windows: Windows
     disordered: bool = False
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"test of {self.network.name}{', disordered' * self.disordered}"
 
     @property
     def needs(self) -> Sequence[Cell]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
-from unrolled.studies.base import QUICK_NOTICE, Budget, StudyConfig
+from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from unrolled import report as reports
     from unrolled.report import Report
 
+QUICK_NOTICE = "Quick budget: checks that the study runs; too small to support any conclusion."
+"""What every report of the `quick` budget opens with."""
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not run", "not judged"]
 
 
@@ -45,7 +47,7 @@ Seeds = Annotated[tuple[int, ...], Distinct()]
 
 
 @dataclass(kw_only=True)
-class Config(StudyConfig):
+class Config:
     """Base of every study's configuration; `budgets` says what each budget changes of the defaults.
 
     What can be said of one field is said in its type (`Count`, `Rate`, `Seeds`, `Literal`) and checked here.

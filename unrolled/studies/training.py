@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from unrolled.train.schedule import learning_rate
 
 Look = Callable[[int], Mapping[str, Any] | None]
 
@@ -104,15 +107,8 @@ def train_kept(
 
 
 def warmup_cosine(peak: float, *, warmup: int, steps: int, floor: float = 0.0) -> Callable[[int], float]:
-    """A learning rate that rises linearly for `warmup` steps and then falls as a cosine to `floor` at `steps`."""
-
-    def rate(step: int) -> float:
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        progress = torch.tensor(min(1.0, (step - warmup) / max(1, steps - warmup)))
-        return floor + (peak - floor) * float(0.5 * (1 + torch.cos(torch.pi * progress)))
-
-    return rate
+    """`learning_rate` by step: it rises linearly for `warmup` steps, then falls as a cosine to `floor` at `steps`."""
+    return partial(learning_rate, peak=peak, warmup=warmup, total=steps, minimum=floor)
 
 
 def _load(path: Path, key: str, device: torch.device) -> dict[str, Any] | None:

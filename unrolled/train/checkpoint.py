@@ -232,16 +232,16 @@ def check_architecture(model: nn.Module, tensors: dict[str, Tensor], path: Path)
         ValueError: naming the first differences.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wanted == found:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted == shapes:
         return
     parts = []
-    if missing := sorted(wanted.keys() - found.keys()):
+    if missing := sorted(wanted.keys() - shapes.keys()):
         parts.append(f"lacks {_some(missing)}")
-    if extra := sorted(found.keys() - wanted.keys()):
+    if extra := sorted(shapes.keys() - wanted.keys()):
         parts.append(f"has {_some(extra)} besides")
-    if shapes := [f"{n} {found[n]} for {wanted[n]}" for n in wanted if n in found and wanted[n] != found[n]]:
-        parts.append(f"has other shapes: {_some(shapes)}")
+    if other := [f"{n} {shapes[n]} for {wanted[n]}" for n in wanted if shapes.get(n, wanted[n]) != wanted[n]]:
+        parts.append(f"has other shapes: {_some(other)}")
     raise ValueError(
         f"{path} is a checkpoint of another architecture: it {', '.join(parts)}. "
         "Resume with the model it was made by, or choose another out for a new run."

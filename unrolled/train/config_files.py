@@ -96,10 +96,14 @@ def of_this_kind(values: Mapping[str, Any], known: Collection[str], where: str) 
     """
     values = as_now(values, known)
     for name in values:
-        if name in SETTINGS and name not in known:
-            tasks = [task for kind in kinds() if name in _names(kind) for task in kind.tasks]
+        if name not in known and (tasks := tasks_with(name)):
             raise ValueError(f"{where}: {name}: is a setting of other runs (task {', '.join(tasks)}); leave it out")
     return dict(values)
+
+
+def tasks_with(name: str) -> list[str]:
+    """The tasks whose runs have a setting."""
+    return [task for kind in kinds() if name in _names(kind) for task in kind.tasks]
 
 
 def as_now(values: Mapping[str, Any], known: Collection[str]) -> Mapping[str, Any]:

@@ -98,13 +98,13 @@ def pick_accelerator(wanted: str, devices: int = 1) -> str:
     mps = 1 if torch.backends.mps.is_available() else 0
     if wanted == "auto":
         wanted = "cuda" if cuda else "mps" if mps and devices == 1 else "cpu"
-    found = {"cpu": devices, "cuda": cuda, "mps": mps}
-    if wanted not in found:
+    available = {"cpu": devices, "cuda": cuda, "mps": mps}
+    if wanted not in available:
         raise ValueError(f"accelerator={wanted!r} is not one of auto, cpu, cuda, mps")
-    if found[wanted] == 0:
+    if available[wanted] == 0:
         raise ValueError(f"accelerator={wanted!r} was asked for, but torch finds none here; use 'auto' or 'cpu'")
-    if found[wanted] < devices:
-        raise ValueError(f"devices={devices} {wanted} devices were asked for, but torch finds {found[wanted]}")
+    if available[wanted] < devices:
+        raise ValueError(f"devices={devices} {wanted} devices were asked for, but torch finds {available[wanted]}")
     return wanted
 
 

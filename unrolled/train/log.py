@@ -121,10 +121,10 @@ class _Service:
 
     def __init__(self, module: str, config: RunConfig, resumed_at: int | None) -> None:
         self._module = importlib.import_module(module)
-        kept = config.out / f"{module}.txt"
-        if resumed_at is None or not kept.exists():
-            kept.write_text(f"{config.out.resolve().name}-{secrets.token_hex(4)}", encoding="utf-8")
-        name = kept.read_text(encoding="utf-8")
+        file = config.out / f"{module}.txt"
+        if resumed_at is None or not file.exists():
+            file.write_text(f"{config.out.resolve().name}-{secrets.token_hex(4)}", encoding="utf-8")
+        name = file.read_text(encoding="utf-8")
         options = {"dir": str(config.out), "id": name} if module == "wandb" else {}
         self._module.init(project="unrolled", name=name, config=as_plain(config), resume="allow", **options)
 

@@ -137,8 +137,8 @@ def orthogonalise(matrices: Iterable[Tensor]) -> list[Tensor]:
             some = members[start : start + most]
             wide = [m if m.shape[0] == short else m.mT for m in (_gathered(matrices[index]) for index in some)]
             for index, factor in zip(some, newton_schulz(torch.stack(wide)), strict=True):
-                own = matrices[index]
-                factors[index] = like((factor if own.shape[0] == short else factor.mT).to(own.dtype), own)
+                matrix = matrices[index]
+                factors[index] = like((factor if matrix.shape[0] == short else factor.mT).to(matrix.dtype), matrix)
     return factors
 
 

@@ -1,9 +1,8 @@
-"""What changes the weights: parameter groups, the schedule, mixing, and the moving average."""
+"""What changes the weights: parameter groups, mixing, and the moving average."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -26,17 +25,6 @@ def seed_step(seed: int, step: int, rank: int = 0, device: torch.device | str = 
         torch.mps.manual_seed(int(words[0]))
     np.random.seed(words[0])
     random.seed(int(words[1]))
-
-
-def learning_rate(step: int, *, peak: float, warmup: int, total: int, minimum: float = 0.0) -> float:
-    """The rate of 0-based `step`: a line up to `peak` over `warmup` steps, then a cosine to `minimum` at `total`.
-
-    The last step is `total - 1`, so its rate is still above `minimum`, and no step is spent on a rate of 0.
-    """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
@@ -139,12 +127,12 @@ class MovingAverage:
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Within the block `model` holds the average; afterwards its own weights again, bit for bit."""
-        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         copy_into(model, self.tensors)
         try:
             yield
         finally:
-            copy_into(model, own)
+            copy_into(model, weights)
 
 
 def local(tensor: Tensor) -> Tensor:

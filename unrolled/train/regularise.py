@@ -80,12 +80,12 @@ def orthogonality_loss(model: nn.Module) -> Tensor:
     Raises:
         ValueError: the model has no white-box attention, or keeps its subspaces orthogonal anyway.
     """
-    found = [module for module in model.modules() if isinstance(module, SubspaceAttention)]
-    if not found:
+    layers = [module for module in model.modules() if isinstance(module, SubspaceAttention)]
+    if not layers:
         raise ValueError(f"orthogonality_weight: {type(model).__name__} has no subspaces to keep apart; leave it at 0")
-    if any(is_parametrized(module.subspaces) for module in found):
+    if any(is_parametrized(module.subspaces) for module in layers):
         raise ValueError("orthogonality_weight: the subspaces are kept orthogonal as it is; leave it at 0")
-    return torch.stack([orthogonality_penalty(module.bases()) for module in found]).mean()
+    return torch.stack([orthogonality_penalty(module.bases()) for module in layers]).mean()
 
 
 def _subspaces(block: nn.Module) -> Tensor:

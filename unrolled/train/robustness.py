@@ -80,14 +80,14 @@ def corruption_errors(
     return {"images": images, "clean": clean / images, "corruptions": shares, "mean_error": sum(every) / len(every)}
 
 
-def relative_errors(found: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+def relative_errors(errors: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """For each corruption: `error` (mean over severities), `increase` over the clean error, and `ratio` to it.
 
     `ratio` is None where no clean image is wrong.
     """
     rows: dict[str, dict[str, float | None]] = {}
-    for name, errors in found["corruptions"].items():
-        error = sum(errors) / len(errors)
-        ratio = error / found["clean"] if found["clean"] else None
-        rows[name] = {"error": error, "increase": error - found["clean"], "ratio": ratio}
+    for name, severities in errors["corruptions"].items():
+        error = sum(severities) / len(severities)
+        ratio = error / errors["clean"] if errors["clean"] else None
+        rows[name] = {"error": error, "increase": error - errors["clean"], "ratio": ratio}
     return rows

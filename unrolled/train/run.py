@@ -162,15 +162,15 @@ def model_of(config: ImageConfig) -> dict[str, Any]:
         raise MissingData(f"weights: there is no folder or file {weights}, nor do weights of that name ship")
     for described in (weights / "model" / "config.json", weights / "config.json"):
         if described.is_file():
-            found = read_object(described)
-            if is_language_config(found):
+            description = read_object(described)
+            if is_language_config(description):
                 raise ValueError(f"weights: {weights} is a language model; only classifiers of images are fine-tuned")
-            if "architecture" not in found:
+            if "architecture" not in description:
                 continue
-            check("architecture", found["architecture"], described)
-            said = check_model_args(found.get("model_args") or {}, f"{described}: model_args")
-            arguments = {k: v for k, v in said.items() if k not in decided and v is not None}
-            return {"model": found["architecture"], "model_args": {**arguments, **config.model_args}}
+            check("architecture", description["architecture"], described)
+            given = check_model_args(description.get("model_args") or {}, f"{described}: model_args")
+            arguments = {k: v for k, v in given.items() if k not in decided and v is not None}
+            return {"model": description["architecture"], "model_args": {**arguments, **config.model_args}}
     raise ValueError(f"model: {weights} does not say what it is the weights of; give --model NAME")
 
 

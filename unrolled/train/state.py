@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 # a resumed run may differ in these: they change neither the weights nor what is recorded
 FREE = {"accelerator", "checkpoint_every", "data_dir", "devices", "force", "keep", "loggers", "log_every", "max_steps"}
 FREE |= {"num_nodes", "out", "quiet", "resume", "strategy", "weights", "workers"}
+IN_PLACE_OF = {"epochs": "steps", "warmup_epochs": "warmup_steps"}
+"""Settings that count for nothing where another is given."""
 
 
 @dataclass
@@ -154,12 +156,12 @@ class RunState:
                     f"{path} was made on other training {self.material}, or with others held out; give the same data, "
                     "or force"
                 )
-        own = self.model.state_dict()
-        self.model.load_state_dict({name: like(tensor, own[name]) for name, tensor in parts["model"].items()})
+        live = self.model.state_dict()
+        self.model.load_state_dict({name: like(tensor, live[name]) for name, tensor in parts["model"].items()})
         unpack_optimizer(self.optimizer, self.model, parts["optimizer"], scalars["optimizer"])
         if self.average is not None:
             source = parts["average"] or parts["model"]
-            self.average.tensors = {name: like(tensor, own[name]) for name, tensor in source.items()}
+            self.average.tensors = {name: like(tensor, live[name]) for name, tensor in source.items()}
         for name, tensor in self.further.items():
             tensor.copy_(parts["further"][name])
         self.fabric.strategy.precision.load_state_dict(scalars["scaler"])
@@ -181,9 +183,9 @@ class RunState:
     def use_chosen(self) -> int:
         """Give the model the weights the run ends with, and return the step they are from: the best on the validation
         split, else the last (averaged if there is an average)."""
-        own = self.model.state_dict()
+        live = self.model.state_dict()
         if self.best is not None:
-            chosen = {name: like(tensor, own[name]) for name, tensor in self.best_weights.items()}
+            chosen = {name: like(tensor, live[name]) for name, tensor in self.best_weights.items()}
             self.model.load_state_dict(chosen)
             return int(self.best["step"])
         if self.average is not None:
@@ -204,11 +206,12 @@ def check_same(config: RunConfig, then: Mapping[str, Any], path: Path) -> None:
     """
     # a checkpoint may be older than a setting, and was then made with what is its default now
     now = as_plain(config)
+    unused = {epochs for epochs, steps in IN_PLACE_OF.items() if now[steps] is not None}
     then = {**{item.name: item.default for item in dataclasses.fields(config)}, **as_now(then, now)}
     changed = [
         f"{key}: {then.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
-        if key not in FREE and now.get(key) != then.get(key)
+        if key not in FREE | unused and now.get(key) != then.get(key)
     ]
     if changed:
         raise ValueError(
@@ -233,17 +236,17 @@ def prepare(state: RunState, extra: dict[str, Any]) -> int | None:
         MissingData: the checkpoint asked for is not there.
     """
     config = state.config
-    found = engine.on_main(state.fabric, lambda: _find(config, state.folder))
+    checkpoint = engine.on_main(state.fabric, lambda: _find(config, state.folder))
     position = None
-    if found is not None:
-        position = state.restore(found, *load_checkpoint(found))
+    if checkpoint is not None:
+        position = state.restore(checkpoint, *load_checkpoint(checkpoint))
 
     def write() -> None:
-        if found is None:
+        if checkpoint is None:
             _clear(config.out)
-        elif found.parent == state.folder:
+        elif checkpoint.parent == state.folder:
             for newer in checkpoints(state.folder):
-                if newer.name > found.name:  # damaged, or of a continuation that is being replaced
+                if newer.name > checkpoint.name:  # damaged, or of a continuation that is being replaced
                     shutil.rmtree(newer.with_name(newer.name + ".set-aside"), ignore_errors=True)
                     os.replace(newer, newer.with_name(newer.name + ".set-aside"))
         config.out.mkdir(parents=True, exist_ok=True)

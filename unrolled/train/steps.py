@@ -22,7 +22,8 @@ from unrolled.train import engine
 from unrolled.train.checkpoint import disk_error
 from unrolled.train.config import RunConfig
 from unrolled.train.log import MetricsLog, Progress, write_status
-from unrolled.train.optim import learning_rate, seed_step
+from unrolled.train.optim import seed_step
+from unrolled.train.schedule import learning_rate
 from unrolled.train.signals import Interrupted, StopRequest
 from unrolled.train.state import RunState, Window, prepare
 from unrolled.train.task import Task

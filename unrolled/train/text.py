@@ -32,7 +32,7 @@ class Corpus:
     tokens: dict[str, Tensor]
     bytes: dict[str, int]
     fingerprint: str
-    said: str = ""
+    description: str = ""
     """What was read and what was passed over, in one line."""
 
     def tokens_per_byte(self, split: str) -> float:
@@ -81,7 +81,7 @@ def open_corpus(config: TextConfig, tokenizer: Tokenizer | None = None) -> Corpu
         tokens=tokens,
         bytes={str(split): part.bytes for split, part in parts.items()},
         fingerprint=digest.hexdigest()[:16],
-        said=f"data: {config.data}: "
+        description=f"data: {config.data}: "
         + ", ".join(f"{split} {len(part.text):,} characters" for split, part in parts.items())
         + (f" (passed over: {parts['train'].passed_over})" if parts["train"].passed_over else ""),
     )
@@ -210,9 +210,11 @@ def check_excerpts(corpus: Corpus, split: str, length: int, samples: int | None,
     Raises:
         ValueError: so it is.
     """
-    there = corpus.excerpts(split, length)
-    if samples is not None and not 1 <= samples <= there:
-        raise ValueError(f"{setting}: give 1 to {there}; the {split} part has {there:,} excerpts of {length} tokens")
+    available = corpus.excerpts(split, length)
+    if samples is not None and not 1 <= samples <= available:
+        raise ValueError(
+            f"{setting}: give 1 to {available}; the {split} part has {available:,} excerpts of {length} tokens"
+        )
 
 
 def _excerpts(tokens: Tensor, length: int, count: int) -> Tensor:

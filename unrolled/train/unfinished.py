@@ -45,10 +45,10 @@ def newest_model(run: Path, source: ImageSource) -> tuple[nn.Module, int]:
         UnsafeFile: the configuration names code, and nobody said to trust it; see `unrolled.trust`.
     """
     config = load_config(run / "config.yaml", TrainConfig)
-    found = load_newest(run / "checkpoints")
-    if found is None:
+    newest = load_newest(run / "checkpoints")
+    if newest is None:
         raise MissingData(f"model: {run} has no checkpoint")
-    path, tensors, state = found
+    path, tensors, state = newest
     parts = {
         part: {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
         for part in ("average/", "model/")

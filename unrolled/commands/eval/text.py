@@ -37,7 +37,7 @@ def evaluate_text_run(options: EvalOptions) -> None:
     where = choose_device(options.device)
     network = load_language_model(folder).to(where)
     corpus = open_corpus(config, load_tokenizer(folder))
-    say(corpus.said, quiet=options.quiet)
+    say(corpus.description, quiet=options.quiet)
     samples, split = options.samples, options.split
     check_excerpts(corpus, split, config.length, samples, f"--samples {samples}")
     options = replace(options, data=config.data, data_dir=config.data_dir, batch_size=config.batch_size)

@@ -110,17 +110,9 @@ class Layered(ByteModel):
     """A model of layers of one kind, the first softmax in a hybrid.
 
     Attributes:
-        model: the kind.
-        depth: layers.
-        dim: width.
-        heads: of every layer.
         second: half of a layer behind the attention, `relu` or `none`.
     """
 
-    model: Model
-    depth: int
-    dim: int
-    heads: int
     second: str
 
     @property

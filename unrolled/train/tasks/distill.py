@@ -33,9 +33,8 @@ from unrolled.train.config import DistillConfig
 from unrolled.train.evaluation import logits_of
 from unrolled.train.optim import copy_into
 from unrolled.train.task import Numbers
-from unrolled.train.tasks.images import ImageTask
+from unrolled.train.tasks.images import HELD_OUT_SEED, ImageTask
 
-_HELD_OUT = 2**32  # no seed of a run: held-out images are cropped the same way in every run
 _SHAPE = (math.log(3 / 4), math.log(4 / 3))  # of a crop, as log(width / height)
 
 
@@ -190,12 +189,12 @@ class SelfDistillation(ImageTask):
     def after_step(self, step: int) -> None:
         """The teacher follows: by 1 - momentum, which falls to 0 along a cosine."""
         rest = (1 - self.config.teacher_momentum) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total)))
-        own = self.model.state_dict()
+        student = self.model.state_dict()
         for name, tensor in self.teacher.state_dict().items():
             if tensor.is_floating_point():
-                tensor.lerp_(own[name], rest)
+                tensor.lerp_(student[name], rest)
             else:
-                tensor.copy_(own[name])
+                tensor.copy_(student[name])
 
     def tensors(self) -> dict[str, Tensor]:
         """The teacher."""
@@ -231,7 +230,7 @@ class SelfDistillation(ImageTask):
                 indices = batch.indices if len(batch.indices) else torch.zeros(len(images), dtype=torch.long)
                 counts[2] += len(batch.skipped)
                 if len(images):
-                    student, teacher = self._features(wrapped, *self.views(images, indices, _HELD_OUT, 0))
+                    student, teacher = self._features(wrapped, *self.views(images, indices, HELD_OUT_SEED, 0))
                     flat = student[:, : teacher.shape[1]].flatten(0, 1).double().cpu()
                     moment = flat.T @ flat / teacher.shape[1]
                     second = moment * 0 if len(second) == 0 else second

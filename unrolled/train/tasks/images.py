@@ -20,6 +20,9 @@ from unrolled.train.run import Splits, build_loaders, build_model, drawn_evenly,
 from unrolled.train.state import RunState
 from unrolled.train.task import Numbers, Task
 
+HELD_OUT_SEED = 2**32
+"""No seed of a run: held-out images are masked and cropped the same way in every run."""
+
 
 class ImageTask(Task):
     """A loss on batches of images, and how a model is measured by it."""
@@ -84,22 +87,22 @@ class ImageTask(Task):
         """Of what was read, of weights that were loaded, of images seen much smaller than they are, of those that an
         epoch leaves out, of a validation by part of them."""
         splits, config = self.data, self.config
-        said = [f"data: {said_of(train=splits.train, val=splits.val, test=splits.test)}"]
+        notes = [f"data: {said_of(train=splits.train, val=splits.val, test=splits.test)}"]
         for part in (splits.train, splits.test) if self.classifies else ():
             if part is not None and (alone := one_class_note(part)) is not None:
-                said.append(f"note: {alone}")
+                notes.append(f"note: {alone}")
         if self.load_report is not None:
-            said.append(f"weights from {config.weights}: {self.load_report}")
+            notes.append(f"weights from {config.weights}: {self.load_report}")
         if seen := _seen_small(splits.train.native_size, self.loaders.size, config):
-            said.append(seen)
+            notes.append(seen)
         count, batch_size = len(splits.train), config.batch_size
         if left := count % batch_size:
-            said.append(
+            notes.append(
                 f"{left:,} of {count:,} images do not fill a batch of {batch_size}; each epoch leaves out others"
             )
         if config.eval_samples is not None and splits.val is not None:
-            said.append(f"validating on {config.eval_samples:,} of {len(splits.val):,} images")
-        return said
+            notes.append(f"validating on {config.eval_samples:,} of {len(splits.val):,} images")
+        return notes
 
     # --- the steps
 
@@ -184,10 +187,10 @@ def _seen_small(native: tuple[int, int, int] | None, size: tuple[int, int], conf
     """A note that images lose most of their pixels, with a model that sees more of them where there is one."""
     if native is None or min(native[1:]) < 2 * min(size):
         return None
-    said = f"images of {native[1]} x {native[2]} pixels are seen at {size[0]} x {size[1]}"
+    note = f"images of {native[1]} x {native[2]} pixels are seen at {size[0]} x {size[1]}"
     if config.image_size is not None:
-        return f"{said}, as image_size={config.image_size} says"
+        return f"{note}, as image_size={config.image_size} says"
     if "_patch2_8" not in config.model:
-        return f"{said}; another --model may see more of them"
+        return f"{note}; another --model may see more of them"
     sees = "all of them" if max(native[1:]) <= 32 else "32 x 32"
-    return f"{said}; --model {config.model.replace('_patch2_8', '_patch4_32')} sees {sees}"
+    return f"{note}; --model {config.model.replace('_patch2_8', '_patch4_32')} sees {sees}"

@@ -67,11 +67,11 @@ class Language(Task):
     def notes(self) -> list[str]:
         """Of what was read, and of a validation by part of the excerpts."""
         config = self.config
-        said = [self.data.said] if self.data.said else []
+        notes = [self.data.description] if self.data.description else []
         if config.eval_samples is not None:
-            there = self.data.excerpts("val", config.length)
-            said.append(f"validating on {config.eval_samples:,} of {there:,} excerpts of {config.length} tokens")
-        return said
+            available = self.data.excerpts("val", config.length)
+            notes.append(f"validating on {config.eval_samples:,} of {available:,} excerpts of {config.length} tokens")
+        return notes
 
     # --- the steps
 

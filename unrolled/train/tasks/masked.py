@@ -14,9 +14,7 @@ from unrolled.models import MaskedAutoencoder
 from unrolled.models.masked import removed_patches
 from unrolled.train.config import MaskedConfig
 from unrolled.train.task import Numbers
-from unrolled.train.tasks.images import ImageTask
-
-_HELD_OUT = 2**32  # no seed of a run: held-out images are masked the same way in every run
+from unrolled.train.tasks.images import HELD_OUT_SEED, ImageTask
 
 
 def mask_noise(seed: int, step: int, indices: Tensor, patches: int) -> Tensor:
@@ -140,7 +138,7 @@ def evaluate_masked(
                 wrapped(batch.images.new_zeros(1, *batch.images.shape[1:]).to(device), mask_ratio)
             if len(batch.indices):
                 images = batch.images.to(device, non_blocking=True)
-                noise = mask_noise(_HELD_OUT, 0, batch.indices, patches).to(device)
+                noise = mask_noise(HELD_OUT_SEED, 0, batch.indices, patches).to(device)
                 loss, _, mask = wrapped(images, mask_ratio, noise)
                 target = model.target(images).unflatten(-1, (-1, channels)).double()  # [b, n, p * p, c]
                 gone = mask[..., None, None].double()

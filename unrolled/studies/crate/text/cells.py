@@ -106,19 +106,7 @@ class CrateTextConfig(TextConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Sized(ByteModel):
-    """A model of one size.
-
-    Attributes:
-        model: of `MODELS` or `MASKED_MODELS`.
-        depth: layers.
-        dim: width of the GPT-2, or BERT, that it is sized by.
-        heads: of every layer.
-    """
-
-    model: str
-    depth: int
-    dim: int
-    heads: int
+    """A model of `MODELS` or `MASKED_MODELS`, sized by a GPT-2, or BERT, of width `dim`."""
 
     @property
     def frame(self) -> LanguageConfig:
@@ -141,6 +129,11 @@ class Filled(Cell):
 
     network: Sized
     test_bytes: int
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"test of {self.network.name}"
 
     @property
     def needs(self) -> Sequence[Cell]:
@@ -167,6 +160,11 @@ class Written(Cell):
     """What a model writes after the first bytes of the test part."""
 
     network: Sized
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"sample of {self.network.name}"
 
     @property
     def needs(self) -> Sequence[Cell]:

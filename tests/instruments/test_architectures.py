@@ -1,0 +1,132 @@
+"""What a trace names means the same on every architecture: Hugging Face's, timm's and our own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unrolled
+from tests.instruments.architectures import ALL, build
+from unrolled.instruments import edits, head_subspaces
+from unrolled.instruments.anatomy import descendant, find_parts, find_stacks
+
+STACKS = {
+    **{name: ["encoder/", "decoder/"] for name in ("t5", "bart")},
+    **{name: ["text_model/", "vision_model/"] for name in ("clip", "siglip")},
+}
+
+
+def halves(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of the first two blocks of every stack, with what comes before each."""
+    found = []
+    for stack in find_stacks(model):
+        found += [(f"{stack.prefix}embed", stack.name(0)), (stack.name(0), stack.name(1))]
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_names_mean_the_same_everywhere(name: str) -> None:
+    model, inputs = build(name)
+    with unrolled.trace(model, heads=True) as t:
+        model(**inputs)
+    assert [stack.prefix for stack in t.stacks] == STACKS.get(name, [""])
+    missing = {each for each in t.names if each not in t}
+    assert missing == ({f"{block}/half" for _, block in halves(model)} if ALL[name].parallel else set())
+    for before, block in halves(model):
+        z, added = t[before], t[f"{block}/attn"]
+        assert t[f"{block}/attn/heads"].dim() == 4
+        second = "ista" if f"{block}/ista" in t.names else "mlp"
+        assert f"{block}/{second}" in t
+        if ALL[name].parallel or ALL[name].post:
+            continue
+        torch.testing.assert_close(z + added.reshape(z.shape), t[f"{block}/half"].reshape(z.shape))
+
+
+@pytest.mark.parametrize("name", [each for each, kind in ALL.items() if kind.takes in ("ids", "pairs")])
+@torch.no_grad()
+def test_subspaces_of_heads_are_what_their_values_read(name: str) -> None:
+    """A single token attends to itself alone: a head computes its value, U^T z, and with grouped queries shares it."""
+    if name in ("our-crate_gpt", "our-crate_bert", "our-tost_gpt", "our-mesanet"):
+        pytest.skip("its heads do not average values")
+    model, inputs = build(name)
+    seen: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.setdefault(module, args[0] if args else kwargs["hidden_states"])
+
+    stacks = find_stacks(model)
+    layers = {stack.name(0): find_parts(stack.blocks[0][1]).attention for stack in stacks}
+    for layer in layers.values():
+        assert layer is not None
+        layer.register_forward_pre_hook(keep, with_kwargs=True)
+    with unrolled.trace(model, heads=True) as t:
+        model(**{key: value[:, :1] for key, value in inputs.items()})
+    for stack in stacks:
+        u = head_subspaces(stack.blocks[0][1])
+        x = seen[layers[stack.name(0)]].flatten(0, -2)  # type: ignore[index]
+        heads = t[f"{stack.name(0)}/attn/heads"].flatten(0, 1)
+        values = torch.einsum("bd,hdp->bhp", x[0:1] - x[1:2], u)
+        values = values.repeat_interleave(heads.shape[1] // len(u), dim=1)
+        torch.testing.assert_close(heads[0:1] - heads[1:2], values, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_every_head_can_be_removed_and_the_identity_changes_nothing(name: str) -> None:
+    model, inputs = build(name)
+    places = [f"{stack.prefix}block*/attn/head*" for stack in find_stacks(model)]
+    with unrolled.trace(model) as plain:
+        model(**inputs)
+    with unrolled.edit(model, dict.fromkeys(places, lambda value: value.clone())), unrolled.trace(model) as same:
+        model(**inputs)
+    assert all(torch.equal(same[each], plain[each]) for each in plain)
+    with unrolled.edit(model, dict.fromkeys(places, edits.zero)), unrolled.trace(model) as without:
+        model(**inputs)
+    for _, block in halves(model):
+        added = without[f"{block}/attn"].flatten(0, -2)
+        torch.testing.assert_close(added, added[:1].expand_as(added))  # the bias alone, or a norm of it
+        assert not torch.equal(without[block], plain[block])
+
+
+@torch.no_grad()
+def test_a_decoder_names_what_it_reads_of_the_encoder() -> None:
+    for name in ("t5", "bart"):
+        model, inputs = build(name)
+        with unrolled.trace(model) as t:
+            model(**inputs)
+        assert [each for each in t if each.endswith("/cross")] == ["decoder/block00/cross", "decoder/block01/cross"]
+    model, inputs = build("t5")
+    with unrolled.trace(model) as t:
+        model(**inputs)
+    found = t["decoder/block00/half"] + t["decoder/block00/cross"] + t["decoder/block00/mlp"]
+    torch.testing.assert_close(found, t["decoder/block00"])
+    with unrolled.edit(model, {"decoder/block00/cross": edits.zero}), unrolled.trace(model) as cut:
+        model(**inputs)
+    torch.testing.assert_close(cut["decoder/block00/half"] + cut["decoder/block00/mlp"], cut["decoder/block00"])
+
+
+@torch.no_grad()
+def test_prefill_and_steps_with_a_cache_are_traced_as_one_pass() -> None:
+    for name in ("gpt2", "llama", "gemma2"):
+        model, inputs = build(name)
+        ids = inputs["input_ids"]
+        with unrolled.trace(model, patterns=["block01", "block01/attn"]) as whole:
+            model(ids)
+        steps = unrolled.trace(model, patterns=["block01", "block01/attn"], reduce=lambda _, value: value.clone())
+        with steps:
+            cache = model(ids[:, :4], use_cache=True).past_key_values
+            for at in range(4, ids.shape[1]):
+                cache = model(ids[:, at : at + 1], past_key_values=cache, use_cache=True).past_key_values
+        for each in whole:
+            torch.testing.assert_close(torch.cat(steps[each], 1), whole[each], atol=1e-5, rtol=1e-4)
+
+
+def test_an_attention_layer_of_unknown_habit_has_no_subspaces() -> None:
+    block = nn.ModuleDict({"attn": nn.ModuleDict({"mix": nn.Linear(4, 4)})})
+    assert descendant(block, ("attn",)) is not None
+    with pytest.raises(ValueError, match="cannot tell its heads' subspaces"):
+        head_subspaces(block)
