@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from types import TracebackType
@@ -99,29 +99,31 @@ class _Target:
     acts: list[_Act] = field(default_factory=list)
 
 
+Places = dict[str, tuple[_Target, int | slice | None]]
+
+
 class Edit:
     """Changes in force during a `with` block; made by `edit`, which documents it."""
 
-    def __init__(self, model: nn.Module, edits: Mapping[str, Change]) -> None:
+    def __init__(self, model: nn.Module, edits: Mapping[str, Change], *, places: Places | None = None) -> None:
         self._model = unwrap(model)
-        _check_model(self._model)
         if not edits:
             raise ValueError("edits: is empty; name at least one place, such as {'block00/attn': zero}")
-        places = {name: (target, part) for name, target, part in _places(self._model)}
+        places = places_of(self._model) if places is None else places
         self._names: set[str] = set()
-        self._targets: list[_Target] = []
+        targets: dict[int, _Target] = {}
         for pattern, change in edits.items():
             if not callable(change):
                 raise ValueError(f"edits: {pattern!r} must be a function of a tensor, not {type(change).__name__}")
             for name in _matching(pattern, places, self._model):
-                target, part = places[name]
+                known, part = places[name]
                 if name in self._names:
                     raise ValueError(f"edits: two of the patterns match {name}; name it once")
                 self._names.add(name)
                 bind = getattr(change, "bind", None)
+                target = targets.setdefault(id(known), replace(known, acts=[]))
                 target.acts.append(_Act(name, change if bind is None else bind(name), part))
-                if target not in self._targets:
-                    self._targets.append(target)
+        self._targets = list(targets.values())
         self._by_site = {target.site.name: target for target in self._targets if target.site is not None}
         sites = [target.site for target in self._targets if target.site is not None]
         sites += [site for target in self._targets if target.half for site in _entries(self._model, target)]
@@ -212,6 +214,17 @@ class Edit:
             )
 
 
+def places_of(model: nn.Module) -> Places:
+    """Every name that `edit` takes, but for module paths of transformers; for many edits of one model.
+
+    Raises:
+        ValueError: the model is compiled, or on the meta device.
+    """
+    model = unwrap(model)
+    _check_model(model)
+    return {name: (target, part) for name, target, part in _places(model)}
+
+
 def _check_model(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if hasattr(module, "_orig_mod"):
@@ -284,8 +297,10 @@ def _entries(model: nn.Module, target: _Target) -> Iterator[Site]:
             yield Site(f"{site.name} read", site.module, site.when, site.read, site.block, site.attention)
 
 
-def _matching(pattern: str, places: dict[str, tuple[_Target, int | slice | None]], model: nn.Module) -> list[str]:
+def _matching(pattern: str, places: Places, model: nn.Module) -> list[str]:
     """Names that match, or else module paths, which join the places."""
+    if pattern in places:
+        return [pattern]
     if found := [name for name in places if fnmatchcase(name, pattern)]:
         return found
     if pattern.endswith("/attention"):
