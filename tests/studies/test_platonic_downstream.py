@@ -73,8 +73,3 @@ def test_what_was_not_run_is_said() -> None:
     page = Report("A")
     STUDY.report(page, DownstreamConfig(), Results([]))
     assert "not run" in page.summary
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="shots"):
-        DownstreamConfig(shots=0)

@@ -82,9 +82,3 @@ def test_stitching_is_reported_by_depth_with_both_controls(tmp_path: Path) -> No
     assert {row[0] for row in stitched.rows} == {"itself", "another seed", "another kind", "untrained"}  # type: ignore[union-attr]
     assert len(matched.rows) == 8  # type: ignore[union-attr]
     assert len(report.claims) == 4
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for bad, match in (({"cuts": (9,)}, "cuts"), ({"cuts": ()}, "cuts"), ({"units": 3}, "units")):
-        with pytest.raises(ValueError, match=match):
-            StitchingConfig(**bad)  # type: ignore[arg-type]

@@ -19,7 +19,12 @@ from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.networks import Network
 from unrolled.studies.pictures import pictures
 from unrolled.studies.platonic.pairs import PairScores, pair_scores
-from unrolled.studies.platonic.statistics import (
+from unrolled.studies.platonic.vision import STUDY
+from unrolled.studies.platonic.vision.cells import VisionConfig
+from unrolled.studies.platonic.vision.claims import ALL, View
+from unrolled.studies.platonic.zoo import FAMILIES, Features, Probe, ZooConfig, family, full_name, group, size
+from unrolled.studies.results import Results
+from unrolled.studies.statistics import (
     classical_mds,
     correlation,
     over_models,
@@ -28,11 +33,6 @@ from unrolled.studies.platonic.statistics import (
     rank_correlations,
     spearman,
 )
-from unrolled.studies.platonic.vision import STUDY
-from unrolled.studies.platonic.vision.cells import VisionConfig
-from unrolled.studies.platonic.vision.claims import ALL, View
-from unrolled.studies.platonic.zoo import FAMILIES, Features, Probe, ZooConfig, family, full_name, group, size
-from unrolled.studies.results import Results
 
 TINY: dict[str, Any] = {"data": "digits", "members": "few", "images": 128, "workers": 1}
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from urllib.parse import quote
 
 from unrolled.reading import printable
+
+
+def typeset(text: str) -> str:
+    """As pages and figures print words: `R^c` and `R^2`, as sources and terminals spell them, with a raised sign."""
+    return re.sub(r"\bR\^([c2])\b", lambda found: {"c": "Rᶜ", "2": "R²"}[found[1]], text)
+
+
+def in_print(text: str) -> str:
+    """Words as a figure prints them, in which no character does anything but stand there."""
+    return printable(typeset(text))
 
 
 def escape(text: str) -> str:

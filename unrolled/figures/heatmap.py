@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unrolled.figures.escaping import in_print
 from unrolled.figures.images import heat
 from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, Frame, Panel, size_of
 from unrolled.figures.words import number, shortened, width, wrapped
-from unrolled.reading import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,9 +89,9 @@ class HeatMap(Panel):
         down = range(0, n, max(1, int(np.ceil(13.0 / (cell if frame is not None else tall / n)))))
         beneath = (long if upright else SIZE) + 12
         if frame is None:
-            ax.set_title(printable(self.title), parse_math=False)
-            ax.set_ylabel(printable(self.row_label), parse_math=False)
-            ax.set_xlabel(printable(self.column_label), parse_math=False)
+            ax.set_title(in_print(self.title), parse_math=False)
+            ax.set_ylabel(in_print(self.row_label), parse_math=False)
+            ax.set_xlabel(in_print(self.column_label), parse_math=False)
         else:
             tall = max(cell * n, _KEY_HEIGHT)
             if self.column_label and width(self.column_label, bold=True) > cell * m + 12:  # below the key
@@ -141,7 +141,7 @@ class HeatMap(Panel):
             for column, value in zip(self.columns, line, strict=True)
         ]
         rows, columns = (np.arange(size + 1) - 0.5 for size in self.values.shape)
-        ax.pcolormesh(columns, rows, pixels / 255, gid="\n".join(map(printable, words)) if says else None)
+        ax.pcolormesh(columns, rows, pixels / 255, gid="\n".join(map(in_print, words)) if says else None)
 
     def _key(
         self, ax: Axes, ends: tuple[float, float], words: list[str], size: tuple[float, float], look: dict[str, Any]

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unrolled.figures.escaping import in_print
 from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, Frame, Panel
 from unrolled.figures.words import shortened, wrapped
-from unrolled.reading import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ class ImageGrid(Panel):
         ax.set_ylim(y, 0)
         if frame is None:
             ax.set_aspect("equal")
-            ax.set_title(printable(self.title), parse_math=False)
+            ax.set_title(in_print(self.title), parse_math=False)
         else:
             ax.set_aspect("auto")
             title = wrapped(self.title, WIDTH, size=TITLE, bold=True)

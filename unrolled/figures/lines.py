@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unrolled.figures.escaping import in_print
 from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, Frame, Panel, colour, size_of
 from unrolled.figures.words import apart, labels, log_ticks, number, spread_out, ticks, width, wrapped
-from unrolled.reading import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,8 +113,8 @@ class LineChart(Panel):
         ax.set_yticks([], minor=True)
         if frame is None:
             wide, tall = size_of(ax)
-            ax.set_title(printable(self.title), parse_math=False)
-            ax.set_xlabel(printable(self.x_label), parse_math=False)
+            ax.set_title(in_print(self.title), parse_math=False)
+            ax.set_xlabel(in_print(self.x_label), parse_math=False)
         else:
             tall = max(_INNER, sum(heights.values()) + 4)
             left = 10 + max(28.0, *(width(word) for word in words)) if words else 38.0

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from unrolled.figures.escaping import in_print
 from unrolled.figures.lines import mark, name_beside
 from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, Frame, Panel, colour, size_of
 from unrolled.figures.words import apart, labels, number, ticks, width, wrapped
-from unrolled.reading import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,9 +79,9 @@ class Scatter(Panel):
         words = [] if self.equal else labels(ticks(*ys))
         if frame is None:
             wide, tall = size_of(ax)
-            ax.set_title(printable(self.title), parse_math=False)
-            ax.set_ylabel(printable(self.y_label), parse_math=False)
-            ax.set_xlabel(printable(self.x_label), parse_math=False)
+            ax.set_title(in_print(self.title), parse_math=False)
+            ax.set_ylabel(in_print(self.y_label), parse_math=False)
+            ax.set_xlabel(in_print(self.x_label), parse_math=False)
         else:
             tall = max(_INNER, LINE * sum(1.3 + name.count("\n") for name in legend))
             left = 10 + max(28.0, *map(width, words)) if words else 38.0
@@ -127,7 +127,7 @@ class Scatter(Panel):
             )  # fmt: skip
         name = f"{self.names[i]}: " if self.names else ""
         words = f"{name}{number(self.x[i])}, {number(self.y[i])}"
-        mark(ax, [self.x[i]], [self.y[i]], place % _MARKERS, colour(place), gid=printable(words) if says else None)
+        mark(ax, [self.x[i]], [self.y[i]], place % _MARKERS, colour(place), gid=in_print(words) if says else None)
 
     def _labels(
         self, ax: Axes, shown: list[int], xs: tuple[float, float], ys: tuple[float, float], size: tuple[float, float],
@@ -143,7 +143,7 @@ class Scatter(Panel):
         }
         taken: list[_Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()]
         for i, (x, y) in at.items():
-            name = printable(self.names[i])
+            name = in_print(self.names[i])
             if "\n" in name:
                 continue
             long = width(name)

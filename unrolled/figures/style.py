@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from unrolled.figures.escaping import escape
+from unrolled.figures.escaping import escape, typeset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,6 +191,6 @@ def svg_element(
         style = f"<style>svg{{{LIGHT_VARIABLES}background:var(--paper)}}{dark}{FIGURE_CSS}</style>"
     return (
         f'<svg{namespace} class="fig" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-labelledby="{ident}-t {ident}-d"><title id="{ident}-t">{escape(title)}</title>'
-        f'<desc id="{ident}-d">{escape(description)}</desc>{style}{body}</svg>'
+        f'aria-labelledby="{ident}-t {ident}-d"><title id="{ident}-t">{escape(typeset(title))}</title>'
+        f'<desc id="{ident}-d">{escape(typeset(description))}</desc>{style}{body}</svg>'
     )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from unrolled.figures.escaping import in_print
 from unrolled.figures.style import LIGHT, SIZE, TITLE, WIDTH, Frame, Panel, colour
 from unrolled.figures.words import labels, shortened, ticks, width, wrapped
-from unrolled.reading import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,8 +62,8 @@ class Tree(Panel):
         high = low + ((max(heights) - low) or 1.0)
         names = [shortened(self.leaves[leaf], 0.5 * WIDTH) for leaf in order]
         if frame is None:
-            ax.set_title(printable(self.title), parse_math=False)
-            ax.set_xlabel(printable(self.x_label), parse_math=False)
+            ax.set_title(in_print(self.title), parse_math=False)
+            ax.set_xlabel(in_print(self.x_label), parse_math=False)
         else:
             left, right = 12 + max(map(width, names)), 16.0
             ax.set_xlabel(

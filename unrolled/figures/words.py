@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+from unrolled.figures.escaping import in_print
 from unrolled.figures.style import SIZE
-from unrolled.reading import printable
 
 if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
@@ -43,7 +43,7 @@ def _font(bold: bool) -> FT2Font:
 def wrapped(text: str, room: float, *, size: float = SIZE, bold: bool = False) -> str:
     """`text` in lines at most `room` wide, broken between words or after signs, within a word where all else fails."""
     lines = [""]
-    for piece in re.findall(r"\s+|[^\s/_:.,=-]+[/_:.,=-]*|[/_:.,=-]+", printable(text)):
+    for piece in re.findall(r"\s+|[^\s/_:.,=-]+[/_:.,=-]*|[/_:.,=-]+", in_print(text)):
         if lines[-1] and width(lines[-1] + piece.rstrip(), size, bold=bold) > room:
             lines.append("")
         lines[-1] = (lines[-1] + piece).lstrip()
@@ -56,7 +56,7 @@ def wrapped(text: str, room: float, *, size: float = SIZE, bold: bool = False) -
 
 def shortened(text: str, room: float, *, bold: bool = False) -> str:
     """`text` on one line, with `…` for its middle where it is wider than `room`."""
-    text = printable(text)
+    text = in_print(text)
     if width(text, bold=bold) <= room:
         return text
     for kept in range(len(text) - 1, 0, -1):

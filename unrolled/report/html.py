@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from unrolled.figures.escaping import escape
+from unrolled.figures.escaping import escape, typeset
 from unrolled.figures.style import DARK_VARIABLES, FIGURE_CSS, LIGHT_VARIABLES
 from unrolled.report.document import Cell, cell_text, config_lines
 from unrolled.report.provenance import Provenance
@@ -70,14 +70,14 @@ def _environment() -> Environment:
 def _escaped(value: Any) -> Markup:
     from markupsafe import Markup
 
-    return value if isinstance(value, Markup) else Markup(escape(str(value)))
+    return value if isinstance(value, Markup) else Markup(escape(typeset(str(value))))
 
 
 def code(text: str) -> Markup:
     """Text in which `backticks` mark code."""
     from markupsafe import Markup
 
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(typeset(text))))
 
 
 def breakable(text: str) -> Markup:
@@ -88,7 +88,7 @@ def breakable(text: str) -> Markup:
         parts = re.sub(r"([_./:=])(?=\w)", r"\1<wbr>", word[0])
         return f'<span class="name">{parts}</span>'
 
-    return Markup(re.sub(r"\S{20,}", broken, escape(text)))
+    return Markup(re.sub(r"\S{20,}", broken, escape(typeset(text))))
 
 
 def verdict_word(verdict: str) -> str:

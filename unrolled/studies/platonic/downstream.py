@@ -19,7 +19,6 @@ from unrolled.studies.networks import OfNetwork, probe_accuracy
 from unrolled.studies.pictures import unseen_pictures
 from unrolled.studies.platonic.given import IMAGENET, WORDS, GivenFeatures
 from unrolled.studies.platonic.pairs import Pairs, PairScores
-from unrolled.studies.platonic.statistics import Array, correlation, number
 from unrolled.studies.platonic.words import NearWords, class_means
 from unrolled.studies.platonic.zoo import (
     FAMILIES,
@@ -37,6 +36,7 @@ from unrolled.studies.platonic.zoo import (
     zoo_cells,
 )
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
+from unrolled.studies.statistics import Array, correlation, number
 from unrolled.studies.study import Claim, Count, Study
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ from unrolled.studies.pictures import as_input
 from unrolled.studies.platonic.given import CIFAR, IMAGENET, WORDS, GivenFeatures
 from unrolled.studies.platonic.human import brains
 from unrolled.studies.platonic.pairs import Pairs, PairScores
-from unrolled.studies.platonic.statistics import Array, Mask, Places, number
 from unrolled.studies.platonic.words import NearWords
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, AlignedConfig, Features, by_network, family, short_name
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
+from unrolled.studies.statistics import Array, Mask, Places, number
 from unrolled.studies.study import Claim, Rate, Study
 
 if TYPE_CHECKING:

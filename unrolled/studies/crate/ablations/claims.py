@@ -13,9 +13,9 @@ from unrolled.studies.crate.ablations.cells import KINDS, AblationsConfig, Layer
 from unrolled.studies.crate.compared import difference_claim, of_kind, trained
 from unrolled.studies.networks import Data
 from unrolled.studies.results import Estimate, Results, Values
+from unrolled.studies.statistics import rank_correlations, spearman
 from unrolled.studies.study import Claim
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 PREDICTORS = {
     "last": "R^c, last layer",
     "sum": "R^c, summed over layers",
@@ -99,30 +99,19 @@ def relation(x: Sequence[float], y: Sequence[float], of: Sequence[str], *, draws
         for side in (x, y)
     )
     generator = np.random.default_rng(seed)
-    rho = float(_spearman(a, b))
+    rho = spearman(a, b)
     drawn = generator.integers(len(names), size=(draws, len(names)))
-    boot = _spearman(a[drawn], b[drawn])
+    boot = rank_correlations(a[drawn], b[drawn])
     boot = boot[np.isfinite(boot)]  # a draw of one kind alone has none
     low, high = np.quantile(boot, [0.025, 0.975]).tolist() if len(boot) > draws / 2 else (_NOTHING, _NOTHING)
-    null = _spearman(a, generator.permuted(np.tile(b, (draws, 1)), axis=1))
+    null = rank_correlations(np.tile(a, (draws, 1)), generator.permuted(np.tile(b, (draws, 1)), axis=1))
     return Relation(
         networks=len(x),
         kinds=len(names),
-        of_networks=float(_spearman(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))),
+        of_networks=spearman(x, y),
         of_kinds=Estimate(rho, low, high, f"bootstrap over {len(names)} kinds"),
         p=float((1 + (np.abs(null) >= abs(rho) - 1e-9).sum()) / (draws + 1)) if np.isfinite(rho) else _NOTHING,
     )
-
-
-def _spearman(x: Array, y: Array) -> Array:
-    """Rank correlation along the last axis, NaN where a side is constant."""
-    from scipy.stats import rankdata
-
-    a, b = (rankdata(side, axis=-1) for side in (x, y))
-    a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (a, b))
-    scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((a * b).sum(-1) / np.where(scale > 0, scale, np.nan), dtype=np.float64)
 
 
 def predictors(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled.studies.platonic.statistics import classical_mds
+from unrolled.studies.statistics import classical_mds
 
 Array = NDArray[Any]
 Zeros = Literal["add half", "floor", "leave out"]

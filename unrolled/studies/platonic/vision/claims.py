@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from unrolled.studies.platonic.pairs import Pairs, PairScores
-from unrolled.studies.platonic.statistics import (
+from unrolled.studies.platonic.vision.cells import METRICS, VisionConfig
+from unrolled.studies.platonic.zoo import competence, family
+from unrolled.studies.results import Estimate, Results, Values
+from unrolled.studies.statistics import (
     Array,
     Mask,
     Places,
@@ -20,9 +23,6 @@ from unrolled.studies.platonic.statistics import (
     rank_correlations,
     spearman,
 )
-from unrolled.studies.platonic.vision.cells import METRICS, VisionConfig
-from unrolled.studies.platonic.zoo import competence, family
-from unrolled.studies.results import Estimate, Results, Values
 from unrolled.studies.study import Claim
 
 ALL, ACROSS, SOUND = "all pairs", "different kinds", "different kinds, true labels only"

@@ -10,11 +10,11 @@ import numpy as np
 from unrolled.studies.networks import BATCH, Network
 from unrolled.studies.platonic.given import GIVEN_VISION
 from unrolled.studies.platonic.pairs import Pairs
-from unrolled.studies.platonic.statistics import Array, classical_mds, number
 from unrolled.studies.platonic.vision.cells import VisionConfig
 from unrolled.studies.platonic.vision.claims import ACROSS, ALL, SOUND, Bin, View
 from unrolled.studies.platonic.zoo import FAMILIES, Probe, colour_of, family, group, short_name, size
 from unrolled.studies.results import NOT_RUN, Results
+from unrolled.studies.statistics import Array, classical_mds, number
 
 if TYPE_CHECKING:
     from unrolled.report import Report

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from unrolled.studies.platonic.photos import TOP1, label
 from unrolled.studies.platonic.vision_language.cells import Compared, Quality, VisionLanguageConfig
 from unrolled.studies.results import Results
+from unrolled.studies.statistics import spearman
 from unrolled.studies.study import Claim
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class View:
     def by_accuracy(self) -> float:
         """Rank correlation of the networks' accuracy with these."""
         last = self.last
-        return rank_correlation([TOP1[name] for name in last], list(last.values())) if len(last) == len(TOP1) else nan
+        return spearman([TOP1[name] for name in last], list(last.values())) if len(last) == len(TOP1) else nan
 
     @property
     def by_quality(self) -> float:
@@ -86,7 +87,7 @@ class View:
         states = self.states
         if len(states) < 4:
             return nan
-        return rank_correlation([-state.bits_per_byte for state in states], [state.score for state in states])
+        return spearman([-state.bits_per_byte for state in states], [state.score for state in states])
 
     @property
     def beyond_chance(self) -> float:
@@ -122,13 +123,6 @@ class View:
         if (self.n, self.config.k, self.config.texts[0]) == (2000, 10, "given:minilm"):
             return ""
         return f"not judged: n = {self.n:,}, k = {self.config.k}, {label(self.config.texts[0])}"
-
-
-def rank_correlation(x: list[float], y: list[float]) -> float:
-    """Spearman's; NaN where one side is constant."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(x, y).statistic)
 
 
 def of(read: Callable[[View], T]) -> Callable[[Results[Any], VisionLanguageConfig], T]:
