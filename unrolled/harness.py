@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unrolled.locks import hold
 from unrolled.subjects.runs import named
-from unrolled.terminal import say
+from unrolled.terminal import say, show
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -110,7 +110,7 @@ def answer(page: Path, facts: Mapping[str, Any], text: str, *, json: bool, quiet
 def print_answer(facts: Any, text: str, *, json: bool) -> None:
     """Print what came out: as JSON, or as text."""
     if not json:
-        print(text)
+        show(text)
         return
     from unrolled.report.provenance import plain
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unrolled.alignment.metric import Features, as_features
-from unrolled.alignment.neighbours import _cycle, _lcs, _levenshtein
+from unrolled.alignment.neighbours import common_subsequence, cycle_shares, levenshtein
 from unrolled.ops.gram import gram
 from unrolled.ops.neighbours import nearest_neighbours
 from unrolled.ops.rows import moderate
@@ -27,7 +27,7 @@ def mutual_knn(x: Features, y: Features, k: int = 10) -> float:
 def cycle_knn(x: Features, y: Features, k: int = 10) -> float:
     """Cycle k-NN along y, then x. Fault: not symmetric, and the published driver passes its arguments reversed."""
     a, b = _lists(x, y, k)
-    return _cycle(a, b)
+    return cycle_shares(a, b)
 
 
 def lcs_knn(x: Features, y: Features, k: int = 10) -> float:
@@ -35,12 +35,12 @@ def lcs_knn(x: Features, y: Features, k: int = 10) -> float:
 
     With the optional fork library installed, the published code loses most of its results; that is not imitated.
     """
-    return float(_lcs(*_lists(x, y, k)).double().mean())
+    return float(common_subsequence(*_lists(x, y, k)).double().mean())
 
 
 def edit_knn(x: Features, y: Features, k: int = 10) -> float:
     """1 - Levenshtein distance / k. Fault: with the optional fork library, scores are far too high (not imitated)."""
-    return 1 - float(_levenshtein(*_lists(x, y, k)).double().mean()) / k
+    return 1 - float(levenshtein(*_lists(x, y, k)).double().mean()) / k
 
 
 def cka(x: Features, y: Features, *, unbiased: bool = False, kernel: str = "linear", sigma: float = 1.0) -> float:

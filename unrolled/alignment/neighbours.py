@@ -117,8 +117,8 @@ class CycleKNN(_ListMetric):
     def compare(self, a: Any, b: Any) -> float:
         """Share in [0, 1]."""
         if self.direction == "mean":
-            return (_cycle(a, b) + _cycle(b, a)) / 2
-        return _cycle(a, b) if self.direction == "y_then_x" else _cycle(b, a)
+            return (cycle_shares(a, b) + cycle_shares(b, a)) / 2
+        return cycle_shares(a, b) if self.direction == "y_then_x" else cycle_shares(b, a)
 
 
 class LCSKNN(_ListMetric):
@@ -128,7 +128,7 @@ class LCSKNN(_ListMetric):
 
     def compare(self, a: Any, b: Any) -> float:
         """Share in [0, 1]."""
-        total = sum(float(_lcs(a[r], b[r]).sum()) for r in _row_blocks(a.shape[0], self.k**2))
+        total = sum(float(common_subsequence(a[r], b[r]).sum()) for r in _row_blocks(a.shape[0], self.k**2))
         return float(total / (a.shape[0] * self.k))
 
 
@@ -139,7 +139,7 @@ class EditKNN(_ListMetric):
 
     def compare(self, a: Any, b: Any) -> float:
         """Share in [0, 1]."""
-        total = sum(float(_levenshtein(a[r], b[r]).sum()) for r in _row_blocks(a.shape[0], self.k**2))
+        total = sum(float(levenshtein(a[r], b[r]).sum()) for r in _row_blocks(a.shape[0], self.k**2))
         return float(1 - total / (a.shape[0] * self.k))
 
 
@@ -148,14 +148,15 @@ def _row_blocks(n: int, per_row: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, n, step))
 
 
-def _cycle(back: Tensor, out: Tensor) -> float:
+def cycle_shares(back: Tensor, out: Tensor) -> float:
+    """Share of samples that are among the neighbours `back` of their neighbours `out`, both [n, k]."""
     n, k = out.shape
     me = torch.arange(n, device=out.device)
     found = sum(int((back[out[r]].flatten(1) == me[r, None]).any(1).sum()) for r in _row_blocks(n, k * k))
     return found / n
 
 
-def _lcs(a: Tensor, b: Tensor) -> Tensor:
+def common_subsequence(a: Tensor, b: Tensor) -> Tensor:
     """[n] lengths for lists [n, k]. Row i of the table is the running maximum of max(above, above-left + match)."""
     equal = (a[:, :, None] == b[:, None, :]).to(torch.int32)
     row = equal.new_zeros(a.shape[0], a.shape[1] + 1)
@@ -164,7 +165,7 @@ def _lcs(a: Tensor, b: Tensor) -> Tensor:
     return row[:, -1]
 
 
-def _levenshtein(a: Tensor, b: Tensor) -> Tensor:
+def levenshtein(a: Tensor, b: Tensor) -> Tensor:
     """[n] distances for lists [n, k]. Insertions along a row are a running minimum of cost minus column."""
     equal = (a[:, :, None] == b[:, None, :]).to(torch.int32)
     column = torch.arange(b.shape[1] + 1, device=a.device, dtype=torch.int32)

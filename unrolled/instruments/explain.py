@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import Parts, Stack, final_sites, find_parts, unwrap
-from unrolled.instruments.regions.patches import _grid, _main_stack, _prefix
+from unrolled.instruments.regions.patches import grid_of, main_stack, prefix_of
 from unrolled.instruments.trace import trace
 
 _OUTPUTS = ("output", "proj", "out_proj")
@@ -120,10 +120,10 @@ def explain_logit(
     if not bool(image.isfinite().all()):
         raise ValueError("image: holds NaN or infinite pixels")
     inner = unwrap(model)
-    stack = _main_stack(inner)
+    stack = main_stack(inner)
     if not any(name.rsplit("/", 1)[-1] == "head" for name, _ in final_sites(inner, [stack])):
         raise ValueError(f"model: {type(inner).__name__} has no class head; give one that was trained to classify")
-    prefix, has_class = _prefix(inner, prefix)
+    prefix, has_class = prefix_of(inner, prefix)
     precise = copy.deepcopy(inner).eval().requires_grad_(False)
     where = next(precise.parameters()).device
     precise = precise.to(torch.device("cpu") if where.type == "mps" else where, torch.float64)  # mps has no float64
@@ -150,7 +150,7 @@ def explain_logit(
         embed=(g * run.values["embed"][0]).sum(-1).cpu(),
         halves=tuple(halves),
         prefix=prefix,
-        grid=_grid(tokens - prefix, image.shape[-2:], grid),
+        grid=grid_of(tokens - prefix, image.shape[-2:], grid),
         read=run.reads(prefix, has_class),
     )
 
@@ -160,7 +160,7 @@ class _Run:
 
     def __init__(self, model: nn.Module, image: Tensor) -> None:
         self.model, self.image = model, image
-        self.stack: Stack = _main_stack(model)
+        self.stack: Stack = main_stack(model)
         self.parts = [find_parts(block) for _, block in self.stack.blocks]
         self.norms = [module for name, module in final_sites(model, [self.stack]) if name.endswith("norm")]
         self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}

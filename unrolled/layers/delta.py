@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unrolled.layers.linear_attention import _Attention, _unit, _wide
+from unrolled.layers.linear_attention import AttentionLayer, unit, wide
 
 _CHUNK = 32
 
@@ -44,8 +44,8 @@ def delta_rule(
         raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):  # triangular systems are not solved in 16 bits
-        before = None if state is None else _wide(state)
-        out, after = _chunkwise(_wide(q), _wide(k), _wide(v), _wide(beta), before, min(chunk_size, q.shape[2]))
+        before = None if state is None else wide(state)
+        out, after = _chunkwise(wide(q), wide(k), wide(v), wide(beta), before, min(chunk_size, q.shape[2]))
     return out.to(dtype), after
 
 
@@ -85,7 +85,7 @@ def delta_rule_reference(
     return torch.stack(out, dim=2), s
 
 
-class DeltaLayer(_Attention):
+class DeltaLayer(AttentionLayer):
     r"""Attention by the delta rule (arXiv 2102.11174, 2406.06484).
 
     $$ \Delta e_t = \sum_h P_h S_{h,t} q_{h,t}, \quad
@@ -141,7 +141,7 @@ class DeltaLayer(_Attention):
         """
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
         if self.normalize:
-            q, k = _unit(q), _unit(k)
+            q, k = unit(q), unit(k)
         out, state = delta_rule(q, k, v, self.gates(z).sigmoid().transpose(1, 2), state)
         update = self.merge(out)
         return (update, state) if return_state else update

@@ -27,7 +27,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None = Non
     """
     dtype = q.dtype
     with torch.autocast(q.device.type, enabled=False):
-        out, total = _chunkwise(_wide(q), _wide(k), _wide(v), None if state is None else _wide(state))
+        out, total = _chunkwise(wide(q), wide(k), wide(v), None if state is None else wide(state))
     return out.to(dtype), total
 
 
@@ -48,17 +48,17 @@ def _chunkwise(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[T
     return out.flatten(2, 3)[:, :, :steps], totals[:, :, -1]
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """l2-normalised over the last dimension; the norm in float32, for float16 holds neither its square nor its eps."""
-    return F.normalize(_wide(x), dim=-1).to(x.dtype)
+    return F.normalize(wide(x), dim=-1).to(x.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """In float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _Attention(nn.Module):
+class AttentionLayer(nn.Module):
     """Projections shared by the attention layers: `query`, `key`, `value` to heads, `output` back; no biases."""
 
     def __init__(
@@ -90,7 +90,7 @@ class _Attention(nn.Module):
         return merged
 
 
-class LinearSelfAttention(_Attention):
+class LinearSelfAttention(AttentionLayer):
     r"""Linear self-attention (arXiv 2309.05858, equation 2).
 
     $$ \Delta e_t = \sum_h P_h V_{h,t} K_{h,t}^\top q_{h,t},
@@ -141,7 +141,7 @@ class LinearSelfAttention(_Attention):
         """
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
         if self.normalize:
-            q, k = _unit(q), _unit(k)
+            q, k = unit(q), unit(k)
         out, state = linear_attention(q, k, v, state)
         update = self.merge(out)
         return (update, state) if return_state else update
@@ -178,7 +178,7 @@ class LinearSelfAttention(_Attention):
         return layer
 
 
-class SoftmaxSelfAttention(_Attention):
+class SoftmaxSelfAttention(AttentionLayer):
     r"""Causal softmax attention with the interface of `LinearSelfAttention`, its twin in every comparison.
 
     $$ \Delta e_t = \sum_h P_h V_{h,t}\, \mathrm{softmax}(K_{h,t}^\top q_{h,t} / \sqrt{d_h}) $$

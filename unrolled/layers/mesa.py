@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unrolled.layers.linear_attention import _Attention, _unit, _wide
+from unrolled.layers.linear_attention import AttentionLayer, unit, wide
 from unrolled.layers.norm import RMSNorm
 from unrolled.ops.mesa_solve import METHODS, MesaState, mesa
 from unrolled.ops.mesa_solve.inputs import check_lengths
@@ -19,7 +19,7 @@ from unrolled.ops.recording import is_recording, knows_sizes
 _DECAY_CAP = 0.9975
 
 
-class _Mesa(_Attention):
+class _Mesa(AttentionLayer):
     """What the mesa layers share: checks of their tokens, and errors that speak of tokens instead of q and decay."""
 
     def check(self, z: Tensor, lengths: Tensor | None) -> Tensor | None:
@@ -136,7 +136,7 @@ class MesaLayer(_Mesa):
     @property
     def ridge(self) -> Tensor:
         """1 / lambda of every head, [heads], in float32 at least."""
-        return _wide(self.log_ridge).exp()
+        return wide(self.log_ridge).exp()
 
     def forward(
         self,
@@ -163,7 +163,7 @@ class MesaLayer(_Mesa):
         lengths = self.check(z, lengths)
         q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
         if self.normalize:
-            q, k = _unit(q), _unit(k)
+            q, k = unit(q), unit(k)
         decay = None if self.forget is None else _open_sigmoid(self.forget(z)).transpose(1, 2)
         out = self.solve(
             z,
@@ -245,7 +245,7 @@ class MesaNetLayer(_Mesa):
     @property
     def ridge(self) -> Tensor:
         """Lambda, [heads, dim_head], in float32 at least."""
-        return 0.25 + F.softplus(_wide(self.raw_ridge))
+        return 0.25 + F.softplus(wide(self.raw_ridge))
 
     def forward(
         self,
@@ -261,7 +261,7 @@ class MesaNetLayer(_Mesa):
         joined = torch.cat(mixed, dim=-1)
         convolved, window = self._convolve(joined, lengths, self._window(state, joined))
         pieces = convolved.split([x.shape[-1] for x in mixed], dim=-1)
-        q, k = _unit(self.heads_of(pieces[0])), _unit(self.heads_of(pieces[1]))
+        q, k = unit(self.heads_of(pieces[0])), unit(self.heads_of(pieces[1]))
         v = self.heads_of(pieces[2] if self.conv_values else self.value(z))
         gate, decay = _open_sigmoid(self.gates(z)).transpose(1, 2).chunk(2, dim=1)
         decay = decay * (1 - (1 - _DECAY_CAP) * gate.square())
@@ -372,7 +372,7 @@ class MesaNetBlock(nn.Module):
 
 def _open_sigmoid(x: Tensor) -> Tensor:
     """Sigmoid in float32 at least, kept off exact zero, which would forget everything and leave no gradient."""
-    return _wide(x).sigmoid().clamp_min(1e-6)
+    return wide(x).sigmoid().clamp_min(1e-6)
 
 
 def _check_method(method: str, *, recurrent: bool) -> None:

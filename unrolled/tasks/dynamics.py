@@ -78,7 +78,7 @@ class LinearDynamics:
         else:
             transition = random_orthogonal(batch, self.dim, generator, dtype)
         if self.teacher == "contracting":
-            values = _uniform((batch, 1, self.dim), generator, dtype, 0.3, 0.9)
+            values = uniform((batch, 1, self.dim), generator, dtype, 0.3, 0.9)
             transition = (transition * values) @ transition.mT
         state = _start((batch, self.dim), self.variant, 1.0, generator, dtype)
         clip = self.clip
@@ -86,7 +86,7 @@ class LinearDynamics:
             clip = 2.0 if self.teacher in ("contracting", "oblique") else 10.0
         states = [state]
         for _ in range(self.steps):
-            state = (transition @ state[..., None])[..., 0] + self.noise * _normal(state.shape, generator, dtype)
+            state = (transition @ state[..., None])[..., 0] + self.noise * normal(state.shape, generator, dtype)
             state = state if clip is None else state.clamp(-clip, clip)
             states.append(state)
         observed = torch.stack(states, 1)
@@ -127,10 +127,10 @@ class PartialDynamics:
         hidden = world.sample(batch, seed=seed, device=device, dtype=dtype)
         generator = torch.Generator(device).manual_seed(seed + 2**40)  # apart from the stream of the hidden states
         scale = 0.5 if self.variant == "code" else 0.5**0.5
-        projection = scale * _normal((batch, self.dim, self.hidden), generator, dtype)
+        projection = scale * normal((batch, self.dim, self.hidden), generator, dtype)
         states = torch.cat([hidden.inputs, hidden.targets[:, -1:]], dim=1)
         observed = states @ projection.mT
-        observed = observed + self.noise * _normal(observed.shape, generator, dtype)
+        observed = observed + self.noise * normal(observed.shape, generator, dtype)
         return Sequences(observed[:, :-1], observed[:, 1:], hidden.transition)
 
 
@@ -166,8 +166,8 @@ class NonlinearDynamics:
     def features(self, states: Tensor) -> Tensor:
         """f(s), the regressors in which the dynamics are linear, [..., dim]."""
         shared = torch.Generator(states.device).manual_seed(self.world_seed)
-        inner = 1.1 * _normal((self.width, self.dim), shared, states.dtype)
-        outer = 1.1 * _normal((self.dim, self.width), shared, states.dtype)
+        inner = 1.1 * normal((self.width, self.dim), shared, states.dtype)
+        outer = 1.1 * normal((self.dim, self.width), shared, states.dtype)
         out = F.gelu(states @ inner.mT) @ outer.mT
         return F.normalize(out, dim=-1) if self.variant == "code" else out
 
@@ -177,11 +177,11 @@ class NonlinearDynamics:
         """A batch as in `LinearDynamics.sample`."""
         generator = torch.Generator(device).manual_seed(seed)
         transition = random_orthogonal(batch, self.dim, generator, dtype)
-        state = _uniform((batch, self.dim), generator, dtype, -0.25, 0.25)
+        state = uniform((batch, self.dim), generator, dtype, -0.25, 0.25)
         states = [state]
         for _ in range(self.steps):
             state = (transition @ self.features(state)[..., None])[..., 0]
-            state = state + self.noise * _normal(state.shape, generator, dtype)
+            state = state + self.noise * normal(state.shape, generator, dtype)
             states.append(state.clamp(-self.clip, self.clip))
             state = states[-1]
         observed = torch.stack(states, 1)
@@ -212,7 +212,7 @@ def sequence_loss(predictions: Tensor, targets: Tensor) -> Tensor:
 
 def random_orthogonal(batch: int, dim: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
     """Matrices drawn uniformly from the orthogonal group, [batch, dim, dim], on the generator's device."""
-    q, r = torch.linalg.qr(_normal((batch, dim, dim), generator, dtype))
+    q, r = torch.linalg.qr(normal((batch, dim, dim), generator, dtype))
     signs: Tensor = r.diagonal(dim1=-2, dim2=-1).sign()
     out: Tensor = q * torch.where(signs == 0, 1.0, signs)[:, None, :]
     return out
@@ -220,8 +220,8 @@ def random_orthogonal(batch: int, dim: int, generator: torch.Generator, dtype: t
 
 def _oblique(batch: int, dim: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     """M diag(eigenvalues) M^-1 with M standard normal; one eigenvalue is 0.9, the others are uniform in [0.3, 0.9]."""
-    vectors = _normal((batch, dim, dim), generator, torch.float64)  # M can be close to singular
-    values = _uniform((batch, 1, dim), generator, torch.float64, 0.3, 0.9)
+    vectors = normal((batch, dim, dim), generator, torch.float64)  # M can be close to singular
+    values = uniform((batch, 1, dim), generator, torch.float64, 0.3, 0.9)
     values[..., 0] = 0.9
     matrix: Tensor = torch.linalg.solve(vectors, vectors * values, left=False)
     return matrix.to(dtype)
@@ -240,14 +240,16 @@ def _start(
     shape: tuple[int, ...], variant: str, half_width: float, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
     if variant == "paper":
-        return _normal(shape, generator, dtype)
-    return _uniform(shape, generator, dtype, -half_width, half_width)
+        return normal(shape, generator, dtype)
+    return uniform(shape, generator, dtype, -half_width, half_width)
 
 
-def _normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def normal(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers."""
     # drawn in float32 whatever the dtype: generators give other numbers in float64, so that it would be another world
     return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
 
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, low: float, high: float) -> Tensor:
+def uniform(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, low: float, high: float) -> Tensor:
+    """Numbers between `low` and `high`."""
     return torch.rand(shape, generator=generator, device=generator.device).to(dtype) * (high - low) + low

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unrolled.tasks.dynamics import Variant, _normal, _uniform, random_orthogonal
+from unrolled.tasks.dynamics import Variant, normal, random_orthogonal, uniform
 
 X, Y, EOS, PREFIX = 0, 1, 2, 3
 
@@ -113,10 +113,10 @@ class FewShotRegression:
         tasks = 1 if self.switch_at is None else 2
         maps = random_orthogonal(batch * tasks, self.dim, generator, dtype).unflatten(0, (batch, tasks))
         shape = (batch, self.pairs, self.dim)
-        x = _normal(shape, generator, dtype) if self.variant == "paper" else _uniform(shape, generator, dtype, -1, 1)
+        x = normal(shape, generator, dtype) if self.variant == "paper" else uniform(shape, generator, dtype, -1, 1)
         y = (maps[:, task] @ x[..., None])[..., 0]
         if self.noise:
-            y = y + self.noise * _normal(shape, generator, dtype)
+            y = y + self.noise * normal(shape, generator, dtype)
         total = self.prefix + stride * self.pairs
         kinds = torch.full((total,), EOS, device=device)
         kinds[: self.prefix] = PREFIX

@@ -38,10 +38,10 @@ def coding_rate(z: Tensor, eps: float) -> Tensor:
     Raises:
         ValueError: `z` is no floating tensor with tokens, or `eps` is not positive.
     """
-    z = _check(z, eps)
+    z = check_tokens(z, eps)
     n, d = z.shape[-2:]
-    with _full_precision(z):
-        return _half_logdet(z, d / (n * eps**2))
+    with full_precision(z):
+        return half_logdet(z, d / (n * eps**2))
 
 
 def subspace_coding_rate(z: Tensor, subspaces: Tensor, eps: float) -> Tensor:
@@ -58,12 +58,12 @@ def subspace_coding_rate(z: Tensor, subspaces: Tensor, eps: float) -> Tensor:
     Raises:
         ValueError: shapes do not fit, or `eps` is not positive.
     """
-    z = _check(z, eps)
-    subspaces = _check_subspaces(z, subspaces)
+    z = check_tokens(z, eps)
+    subspaces = check_subspaces(z, subspaces)
     n, p = z.shape[-2], subspaces.shape[-1]
-    with _full_precision(z):
+    with full_precision(z):
         projected = torch.einsum("...nd,hdp->...hnp", z, subspaces)
-        return _half_logdet(projected, p / (n * eps**2)).sum(-1)
+        return half_logdet(projected, p / (n * eps**2)).sum(-1)
 
 
 def subspace_coding_rate_gradient(z: Tensor, subspaces: Tensor, eps: float) -> Tensor:
@@ -77,11 +77,11 @@ def subspace_coding_rate_gradient(z: Tensor, subspaces: Tensor, eps: float) -> T
     Raises:
         ValueError: as `subspace_coding_rate`.
     """
-    z = _check(z, eps)
-    subspaces = _check_subspaces(z, subspaces)
+    z = check_tokens(z, eps)
+    subspaces = check_subspaces(z, subspaces)
     n, p = z.shape[-2], subspaces.shape[-1]
     alpha = p / (n * eps**2)
-    with _full_precision(z):
+    with full_precision(z):
         projected = torch.einsum("...nd,hdp->...hnp", z, subspaces)
         return alpha * torch.einsum("...hnp,hdp->...nd", shrunk(projected, alpha), subspaces)
 
@@ -192,7 +192,7 @@ def normalize_tokens(z: Tensor) -> Tensor:
     return unit_rows(full).to(z.dtype)
 
 
-def _half_logdet(w: Tensor, alpha: float) -> Tensor:
+def half_logdet(w: Tensor, alpha: float) -> Tensor:
     """1/2 logdet(I + alpha W W^T) for rows `w` [..., n, p], through the smaller of the two equal determinants.
 
     Rounding perturbs the eigenvalues of the Gram matrix by about machine epsilon times its trace. While that is small
@@ -211,7 +211,8 @@ def _half_logdet(w: Tensor, alpha: float) -> Tensor:
     return torch.linalg.cholesky(gram + identity).diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-def _check(z: Tensor, eps: float) -> Tensor:
+def check_tokens(z: Tensor, eps: float) -> Tensor:
+    """Tokens [..., n, d], checked with the distortion."""
     if not z.is_floating_point() or z.dim() < 2 or 0 in z.shape[-2:]:
         raise ValueError(f"z: needs a floating tensor [..., n, d] with n, d >= 1, got {z.dtype} {tuple(z.shape)}")
     if not eps > 0:
@@ -219,11 +220,13 @@ def _check(z: Tensor, eps: float) -> Tensor:
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
-def _check_subspaces(z: Tensor, subspaces: Tensor) -> Tensor:
+def check_subspaces(z: Tensor, subspaces: Tensor) -> Tensor:
+    """Subspaces [h, d, p] that fit the tokens."""
     if subspaces.dim() != 3 or subspaces.shape[1] != z.shape[-1]:
         raise ValueError(f"subspaces: needs [h, {z.shape[-1]}, p] to fit z, got {tuple(subspaces.shape)}")
     return subspaces.to(z.dtype)
 
 
-def _full_precision(z: Tensor) -> torch.autocast:
+def full_precision(z: Tensor) -> torch.autocast:
+    """Within it nothing is computed in 16 bits under autocast."""
     return torch.autocast(device_type=z.device.type, enabled=False)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unrolled.theory.coding_rate import _check, _check_subspaces, _full_precision, _half_logdet
+from unrolled.theory.coding_rate import check_subspaces, check_tokens, full_precision, half_logdet
 
 
 def membership_coding_rate(z: Tensor, subspaces: Tensor, membership: Tensor, eps: float) -> Tensor:
@@ -41,9 +41,9 @@ def membership_coding_rate(z: Tensor, subspaces: Tensor, membership: Tensor, eps
     z, w, pi = _groups(z, subspaces, membership, eps)
     n, d = z.shape[-2:]
     size = pi.sum(-1)
-    with _full_precision(z):
+    with full_precision(z):
         scaled = w * (pi / size.unsqueeze(-1)).sqrt().unsqueeze(-1)
-        return (size / n * _half_logdet(scaled, d / eps**2)).sum(-1)
+        return (size / n * half_logdet(scaled, d / eps**2)).sum(-1)
 
 
 def variational_coding_rate(z: Tensor, subspaces: Tensor, membership: Tensor, eps: float) -> Tensor:
@@ -56,7 +56,7 @@ def variational_coding_rate(z: Tensor, subspaces: Tensor, membership: Tensor, ep
     z, w, pi = _groups(z, subspaces, membership, eps)
     n, d = z.shape[-2:]
     size = pi.sum(-1)
-    with _full_precision(z):
+    with full_precision(z):
         moments = torch.einsum("...hn,...hnp->...hp", pi, w.square()) / size.unsqueeze(-1)
         return (0.5 * size / n * (d / eps**2 * moments).log1p().sum(-1)).sum(-1)
 
@@ -76,23 +76,23 @@ def representative_coding_rate(z: Tensor, subspaces: Tensor, weights: Tensor, ep
     Returns:
         `[...]`, heads summed.
     """
-    z = _check(z, eps)
-    subspaces = _check_subspaces(z, subspaces)
+    z = check_tokens(z, eps)
+    subspaces = check_subspaces(z, subspaces)
     if weights.dim() < 3 or weights.shape[-3] != subspaces.shape[0] or weights.shape[-1] != z.shape[-2]:
         wanted = f"[..., {subspaces.shape[0]}, m, {z.shape[-2]}]"
         raise ValueError(f"weights: needs {wanted} to fit subspaces and z, got {tuple(weights.shape)}")
     m, p = weights.shape[-2], subspaces.shape[-1]
-    with _full_precision(z):
+    with full_precision(z):
         representatives = weights.to(z.dtype) @ torch.einsum("...nd,hdp->...hnp", z, subspaces)
-        return _half_logdet(representatives, p / (m * eps**2)).sum(-1)
+        return half_logdet(representatives, p / (m * eps**2)).sum(-1)
 
 
 def _groups(z: Tensor, subspaces: Tensor, membership: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Checked tokens, their projections `[..., h, n, p]`, and membership in their dtype."""
-    z = _check(z, eps)
-    subspaces = _check_subspaces(z, subspaces)
+    z = check_tokens(z, eps)
+    subspaces = check_subspaces(z, subspaces)
     if membership.dim() < 2 or membership.shape[-2:] != (subspaces.shape[0], z.shape[-2]):
         wanted = f"[..., {subspaces.shape[0]}, {z.shape[-2]}]"
         raise ValueError(f"membership: needs {wanted} to fit subspaces and z, got {tuple(membership.shape)}")
-    with _full_precision(z):
+    with full_precision(z):
         return z, torch.einsum("...nd,hdp->...hnp", z, subspaces), membership.to(z.dtype)

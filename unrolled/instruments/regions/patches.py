@@ -88,12 +88,12 @@ def read_patches(
     if not bool(images.isfinite().all()):
         raise ValueError("images: hold NaN or infinite pixels")
     inner = unwrap(model)
-    stack = _main_stack(inner)
+    stack = main_stack(inner)
     chosen = _layers(layers, len(stack.blocks))
     detailed = chosen if facet_layers is None else _layers(facet_layers, len(stack.blocks))
     if not set(detailed) <= set(chosen):
         raise ValueError(f"facet_layers={list(detailed)}: must be among layers={list(chosen)}")
-    prefix, has_class = _prefix(inner, prefix)
+    prefix, has_class = prefix_of(inner, prefix)
     attend: dict[int, Tensor] = {}
     kept: dict[tuple[str, int], Tensor] = {}
     handles: list[RemovableHandle] = []
@@ -134,7 +134,7 @@ def read_patches(
     count = next(iter(attend.values())).shape[-1] if attend else next(iter(kept.values())).shape[1] if kept else 0
     return Patches(
         layers=chosen,
-        grid=_grid(count, images.shape[-2:], grid),
+        grid=grid_of(count, images.shape[-2:], grid),
         query="class token" if has_class else "mean of patch tokens",
         attention=torch.stack([attend[i] for i in chosen]) if attention else None,
         features={facet: torch.stack([kept[facet, i] for i in detailed]) for facet in facets},
@@ -253,7 +253,12 @@ def _plain_projections(layer: nn.Module, attention: bool) -> bool:
     return not attention or (plain and "position_embeddings" not in inspect.signature(layer.forward).parameters)
 
 
-def _main_stack(model: nn.Module) -> Stack:
+def main_stack(model: nn.Module) -> Stack:
+    """The blocks that read the image.
+
+    Raises:
+        ValueError: the model has none.
+    """
     stacks = find_stacks(model)
     if not stacks:
         raise ValueError(f"model: {type(model).__name__} has no transformer blocks, so no tokens to read")
@@ -269,7 +274,7 @@ def _layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     return tuple(layer % depth for layer in layers)
 
 
-def _prefix(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
+def prefix_of(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
     """`prefix_tokens`; a model that says nothing of them must be told, since a wrong number may form a grid too."""
     count, has_class = prefix_tokens(model, prefix)
     said = any(getattr(model, name, None) is not None for name in ("num_prefix_tokens", "config"))
@@ -278,7 +283,12 @@ def _prefix(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
     return count, has_class
 
 
-def _grid(count: int, image: Sequence[int], grid: tuple[int, int] | None) -> tuple[int, int]:
+def grid_of(count: int, image: Sequence[int], grid: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of `count` patches of an image [h, w], or those given.
+
+    Raises:
+        ValueError: they are not as many.
+    """
     if grid is None:
         height = round((count * image[0] / image[1]) ** 0.5)
         grid = (height, count // max(height, 1))
