@@ -162,7 +162,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(make: Make) -> None:
             signal.raise_signal(signal.SIGINT)
 
     config = make(resume="auto")
-    with pytest.raises(Interrupted, match="--resume auto"):
+    with pytest.raises(Interrupted, match="resume='auto'"):
         fit(config, callbacks=[interrupt])
     assert checkpoints(config.out / "checkpoints")
     assert fit(config).steps > 5
