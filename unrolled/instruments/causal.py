@@ -207,10 +207,13 @@ def attribution(
     Returns:
         The change of the mean score that patching each place would make if the score were linear in it.
     """
+    wanted = [places] if isinstance(places, str) else list(places)
+    readable = [name for name in trace(model).names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+    patterns = readable or wanted  # where none is, trace says what is near
     with evaluating(model):
-        with torch.no_grad(), trace(model, patterns=places) as source:
+        with torch.no_grad(), trace(model, patterns=patterns) as source:
             _call(model, clean)
-        with torch.enable_grad(), trace(model, patterns=places, grad=True) as here:
+        with torch.enable_grad(), trace(model, patterns=patterns, grad=True) as here:
             value = score(_call(model, corrupted)).mean()
         names = [name for name in here if here[name].requires_grad]
         gradients = torch.autograd.grad(value, [here[name] for name in names], allow_unused=True)
