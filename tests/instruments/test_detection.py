@@ -120,7 +120,7 @@ def precision_by_hand(found: list[list[tuple[float, Tensor]]], truth: list[Tenso
         free = set(range(len(instances)))
         for score, mask in sorted(masks, key=lambda each: -each[0]):  # equal ones stay in their order
             overlaps = {t: float((mask & instances[t]).sum()) / float((mask | instances[t]).sum()) for t in free}
-            best = max(reversed(sorted(overlaps)), key=lambda t: overlaps[t], default=None)
+            best = max(sorted(overlaps, reverse=True), key=lambda t: overlaps[t], default=None)
             hit = best is not None and overlaps[best] >= threshold
             free -= {best} if hit else set()
             ranked.append((-score, image, hit))
