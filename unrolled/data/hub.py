@@ -6,7 +6,8 @@ What its columns and splits are called may be said behind a comma: `hf:ORG/NAME,
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -204,16 +205,28 @@ def load_dataset(datasets: Any, name: str, data_dir: Path | None, *, revision: b
         else:
             cache = None if data_dir is None else str(data_dir)
             chosen: dict[str, Any] = {"revision" if revision else "name": config or None}
-            with hub(str(folder)):
+            with hub(str(folder)), _quiet(datasets):
                 loaded = datasets.load_dataset(str(folder) if folder.is_dir() else path, cache_dir=cache, **chosen)
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        at = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        reason = str(at or error).strip().splitlines() or [type(error).__name__]
         raise MissingData(f"data: hf:{name} could not be read: {reason[0]:.200}") from error
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         # what datasets and pyarrow let through of files that are not what they say
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CorruptFile(f"data: hf:{name} cannot be read: {reason[0]:.200}") from error
     return {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Within the block datasets does not log of errors that it raises as well."""
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
 
 
 def _check_card(folder: Path) -> None:

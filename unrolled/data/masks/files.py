@@ -164,7 +164,10 @@ class CocoPanoptic(_Coco):
 
 
 class CocoInstances(_Coco):
-    """COCO instances: polygons and run lengths, which pycocotools decodes. Images without instances are included."""
+    """COCO instances: polygons and run lengths, which pycocotools decodes, but for those without a pixel.
+
+    Images without instances are included.
+    """
 
     def __init__(self, root: Path, split: str, missing: Missing) -> None:
         self._coding = require("pycocotools.mask", extra="eval", feature="reading COCO instances")
@@ -180,6 +183,8 @@ class CocoInstances(_Coco):
             category = self._category(annotation, what)
             mask = self._mask(annotation.get("segmentation"), image, what)
             check_size(mask, image, "instance mask")
+            if not mask.any():  # a polygon of no area, or outside the picture, marks nothing
+                continue
             crowd = bool(annotation.get("iscrowd", 0))
             regions.append(Region(mask, True, str(category["name"]), True, crowd))
         return Scene(image, tuple(regions))
