@@ -110,7 +110,7 @@ def test_bad_input(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "is not a picture" in capsys.readouterr().err
     assert run(tmp_path / "none.png", *MODEL, *out) == 3
     assert run(picture, *MODEL, "--target", 5000, *out) == 2
-    assert "target=5000: the model has" in capsys.readouterr().err
+    assert "--target 5000: the model has" in capsys.readouterr().err
     assert run(picture, "--model", "crate_nano_patch4_32", "--model-args.num-classes", 0, *out) == 2
     assert "no class head" in capsys.readouterr().err
     assert run(picture, "--model", "crate_mae_nano_patch4_32", *out) == 2

@@ -260,7 +260,7 @@ def test_nothing_is_written_through_a_link(name: str, foreign: Path, capsys: pyt
     assert cli.run(line) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"{name} is a link to" in said
-    assert "remove the link, choose another out" in said
+    assert "remove the link, choose another --out" in said
     assert [path.name for path in precious.iterdir()] == ["bashrc"]
     assert (precious / "bashrc").read_text() == "precious"
     assert cli.run([*line, "--trust"]) == 0
