@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -84,6 +85,7 @@ def test_a_flipped_bit_is_said_wherever_it_is(name: str, made: Path, copy: Path)
 WAYS: dict[str, Callable[[Path], Any]] = {
     "create_model": lambda run: create_model(f"local:{run}", pretrained=True),
     "local-dir": lambda run: create_model(f"local-dir:{run / 'model'}", pretrained=True),
+    "timm": lambda run: timm.create_model(f"local-dir:{run / 'model'}", pretrained=True),
     "timm:local-dir": lambda run: resolve_model(f"timm:local-dir:{run / 'model'}", pretrained=True),
     "a run": lambda run: load_weights(create_model("crate_nano_patch2_8", **TINY), run),
     "a file": lambda run: load_weights(

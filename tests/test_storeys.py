@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
 STOREYS = """\
-arrays catalogue checksums errors locks memory plugins precision provenance reading terminal trust
+arrays catalogue checksums errors locks memory network plugins precision provenance reading terminal trust
 figures
 theory ops
 layers

@@ -48,6 +48,9 @@ def read_npy(path: Path, *, mapped_from: int | None = None) -> np.ndarray:
     """
     if not path.is_file():
         raise MissingData(f"{path}: there is no such file")
+    with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:  # NumPy would take it for a pickle
+            raise CorruptFile(f"{path} is not an .npy file, whatever its name: it lacks the first bytes of one")
     with _reading(path, "an .npy file"), np.errstate(over="ignore"):  # sizes that overflow are refused
         mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)  # refuses what the file does not hold
     if mapped_from is not None and path.stat().st_size >= mapped_from:

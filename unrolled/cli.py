@@ -55,6 +55,7 @@ VERBS = {
         "Accuracy of a model or a run on a data set; bits per byte of a language model.",
     ),
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
+    "ablate": Verb("unrolled.commands.ablate:ablate", "What a model needs its heads, halves and atoms for."),
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
     "probe": Verb("unrolled.commands.probe:probe", "How well a simple classifier reads the classes off every layer."),
     "align": Verb("unrolled.commands.align.two:align", "How far two representations agree, beside chance."),
@@ -133,9 +134,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     tokens, trusted = _take(tokens, "--trust")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    app = None
     try:
         with command_line(tokens, trusted=trusted):
-            result = build(tokens)(tokens, exit_on_error=False, print_error=False)
+            app = build(tokens)
+            result = app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except BrokenPipeError:
         # the reader of our output (`head`, a pager) has left; keep Python from complaining again at exit
@@ -143,17 +146,28 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt as stop:
         with contextlib.suppress(OSError):  # the terminal may be what is gone
-            print(f"interrupted{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
+            print(f"interrupted{': ' + in_flags(str(stop), app, tokens) if str(stop) else ''}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
         code, message = out_refused(error, tokens) or explain(error)
-        print(f"error: {printable(message)}", file=sys.stderr)
+        print(f"error: {printable(in_flags(message, app, tokens))}", file=sys.stderr)
         return code
     finally:
         release_held()
     return result if isinstance(result, int) else 0
+
+
+def in_flags(message: str, app: App | None, tokens: Sequence[str]) -> str:
+    """The message of an error with its arguments spelled as the flags of the verb that is running."""
+    if app is None:
+        return message
+    from unrolled.commands.spelling import arguments_of, as_flags
+
+    with contextlib.suppress(Exception):  # no such verb, or one whose module needs an extra: there are no flags
+        return as_flags(message, arguments_of(app, tokens), tokens)
+    return message
 
 
 def out_refused(error: Exception, tokens: Sequence[str]) -> tuple[int, str] | None:

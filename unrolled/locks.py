@@ -120,7 +120,7 @@ def _lock(folder: Path, named: str) -> int:
             os.close(file)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise ValueError(
-                    f"out={named!r} is in use by {owner}; wait for it, stop it, or choose another out"
+                    f"out={named!r} is in use by {owner}; wait for it, stop it, or choose another out="
                 ) from None
             if error.errno not in _UNSUPPORTED:
                 raise

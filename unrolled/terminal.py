@@ -1,10 +1,12 @@
-"""What the command line says: progress and notes on stderr, tables on stdout."""
+"""What the command line says: progress and notes on stderr, answers on stdout; names in them move no cursor."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
+
+from unrolled.reading import printable
 
 T = TypeVar("T")
 
@@ -20,11 +22,17 @@ def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool) -
 def say(text: str, *, quiet: bool = False) -> None:
     """A line on stderr."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text, keep="\n\t"), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Lines on stdout."""
+    print(printable(text, keep="\n\t"))
 
 
 def table(columns: list[str], rows: list[list[str]], *, left: int = 1) -> str:
     """Rows under their columns, aligned to the right except for the first `left`."""
+    columns, *rows = ([printable(cell) for cell in row] for row in [columns, *rows])
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     lines = []
     for row in [columns, *rows]:

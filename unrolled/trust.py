@@ -155,11 +155,11 @@ def check_nothing_leads_out(folder: Path, named: str) -> None:
             if os.path.islink(path) and not Path(target := os.path.realpath(path)).is_relative_to(inside):
                 raise UnsafeFile(
                     f"out={named!r}: {path} is a link to {target}, which would be written over; remove the link, "
-                    "choose another out, or add --trust if you made it"
+                    "choose another out=, or add --trust if you made it"
                 )
             usual = os.path.isfile(path) or os.path.isdir(path) or os.path.islink(path)
             if not usual and not os.path.basename(path).startswith("."):  # `.lock` is judged by who takes it
-                raise UnsafeFile(f"out={named!r}: {path} is a pipe or a device; remove it, or choose another out")
+                raise UnsafeFile(f"out={named!r}: {path} is a pipe or a device; remove it, or choose another out=")
 
 
 def import_factory(spec: str) -> ModuleType:

@@ -35,7 +35,7 @@ def test_every_verb_that_trains_names_the_command(
     verb: str, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(*_: Any) -> None:
-        raise Interrupted("stopped at step 3 of 9; run the same command with --resume auto to go on")
+        raise Interrupted("stopped at step 3 of 9; run it again with resume='auto' to go on")
 
     monkeypatch.setattr(training, "fit", stop)
     assert cli.run([verb, *flags, "--out", "my runs/one"]) == 130

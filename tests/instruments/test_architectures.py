@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import unrolled
 from tests.instruments.architectures import ALL, build
-from unrolled.instruments import edits, head_subspaces
+from unrolled.instruments import edits, head_subspaces, layerwise, trace_report
 from unrolled.instruments.anatomy import descendant, find_parts, find_stacks
+from unrolled.theory import coding_rate, normalize_tokens, subspace_coding_rate
 
 STACKS = {
     **{name: ["encoder/", "decoder/"] for name in ("t5", "bart")},
@@ -130,3 +131,103 @@ def test_an_attention_layer_of_unknown_habit_has_no_subspaces() -> None:
     assert descendant(block, ("attn",)) is not None
     with pytest.raises(ValueError, match="cannot tell its heads' subspaces"):
         head_subspaces(block)
+
+
+def ways(name: str, inputs: dict[str, Tensor]) -> Any:
+    """What `layerwise` is given: a tensor of images or ids where that is all, else the arguments by name."""
+    return inputs if len(inputs) > 1 else next(iter(inputs.values()))
+
+
+@pytest.mark.parametrize("name", [each for each, kind in ALL.items() if not kind.parallel])
+@torch.no_grad()
+def test_layers_are_measured_as_the_theory_says(name: str) -> None:
+    model, inputs = build(name)
+    with unrolled.trace(model) as t:
+        model(**inputs)
+    for stack in find_stacks(model):
+        rows = layerwise(model, ways(name, inputs), eps=0.5, stack=stack.prefix.rstrip("/"))
+        assert len(rows) == len(stack.blocks)
+        for row, (_, block), layer in zip(rows, stack.blocks, range(9), strict=False):
+            half = t[f"{stack.name(layer)}/half"].flatten(1, -2)
+            u = normalize_tokens(half)
+            assert row["rate"] == pytest.approx(float(coding_rate(u, 0.5).mean()), rel=1e-4)
+            want = float(subspace_coding_rate(u, head_subspaces(block), 0.5).mean())
+            assert row["subspace_rate"] == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
+@torch.no_grad()
+def test_padding_on_either_side_is_not_measured(name: str) -> None:
+    model, inputs = build(name)
+    ids = inputs["input_ids"]
+    short = ids[:1, :4]
+    alone = {"input_ids": short, **({"decoder_input_ids": short} if name == "t5" else {})}
+    for side in ("right", "left") if name in ("llama", "t5") else ("right",):
+        # absolute positions count from the padding on; GPT-2 and BERT are padded on the right
+        padding = torch.zeros(1, 3, dtype=torch.int64)
+        order = (short, padding) if side == "right" else (padding, short)
+        padded = torch.cat(order, 1)
+        mask = torch.cat([torch.ones_like(each) if each is short else each for each in order], 1)
+        given = {"input_ids": torch.cat([padded, ids]), "attention_mask": torch.cat([mask, torch.ones_like(ids)])}
+        if name == "t5":
+            given |= {"decoder_input_ids": given["input_ids"], "decoder_attention_mask": given["attention_mask"]}
+        whole = {"input_ids": ids, **({"decoder_input_ids": ids} if name == "t5" else {})}
+        stack = "encoder" if name == "t5" else None
+        parts = [layerwise(model, each, stack=stack) for each in (alone, whole)]
+        for row, first, rest in zip(layerwise(model, given, stack=stack), *parts, strict=True):
+            assert row["sequences"] == 3
+            for key in ("rate", "subspace_rate", "effective_rank", "nonzero", "l1"):
+                assert row[key] == pytest.approx((first[key] + 2 * rest[key]) / 3, rel=1e-4)
+
+
+@torch.no_grad()
+def test_positions_are_prefixes_and_short_texts_do_not_reach_the_late_ones() -> None:
+    model, inputs = build("llama")
+    ids = inputs["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    rows = layerwise(model, {"input_ids": ids, "attention_mask": mask}, positions=(3, 7, 9))
+    assert [(row["layer"], row["position"], row["sequences"]) for row in rows.positions] == [
+        (layer, position, count) for layer in (0, 1) for position, count in ((3, 2), (7, 1))
+    ]
+    prefix = layerwise(model, ids[:, :3])  # a causal model does not see what follows
+    assert rows.positions[0]["rate"] == pytest.approx(prefix[0]["rate"], rel=1e-5)
+    assert rows.positions[0]["subspace_rate"] == pytest.approx(prefix[0]["subspace_rate"], rel=1e-5)
+    assert rows.positions[0]["l1"] == pytest.approx(prefix[0]["l1"], rel=1e-5)
+    with unrolled.trace(model) as t:
+        model(ids)
+    late = float(t["block01"][1, 3:7].abs().mean())
+    assert rows.positions[3]["l1"] == pytest.approx(late, rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_report_of_texts_has_a_control_and_names_its_stack() -> None:
+    model, inputs = build("t5")
+    report = trace_report(model, inputs, stack="decoder", positions=(2, 7), eps=0.5)
+    assert (report["stack"], report["sequences"], report["tokens"]) == ("decoder", 2, 14)
+    assert len(report["positions"]) == len(report["positions_control"]) == 4
+    assert report["control"][0]["rate"] != report["layers"][0]["rate"]
+    model, inputs = build("clip")
+    assert trace_report(model, inputs, control=False)["stack"] == "text_model"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama", {"input_ids": torch.zeros(2, 0, dtype=torch.int64)}, "with a token"),
+        ("llama", {"input_ids": torch.rand(2, 3)}, "whole numbers"),
+        ("llama", {"attention_mask": torch.ones(2, 3)}, "must be 0 and 1 of shape"),
+        ("llama", {"attention_mask": torch.zeros(2, 7)}, "without a token"),
+        ("llama", {"stack": "decoder"}, "has the stacks ''"),
+        ("t5", {"stack": "decodr"}, "has the stacks 'encoder', 'decoder'"),
+        ("llama", {"positions": (0,)}, "at least 1"),
+        ("neox", {}, "run in parallel"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(name: str, changes: dict[str, Any], message: str) -> None:
+    model, inputs = build(name)
+    options = {key: changes[key] for key in ("stack", "positions") if key in changes}
+    given = {**inputs, **{key: value for key, value in changes.items() if key not in options}}
+    with pytest.raises(ValueError, match=message):
+        layerwise(model, given, **options)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unrolled.instruments import head_subspaces, incoherence, layerwise, trace_report
-from unrolled.instruments.rates import _spectral
+from unrolled.instruments.meter import spectral
 from unrolled.instruments.trace import trace
 from unrolled.models import CRATE, load_published
 from unrolled.theory import coding_rate, normalize_tokens, subspace_coding_rate
@@ -270,6 +270,6 @@ def test_small_singular_values_count_in_the_effective_rank() -> None:
 def test_rounding_adds_no_rank(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     tokens = torch.randn(1, 197, 3, generator=g, dtype=dtype) @ torch.randn(3, 192, generator=g, dtype=dtype)
-    found = _spectral(normalize_tokens(tokens), 0.1)["effective_rank"]
+    found = spectral(normalize_tokens(tokens), 0.1)["effective_rank"]
     singular = torch.linalg.svdvals(normalize_tokens(tokens).double())[:, :3]
     assert float(found) == pytest.approx(float(torch.special.entr(singular / singular.sum()).sum().exp()), rel=1e-4)

@@ -15,6 +15,7 @@ import timm
 import torch
 
 import unrolled
+import unrolled.network
 from unrolled.errors import MissingData, UnsafeFile
 from unrolled.models import CRATE, LanguageModel, MaskedAutoencoder, create_model, from_pretrained, language_config
 from unrolled.models.encoder import MaskedLanguageModel
@@ -116,6 +117,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise huggingface_hub.errors.LocalEntryNotFoundError(f"{repo_id} is not here")
         return str(path)
 
+    monkeypatch.setattr(unrolled.network, "reachable", lambda address: True)
     for module in (huggingface_hub, huggingface_hub.hub_mixin, timm.models._hub):
         monkeypatch.setattr(module, "hf_hub_download", download)
     return tmp_path
@@ -155,6 +157,47 @@ def test_a_repository_may_not_name_code(hub: Path) -> None:
 def test_what_is_not_there(source: str, error: type[Exception], said: str, hub: Path) -> None:
     with pytest.raises(error, match=said):
         from_pretrained(source)
+
+
+@pytest.mark.parametrize("name", [None, 3, Path("crate")])
+def test_a_name_is_text(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"^name: must be text, a name from `unrolled list`.*; not a "):
+        create_model(name)
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_the_file_of_weights_stands_for_its_folder(kind: str, tmp_path: Path) -> None:
+    model = SAVED[kind]()
+    if kind == "a vit":
+        timm.models.save_for_hf(model, tmp_path, safe_serialization=True, model_args=TINY)
+    else:
+        model.save_pretrained(tmp_path)
+    found = from_pretrained(tmp_path / "model.safetensors")
+    assert type(found) is type(model)
+    assert torch.equal(next(found.parameters()), next(model.parameters()))
+
+
+def test_a_part_of_a_run_names_the_run(tmp_path: Path) -> None:
+    run, empty = tmp_path / "run", tmp_path / "pictures"
+    for folder in (run / "checkpoints" / "step-1", run / "model", tmp_path / "stopped" / "checkpoints", empty):
+        folder.mkdir(parents=True)
+    (run / "model" / "config.json").write_text("{}")
+    for part in ("checkpoints", "checkpoints/step-1"):
+        with pytest.raises(MissingData, match=f"is a part of the run {run}; give that folder"):
+            from_pretrained(run / part)
+    with pytest.raises(MissingData, match=r"stopped before it had a model.*--resume auto"):
+        from_pretrained(tmp_path / "stopped")
+    with pytest.raises(MissingData, match=r"holds no config\.json.*; give a run folder") as said:
+        from_pretrained(empty)
+    assert "resume" not in str(said.value)
+
+
+def test_pixels_as_they_are_decoded_are_no_input() -> None:
+    for name in ("crate_nano_patch4_32", "tost_nano_patch4_32", "cbt_nano_patch4_32", "crate_mae_nano_patch4_32"):
+        with pytest.raises(ValueError, match="images: are uint8, need floats: divide by 255"):
+            create_model(name)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"need a tensor .*, not a ndarray"):
+        create_model("crate_nano_patch4_32", **TINY)(torch.zeros(1, 3, 32, 32).numpy())
 
 
 def test_a_language_model_takes_no_arguments(tmp_path: Path) -> None:

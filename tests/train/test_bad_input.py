@@ -98,7 +98,7 @@ def test_bf16_trains_on_a_cpu(config, splits):
     ("change", "message"),
     [
         ({"batch_size": 49}, "batch_size: 49 is more than the 48 images"),
-        ({"optimizer": "adamm"}, "optimizer='adamm' is not one of timm's"),
+        ({"optimizer": "adamm"}, "optimizer='adamm' is not one of timm's; did you mean adam"),
         ({"optimizer": "sgd", "betas": (0.9, 0.99)}, "optimizer='sgd' has no betas"),
         ({"lr": 0.0}, "lr=0.0 must be positive"),
         ({"epochs": float("nan")}, "epochs=nan must be a finite number"),

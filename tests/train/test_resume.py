@@ -133,7 +133,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(config, splits, tmp_path
     stopped = config(**EVERYTHING, out=tmp_path / "stopped", resume="auto")
     fit(straight, data=splits)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"--resume auto") as caught:
+    with pytest.raises(Interrupted, match="resume='auto'") as caught:
         fit(stopped, data=splits, callbacks=[interrupt])
     assert signal.getsignal(signal.SIGINT) is before
     assert isinstance(caught.value, KeyboardInterrupt)
@@ -151,7 +151,7 @@ def test_sigterm_to_a_real_process_saves(config, tmp_path):
     wait_for_step(settings.out, 25)
     process.terminate()
     _, stderr = process.communicate(timeout=60)
-    assert b"--resume auto" in stderr
+    assert b"resume='auto'" in stderr
     status = json.loads((settings.out / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert checkpoints(settings.out / "checkpoints")[0].name == f"step-{status['step']:08d}"
@@ -182,7 +182,7 @@ def test_a_changed_configuration_is_refused_with_the_difference(config, splits):
 
 def test_an_earlier_run_is_not_overwritten_by_accident(config, splits):
     fit(config(max_steps=2), data=splits)
-    with pytest.raises(ValueError, match=r"already holds a run .*step-00000002.*resume 'auto'"):
+    with pytest.raises(ValueError, match=r"already holds a run .*step-00000002.*resume='auto'"):
         fit(config(max_steps=2), data=splits)
     result = fit(config(max_steps=1, force=True), data=splits)
     assert [path.name for path in checkpoints(result.run_dir / "checkpoints")] == ["step-00000001"]

@@ -86,18 +86,49 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         image.save(root / "pictures" / f"{name[:200]}.png")
     data = ["--data", "folder", "--data-dir", str(root / "data")]
     assert cli.run(["train", *data, "--max-steps", "1", *FEW, "--out", str(root / RUN)]) == 0
-    return {"root": root, "pictures": root / "pictures", "run": root / RUN}
+    return {"root": root, "pictures": root / "pictures", "run": root / RUN, "coco": coco(root / "coco")}
+
+
+def coco(folder: Path) -> Path:
+    """Annotated photos of hostile names, of categories of hostile names."""
+    photos, marks = [], []
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val2017").mkdir()
+    for number, name in enumerate(NAMES[kind][:200] for kind in NAMES if kind != "no text"):
+        file = name.replace("/", "_") + ".png"
+        Image.fromarray(np.full((32, 32, 3), 30 * number, np.uint8)).save(folder / "val2017" / file)
+        photos.append({"id": number, "file_name": file, "width": 32, "height": 32})
+        box = {"bbox": [4, 4, 16, 16], "segmentation": [[4, 4, 20, 4, 20, 20, 4, 20]], "area": 256, "iscrowd": 0}
+        marks.append({"id": number, "image_id": number, "category_id": number, **box})
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES.values())]
+    found = {"images": photos, "annotations": marks, "categories": categories}
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(found))
+    return folder
 
 
 COMMANDS = {
     "eval": ["RUN", *FEW],
     "trace": ["RUN", "--images", "2", *FEW],
+    "ablate": ["RUN", "--images", "2", "--places", "block00/attn", *FEW],
     "probe": ["RUN", "--samples", "24", *FEW],
     "extract": ["RUN", "--images", "6", *FEW],
     "align": ["RUN", "RUN", "--images", "6", "--k", "2", "--draws", "9", *FEW],
     "segment": ["PICTURES", "--model", "RUN", "--layers", "0", "--method", "attention", "--quiet"],
     "explain": ["PICTURE", "--model", "RUN", "--quiet"],
     "complete": ["PICTURES", "--quiet"],
+    "segment-eval": ["coco", "--data-dir", "COCO", "--measure", "attention", "--model", "RUN", "--quiet"],
+    "finetune": ["--weights", "RUN", "--data", "folder", "--data-dir", "DATA", "--max-steps", "1", *FEW],
+    "pretrain": [
+        "--data",
+        "folder",
+        "--data-dir",
+        "DATA",
+        "--max-steps",
+        "1",
+        "--model",
+        "crate_mae_nano_patch4_32",
+        *FEW,
+    ],
 }
 WITHOUT_A_PAGE = {"extract"}
 
@@ -109,12 +140,16 @@ def test_the_page_of_a_run(places: dict[str, Path]) -> None:
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_pages_of_verbs(verb: str, places: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     picture = places["pictures"] / f"{NAMES['element']}.png"
-    given = {"RUN": str(places["run"]), "PICTURES": str(places["pictures"]), "PICTURE": str(picture)}
+    given = {name.upper(): str(place) for name, place in places.items()} | {"PICTURE": str(picture)}
+    given["DATA"] = str(places["root"] / "data")
     out = places["root"] / f"out-{verb}"
     command = [verb, *(given.get(word, word) for word in COMMANDS[verb]), "--out", str(out)]
-    assert cli.run(command) == 0, capsys.readouterr().err
+    code, said = cli.run(command), capsys.readouterr()
+    assert code == 0, said.err
+    for stream in said:
+        assert printable(stream, keep="\n\t") == stream, "the terminal is told nothing by names"
     if verb not in WITHOUT_A_PAGE:
-        assert MARK in checked(out)
+        assert (MARK in checked(out)) == (verb != "pretrain"), "of pretraining a page names none of them"
         json.loads((out / "report.json").read_bytes())
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from unrolled import __version__, precision
 from unrolled.commands.options import AsJson
+from unrolled.terminal import show
 
 # importable name -> (extra, what it is for)
 OPTIONAL = {
@@ -52,10 +53,10 @@ def doctor(*, json: AsJson = False) -> None:
         print(json_module.dumps(facts, indent=2))
         return
     for heading, rows in facts.items():
-        print(heading)
+        show(heading)
         width = max(map(len, rows), default=0)
         for name, value in rows.items():
-            print(f"  {name:<{width}}  {value}")
+            show(f"  {name:<{width}}  {value}")
 
 
 def examine() -> dict[str, dict[str, Any]]:

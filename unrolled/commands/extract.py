@@ -13,7 +13,7 @@ from unrolled.harness import OutputFlags, default_folder, settings_of, write_set
 from unrolled.locks import hold
 from unrolled.subjects.models import sharing
 from unrolled.subjects.options import FeatureFlags, LoaderFlags, OneModelFlags, PairFlags, Reading, SampleFlags, Side
-from unrolled.terminal import say, table
+from unrolled.terminal import say, show, table
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def extract(options: ExtractOptions) -> None:
         }  # fmt: skip
         print(json_module.dumps(result, indent=2))
         return
-    print(table(["layer", "samples", "dim"], [[name, f"{len(x)}", f"{x.shape[1]}"] for name, x in found.items()]))
+    show(table(["layer", "samples", "dim"], [[name, f"{len(x)}", f"{x.shape[1]}"] for name, x in found.items()]))
     for name in found.skipped:
         say(f"skipped: {name}", quiet=quiet)
     say(f"features: {folder}{' (were there already)' if reused else ''}", quiet=quiet)

@@ -13,7 +13,7 @@ from unrolled.harness import answer, write_settings
 from unrolled.locks import hold
 from unrolled.studies.base import Budget
 from unrolled.studies.demo import DemoConfig
-from unrolled.terminal import say, table
+from unrolled.terminal import say, show, table
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -62,7 +62,7 @@ def list_studies(*, json: AsJson = False) -> None:
         rows = [{"name": study.name, "title": study.title, "citation": study.citation} for study in studies]
         print(json_module.dumps(rows, indent=2))
     else:
-        print(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
+        show(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
 
 
 def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -> Callable[..., int]:

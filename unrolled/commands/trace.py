@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unrolled.commands.options import check_counts, verb
-from unrolled.harness import OutputFlags, Run, default_folder, settings_of
+from unrolled.harness import OutputFlags, Run
 from unrolled.subjects.images import batches, images_of
-from unrolled.subjects.models import choose_device, opened
+from unrolled.subjects.models import choose_device, open_model
 from unrolled.subjects.options import SubjectFlags
 from unrolled.subjects.runs import completed
 from unrolled.terminal import progress, table
@@ -74,7 +74,7 @@ def trace(options: TraceOptions) -> None:
     where = choose_device(options.device)
     everything = images_of(own, options.split, quiet=options.quiet)
     source = Subset.evenly(everything, options.images)
-    network = whole_images(opened(options, classes=len(everything.classes)))
+    network = whole_images(open_model(options, classes=len(everything.classes)))
     loader = batches(network, source, image_size=options.image_size, batch_size=options.batch_size)
 
     def pixels() -> Iterator[Tensor]:
@@ -82,8 +82,7 @@ def trace(options: TraceOptions) -> None:
         for batch in progress(loader, total=total, what="trace", quiet=options.quiet):
             yield batch.images
 
-    folder = options.out or default_folder("trace", options.model, own.data, settings_of(options))
-    run = Run(folder, options)
+    run = Run(options, "trace", options.model, own.data)
     # under the same seed, the control of a model with random weights could be that model itself
     layers = trace_report(network, pixels(), options.eps, options.protocol, device=where, seed=options.seed + 1)
     result = {"model": options.model, "data": own.data, "split": options.split, **layers, "seed": options.seed}

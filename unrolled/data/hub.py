@@ -17,6 +17,7 @@ from unrolled.data.files import Splits, Unknown
 from unrolled.data.listing import PARTS
 from unrolled.data.sources import BadImage, ImageSource, Picture, check_labels, decode
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
+from unrolled.network import hub
 from unrolled.reading import parse_yaml, read_json, read_text, read_yaml
 
 _LABELS = ("label", "labels", "fine_label", "class", "target")
@@ -203,7 +204,8 @@ def load_dataset(datasets: Any, name: str, data_dir: Path | None, *, revision: b
         else:
             cache = None if data_dir is None else str(data_dir)
             chosen: dict[str, Any] = {"revision" if revision else "name": config or None}
-            loaded = datasets.load_dataset(str(folder) if folder.is_dir() else path, cache_dir=cache, **chosen)
+            with hub(str(folder)):
+                loaded = datasets.load_dataset(str(folder) if folder.is_dir() else path, cache_dir=cache, **chosen)
     except (OSError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise MissingData(f"data: hf:{name} could not be read: {reason[0]:.200}") from error

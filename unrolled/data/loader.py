@@ -229,7 +229,7 @@ class _Steps(Dataset):
         if self.on_error == "raise":
             more = f" (and {len(named) - 1} more in this batch)" if len(named) > 1 else ""
             raise TrainingStopped(
-                f"batch {step}: unusable image {named[0]}{more}; repair or remove it, or choose on_error 'skip'"
+                f"batch {step}: unusable image {named[0]}{more}; repair or remove it, or choose on_error='skip'"
             )
         good = np.array([p for p in range(len(indices)) if p not in bad], np.int64)
         if len(good) == 0:

@@ -102,7 +102,7 @@ class CharacterTokenizer:
             shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:5])
             raise ValueError(
                 f"text: {len(unknown)} characters are unknown to this vocabulary of {len(self.characters)}: {shown}; "
-                "remove them, or use the tokenizer 'bytes', which knows every text"
+                "remove them, or use tokenizer='bytes', which knows every text"
             )
         return torch.tensor([self._ids[character] for character in text], dtype=torch.int64)
 

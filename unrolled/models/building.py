@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +16,7 @@ from torch.nn.modules import module as hooks
 from unrolled.checksums import check_model
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 from unrolled.memory import available_bytes
+from unrolled.network import hub
 
 _MOST_LAYERS = 10_000
 _NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed", "integer multiplication overflow")
@@ -145,16 +146,36 @@ def unknown_argument(name: str, error: TypeError) -> ValueError:
     return ValueError(f"model_args: {name} does not take {unknown!r}; leave it out or correct its name")
 
 
+def no_model(path: Path) -> str:
+    """What to say of a folder in which no model is: where there is one nearby, or how to go on."""
+    near = next((folder for folder in path.resolve().parents[:2] if (folder / "model/config.json").is_file()), None)
+    if near is not None:
+        return f"{path} is a part of the run {near}; give that folder"
+    if (path / "checkpoints").is_dir():
+        return f"{path} is a run that was stopped before it had a model; it goes on with `unrolled train --resume auto`"
+    return f"{path} holds no config.json, nor does its model/; give a run folder, or one of `save_pretrained`"
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _asks_hub(name: str, pretrained: bool) -> bool:
+    """Whether timm would ask the hub for a model: by its scheme, or for weights of a name that has no file here."""
+    if ":" in name:
+        return name.startswith(("hf-hub:", "hf_hub:"))
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True) if pretrained else None
+    return known is not None and not known.file
 
 
 def create_with_timm(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """`timm.create_model` within memory, with whole and finite weights where these are loaded."""
     if pretrained and name.startswith("local-dir:"):
         check_model(Path(name.removeprefix("local-dir:")))
-    with building(name, kwargs), reading_weights(name, kwargs, pretrained):
+    of_hub = _asks_hub(name, pretrained)
+    asking = hub(name) if of_hub else nullcontext()
+    with building(name, kwargs), asking, reading_weights(name, kwargs, pretrained or of_hub):  # or its description
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     if pretrained:
         check_finite_weights(model, name)

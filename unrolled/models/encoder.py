@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unrolled.catalogue import ModelInfo, catalogue
 from unrolled.errors import MissingData
-from unrolled.models.building import building
+from unrolled.models.building import building, no_model
 from unrolled.models.sequence import LanguageModel
 from unrolled.models.sequence_config import (
     ENCODERS,
@@ -152,10 +152,7 @@ def load_language_model(folder: Path | str) -> LanguageModel:
     path = Path(folder).expanduser()
     found = [place for place in (path, path / "model") if (place / "config.json").is_file()]
     if not found:
-        raise MissingData(
-            f"model: neither {path} nor its model/ holds a config.json; a run that was stopped goes on with "
-            "--resume auto"
-        )
+        raise MissingData(f"model: {no_model(path)}")
     config = read_json(found[0] / "config.json")
     if not is_language_config(config):
         raise ValueError(f"model: {found[0]} holds no language model of this package")

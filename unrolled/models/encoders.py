@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unrolled.errors import MissingData, UnsafeFile, require
 from unrolled.models.given import find_weights, open_given
+from unrolled.network import hub
 from unrolled.reading import read_json
 
 Kind = Literal["image", "text", "audio"]
@@ -164,7 +165,8 @@ def hub_tokenizer(spec: str, name: str) -> Any:
     """
     transformers = require("transformers", extra="hf", feature=f"model {spec}")
     try:
-        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with hub(name):
+            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingData(f"model: {spec} has no tokenizer that could be read: {str(error).splitlines()[0]}") from error
 
@@ -185,7 +187,8 @@ def _tokenizer(spec: str, name: str, limit: int) -> Callable[[Sequence[str]], di
 def _audio(spec: str, name: str, module: nn.Module) -> Encoder:
     transformers = require("transformers", extra="hf", feature=f"model {spec}")
     try:
-        features = transformers.AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
+        with hub(name):
+            features = transformers.AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingData(f"model: {spec} has no feature extractor: {str(error).splitlines()[0]}") from error
     rate = int(getattr(features, "sampling_rate", 0))
@@ -203,7 +206,8 @@ def _sentence_transformer(spec: str, name: str) -> Encoder:
     package = require("sentence_transformers", extra="st", feature=f"model {spec}")
     _check_modules(name)
     try:
-        whole = package.SentenceTransformer(name, device="cpu")
+        with hub(name):
+            whole = package.SentenceTransformer(name, device="cpu")
     except OSError as error:
         raise MissingData(f"model: {spec} could not be read: {str(error).splitlines()[0]}") from error
     pooling = "mean"

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from unrolled.catalogue import ModelInfo, catalogue
+from unrolled.checksums import check_file
 from unrolled.models.building import create_with_timm
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
@@ -175,6 +176,9 @@ def register(
         pool = kwargs.pop("pool", None) or kwargs.pop("global_pool", None) if head else None
         out_indices = kwargs.pop("out_indices", 3)
         tag = kwargs.get("pretrained_cfg")  # timm: what stands behind the dot of a name
+        if pretrained and isinstance(tag, dict) and tag.get("source") == "local-dir":  # asked by timm itself, perhaps
+            for file in ("config.json", "model.safetensors"):
+                check_file(Path(tag["file"]) / file)
         own = _SHIPPED.get(name, {}).get(tag, {}).get("arch", {}) if isinstance(tag, str) else {}
         model = build_model_with_cfg(
             build,

@@ -12,8 +12,9 @@ import timm
 from torch import nn
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
-from unrolled.models.building import check_finite_weights, first_line, reading_weights, unknown_argument
+from unrolled.models.building import check_finite_weights, first_line, no_model, reading_weights, unknown_argument
 from unrolled.models.registry import create_registered, is_registered, names_folder
+from unrolled.network import hub
 from unrolled.reading import read_object
 from unrolled.trust import check, check_model_args, import_factory
 
@@ -39,6 +40,8 @@ def create_model(name: str, pretrained: bool | None = None, **kwargs: Any) -> nn
         MissingData: there are no weights of that name, or they could not be fetched.
         CorruptFile: the weights are damaged or NaN.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name: must be text, {_FORMS}; not a {type(name).__name__}")
     source, colon, _ = name.partition(":")
     if (colon and source in _TIMM_SOURCES) or (not colon and not names_folder(name)):
         return create_registered(name, pretrained=bool(pretrained), **kwargs)
@@ -101,7 +104,8 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
     """A model with its trained weights, in eval mode: of images, masked, or of text.
 
     Args:
-        source: a run folder, or one of `save_pretrained` or `unrolled convert`; the file of a published checkpoint; a
+        source: a run folder, or one of `save_pretrained` or `unrolled convert`, or the `model.safetensors` in it; the
+            file of a published checkpoint; a
             repository `ORG/NAME` of the Hugging Face hub, of this package, timm or transformers; the name of weights
             that ship with this package or that timm has, such as `crate_nano_patch4_32.cifar10`; or another string of
             `resolve_model`.
@@ -116,8 +120,9 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
     from unrolled.models.published import load_published
 
     spec, path = str(source), Path(source).expanduser()
-    if path.is_file():
+    if path.is_file() and not (path.name == "model.safetensors" and _describes(path.parent)):
         return load_published(path, **kwargs)
+    path = path.parent if path.is_file() else path
     if spec and path.is_dir() and not (isinstance(source, str) and timm.is_model(spec.split(".")[0])):
         spec = f"local:{path}"
     elif _REPOSITORY.fullmatch(spec) and not path.parent.is_dir():  # in a folder that is here: a name mistyped
@@ -127,18 +132,29 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
     return resolve_model(spec, pretrained=True, **kwargs).eval()
 
 
+def _describes(folder: Path) -> bool:
+    """Whether a folder says what its `model.safetensors` is the weights of, as this package and timm write it."""
+    from unrolled.models.encoder import is_language_config
+
+    if not (folder / "config.json").is_file():
+        return False
+    config = read_object(folder / "config.json")
+    return "architecture" in config or is_language_config(config)
+
+
 def _from_hub(name: str, kwargs: dict[str, Any]) -> nn.Module:
     """The model of a repository of the Hugging Face hub, by what its `config.json` says it is."""
     from huggingface_hub import hf_hub_download
 
     from unrolled.models.encoder import is_language_config, language_model_class
 
-    with reading_weights(name, kwargs, True):
+    with hub(name), reading_weights(name, kwargs, True):
         file = Path(hf_hub_download(name, "config.json"))
     config = _checked(file)
     if is_language_config(config):
         _refuse(kwargs, name)
-        return language_model_class(config).from_pretrained(name)
+        with hub(name):
+            return language_model_class(config).from_pretrained(name)
     if "architecture" not in config:
         return resolve_model(f"hf:{name}", pretrained=True, **kwargs)
     return create_registered(f"hf-hub:{name}", pretrained=True, **kwargs)
@@ -202,9 +218,7 @@ def model_folder(folder: str | Path) -> Path:
             return candidate
     if not path.is_dir():
         raise MissingData(f"model: there is no folder {path}")
-    raise MissingData(
-        f"model: {path} holds no config.json, nor does its model/; a run that was stopped goes on with --resume auto"
-    )
+    raise MissingData(f"model: {no_model(path)}")
 
 
 def _build_registered(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -264,17 +278,19 @@ def build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], *, a
         loader = transformers.AutoModelForImageClassification
         kwargs["num_labels"] = kwargs.pop("num_classes")
     try:
-        # False, not the default: that asks on a terminal whether to run the code that came with the weights
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
-        if "/" in str(getattr(config, "_attn_implementation", "")):  # a repository of compiled code
-            raise UnsafeFile(f"model: hf:{name} wants the attention of {config._attn_implementation}, which is code")
-        if not pretrained:
-            model = loader.from_config(config, trust_remote_code=False)
-        else:
-            model = loader.from_pretrained(
-                name, config=config, ignore_mismatched_sizes="num_labels" in kwargs, use_safetensors=True,
-                trust_remote_code=False,
-            )  # fmt: skip
+        with hub(name):
+            # False, not the default: that asks on a terminal whether to run the code that came with the weights
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
+            if "/" in str(getattr(config, "_attn_implementation", "")):  # a repository of compiled code
+                said = f"wants the attention of {config._attn_implementation}, which is code"
+                raise UnsafeFile(f"model: hf:{name} {said}")
+            if not pretrained:
+                model = loader.from_config(config, trust_remote_code=False)
+            else:
+                model = loader.from_pretrained(
+                    name, config=config, ignore_mismatched_sizes="num_labels" in kwargs, use_safetensors=True,
+                    trust_remote_code=False,
+                )  # fmt: skip
     except UnsafeFile:
         raise
     except (ValueError, ImportError, AttributeError, KeyError, TypeError, RecursionError) as error:

@@ -30,6 +30,13 @@ class LinearStem(PatchEmbed):
             return
         first = next(module for module in self.proj.modules() if isinstance(module, nn.Conv2d))
         channels, (p, q) = first.in_channels, self.patch_size
+        if not isinstance(x, Tensor):
+            raise ValueError(f"images: need a tensor [batch, {channels}, height, width], not a {type(x).__name__}")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"images: are {str(x.dtype).removeprefix('torch.')}, need floats: divide by 255, then normalise by the "
+                "mean and std that `unrolled.models.model_input(model)` names"
+            )
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(
                 f"images: need [batch, {channels}, height, width], got {list(x.shape)}; set in_chans, or convert"

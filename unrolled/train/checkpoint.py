@@ -74,7 +74,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         MissingData: `path` does not exist.
     """
     if not path.exists():
-        raise MissingData(f"no checkpoint at {path}; `--resume auto` continues the run in `out`")
+        raise MissingData(f"no checkpoint at {path}; resume='auto' continues the run in out=")
     try:
         document = read_object(path / _STATE)
         if not is_whole(document):
@@ -244,7 +244,7 @@ def check_architecture(model: nn.Module, tensors: dict[str, Tensor], path: Path)
         parts.append(f"has other shapes: {_some(other)}")
     raise ValueError(
         f"{path} is a checkpoint of another architecture: it {', '.join(parts)}. "
-        "Resume with the model it was made by, or choose another out for a new run."
+        "Resume with the model it was made by, or choose another out= for a new run."
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unrolled.errors import CorruptFile, require
-from unrolled.reading import read_text
+from unrolled.reading import printable, read_text
 from unrolled.train.checkpoint import write_atomic
 from unrolled.train.config import RunConfig
 from unrolled.train.config_files import as_plain
@@ -223,6 +223,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """One line, above the bar if there is one."""
+        text = printable(text, keep="\n\t")
         with contextlib.suppress(OSError):
             if self._bar is not None:
                 self._bar.write(text, file=sys.stderr)

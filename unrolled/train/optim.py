@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,9 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 
     if config.optimizer.lower() not in list_optimizers():
-        raise ValueError(f"optimizer={config.optimizer!r} is not one of timm's: {', '.join(list_optimizers())}")
+        near = get_close_matches(config.optimizer.lower(), list_optimizers(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "the usual ones are adamw, sgd, lion and muon"
+        raise ValueError(f"optimizer={config.optimizer!r} is not one of timm's; {hint}")
     named: Any = getattr(model, "no_weight_decay", None)
     exempt = named() if callable(named) else ()
     groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
@@ -65,7 +68,9 @@ def _muon(model: nn.Module, config: RunConfig, groups: list[dict[str, Any]]) -> 
     parameters = dict(model.named_parameters())
     matrices = [parameters[name] for name in layer_matrices(model) if parameters[name].requires_grad]
     if not matrices:
-        raise ValueError("optimizer='muon' is for the matrices of a model's layers, and this one has none; use 'adamw'")
+        raise ValueError(
+            "optimizer='muon' is for the matrices of a model's layers, and this one has none; use optimizer='adamw'"
+        )
     theirs = {id(parameter) for parameter in matrices}
     rest = [{**group, "params": [p for p in group["params"] if id(p) not in theirs]} for group in groups]
     ours = {"params": matrices, "weight_decay": config.weight_decay, "muon": True}

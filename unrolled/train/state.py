@@ -216,7 +216,7 @@ def check_same(config: RunConfig, then: Mapping[str, Any], path: Path) -> None:
     if changed:
         raise ValueError(
             f"{path} was made with another configuration ({'; '.join(changed)}); "
-            "restore these values, choose another out, or pass force to go on with the new ones"
+            "restore these values, choose another out=, or give force=True to go on with the new ones"
         )
 
 
@@ -272,8 +272,8 @@ def _find(config: RunConfig, folder: Path) -> Path | None:
         return path
     if (earlier := checkpoints(folder)) and not config.force:
         raise ValueError(
-            f"out={str(config.out)!r} already holds a run (up to {earlier[0].name}); pass resume 'auto' to continue "
-            "it, choose another out, or force to replace it"
+            f"out={str(config.out)!r} already holds a run (up to {earlier[0].name}); give resume='auto' to continue "
+            "it, another out=, or force=True to replace it"
         )
     return None
 

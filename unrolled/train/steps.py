@@ -134,7 +134,7 @@ def run_steps(
             state.save()
             raise Interrupted(
                 f"stopped at step {state.step} of {last}; everything is saved in {out}: "
-                "run the same command with --resume auto to go on"
+                "run it again with resume='auto' to go on"
             )
 
     def measure(split: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unrolled.errors import CorruptFile, MissingData, UnsafeFile
+from unrolled.errors import CorruptFile, MissingData
 from unrolled.terminal import say
 
 if TYPE_CHECKING:
@@ -91,17 +91,10 @@ def _labels(groups: str, rows: Rows, pairs: PairSource | None) -> Sequence[Any]:
 
 
 def _read(path: Path) -> list[Any]:
-    import numpy as np
-
     if path.suffix == ".npy":
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            if "pickle" in str(error).lower():
-                raise UnsafeFile(
-                    f"--groups: {path} holds pickled objects and was not read; save plain labels"
-                ) from error
-            raise CorruptFile(f"--groups: {path} is truncated or not a .npy file: {error}") from error
+        from unrolled.arrays import read_npy
+
+        array = read_npy(path)
         if array.ndim != 1:
             raise ValueError(f"groups {path}: must be one label a sample [n], not {array.shape}")
         return list(array.tolist())

@@ -114,7 +114,7 @@ class SelfDistillation(ImageTask):
         if isinstance(model, MaskedAutoencoder):
             raise ValueError(
                 f"model={self.config.model!r} is a masked autoencoder, whose output is no feature; choose a backbone "
-                "such as crate_nano_patch4_32, or task 'mae'"
+                "such as crate_nano_patch4_32, or task='mae'"
             )
         return model
 

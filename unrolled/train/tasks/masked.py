@@ -54,7 +54,7 @@ class MaskedReconstruction(ImageTask):
         if not isinstance(model, MaskedAutoencoder):
             raise ValueError(
                 f"model={config.model!r} has no masked objective; choose a masked autoencoder such as "
-                "crate_mae_nano_patch4_32 (`unrolled list '*mae*'`), or task 'simdino' for this model"
+                "crate_mae_nano_patch4_32 (`unrolled list '*mae*'`), or task='simdino' for this model"
             )
         model.norm_pix_loss = config.norm_pix_loss
         model._model_args["norm_pix_loss"] = config.norm_pix_loss
