@@ -156,13 +156,23 @@ def _has_norm(module: nn.Module) -> bool:
     return any(name.rsplit(".", 1)[-1] in names and name.count(".") < 2 for name, _ in module.named_modules())
 
 
-def _tokenizer(spec: str, name: str, limit: int) -> Callable[[Sequence[str]], dict[str, Tensor]]:
+def hub_tokenizer(spec: str, name: str) -> Any:
+    """The tokenizer of a Hugging Face model, as transformers has it.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        MissingData: there is none, or it cannot be read.
+    """
     transformers = require("transformers", extra="hf", feature=f"model {spec}")
     try:
         with hub(name):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingData(f"model: {spec} has no tokenizer that could be read: {str(error).splitlines()[0]}") from error
+
+
+def _tokenizer(spec: str, name: str, limit: int) -> Callable[[Sequence[str]], dict[str, Tensor]]:
+    tokenizer = hub_tokenizer(spec, name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
