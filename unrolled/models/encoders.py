@@ -156,20 +156,30 @@ def _has_norm(module: nn.Module) -> bool:
     return any(name.rsplit(".", 1)[-1] in names and name.count(".") < 2 for name, _ in module.named_modules())
 
 
-def _tokenizer(spec: str, name: str, limit: int) -> Callable[[Sequence[str]], dict[str, Tensor]]:
+def hub_tokenizer(spec: str, name: str) -> Any:
+    """The tokenizer of a Hugging Face model, as transformers has it.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        MissingData: there is none, or it cannot be read.
+    """
     transformers = require("transformers", extra="hf", feature=f"model {spec}")
     try:
         with hub(name):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingData(f"model: {spec} has no tokenizer that could be read: {str(error).splitlines()[0]}") from error
+
+
+def _tokenizer(spec: str, name: str, limit: int) -> Callable[[Sequence[str]], dict[str, Tensor]]:
+    tokenizer = hub_tokenizer(spec, name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
 
     def collate(texts: Sequence[str]) -> dict[str, Tensor]:
-        found = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        return {key: found[key] for key in ("input_ids", "attention_mask") if key in found}
+        inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        return {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
 
     return collate
 
@@ -186,8 +196,8 @@ def _audio(spec: str, name: str, module: nn.Module) -> Encoder:
         raise ValueError(f"model: {spec} ({type(module).__name__}) does not take sound")
 
     def collate(waves: Sequence[Any]) -> dict[str, Tensor]:
-        found = features([np.asarray(wave, np.float32) for wave in waves], sampling_rate=rate, return_tensors="pt")
-        return {key: value for key, value in found.items() if isinstance(value, Tensor) and key != "attention_mask"}
+        inputs = features([np.asarray(wave, np.float32) for wave in waves], sampling_rate=rate, return_tensors="pt")
+        return {key: value for key, value in inputs.items() if isinstance(value, Tensor) and key != "attention_mask"}
 
     return Encoder(name=spec, module=module, kind="audio", collate=collate, rate=rate)
 
@@ -210,8 +220,8 @@ def _sentence_transformer(spec: str, name: str) -> Encoder:
             pooling = "last"
 
     def collate(texts: Sequence[str]) -> dict[str, Tensor]:
-        found = whole.tokenize(list(texts))
-        return {key: found[key] for key in ("input_ids", "attention_mask") if key in found}
+        inputs = whole.tokenize(list(texts))
+        return {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
 
     module: nn.Module = whole[0].auto_model
     return Encoder(
@@ -287,5 +297,5 @@ def waveform(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     if rate != wanted:
         common = gcd(rate, wanted)
         values = resample_poly(values, wanted // common, rate // common)
-    found: np.ndarray = torch.as_tensor(values, dtype=torch.float32).numpy()
-    return found
+    resampled: np.ndarray = torch.as_tensor(values, dtype=torch.float32).numpy()
+    return resampled

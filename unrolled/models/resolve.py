@@ -83,7 +83,7 @@ def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool
     if not colon or scheme == "timm":
         build, name = _build_registered, rest if colon else spec
     elif scheme == "hf":
-        build, name = _build_transformers, rest
+        build, name = build_transformers, rest
     elif scheme == "local":
         build, name = _build_local, rest
     elif _is_import_path(scheme):
@@ -240,7 +240,7 @@ def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         is_registered(config["architecture"])
         return create_registered(f"local-dir:{path}", pretrained=pretrained, **kwargs)
     if "model_type" in config:
-        return _build_transformers(str(path), pretrained, kwargs)
+        return build_transformers(str(path), pretrained, kwargs)
     raise ValueError(
         f"model: {path / 'config.json'} names neither an `architecture` (timm) nor a `model_type` (transformers)"
     )
@@ -256,10 +256,24 @@ def _build_named(path: Path, config: dict[str, Any], pretrained: bool, kwargs: d
     return model
 
 
-def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], *, auto: str = "AutoModel") -> nn.Module:
+    """A model of transformers by its name on the hub or its folder; no code that comes with it is run.
+
+    Args:
+        name: `ORG/NAME`, or a folder.
+        pretrained: load its weights.
+        kwargs: of its configuration; `num_classes` gives it a head for images.
+        auto: the class of transformers that chooses the head.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        MissingData: it cannot be read.
+        UnsafeFile: it comes with code.
+        ValueError: it cannot be built, or has no such head.
+    """
     transformers = require("transformers", extra="hf", feature=f"model hf:{name}")
     kwargs = dict(kwargs)
-    loader = transformers.AutoModel
+    loader = getattr(transformers, auto)
     if "num_classes" in kwargs:
         loader = transformers.AutoModelForImageClassification
         kwargs["num_labels"] = kwargs.pop("num_classes")
@@ -268,8 +282,8 @@ def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any]) -> 
             # False, not the default: that asks on a terminal whether to run the code that came with the weights
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
             if "/" in str(getattr(config, "_attn_implementation", "")):  # a repository of compiled code
-                said = f"wants the attention of {config._attn_implementation}, which is code"
-                raise UnsafeFile(f"model: hf:{name} {said}")
+                reason = f"wants the attention of {config._attn_implementation}, which is code"
+                raise UnsafeFile(f"model: hf:{name} {reason}")
             if not pretrained:
                 model = loader.from_config(config, trust_remote_code=False)
             else:
