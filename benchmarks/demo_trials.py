@@ -2,8 +2,8 @@
 
     python -m benchmarks.demo_trials [--models ...] [--rates ...] [--warmups ...] [--seeds ...]
 
-Every trial trains on four fifths of the digits' training images and is scored on the fifth that the seed holds out; test
-images are not looked at. Epochs and batch are the demo's.
+Every trial trains on four fifths of the digits' training images and is scored on the fifth that the seed holds out;
+test images are not looked at. Epochs and batch are the demo's.
 """
 
 from __future__ import annotations

@@ -41,6 +41,8 @@ def layered(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
     Env(ENV_PREFIX, command=False, show=False)(app, commands, arguments)
     files = [*reversed(_given(arguments, "--config")), *(str(recipe(name)) for name in _given(arguments, "--recipe"))]
     layers = [(file, read_yaml(file, arguments, commands[0] if commands else "")) for file in files]
+    for _, layer in layers:
+        layer.pop("force", None)  # what is in a folder is thrown away only by who types it
     if model_args is not None:
         _merge_model_args(model_args, [layer.pop("model_args", None) for _, layer in layers], flags)
     for source, layer in layers:
