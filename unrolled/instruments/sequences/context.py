@@ -287,8 +287,8 @@ def mesa_descent(
         read = _readout(z, want, protocol)
         now = read(last[name])
         records.append(record(name, context=read(queried[name]), foreign=read(foreign[name]), next=now, optimum=now))
-    answers, others = states[test][:, asked], states[other][:, asked]
-    least = {"context": answers @ maps.mT, "foreign": others @ maps.mT, "next": optimum, "optimum": optimum}
+    queries, others = states[test][:, asked], states[other][:, asked]
+    least = {"context": queries @ maps.mT, "foreign": others @ maps.mT, "next": optimum, "optimum": optimum}
     return [*records, record("minimiser", **least)]
 
 
