@@ -86,8 +86,8 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     except CorruptFile:
         raise
     except Exception as error:  # NumPy and zipfile let through whatever damaged bytes make them do
-        said = str(error)
-        if "pickle" in said.lower() or "Python objects" in said:
+        message = str(error)
+        if "pickle" in message.lower() or "Python objects" in message:
             raise UnsafeFile(f"{path} holds pickled objects and was not read; save plain arrays") from error
-        first = said.splitlines()[0] if said else type(error).__name__
+        first = message.splitlines()[0] if message else type(error).__name__
         raise CorruptFile(f"{path} is truncated or damaged, or not {what}: {first}") from error

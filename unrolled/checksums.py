@@ -88,7 +88,7 @@ def _read(folder: Path) -> dict[str, str]:
         return {}
     with path.open("rb") as file:
         lines = file.read(_MOST).decode("utf-8", errors="replace").splitlines()
-    found = [_LINE.fullmatch(line) for line in lines]
-    if not lines or not all(found):
+    matches = [_LINE.fullmatch(line) for line in lines]
+    if not lines or not all(matches):
         raise CorruptFile(f"{path} is damaged: it holds other lines than `CHECKSUM  NAME`")
-    return {match[2]: match[1] for match in found if match}
+    return {match[2]: match[1] for match in matches if match}

@@ -133,18 +133,18 @@ def _lock(folder: Path, named: str) -> int:
         if same:
             break
         os.close(file)  # its owner removed it in between
-    said = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds")}
+    record = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds")}
     os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps(said).encode(), 0)
+    os.pwrite(file, json.dumps(record).encode(), 0)
     return file
 
 
 def _owner(file: int) -> str:
     """Who wrote a lock file, in words."""
     try:
-        said = json.loads(os.pread(file, 1000, 0))
-        pid, host = int(said["pid"]), str(said["host"])[:64]
-        since = datetime.fromisoformat(said["since"])
+        record = json.loads(os.pread(file, 1000, 0))
+        pid, host = int(record["pid"]), str(record["host"])[:64]
+        since = datetime.fromisoformat(record["since"])
     except (ValueError, KeyError, TypeError, OSError):
         return "another process"
     if pid == os.getpid() and host == socket.gethostname():

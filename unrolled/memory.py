@@ -11,17 +11,17 @@ _GROUP = Path("/sys/fs/cgroup")
 
 def available_bytes() -> int | None:
     """Memory this process can still get, in bytes: what the machine has free, and its container; None if not known."""
-    found: list[int] = []
+    sizes: list[int] = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+        sizes.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
     with contextlib.suppress(OSError, ValueError):
         limit = int((_GROUP / "memory.max").read_text(encoding="ascii"))  # "max": no limit
-        found.append(limit - int((_GROUP / "memory.current").read_text(encoding="ascii")))
-    if not found:
+        sizes.append(limit - int((_GROUP / "memory.current").read_text(encoding="ascii")))
+    if not sizes:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return max(0, min(found)) if found else None
+            sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return max(0, min(sizes)) if sizes else None
 
 
 def check_fits(needed: int, what: str) -> None:
@@ -34,6 +34,6 @@ def check_fits(needed: int, what: str) -> None:
     Raises:
         ValueError: it does not fit.
     """
-    there = available_bytes()
-    if there is not None and needed > there:
-        raise ValueError(f"{what} needs {needed / 2**30:,.1f} GiB of memory, and {there / 2**30:,.1f} are free")
+    available = available_bytes()
+    if available is not None and needed > available:
+        raise ValueError(f"{what} needs {needed / 2**30:,.1f} GiB of memory, and {available / 2**30:,.1f} are free")

@@ -22,10 +22,10 @@ Kind = Literal["models", "metrics", "datasets", "studies"]
 @cache
 def plugins(kind: Kind) -> dict[str, EntryPoint]:
     """Entry points by name; of two packages with one name, the first that is found."""
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=f"unrolled.{kind}"):
-        found.setdefault(point.name, point)
-    return found
+        points.setdefault(point.name, point)
+    return points
 
 
 def load_plugin(kind: Kind, name: str) -> Any:

@@ -45,10 +45,10 @@ def cpu_flags() -> set[str]:
 
 def describe(kind: Half) -> str:
     """The answer in words."""
-    found = in_hardware(kind)
-    if found is None:
+    supported = in_hardware(kind)
+    if supported is None:
         return "not known on this system: time both"
-    if not found:
+    if not supported:
         return "emulated, 6 to 8 times slower in training: use fp32"
     if FLAGS[kind][0] in cpu_flags():
         return f"fast (AMX): --precision {kind} pays"

@@ -92,10 +92,10 @@ def read_object(path: Path | str) -> dict[str, Any]:
     Raises:
         MissingData, CorruptFile, OSError: as `read_json`; it is a list, a number or a text.
     """
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise CorruptFile(f"{path}: must hold an object, {{...}}, not a {type(found).__name__}")
-    return found
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path}: must hold an object, {{...}}, not a {type(content).__name__}")
+    return content
 
 
 def read_settings(path: Path | str) -> dict[str, Any]:
@@ -104,11 +104,11 @@ def read_settings(path: Path | str) -> dict[str, Any]:
     Raises:
         MissingData, CorruptFile, OSError: as `read_text`; it is no such YAML, or unfolds without end.
     """
-    found = read_yaml(path)
-    if not isinstance(found, dict):
-        kind = "nothing" if found is None else f"a {type(found).__name__}"
+    settings = read_yaml(path)
+    if not isinstance(settings, dict):
+        kind = "nothing" if settings is None else f"a {type(settings).__name__}"
         raise CorruptFile(f"{path}: must hold `name: value` lines, not {kind}")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in settings.items()}
 
 
 def read_yaml(path: Path | str) -> Any:

@@ -23,7 +23,7 @@ class _AfterTimm:
         if name != "timm":
             return None
         others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((found for found in others if found is not None), None)
+        spec = next((candidate for candidate in others if candidate is not None), None)
         if spec is None or spec.loader is None:
             return spec
         load = spec.loader.exec_module

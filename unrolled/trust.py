@@ -70,7 +70,7 @@ def consequence(name: str, value: Any) -> str | None:
         value: anything a file may hold there.
     """
     if isinstance(value, list | tuple):
-        return next((found for each in value if (found := consequence(name, each))), None)
+        return next((result for each in value if (result := consequence(name, each))), None)
     if not isinstance(value, str):
         return None
     kind, colon, rest = value.partition(":")

@@ -249,11 +249,11 @@ def sparse_product(a: SparseEmbedding, b: SparseEmbedding) -> float:
         rows = slice(start, start + step)
         if few:
             hit = a.columns[rows, :, None] == b.columns[rows, None, :]
-            found = torch.einsum("nab,na,nb->n", hit.to(a.values.dtype), a.values[rows], b.values[rows])
+            products = torch.einsum("nab,na,nb->n", hit.to(a.values.dtype), a.values[rows], b.values[rows])
         else:
             dense = a.values.new_zeros(a.columns[rows].shape[0], n).scatter_add_(1, a.columns[rows], a.values[rows])
-            found = (dense.gather(1, b.columns[rows]) * b.values[rows]).sum(1)
-        total += float(found.sum(dtype=accumulator(found)))
+            products = (dense.gather(1, b.columns[rows]) * b.values[rows]).sum(1)
+        total += float(products.sum(dtype=accumulator(products)))
     return total * a.scale * b.scale
 
 
@@ -351,11 +351,11 @@ def _sparse_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) 
         table[:, i] = table.new_zeros(n, n).scatter_add_(1, e.columns, e.values).flatten()
     for order in orders:
         place = torch.argsort(order.to(table.device))
-        found = []
+        nulls = []
         for e in b:
             keys = (place[rows] * n + place[e.columns]).flatten()
-            found.append(e.values.flatten() @ table.index_select(0, keys))
-        yield torch.stack(found, 1).cpu() * _scales(a)[:, None] * _scales(b)
+            nulls.append(e.values.flatten() @ table.index_select(0, keys))
+        yield torch.stack(nulls, 1).cpu() * _scales(a)[:, None] * _scales(b)
 
 
 def _mantel_totals(columns: Tensor, values: Tensor) -> Tensor:

@@ -86,11 +86,11 @@ class CKA(EmbeddingMetric):
         return DenseEmbedding.of(kernel, diagonal=not self.unbiased, scale=scale)
 
     def _features(self, rep: Representation) -> CentredFeatures:
-        own = linear_hsic(rep.centred, rep.centred, unbiased=self.unbiased)
-        total = rep.centred.square().sum(1).max().to(own) ** 2
-        if not float(own) > 1e-12 * float(total):
+        energy = linear_hsic(rep.centred, rep.centred, unbiased=self.unbiased)
+        total = rep.centred.square().sum(1).max().to(energy) ** 2
+        if not float(energy) > 1e-12 * float(total):
             raise ValueError("x has no similarity structure: its centred kernel is zero up to rounding")
-        return CentredFeatures(rep.centred, own)
+        return CentredFeatures(rep.centred, energy)
 
     def compare(self, a: Any, b: Any) -> float:
         """Value for two prepared representations."""

@@ -47,8 +47,8 @@ def soft_knn_loss(x: Tensor, y: Tensor, *, temperature: float = 0.1) -> Tensor:
     soft = []
     for side in _pair(x, y, 3):
         cosine = gram(unit_rows(side))
-        own = torch.eye(len(side), dtype=torch.bool, device=side.device)
-        soft.append(torch.softmax((cosine / temperature).masked_fill(own, -torch.inf), dim=1))
+        diagonal = torch.eye(len(side), dtype=torch.bool, device=side.device)
+        soft.append(torch.softmax((cosine / temperature).masked_fill(diagonal, -torch.inf), dim=1))
     return 1 - torch.nn.functional.cosine_similarity(soft[0], soft[1], dim=1).mean()
 
 

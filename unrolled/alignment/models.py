@@ -217,12 +217,12 @@ def score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
             stacklevel=2,
         )
         halves = [[side[: -(-len(side) // 2)], side[-(-len(side) // 2) :]] for side in (rows, columns)]
-        found = []
+        scores = []
         for i, first in enumerate(halves[0]):
             for j, second in enumerate(halves[1]):
                 if first and second and not (rows == columns and i > j):
-                    found += score_tile({**job, "rows": first, "columns": second})
-        return found
+                    scores += score_tile({**job, "rows": first, "columns": second})
+        return scores
 
 
 def metric_of(name: str, options: Mapping[str, Any] | None) -> Metric:
@@ -243,16 +243,16 @@ def _score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
     prepared: dict[str, Layers] = {}
     rows: dict[str, Rows] = {}
     for name in dict.fromkeys([*job["rows"], *job["columns"]]):
-        found = read_features(job["paths"][name])
-        layers = {layer: torch.as_tensor(value).to(job["device"]) for layer, value in found.items()}
+        features = read_features(job["paths"][name])
+        layers = {layer: torch.as_tensor(value).to(job["device"]) for layer, value in features.items()}
         try:
             prepared[name] = prepare_layers(layers, list(chosen.values()))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        own = Rows.of(found)
+        current = Rows.of(features)
         for other, known in rows.items():
-            check_same_samples(known, own, other, name)
-        rows[name] = own
+            check_same_samples(known, current, other, name)
+        rows[name] = current
     place = {name: i for i, name in enumerate(job["order"])}
     scored = []
     for a in job["rows"]:
@@ -313,9 +313,9 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _key(job: Mapping[str, Any], digests: Mapping[str, str]) -> str:
     """What a tile's result depends on: features and options, not where the files lie."""
-    own = {key: value for key, value in job.items() if key not in ("paths", "order")}
-    own["features"] = {name: digests[name] for name in job["paths"]}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:32]
+    settings = {key: value for key, value in job.items() if key not in ("paths", "order")}
+    settings["features"] = {name: digests[name] for name in job["paths"]}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _kept(store: Path | None, key: str) -> list[dict[str, Any]] | None:

@@ -32,8 +32,8 @@ class MutualKNN(EmbeddingMetric):
 
     def prepare(self, x: Features | Representation) -> SparseEmbedding:
         """Unit-norm membership matrix."""
-        found = Representation.of(x).membership(self.k)
-        return SparseEmbedding.of(found.columns, found.weights)
+        members = Representation.of(x).membership(self.k)
+        return SparseEmbedding.of(members.columns, members.weights)
 
 
 class CKNNA(EmbeddingMetric):
@@ -57,8 +57,8 @@ class CKNNA(EmbeddingMetric):
         """Unit-norm matrix of masked, U-centred cosines."""
         rep = Representation.of(x, min_samples=self.min_samples)
         n, dense = rep.n, rep.cosine if rep.n <= DENSE_LIMIT else None
-        found = rep.membership(self.k)
-        near = found.columns
+        members = rep.membership(self.k)
+        near = members.columns
         # U-centring needs the row sums of the hollow kernel, and then only its entries at the neighbours
         if dense is not None:
             sums, cosine = dense.sum(1) - dense.diagonal(), dense.gather(1, near)
@@ -68,8 +68,8 @@ class CKNNA(EmbeddingMetric):
             blocks = _row_blocks(n, near.shape[1] * rep.d)
             cosine = torch.cat([(unit[near[rows]] @ unit[rows, :, None])[..., 0] for rows in blocks])
         shift, level = sums / (n - 2), sums.sum() / ((n - 1) * (n - 2))
-        values = (cosine - shift[:, None] - shift[near] + level) * found.weights
-        return SparseEmbedding.of(found.columns, values)
+        values = (cosine - shift[:, None] - shift[near] + level) * members.weights
+        return SparseEmbedding.of(members.columns, values)
 
 
 class _ListMetric(Metric):
@@ -85,11 +85,11 @@ class _ListMetric(Metric):
         rep = Representation.of(x)
         wanted = self.k if self.k >= rep.n - 1 else self.k + 1  # one more shows whether the last place is tied
         if rep.n > DENSE_LIMIT or not 1 <= self.k < rep.n:
-            found = nearest_neighbours(rep.x, wanted)
+            neighbours = nearest_neighbours(rep.x, wanted)
         else:
             values, indices = top_k(rep.cosine.clone().fill_diagonal_(-torch.inf), wanted)
-            found = Neighbours(indices, values)
-        return shuffled_ties(rep.x, self.k, found)
+            neighbours = Neighbours(indices, values)
+        return shuffled_ties(rep.x, self.k, neighbours)
 
     def relabel(self, prepared: Any, order: Tensor) -> Tensor:
         """Lists of the samples in another order, by renaming."""
@@ -152,8 +152,8 @@ def cycle_shares(back: Tensor, out: Tensor) -> float:
     """Share of samples that are among the neighbours `back` of their neighbours `out`, both [n, k]."""
     n, k = out.shape
     me = torch.arange(n, device=out.device)
-    found = sum(int((back[out[r]].flatten(1) == me[r, None]).any(1).sum()) for r in _row_blocks(n, k * k))
-    return found / n
+    returned = sum(int((back[out[r]].flatten(1) == me[r, None]).any(1).sum()) for r in _row_blocks(n, k * k))
+    return returned / n
 
 
 def common_subsequence(a: Tensor, b: Tensor) -> Tensor:

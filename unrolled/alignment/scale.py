@@ -194,8 +194,8 @@ def relabelled_scores(
         yield torch.stack(sums, 1) / scale
 
 
-def _entries(found: Membership) -> tuple[Tensor, Tensor]:
-    return found.columns.cpu(), found.weights.cpu().double()
+def _entries(members: Membership) -> tuple[Tensor, Tensor]:
+    return members.columns.cpu(), members.weights.cpu().double()
 
 
 def _queries(units: Units, count: int, seed: int) -> Tensor:
@@ -244,9 +244,9 @@ def _shared_overlap(a: Membership, b: Membership, n: int) -> Tensor:
     """[q] inner products of the weights of two neighbourhoods."""
     parts = []
     for rows in torch.arange(len(a.columns)).split(max(1, 2**24 // n)):
-        own = [(each.columns[rows].cpu(), each.weights[rows].cpu().double()) for each in (a, b)]
-        dense = torch.zeros(len(rows), n, dtype=torch.float64).scatter_add_(1, *own[0])
-        parts.append((dense.gather(1, own[1][0]) * own[1][1]).sum(1))
+        entries = [(each.columns[rows].cpu(), each.weights[rows].cpu().double()) for each in (a, b)]
+        dense = torch.zeros(len(rows), n, dtype=torch.float64).scatter_add_(1, *entries[0])
+        parts.append((dense.gather(1, entries[1][0]) * entries[1][1]).sum(1))
     return torch.cat(parts)
 
 

@@ -57,10 +57,10 @@ class StreamingCKA:
         cross, own_x, own_y = moments.hsic(unbiased=self.unbiased)
         if not math.isfinite(own_x) or not math.isfinite(own_y):
             raise ValueError("features are too large for sums of their fourth powers: divide them by a constant")
-        for name, own in (("x", own_x), ("y", own_y)):
+        for name, hsic in (("x", own_x), ("y", own_y)):
             # what is left of the sums where features are constant: rounding, once subtracted and once cancelled
             total = float(moments.sums[name * 2].square().sum())
-            if not own > (1e-14 * total / moments.n**2 if self.unbiased else 1e-26 * total):
+            if not hsic > (1e-14 * total / moments.n**2 if self.unbiased else 1e-26 * total):
                 raise ValueError(
                     f"{name} has zero variance, or a mean so far from the origin that rounding hides it: similarity is "
                     f"undefined; for the latter pass a rough mean as center_{name}"

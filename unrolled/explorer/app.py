@@ -101,8 +101,8 @@ class _Pages:
             else:
                 picture = read_picture(data, max_bytes=MAX_UPLOAD, max_pixels=MAX_PIXELS)
             with self._catalogue.lock:
-                found = look_at(self._catalogue.open(model), picture, detail)
-            return {"id": self._looks.add(found), **found.answer}
+                result = look_at(self._catalogue.open(model), picture, detail)
+            return {"id": self._looks.add(result), **result.answer}
 
         return await run_in_threadpool(work)
 
@@ -115,11 +115,11 @@ class _Pages:
         return await run_in_threadpool(similar, self._kept(request), layer, patch)
 
     async def curves(self, request: Request) -> dict[str, Any]:
-        found = self._kept(request)
+        look = self._kept(request)
 
         def work() -> dict[str, Any]:
             with self._catalogue.lock:
-                return curves(found)
+                return curves(look)
 
         return await run_in_threadpool(work)
 
@@ -149,8 +149,8 @@ class _Pages:
 
         def work() -> dict[str, Any]:
             with self._catalogue.lock:
-                found = [self._neighbours.of(self._catalogue.open(model), layer, image) for model, layer in asked]
-            return {"a": found[0], "b": found[1], "shared": shared(*found)}
+                results = [self._neighbours.of(self._catalogue.open(model), layer, image) for model, layer in asked]
+            return {"a": results[0], "b": results[1], "shared": shared(*results)}
 
         return await run_in_threadpool(work)
 
@@ -167,14 +167,14 @@ def _answer(work: Answer) -> Any:
     @wraps(work)
     async def route(request: Request) -> Response:
         try:
-            found = await work(request)
+            result = await work(request)
         except TooLarge as error:
             return _said(413, error)
         except (MissingData, MissingExtra) as error:
             return _said(404, error)
         except ValueError as error:
             return _said(422, error)
-        return found if isinstance(found, Response) else _Json(found)
+        return result if isinstance(result, Response) else _Json(result)
 
     return route
 

@@ -77,8 +77,8 @@ async def body(request: Request, limit: int) -> bytes:
     Raises:
         TooLarge: it is.
     """
-    said = request.headers.get("content-length", "0")
-    if not said.isdecimal() or int(said) > limit:
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > limit:
         raise TooLarge(f"at most {limit / 2**20:.3g} MB can be sent; make the picture smaller first")
     out = bytearray()
     async for chunk in request.stream():

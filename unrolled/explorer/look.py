@@ -36,7 +36,7 @@ class Look:
 
     opened: Opened
     pixels: Tensor
-    found: Patches
+    patches: Patches
     facet: str
     answer: dict[str, Any]
 
@@ -99,21 +99,21 @@ def look_at(opened: Opened, picture: Image.Image, detail: int = 1) -> Look:
     # the outputs of the pass that reads the patches are its prediction, too: no second pass
     handle = opened.network.register_forward_hook(lambda _, args, out: logits.append(getattr(out, "logits", out)))
     try:
-        found, facet, why = _read(opened, pixels.to(device), how.prefix, grid)
+        patches, facet, why = _read(opened, pixels.to(device), how.prefix, grid)
     finally:
         handle.remove()
-    blank = bool(found.blank[0])
-    depth, heads = len(found.layers), 0 if found.attention is None else found.attention.shape[2]
+    blank = bool(patches.blank[0])
+    depth, heads = len(patches.layers), 0 if patches.attention is None else patches.attention.shape[2]
     answer: dict[str, Any] = {
         "model": opened.choice.shown(),
         "picture": "data:image/jpeg;base64," + base64.b64encode(encode(canvas(picture), format="JPEG")).decode(),
         "size": [picture.width, picture.height],
         "input": [pixels.shape[3], pixels.shape[2]],
-        "grid": list(found.grid),
+        "grid": list(patches.grid),
         "patch": list(how.patch),
         "layers": depth,
         "heads": heads,
-        "query": found.query,
+        "query": patches.query,
         "features": {"key": "keys", "token": "tokens"}[facet],
         "blank": blank,
         "prediction": None,
@@ -124,10 +124,10 @@ def look_at(opened: Opened, picture: Image.Image, detail: int = 1) -> Look:
     if opened.head and logits and isinstance(logits[-1], torch.Tensor) and logits[-1].dim() == 2:
         answer["prediction"] = _prediction(opened, logits[-1][0])
     if not blank:
-        if found.attention is not None:
-            answer["attention"] = _attention(found.attention[:, 0].cpu())
-        answer["colours"] = _colours(found.features[facet][:, 0].float().cpu())
-    return Look(opened, pixels, found, facet, answer)
+        if patches.attention is not None:
+            answer["attention"] = _attention(patches.attention[:, 0].cpu())
+        answer["colours"] = _colours(patches.features[facet][:, 0].float().cpu())
+    return Look(opened, pixels, patches, facet, answer)
 
 
 def objects(look: Look, layer: int, tau: float = TAU) -> dict[str, Any]:
@@ -142,9 +142,9 @@ def objects(look: Look, layer: int, tau: float = TAU) -> dict[str, Any]:
         raise ValueError(f"tau={tau:g}: give a similarity between 0 and 1")
     features = _features(look, layer)
     count = len(features)
-    if bool(look.found.blank[0]) or count < 2:
+    if bool(look.patches.blank[0]) or count < 2:
         return {"labels": [0] * count, "areas": []}
-    masks = maskcut(features, look.found.grid, tau, OBJECTS).flatten(1).numpy()
+    masks = maskcut(features, look.patches.grid, tau, OBJECTS).flatten(1).numpy()
     labels = np.zeros(count, np.int64)
     kept = [mask for mask in masks if mask.any()]
     for number, mask in enumerate(kept, 1):
@@ -197,7 +197,7 @@ def _read(opened: Opened, pixels: Tensor, prefix: int | None, grid: tuple[int, i
     missing = None
     for attention, facet in ((True, "key"), (False, "key"), (False, "token")):
         try:
-            found = read_patches(
+            patches = read_patches(
                 opened.network, pixels, facets=[facet], attention=attention, prefix=prefix, grid=grid  # type: ignore[list-item]
             )  # fmt: skip
         except ValueError as error:
@@ -205,14 +205,14 @@ def _read(opened: Opened, pixels: Tensor, prefix: int | None, grid: tuple[int, i
                 raise
             missing = f"{opened.choice.label} has no attention map to show: its layers mix tokens in another way."
             continue
-        return found, facet, missing
+        return patches, facet, missing
     raise AssertionError("tokens are always read")
 
 
 def _features(look: Look, layer: int) -> Tensor:
-    if not 0 <= layer < len(look.found.layers):
-        raise ValueError(f"layer={layer}: there are layers 0 to {len(look.found.layers) - 1}")
-    return look.found.features[look.facet][layer, 0].float().cpu()
+    if not 0 <= layer < len(look.patches.layers):
+        raise ValueError(f"layer={layer}: there are layers 0 to {len(look.patches.layers) - 1}")
+    return look.patches.features[look.facet][layer, 0].float().cpu()
 
 
 def _prediction(opened: Opened, logits: Tensor) -> dict[str, Any]:

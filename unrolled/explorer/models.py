@@ -96,9 +96,9 @@ class Catalogue:
         seed: int = 0,
     ) -> None:
         given = [_given(spec, pretrained) for spec in specs]
-        found = [*given, *_shipped(), *(_runs(runs) if runs is not None else []), *map(_random, RANDOM)]
+        choices = [*given, *_shipped(), *(_runs(runs) if runs is not None else []), *map(_random, RANDOM)]
         self.choices: dict[str, Choice] = {}
-        for choice in found:
+        for choice in choices:
             others = [other for other in self.choices if other.rpartition("~")[0] == choice.id or other == choice.id]
             self.choices[f"{choice.id}~{len(others) + 1}" if others else choice.id] = choice
         self.lock = threading.Lock()
@@ -264,7 +264,7 @@ def _runs(folder: Path) -> list[Choice]:
     if not folder.is_dir():
         return []
     places = [folder, *(path for path in folder.iterdir() if path.is_dir())]
-    found = []
+    runs = []
     for place in places:
         try:
             config = model_folder(place) / "config.json"
@@ -273,9 +273,9 @@ def _runs(folder: Path) -> list[Choice]:
         except (MissingData, OSError, ValueError):
             continue  # most folders of runs are reports, or runs that go on: they are simply not offered
         if isinstance(read, dict) and "architecture" in read and ":" not in str(read["architecture"]):
-            found.append((config.stat().st_mtime, place, str(read["architecture"]), data))
+            runs.append((config.stat().st_mtime, place, str(read["architecture"]), data))
     out = []
-    for _, place, architecture, data in sorted(found, key=lambda entry: -entry[0])[:RUNS]:
+    for _, place, architecture, data in sorted(runs, key=lambda entry: -entry[0])[:RUNS]:
         label = place.resolve().name
         out.append(
             Choice(id=f"run-{label}", label=label, spec=f"local:{place}", group="Your runs", data=data, trained=True,

@@ -71,8 +71,8 @@ class ImageSet:
                 f"--images {folder}: {len(images)} pictures can be read, and neighbours need at least {FEWEST_IMAGES}"
                 + (f"; the first that cannot: {unread[0]}" if unread else "")
             )
-        said = f", {len(unread)} left out that cannot be read" if unread else ""
-        return cls(f"{len(images)} pictures of {folder.resolve().name}{said}", tuple(images), tuple(names))
+        note = f", {len(unread)} left out that cannot be read" if unread else ""
+        return cls(f"{len(images)} pictures of {folder.resolve().name}{note}", tuple(images), tuple(names))
 
     def thumbnail(self, index: int) -> bytes:
         """PNG of one image.
@@ -107,8 +107,8 @@ class Neighbours:
 
         key = opened.choice.id
         if key not in self._features:
-            found = extract(opened.network, self._batches(opened), name=opened.choice.label)
-            self._features[key] = {name: found[name] for name in found.layers}
+            features = extract(opened.network, self._batches(opened), name=opened.choice.label)
+            self._features[key] = {name: features[name] for name in features.layers}
             while len(self._features) > _KEPT:
                 self._features.popitem(last=False)
         self._features.move_to_end(key)
@@ -118,21 +118,21 @@ class Neighbours:
         """Mutual k-nearest-neighbour score of all pairs of layers, judged against relabelled images."""
         from unrolled.alignment.chance import compare
 
-        found = compare(self.features(a), self.features(b), "mutual_knn", k=self.k, draws=DRAWS, resamples=50)
-        left, right = found.layers
+        comparison = compare(self.features(a), self.features(b), "mutual_knn", k=self.k, draws=DRAWS, resamples=50)
+        left, right = comparison.layers
         return {
-            "images": found.n,
+            "images": comparison.n,
             "k": self.k,
             "layers": [list(left), list(right)],
-            "scores": [[_plain(value) for value in row] for row in found.scores.tolist()],
-            "best": [left.index(found.best[0]), right.index(found.best[1])],
-            "score": _plain(found.score),
-            "chance": _plain(found.chance),
-            "p_value": None if found.p_value is None else _plain(found.p_value),
+            "scores": [[_plain(value) for value in row] for row in comparison.scores.tolist()],
+            "best": [left.index(comparison.best[0]), right.index(comparison.best[1])],
+            "score": _plain(comparison.score),
+            "chance": _plain(comparison.chance),
+            "p_value": None if comparison.p_value is None else _plain(comparison.p_value),
             "draws": DRAWS,
-            "calibrated": None if found.calibrated is None else _plain(found.calibrated),
-            "threshold": None if found.threshold is None else _plain(found.threshold),
-            "interval": None if found.interval is None else [_plain(value) for value in found.interval],
+            "calibrated": None if comparison.calibrated is None else _plain(comparison.calibrated),
+            "threshold": None if comparison.threshold is None else _plain(comparison.threshold),
+            "interval": None if comparison.interval is None else [_plain(value) for value in comparison.interval],
         }
 
     def of(self, opened: Opened, layer: int, image: int) -> list[dict[str, Any]]:

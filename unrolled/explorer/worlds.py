@@ -180,11 +180,11 @@ def run(world: World) -> dict[str, Any]:
     fitted = descend(phi, y, phi, step_size, world.layers)
     exact = queries @ ridge_regression(phi, y[:, None], ridge)[0] if len(phi) else torch.zeros(GRID, dtype=phi.dtype)
     mesa = mesa_prediction(phi, y, queries, ridge) if len(phi) else torch.zeros_like(exact)
-    own = world.points is None
+    generated = world.points is None
     return {
         "points": [[_plain(a), _plain(b)] for a, b in zip(x.tolist(), y.tolist(), strict=True)],
         "x": _list(grid),
-        "truth": _list(queries @ weights) if own else None,
+        "truth": _list(queries @ weights) if generated else None,
         "layers": [_list(row.clamp(-_WIDEST, _WIDEST)) for row in layers],
         "ridge_line": _list(exact),
         "mesa": _list(mesa),

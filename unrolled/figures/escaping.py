@@ -13,7 +13,7 @@ from unrolled.reading import printable
 
 def typeset(text: str) -> str:
     """As pages and figures print words: `R^c` and `R^2`, as sources and terminals spell them, with a raised sign."""
-    return re.sub(r"\bR\^([c2])\b", lambda found: {"c": "Rᶜ", "2": "R²"}[found[1]], text)
+    return re.sub(r"\bR\^([c2])\b", lambda match: {"c": "Rᶜ", "2": "R²"}[match[1]], text)
 
 
 def in_print(text: str) -> str:

@@ -56,9 +56,9 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[Record]]]) -> list[Line
             for split, key, scale, suffix in parts:
                 name = " ".join(word for word in (label, suffix) if word) or "validation"
                 colour = color if label else len(series)
-                found = _mean_curve(seeds, split, key, scale)
-                if found:
-                    x, y, error = found
+                curve = _mean_curve(seeds, split, key, scale)
+                if curve:
+                    x, y, error = curve
                     dashed = split == "val" and len(parts) > 1
                     series.append(Series(label=name, x=x, y=y, error=error, color=colour, dashed=dashed))
         if series:

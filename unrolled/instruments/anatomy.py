@@ -100,16 +100,16 @@ def find_stacks(model: nn.Module) -> list[Stack]:
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0
     ]
-    found = [item for item in lists if all(child(b, ATTENTION) is not None for b in item[1])]
-    if not found:
+    stacks = [item for item in lists if all(child(b, ATTENTION) is not None for b in item[1])]
+    if not stacks:
         for path, module in lists:
-            inside = any(path.startswith(f"{outer}.") for outer, _ in found)
+            inside = any(path.startswith(f"{outer}.") for outer, _ in stacks)
             if not inside and all(descendant(b, ATTENTION) is not None for b in module):
-                found.append((path, module))
+                stacks.append((path, module))
     merged: dict[str, list[tuple[str, nn.Module]]] = {}
-    shared = _shared_parts([path for path, _ in found])
-    for path, module in found:
-        prefix = "" if len(found) == 1 else _prefix(path.split(".")[shared:])
+    shared = _shared_parts([path for path, _ in stacks])
+    for path, module in stacks:
+        prefix = "" if len(stacks) == 1 else _prefix(path.split(".")[shared:])
         blocks = ((f"{path}.{key}".lstrip("."), block) for key, block in module.named_children())
         merged.setdefault(prefix, []).extend(blocks)
     return [Stack(prefix, tuple(blocks)) for prefix, blocks in merged.items()]
@@ -138,8 +138,8 @@ def find_parts(block: nn.Module) -> Parts:
     reads = (child(block, CROSS_NORM), cross, middle, start if middle is not None or post_norm else None)
     halves = [m for m in reads if m is not None]
     branch = attention
-    own = _has(block, "drop_path1") or _has(block, "ls1")  # else one stochastic depth may serve both halves
-    for path in ("ls1", "layer_scale1", "drop_path1") if own else ("layer_scale1", "drop_path"):
+    separate = _has(block, "drop_path1") or _has(block, "ls1")  # else one stochastic depth may serve both halves
+    for path in ("ls1", "layer_scale1", "drop_path1") if separate else ("layer_scale1", "drop_path"):
         branch = _get(block, path) or branch
     if attention is not None and _has(attention, "output.LayerNorm"):  # BERT adds and normalises inside its attention
         branch = _get(attention, "output.dropout") or branch
@@ -157,7 +157,7 @@ def final_sites(model: nn.Module, stacks: list[Stack]) -> Iterator[tuple[str, nn
     seen: set[str] = set()
     order = {"norm": 0, "fc_norm": 1, "head": 2}
     roles = {"fc_norm": "fc_norm", **dict.fromkeys(FINAL_NORM, "norm"), **dict.fromkeys(HEAD, "head")}
-    found: list[tuple[str, nn.Module]] = []
+    sites: list[tuple[str, nn.Module]] = []
     for path, module in model.named_modules():
         parts = path.split(".")
         if path.startswith(inside) or len(parts) > 3 or isinstance(module, nn.Identity):
@@ -169,8 +169,8 @@ def final_sites(model: nn.Module, stacks: list[Stack]) -> Iterator[tuple[str, nn
             continue
         if f"{prefix}{role}" not in seen:
             seen.add(f"{prefix}{role}")
-            found.append((f"{prefix}{role}", module))
-    yield from sorted(found, key=lambda item: order[item[0].rsplit("/", 1)[-1]])
+            sites.append((f"{prefix}{role}", module))
+    yield from sorted(sites, key=lambda item: order[item[0].rsplit("/", 1)[-1]])
 
 
 def head_subspaces(block: nn.Module) -> Tensor:
@@ -207,19 +207,19 @@ def _values_of(attention: nn.Module) -> Tensor | None:
         return value.unflatten(0, (attention.num_heads, -1))
     if (weight := _rows(child(attention, ("subspaces",)))) is not None:
         return None if heads is None else weight.unflatten(0, (heads, -1))
-    own = _count(KEY_VALUE_HEADS, attention, getattr(attention, "config", None)) or heads
+    kv_heads = _count(KEY_VALUE_HEADS, attention, getattr(attention, "config", None)) or heads
     width = _count(HEAD_WIDTH, attention)
     if (weight := _rows(child(attention, VALUE))) is not None:
-        if width is None and own is None:
+        if width is None and kv_heads is None:
             return None
-        return weight.unflatten(0, (-1, width) if width is not None else (own or 1, -1))
-    if heads is None or own is None:
+        return weight.unflatten(0, (-1, width) if width is not None else (kv_heads or 1, -1))
+    if heads is None or kv_heads is None:
         return None
     if (weight := _rows(child(attention, INTERLEAVED))) is not None:
-        return weight.unflatten(0, (own, heads // own + 2, -1))[:, -1]
+        return weight.unflatten(0, (kv_heads, heads // kv_heads + 2, -1))[:, -1]
     if (weight := _rows(child(attention, FUSED))) is not None:
-        width = len(weight) // (heads + 2 * own)
-        return weight[-own * width :].unflatten(0, (own, width))
+        width = len(weight) // (heads + 2 * kv_heads)
+        return weight[-kv_heads * width :].unflatten(0, (kv_heads, width))
     return None
 
 
@@ -244,8 +244,8 @@ def output_projection(attention: nn.Module) -> nn.Module | None:
         if isinstance(module, nn.Module) and isinstance(weight, Tensor) and weight.dim() == 2:
             return module
     for name, module in attention.named_children():
-        if name.lower().endswith("attention") and (found := output_projection(module)) is not None:
-            return found
+        if name.lower().endswith("attention") and (projection := output_projection(module)) is not None:
+            return projection
     return None
 
 
@@ -267,7 +267,7 @@ def _count(names: tuple[str, ...], *places: object) -> int | None:
 
 def child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     """The first direct child with one of `names`."""
-    return next((found for name in names if (found := _get(module, name)) is not None), None)
+    return next((inner for name in names if (inner := _get(module, name)) is not None), None)
 
 
 def descendant(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
@@ -279,10 +279,10 @@ def descendant(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 
 def _get(module: nn.Module, path: str) -> nn.Module | None:
-    found: object = module
+    current: object = module
     for part in path.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, nn.Module) else None
+        current = getattr(current, part, None)
+    return current if isinstance(current, nn.Module) else None
 
 
 def _has(module: nn.Module, path: str) -> bool:

@@ -297,10 +297,10 @@ def _finals(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _order(name: str) -> tuple[int, int]:
     """Where a place stands in its stack: by block, then attention, then the second half, then the whole block."""
-    found = re.search(r"block(\d+)(?:/(attn|half|mlp|ista))?", name)
-    if found is None:
+    match = re.search(r"block(\d+)(?:/(attn|half|mlp|ista))?", name)
+    if match is None:
         return (-1, 0)
-    return int(found[1]), {"attn": 0, "half": 1, "mlp": 2, "ista": 2, None: 3}[found[2]]
+    return int(match[1]), {"attn": 0, "half": 1, "mlp": 2, "ista": 2, None: 3}[match[2]]
 
 
 def _inside(name: str, receivers: Sequence[str]) -> bool:
@@ -309,11 +309,11 @@ def _inside(name: str, receivers: Sequence[str]) -> bool:
 
 def _named(known: Places, model: nn.Module, places: str | Sequence[str]) -> list[str]:
     patterns = [places] if isinstance(places, str) else list(places)
-    found = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if not found:
+    names = [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not names:
         edit(model, dict.fromkeys(patterns, zero))  # says what is near
         raise ValueError(f"places: {', '.join(patterns)} match nothing")
-    return sorted(found, key=_order)
+    return sorted(names, key=_order)
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

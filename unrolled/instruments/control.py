@@ -76,7 +76,7 @@ def _reset(model: nn.Module) -> nn.Module:
 
 def _initialisers(model: nn.Module) -> list[Callable[[], object]]:
     """Every initialising method that can be called without arguments, children before parents."""
-    found: list[Callable[[], object]] = []
+    methods: list[Callable[[], object]] = []
 
     def visit(module: nn.Module) -> None:
         for child in module.children():
@@ -84,10 +84,10 @@ def _initialisers(model: nn.Module) -> list[Callable[[], object]]:
         for name in ("reset_parameters", "_reset_parameters", "init_weights"):
             method = getattr(module, name, None)
             if callable(method) and _needs_nothing(method):
-                found.append(method)
+                methods.append(method)
 
     visit(model)
-    return found
+    return methods
 
 
 def _needs_nothing(method: Callable[..., object]) -> bool:

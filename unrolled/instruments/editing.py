@@ -204,10 +204,10 @@ class Edit:
             return args, {**kwargs, "hidden_states": after}
         return args, _replaced(kwargs, after)
 
-    def _check_half(self, site: Site, found: Tensor) -> None:
+    def _check_half(self, site: Site, actual: Tensor) -> None:
         name = site.name.removesuffix(" read")
         expected = self._expected.pop(name, None)
-        if expected is not None and not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-3):
+        if expected is not None and not torch.allclose(actual.float(), expected.float(), rtol=1e-2, atol=1e-3):
             raise ValueError(
                 f"edits: {name} cannot be changed: this block does not simply add to its tokens what attention "
                 "computes; change what attention adds, or the tokens between the blocks"
@@ -301,8 +301,8 @@ def _matching(pattern: str, places: Places, model: nn.Module) -> list[str]:
     """Names that match, or else module paths, which join the places."""
     if pattern in places:
         return [pattern]
-    if found := [name for name in places if fnmatchcase(name, pattern)]:
-        return found
+    if matches := [name for name in places if fnmatchcase(name, pattern)]:
+        return matches
     if pattern.endswith("/attention"):
         raise ValueError(f"edits: {pattern!r}: attention weights can be traced but not changed; change a head instead")
     paths = [site for site in paths_of(model) if fnmatchcase(site.name, pattern)]

@@ -138,8 +138,8 @@ def explain_logit(
     logit, constant, g = run.tail(target, against)
     halves: list[HalfEvidence] = []
     for index in reversed(range(len(run.stack.blocks))):
-        found, g = run.block(index, g)
-        halves[:0] = found
+        terms, g = run.block(index, g)
+        halves[:0] = terms
     tokens = g.shape[-2]
     return Explanation(
         target=target,
@@ -236,21 +236,21 @@ class _Run:
         if added is None:
             raise ValueError(f"model: what attention adds in {name} ({type(block).__name__}) cannot be found")
         kind: Literal["ista", "mlp"] = "ista" if parts.second_name == "ista" else "mlp"
-        found = []
+        terms = []
         half = entered + added
         if second is None and not _same(out, half):
             raise _unknown(name, block)
         if second is not None and _same(out, half + second):
-            found.append(_term(index, kind, (g * second).sum(-1)))
+            terms.append(_term(index, kind, (g * second).sum(-1)))
         elif second is not None:
             if kind != "ista" or not _same(out, second):
                 raise _unknown(name, block)
             before = self._through(parts, half, out, g, name)
             # per token, since ISTA acts on each one alone
-            found.append(_term(index, kind, (g * out).sum(-1) - (before * half).sum(-1), replaces=True))
+            terms.append(_term(index, kind, (g * out).sum(-1) - (before * half).sum(-1), replaces=True))
             g = before
-        found.insert(0, self._attention(index, g, added))
-        return found, g
+        terms.insert(0, self._attention(index, g, added))
+        return terms, g
 
     def _value(self, name: str) -> Tensor | None:
         return self.values[name][0] if name in self.values else None
@@ -279,9 +279,9 @@ class _Run:
             return term()
         g = scale(g.clone())  # layer scale is diagonal
         for split in (_by_source, _by_head):
-            found = split(layer, read, g, self.kept)
-            if found is not None:
-                heads, sources, bias = found
+            result = split(layer, read, g, self.kept)
+            if result is not None:
+                heads, sources, bias = result
                 if abs(float(heads.sum()) + bias - float(whole.sum())) <= _CLOSE * max(1.0, float(whole.abs().sum())):
                     return term(heads=heads.cpu(), sources=None if sources is None else sources.cpu(), bias=bias)
         return term()
@@ -337,8 +337,8 @@ def _by_head(layer: Any, read: Tensor, g: Tensor, kept: dict[nn.Module, Any]) ->
 
 
 def _projection(layer: nn.Module | None) -> nn.Linear | None:
-    found = (getattr(layer, name, None) for name in _OUTPUTS)
-    return next((module for module in found if isinstance(module, nn.Linear)), None)
+    candidates = (getattr(layer, name, None) for name in _OUTPUTS)
+    return next((module for module in candidates if isinstance(module, nn.Linear)), None)
 
 
 def _term(
@@ -380,10 +380,10 @@ def _frozen(norm: nn.Module, at: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _logits(out: Any) -> Tensor:
-    found = out if isinstance(out, Tensor) else getattr(out, "logits", None)
-    if not isinstance(found, Tensor):
+    logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)
+    if not isinstance(logits, Tensor):
         raise ValueError(f"model: returns a {type(out).__name__} without logits; it has no class head")
-    return found
+    return logits
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

@@ -41,8 +41,8 @@ class Shown:
         """Which tokens of a stack of blocks count, bool `[b, n]`; None: all. `stack` is its prefix in a trace."""
         if any(word in stack for word in _TOWERS_OF_IMAGES):
             return None
-        found = self.named.get("decoder_attention_mask" if stack.startswith("decoder") else "attention_mask")
-        return None if found is None else found.bool()
+        mask = self.named.get("decoder_attention_mask" if stack.startswith("decoder") else "attention_mask")
+        return None if mask is None else mask.bool()
 
     def split(self, size: int) -> Iterator[Shown]:
         """Batches of at most `size` samples."""
@@ -157,7 +157,7 @@ class Spread:
         std = np.sqrt(self._squares / np.maximum(self._of - 1, 1))
         error = std / np.sqrt(np.maximum(self._of, 1))
         columns = zip(self._mean.tolist(), std.tolist(), error.tolist(), self._of.astype(int).tolist(), strict=True)
-        return {key: found for key, found in zip(self.keys, columns, strict=True) if found[-1]}
+        return {key: values for key, values in zip(self.keys, columns, strict=True) if values[-1]}
 
 
 @contextmanager

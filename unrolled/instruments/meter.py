@@ -133,14 +133,14 @@ class Meter:
             before = 0
             for position in (each for each in self.positions if each <= z.shape[1]):
                 if point == "half":
-                    found = {**spectral(u[:, :position], self.eps)}
-                    found["subspace_rate"] = self._subspace_rate(u[:, :position], layer)
+                    values = {**spectral(u[:, :position], self.eps)}
+                    values["subspace_rate"] = self._subspace_rate(u[:, :position], layer)
                 elif point == "next":
                     part = z[:, before:position]
-                    found = {"nonzero": _nonzero(part), "l1": part.abs().mean((1, 2))}
+                    values = {"nonzero": _nonzero(part), "l1": part.abs().mean((1, 2))}
                 else:
                     break
-                for key, value in found.items():
+                for key, value in values.items():
                     self._keep(layer, f"{key}@{position}", rows, value)
                 before = position
 

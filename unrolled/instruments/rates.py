@@ -161,15 +161,15 @@ def trace_report(
     """
     models = [model, untrained_control(model, seed)] if control else [model]
     rows, meters, unit = _measure(models, images, eps, protocol, batch_size, device, stack, positions)
-    said: dict[str, Any] = {"protocol": protocol, "eps": eps, unit: int(rows[0][0][unit])}
+    settings: dict[str, Any] = {"protocol": protocol, "eps": eps, unit: int(rows[0][0][unit])}
     if unit == "sequences":
-        said["tokens"] = meters[0].tokens
+        settings["tokens"] = meters[0].tokens
     if meters[0].stack.prefix:
-        said["stack"] = meters[0].stack.prefix.rstrip("/")
-    found = {**said, "seed": seed, "layers": rows[0], "control": rows[1] if control else None}
+        settings["stack"] = meters[0].stack.prefix.rstrip("/")
+    report = {**settings, "seed": seed, "layers": rows[0], "control": rows[1] if control else None}
     if positions:
-        found |= {"positions": rows[0].positions, "positions_control": rows[1].positions if control else None}
-    return found
+        report |= {"positions": rows[0].positions, "positions_control": rows[1].positions if control else None}
+    return report
 
 
 def incoherence(subspaces: Tensor) -> float:
@@ -200,23 +200,23 @@ def incoherence(subspaces: Tensor) -> float:
 
 def _rows(meter: Meter, unit: str) -> LayerRows:
     """What `layerwise` returns; `unit` is the key of the number of samples."""
-    found = meter.spread.result()
+    stats = meter.spread.result()
     rows = LayerRows()
     for layer in range(len(meter.names)):
         row: Row = {"layer": float(layer)}
         for key, point in PLAIN.items():
-            keys = {key: (layer, key) if (layer, key) in found else (layer, f"{key}_{point}")}
+            keys = {key: (layer, key) if (layer, key) in stats else (layer, f"{key}_{point}")}
             keys |= {f"{key}_{p}": (layer, f"{key}_{p}") for p in POINTS}
             for name, source in keys.items():
-                if source not in found:
+                if source not in stats:
                     raise ValueError(f"model: {meter.names[layer]} has no tokens at Z+half: its halves run in parallel")
-                for suffix, value in zip(("", "_std", "_se"), found[source][:3], strict=True):
+                for suffix, value in zip(("", "_std", "_se"), stats[source][:3], strict=True):
                     row[name + suffix] = value
         row["incoherence"] = incoherence(meter.subspaces[layer])
         row[unit] = float(meter.spread.count)
         rows.append(row)
         for position in meter.positions:
-            at = [(key, found[layer, f"{key}@{position}"]) for key in PLAIN if (layer, f"{key}@{position}") in found]
+            at = [(key, stats[layer, f"{key}@{position}"]) for key in PLAIN if (layer, f"{key}@{position}") in stats]
             if not at:
                 continue
             by: Row = {"layer": float(layer), "position": float(position), unit: float(at[0][1][3])}

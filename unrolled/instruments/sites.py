@@ -202,7 +202,7 @@ def first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return next((found for item in items if (found := first_tensor(item)) is not None), None)
+    return next((tensor for item in items if (tensor := first_tensor(item)) is not None), None)
 
 
 def _attention_reader(model: nn.Module, parts: Parts) -> tuple[Literal["before", "after"], Read] | None:

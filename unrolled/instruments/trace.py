@@ -147,12 +147,12 @@ class Trace(Mapping[str, Any]):
 
         lines: dict[str, list[tuple[int, float]]] = {}
         for name in self:
-            if found := re.fullmatch(r"(.*?)(\d+)(?:/(.*))?", name):
+            if match := re.fullmatch(r"(.*?)(\d+)(?:/(.*))?", name):
                 value = self[name]
                 number = _root_mean_square(value) if measure is None else float(measure(value))
-                stack = found[1].rstrip("./").removesuffix("block").rstrip("/")
-                place = " ".join(word for word in (stack, found[3] or "output") if word)
-                lines.setdefault(place, []).append((int(found[2]), number))
+                stack = match[1].rstrip("./").removesuffix("block").rstrip("/")
+                place = " ".join(word for word in (stack, match[3] or "output") if word)
+                lines.setdefault(place, []).append((int(match[2]), number))
         if not lines:
             raise ValueError("the trace has no recorded layers to draw: run the model within it")
         series = [Series(label=k, x=[x for x, _ in v], y=[y for _, y in v]) for k, v in lines.items()]

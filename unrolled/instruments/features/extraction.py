@@ -200,7 +200,7 @@ def layer_names(model: nn.Module, layers: str | Sequence[str] = "block*") -> lis
     if not wanted:
         raise ValueError("layers: is empty; give names or patterns")
     known = trace(model).names
-    found: set[str] = set()
+    selected: set[str] = set()
     others: list[str] = []
     for pattern in wanted:
         parts = re.split(r"[/.]", pattern)
@@ -210,9 +210,9 @@ def layer_names(model: nn.Module, layers: str | Sequence[str] = "block*") -> lis
                 others += trace(model, patterns=pattern).names
             except ValueError as error:
                 raise ValueError(f"layers: {str(error).removeprefix('patterns: ')}") from error
-        found |= matched
-    found |= set(others)
-    return [name for name in dict.fromkeys([*known, *others]) if name in found]
+        selected |= matched
+    selected |= set(others)
+    return [name for name in dict.fromkeys([*known, *others]) if name in selected]
 
 
 def feature_key(
@@ -221,12 +221,12 @@ def feature_key(
 ) -> str:  # fmt: skip
     """SHA-256 of architecture, weights, data, layers, pooling and precision; arguments as in `extract`."""
     inner = unwrap(model)
-    said = {
+    settings = {
         "format": FORMAT, "architecture": f"{type(inner).__module__}.{type(inner).__qualname__} {inner!r}",
         "weights": weights_checksum(inner), "data": data, "inputs": inputs, "layers": layer_names(model, layers),
         "pooling": pooling, "dtype": str(dtype), "autocast": str(autocast), "prefix": prefix,
     }  # fmt: skip
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def weights_checksum(model: nn.Module) -> str:
@@ -298,7 +298,7 @@ def extract(
     count, has_class = prefix_tokens(unwrap(model), prefix)
     source: Iterable[Any] = images.split(batch_size) if isinstance(images, Tensor) else images
     kept: dict[str, list[Tensor]] = {layer: [] for layer in chosen}
-    said: dict[str, list[Tensor]] = {"indices": [], "labels": []}
+    details: dict[str, list[Tensor]] = {"indices": [], "labels": []}
     skipped: list[str] = []
     current: dict[str, Any] = {}
 
@@ -328,7 +328,7 @@ def extract(
                     raise ValueError(f"layers: {layer} ran {len(values)} times in a forward pass; leave it out")
                 kept[layer].append(values[0])
             recorded.clear()
-            for about, values in said.items():
+            for about, values in details.items():
                 if isinstance(value := getattr(batch, about, None), Tensor):  # a tensor's `indices` is a method
                     values.append(value.cpu())
     if not kept[chosen[0]]:
@@ -336,14 +336,14 @@ def extract(
     features = {layer: torch.cat(kept.pop(layer)) for layer in chosen}
     for layer, value in features.items():
         check_finite(value, layer, "use another precision, or look at these samples")
-    found = FeatureSet(
+    result = FeatureSet(
         layers=features, model=name or type(unwrap(model)).__name__, data=data, pooling=pooled_by,
         weights=weights_checksum(unwrap(model)), key=key, skipped=skipped,
-        **{about: torch.cat(values) if values else None for about, values in said.items()},
+        **{about: torch.cat(values) if values else None for about, values in details.items()},
     )  # fmt: skip
     if cache is not None:
-        found.save(Path(cache) / key[:32])
-    return found
+        result.save(Path(cache) / key[:32])
+    return result
 
 
 def check_finite(features: Tensor | np.ndarray, name: str, fix: str, *, block: int = 65_536) -> None:

@@ -55,15 +55,15 @@ def extract_in_parts(
     bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
 
     def computed(start: int, stop: int, key: str | None = None) -> FeatureSet:
-        found = compute(start, stop)
-        indices = None if found.indices is None else found.indices + start
+        result = compute(start, stop)
+        indices = None if result.indices is None else result.indices + start
         indices = indices if indices is None or rows is None else rows[indices]
-        return replace(found, indices=indices, key=found.key if key is None else key)
+        return replace(result, indices=indices, key=result.key if key is None else key)
 
     if len(bounds) == 1 and shared.world == 1:
-        found = computed(0, total)
-        found.save(folder)
-        return found
+        result = computed(0, total)
+        result.save(folder)
+        return result
     where = [folder / "parts" / f"{start:09d}-{stop:09d}" for start, stop in bounds]
     for i, (start, stop) in enumerate(bounds):
         if i % shared.world == shared.rank and not _done(where[i], _part_key(key, start, stop)):

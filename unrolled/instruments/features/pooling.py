@@ -144,6 +144,6 @@ def prefix_tokens(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
     registers = int(getattr(model, "num_reg_tokens", 0) or getattr(config, "num_register_tokens", 0) or 0)
     count = prefix if prefix is not None else getattr(model, "num_prefix_tokens", None)
     if count is None:
-        own = any(path.rsplit(".", 1)[-1] in _CLASS_TOKENS for path, _ in model.named_parameters())
-        return (1 + registers, True) if own else (0, False)
+        has_class = any(path.rsplit(".", 1)[-1] in _CLASS_TOKENS for path, _ in model.named_parameters())
+        return (1 + registers, True) if has_class else (0, False)
     return int(count), bool(getattr(model, "has_class_token", count > registers)) and count > 0

@@ -56,17 +56,17 @@ def extract_texts(
             finite.
         CorruptFile: the kept set is damaged.
     """
-    distinct, batches, said = _batched(texts, collate, batch_size, data)
+    distinct, batches, description = _batched(texts, collate, batch_size, data)
     options: dict[str, Any] = {"layers": layers, "pooling": pooling, "dtype": dtype, "autocast": autocast}
-    key = feature_key(model, data=said, **options)
+    key = feature_key(model, data=description, **options)
     if cache is not None and (Path(cache) / key[:32] / "features.json").is_file():
         return FeatureSet.load(Path(cache) / key[:32])
     shown = batches if progress is None else progress(batches, len(batches))
-    found = extract(model, shown, name=name, data=said, **options)
+    features = extract(model, shown, name=name, data=description, **options)
     places = {text: row for row, text in enumerate(distinct)}
     rows = torch.tensor([places[text] for text in texts])
-    ordered = {layer: value[rows] for layer, value in found.items()}
-    result = replace(found, layers=ordered, data=data or said, key=key)
+    ordered = {layer: value[rows] for layer, value in features.items()}
+    result = replace(features, layers=ordered, data=data or description, key=key)
     if cache is not None:
         result.save(Path(cache) / key[:32])
     return result
@@ -124,11 +124,11 @@ def extract_waveforms(
             yield collate([waveforms[i] for i in order[start:stop]])
             start = stop
 
-    found = extract(
+    features = extract(
         model, batches(), layers=layers, pooling=pooling, autocast=autocast, name=name, data=data or "waveforms"
     )
     rows = torch.tensor(order).argsort()
-    return replace(found, layers={layer: value[rows] for layer, value in found.items()}, key="")
+    return replace(features, layers={layer: value[rows] for layer, value in features.items()}, key="")
 
 
 def _batched(

@@ -73,15 +73,15 @@ def faithfulness(
     """
     changes: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for number, image in enumerate(images):
-        found = explain_logit(model, image, prefix=prefix, grid=grid)
-        order = found.evidence().flatten().argsort(descending=True, stable=True)
+        explanation = explain_logit(model, image, prefix=prefix, grid=grid)
+        order = explanation.evidence().flatten().argsort(descending=True, stable=True)
         random = torch.from_numpy(_orders(len(order), draws, seed, number))
         orders = torch.cat([order[None], random])
         counts = [max(1, round(share * len(order))) for share in shares]
         places = orders.argsort(1)  # rank of every patch in each order
         first = torch.stack([places < count for count in counts])  # [shares, 1 + draws, n]
         sets = torch.stack([first, ~first])
-        change = logits_without(model, image, sets.flatten(0, 2), found).view(sets.shape[:3]) - found.logit
+        change = logits_without(model, image, sets.flatten(0, 2), explanation).view(sets.shape[:3]) - explanation.logit
         for what, values in zip(("removed", "kept"), change, strict=True):
             for share, row in zip(shares, values, strict=True):
                 changes.setdefault((what, share), []).append((float(row[0]), float(row[1:].mean())))

@@ -87,17 +87,17 @@ def logistic(
         mean, spread = features[rows].mean(0), features[rows].std(0, correction=0)
         spread[spread == 0] = 1
         part, want = ((features[rows] - mean) / spread).numpy(), target[rows]
-        found = []
+        solutions = []
         model = LogisticRegression(max_iter=max_iter, warm_start=True, tol=_TOLERANCE)
         for penalty in order:
             model.set_params(C=1 / (penalty * len(want)))
-            with warnings.catch_warnings(record=True) as said:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", ConvergenceWarning)
                 model.fit(part, want)
             weight, bias, classes = model.coef_.copy(), model.intercept_.copy(), model.classes_
-            late = any(issubclass(warning.category, ConvergenceWarning) for warning in said)
-            found.append((_linear(weight, bias, classes, mean, spread), not late))
-        return found
+            late = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+            solutions.append((_linear(weight, bias, classes, mean, spread), not late))
+        return solutions
 
     order = sorted(penalties, reverse=True)
     scores = {}

@@ -141,8 +141,8 @@ def probe_model(
     """
     if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
         options.setdefault("types", inputs)
-    found = activations(model, inputs, layers=layers, batch_size=batch_size)
-    return [{"layer": name, **record} for name, value in found.items() for record in probe(value, targets, **options)]
+    values = activations(model, inputs, layers=layers, batch_size=batch_size)
+    return [{"layer": name, **record} for name, value in values.items() for record in probe(value, targets, **options)]
 
 
 def activations(
@@ -163,10 +163,10 @@ def activations(
         name -> [b, n, d], or what `keep` made of it, for all sequences.
     """
     reduce = None if keep is None else (lambda _, value: keep(value).clone())
-    with evaluating(model), torch.no_grad(), trace(model, patterns=layers, reduce=reduce) as found:
+    with evaluating(model), torch.no_grad(), trace(model, patterns=layers, reduce=reduce) as recorded:
         for _ in run(model, inputs, batch_size):
             pass
-    return {name: value if isinstance(value, Tensor) else torch.cat(value) for name, value in found.items()}
+    return {name: value if isinstance(value, Tensor) else torch.cat(value) for name, value in recorded.items()}
 
 
 def run(model: nn.Module, inputs: Tensor | Mapping[str, Any], batch_size: int | None = None) -> Iterator[Any]:
@@ -283,16 +283,16 @@ def _logistic_score(x: Tensor, y: Tensor, division: tuple[Tensor, Tensor] | None
     cut = len(want) - max(1, round(_VALIDATION * len(division[0]))) * x.shape[1]
 
     def solve(rows: slice, penalty: float) -> Callable[[Tensor], Any]:
-        found = want[rows]
-        if len(np.unique(found)) < 2:
-            return lambda part: np.full(len(part), found[0])
+        chosen = want[rows]
+        if len(np.unique(chosen)) < 2:
+            return lambda part: np.full(len(part), chosen[0])
         # standardised by what is fitted: the choice of the penalty knows nothing of the samples it is judged on
         mean, spread = fit[rows].mean(0), fit[rows].std(0, correction=0)
         spread[spread == 0] = 1
-        model = LogisticRegression(C=1 / (penalty * len(found)), max_iter=2000)
+        model = LogisticRegression(C=1 / (penalty * len(chosen)), max_iter=2000)
         with warnings.catch_warnings():  # scikit-learn takes many classes for a regression; these are token ids
             warnings.filterwarnings("ignore", message=".*regression problem.*", category=UserWarning)
-            model.fit(((fit[rows] - mean) / spread).numpy(), found)
+            model.fit(((fit[rows] - mean) / spread).numpy(), chosen)
         return lambda part: model.predict(((part - mean) / spread).numpy())
 
     best = penalties[0]

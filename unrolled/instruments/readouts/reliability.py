@@ -76,16 +76,16 @@ def reliability(logits: Tensor, labels: Tensor, *, bins: int = BINS, temperature
     right = (guess == labels).double()
     named = p.gather(1, labels[:, None])[:, 0]
     widths = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=z.device)
-    found = _bins(confidence, right, widths)
+    table = _bins(confidence, right, widths)
     return Reliability(
-        ece=_error(found, len(z)),
+        ece=_error(table, len(z)),
         adaptive_ece=_error(_bins(confidence, right, _quantiles(confidence, bins)), len(z)),
         nll=float(-log_p.gather(1, labels[:, None]).mean()),
         brier=float((p.square().sum(1) - 2 * named + 1).mean()),
         accuracy=float(right.mean()),
         confidence=float(confidence.mean()),
         samples=len(z),
-        bins=tuple(found),
+        bins=tuple(table),
     )
 
 
@@ -111,8 +111,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, low: float = 0.01, high: 
         return float(-(z / math.exp(log_temperature)).log_softmax(1).gather(1, index).mean())
 
     # unimodal in the logarithm too, which spreads the range evenly
-    found = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": 1e-6})
-    return math.exp(found.x)
+    result = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": 1e-6})
+    return math.exp(result.x)
 
 
 def _quantiles(confidence: Tensor, bins: int) -> Tensor:

@@ -103,8 +103,8 @@ class ObjectScorer:
         self._images.append({"id": number, "height": instances.shape[-2], "width": instances.shape[-1]})
         for mask, flag in zip(instances, flags, strict=True):
             if bool(mask.any()):
-                own = {"id": len(self._truths) + 1, "iscrowd": int(flag), "ignore": 0}
-                self._truths.append(_record(mask, number) | own)
+                fields = {"id": len(self._truths) + 1, "iscrowd": int(flag), "ignore": 0}
+                self._truths.append(_record(mask, number) | fields)
         self._found += [_record(m, number) | {"score": s} for m, s in zip(masks, sure, strict=True) if bool(m.any())]
 
     def result(
@@ -135,7 +135,7 @@ class ObjectScorer:
 
 
 def _evaluate(
-    images: list[dict[str, Any]], truths: list[dict[str, Any]], found: Any, kind: str, draws: int, seed: int
+    images: list[dict[str, Any]], truths: list[dict[str, Any]], detections: Any, kind: str, draws: int, seed: int
 ) -> dict[str, Any]:
     coco = require("pycocotools.coco", extra="eval", feature="average precision").COCO
     evaluator = require("pycocotools.cocoeval", extra="eval", feature="average precision").COCOeval
@@ -150,7 +150,7 @@ def _evaluate(
         data.createIndex()
         # with both a box and a segmentation it would score boxes of masks by the masks' areas
         keep = {"image_id", "category_id", "score", "bbox" if kind == "bbox" else "segmentation"}
-        run = evaluator(data, data.loadRes([{k: v for k, v in f.items() if k in keep} for f in found]), kind)
+        run = evaluator(data, data.loadRes([{k: v for k, v in f.items() if k in keep} for f in detections]), kind)
         run.params.useCats = 0
         run.evaluate()
         run.accumulate()

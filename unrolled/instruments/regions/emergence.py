@@ -139,14 +139,17 @@ class Emergence:
         head that is best on average over the other half of the photos; `mean` over heads; `averaged`, the mean map,
         with `low` and `high`; `chance` of `best`: the best of as many moved maps.
         """
-        own, other = self.things[..., :-1], self.chance[..., :-1]
+        things, chance = self.things[..., :-1], self.chance[..., :-1]
         low, high = bootstrap_intervals(self.things[..., -1], level=level)
         out = []
         for r, layer in np.ndindex(*self.things.shape[1:3]):
-            heads = own[:, r, layer]
+            heads = things[:, r, layer]
             row = {"best": heads.max(-1).mean(), "fixed": _fixed(heads), "mean": heads.mean()}
             row |= {"averaged": self.things[:, r, layer, -1].mean(), "low": low[r, layer], "high": high[r, layer]}
-            row |= {"chance": other[:, r, layer].max(-1).mean(), "chance_averaged": self.chance[:, r, layer, -1].mean()}
+            row |= {
+                "chance": chance[:, r, layer].max(-1).mean(),
+                "chance_averaged": self.chance[:, r, layer, -1].mean(),
+            }
             out.append(self._place(r, layer) | {name: float(value) for name, value in row.items()})
         return out
 
@@ -257,14 +260,14 @@ def emergence_scores(
         for batch in by_shape(marked, batch_size, lambda photo: tuple(photo.pixels.shape)):
             images = torch.stack([photo.pixels for _, photo in batch])
             grid = None if patch is None else (images.shape[-2] // patch[0], images.shape[-1] // patch[1])
-            found = read_patches(model, images, layers=layers, prefix=prefix, grid=grid)
-            yield from ((place, (found, index, photo)) for index, (place, photo) in enumerate(batch))
+            patches = read_patches(model, images, layers=layers, prefix=prefix, grid=grid)
+            yield from ((place, (patches, index, photo)) for index, (place, photo) in enumerate(batch))
 
     scorer: EmergenceScorer | None = None
-    for found, index, photo in in_order(read()):
-        assert found.attention is not None
-        scorer = scorer or EmergenceScorer(found.layers, by=by, keep=keep, seed=seed)
-        scorer.add(found.attention[:, index], found.grid, photo)
+    for patches, index, photo in in_order(read()):
+        assert patches.attention is not None
+        scorer = scorer or EmergenceScorer(patches.layers, by=by, keep=keep, seed=seed)
+        scorer.add(patches.attention[:, index], patches.grid, photo)
     if scorer is None:
         raise ValueError("photos: none has a marked thing")
     return scorer.result()
@@ -296,10 +299,10 @@ def emergence_baselines(photo: Photo, grid: tuple[int, int], *, clusters: int = 
         "whole photo": torch.ones(1, 2, n, dtype=torch.bool),
     }
     rows: list[Row] = []
-    for name, own in masks.items():  # one by one: they differ in how many masks they have
-        rows += score_masks({name: own}, grid, photo.classes, ignore=photo.ignore, layers=[-1], image=photo.name)
+    for name, stack in masks.items():  # one by one: they differ in how many masks they have
+        rows += score_masks({name: stack}, grid, photo.classes, ignore=photo.ignore, layers=[-1], image=photo.name)
         everything = {"": photo.things()}
-        joint = score_masks({name: own}, grid, everything, ignore=photo.ignore, layers=[-1], image=photo.name)
+        joint = score_masks({name: stack}, grid, everything, ignore=photo.ignore, layers=[-1], image=photo.name)
         rows += [row | {"class": None} for row in joint]
     return rows
 
@@ -344,5 +347,5 @@ def _fixed(heads: Scores) -> float:
     if len(heads) < 2:
         return float("nan")
     halves = heads[::2], heads[1::2]
-    scores = [own[:, other.mean(0).argmax()] for own, other in (halves, halves[::-1])]
+    scores = [half[:, other.mean(0).argmax()] for half, other in (halves, halves[::-1])]
     return float(np.concatenate(scores).mean())

@@ -193,7 +193,8 @@ def layer_sweep(rows: Iterable[Row]) -> list[Row]:
     for (layer, by), images in sorted(groups.items()):
         names = [k for k, v in next(iter(images.values()))[0].items() if isinstance(v, float)]
         means = {
-            name: float(np.mean([np.mean([row[name] for row in own]) for own in images.values()])) for name in names
+            name: float(np.mean([np.mean([row[name] for row in per_image]) for per_image in images.values()]))
+            for name in names
         }
         heads = {name: value for name, value in means.items() if name.startswith("head")}
         fixed = max(heads, key=lambda name: heads[name])

@@ -277,8 +277,8 @@ def _layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
 def prefix_of(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
     """`prefix_tokens`; a model that says nothing of them must be told, since a wrong number may form a grid too."""
     count, has_class = prefix_tokens(model, prefix)
-    said = any(getattr(model, name, None) is not None for name in ("num_prefix_tokens", "config"))
-    if prefix is None and not (said or has_class):
+    known = any(getattr(model, name, None) is not None for name in ("num_prefix_tokens", "config"))
+    if prefix is None and not (known or has_class):
         raise ValueError(f"prefix: {type(model).__name__} does not say how many tokens precede its patches; give it")
     return count, has_class
 

@@ -137,8 +137,8 @@ def nearest_patches(a: Tensor, b: Tensor) -> Matches:
     similarity = _similarity(a, b)
     best = similarity.max(1)
     back = similarity.argmax(0)
-    own = torch.arange(len(similarity), device=similarity.device)
-    return Matches(best.indices, best.values, back[best.indices] == own)
+    index = torch.arange(len(similarity), device=similarity.device)
+    return Matches(best.indices, best.values, back[best.indices] == index)
 
 
 def copy_segmentation(

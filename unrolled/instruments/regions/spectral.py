@@ -68,13 +68,13 @@ def maskcut(
     _check_graph(tau, eps, solver)
     joined = _joined(features, tau)
     n, (height, width) = len(features), grid
-    previous, found = np.zeros(grid, bool), np.zeros(grid, bool)
+    previous, covered = np.zeros(grid, bool), np.zeros(grid, bool)
     out = np.zeros((masks, height, width), bool)
     component: np.ndarray | None = None
     fresh = True
     for stage in range(masks):
         if fresh:  # a blanked stage leaves the graph, and so the cut, as it was
-            component = _cut(joined, ~found, tau, eps, solver)
+            component = _cut(joined, ~covered, tau, eps, solver)
         if component is None:
             break
         fresh = False
@@ -83,9 +83,9 @@ def maskcut(
             overlap = (component & previous).sum() / (component | previous).sum()
             if overlap > 0.5 or component.sum() <= 0.01 * n:
                 keep = np.zeros(grid, bool)
-        out[stage] = keep & ~found
+        out[stage] = keep & ~covered
         fresh = bool(keep.any())
-        found |= keep
+        covered |= keep
         previous = keep
     return torch.from_numpy(out).to(features.device)
 

@@ -109,11 +109,11 @@ def _windows(ids: Tensor, length: int, stride: int, batch_size: int) -> Any:
 def _encode(tokenizer: Any, text: str) -> Tensor:
     encode: Callable[..., Any] = getattr(tokenizer, "encode", tokenizer)
     try:
-        found = encode(text, add_special_tokens=False)  # transformers and tokenizers
+        tokens = encode(text, add_special_tokens=False)  # transformers and tokenizers
     except TypeError:
-        found = encode(text)
-    found = getattr(found, "ids", found)
-    return torch.as_tensor(found if isinstance(found, Tensor) else list(found), dtype=torch.int64).flatten()
+        tokens = encode(text)
+    tokens = getattr(tokens, "ids", tokens)
+    return torch.as_tensor(tokens if isinstance(tokens, Tensor) else list(tokens), dtype=torch.int64).flatten()
 
 
 def _first_bytes(tokenizer: Any, text: str, ids: Tensor) -> int:

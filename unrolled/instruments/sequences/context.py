@@ -165,13 +165,13 @@ def token_binding(
     at = position % length
     states = _states(model, inputs, states)
     inputs, states = inputs[:, : at + 1], states[:, : at + 1]
-    found = activations(model, inputs, layers=["embed", layer], batch_size=batch_size, keep=lambda z: z[:, at])
+    values = activations(model, inputs, layers=["embed", layer], batch_size=batch_size, keep=lambda z: z[:, at])
     weights = last_token_attention(model, inputs, layer, batch_size) if attention else None
     norms = last_token_sensitivity(model, inputs, layer, directions, batch_size, seed) if directions else None
     records = []
     for lag in range(lags + 1):
         [after], [before] = (
-            probe(found[name], states[:, at - lag], protocol=protocol, seed=seed) for name in (layer, "embed")
+            probe(values[name], states[:, at - lag], protocol=protocol, seed=seed) for name in (layer, "embed")
         )
         record = {"lag": lag, **after, "position": at, "before": before["score"]}
         record["gain"] = after["score"] - before["score"]
@@ -287,8 +287,8 @@ def mesa_descent(
         read = _readout(z, want, protocol)
         now = read(last[name])
         records.append(record(name, context=read(queried[name]), foreign=read(foreign[name]), next=now, optimum=now))
-    own, others = states[test][:, asked], states[other][:, asked]
-    least = {"context": own @ maps.mT, "foreign": others @ maps.mT, "next": optimum, "optimum": optimum}
+    queries, others = states[test][:, asked], states[other][:, asked]
+    least = {"context": queries @ maps.mT, "foreign": others @ maps.mT, "next": optimum, "optimum": optimum}
     return [*records, record("minimiser", **least)]
 
 
@@ -314,8 +314,8 @@ def _ask(
     """Tokens [b, m, d] of every layer at position `at`, where tokens `asked` of `sources` stand in the contexts."""
     variants = inputs[contexts, : at + 1].repeat_interleave(len(asked), dim=0)
     variants[:, at] = inputs[sources][:, asked].flatten(0, 1)
-    found = activations(model, variants, layers=layers, batch_size=batch_size, keep=lambda z: z[:, at])
-    return {name: z.unflatten(0, (len(contexts), len(asked))) for name, z in found.items()}
+    values = activations(model, variants, layers=layers, batch_size=batch_size, keep=lambda z: z[:, at])
+    return {name: z.unflatten(0, (len(contexts), len(asked))) for name, z in values.items()}
 
 
 def _minimisers(states: Tensor, fit: Tensor, test: Tensor, at: int) -> Tensor:

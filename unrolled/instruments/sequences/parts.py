@@ -51,10 +51,10 @@ def last_token_sensitivity(
         with evaluating(model), torch.enable_grad():
             for part in inputs.split(batch_size or max(len(inputs), 1)):
                 leaves.clear()
-                with trace(model, patterns=layer, grad=True) as found:
+                with trace(model, patterns=layer, grad=True) as recorded:
                     for _ in run(model, part):
                         pass
-                z = found[layer][:, -1]
+                z = recorded[layer][:, -1]
                 for i in range(directions):
                     u = torch.randn(z.shape, generator=generator).to(z)
                     [gradient] = torch.autograd.grad((u * z).sum(), leaves, retain_graph=i + 1 < directions)
