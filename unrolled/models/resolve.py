@@ -217,7 +217,9 @@ def model_folder(folder: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if not path.is_dir():
-        raise MissingData(f"model: there is no folder {path}")
+        of_hub = _REPOSITORY.fullmatch(str(folder)) and not path.parent.is_dir()
+        hint = f"; a model of the Hugging Face hub is given as hf:{folder}" if of_hub else ""
+        raise MissingData(f"model: there is no folder {path}{hint}")
     raise MissingData(f"model: {no_model(path)}")
 
 
@@ -256,7 +258,20 @@ def _build_named(path: Path, config: dict[str, Any], pretrained: bool, kwargs: d
     return model
 
 
-def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def hugging_face_text(name: str, *, pretrained: bool = True) -> nn.Module:
+    """A Hugging Face model of texts, in eval mode: one that predicts the next token with the head that does.
+
+    Args:
+        name: of the hub, or a folder.
+        pretrained: load the weights, instead of drawing them.
+
+    Raises:
+        ValueError, MissingData, MissingExtra, UnsafeFile: as `resolve_model`.
+    """
+    return _build_transformers(name, pretrained, {}, causal=True)
+
+
+def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], *, causal: bool = False) -> nn.Module:
     transformers = require("transformers", extra="hf", feature=f"model hf:{name}")
     kwargs = dict(kwargs)
     loader = transformers.AutoModel
@@ -270,6 +285,10 @@ def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any]) -> 
             if "/" in str(getattr(config, "_attn_implementation", "")):  # a repository of compiled code
                 said = f"wants the attention of {config._attn_implementation}, which is code"
                 raise UnsafeFile(f"model: hf:{name} {said}")
+            if causal and any(
+                each.endswith(("ForCausalLM", "LMHeadModel")) for each in getattr(config, "architectures", None) or ()
+            ):
+                loader = transformers.AutoModelForCausalLM
             if not pretrained:
                 model = loader.from_config(config, trust_remote_code=False)
             else:
