@@ -55,6 +55,7 @@ VERBS = {
         "Accuracy of a model or a run on a data set; bits per byte of a language model.",
     ),
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
+    "ablate": Verb("unrolled.commands.ablate:ablate", "What a model needs its heads, halves and atoms for."),
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
     "probe": Verb("unrolled.commands.probe:probe", "How well a simple classifier reads the classes off every layer."),
     "align": Verb("unrolled.commands.align.two:align", "How far two representations agree, beside chance."),

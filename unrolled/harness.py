@@ -62,16 +62,18 @@ class Run:
     """A run of a verb: its folder, which no other process may have, and its clock, which starts now.
 
     Args:
-        folder: `options.out`, or the verb's default.
-        options: the flags of the verb.
+        options: the flags of the verb, completed.
+        verb, model, data: what the folder is called after, without `--out`; see `default_folder`.
+        keeps_features: whatever the folder holds, it is the one to use: features in it that fit are used again.
 
     Raises:
         ValueError: another process is at work in the folder.
     """
 
-    def __init__(self, folder: Path, options: OutputFlags) -> None:
-        hold(folder)
-        self.folder = folder
+    def __init__(self, options: OutputFlags, verb: str, model: str, data: str, *, keeps_features: bool = False) -> None:
+        subject = None if keeps_features else settings_of(options)
+        self.folder = options.out or default_folder(verb, model, data, subject)
+        hold(self.folder)
         self.options = options
         self._began = time.perf_counter()
 

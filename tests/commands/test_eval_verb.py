@@ -21,6 +21,7 @@ from unrolled.data.sources import ImageSource, Subset
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.subjects.images import batches
 from unrolled.subjects.models import open_model
+from unrolled.subjects.options import Reading
 from unrolled.subjects.runs import DataOf
 from unrolled.train.robustness import corruption_errors
 
@@ -79,7 +80,7 @@ def test_a_temperature_is_fitted_on_validation_images_and_compared_on_the_same(
     assert fitted["before"] == {key: value for key, value in of.items() if key != "temperature"}
     assert "288 validation images" in (tmp_path / "eval" / "report.html").read_text()
     # independently: the loss of the validation images is least there
-    network = open_model(str(run), seed=0)
+    network = open_model(Reading(model=str(run)))
     source = open_images("digits", "val", val_fraction=0.2)
     with torch.no_grad():
         logits = torch.cat([network(b.images) for b in batches(network, source, image_size=None, batch_size=64)])

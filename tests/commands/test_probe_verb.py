@@ -11,7 +11,7 @@ from unrolled import cli
 from unrolled.commands.probe import classify, default_pools
 from unrolled.data import eval_transform, model_input, open_images
 from unrolled.models import MaskedAutoencoder, create_model
-from unrolled.subjects.models import encoder_of, opened_body
+from unrolled.subjects.models import encoder_of, open_body
 from unrolled.subjects.options import Reading
 
 FEW = ["--samples", "240", "--test-samples", "100", "--quiet"]
@@ -80,7 +80,7 @@ def test_weights_with_another_number_of_classes_are_probed(tmp_path: Path) -> No
     body = create_model("crate_nano_patch2_8", num_classes=7)
     torch.save(body.state_dict(), tmp_path / "seven.pt")
     weights = tmp_path / "seven.pt"
-    found = opened_body(Reading(model="crate_nano_patch2_8", weights=weights, model_args={"num_classes": 10}))
+    found = open_body(Reading(model="crate_nano_patch2_8", weights=weights, model_args={"num_classes": 10}))
     images = torch.randn(2, 1, 8, 8) if found.patch_embed.proj.in_channels == 1 else torch.randn(2, 3, 8, 8)  # type: ignore[union-attr]
     with torch.no_grad():
         assert torch.equal(found.forward_features(images), body.eval().forward_features(images))  # type: ignore[operator]

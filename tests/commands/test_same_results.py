@@ -71,6 +71,7 @@ def commands(data: Path) -> dict[str, list[str]]:
         "eval": ["eval", MODEL, *SMALL, *classes],
         "eval --robustness": ["eval", MODEL, *SMALL, *classes, "--robustness", "--robustness-images", "5"],
         "trace": ["trace", MODEL, *SMALL, *classes],
+        "ablate": ["ablate", MODEL, *SMALL, *classes, "--places", "block0?/attn", "block02/attn/head*"],
         "extract": ["extract", MODEL, *SMALL, *classes, "--layers", "block01"],
         "probe": ["probe", MODEL, *SMALL, *classes, "--layers", "block01", "--method", "linear", "knn", "ridge",
                   "--k", "3"],

@@ -52,7 +52,7 @@ def test_verbs_take_the_weights_data_and_classes_from_the_name(tmp_path: Path) -
     name = "crate_nano_patch4_32.cifar10"
     assert (shipped(name), shipped("crate_nano_patch4_32"), shipped(str(tmp_path))) == ("cifar10", None, None)
     trained = unrolled.create_model(name, pretrained=True)
-    opened = open_model(name, seed=0)
+    opened = open_model(Reading(model=name))
     assert all(torch.equal(a, b) for a, b in zip(opened.parameters(), trained.parameters(), strict=True))
     assert data_of(name).data == "cifar10"
     assert data_of(name, data="digits").data == "digits"

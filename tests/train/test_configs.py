@@ -91,7 +91,7 @@ def test_the_task_may_stand_wherever_settings_do(
         "environment over file": images,
     }[how]
     assert cli.run(["train", *flags, "--length", "0"]) == 2
-    assert "length=0 must be at least 1" in capsys.readouterr().err
+    assert "--length 0 must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(make: Make) -> None:
             signal.raise_signal(signal.SIGINT)
 
     config = make(resume="auto")
-    with pytest.raises(Interrupted, match="--resume auto"):
+    with pytest.raises(Interrupted, match="resume='auto'"):
         fit(config, callbacks=[interrupt])
     assert checkpoints(config.out / "checkpoints")
     assert fit(config).steps > 5
@@ -319,3 +319,7 @@ def test_a_run_is_as_long_as_its_steps_say_and_validates_every_so_many(
     for more in (["--max-steps", "5"], ["--resume", "auto"]):
         assert run([*command, "--quiet", "--out", str(tmp_path / "b"), *more]) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
+    capsys.readouterr()
+    assert run([*command, "--quiet", "--out", str(tmp_path / "b"), "--resume", "auto"]) == 0
+    assert "tokens/s" not in capsys.readouterr().out, "a run that was finished before has no speed"
+    assert "tokens/s" not in (tmp_path / "b" / "report.html").read_text()

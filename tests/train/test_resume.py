@@ -151,7 +151,7 @@ def test_sigterm_to_a_real_process_saves(config, tmp_path):
     wait_for_step(settings.out, 25)
     process.terminate()
     _, stderr = process.communicate(timeout=60)
-    assert b"--resume auto" in stderr
+    assert b"resume='auto'" in stderr
     status = json.loads((settings.out / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert checkpoints(settings.out / "checkpoints")[0].name == f"step-{status['step']:08d}"

@@ -91,6 +91,7 @@ USES: dict[str, list[list[str]]] = {
     "finetune": [["--config", "config.yaml", *HERE], ["--weights", ".", *HERE], ["--weights", "weights.pth", *HERE]],
     "eval": [["."], ["local:."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "."]],
     "trace": [["."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "weights.pth"]],
+    "ablate": [["."], ["--config", "config.yaml"]],
     "extract": [["."], ["--config", "config.yaml"]],
     "probe": [["."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "."]],
     "align": [[".", "."], ["--config", "config.yaml"]],

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.options import verb
-from unrolled.harness import OutputFlags, Run, default_folder, settings_of
-from unrolled.subjects.models import choose_device, opened, origin
+from unrolled.harness import OutputFlags, Run
+from unrolled.subjects.models import choose_device, open_model, origin
 from unrolled.subjects.options import PictureFlags
 from unrolled.terminal import table
 
@@ -72,14 +72,13 @@ def complete(options: CompleteOptions) -> None:
 
     paths = find_pictures(options.images)
     where = choose_device(options.device)
-    network = opened(options)
+    network = open_model(options)
     if not isinstance(network, MaskedAutoencoder):
         raise ValueError(f"--model {options.model}: is no masked autoencoder; see `unrolled list '*mae*'`")
     network = network.to(where)
     prepared = prepare(network, image_size=options.image_size)
     subject = paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures"
-    folder = options.out or default_folder("complete", options.model, subject, settings_of(options))
-    run = Run(folder, options)
+    run = Run(options, "complete", options.model, subject)
     rows: list[dict[str, Any]] = []
     shown: list[tuple[str, list[Pixels]]] = []
     for path, name in zip(paths, stems(paths), strict=True):
@@ -89,8 +88,8 @@ def complete(options: CompleteOptions) -> None:
         shown.append((name, pictures))
     for row, (_, pictures) in zip(rows, shown, strict=True):
         for kind, picture in zip(_NAMES, pictures, strict=True):
-            Image.fromarray(picture).save(folder / row["files"][kind])
-    sheet(shown, _NAMES).save(folder / "contact-sheet.png")
+            Image.fromarray(picture).save(run.folder / row["files"][kind])
+    sheet(shown, _NAMES).save(run.folder / "contact-sheet.png")
     result = {"model": options.model, "weights": origin(options), "mask_ratio": options.mask_ratio, "images": rows}
     flattered = bool(network.norm_pix_loss)
     text = table(*_numbers(result)) + (f"\n{_FLATTERED}" if flattered else "")

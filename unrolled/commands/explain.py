@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.options import check_counts, verb
 from unrolled.commands.settings import did_you_mean
-from unrolled.harness import OutputFlags, Run, default_folder, settings_of
+from unrolled.harness import OutputFlags, Run
 from unrolled.subjects.images import batches, images_of
-from unrolled.subjects.models import choose_device, class_names, opened, origin
+from unrolled.subjects.models import choose_device, class_names, open_model, origin
 from unrolled.subjects.options import PictureFlags, SubjectFlags
 from unrolled.subjects.runs import data_for, run_of
 from unrolled.terminal import progress, table
@@ -78,22 +78,21 @@ def explain(options: ExplainOptions) -> None:
 
     picture = read_picture(options.image)
     where = choose_device(options.device)
-    network = opened(options).to(where)
+    network = open_model(options).to(where)
     if isinstance(network, MaskedAutoencoder):
         raise ValueError(f"model: {options.model} is a masked autoencoder without a class head; finetune it first")
     names = list(next(iter(class_names(network, options)), ()))
     prepared = prepare(network, image_size=options.image_size)
     pixels = prepared.tensor(picture)
     target, against = _number("target", options.target, names), _number("against", options.against, names)
-    folder = options.out or default_folder("explain", options.model, options.image.stem, settings_of(options))
-    run = Run(folder, options)
+    run = Run(options, "explain", options.model, options.image.stem)
     found = explain_logit(
         network, pixels, target=target, against=against, prefix=prepared.prefix, grid=prepared.grid(pixels)
     )
     removals = _removals(network, pixels, found, options.seed)
     many = _many(network, prepared.prefix, options)
     views = paint(found, np.asarray(canvas(picture)))
-    write_pictures(folder, views)
+    write_pictures(run.folder, views)
     result = {
         "model": options.model, "weights": origin(options), "image": str(options.image), **_record(found, names),
         "removals": removals, "faithfulness": many,

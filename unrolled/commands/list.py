@@ -66,8 +66,8 @@ def list_(options: ListOptions) -> None:
     models = [*matching(options.pattern), *_added(options.pattern)]
     if not models:
         near = difflib.get_close_matches(options.pattern, catalogue(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(catalogue())}"
-        raise ValueError(f"pattern={options.pattern!r} matches no model; {hint}")
+        hint = f"did you mean {' or '.join(near)}? There" if near else "there"
+        raise ValueError(f"pattern={options.pattern!r} matches no model; {hint} are {', '.join(catalogue())}")
     width = max(len(model.name) for model in models)
     lines = [f"{'name':<{width}}  {'parameters':>11}  {'weights':<8}  source"]
     lines += [

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from unrolled.commands.eval.options import of_all
+from unrolled.commands.train_report import size_and_speed
 from unrolled.data import ImageSource
 from unrolled.report import Fact, LineChart, Provenance, Report, Series
 from unrolled.train import TrainResult
@@ -79,12 +80,7 @@ def run_report(result: TrainResult, facts: dict[str, Any], seconds: float) -> Re
     scores = result.test or next((entry for entry in reversed(facts["validation"])), None)
     held_out = "test" if result.test else "validation"
     shown = [] if scores is None else _facts(config.task, scores, held_out)
-    shown += [
-        Fact(label="Parameters", value=f"{facts['parameters']:,}"),
-        Fact(
-            label="Training speed", value=f"{result.units_per_second:,.0f} images/s", detail=f"{result.steps:,} steps"
-        ),
-    ]
+    shown += size_and_speed(result)
     summary = "Nothing was held out to measure."
     if scores is not None:
         summary = f"On {held_out} images: {words(config.task, scores)}.{_verdict(config.task, scores)}"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unrolled.commands.options import check_counts, verb
 from unrolled.commands.probe_report import probe_report
-from unrolled.harness import OutputFlags, Run, default_folder, settings_of
+from unrolled.harness import OutputFlags, Run, settings_of
 from unrolled.subjects.images import batches, say_data
-from unrolled.subjects.models import choose_device, encoder_of, opened_body
+from unrolled.subjects.models import choose_device, encoder_of, open_body
 from unrolled.subjects.options import LayerFlags, LoaderFlags, Reading, SubjectFlags
 from unrolled.subjects.runs import DataOf, completed
 from unrolled.terminal import say, table
@@ -87,10 +87,10 @@ def probe(options: ProbeOptions) -> None:
     where = choose_device(options.device)
     splits = _splits(options, own)
     _check_enough(splits["train"].source, options.k if "knn" in options.method else None, options.seed)
-    body = opened_body(options)
+    body = open_body(options)
     network = encoder_of(body)
     pools = options.pool or default_pools(network)
-    run = Run(options.out or default_folder("probe", options.model, own.data), options)
+    run = Run(options, "probe", options.model, own.data, keeps_features=True)
     networks = {"model": network}
     if options.control:
         # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them; and under another seed, so

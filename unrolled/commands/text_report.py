@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from unrolled.commands.train_report import size_and_speed
 from unrolled.report import Fact, Provenance, Report, learning_curves
 from unrolled.train import TextConfig, TrainResult
 
@@ -44,12 +45,7 @@ def run_report(result: TrainResult, facts: dict[str, Any], seconds: float) -> Re
         f"On the test part: {words(result.test)}. {said_of_context(config)}",
         [
             *facts_of(result.test),
-            Fact(label="Parameters", value=f"{facts['parameters']:,}"),
-            Fact(
-                label="Training speed",
-                value=f"{result.units_per_second:,.0f} tokens/s",
-                detail=f"{result.steps:,} steps",
-            ),
+            *size_and_speed(result),
         ],
     )
     only = "" if config.eval_samples is None else f" ({config.eval_samples:,} excerpts of it, drawn evenly)"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from unrolled.commands.options import check_counts, verb
-from unrolled.harness import OutputFlags, Run, default_folder, settings_of
+from unrolled.harness import OutputFlags, Run
 from unrolled.subjects.images import batches, images_of
-from unrolled.subjects.models import choose_device, opened, origin
+from unrolled.subjects.models import choose_device, open_model, origin
 from unrolled.subjects.options import SubjectFlags
 from unrolled.subjects.runs import completed
 from unrolled.terminal import progress, say
@@ -93,7 +93,7 @@ def _trace_images(options: TraceOptions) -> None:
     where = choose_device(options.device)
     everything = images_of(own, options.split, quiet=options.quiet)
     source = Subset.evenly(everything, options.images)
-    whole = whole_images(opened(options, classes=len(everything.classes)))
+    whole = whole_images(open_model(options, classes=len(everything.classes)))
     network = tower_of(whole, "image")
     tower = part_name(whole, network)
     _say_part(tower, options)
@@ -104,8 +104,7 @@ def _trace_images(options: TraceOptions) -> None:
         for batch in progress(loader, total=total, what="trace", quiet=options.quiet):
             yield batch.images
 
-    folder = options.out or default_folder("trace", options.model, own.data, settings_of(options))
-    run = Run(folder, options)
+    run = Run(options, "trace", options.model, own.data)
     # under the same seed, the control of a model with random weights could be that model itself
     layers = trace_report(
         network, pixels(), options.eps, options.protocol, device=where, stack=options.stack, seed=options.seed + 1
@@ -131,8 +130,7 @@ def _trace_texts(options: TraceOptions) -> None:
     _say_part(reader.part, options)
     if reader.random:
         say(f"note: {options.model} has random weights; a run folder or hf:NAME gives it trained ones")
-    folder = options.out or default_folder("trace", options.model, texts.name, settings_of(options))
-    run = Run(folder, options)
+    run = Run(options, "trace", options.model, texts.name)
     parts = list(texts.batches(options.batch_size))
     shown = (reader.given(ids) for ids in progress(parts, total=len(parts), what="trace", quiet=options.quiet))
     longest = max(len(ids) for ids in texts.ids)

@@ -25,6 +25,8 @@ from unrolled.instruments.trace import trace
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from unrolled.figures import HeatMap, LineChart
+
 Score = Callable[[Any, Any], Tensor]
 """(what the model returns, the targets of the batch) -> one number a sample, [b]."""
 
@@ -73,30 +75,34 @@ class Effects(Sequence[Effect]):
     def __repr__(self) -> str:
         return f"Effects({len(self)} places, score {self.score:.4g} without a change)"
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Layers by heads as a heat map where the places are heads, else the effects along the layers."""
+    def panel(self) -> HeatMap | LineChart:
+        """Layers by heads as a heat map where the places are heads, else the changes along the places."""
         from unrolled.figures import HeatMap, LineChart, Series
 
-        heads = [(re.fullmatch(r"(.*block\d+)/attn/head(\d+)", row.name), row) for row in self.rows]
-        if heads and all(found for found, _ in heads):
-            layers = list(dict.fromkeys(str(found[1]) for found, _ in heads if found))
-            count = 1 + max(int(found[2]) for found, _ in heads if found)
-            values = np.full((len(layers), count), np.nan)
-            for found, row in heads:
-                if found:
-                    values[layers.index(found[1]), int(found[2])] = row.change
-            columns = [str(head) for head in range(count)]
-            panel: Any = HeatMap(
-                title="change of the score without the head", values=values, rows=layers, columns=columns,
-                column_label="head", signed=True,
-            )  # fmt: skip
-        else:
+        heads = [re.fullmatch(r"(.*block\d+)/attn/head(\d+)", row.name) for row in self.rows]
+        if not all(heads):
             x = list(range(len(self)))
-            series = [Series(label="change", x=x, y=[row.change for row in self.rows])]
+            series = [Series(label="removed", x=x, y=[row.change for row in self.rows])]
             if not np.isnan([row.control for row in self.rows]).any():
                 series.append(Series(label="random", x=x, y=[row.control for row in self.rows], dashed=True))
-            panel = LineChart(title="change of the score", x_label="place", series=series)
-        return panel.plot(ax)
+            return LineChart(title="change of the score", x_label="place", series=series)
+        places = [(found[1], int(found[2])) for found in heads if found]
+        layers = list(dict.fromkeys(layer for layer, _ in places))
+        values = np.full((len(layers), 1 + max(head for _, head in places)), np.nan)
+        for (layer, head), row in zip(places, self.rows, strict=True):
+            values[layers.index(layer), head] = row.change
+        return HeatMap(
+            title="change of the score without the head",
+            values=values,
+            rows=layers,
+            columns=[str(head) for head in range(values.shape[1])],
+            column_label="head",
+            signed=True,
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw `panel`; see `unrolled.figures.Panel.plot`."""
+        return self.panel().plot(ax)
 
 
 def ablate(
@@ -134,13 +140,14 @@ def ablate(
     samples: dict[tuple[str, bool], list[Tensor]] = {key: [] for key in product(names, (False, True))}
     plain: list[Tensor] = []
     with torch.no_grad(), evaluating(model):
-        for number, (inputs, targets) in enumerate(batches):
+        for inputs, targets in batches:
             with _Earlier(model, reuse) as earlier:
                 before = _scores(score, _call(model, inputs), targets)
                 earlier.keep()
+                start = sum(map(len, plain))
                 plain.append(before)
                 for place, random in product(names, (False, True) if control else (False,)):
-                    act = _AsLarge(change, seed + number).bind(place) if random else change
+                    act = _AsLarge(change, seed, start).bind(place) if random else change
                     with earlier.skip_to(place), Edit(model, {place: act}, places=known):
                         after = _scores(score, _call(model, inputs), targets)
                     samples[place, random].append(after - before)
@@ -207,10 +214,13 @@ def attribution(
     Returns:
         The change of the mean score that patching each place would make if the score were linear in it.
     """
+    wanted = [places] if isinstance(places, str) else list(places)
+    readable = [name for name in trace(model).names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+    patterns = readable or wanted  # where none is, trace says what is near
     with evaluating(model):
-        with torch.no_grad(), trace(model, patterns=places) as source:
+        with torch.no_grad(), trace(model, patterns=patterns) as source:
             _call(model, clean)
-        with torch.enable_grad(), trace(model, patterns=places, grad=True) as here:
+        with torch.enable_grad(), trace(model, patterns=patterns, grad=True) as here:
             value = score(_call(model, corrupted)).mean()
         names = [name for name in here if here[name].requires_grad]
         gradients = torch.autograd.grad(value, [here[name] for name in names], allow_unused=True)
@@ -325,6 +335,8 @@ class _AsLarge:
 
     change: Change
     seed: int
+    start: int = 0
+    """Number of the first sample: each has directions of its own, whatever batch it is in."""
 
     def bind(self, name: str) -> Change:
         bind = getattr(self.change, "bind", None)
@@ -332,7 +344,9 @@ class _AsLarge:
 
         def act(x: Tensor) -> Tensor:
             moved = change(x) - x
-            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.seed)).to(x)
+            seeds = np.random.SeedSequence(self.seed).generate_state(self.start + len(x), np.uint64)[self.start :]
+            generators = (torch.Generator().manual_seed(int(each >> np.uint64(1))) for each in seeds)
+            noise = torch.stack([torch.randn(x.shape[1:], generator=each) for each in generators]).to(x)
             if x.dim() < 3:  # codes of one atom: only the sign is random
                 return x + moved.abs() * noise.sign()
             size = noise.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)

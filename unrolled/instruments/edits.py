@@ -24,6 +24,11 @@ def mean(x: Tensor) -> Tensor:
     return x.mean(tuple(range(x.dim() - 1)), keepdim=True).expand_as(x) if x.dim() > 1 else x.mean().expand_as(x)
 
 
+def token_mean(x: Tensor) -> Tensor:
+    """The mean over the tokens of each sample by itself, `[b, n, ...]`."""
+    return x.mean(1, keepdim=True).expand_as(x)
+
+
 def constant(value: Tensor | float) -> Change:
     """The same value everywhere, such as a mean over other data; broadcast to the shape of what it replaces."""
     return lambda x: torch.as_tensor(value, dtype=x.dtype, device=x.device).expand_as(x)

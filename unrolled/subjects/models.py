@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unrolled.subjects.options import Device, OneModelFlags, Reading
+from unrolled.subjects.options import Device, OneModelFlags
 from unrolled.subjects.runs import data_of, named, run_of, shipped
 from unrolled.terminal import say
 
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
     from unrolled.data import ImageSource
     from unrolled.instruments.features.parts import Processes
-
-
-Choice = OneModelFlags | Reading
-"""A model and how it is opened, as the flags of a verb say it."""
 
 
 def choose_device(choice: Device) -> torch.device:
@@ -65,26 +61,15 @@ def sharing(choice: Device) -> Iterator[tuple[torch.device, Processes]]:
             torch.distributed.destroy_process_group()
 
 
-def open_model(
-    spec: str,
-    *,
-    weights: Path | None = None,
-    pretrained: bool = False,
-    model_args: dict[str, Any] | None = None,
-    classes: int | None = None,
-    seed: int,
-) -> nn.Module:
-    """The model a verb's MODEL argument means, in eval mode: a string of `resolve_model`, or simply a folder.
+def open_model(choice: OneModelFlags, classes: int | None = None) -> nn.Module:
+    """The model that the flags of a verb mean, in eval mode.
 
     Args:
-        spec: as in `resolve_model`; the path of a run folder or of a saved model is `local:` of it.
-        weights: load these instead of the model's own.
-        pretrained: load the weights timm or the hub has for a registered name. Folders, `hf:` models and names of
-            weights that ship with this package always come with theirs.
-        model_args: the model's own arguments.
+        choice: its `model` is a string of `resolve_model`, or simply a folder: the path of a run or of a saved model is
+            `local:` of it. Folders, `hf:` models and names of weights that ship with this package always come with
+            their weights. The global random state is set by its seed.
         classes: outputs of the head of a model that is built from its name and filled with `weights`, where those do
             not say it.
-        seed: of weights that are not loaded; the global random state is set by it.
 
     Raises:
         ValueError: unknown model, a language model, or `weights` have another head.
@@ -95,13 +80,13 @@ def open_model(
     from unrolled.models.resolve import resolve_model
     from unrolled.models.transfer import weights_classes
 
-    spec = named(spec)
-    arguments = dict(model_args or {})
+    spec, weights = named(choice.model), choice.weights
+    arguments = dict(choice.model_args)
     if weights is not None and classes is not None and not spec.startswith(("local:", "hf:")):
         own_classes = weights_classes(weights)
         arguments.setdefault("num_classes", classes if own_classes is None else len(own_classes))
-    own = weights is None and (pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
-    torch.manual_seed(seed)
+    own = weights is None and (choice.pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
+    torch.manual_seed(choice.seed)
     try:
         model = resolve_model(spec, pretrained=own, **arguments)
     except ValueError as error:
@@ -122,18 +107,10 @@ def open_model(
     return model.eval()
 
 
-def opened(choice: Choice, classes: int | None = None) -> nn.Module:
-    """`open_model` of what the flags of a verb say."""
-    return open_model(
-        choice.model, weights=choice.weights, pretrained=choice.pretrained, model_args=choice.model_args,
-        classes=classes, seed=choice.seed,
-    )  # fmt: skip
-
-
-def opened_body(choice: Choice) -> nn.Module:
-    """As `opened`, but `weights` may be of any number of classes: their head is left out, nothing here reads it."""
+def open_body(choice: OneModelFlags) -> nn.Module:
+    """As `open_model`, but `weights` may be of any number of classes: their head is left out, nothing here reads it."""
     if choice.weights is None:
-        return opened(choice)
+        return open_model(choice)
     import torch
 
     from unrolled.models import load_weights
@@ -182,7 +159,7 @@ def encoder_of(network: nn.Module, classes: int = 1) -> nn.Module:
     return encoder.eval()
 
 
-def origin(choice: Choice) -> str:
+def origin(choice: OneModelFlags) -> str:
     """Where the weights are from, in words; `"random"` if nowhere."""
     model = choice.model
     if choice.weights is not None:
@@ -194,7 +171,7 @@ def origin(choice: Choice) -> str:
     return "random" if ":" not in model or model.startswith("timm:") else f"whatever {model} gives"
 
 
-def class_names(network: nn.Module, choice: Choice) -> list[tuple[str, ...]]:
+def class_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ...]]:
     """What the outputs of a classifier stand for, in their order, by every naming that is known; empty if none is.
 
     Args:

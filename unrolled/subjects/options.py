@@ -147,27 +147,18 @@ class FeatureFlags(LayerFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class Reading(OneModelFlags, LayerFlags, LoaderFlags):
     """All that the features of one model follow from besides the samples: flags of these names, where a verb has them.
 
     Attributes:
         pool: several poolings side by side are joined by `+`.
+        captions: of an image, so many make the text.
+        data_dir: where given models are.
     """
 
-    model: str
-    weights: Path | None = None
-    pretrained: bool = False
-    model_args: dict[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
-    seed: int = 0
-    layers: tuple[str, ...] = ("block*",)
     pool: str = "mean"
     captions: int | None = None
     data_dir: Path | None = None
-    batch_size: int = 64
-    precision: Precision = "fp32"
-    workers: int = 0
-    on_error: OnError = "raise"
 
     @classmethod
     def of(cls, options: Any, **changes: Any) -> Self:

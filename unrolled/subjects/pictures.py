@@ -155,9 +155,9 @@ def opened_for_pictures(
 ) -> tuple[nn.Module, Preparation]:
     """The model on its device, and how it takes pictures; of a masked autoencoder the encoder, shown every patch."""
     from unrolled.models import MaskedAutoencoder
-    from unrolled.subjects.models import opened
+    from unrolled.subjects.models import open_model
 
-    network = opened(choice)
+    network = open_model(choice)
     network = (network.classifier(0).eval() if isinstance(network, MaskedAutoencoder) else network).to(where)
     return network, prepare(network, image_size=choice.image_size, stride=stride)
 

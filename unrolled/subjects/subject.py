@@ -16,7 +16,7 @@ from unrolled.instruments.features.parts import Processes, extract_in_parts
 from unrolled.models.encoders import Encoder, Kind, open_encoder
 from unrolled.models.masked import whole_images
 from unrolled.subjects.images import images_of
-from unrolled.subjects.models import opened
+from unrolled.subjects.models import open_model
 from unrolled.subjects.options import Reading, SampleFlags, Side
 from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
 from unrolled.subjects.runs import data_of, shared_data_of
@@ -140,7 +140,7 @@ class Subject:
 
 
 def _of_images(reading: Reading, classes: int | None = None) -> Encoder:
-    return Encoder(name=reading.model, module=whole_images(opened(reading, classes)), kind="image")
+    return Encoder(name=reading.model, module=whole_images(open_model(reading, classes)), kind="image")
 
 
 def _encoder(reading: Reading, kind: Kind) -> Encoder:

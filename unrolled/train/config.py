@@ -368,6 +368,7 @@ class PretrainConfig(ImageConfig):
     """What both ways of pretraining on images share. Labels are not looked at."""
 
     sharded: ClassVar[bool] = False
+    strategy: Literal["auto", "ddp"] = "auto"
     data: str = "cifar10"
     val_fraction: float = 0.1
     """Share of the training split held out, on which the loss is measured."""
@@ -494,6 +495,7 @@ class TextConfig(RunConfig, TextData):
     """Excerpts of text per optimiser step, over all processes and accumulation."""
     eval_every: int | None = None  # type: ignore[assignment]
     """Steps between validations; default: one epoch."""
+    strategy: Literal["auto", "ddp"] = "auto"
     eval_samples: int | None = None
     """Validate on so many excerpts of the validation part, drawn evenly; default: all. The test part is always looked
     at as a whole."""

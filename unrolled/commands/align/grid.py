@@ -71,7 +71,7 @@ def align_grid(options: AlignGridOptions) -> None:
     for metric in options.metric:
         get_metric(metric)  # before the models run: a wrong name must not cost their features
     where = choose_device(options.device)
-    run = Run(options.out or default_folder("align", options.grid.stem, "grid"), options)
+    run = Run(options, "align", options.grid.stem, "grid", keeps_features=True)
     paths, pairs = _features(run.folder, models, options, where)
     rows = Rows.of(read_features(next(iter(paths.values()))))
     units = dependence(options.groups, options.blocks, rows, pairs, quiet=options.quiet)

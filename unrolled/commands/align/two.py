@@ -11,7 +11,7 @@ from unrolled.commands.align.dependence import dependence, noted
 from unrolled.commands.align.options import CompareFlags, metric_named
 from unrolled.commands.align.report import COLUMNS, align_report, found_by, row
 from unrolled.commands.options import verb
-from unrolled.harness import Run, default_folder, settings_of
+from unrolled.harness import Run, settings_of
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.options import PairFlags, Reading, Side
 from unrolled.terminal import table
@@ -86,7 +86,7 @@ def align(options: AlignOptions) -> None:
 
     metrics = [metric_named(name, options.k) for name in options.metric]
     where = choose_device(options.device)
-    run = Run(options.out or default_folder("align", _stem(a), _stem(b)), options)
+    run = Run(options, "align", _stem(a), _stem(b), keeps_features=True)
     options, (left, right), pairs = _features(options, (a, b), run.folder, where)
     rows = Rows.of(left)
     check_same_samples(rows, Rows.of(right), a, b)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.eval.options import EvalOptions, drawn, of_all
 from unrolled.commands.eval.report import at_bound, eval_report
-from unrolled.harness import Run, default_folder, settings_of
+from unrolled.harness import Run
 from unrolled.subjects.images import batches, say_data
-from unrolled.subjects.models import by_class_names, choose_device, class_names, opened
+from unrolled.subjects.models import by_class_names, choose_device, class_names, open_model
 from unrolled.subjects.runs import DataOf, named, run_settings, shipped
 from unrolled.terminal import progress, say
 
@@ -66,8 +66,7 @@ def evaluate_classifier(options: EvalOptions) -> None:
     for each in notes:
         say(f"note: {each}")
     real = None if options.labels is None else RealLabels(options.labels, everything)
-    folder = options.out or default_folder("eval", options.model, own.data, settings_of(options))
-    run = Run(folder, options)
+    run = Run(options, "eval", options.model, own.data)
     found = _look(options, network, source, where, "eval")
     result = {
         "model": options.model, "data": own.data, "split": options.split, **stopped,
@@ -95,7 +94,7 @@ def _network(options: EvalOptions, source: ImageSource) -> tuple[nn.Module, dict
     """The model; of an interrupted run its newest checkpoint, with the step it is of."""
     unfinished = None if options.weights is not None else _unfinished(options.model)
     if unfinished is None:
-        return opened(options, classes=len(source.classes)), {}
+        return open_model(options, classes=len(source.classes)), {}
     from unrolled.train.unfinished import newest_model
 
     network, step = newest_model(unfinished, source)

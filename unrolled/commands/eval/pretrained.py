@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unrolled.commands.eval.options import EvalOptions, drawn, of_all
-from unrolled.harness import Run, default_folder, settings_of
+from unrolled.harness import Run
 from unrolled.subjects.images import say_data
 from unrolled.subjects.models import choose_device, open_model
 from unrolled.subjects.runs import named
@@ -39,8 +39,8 @@ def evaluate_pretrained(options: EvalOptions) -> None:
     )  # fmt: skip
     say_data(quiet=options.quiet, **{options.split: everything})
     source = drawn_evenly(everything, options.samples, f"--samples {options.samples}")
-    network = open_model(options.model, seed=config.seed).to(where)
-    run = Run(options.out or default_folder("eval", options.model, config.data, settings_of(options)), options)
+    network = open_model(replace(options, seed=config.seed)).to(where)
+    run = Run(options, "eval", options.model, config.data)
     scores = measure_run(config, network, source, where, batch_size=options.batch_size or 128)
     result = {
         "model": options.model,

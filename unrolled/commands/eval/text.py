@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unrolled.commands.eval.options import EvalOptions, drawn, of_all
-from unrolled.harness import Run, default_folder, settings_of
+from unrolled.harness import Run
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.runs import run_settings
 from unrolled.terminal import say
@@ -41,7 +41,7 @@ def evaluate_text_run(options: EvalOptions) -> None:
     samples, split = options.samples, options.split
     check_excerpts(corpus, split, config.length, samples, f"--samples {samples}")
     options = replace(options, data=config.data, data_dir=config.data_dir, batch_size=config.batch_size)
-    run = Run(options.out or default_folder("eval", options.model, config.data, settings_of(options)), options)
+    run = Run(options, "eval", options.model, config.data)
     scores = evaluate_text(network, corpus, split, config, where, samples=samples, stride=options.stride)
     result = {
         "model": options.model,

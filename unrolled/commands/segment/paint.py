@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from unrolled.commands.options import verb
 from unrolled.commands.segment.options import SegmentOptions
-from unrolled.harness import Run, default_folder, settings_of
+from unrolled.harness import Run
 from unrolled.subjects.models import choose_device, origin
 from unrolled.terminal import progress, say, table
 
@@ -41,13 +41,12 @@ def segment(options: SegmentOptions) -> None:
     where = choose_device(options.device)
     network, prepared = opened_for_pictures(options, where, stride=options.stride)
     subject = paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures"
-    folder = options.out or default_folder("segment", options.model, subject, settings_of(options))
-    run = Run(folder, options)
+    run = Run(options, "segment", options.model, subject)
     skipped: list[str] = []
     bar = progress(paths, total=len(paths), what="segment", quiet=options.quiet)
     shots = _shots(bar, stems(paths), options.frames, options.on_error, skipped)
     views = [
-        _written(folder, view)
+        _written(run.folder, view)
         for batch in _batches(shots, prepared, options.batch_size)
         for view in look(network, prepared, batch, options.layers or (-2,), options)
     ]
@@ -56,7 +55,7 @@ def segment(options: SegmentOptions) -> None:
     result = {
         "model": options.model, "weights": origin(options), "images": [view.row for view in views], "skipped": skipped
     }  # fmt: skip
-    write_sheets(folder, views, options)
+    write_sheets(run.folder, views, options)
     meanings = "".join(f"\n{name}: {meaning}" for name, meaning in words(options))
     text = table(*numbers(result, options)) + ("" if options.quiet else f"\n{meanings}")
     run.finish(segment_report(result, views, options), result, text, seeds=[options.seed])

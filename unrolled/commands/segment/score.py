@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from unrolled.commands.options import verb
 from unrolled.commands.segment.options import SegmentEvalOptions
 from unrolled.errors import MissingData
-from unrolled.harness import Run, default_folder, settings_of
+from unrolled.harness import Run
 from unrolled.subjects.models import choose_device, origin
 from unrolled.terminal import progress, say, table
 
@@ -38,8 +38,7 @@ def segment_eval(options: SegmentEvalOptions) -> None:
     network, prepared = opened_for_pictures(options, where, stride=options.stride)
     source = _open(options)
     say(f"data: {source.description}", quiet=options.quiet)
-    folder = options.out or default_folder("segment-eval", options.model, options.data, settings_of(options))
-    run = Run(folder, options)
+    run = Run(options, "segment-eval", options.model, options.data)
     skipped = [f"{name}: missing" for name in source.missing]
     notes: list[str] = []
     count = min(options.limit, len(source))

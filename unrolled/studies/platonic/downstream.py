@@ -95,10 +95,6 @@ class Tasks(OfNetwork):
         """The features."""
         return (Unseen(network=self.network),)
 
-    def require(self, context: Context) -> None:
-        """The images."""
-        unseen_pictures(context.data_dir)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """Accuracies by the names of `TASKS`, but for the probe."""
         images, seen = unseen_pictures(context.data_dir), Unseen(network=self.network).load(context)

@@ -17,7 +17,7 @@ from torch import Tensor
 from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.networks import Network
-from unrolled.studies.pictures import pictures
+from unrolled.studies.pictures import Pictures, pictures
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, LastLayer, ZooConfig, family
 from unrolled.studies.results import NOT_RUN, Results, Values
 from unrolled.studies.study import AtLeast, Claim, Study
@@ -63,14 +63,16 @@ class Gallery(LastLayer):
 
     def require(self, context: Context) -> None:
         """The images."""
-        super().require(context)
-        self.images(context)
+        self.parts(context)
 
     def images(self, context: Context) -> Tensor:
         """Held-out ones, then the other splits."""
-        parts = [pictures(self.network.data, "test", context.data_dir)]
-        parts += [pictures("tiny-imagenet-32", split, context.data_dir) for split in self.others]
-        return torch.cat([part.images for part in parts])
+        return torch.cat([part.images for part in self.parts(context)])
+
+    def parts(self, context: Context) -> list[Pictures]:
+        """The splits."""
+        others = [pictures("tiny-imagenet-32", split, context.data_dir) for split in self.others]
+        return [pictures(self.network.data, "test", context.data_dir), *others]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,10 +67,6 @@ class OfTwo(Cell):
         """The trainings."""
         return tuple(network for network in self.networks if network.images)
 
-    def require(self, context: Context) -> None:
-        """The images."""
-        self.networks[0].require(context)
-
     @property
     def sort(self) -> str:
         """Of `SORTS`: how the front differs from the back."""
