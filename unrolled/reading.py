@@ -128,8 +128,8 @@ def parse_yaml(text: str, path: Path | str) -> Any:
     """
     import yaml
 
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if _unfolded(node, {}, frozenset()) > _VALUES:
             raise CorruptFile(f"{path}: its references unfold into more than {_VALUES:,} values, or into themselves")

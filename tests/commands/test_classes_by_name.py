@@ -171,3 +171,31 @@ def test_a_finished_run_is_not_resumed_on_other_held_out_images(colours: Path, t
     config.resume = "auto"
     with pytest.raises(ValueError, match="or with others held out"):
         fit(config, data=Splits(train=train, test=other))
+
+
+def test_classes_that_a_run_left_out_are_left_out_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    pictures(data / "train")
+    pictures(data / "test", {"amber": "red", **{name: name for name in COLOURS}})
+    run_dir, device = str(tmp_path / "run"), ["--device", "cpu"]
+    train = ["train", *FLAGS, "--data-dir", str(data), "--epochs", "1"]
+    assert run([*train, "--unknown-classes", "skip", "--out", run_dir]) == 0
+    capsys.readouterr()
+    code, found, said = ask(capsys, "eval", run_dir, "--out", str(tmp_path / "eval"), *device)
+    assert (code, found["images"]) == (0, 36), said
+    code, found, said = ask(capsys, "probe", run_dir, "--no-control", "--out", str(tmp_path / "probe"), *device)
+    assert (code, found["test"]) == (0, 36), said
+    for verb in ("eval", "probe"):
+        code, _, said = ask(capsys, verb, run_dir, "--unknown-classes", "raise", "--out", str(tmp_path / "no"), *device)
+        assert code == 2
+        assert "class 'amber'" in said
+
+
+def test_one_class_is_said_of_quiet_training_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = pictures(tmp_path / "data", {"red": "red"}, each=24)
+    assert run(["train", *FLAGS, "--data-dir", str(data), "--max-steps", "1", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("note: all ")
+    assert "images are of one class (red): a model that always answers it is right every time" in said
+    assert "step 1" not in said
+    assert "data:" not in said

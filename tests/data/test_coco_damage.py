@@ -159,3 +159,19 @@ def test_a_folder_of_masks_says_what_it_passes_over_and_refuses_two_of_a_name(tm
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "images" / "a.bmp")
     with pytest.raises(ValueError, match=r"images .*a\.bmp and a\.png share a name"):
         open_masks("masks", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        [[3, 2, 9, 2, 3, 2]],
+        [[4, 4, 4, 4, 4, 4]],
+        [[90, 90, 95, 90, 95, 95]],
+        {"size": [12, 16], "counts": [192]},
+    ],
+    ids=["a line", "a point", "outside", "no pixel"],
+)
+def test_what_marks_no_pixel_is_no_region(tmp_path: Path, nothing: Any) -> None:
+    source = coco(tmp_path, [{**GOOD, "segmentation": nothing}, {**GOOD, "id": 6}])
+    assert [int(region.mask.sum()) for region in source.load(0).regions] == [24]
+    assert source.load(1).regions == ()

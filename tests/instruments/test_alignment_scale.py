@@ -81,7 +81,7 @@ def test_a_large_comparison_estimates_what_the_exact_one_says(tmp_path: Path) ->
     error = (some.interval[1] - some.score) / 1.96
     assert abs(some.score - exact.score) < 4 * error < 0.1
     assert some.best == ("layer1", "layer1")
-    assert some.p_value < 1e-6
+    assert some.p_value == 201**-2
     np.save(tmp_path / "x.npy", layers[0]["layer1"].numpy())
     mapped = {"layer1": np.load(tmp_path / "x.npy", mmap_mode="r")}
     cka = compare_large(mapped, {"layer1": layers[1]["layer1"]}, "unbiased_cka")
@@ -115,3 +115,18 @@ def test_constant_layers_agree_with_nothing_in_a_large_comparison() -> None:
         assert int(found.scores.isnan().sum()) == 3
     with pytest.raises(ValueError, match="all layers have zero variance"):
         compare_large({"start": same}, {"end": y})
+
+
+def test_a_tail_far_beyond_the_relabellings_is_a_bound() -> None:
+    x, _ = pair(300)
+    found = compare_large({"x": x}, {"x": x}, k=5, queries=100, draws=99)
+    assert found.p_value == 1e-4
+    assert "p < 0.0001 (Pareto tail of 99 relabellings, none of which reached the score: a bound" in found.summary()
+
+
+def test_why_there_is_no_p_is_said() -> None:
+    x, y = pair(100)
+    found = compare_large({"x": x}, {"y": y}, "unbiased_cka")
+    assert found.p_value is None
+    assert "p: none, as every relabelling would be a pass over all samples" in found.summary()
+    assert found.to_dict()["p_method"].endswith("50,000 samples or fewer")

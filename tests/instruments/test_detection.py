@@ -111,3 +111,48 @@ def test_intervals_come_from_drawing_images() -> None:
     none = ObjectScorer()
     none.add(boxes(), TRUTH[1])
     assert none.result(draws=5)["segm"]["interval"]["AP"] == (0, 0)
+
+
+def precision_by_hand(found: list[list[tuple[float, Tensor]]], truth: list[Tensor], threshold: float) -> float:
+    """COCO's average precision at one overlap, without its code: 101 recalls of the interpolated curve."""
+    ranked = []
+    for image, (masks, instances) in enumerate(zip(found, truth, strict=True)):
+        free = set(range(len(instances)))
+        for score, mask in sorted(masks, key=lambda each: -each[0]):  # equal ones stay in their order
+            overlaps = {t: float((mask & instances[t]).sum()) / float((mask | instances[t]).sum()) for t in free}
+            best = max(sorted(overlaps, reverse=True), key=lambda t: overlaps[t], default=None)
+            hit = best is not None and overlaps[best] >= threshold
+            free -= {best} if hit else set()
+            ranked.append((-score, image, hit))
+    ranked.sort(key=lambda each: each[:2])
+    hits = torch.tensor([hit for *_, hit in ranked]).cumsum(0).double()
+    precision = (hits / torch.arange(1, len(hits) + 1)).flip(0).cummax(0).values.flip(0)
+    recall = hits / sum(map(len, truth))
+    points = torch.searchsorted(recall, torch.linspace(0, 1, 101, dtype=torch.float64))
+    return float(torch.cat([precision, torch.zeros(1, dtype=torch.float64)])[points].mean())
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
+def test_equal_confidences_rank_in_the_order_of_images(levels: int) -> None:
+    g = torch.Generator().manual_seed(levels)
+
+    def drawn(count: int) -> list[tuple[int, int, int, int]]:
+        corners = torch.randint(0, 50, (count, 2), generator=g)
+        sides = torch.randint(8, 30, (count, 2), generator=g)
+        return [(*c.tolist(), *(c + s).tolist()) for c, s in zip(corners, sides, strict=True)]
+
+    truth, predicted, scores = [], [], []
+    for _ in range(12):
+        places = drawn(3)
+        moved = [tuple(int(v) + int(torch.randint(-3, 4, (1,), generator=g)) for v in place) for place in places[:2]]
+        near = [tuple(max(value, 0) for value in place) for place in moved]
+        truth.append(boxes(*places))
+        predicted.append(boxes(*drawn(2), *near, places[2]))  # type: ignore[arg-type]
+        scores.append(torch.randint(levels, (5,), generator=g).double() / levels)
+    found = [list(zip(s.tolist(), masks, strict=True)) for s, masks in zip(scores, predicted, strict=True)]
+    got = average_precision(predicted, truth, confidence=scores, kinds=("segm",))["segm"]
+    wanted = [precision_by_hand(found, truth, 0.5 + 0.05 * step) for step in range(10)]
+    assert got["AP50"] == pytest.approx(wanted[0], abs=1e-12)
+    assert got["AP75"] == pytest.approx(wanted[5], abs=1e-12)
+    assert got["AP"] == pytest.approx(sum(wanted) / 10, abs=1e-12)
+    assert 0.2 < got["AP50"] < 0.95

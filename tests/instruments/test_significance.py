@@ -105,9 +105,13 @@ def test_pareto_tails_are_of_the_right_order_and_not_too_small(draw: str, tail: 
 def test_the_smallest_p_value_is_a_bound() -> None:
     null = np.random.default_rng(0).normal(size=999)
     p = resolved_p_value(1e5, null)
-    assert p.value == SMALLEST
-    assert "Pareto" in p.method
-    assert p_text(p.value) == "< 1e-300"
+    assert p.value == 1e-6, "as far beyond 1 in 1,000 as 1,000 relabellings reach, and no farther"
+    assert p.method == "Pareto tail of 999 relabellings, none of which reached the score: a bound"
+    assert p_text(p.value, p.method) == "< 1e-06"
+    near = resolved_p_value(4.0, null)
+    assert 1e-6 < near.value < 1e-3
+    assert p_text(near.value, near.method) == f"{near.value:.2g}"
+    assert p_text(SMALLEST) == "< 1e-300"
     assert p_text(0.0123) == "0.012"
     assert resolved_p_value(1.0, np.zeros(99)).value <= 0.01
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from train_helpers import EVERYTHING, TINY
 
@@ -36,7 +37,10 @@ LINES = [
     "extract crate_nano_patch2_8 --data digits --images 2",
     "probe crate_nano_patch2_8 --data digits --samples 50 --test-samples 20",
     "align crate_nano_patch2_8 vit_nano_patch2_8 --data digits --images 20",
+    "align-grid MODELS --data digits --images 20",
+    "ablate crate_nano_patch2_8 --data digits --images 20",
     "segment PICTURE",
+    "segment-eval masks --data-dir MASKS --model crate_nano_patch2_8",
     "explain PICTURE",
     "complete PICTURE --model crate_mae_nano_patch4_32.cifar10",
     "study mesa-floors --budget quick",
@@ -93,7 +97,12 @@ def test_every_verb_that_writes_a_folder_respects_its_owner(
 
     folder, process = taken
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "models.yaml").write_text("models:\n  one: crate_nano_patch2_8\n  two: vit_nano_patch2_8\n")
+    for part in ("images", "masks"):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        Image.fromarray(np.eye(32, dtype=np.uint8)).save(tmp_path / "set" / part / "a.png")
     known = {"PICTURE": str(tmp_path / "a.png"), "DOCS": str(ROOT / "docs" / "studies")}
+    known |= {"MODELS": str(tmp_path / "models.yaml"), "MASKS": str(tmp_path / "set")}
     words = [known.get(word, word) for word in line.split()]
     assert cli.run([*words, "--quiet", "--out", str(folder)]) == 2
     assert f"in use by process {process.pid} on" in capsys.readouterr().err.splitlines()[-1]

@@ -34,7 +34,7 @@ from unrolled.alignment.significance import (
     SMALLEST,
     PValue,
     calibrate,
-    p_text,
+    p_phrase,
     pearson_tail,
     permutation_p_value,
     resolved_p_value,
@@ -86,7 +86,7 @@ class Comparison:
             scores depend on n), as if the pair had been chosen beforehand: searching raises the score and its interval
             alike, which `held_out` avoids; see `score_interval`.
         held_out: see `held_out`.
-        p_method: how `p_value` was found, in words.
+        p_method: how `p_value` was found, or why there is none, in words.
         units: what traded places, in words; "" for single rows.
     """
 
@@ -134,9 +134,10 @@ class Comparison:
         """One line: score, chance, p and interval, never the score alone."""
         parts = [f"{self.metric} = {self.score:.4g} at {self.best[0]} x {self.best[1]}", f"chance {self.chance:.4g}"]
         if self.p_value is not None:
-            shown = p_text(self.p_value)
-            shown = shown if shown.startswith("<") else f"= {shown}"
-            parts.append(f"p {shown} ({self.p_method}, best of {self.scores.numel()} pairs)")
+            said = p_phrase(self.p_value, self.p_method)
+            parts.append(f"{said} ({self.p_method}, best of {self.scores.numel()} pairs)")
+        elif self.p_method:
+            parts.append(f"p: {self.p_method}")
         if self.z is not None:
             parts.append(f"z = {self.z:.3g} for this pair alone, the search not corrected")
         if self.calibrated is not None:

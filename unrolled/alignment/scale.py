@@ -24,6 +24,9 @@ LARGE = 50_000
 """Samples above which `unrolled align` takes `compare_large`: n x n kernels no longer fit."""
 
 
+_NO_P = f"none, as every relabelling would be a pass over all samples; there is one of {LARGE:,} samples or fewer"
+
+
 @dataclass(frozen=True)
 class SampledScore:
     """Mutual k-NN of n samples, estimated from some of them as queries against all as gallery.
@@ -85,9 +88,10 @@ def compare_large(
     Mutual k-NN is estimated from sampled queries: the interval is 1.96 standard errors of the best pair's estimate, and
     concerns the choice of queries alone. Its null relabels queries among themselves and the others among themselves,
     which needs no further neighbours; the p-value is the share of relabellings whose best pair reaches the score, and
-    where none does the tail of a Pareto distribution fitted to them (`p_method` says so). z is the distance from chance
-    in standard deviations of that null, for the best pair alone. Unbiased linear CKA is computed in one pass over all
-    samples, with 0 as its chance and no p-value. Layers without variance score NaN and are listed in `constant`.
+    where none does the tail of a Pareto distribution fitted to them, or the bound as far as that is believed
+    (`p_method` says so). z is the distance from chance in standard deviations of that null, for the best pair alone.
+    Unbiased linear CKA is computed in one pass over all samples, with 0 as its chance and no p-value, as every
+    relabelling would be such a pass. Layers without variance score NaN and are listed in `constant`.
 
     Args:
         features_a, features_b: layer name -> [n, d]; numpy memory maps stay on disk.
@@ -154,7 +158,7 @@ def compare_large(
         layers=names, scores=scores, best=(names[0][row], names[1][column]), score=float(scores[row, column]),
         chance=chance, null_mean=None, null_std=None, null_best=None, p_value=p.value if p else None, threshold=None,
         calibrated=None, z=z, alpha=0.05, interval=interval, held_out=None, constant=constant,
-        p_method=p.method if p else "", units=units.said,
+        p_method=p.method if p else _NO_P, units=units.said,
     )  # fmt: skip
 
 

@@ -43,8 +43,8 @@ class ProbeOptions(SubjectFlags, LayerFlags, LoaderFlags, OutputFlags):
     vote each; `ridge`: least squares to one-hot labels. Several may be named."""
     pool: tuple[Pool, ...] | None = None
     """Class token, mean of the patches, or both; default: what the model has."""
-    unknown_classes: Literal["raise", "skip"] = "raise"
-    """What to do with test images whose class the training split lacks."""
+    unknown_classes: Literal["raise", "skip"] | None = None
+    """What to do with test images whose class the training split lacks; default: as the run did, else raise."""
     samples: int | None = None
     """Use so many training images, drawn evenly; default: all."""
     test_samples: int | None = None
@@ -122,7 +122,8 @@ def _splits(options: ProbeOptions, own: DataOf) -> dict[str, ImageSamples]:
     from unrolled.subjects.samples import ImageSamples
 
     common: dict[str, Any] = {
-        "data_dir": own.data_dir, "seed": own.split_seed, "unknown_classes": options.unknown_classes,
+        "data_dir": own.data_dir, "seed": own.split_seed,
+        "unknown_classes": options.unknown_classes or own.unknown_classes,
     }  # fmt: skip
     parts = {
         "train": open_images(own.data, "train", val_fraction=own.val_fraction, **common),

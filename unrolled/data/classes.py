@@ -61,19 +61,19 @@ def by_name(source: ImageSource, known: Sequence[str], *, what: str) -> tuple[Im
     if list(source.classes) == list(known):
         return source, ""
     numbers = numbers_of(source.classes, known)
-    found = Relabelled(source, known, numbers)
+    relabelled = Relabelled(source, known, numbers)
     assert source.labels is not None
     lost = [source.classes[label] for label in np.unique(source.labels) if numbers[label] < 0]
-    if len(found) == 0:
+    if len(relabelled) == 0:
         raise ValueError(
             f"the classes of {source.description} ({listed(source.classes)}) are none of those of {what} "
             f"({listed(known)}); if they are the same ones under other names, --classes-by number takes them by number"
         )
-    said = f"classes are those of {what}, by name"
+    note = f"classes are those of {what}, by name"
     if lost:
-        out = len(source) - len(found)
-        said += f"; left out: {out:,} of {len(source):,} images, of {counted(len(lost))} it lacks ({listed(lost)})"
-    return found, said
+        out = len(source) - len(relabelled)
+        note += f"; left out: {out:,} of {len(source):,} images, of {counted(len(lost))} it lacks ({listed(lost)})"
+    return relabelled, note
 
 
 def listed(names: Sequence[str]) -> str:
@@ -92,9 +92,9 @@ def said_of(**parts: ImageSource | None) -> str:
     Args:
         parts: name -> source; None is left out.
     """
-    found = {name: source for name, source in parts.items() if source is not None}
+    present = {name: source for name, source in parts.items() if source is not None}
     lines = []
-    for name, source in found.items():
+    for name, source in present.items():
         line = f"{name.replace('_', ' ')}: {len(source):,} images of {_classes(source)}"
         lines.append(line + (f" (passed over: {source.passed_over})" if source.passed_over else ""))
     return "; ".join(lines)

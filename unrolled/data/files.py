@@ -67,12 +67,12 @@ def open_folder(data_dir: Path | None, *, split: str, unknown: Unknown = "raise"
         raise MissingData(
             f"data_dir: {printable(root)} has train/ but neither test/ nor val/ with class folders, so no test split"
         )
-    found: Splits = {"train": _classes_in(parts["train"], classes)} if split == "val" else {}
+    splits: Splits = {"train": _classes_in(parts["train"], classes)} if split == "val" else {}
     if tests:
-        found["test"] = _classes_in(parts[tests[0]], classes, unknown=unknown, passed=passed)
+        splits["test"] = _classes_in(parts[tests[0]], classes, unknown=unknown, passed=passed)
     if len(tests) == 2 and split == "val":
-        found["val"] = _classes_in(parts["val"], classes, unknown=unknown)
-    return found
+        splits["val"] = _classes_in(parts["val"], classes, unknown=unknown)
+    return splits
 
 
 def open_packed(name: str, data_dir: Path | None, *, split: str, unknown: Unknown = "raise") -> Splits:
@@ -104,11 +104,11 @@ def _as_in(classes: list[str], source: PackedSource, unknown: Unknown) -> ImageS
         )
     if source.classes == classes:
         return source
-    found = Relabelled(source, classes, numbers)
+    relabelled = Relabelled(source, classes, numbers)
     if lost:
-        out = len(source) - len(found)
-        found.passed_over = f"{out:,} images of classes that training lacks ({listed(lost)})"
-    return found
+        out = len(source) - len(relabelled)
+        relabelled.passed_over = f"{out:,} images of classes that training lacks ({listed(lost)})"
+    return relabelled
 
 
 def find_packed(name: str, folder: Path, part: str) -> Path | None:
@@ -146,17 +146,17 @@ def _class_folders(root: Path, passed: PassedOver | None = None) -> dict[str, Pa
     Raises:
         ValueError: two folders have one name, but for the form of their accents.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for entry in entries(root, passed):
         if entry.is_dir():
             name = class_name(entry.name)
-            if name in found:
+            if name in folders:
                 raise ValueError(f"data_dir: {printable(root)} has two folders called {name}; join them")
-            found[name] = Path(entry.path)
+            folders[name] = Path(entry.path)
         elif passed is not None:
             passed.add("files outside the class folders", printable(entry.name))
-    order = sorted(found, key=int) if all(map(_is_number, found)) else sorted(found)
-    return {name: found[name] for name in order}
+    order = sorted(folders, key=int) if all(map(_is_number, folders)) else sorted(folders)
+    return {name: folders[name] for name in order}
 
 
 def _class_names(root: Path) -> list[str]:

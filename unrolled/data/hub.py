@@ -6,7 +6,8 @@ What its columns and splits are called may be said behind a comma: `hf:ORG/NAME,
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,8 @@ def open_hub(name: str, data_dir: Path | None, *, split: str, unknown: Unknown =
         ValueError: no such column or split, or labels without meaning (all -1).
     """
     datasets = require("datasets", extra="hf", feature=f"data `hf:{name}`")
-    place, said = hub_spec(name)
-    columns = {key: value for key, value in said.items() if key in _COLUMNS}
+    place, options = hub_spec(name)
+    columns = {key: value for key, value in options.items() if key in _COLUMNS}
     table = load_dataset(datasets, place, data_dir)
 
     def source(part: str, classes: list[str] | None = None) -> HubSource:
@@ -133,16 +134,16 @@ def open_hub(name: str, data_dir: Path | None, *, split: str, unknown: Unknown =
                 )
         return HubSource(table[part], title=title, classes=classes, unknown=unknown, columns=columns)
 
-    if len(table) == 1 and not said.keys() & set(_SPLITS):
+    if len(table) == 1 and not options.keys() & set(_SPLITS):
         return {"all": source(next(iter(table)))}
-    parts = split_names(table, said, f"hf:{place}")
+    parts = split_names(table, options, f"hf:{place}")
     train = source(parts["train"])
-    found: Splits = {"train": train}
-    if "test" not in parts and "val" in parts and said.get("test") != "none":
+    splits: Splits = {"train": train}
+    if "test" not in parts and "val" in parts and options.get("test") != "none":
         parts["test"] = parts.pop("val")
     if split in parts and split != "train":
-        found[split] = source(parts[split], train.classes)
-    return found
+        splits[split] = source(parts[split], train.classes)
+    return splits
 
 
 def hub_spec(name: str) -> tuple[str, dict[str, str]]:
@@ -154,7 +155,7 @@ def hub_spec(name: str) -> tuple[str, dict[str, str]]:
     if Path(name).expanduser().is_dir():
         return name, {}
     place, *rest = name.split(",")
-    said = {}
+    options = {}
     for item in rest:
         key, equals, value = item.partition("=")
         if key not in (*_COLUMNS, *_SPLITS) or not equals or not value:
@@ -162,11 +163,11 @@ def hub_spec(name: str) -> tuple[str, dict[str, str]]:
                 f"data: hf:{name}: {item!r} is not understood; behind a comma say {', '.join(_COLUMNS)} (a column) or "
                 f"{', '.join(_SPLITS)} (a split), as in hf:{place},label=species,test=validation"
             )
-        said[key] = value
-    return place, said
+        options[key] = value
+    return place, options
 
 
-def split_names(table: Any, said: dict[str, str], title: str) -> dict[str, str]:
+def split_names(table: Any, options: dict[str, str], title: str) -> dict[str, str]:
     """What "train", "val" and "test" are called in a data set: as was said (`none`: not there), or by their names.
 
     Raises:
@@ -175,15 +176,15 @@ def split_names(table: Any, said: dict[str, str], title: str) -> dict[str, str]:
     """
     parts: dict[str, str] = {}
     for part in table:
-        if PARTS.get(part.lower(), "train") not in parts and part.lower() in PARTS and part not in said.values():
+        if PARTS.get(part.lower(), "train") not in parts and part.lower() in PARTS and part not in options.values():
             parts[PARTS[part.lower()]] = part
     for key in _SPLITS:
-        if said.get(key) == "none":
+        if options.get(key) == "none":
             parts.pop(key, None)
-        elif key in said:
-            if said[key] not in table:
-                raise ValueError(f"data: {title} has no split {said[key]!r}; it has {', '.join(table)}")
-            parts[key] = said[key]
+        elif key in options:
+            if options[key] not in table:
+                raise ValueError(f"data: {title} has no split {options[key]!r}; it has {', '.join(table)}")
+            parts[key] = options[key]
     if "train" not in parts:
         raise MissingData(f"data: {title} has no train split; it has {', '.join(table)} (say which: ,train=NAME)")
     return parts
@@ -204,16 +205,28 @@ def load_dataset(datasets: Any, name: str, data_dir: Path | None, *, revision: b
         else:
             cache = None if data_dir is None else str(data_dir)
             chosen: dict[str, Any] = {"revision" if revision else "name": config or None}
-            with hub(str(folder)):
+            with hub(str(folder)), _quiet(datasets):
                 loaded = datasets.load_dataset(str(folder) if folder.is_dir() else path, cache_dir=cache, **chosen)
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        at = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        reason = str(at or error).strip().splitlines() or [type(error).__name__]
         raise MissingData(f"data: hf:{name} could not be read: {reason[0]:.200}") from error
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         # what datasets and pyarrow let through of files that are not what they say
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CorruptFile(f"data: hf:{name} cannot be read: {reason[0]:.200}") from error
     return {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Within the block datasets does not log of errors that it raises as well."""
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(before)
 
 
 def _check_card(folder: Path) -> None:
@@ -224,9 +237,9 @@ def _check_card(folder: Path) -> None:
     """
     card, settings = folder / "README.md", folder / ".huggingface.yaml"
     front = read_text(card).split("---") if os.path.lexists(card) else []
-    said = [parse_yaml(front[1], card)] if len(front) > 2 and not front[0].strip() else []
-    said += [read_yaml(settings)] if os.path.lexists(settings) else []
-    pending = [each.get("configs") for each in said if isinstance(each, dict)]
+    documents = [parse_yaml(front[1], card)] if len(front) > 2 and not front[0].strip() else []
+    documents += [read_yaml(settings)] if os.path.lexists(settings) else []
+    pending = [each.get("configs") for each in documents if isinstance(each, dict)]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
@@ -269,16 +282,16 @@ def _type(feature: Any) -> str:
     return str(feature.dtype) if kind == "Value" else kind
 
 
-def _image_column(dataset: Any, datasets: Any, title: str, said: str | None) -> str:
+def _image_column(dataset: Any, datasets: Any, title: str, wanted: str | None) -> str:
     images = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    if said is not None and column_called(dataset, title, "image", said) not in images:
-        raise ValueError(f"{title}: column {said} holds no images; its columns are {columns_of(dataset)}")
+    if wanted is not None and column_called(dataset, title, "image", wanted) not in images:
+        raise ValueError(f"{title}: column {wanted} holds no images; its columns are {columns_of(dataset)}")
     if not images:
         raise ValueError(f"{title} has no image column; its columns are {columns_of(dataset)}")
-    return said or ("image" if "image" in images else images[0])
+    return wanted or ("image" if "image" in images else images[0])
 
 
-def _label_column(dataset: Any, datasets: Any, title: str, said: str | None) -> tuple[str, list[str] | None]:
+def _label_column(dataset: Any, datasets: Any, title: str, wanted: str | None) -> tuple[str, list[str] | None]:
     """The column of labels, and the names of its classes where it has some."""
     features = dataset.features
     labelled = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -287,9 +300,9 @@ def _label_column(dataset: Any, datasets: Any, title: str, said: str | None) -> 
         for key, feature in features.items()
         if isinstance(feature, datasets.Value) and ("int" in feature.dtype or feature.dtype in _WORDS)
     ]
-    if said is not None and column_called(dataset, title, "label", said) not in labelled + plain:
-        raise ValueError(f"{title}: column {said} is no class of an image; its columns are {columns_of(dataset)}")
-    for candidates in ([said] if said else [], labelled, [key for key in plain if key in _LABELS]):
+    if wanted is not None and column_called(dataset, title, "label", wanted) not in labelled + plain:
+        raise ValueError(f"{title}: column {wanted} is no class of an image; its columns are {columns_of(dataset)}")
+    for candidates in ([wanted] if wanted else [], labelled, [key for key in plain if key in _LABELS]):
         if candidates:
             column = next((key for key in _LABELS if key in candidates), candidates[0])
             names = features[column].names if column in labelled else None

@@ -19,12 +19,12 @@ _MOST = 2**31  # bytes; the largest of these sets has 47 million
 def find_idx(name: str, folder: Path, part: str) -> tuple[Path, Path] | None:
     """Image and label file of `part` in `folder`, `folder/NAME` or `folder/NA-ME`, `.gz` or unpacked; None without."""
     for place in (folder, folder / name, folder / name.replace("_", "-")):
-        found = []
+        paths = []
         for kind in ("images-idx3", "labels-idx1"):
             stem = f"{_PARTS[part]}-{kind}-ubyte"
-            found += [path for path in (place / stem, place / f"{stem}.gz") if path.is_file()][:1]
-        if len(found) == 2:
-            return found[0], found[1]
+            paths += [path for path in (place / stem, place / f"{stem}.gz") if path.is_file()][:1]
+        if len(paths) == 2:
+            return paths[0], paths[1]
     return None
 
 

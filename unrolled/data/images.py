@@ -93,19 +93,19 @@ def open_images(
     return source
 
 
-def _choose(found: Splits, name: str, split: Split, val_fraction: float, seed: int) -> ImageSource:
+def _choose(splits: Splits, name: str, split: Split, val_fraction: float, seed: int) -> ImageSource:
     """The split that was asked for, divided off another one where the data set does not have it."""
     if split == "all":
-        if "all" not in found:
+        if "all" not in splits:
             raise ValueError(f"split: {name} is divided already; choose train, val or test instead of all")
-        return found["all"]
-    if f"{split} held" in found:
-        return found[f"{split} held"]
-    if "all" in found:
-        found = _divide(found["all"], _TEST_SHARE, seed, ("train", "test"))
-    if split == "test" or (split == "val" and "val" in found and not val_fraction):
-        return _existing(found, split, name)
-    train = _existing(found, "train", name)
+        return splits["all"]
+    if f"{split} held" in splits:
+        return splits[f"{split} held"]
+    if "all" in splits:
+        splits = _divide(splits["all"], _TEST_SHARE, seed, ("train", "test"))
+    if split == "test" or (split == "val" and "val" in splits and not val_fraction):
+        return _existing(splits, split, name)
+    train = _existing(splits, "train", name)
     if not val_fraction:
         if split == "train":
             return train
@@ -156,11 +156,11 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
     raise ValueError(f"data: unknown data set {name!r}; {hint}")
 
 
-def _existing(found: Splits, split: str, name: str) -> ImageSource:
-    if split not in found:
+def _existing(splits: Splits, split: str, name: str) -> ImageSource:
+    if split not in splits:
         say = f"; if a split of another name is that, say so (--data {name},{split}=NAME)" if name[:3] == "hf:" else ""
         raise MissingData(f"data: {name} has no {split} split{say}")
-    return found[split]
+    return splits[split]
 
 
 def _divide(source: ImageSource, share: float, seed: int, names: tuple[str, str]) -> Splits:

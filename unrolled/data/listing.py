@@ -71,8 +71,8 @@ def entries(folder: Path, passed: PassedOver | None = None) -> list[os.DirEntry[
     Raises:
         OSError: it cannot be read.
     """
-    with os.scandir(folder) as found:
-        listed = sorted(found, key=lambda entry: entry.name)
+    with os.scandir(folder) as scan:
+        listed = sorted(scan, key=lambda entry: entry.name)
     if passed is not None:
         for entry in listed:
             if not is_real(entry.name):
@@ -115,25 +115,25 @@ def parts_in(root: Path, passed: PassedOver | None = None) -> dict[str, Path]:
     Raises:
         ValueError: two folders are the same part.
     """
-    found: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {}
     others = []
     for name in folders_in(root):
         if name.lower() in PARTS:
-            found.setdefault(PARTS[name.lower()], []).append(name)
+            parts.setdefault(PARTS[name.lower()], []).append(name)
         else:
             others.append(name)
-    if others and not any(folders_in(root / name) for names in found.values() for name in names):
+    if others and not any(folders_in(root / name) for names in parts.values() for name in names):
         return {}
-    for part, names in found.items():
+    for part, names in parts.items():
         if len(names) > 1:
             raise ValueError(
                 f"data_dir: {printable(root)} has {' and '.join(names)}, which are one part ({part}); keep one of them"
             )
-    if found and passed is not None:
+    if parts and passed is not None:
         entries(root, passed)
         for name in others:
             passed.add("folders beside the parts", printable(name))
-    return {part: root / names[0] for part, names in found.items()}
+    return {part: root / names[0] for part, names in parts.items()}
 
 
 def _accepts(wanted: Callable[[str], bool] | Collection[str]) -> Callable[[str], bool]:

@@ -112,8 +112,8 @@ def _frames(data: bytes, name: str, max_pixels: int, most: int) -> Iterator[Imag
                     turned = ImageOps.exif_transpose(image)
                 yield turned
     except (_TooManyPixels, Image.DecompressionBombError) as error:
-        said = error if isinstance(error, _TooManyPixels) else "too many"  # Pillow's own is another sentence
-        raise ValueError(f"{name}: has {said} pixels; at most {max_pixels:,} are decoded") from error
+        amount = error if isinstance(error, _TooManyPixels) else "too many"  # Pillow's own is another sentence
+        raise ValueError(f"{name}: has {amount} pixels; at most {max_pixels:,} are decoded") from error
     except UnidentifiedImageError as error:
         raise CorruptFile(f"{name}: is not a picture in a known format ({', '.join(FORMATS)})") from error
     except _DAMAGED as error:
@@ -128,18 +128,18 @@ def find_pictures(places: Iterable[Path | str]) -> list[Path]:
     Raises:
         MissingData: a place does not exist, or a folder without pictures.
     """
-    found: list[Path] = []
+    pictures: list[Path] = []
     for place in (Path(place).expanduser() for place in places):
         if place.is_dir():
             inside = sorted(files_in(place, SUFFIXES), key=_natural)
             if not inside:
                 raise MissingData(f"{place}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
-            found += inside
+            pictures += inside
         elif not place.exists():
             raise MissingData(f"{place}: does not exist")
         else:
-            found.append(place)
-    return found
+            pictures.append(place)
+    return pictures
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

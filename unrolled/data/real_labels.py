@@ -32,9 +32,9 @@ class RealLabels:
 
     def __init__(self, path: Path, source: ImageSource) -> None:
         lists = _read(path)
-        found = [_NUMBER.search(source.name(index)) for index in range(len(source))]
-        if all(found):
-            self.order = [int(match[1]) - 1 for match in found if match]
+        matches = [_NUMBER.search(source.name(index)) for index in range(len(source))]
+        if all(matches):
+            self.order = [int(match[1]) - 1 for match in matches if match]
             if not all(0 <= place < len(lists) for place in self.order):
                 raise ValueError(f"labels: {path} has {len(lists):,} lists, fewer than the numbers in the files' names")
         else:

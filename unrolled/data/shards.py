@@ -90,14 +90,14 @@ class ShardSource(ImageSource):
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        found = [(key, encoded) for key, encoded, _ in _samples(self._shards[shard])]
+        samples = [(key, encoded) for key, encoded, _ in _samples(self._shards[shard])]
         expected = int(self._starts[shard + 1] - self._starts[shard])
-        if len(found) != expected:
-            raise CorruptFile(f"{self._shards[shard]} holds {len(found)} samples, its index says {expected}")
+        if len(samples) != expected:
+            raise CorruptFile(f"{self._shards[shard]} holds {len(samples)} samples, its index says {expected}")
         while len(self._open) >= GROUP:
             self._open.popitem(last=False)
-        self._open[shard] = found
-        return found
+        self._open[shard] = samples
+        return samples
 
 
 def open_shards(pattern: str, data_dir: Path | None, *, split: str, val_fraction: float, seed: int) -> Splits:
@@ -203,13 +203,13 @@ def _is_index(known: dict[str, Any]) -> bool:
 
 def _beside(shards: list[str], data_dir: Path | None, file: str) -> dict[Path, list[str]]:
     """The files of that name that belong to shards, nearest first, and the shards of each."""
-    found: dict[Path, list[str]] = {}
+    files: dict[Path, list[str]] = {}
     for shard in shards:
         if not _REMOTE.match(shard):
-            found.setdefault(Path(shard).parent / file, []).append(shard)
+            files.setdefault(Path(shard).parent / file, []).append(shard)
     if data_dir is not None:
-        found[Path(data_dir).expanduser() / file] = list(shards)
-    return {path: of for path, of in found.items() if path.is_file()}
+        files[Path(data_dir).expanduser() / file] = list(shards)
+    return {path: of for path, of in files.items() if path.is_file()}
 
 
 def _entry(shard: str, labels: dict[str, list[int]], index: Path, everything: list[str]) -> list[int] | None:
@@ -248,22 +248,22 @@ def _scan(shard: str) -> list[int]:
             f"data: the labels in {shard} are not known beforehand; put an index.json that lists them into data_dir "
             "(unrolled.data.index_shards makes one)"
         )
-    found: OrderedDict[str, dict[str, bytes]] = OrderedDict()
+    samples: OrderedDict[str, dict[str, bytes]] = OrderedDict()
     try:
         with open_file(shard) as stream, tarfile.open(fileobj=stream) as archive:
             for member in archive:
                 key, suffix = _key(member.name)
                 if not member.isfile() or not key or not suffix:
                     continue
-                said = found.setdefault(key, {})
+                fields = samples.setdefault(key, {})
                 if suffix in _LABELS:
                     handle = archive.extractfile(member)
                     assert handle is not None
-                    said[suffix] = handle.read()
+                    fields[suffix] = handle.read()
             _check_end(archive, shard)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise CorruptFile(f"{shard} is damaged: {error}") from error
-    return [_label(said, f"{shard}: sample {key}") for key, said in found.items()]
+    return [_label(fields, f"{shard}: sample {key}") for key, fields in samples.items()]
 
 
 def _check_end(archive: tarfile.TarFile, shard: str) -> None:
@@ -316,10 +316,10 @@ def _label(sample: Mapping[str, Any], what: str) -> int:
     try:
         if "cls" in sample:
             return int(sample["cls"])
-        if "json" in sample and "label" in (said := json.loads(sample["json"])):
-            if isinstance(said["label"], float) and not said["label"].is_integer():
-                raise ValueError(said["label"])
-            return int(said["label"])
+        if "json" in sample and "label" in (record := json.loads(sample["json"])):
+            if isinstance(record["label"], float) and not record["label"].is_integer():
+                raise ValueError(record["label"])
+            return int(record["label"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFile(f"{what}: the label must be an integer, in .cls or as `label` in .json") from error
     raise CorruptFile(f"{what} has no label (.cls, or .json with `label`)")
@@ -328,23 +328,23 @@ def _label(sample: Mapping[str, Any], what: str) -> int:
 def _key(name: str) -> tuple[str, str]:
     """Sample and suffix of a file in a shard, as webdataset divides them; both empty for what is passed over: its own
     notes (`__x__`), and hidden and system entries."""
-    found = re.match(r"((?:.*/)?[^./]+)\.([^/]+)$", name)
+    match = re.match(r"((?:.*/)?[^./]+)\.([^/]+)$", name)
     parts = [part for part in name.split("/") if part != "."]
-    if not found or re.match(r"__[^/]*__($|/)", name) or not all(map(is_real, parts)):
+    if not match or re.match(r"__[^/]*__($|/)", name) or not all(map(is_real, parts)):
         return "", ""
-    return found[1], found[2].lower()
+    return match[1], match[2].lower()
 
 
 def _braces(pattern: str) -> list[str]:
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not found:
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not match:
         return [pattern]
-    first, last = found.groups()
+    first, last = match.groups()
     numbers = range(int(first), int(last) + 1)
     if len(numbers) > _MOST:
-        raise ValueError(f"data: {found[0]} stands for {len(numbers):,} shards, more than {_MOST:,}")
+        raise ValueError(f"data: {match[0]} stands for {len(numbers):,} shards, more than {_MOST:,}")
     return [
         item
         for n in numbers
-        for item in _braces(pattern[: found.start()] + f"{n:0{len(first)}d}" + pattern[found.end() :])
+        for item in _braces(pattern[: match.start()] + f"{n:0{len(first)}d}" + pattern[match.end() :])
     ]

@@ -117,19 +117,19 @@ def open_text(
         folder = folder / "text"
     passed = ""
     if name.startswith("hf:"):
-        found = _hub(name.removeprefix("hf:"), folder)
+        parts = _hub(name.removeprefix("hf:"), folder)
     elif name == "folder":
-        found, passed = _folder(existing_folder(folder, what=name))
+        parts, passed = _folder(existing_folder(folder, what=name))
     elif name in _CORPORA:
-        found = _packed(name, existing_folder(folder, what=name))
+        parts = _packed(name, existing_folder(folder, what=name))
     else:
         path = Path(name)
-        own = (path if path.is_dir() else path.parent) if path.exists() else "FOLDER"
+        place = (path if path.is_dir() else path.parent) if path.exists() else "FOLDER"
         raise ValueError(
             f"data={name!r}: is no text; choose one of {', '.join(text_names())}, hf:ORG/NAME, or for .txt files of "
-            f"your own --data folder --data-dir {own}"
+            f"your own --data folder --data-dir {place}"
         )
-    text = _divided(name, found, held_out)[split]
+    text = _divided(name, parts, held_out)[split]
     if not text.strip():
         raise ValueError(f"data={name!r}: the {split} part is empty; give longer files, or files for every part")
     return Text(
@@ -164,7 +164,7 @@ def divide(text: str, *, fraction: float = _HELD) -> dict[Split, str]:
     for index, block in enumerate(blocks):
         place: Split = {every - 2: "val", every - 1: "test"}.get(index % every, "train")  # type: ignore[assignment]
         places[place].append(block)
-    return {place: "".join(found) for place, found in places.items()}
+    return {place: "".join(texts) for place, texts in places.items()}
 
 
 def _cut(text: str, count: int) -> list[str]:
@@ -178,15 +178,15 @@ def _cut(text: str, count: int) -> list[str]:
     return pieces
 
 
-def _divided(name: str, found: dict[str, str], held_out: float | None) -> dict[Split, str]:
+def _divided(name: str, parts: dict[str, str], held_out: float | None) -> dict[Split, str]:
     """The three parts of what was found: the whole text as `all`, or parts of it; training gives what is missing."""
-    if held_out is not None and {"val", "test"} <= found.keys():
+    if held_out is not None and {"val", "test"} <= parts.keys():
         raise ValueError(f"held_out={held_out}: {name} has a validation and a test part of its own; leave it out")
     share = _HELD if held_out is None else held_out
-    if "all" in found:
+    if "all" in parts:
         tail = name in _CORPORA and _CORPORA[name].division == "tail"
-        return _tail(found["all"], share) if tail else divide(found["all"], fraction=share)
-    return _complete(found, share)  # type: ignore[arg-type]
+        return _tail(parts["all"], share) if tail else divide(parts["all"], fraction=share)
+    return _complete(parts, share)  # type: ignore[arg-type]
 
 
 def _tail(text: str, held_out: float) -> dict[Split, str]:
@@ -212,14 +212,14 @@ def _complete(parts: dict[Split, str], held_out: float) -> dict[Split, str]:
 
 def _packed(name: str, folder: Path) -> dict[str, str]:
     corpus = _CORPORA[name]
-    found = {}
+    parts = {}
     for part, names in corpus.files.items():
         present = [path for stem in names for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()]
         if not present:
             hint = "; `wikitext2-small` needs only valid and test" if name == "wikitext2" else ""
             raise MissingData(f"data_dir: {folder} has no {' or '.join(names)} (or .gz), for {name}{hint}")
-        found[part] = read_text(present[0])
-    return found
+        parts[part] = read_text(present[0])
+    return parts
 
 
 def _folder(folder: Path) -> tuple[dict[str, str], str]:
@@ -257,15 +257,15 @@ def _hub(name: str, folder: Path | None) -> dict[str, str]:
     from unrolled.data.hub import column_called, columns_of, hub_spec, load_dataset, split_names
 
     datasets = require("datasets", extra="hf", feature=f"data `hf:{name}`")
-    place, said = hub_spec(name)
+    place, options = hub_spec(name)
     table = load_dataset(datasets, place, folder)
     parts: dict[str, str] = {}
-    for part, published in split_names(table, said, f"hf:{place}").items():
+    for part, published in split_names(table, options, f"hf:{place}").items():
         rows = table[published]
         texts = [key for key, f in rows.features.items() if getattr(f, "dtype", "") in ("string", "large_string")]
-        if "text" in said and column_called(rows, f"hf:{place}", "text", said["text"]) in texts:
-            texts = [said["text"]]
-        elif "text" in said or not texts:
+        if "text" in options and column_called(rows, f"hf:{place}", "text", options["text"]) in texts:
+            texts = [options["text"]]
+        elif "text" in options or not texts:
             raise ValueError(f"hf:{place} has no such text column; its columns are {columns_of(rows)}")
         if len(texts) > 1 and "text" not in texts:
             raise ValueError(

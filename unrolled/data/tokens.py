@@ -223,22 +223,22 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """
     path = Path(path)
     tried = [path / "tokenizer.json", path / "model" / "tokenizer.json"] if path.is_dir() else [path]
-    found = [file for file in tried if file.is_file()]
-    if not found:
+    files = [file for file in tried if file.is_file()]
+    if not files:
         raise MissingData(f"tokenizer: {tried[0]} does not exist")
-    check_file(found[0])
-    content = read_json(found[0])
+    check_file(files[0])
+    content = read_json(files[0])
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "bytes":
         return ByteTokenizer(mask=bool(content.get("mask")))
     if kind == "characters":
         if not isinstance(content.get("characters"), str):
-            raise ValueError(f"{found[0]} is no tokenizer: it has no `characters`; write it with `save`")
+            raise ValueError(f"{files[0]} is no tokenizer: it has no `characters`; write it with `save`")
         return CharacterTokenizer(content["characters"], mask=bool(content.get("mask")))
     if not isinstance(content, dict) or "model" not in content:
-        raise ValueError(f"{found[0]} is no tokenizer: it has neither `type` nor `model`")
+        raise ValueError(f"{files[0]} is no tokenizer: it has neither `type` nor `model`")
     library = require("tokenizers", extra="hf", feature="a Hugging Face tokenizer")
-    return HubTokenizer(library.Tokenizer.from_file(str(found[0])))
+    return HubTokenizer(library.Tokenizer.from_file(str(files[0])))
 
 
 def token_batches(tokens: Tensor, *, batch_size: int, length: int, seed: int, step: int) -> Tensor:

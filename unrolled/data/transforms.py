@@ -202,28 +202,28 @@ def model_input(
 
     described = bool(getattr(model, "pretrained_cfg", None))
     given = {} if described or native_size is None else {"input_size": (3, *native_size[1:])}
-    found: dict[str, Any] = dict(resolve_data_config(given, model=model))
-    channels, height, width = found["input_size"]
+    config: dict[str, Any] = dict(resolve_data_config(given, model=model))
+    channels, height, width = config["input_size"]
     built = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    own = getattr(getattr(model, "config", None), "image_size", None)  # Hugging Face's
+    size = getattr(getattr(model, "config", None), "image_size", None)  # Hugging Face's
     if built is not None:
         height, width = built
-    elif not described and isinstance(own, int):
-        height = width = own
+    elif not described and isinstance(size, int):
+        height = width = size
     if image_size is not None:
         height = width = image_size
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is not None and first.in_channels in (1, 3):
         channels = first.in_channels
-    found["input_size"] = (channels, height, width)
+    config["input_size"] = (channels, height, width)
     # decoded, resized, cropped, as numbers, and as tokens: an image is held several times
     check_fits(8 * 4 * channels * height * width, f"image_size: an image of {height} x {width} pixels")
     for key in ("mean", "std"):  # one channel of a model described with three: their average
-        if len(found[key]) not in (1, channels):
-            found[key] = (sum(found[key]) / len(found[key]),)
+        if len(config[key]) not in (1, channels):
+            config[key] = (sum(config[key]) / len(config[key]),)
     if max(height, width) <= 64:
-        found["crop_pct"] = 1.0
-    return found
+        config["crop_pct"] = 1.0
+    return config
 
 
 def to_pil(picture: Picture) -> Image.Image:

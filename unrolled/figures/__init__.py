@@ -3,8 +3,8 @@
 from unrolled.figures.heatmap import HeatMap
 from unrolled.figures.images import ImageGrid, ImageRow, heat
 from unrolled.figures.lines import LineChart, Series
+from unrolled.figures.panel import Panel
 from unrolled.figures.scatter import Scatter
-from unrolled.figures.style import Panel
 from unrolled.figures.training import learning_curves, plot_metrics
 from unrolled.figures.tree import Tree
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from unrolled.figures.escaping import in_print
 from unrolled.figures.images import heat
-from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, Frame, Panel, size_of
+from unrolled.figures.panel import Frame, Panel
+from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, size_of
 from unrolled.figures.words import number, shortened, width, wrapped
 
 if TYPE_CHECKING:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from unrolled.figures.escaping import in_print
-from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, Frame, Panel
+from unrolled.figures.panel import Frame, Panel
+from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH
 from unrolled.figures.words import shortened, wrapped
 
 if TYPE_CHECKING:
@@ -166,14 +164,3 @@ def _inside(
     across, down = scale * image.shape[1], scale * image.shape[0]
     left, top = x + (wide - across) / 2, y + (tall - down) / 2
     return left, left + across, top + down, top
-
-
-def data_address(pixels: NDArray[np.uint8]) -> str:
-    """An image [h, w] or [h, w, 3 or 4] as the address of itself."""
-    if pixels.ndim == 3 and pixels.shape[2] == 4 and (pixels[..., 3] == 255).all():
-        pixels = pixels[..., :3]
-    if pixels.ndim == 3 and (pixels[..., :1] == pixels).all():
-        pixels = pixels[..., 0]
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

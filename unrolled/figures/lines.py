@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unrolled.figures.escaping import in_print
-from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, Frame, Panel, colour, size_of
+from unrolled.figures.panel import Frame, Panel
+from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, colour, size_of
 from unrolled.figures.words import apart, labels, log_ticks, number, spread_out, ticks, width, wrapped
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from unrolled.figures.escaping import in_print
 from unrolled.figures.lines import mark, name_beside
-from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, Frame, Panel, colour, size_of
+from unrolled.figures.panel import Frame, Panel
+from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, colour, size_of
 from unrolled.figures.words import apart, labels, number, ticks, width, wrapped
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.transforms import Affine2D
 
+from unrolled.figures.addresses import data_address
 from unrolled.figures.escaping import escape
-from unrolled.figures.images import data_address
 from unrolled.figures.style import NAMES, SIZE, TITLE
 from unrolled.figures.words import width
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unrolled.figures.escaping import in_print
-from unrolled.figures.style import LIGHT, SIZE, TITLE, WIDTH, Frame, Panel, colour
+from unrolled.figures.panel import Frame, Panel
+from unrolled.figures.style import LIGHT, SIZE, TITLE, WIDTH, colour
 from unrolled.figures.words import labels, shortened, ticks, width, wrapped
 
 if TYPE_CHECKING:

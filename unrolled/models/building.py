@@ -151,7 +151,7 @@ def no_model(path: Path) -> str:
     near = next((folder for folder in path.resolve().parents[:2] if (folder / "model/config.json").is_file()), None)
     if near is not None:
         return f"{path} is a part of the run {near}; give that folder"
-    if (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
         return f"{path} is a run that was stopped before it had a model; it goes on with `unrolled train --resume auto`"
     return f"{path} holds no config.json, nor does its model/; give a run folder, or one of `save_pretrained`"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from unrolled.errors import CorruptFile
 from unrolled.models.layouts import LAYOUTS
 from unrolled.models.mapping import LoadReport, Options, StateDict, fill
 from unrolled.models.weights import read_tensors
@@ -83,7 +84,10 @@ def unwrap(checkpoint: Any) -> StateDict:
             checkpoint = checkpoint[key]
     if not isinstance(checkpoint, dict):
         raise ValueError(f"checkpoint: holds a {type(checkpoint).__name__}, not a dict of tensors")
-    state = _flatten(checkpoint)
+    try:
+        state = _flatten(checkpoint)
+    except RecursionError as error:
+        raise CorruptFile("checkpoint: is nested too deeply to be read, or holds itself") from error
     for prefix in ("module.", "_orig_mod."):
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -1,8 +1,9 @@
 """Reports: numbers, tables and figures with their provenance -> `report.json` and one self-contained `report.html`."""
 
 from unrolled.figures import HeatMap, ImageGrid, ImageRow, LineChart, Scatter, Series, Tree, heat, learning_curves
-from unrolled.report.document import Claim, Fact, Report, ReportPaths, Section
+from unrolled.report.document import Report
 from unrolled.report.layers import trace_section
+from unrolled.report.parts import Claim, Fact, ReportPaths, Section
 from unrolled.report.provenance import Provenance
 from unrolled.report.runs import report_for_run
 

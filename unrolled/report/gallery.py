@@ -19,10 +19,11 @@ from markupsafe import Markup
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 from unrolled.figures.escaping import address
 from unrolled.reading import below, read_json, really_below
-from unrolled.report.document import Claim, Fact, slug, write_text
+from unrolled.report.document import write_text
 from unrolled.report.drawings import check_drawing, size_of_drawing
 from unrolled.report.html import made, page
 from unrolled.report.notes import Note, inline
+from unrolled.report.parts import Claim, Fact, slug
 from unrolled.report.provenance import Provenance
 
 LINES_OF_WORK = {

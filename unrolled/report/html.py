@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.figures.escaping import escape, typeset
 from unrolled.figures.style import DARK_VARIABLES, FIGURE_CSS, LIGHT_VARIABLES
-from unrolled.report.document import Cell, cell_text, config_lines
+from unrolled.report.parts import Cell, cell_text, config_lines
 from unrolled.report.provenance import Provenance
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 
 from unrolled.figures.lines import LineChart, Series
 from unrolled.figures.words import number
-from unrolled.report.document import Report, Section
+from unrolled.report.document import Report
+from unrolled.report.parts import Section
 
 TraceResult = Mapping[str, Any]
 Row = Mapping[str, float]

@@ -1,12 +1,13 @@
-"""A `Report` as one HTML page without scripts: for a phone, print, light and dark, and a screen reader."""
+"""A document as one HTML page without scripts: for a phone, print, light and dark, and a screen reader."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unrolled.figures.images import ImageGrid, ImageRow, data_address
-from unrolled.report.document import Figure, Panel, Report, Section, Table, Text, slug
+from unrolled.figures.addresses import data_address
+from unrolled.figures.images import ImageGrid, ImageRow
 from unrolled.report.html import made, page
+from unrolled.report.parts import Document, Figure, Panel, Section, Table, Text, slug
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 _CRISP = 120  # pixels: smaller pictures show their pixels
 
 
-def render(report: Report) -> str:
+def render(report: Document) -> str:
     """The page, complete: every address in it is a fragment or data."""
     day = report.provenance.created[:10]
     count = [0]

@@ -10,8 +10,9 @@ from typing import Any
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.figures.training import learning_curves
 from unrolled.reading import read_settings
-from unrolled.report.document import Fact, Report
+from unrolled.report.document import Report
 from unrolled.report.layers import TraceResult, trace_section
+from unrolled.report.parts import Fact
 from unrolled.report.provenance import Provenance
 
 Record = Mapping[str, Any]

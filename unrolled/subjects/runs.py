@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from unrolled.subjects.options import DataFlags, SubjectFlags
 from unrolled.trust import KINDS_OF_MODELS, check
@@ -58,6 +58,7 @@ class DataOf:
     image_size: int | None
     split_seed: int = 0
     val_fraction: float = 0.0
+    unknown_classes: Literal["raise", "skip"] = "raise"
 
 
 def data_of(
@@ -91,6 +92,7 @@ def data_of(
         image_size or run.get("image_size"),
         run.get("split_seed", 0) if same else 0,
         run.get("val_fraction", 0.0) if same else 0.0,
+        run.get("unknown_classes", "raise") if same else "raise",
     )
 
 

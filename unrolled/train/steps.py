@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import TrainingStopped
+from unrolled.terminal import say
 from unrolled.train import engine
 from unrolled.train.checkpoint import disk_error
 from unrolled.train.config import RunConfig
@@ -117,6 +118,8 @@ def run_steps(
     progress = Progress(total=last, start=start, batch_size=task.step_units, show=show, unit=task.unit)
     stop = StopRequest()
     for note in [*task.notes(), *schedule.notes()]:
+        if main and config.quiet and note.startswith("note: "):  # no progress, but what the numbers mean
+            say(note)
         progress.note(note)
 
     def record(entry: dict[str, Any]) -> None:

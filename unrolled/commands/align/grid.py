@@ -196,7 +196,7 @@ def _rows(result: ModelGrid) -> list[list[str]]:
             rows.append(
                 [
                     *(metric, pair.a, pair.b, f"{pair.score:.4g}", f"{pair.chance:.4g}", z),
-                    *(p_text(pair.p_value), p_text(q), *pair.layers),
+                    *(p_text(pair.p_value, pair.p_method), p_text(q), *pair.layers),
                 ]
             )
     return rows

@@ -18,7 +18,7 @@ def row(name: str, result: Comparison) -> list[str]:
     from unrolled.alignment import p_text
 
     interval = "-" if result.interval is None else f"{result.interval[0]:.4g} to {result.interval[1]:.4g}"
-    p = "-" if result.p_value is None else p_text(result.p_value)
+    p = "-" if result.p_value is None else p_text(result.p_value, result.p_method)
     z = "-" if result.z is None else f"{result.z:.3g}"
     return [name, f"{result.score:.4g}", f"{result.chance:.4g}", p, interval, z, *result.best]
 
@@ -56,7 +56,7 @@ def _how(settings: dict[str, Any], n: int) -> str:
 
 def align_report(settings: dict[str, Any], results: list[Comparison], n: int, notes: list[str]) -> Report:
     """The page of a comparison of two."""
-    from unrolled.alignment import p_text
+    from unrolled.alignment.significance import p_phrase
     from unrolled.report import Fact, HeatMap, Report
 
     a, b, named = settings["a"], settings["b"], list(zip(settings["metric"], results, strict=True))
@@ -65,7 +65,8 @@ def align_report(settings: dict[str, Any], results: list[Comparison], n: int, no
         Fact(
             label=name,
             value=f"{each.score:.3g}",
-            detail=f"by chance {each.chance:.3g}" + ("" if each.p_value is None else f", p = {p_text(each.p_value)}"),
+            detail=f"by chance {each.chance:.3g}"
+            + ("" if each.p_value is None else f", {p_phrase(each.p_value, each.p_method)}"),
         )
         for name, each in named
     ]

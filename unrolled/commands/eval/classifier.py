@@ -54,7 +54,7 @@ def evaluate_classifier(options: EvalOptions) -> None:
     whole = open_images(
         own.data, options.split, data_dir=own.data_dir, val_fraction=options.val_fraction or 0.0,
         seed=options.split_seed or 0,
-        unknown_classes=options.unknown_classes,
+        unknown_classes=options.unknown_classes or "raise",
     )  # fmt: skip
     say_data(quiet=options.quiet, **{options.split: whole})
     network, stopped = _network(options, whole)

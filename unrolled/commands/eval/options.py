@@ -28,8 +28,9 @@ class EvalOptions(SubjectFlags, LoaderFlags, OutputFlags):
     classes_by: Literal["name", "number"] = "name"
     """name: an image's class is the model's class of the same name, where both name theirs; images of classes that the
     model does not know are left out and counted. number: labels are taken as they are."""
-    unknown_classes: Literal["raise", "skip"] = "raise"
-    """What to do with images of this split whose class the data's own training split lacks."""
+    unknown_classes: Literal["raise", "skip"] | None = None
+    """What to do with images of this split whose class the data's own training split lacks; default: as the run did,
+    else raise."""
     samples: int | None = None
     """Use so many images of the split, drawn evenly, or of a text so many excerpts of its context; default: all."""
     stride: int | None = None
@@ -68,7 +69,8 @@ class EvalOptions(SubjectFlags, LoaderFlags, OutputFlags):
         if fraction is None:
             fraction = own.val_fraction or (0.1 if options.split == "val" else 0.0)
         seed = own.split_seed if options.split_seed is None else options.split_seed
-        return replace(options, split_seed=seed, val_fraction=fraction), own
+        unknown = options.unknown_classes or own.unknown_classes
+        return replace(options, split_seed=seed, val_fraction=fraction, unknown_classes=unknown), own
 
     def refuse(self, *names: str) -> None:
         """Refuse flags that would be ignored of a run that is measured as it was trained."""

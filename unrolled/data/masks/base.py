@@ -80,9 +80,9 @@ class Scene:
 
     def instances(self) -> tuple[Bools, list[bool]]:
         """Masks of things `[k, h, w]`, and which are crowds."""
-        found = [region for region in self.regions if region.thing]
-        masks = np.stack([r.mask for r in found]) if found else np.zeros((0, *self.size), bool)
-        return masks, [r.crowd for r in found]
+        things = [region for region in self.regions if region.thing]
+        masks = np.stack([r.mask for r in things]) if things else np.zeros((0, *self.size), bool)
+        return masks, [r.crowd for r in things]
 
     def resized(self, size: tuple[int, int]) -> Scene:
         """The scene at (height, width): image bicubic, annotations by nearest neighbours."""

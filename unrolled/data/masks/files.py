@@ -92,22 +92,22 @@ class _Coco(_Files):
             if self._categories.setdefault(id_text(category["id"]), category) is not category:
                 raise CorruptFile(f"{path}: several categories have the id {category['id']}")
         self.classes = [str(c["name"]) for c in data["categories"]]
-        found: dict[str, list[dict[str, Any]]] = {}
+        by_image: dict[str, list[dict[str, Any]]] = {}
         images = _records(data, "images", ("id", "file_name"), path)
         for image in images:
-            if id_text(image["id"]) in found:
+            if id_text(image["id"]) in by_image:
                 raise CorruptFile(f"{path}: several images have the id {image['id']}")
-            found[id_text(image["id"])] = []
+            by_image[id_text(image["id"])] = []
         strays = 0
         for annotation in _records(data, "annotations", ("image_id",), path):
-            if (of := found.get(id_text(annotation["image_id"]))) is not None:
+            if (of := by_image.get(id_text(annotation["image_id"]))) is not None:
                 of.append(annotation)
             else:
                 strays += 1
-        images = [image for image in images if found[id_text(image["id"])] or not panoptic]
+        images = [image for image in images if by_image[id_text(image["id"])] or not panoptic]
         here = self._keep([below(folder, image["file_name"]) for image in images], missing, what)
         self._images = [images[index] for index in here]
-        self._annotations = [found[id_text(image["id"])] for image in self._images]
+        self._annotations = [by_image[id_text(image["id"])] for image in self._images]
         if strays:
             self.description += f" ({strays:,} annotations are of images that {path.name} does not list)"
 
@@ -120,10 +120,10 @@ class _Coco(_Files):
     def _image(self, index: int) -> Any:
         """The picture, which must have the size that the annotations were drawn at."""
         image, record = to_rgb(decode(self._paths[index])), self._images[index]
-        said = record.get("width"), record.get("height")
-        if None not in said and said != image.size:
+        size = record.get("width"), record.get("height")
+        if None not in size and size != image.size:
             raise BadImage(
-                f"its annotations are of {said[0]} x {said[1]} pixels, the file has {image.width} x {image.height}"
+                f"its annotations are of {size[0]} x {size[1]} pixels, the file has {image.width} x {image.height}"
             )
         return image
 
@@ -149,13 +149,13 @@ class CocoPanoptic(_Coco):
         check_size(ids, image, "panoptic mask")
         numbers, places = np.unique(ids, return_inverse=True)
         labels = places.reshape(ids.shape).astype(np.int32)
-        there = {str(number): place for place, number in enumerate(numbers)}
+        place_of = {str(number): place for place, number in enumerate(numbers)}
         regions, labelled = [], np.zeros(ids.shape, bool)
         for segment in annotation["segments_info"]:
             if not isinstance(segment, dict) or "id" not in segment:
                 raise BadImage("one of its segments has no id")
             category = self._category(segment, f"segment {segment['id']}")
-            if (place := there.get(id_text(segment["id"]))) is None:
+            if (place := place_of.get(id_text(segment["id"]))) is None:
                 raise BadImage(f"its segment {segment['id']} has no pixels in the mask")
             labelled |= labels == place
             thing, crowd = bool(category["isthing"]), bool(segment.get("iscrowd", 0))
@@ -164,7 +164,10 @@ class CocoPanoptic(_Coco):
 
 
 class CocoInstances(_Coco):
-    """COCO instances: polygons and run lengths, which pycocotools decodes. Images without instances are included."""
+    """COCO instances: polygons and run lengths, which pycocotools decodes, but for those without a pixel.
+
+    Images without instances are included.
+    """
 
     def __init__(self, root: Path, split: str, missing: Missing) -> None:
         self._coding = require("pycocotools.mask", extra="eval", feature="reading COCO instances")
@@ -180,6 +183,8 @@ class CocoInstances(_Coco):
             category = self._category(annotation, what)
             mask = self._mask(annotation.get("segmentation"), image, what)
             check_size(mask, image, "instance mask")
+            if not mask.any():  # a polygon of no area, or outside the picture, marks nothing
+                continue
             crowd = bool(annotation.get("iscrowd", 0))
             regions.append(Region(mask, True, str(category["name"]), True, crowd))
         return Scene(image, tuple(regions))
@@ -319,8 +324,8 @@ class MaskFolder(_Files):
         if apart:
             masks = _by_stem(files_in(root / "masks", IMAGES), "masks")
         else:
-            found = [path for path in files_in(root, IMAGES) if path.stem.endswith("_mask")]
-            masks = {stem.removesuffix("_mask"): path for stem, path in _by_stem(found, "masks").items()}
+            mask_files = [path for path in files_in(root, IMAGES) if path.stem.endswith("_mask")]
+            masks = {stem.removesuffix("_mask"): path for stem, path in _by_stem(mask_files, "masks").items()}
         folder = root / "images" if apart else root
         if not masks:
             raise MissingData(
@@ -359,12 +364,12 @@ def _by_stem(paths: list[Path], what: str) -> dict[str, Path]:
     Raises:
         ValueError: two share one, so that it is open which is meant.
     """
-    found: dict[str, Path] = {}
+    by_stem: dict[str, Path] = {}
     for path in paths:
-        if path.stem in found:
-            raise ValueError(f"data_dir: {what} {printable(found[path.stem])} and {path.name} share a name; keep one")
-        found[path.stem] = path
-    return found
+        if path.stem in by_stem:
+            raise ValueError(f"data_dir: {what} {printable(by_stem[path.stem])} and {path.name} share a name; keep one")
+        by_stem[path.stem] = path
+    return by_stem
 
 
 def _records(data: dict[str, Any], key: str, needed: tuple[str, ...], path: Path) -> list[dict[str, Any]]:
@@ -373,14 +378,14 @@ def _records(data: dict[str, Any], key: str, needed: tuple[str, ...], path: Path
     Raises:
         CorruptFile: naming the first that is not.
     """
-    found = data[key]
-    if not isinstance(found, list):
-        raise CorruptFile(f"{path}: {key} must be a list, not a {type(found).__name__}")
-    for number, record in enumerate(found):
+    records = data[key]
+    if not isinstance(records, list):
+        raise CorruptFile(f"{path}: {key} must be a list, not a {type(records).__name__}")
+    for number, record in enumerate(records):
         lacking = [name for name in needed if not isinstance(record, dict) or record.get(name) is None]
         if lacking:
             raise CorruptFile(f"{path}: entry {number} of {key} lacks {', '.join(lacking)}")
-    return found
+    return records
 
 
 def _mask_image(path: Path) -> Any:

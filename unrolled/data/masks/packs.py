@@ -80,12 +80,12 @@ class PackedCoco(_Packed):
         image, labels = to_rgb(self._decode("", number)), as_labels(self._decode("mask_", number))
         check_size(labels, image, "mask")
         segments = self._arrays["segments"]
-        own = segments[segments[:, 0] == number]
-        if lost := [int(category) for category in own[:, 2] if int(category) not in self._names]:
+        rows = segments[segments[:, 0] == number]
+        if lost := [int(category) for category in rows[:, 2] if int(category) not in self._names]:
             raise BadImage(f"one of its segments is of category {lost[0]}, which the file does not describe")
         regions = tuple(
             Region(labels, int(k), str(self._names[int(category)]), bool(thing), bool(crowd))
-            for _, k, category, thing, crowd, *_ in own
+            for _, k, category, thing, crowd, *_ in rows
             if (labels == k).any()
         )
         return Scene(image, regions, labels == 0)

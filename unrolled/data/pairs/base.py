@@ -114,8 +114,8 @@ class PairSource:
         for i, keys in enumerate(shared):
             for key in keys:
                 parent[root(i)] = root(owner.setdefault(key, i))
-        found = [root(i) for i in range(len(self))]
-        return found if len(set(found)) < len(found) else None
+        roots = [root(i) for i in range(len(self))]
+        return roots if len(set(roots)) < len(roots) else None
 
     def labels(self, column: str) -> list[str] | None:
         """One label a pair from a column of the data; None if there is no such column."""

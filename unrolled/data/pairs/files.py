@@ -105,11 +105,11 @@ def _captions_in(root: Path, files: Sequence[Path], names: Sequence[str]) -> dic
         return _by_file(_json(root / "captions.json"), root / "captions.json")
     for name in ("captions.tsv", "captions.txt"):
         if (root / name).is_file():
-            found: dict[str, Any] = {}
+            captions: dict[str, Any] = {}
             for number, (key, text) in enumerate(_rows(root / name)):
                 if number or Path(key).suffix.lower() in IMAGES:  # else a line of headings
-                    found.setdefault(key, []).append(text)
-            return found
+                    captions.setdefault(key, []).append(text)
+            return captions
     beside = {name: path.with_suffix(".txt") for name, path in zip(names, files, strict=True)}
     if not any(path.is_file() for path in beside.values()):
         raise MissingData(
@@ -122,23 +122,23 @@ def _captions_in(root: Path, files: Sequence[Path], names: Sequence[str]) -> dic
     }
 
 
-def _by_file(said: Any, path: Path) -> dict[str, Any]:
+def _by_file(data: Any, path: Path) -> dict[str, Any]:
     """File -> texts, from the three ways that caption files are written."""
-    if isinstance(said, dict) and isinstance(said.get("images"), list) and isinstance(said.get("annotations"), list):
-        said = _by_image_id(said["images"], said["annotations"], path)
-    if isinstance(said, dict):
-        return said
-    found: dict[str, Any] = {}
-    for number, record in enumerate(said if isinstance(said, list) else []):
+    if isinstance(data, dict) and isinstance(data.get("images"), list) and isinstance(data.get("annotations"), list):
+        data = _by_image_id(data["images"], data["annotations"], path)
+    if isinstance(data, dict):
+        return data
+    captions: dict[str, Any] = {}
+    for number, record in enumerate(data if isinstance(data, list) else []):
         record = record if isinstance(record, dict) else {}
         key = next((record[k] for k in ("image", "file_name", "file", "filename") if k in record), None)
         text = next((record[k] for k in _TEXTS if k in record), None)
         if key is None or text is None:
             raise ValueError(f"{path}: record {number} has no `image` or no `caption`")
-        found.setdefault(str(key), []).extend(_listed(text))
-    if not found:
+        captions.setdefault(str(key), []).extend(_listed(text))
+    if not captions:
         raise ValueError(f"{path}: needs file -> captions, a list of records, or COCO's annotations")
-    return found
+    return captions
 
 
 def _by_image_id(images: list[Any], notes: list[Any], path: Path) -> list[dict[str, Any]]:
@@ -206,17 +206,17 @@ def open_text_pairs(data_dir: Path | None) -> PairSource:
 def open_hub_pairs(name: str, data_dir: Path | None, split: str) -> PairSource:
     """See `open_pairs`."""
     datasets = require("datasets", extra="hf", feature=f"data `hf:{name}`")
-    place, said = hub_spec(name)
+    place, options = hub_spec(name)
     table = load_dataset(datasets, place, data_dir, revision=True)
     if split == "all" and len(table) == 1:
         split = next(iter(table))
-    split = said.get(split, split)
+    split = options.get(split, split)
     if split not in table:
         raise ValueError(f"split={split!r}: hf:{place} has {', '.join(table)}; name one of train and test")
-    return _hub_pairs(datasets, table[split], f"hf:{place}", said)
+    return _hub_pairs(datasets, table[split], f"hf:{place}", options)
 
 
-def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> PairSource:
+def _hub_pairs(datasets: Any, table: Any, title: str, options: dict[str, str]) -> PairSource:
     features = table.features
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     texts = [key for key, feature in features.items() if _is_text(datasets, feature)]
@@ -244,8 +244,8 @@ def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> P
             ids=ids, captions=[[_joined(text)] for text in table[second]], description=description,
             others=[_joined(text) for text in table[first]], groups=groups, columns=columns,
         )  # fmt: skip
-    if "text" in said:
-        preferred = [column_called(table, title, "text", said["text"])]
+    if "text" in options:
+        preferred = [column_called(table, title, "text", options["text"])]
     if not (preferred or texts):
         raise ValueError(f"{title}: has no column of texts; its columns are {columns_of(table)}")
     if not preferred and len(texts) > 1:
@@ -253,7 +253,7 @@ def _hub_pairs(datasets: Any, table: Any, title: str, said: dict[str, str]) -> P
             f"{title}: has several columns of texts ({', '.join(texts)}); say which it is (--data {title},text=COLUMN)"
         )
     image = "image" if "image" in images else images[0]
-    if "image" in said and (image := column_called(table, title, "image", said["image"])) not in images:
+    if "image" in options and (image := column_called(table, title, "image", options["image"])) not in images:
         raise ValueError(f"{title}: column {image} holds no images; its columns are {columns_of(table)}")
     captions = [_listed(text) for text in table[(preferred or texts)[0]]]
     encoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))

@@ -18,7 +18,7 @@ from unrolled.studies.statistics import Array, classical_mds, number
 
 if TYPE_CHECKING:
     from unrolled.report import Report
-    from unrolled.report.document import Section
+    from unrolled.report.parts import Section
 
 _PROBES = {
     "unseen": "accuracy of a linear probe on Tiny-ImageNet at 32 px (100 classes, 1 % by chance), which no member saw",
