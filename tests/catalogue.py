@@ -8,7 +8,7 @@ import timm
 import torch
 
 from unrolled.catalogue import TABLE, ModelInfo
-from unrolled.models.encoder import build_language_model, list_language_models
+from unrolled.models.encoder import build_language_model, list_language_models, parameters
 from unrolled.models.registry import list_models
 from unrolled.models.sequence_config import language_config
 
@@ -17,7 +17,8 @@ def counted(info: ModelInfo, text: bool) -> ModelInfo:
     """With the parameters that the model has."""
     with torch.device("meta"):
         model = build_language_model(language_config(info.name)) if text else timm.create_model(info.name)
-    return info._replace(parameters=sum(parameter.numel() for parameter in model.parameters()))
+    counts = parameters(model)
+    return info._replace(parameters=counts["all"], without_embeddings=counts["without_embeddings"] if text else None)
 
 
 def rows() -> list[ModelInfo]:

@@ -40,7 +40,8 @@ def test_list_has_the_language_models(capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.run(["list"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert {*LANGUAGE_MODELS, *ENCODERS} < rows.keys()
-    assert "60,665,088" in rows["crate_gpt_base"]
+    assert rows["crate_gpt_base"].split()[1:3] == ["60,665,088", "21,281,280"]  # without the vocabulary of GPT-2
+    assert rows["crate_nano_patch2_8"].split()[2] == "-"
     assert cli.run(["list", "*gpt*", "--json"]) == 0
     models = json.loads(capsys.readouterr().out)
     assert {model["name"] for model in models} == {name for name in LANGUAGE_MODELS if "gpt" in name}

@@ -12,12 +12,14 @@ TABLE = Path(__file__).with_name("catalogue.json")
 
 
 class ModelInfo(NamedTuple):
-    """One row of `list_models`."""
+    """One row of `list_models`; `without_embeddings` are the parameters of a language model without its tables of
+    tokens, positions and segments, whose size follows from the tokenizer and the context; None for others."""
 
     name: str
     parameters: int
     source: str
     weights: str
+    without_embeddings: int | None = None
 
 
 @cache

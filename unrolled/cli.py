@@ -64,6 +64,7 @@ VERBS = {
     "segment-eval": Verb("unrolled.commands.segment.score:segment_eval", "Score that against what people marked."),
     "explain": Verb("unrolled.commands.explain:explain", "Which layers, heads and patches one decision is made of."),
     "complete": Verb("unrolled.commands.complete:complete", "Let a masked autoencoder fill in removed patches."),
+    "generate": Verb("unrolled.commands.generate:generate", "Continue a text with a language model."),
     "explore": Verb("unrolled.commands.explore:explore", "Look inside models in a browser, on a local page."),
     "convert": Verb("unrolled.commands.convert:convert", "Turn a published checkpoint into safetensors."),
     "study": Verb("unrolled.commands.study:list_studies", "Run a published claim and judge what came out."),

@@ -30,7 +30,10 @@ _OWN = {
     "reused_features",
 }
 # verbs without results that a batch could change: their batch size is the experiment, or they have none
-_WITHOUT = {"list", "doctor", "convert", "train", "finetune", "pretrain", "study", "demo", "explore", "gallery"}
+_WITHOUT = {
+    *("list", "doctor", "convert", "train", "finetune", "pretrain", "study", "demo", "explore", "gallery"),
+    "generate",  # has no batch
+}
 
 
 @pytest.fixture(scope="module")

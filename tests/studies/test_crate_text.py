@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from unrolled import studies
 from unrolled.data.tokens import ByteTokenizer
 from unrolled.errors import MissingData
+from unrolled.models.encoder import parameters
 from unrolled.report import Report
 from unrolled.studies.cells import Cell, Row, computed
 from unrolled.studies.crate.text import STUDY
@@ -23,7 +24,7 @@ from unrolled.studies.crate.text.claims import View
 from unrolled.studies.crate.text.frames import MASKED_MODELS, MODELS, WIDER, frame_of, operations
 from unrolled.studies.crate.text.ngrams import LONGEST, NGrams
 from unrolled.studies.crate.text.report import put_down_to_settings, still_falling
-from unrolled.studies.language import Predicted, excerpts, new_model, parameters
+from unrolled.studies.language import Predicted, excerpts, new_model
 from unrolled.studies.results import Results
 
 TINY: dict[str, Any] = {

@@ -12,8 +12,9 @@ import torch
 
 from unrolled import studies
 from unrolled.errors import MissingData
+from unrolled.models.encoder import parameters
 from unrolled.studies.cells import Cell, Row
-from unrolled.studies.language import Predicted, new_model, parameters
+from unrolled.studies.language import Predicted, new_model
 from unrolled.studies.mesa.language import MODELS, STUDY, Layered, MesaTextConfig, cells
 from unrolled.studies.results import Results
 

@@ -98,6 +98,10 @@ def test_bf16_trains_on_a_cpu(config, splits):
     ("change", "message"),
     [
         ({"batch_size": 49}, "batch_size: 49 is more than the 48 images"),
+        ({"seed": 1.5}, "seed=1.5 must be a whole number"),
+        ({"max_steps": "9"}, "max_steps='9' must be a whole number"),
+        ({"batch_size": True}, "batch_size=True must be a whole number"),
+        ({"lr": None}, "lr=None must be a number"),
         ({"optimizer": "adamm"}, "optimizer='adamm' is not one of timm's; did you mean adam"),
         ({"optimizer": "sgd", "betas": (0.9, 0.99)}, "optimizer='sgd' has no betas"),
         ({"lr": 0.0}, "lr=0.0 must be positive"),

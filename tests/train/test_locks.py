@@ -47,7 +47,7 @@ LINES = [
     "demo",
     "gallery --studies DOCS",
 ]
-WITHOUT = {"list", "doctor", "explore", "convert"}  # they write no run folder
+WITHOUT = {"list", "doctor", "explore", "convert", "generate"}  # they write no run folder
 
 
 @pytest.fixture

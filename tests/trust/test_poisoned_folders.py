@@ -100,6 +100,7 @@ USES: dict[str, list[list[str]]] = {
     "segment-eval": [["coco", "--data-dir", ".", "--model", "."], ["--config", "config.yaml"]],
     "explain": [["picture.png", "--model", "."], ["picture.png", "--config", "config.yaml"]],
     "complete": [["picture.png", "--model", "."], ["picture.png", "--config", "config.yaml"]],
+    "generate": [["."], ["local:."], ["hf:."], ["--config", "config.yaml"]],
     "explore": [["--model", ".", "--no-open", "--port", "0"], ["--config", "config.yaml", "--no-open", "--port", "0"]],
     "convert": [["weights.pth", "converted"], [".", "converted"]],
     "study": [

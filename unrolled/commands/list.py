@@ -51,7 +51,8 @@ def list_(options: ListOptions) -> None:
     """List this package's models: name, parameters, source and the weights that can be had.
 
     Sources that begin with "text:" are of language models, for `train --task lm` or `mlm`; their parameters are those
-    with the vocabulary of GPT-2 or RoBERTa. All others are models of images.
+    with the vocabulary of GPT-2 or RoBERTa, and beside them those without it and without positions: `train` makes these
+    tables as large as its tokenizer and `--length` are. All others are models of images.
 
     Every other timm model can be used too (`timm:NAME`), and Hugging Face ones (`hf:ORG/NAME`).
 
@@ -69,10 +70,15 @@ def list_(options: ListOptions) -> None:
         hint = f"did you mean {' or '.join(near)}? There" if near else "there"
         raise ValueError(f"pattern={options.pattern!r} matches no model; {hint} are {', '.join(catalogue())}")
     width = max(len(model.name) for model in models)
-    lines = [f"{'name':<{width}}  {'parameters':>11}  {'weights':<8}  source"]
-    lines += [
-        f"{model.name:<{width}}  {model.parameters:>11,}  {model.weights or '-':<8}  {model.source}" for model in models
-    ]
+    # without a column of dashes where there are no language models
+    texts = any(model.without_embeddings is not None for model in models)
+    lines = [f"{'name':<{width}}  {'parameters':>11}{'  without embeddings' if texts else ''}  {'weights':<8}  source"]
+    for model in models:
+        inner = "-" if model.without_embeddings is None else f"{model.without_embeddings:,}"
+        lines.append(
+            f"{model.name:<{width}}  {model.parameters:>11,}{f'  {inner:>18}' if texts else ''}  "
+            f"{model.weights or '-':<8}  {model.source}"
+        )
     print_answer([model._asdict() for model in models], "\n".join(lines), json=options.json)
 
 

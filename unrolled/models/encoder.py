@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -78,8 +79,8 @@ class MaskedLanguageModel(LanguageModel):
             logits = cap * torch.tanh(logits / cap)
         return logits
 
-    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Not for this model.
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
+        """Not for this model, nor is `generate`.
 
         Raises:
             ValueError: always.
@@ -107,19 +108,28 @@ def build_language_model(config: LanguageConfig) -> LanguageModel:
 def list_language_models(pattern: str = "*") -> list[ModelInfo]:
     """The named language models, also masked ones, whose name matches `pattern` (wildcards).
 
-    Parameters are counted with the vocabulary and positions of the name (GPT-2's or RoBERTa's vocabulary); `train`
-    builds the model with those of its tokenizer and `length`.
+    Parameters are counted with the vocabulary and positions of the name (GPT-2's or RoBERTa's vocabulary), and without
+    these tables; `train` builds the model with those of its tokenizer and `length`.
     """
     names = [name for name in (*LANGUAGE_MODELS, *ENCODERS) if fnmatch(name, pattern)]
-    return [ModelInfo(name, _count(name), language_source(name), "") for name in names]
+    return [_info(name) for name in names]
 
 
 @cache
-def _count(name: str) -> int:
+def _info(name: str) -> ModelInfo:
     if name in catalogue():
-        return catalogue()[name].parameters
+        return catalogue()[name]
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_language_model(language_config(name)).parameters())
+        model = build_language_model(language_config(name))
+    counts = parameters(model)
+    return ModelInfo(name, counts["all"], language_source(name), "", counts["without_embeddings"])
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """How many: `all`, and `without_embeddings`, the tables of tokens, positions and segments."""
+    tables = [table for name, table in model.named_children() if name in ("embed", "positions", "segments")]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return {"all": total, "without_embeddings": total - sum(p.numel() for t in tables for p in t.parameters())}
 
 
 def is_language_config(config: Any) -> bool:

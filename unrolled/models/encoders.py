@@ -162,18 +162,18 @@ def _has_norm(module: nn.Module) -> bool:
 
 
 def hub_tokenizer(spec: str, name: str) -> Any:
-    """The tokenizer of a Hugging Face model.
+    """The tokenizer of a Hugging Face model, as transformers has it.
 
     Raises:
-        MissingData: it has none that could be read.
+        MissingExtra: transformers is not installed.
+        MissingData: there is none, or it cannot be read.
     """
     transformers = require("transformers", extra="hf", feature=f"model {spec}")
     try:
         with hub(name):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingData(f"model: {spec} has no tokenizer that could be read: {str(error).splitlines()[0]}") from error
-    return tokenizer
 
 
 def _tokenizer(spec: str, name: str, limit: int) -> Callable[[Sequence[str]], dict[str, Tensor]]:

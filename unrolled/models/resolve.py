@@ -83,7 +83,7 @@ def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool
     if not colon or scheme == "timm":
         build, name = _build_registered, rest if colon else spec
     elif scheme == "hf":
-        build, name = _build_transformers, rest
+        build, name = build_transformers, rest
     elif scheme == "local":
         build, name = _build_local, rest
     elif _is_import_path(scheme):
@@ -242,7 +242,7 @@ def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         is_registered(config["architecture"])
         return create_registered(f"local-dir:{path}", pretrained=pretrained, **kwargs)
     if "model_type" in config:
-        return _build_transformers(str(path), pretrained, kwargs)
+        return build_transformers(str(path), pretrained, kwargs)
     raise ValueError(
         f"model: {path / 'config.json'} names neither an `architecture` (timm) nor a `model_type` (transformers)"
     )
@@ -268,13 +268,30 @@ def hugging_face_text(name: str, *, pretrained: bool = True) -> nn.Module:
     Raises:
         ValueError, MissingData, MissingExtra, UnsafeFile: as `resolve_model`.
     """
-    return _build_transformers(name, pretrained, {}, causal=True)
+    return build_transformers(name, pretrained, {}, causal=True)
 
 
-def _build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], *, causal: bool = False) -> nn.Module:
+def build_transformers(
+    name: str, pretrained: bool, kwargs: dict[str, Any], *, auto: str = "AutoModel", causal: bool = False
+) -> nn.Module:
+    """A model of transformers by its name on the hub or its folder; no code that comes with it is run.
+
+    Args:
+        name: `ORG/NAME`, or a folder.
+        pretrained: load its weights.
+        kwargs: of its configuration; `num_classes` gives it a head for images.
+        auto: the class of transformers that chooses the head.
+        causal: the head that predicts the next token, if the model was saved with one.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        MissingData: it cannot be read.
+        UnsafeFile: it comes with code.
+        ValueError: it cannot be built, or has no such head.
+    """
     transformers = require("transformers", extra="hf", feature=f"model hf:{name}")
     kwargs = dict(kwargs)
-    loader = transformers.AutoModel
+    loader = getattr(transformers, auto)
     if "num_classes" in kwargs:
         loader = transformers.AutoModelForImageClassification
         kwargs["num_labels"] = kwargs.pop("num_classes")

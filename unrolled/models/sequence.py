@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -21,6 +20,7 @@ from unrolled.errors import MissingData
 from unrolled.layers.ista import ISTA
 from unrolled.layers.subspace import SubspaceAttention
 from unrolled.models.building import building, check_finite_weights, reading_weights
+from unrolled.models.generation import extend, sampler
 from unrolled.models.sequence_blocks import MAKE_NORM, SequenceBlock, check_state, sinusoids
 from unrolled.models.sequence_config import (
     LANGUAGE_MODELS,
@@ -103,6 +103,12 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
                 check_state(block.get_submodule("attn"), given, inputs.shape[0])
             start = state.length
         self._check_length(start + inputs.shape[1])
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens the model can be given, where it learns something by position; None for no limit."""
+        by_position = self.positions is not None or "tssa" in self.config.layers
+        return self.config.max_length if by_position else None
 
     def _check_length(self, length: int) -> None:
         if self.positions is not None and length > self.config.max_length:
@@ -242,7 +248,9 @@ class SequenceRegressor(_SequenceModel):
         """
         if self.output_dim != self.config.input_dim:
             raise ValueError("generate: predictions of width output_dim cannot be observations of width input_dim")
-        return _extend(self, prompt, steps, cache, lambda out: out[:, -1:])
+        if prompt.ndim > 1:
+            self._check_length(prompt.shape[1] + steps)
+        return torch.cat([prompt, *extend(self, prompt, steps, lambda out: out[:, -1:], cache=cache)], dim=1)
 
 
 class FirstChannels(nn.Module):
@@ -328,54 +336,31 @@ class LanguageModel(_SequenceModel):
             cache: carry the state; False recomputes everything at every step, with the same result.
 
         Returns:
-            ids [b, n + at most max_new_tokens].
+            ids [b, n + at most max_new_tokens]. A model with a table of positions is given the last `longest` of them;
+            beyond these every token costs a pass over so many.
 
         Raises:
-            ValueError: as in `forward`; the whole length must fit into the position table.
+            ValueError: as in `forward`, but for the length.
         """
-        if not temperature >= 0 or (top_k is not None and top_k < 1):
-            raise ValueError(f"temperature={temperature}, top_k={top_k}: must be >= 0 and at least 1")
-        generator = None if seed is None else torch.Generator(prompt.device).manual_seed(seed)
-        over = torch.zeros(len(prompt), 1, dtype=torch.bool, device=prompt.device)
+        new = self.stream(prompt, max_new_tokens, temperature=temperature, top_k=top_k, eos=eos, seed=seed, cache=cache)
+        return torch.cat([prompt, *new], dim=1)
 
-        def pick(logits: Tensor) -> Tensor | None:
-            nonlocal over
-            if bool(over.all()):
-                return None
-            last = logits[:, -1].float()
-            if top_k is not None:
-                kth = last.topk(min(top_k, last.shape[-1])).values[:, -1:]
-                last = last.masked_fill(last < kth, -torch.inf)
-            if temperature == 0:
-                token = last.argmax(-1, keepdim=True)
-            else:
-                token = torch.multinomial((last / temperature).softmax(-1), 1, generator=generator)
-            if eos is not None:
-                token = torch.where(over, eos, token)
-                over = over | (token == eos)
-            return token.to(prompt.dtype)
-
-        return _extend(self, prompt, max_new_tokens, cache, pick)
-
-
-def _extend(model: Any, prompt: Tensor, steps: int, cache: bool, pick: Any) -> Tensor:
-    """Append what `pick(output of the model)` returns, `steps` times or until it returns None."""
-    if steps < 0:
-        raise ValueError(f"{steps} new tokens: must be 0 or more")
-    if prompt.ndim > 1:
-        model._check_length(prompt.shape[1] + steps)
-    with _evaluating(model), torch.no_grad():
-        inputs, state = prompt, None
-        for _ in range(steps):
-            if cache:
-                out, state = model(inputs, state=state, return_state=True)
-            else:
-                out = model(prompt)
-            inputs = pick(out)
-            if inputs is None:
-                break
-            prompt = torch.cat([prompt, inputs], dim=1)
-    return prompt
+    def stream(
+        self,
+        prompt: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        eos: int | None = None,
+        seed: int | None = None,
+        cache: bool = True,
+    ) -> Iterator[Tensor]:
+        """As `generate`, but the new ids as they come, [b, 1] each."""
+        longest = self.longest
+        self._check(prompt if longest is None or prompt.ndim != 2 else prompt[:, -longest:], None)
+        pick = sampler(prompt, temperature=temperature, top_k=top_k, eos=eos, seed=seed)
+        return extend(self, prompt, max_new_tokens, pick, cache=cache, longest=longest)
 
 
 def check_ids(tokens: Tensor, vocab_size: int) -> None:
@@ -386,14 +371,3 @@ def check_ids(tokens: Tensor, vocab_size: int) -> None:
     if low < 0 or high >= vocab_size:
         unknown, last = low if low < 0 else high, vocab_size - 1
         raise ValueError(f"tokens: unknown token {unknown}; ids run from 0 to {last}. Is this the model's tokenizer?")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

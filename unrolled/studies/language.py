@@ -19,7 +19,7 @@ from unrolled.data.text import open_text
 from unrolled.data.tokens import ByteTokenizer, token_batches
 from unrolled.errors import MissingData
 from unrolled.instruments.sequences.context import score_of, token_losses
-from unrolled.models.encoder import build_language_model
+from unrolled.models.encoder import build_language_model, parameters
 from unrolled.studies.base import data_missing
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import Values
@@ -324,13 +324,6 @@ def new_model(frame: LanguageConfig, *, seed: int = 0, table_std: float | None =
             if table is not None and table_std is not None:
                 nn.init.normal_(table.weight, std=table_std)
     return model
-
-
-def parameters(model: nn.Module) -> dict[str, int]:
-    """How many: `all`, and `without_embeddings`, the tables of tokens, positions and segments."""
-    tables = [table for name, table in model.named_children() if name in ("embed", "positions", "segments")]
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return {"all": total, "without_embeddings": total - sum(p.numel() for t in tables for p in t.parameters())}
 
 
 def least_favourable(values: Mapping[str, Values], worst: Callable[[Values], float]) -> tuple[Values, str]:

@@ -10,8 +10,10 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from types import UnionType
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from unrolled.errors import check_finite
 from unrolled.trust import check_model_args
@@ -172,6 +174,12 @@ class RunConfig(Output, Machine, Optimisation, Duration, Data, Model):
         check_model_args(self.model_args)
         for item in dataclasses.fields(self):
             check_finite(getattr(self, item.name), item.name)
+        for name, hint in get_type_hints(type(self)).items():
+            value, allowed = getattr(self, name), get_args(hint) if isinstance(hint, UnionType) else (hint,)
+            for kind, abstract, words in ((int, Integral, "a whole number"), (float, Real, "a number")):
+                fits = isinstance(value, abstract) and not isinstance(value, bool)
+                if kind in allowed and not fits and not (value is None and type(None) in allowed):
+                    raise ValueError(f"{name}={value!r} must be {words}")
         counts = ("batch_size", "accumulate", "devices", "num_nodes", "checkpoint_every", "keep", "log_every")
         self._require("must be at least 1", *counts, holds=lambda value: value >= 1)
         self._require("must be positive", "epochs", "lr", holds=lambda value: value > 0)

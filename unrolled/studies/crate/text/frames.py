@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from unrolled.studies.language import new_model, parameters
+from unrolled.models.encoder import parameters
+from unrolled.studies.language import new_model
 
 if TYPE_CHECKING:
     from unrolled.models import LanguageConfig
