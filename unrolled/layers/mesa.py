@@ -295,9 +295,9 @@ class MesaNetLayer(_Mesa):
             )
         shape = (joined.shape[0], joined.shape[-1], self.width - 1)
         if not isinstance(state.window, Tensor) or state.window.shape != shape:
-            found = list(state.window.shape) if isinstance(state.window, Tensor) else type(state.window).__name__
+            actual = list(state.window.shape) if isinstance(state.window, Tensor) else type(state.window).__name__
             raise ValueError(
-                f"state.window must be {list(shape)} for this layer and z, not {found}: use their own state"
+                f"state.window must be {list(shape)} for this layer and z, not {actual}: use their own state"
             )
         return state.window
 

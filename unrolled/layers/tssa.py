@@ -54,12 +54,12 @@ class TSSA(SubspaceAttention):
         squares = self.subspaces(z).square()
         return self._membership(squares, self._own(squares))
 
-    def _membership(self, squares: Tensor, own: Tensor) -> Tensor:
+    def _membership(self, squares: Tensor, directions: Tensor) -> Tensor:
         """From w^2 `[b, n, h * p]`: pi `[b, h, n]`."""
         # the sum over tokens as a product: a strided reduction is several times slower
         energy = squares.new_ones(1, squares.shape[-2]) @ squares
         inverse = self.temperature.repeat_interleave(self.dim_head) / above_zero(energy)
-        logits = squares @ (inverse.to(squares.dtype) * own).transpose(-2, -1)
+        logits = squares @ (inverse.to(squares.dtype) * directions).transpose(-2, -1)
         return logits.transpose(-2, -1).contiguous().softmax(-2)  # heads last would be several times slower
 
     def _own(self, like: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ class TSSA(SubspaceAttention):
         self.refuse_masks(attn_mask, is_causal, "token statistics know no mask; use CausalTSSA, or MSSA")
         w = self.subspaces(z)
         squares = w.square()
-        own = self._own(squares)
-        pi = self._membership(squares, own)
+        directions = self._own(squares)
+        pi = self._membership(squares, directions)
         size = above_zero(pi.sum(-1, keepdim=True))
-        moments = ((pi.to(squares.dtype) @ squares) * (own / size)).sum(-2, keepdim=True)
-        coefficients = (pi.transpose(-2, -1).to(w.dtype) @ (-own / (1 + moments)).to(w.dtype)).to(w.dtype)
+        moments = ((pi.to(squares.dtype) @ squares) * (directions / size)).sum(-2, keepdim=True)
+        coefficients = (pi.transpose(-2, -1).to(w.dtype) @ (-directions / (1 + moments)).to(w.dtype)).to(w.dtype)
         return self.merge(w * coefficients if torch.is_grad_enabled() else coefficients.mul_(w))
 
 

@@ -58,11 +58,11 @@ def building(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except _REFUSED as error:
-        said = str(error)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in said for part in _NO_MEMORY):
+        message = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in message for part in _NO_MEMORY):
             free = "" if limit is None else f" than the {limit / 2**30:,.1f} GiB that are free"
             raise ValueError(f"{what} needs more memory{free}; make it smaller") from error
-        if isinstance(error, TypeError) and "unexpected keyword argument" in said:
+        if isinstance(error, TypeError) and "unexpected keyword argument" in message:
             raise unknown_argument(name, error) from error
         raise ValueError(f"{what} cannot be built: {first_line(error)}") from error
     finally:

@@ -386,8 +386,8 @@ def add_registers(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     state = {**state, "reg_token": model.reg_token.detach().clone()}
     if not model.no_embed_class:
         first = model.num_prefix_tokens - model.num_reg_tokens
-        own = model.pos_embed.detach()[:, first : model.num_prefix_tokens].to(table)
-        state["pos_embed"] = torch.cat([table[:, :first], own, table[:, first:]], 1)
+        registers = model.pos_embed.detach()[:, first : model.num_prefix_tokens].to(table)
+        state["pos_embed"] = torch.cat([table[:, :first], registers, table[:, first:]], 1)
     return state
 
 

@@ -150,10 +150,10 @@ def load_language_model(folder: Path | str) -> LanguageModel:
         ValueError: the folder holds another kind of model.
     """
     path = Path(folder).expanduser()
-    found = [place for place in (path, path / "model") if (place / "config.json").is_file()]
-    if not found:
+    folders = [place for place in (path, path / "model") if (place / "config.json").is_file()]
+    if not folders:
         raise MissingData(f"model: {no_model(path)}")
-    config = read_json(found[0] / "config.json")
+    config = read_json(folders[0] / "config.json")
     if not is_language_config(config):
-        raise ValueError(f"model: {found[0]} holds no language model of this package")
-    return language_model_class(config).from_pretrained(found[0]).eval()
+        raise ValueError(f"model: {folders[0]} holds no language model of this package")
+    return language_model_class(config).from_pretrained(folders[0]).eval()

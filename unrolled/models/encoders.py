@@ -183,8 +183,8 @@ def _tokenizer(spec: str, name: str, limit: int) -> Callable[[Sequence[str]], di
     tokenizer.padding_side = "right"
 
     def collate(texts: Sequence[str]) -> dict[str, Tensor]:
-        found = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        return {key: found[key] for key in ("input_ids", "attention_mask") if key in found}
+        inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        return {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
 
     return collate
 
@@ -201,8 +201,8 @@ def _audio(spec: str, name: str, module: nn.Module) -> Encoder:
         raise ValueError(f"model: {spec} ({type(module).__name__}) does not take sound")
 
     def collate(waves: Sequence[Any]) -> dict[str, Tensor]:
-        found = features([np.asarray(wave, np.float32) for wave in waves], sampling_rate=rate, return_tensors="pt")
-        return {key: value for key, value in found.items() if isinstance(value, Tensor) and key != "attention_mask"}
+        inputs = features([np.asarray(wave, np.float32) for wave in waves], sampling_rate=rate, return_tensors="pt")
+        return {key: value for key, value in inputs.items() if isinstance(value, Tensor) and key != "attention_mask"}
 
     return Encoder(name=spec, module=module, kind="audio", collate=collate, rate=rate)
 
@@ -225,8 +225,8 @@ def _sentence_transformer(spec: str, name: str) -> Encoder:
             pooling = "last"
 
     def collate(texts: Sequence[str]) -> dict[str, Tensor]:
-        found = whole.tokenize(list(texts))
-        return {key: found[key] for key in ("input_ids", "attention_mask") if key in found}
+        inputs = whole.tokenize(list(texts))
+        return {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
 
     module: nn.Module = whole[0].auto_model
     return Encoder(
@@ -302,5 +302,5 @@ def waveform(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     if rate != wanted:
         common = gcd(rate, wanted)
         values = resample_poly(values, wanted // common, rate // common)
-    found: np.ndarray = torch.as_tensor(values, dtype=torch.float32).numpy()
-    return found
+    resampled: np.ndarray = torch.as_tensor(values, dtype=torch.float32).numpy()
+    return resampled

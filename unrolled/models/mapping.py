@@ -168,15 +168,15 @@ class Reader:
 
 def fill(model: nn.Module, tensors: StateDict, report: LoadReport) -> nn.Module:
     """Copy `tensors` (our names) into `model`, complete `report`, and attach it."""
-    own = model.state_dict()
+    expected = model.state_dict()
     wrong = [
-        f"{key} {list(t.shape)} for {list(own[key].shape) if key in own else 'nothing'}"
+        f"{key} {list(t.shape)} for {list(expected[key].shape) if key in expected else 'nothing'}"
         for key, t in tensors.items()
-        if key not in own or own[key].shape != t.shape
+        if key not in expected or expected[key].shape != t.shape
     ]
     if wrong:
         raise ValueError(f"checkpoint: shapes do not fit the model they imply: {', '.join(wrong)}")
-    report.missing = sorted(own.keys() - tensors.keys())
+    report.missing = sorted(expected.keys() - tensors.keys())
     model.load_state_dict(tensors, strict=False)
     check_finite_weights(model, "the file")
     model.load_report = report  # type: ignore[assignment]

@@ -286,11 +286,11 @@ class MaskedAutoencoder(CRATE):
             pool: as in `CRATE`.
             **kwargs: further arguments of `CRATE`, e.g. `drop_path_rate` or `reg_tokens`.
         """
-        own = dict(self._model_args)
+        settings = dict(self._model_args)
         for key in (*CRATE._FOREIGN, "num_classes", "pool", "global_pool", "fc_norm"):
-            own.pop(key, None)
+            settings.pop(key, None)
         renamed = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "dim", "num_heads": "heads"}
-        arguments = {renamed.get(key, key): value for key, value in own.items()}
+        arguments = {renamed.get(key, key): value for key, value in settings.items()}
         model = CRATE(**{**arguments, "num_classes": num_classes, "pool": pool, **kwargs})
         state = add_registers(self.state_dict(), model)
         state = {key: value for key, value in state.items() if key in model.state_dict()}

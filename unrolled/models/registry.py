@@ -145,17 +145,17 @@ def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module, *, decoder: b
     kept = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
     state = {**checkpoint_filter_fn(add_registers(state, model), model), **kept}
     own_state = model.state_dict()
-    for there, here in (("norm", "fc_norm"), ("fc_norm", "norm")):  # normalised before pooling, or after it
-        if f"{here}.weight" in own_state and f"{there}.weight" not in own_state and f"{there}.weight" in state:
-            state |= {f"{here}.{kind}": state.pop(f"{there}.{kind}") for kind in ("weight", "bias")}
-    for key, own in own_state.items():
-        if key.startswith("decoder_pred.") and key in state and state[key].shape != own.shape:
+    for other, here in (("norm", "fc_norm"), ("fc_norm", "norm")):  # normalised before pooling, or after it
+        if f"{here}.weight" in own_state and f"{other}.weight" not in own_state and f"{other}.weight" in state:
+            state |= {f"{here}.{kind}": state.pop(f"{other}.{kind}") for kind in ("weight", "bias")}
+    for key, value in own_state.items():
+        if key.startswith("decoder_pred.") and key in state and state[key].shape != value.shape:
             if decoder:
                 raise ValueError(
                     f"in_chans: the decoder of these weights predicts patches of {len(state[key])} values, not "
-                    f"{len(own)}; leave in_chans out, or give num_classes for a classifier without the decoder"
+                    f"{len(value)}; leave in_chans out, or give num_classes for a classifier without the decoder"
                 )
-            state[key] = own
+            state[key] = value
     return state
 
 
@@ -180,14 +180,14 @@ def register(
         if pretrained and isinstance(tag, dict) and tag.get("source") == "local-dir":  # asked by timm itself, perhaps
             for file in ("config.json", "model.safetensors"):
                 check_file(Path(tag["file"]) / file)
-        own = _SHIPPED.get(name, {}).get(tag, {}).get("arch", {}) if isinstance(tag, str) else {}
+        shipped = _SHIPPED.get(name, {}).get(tag, {}).get("arch", {}) if isinstance(tag, str) else {}
         model = build_model_with_cfg(
             build,
             name,
             pretrained,
             pretrained_filter_fn=partial(_filter_checkpoint, decoder=not head),
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-            **{**arch, **own, **kwargs},
+            **{**arch, **shipped, **kwargs},
         )
         if not head:
             return model

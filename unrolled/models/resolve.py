@@ -300,8 +300,8 @@ def build_transformers(
             # False, not the default: that asks on a terminal whether to run the code that came with the weights
             config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
             if "/" in str(getattr(config, "_attn_implementation", "")):  # a repository of compiled code
-                said = f"wants the attention of {config._attn_implementation}, which is code"
-                raise UnsafeFile(f"model: hf:{name} {said}")
+                reason = f"wants the attention of {config._attn_implementation}, which is code"
+                raise UnsafeFile(f"model: hf:{name} {reason}")
             if causal and any(
                 each.endswith(("ForCausalLM", "LMHeadModel")) for each in getattr(config, "architectures", None) or ()
             ):

@@ -132,9 +132,11 @@ class _SequenceModel(nn.Module, PyTorchModelHubMixin, library_name="unrolled"): 
         if std is None:
             return
         shrink = (2 * len(self.blocks)) ** -0.5 if isinstance(self, LanguageModel) else 1.0
-        own = {inner for m in self.modules() if isinstance(m, SubspaceAttention | ISTA) for inner in m.modules()}
+        initialised = {
+            inner for m in self.modules() if isinstance(m, SubspaceAttention | ISTA) for inner in m.modules()
+        }
         for path, module in self.named_modules():
-            if module in own or path.endswith(".gates") or path.endswith(".forget"):
+            if module in initialised or path.endswith(".gates") or path.endswith(".forget"):
                 continue
             if isinstance(module, nn.Linear | nn.Embedding):
                 last = path.endswith((".attn.output", ".mlp.contract"))

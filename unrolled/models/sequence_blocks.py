@@ -175,31 +175,31 @@ def check_state(attention: nn.Module, state: Any, batch: int) -> None:
     Layers that are not listed here check theirs themselves.
     """
     expected: dict[str, tuple[int | None, ...]] = {}
-    found: dict[str, Any] = {}
+    actual: dict[str, Any] = {}
     a: Any = attention
     if isinstance(a, CausalTSSA):
-        found = state._asdict() if isinstance(state, TokenStatistics) else {"energy": None}
+        actual = state._asdict() if isinstance(state, TokenStatistics) else {"energy": None}
         expected = {"energy": (batch, a.heads, a.dim_head)}
     elif isinstance(a, MSSA):
-        expected, found = {"projections": (batch, a.heads, None, a.dim_head)}, {"projections": state}
+        expected, actual = {"projections": (batch, a.heads, None, a.dim_head)}, {"projections": state}
     elif isinstance(a, SoftmaxSelfAttention):
         pair = state if isinstance(state, tuple) and len(state) == 2 else (None, None)
-        found = dict(zip(("keys", "values"), pair, strict=True))
+        actual = dict(zip(("keys", "values"), pair, strict=True))
         expected = {"keys": (batch, a.heads, None, a.dim_head), "values": (batch, a.heads, None, a.dim_value)}
     elif isinstance(a, LinearSelfAttention | DeltaLayer):
-        expected, found = {"sums": (batch, a.heads, a.dim_value, a.dim_head)}, {"sums": state}
+        expected, actual = {"sums": (batch, a.heads, a.dim_value, a.dim_head)}, {"sums": state}
     elif isinstance(a, MesaLayer | MesaNetLayer):
         inner = getattr(state, "mesa", state)
-        found = {name: getattr(inner, name, None) for name in ("gram", "cross")}
+        actual = {name: getattr(inner, name, None) for name in ("gram", "cross")}
         expected = {
             "gram": (batch, a.heads, a.dim_head, a.dim_head),
             "cross": (batch, a.heads, a.dim_value, a.dim_head),
         }
         if isinstance(a, MesaNetLayer):
-            found["window"] = getattr(state, "window", None)
+            actual["window"] = getattr(state, "window", None)
             expected["window"] = (batch, a.conv.in_channels, a.width - 1)
     for name, want in expected.items():
-        got = tuple(found[name].shape) if isinstance(found[name], Tensor) else None
+        got = tuple(actual[name].shape) if isinstance(actual[name], Tensor) else None
         if got is None or len(got) != len(want) or any(w not in (None, g) for g, w in zip(got, want, strict=True)):
             shown = "x".join("*" if w is None else str(w) for w in want)
             raise ValueError(
@@ -246,9 +246,9 @@ def _parameters(layer: type[nn.Module]) -> list[str]:
     for base in layer.__mro__:
         if "__init__" not in vars(base):
             continue
-        found = inspect.signature(vars(base)["__init__"]).parameters.values()
-        names += [x.name for x in found if x.kind is not x.VAR_KEYWORD and x.name not in names]
-        if all(x.kind is not x.VAR_KEYWORD for x in found):
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names += [x.name for x in parameters if x.kind is not x.VAR_KEYWORD and x.name not in names]
+        if all(x.kind is not x.VAR_KEYWORD for x in parameters):
             break
     return names
 

@@ -60,45 +60,45 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
         ValueError: the weights belong to another architecture; the message lists what differs.
         MissingData, UnsafeFile, CorruptFile: as in `weights.read_tensors`.
     """
-    found, report = _read(model, Path(path))
-    state = add_registers(found, model)
-    own = model.state_dict()
+    loaded, report = _read(model, Path(path))
+    state = add_registers(loaded, model)
+    expected = model.state_dict()
     tensors: StateDict = {}
     named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
     classifier = tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
     for key, tensor in state.items():
-        if key not in own:
+        if key not in expected:
             report.ignored[key] = "the model has no such tensor"
         elif not head and key.startswith(classifier):
             report.reshaped[key] = "not loaded: the classifier is new"
-        elif tensor.shape == own[key].shape:
+        elif tensor.shape == expected[key].shape:
             tensors[key] = tensor
         elif key.startswith(classifier):
-            report.reshaped[key] = f"not loaded: {list(tensor.shape)} there, {list(own[key].shape)} here"
+            report.reshaped[key] = f"not loaded: {list(tensor.shape)} there, {list(expected[key].shape)} here"
         elif key == "pos_embed" and hasattr(model, "patch_embed"):
             tensors[key] = _resample_positions(tensor, model)
-            report.reshaped[key] = f"resampled from {tensor.shape[1]} to {own[key].shape[1]} tokens"
+            report.reshaped[key] = f"resampled from {tensor.shape[1]} to {expected[key].shape[1]} tokens"
         else:
             tensors[key] = tensor  # `fill` reports it with everything else that does not fit
     # a tied parameter has several names and is stored under one of them
-    stored = {own[key].data_ptr() for key in tensors}
-    needed = [key for key in own if key not in state and not key.startswith(classifier)]
-    needed = [key for key in needed if own[key].data_ptr() not in stored]
+    stored = {expected[key].data_ptr() for key in tensors}
+    needed = [key for key in expected if key not in state and not key.startswith(classifier)]
+    needed = [key for key in needed if expected[key].data_ptr() not in stored]
     foreign = [key for key in report.ignored if not key.startswith(classifier)]
     if needed or foreign:
-        there, here = family_of(state), family_of(own)
-        if there is not None and there != here:
-            way = " or, for a classifier, `unrolled finetune` it without --model" if there == MASKED else ""
+        source, here = family_of(state), family_of(expected)
+        if source is not None and source != here:
+            way = " or, for a classifier, `unrolled finetune` it without --model" if source == MASKED else ""
             raise ValueError(
                 f"weights: {path} belongs to another architecture than {type(model).__name__}: these are weights of "
-                f"{there}{f', and the model is {here}' if here else ''}; give the model they are of{way}"
+                f"{source}{f', and the model is {here}' if here else ''}; give the model they are of{way}"
             )
         raise ValueError(
             f"weights: {path} belongs to another architecture than {type(model).__name__}: "
             f"it lacks {sorted(needed)[:5]} and has {sorted(foreign)[:5]} that the model has not"
         )
     report.mapped = {key: key for key in tensors}
-    if "reg_token" in state and "reg_token" not in found:
+    if "reg_token" in state and "reg_token" not in loaded:
         report.reshaped["reg_token"] = "the weights have no registers: these are new"
     fill(model, tensors, report)
     return report
@@ -112,13 +112,13 @@ def weights_classes(path: str | Path) -> list[str] | None:
     """
     path = Path(path)
     if shipped_weights(path) is not None:
-        found = get_pretrained_cfg(path.name)
-        return list(found.label_names) if found is not None and found.label_names else None
+        config = get_pretrained_cfg(path.name)
+        return list(config.label_names) if config is not None and config.label_names else None
     folder = path.parent if path.is_file() else path  # what is said of a file lies beside it
     for described in (folder / "model" / "config.json", folder / "config.json"):
         if described.is_file():
-            said = read_json(described)
-            names = said.get("label_names") if isinstance(said, dict) else None
+            record = read_json(described)
+            names = record.get("label_names") if isinstance(record, dict) else None
             if isinstance(names, list) and all(isinstance(name, str) for name in names):
                 return names
             return None
@@ -146,10 +146,10 @@ def _read(model: nn.Module, path: Path) -> tuple[StateDict, LoadReport]:
 
 def _settings(source: nn.Module, model: nn.Module) -> dict[str, str]:
     """What `model` computes otherwise than `source` on the same tensors."""
-    there, here = (getattr(one, "_model_args", {}) for one in (source, model))
+    source_args, model_args = (getattr(one, "_model_args", {}) for one in (source, model))
     names = ("step_size", "sparsity", "norm_eps", "head_norm_eps", "pooled", "compression", "eps", "residual")
     defaults = {"step_size": 0.1, "sparsity": 0.1, "pooled": "patches", "compression": "softmax", "residual": False}
-    pairs = {name: [args.get(name, defaults.get(name)) for args in (there, here)] for name in names}
+    pairs = {name: [args.get(name, defaults.get(name)) for args in (source_args, model_args)] for name in names}
     return {name: f"{a} where published, {b} here" for name, (a, b) in pairs.items() if a != b}
 
 

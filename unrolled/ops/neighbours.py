@@ -171,23 +171,23 @@ def membership(
         ValueError: more than 2**27 shared places, i.e. a large data set made of few distinct rows.
     """
     n = _check(x, k)
-    found = nearest_neighbours(x, min(k + 1, n - 1), queries=queries, normalize=normalize, tile=tile)
+    neighbours = nearest_neighbours(x, min(k + 1, n - 1), queries=queries, normalize=normalize, tile=tile)
 
     def rows_of_scores(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
         size = tile_size(n, tile)
-        device = found.indices.device
+        device = neighbours.indices.device
         step = max(1, size * size // n)
         for start in range(0, rows.numel(), step):
             part = rows[start : start + step]
             part = part if queries is None else queries.to(device)[part]
-            own = _load(x, part, normalize, device)
+            asked = _load(x, part, normalize, device)
             scores = torch.cat(
-                [own @ _load(x, slice(at, at + size), normalize, device).T for at in range(0, n, size)], 1
+                [asked @ _load(x, slice(at, at + size), normalize, device).T for at in range(0, n, size)], 1
             )
             scores[torch.arange(part.numel(), device=device), part] = -torch.inf
             yield slice(start, start + part.numel()), scores
 
-    return _share(found, k, n, tolerance, rows_of_scores)
+    return _share(neighbours, k, n, tolerance, rows_of_scores)
 
 
 def membership_of_scores(scores: Tensor, k: int, *, tolerance: float | None = None) -> Membership:
@@ -198,8 +198,8 @@ def membership_of_scores(scores: Tensor, k: int, *, tolerance: float | None = No
     return _share(Neighbours(indices, values), k, n, tolerance, lambda rows: iter([(slice(None), scores[rows])]))
 
 
-def _share(found: Neighbours, k: int, n: int, tolerance: float | None, rows_of_scores: Any) -> Membership:
-    indices, scores = found.indices, found.scores
+def _share(neighbours: Neighbours, k: int, n: int, tolerance: float | None, rows_of_scores: Any) -> Membership:
+    indices, scores = neighbours.indices, neighbours.scores
     columns, weights = indices[:, :k], torch.ones_like(scores[:, :k])
     if scores.shape[1] == k:
         return Membership(columns, weights, 0)
@@ -338,10 +338,10 @@ def neighbours_to_folder(
     store = np.lib.format.open_memmap(target, mode="r+" if done else "w+", dtype=np.int64, shape=(n, k))
     while done < n:
         stop = min(done + size, n)
-        found = nearest_neighbours(
+        neighbours = nearest_neighbours(
             x, k, queries=torch.arange(done, stop), normalize=normalize, tile=size, device=device
         )
-        store[done:stop] = found.indices.cpu().numpy()
+        store[done:stop] = neighbours.indices.cpu().numpy()
         store.flush()  # the rows must be on disk before they are declared done
         partial = progress.with_suffix(".part")
         partial.write_text(json.dumps({"request": request, "done": stop}))

@@ -78,7 +78,7 @@ def _classes(order: int, symmetric: bool) -> _Classes:
     members: dict[Pattern, list[Pattern]] = {}
     for pattern in _partitions(2 * order):
         members.setdefault(_canonical(pattern, symmetric), []).append(pattern)
-    kinds = [_Kind(pattern, max(pattern) + 1, len(found)) for pattern, found in members.items()]
+    kinds = [_Kind(pattern, max(pattern) + 1, len(group)) for pattern, group in members.items()]
     place = {kind.pattern: i for i, kind in enumerate(kinds)}
     moebius = np.zeros((len(kinds), len(kinds)))
     for i, kind in enumerate(kinds):
@@ -92,10 +92,10 @@ def _classes(order: int, symmetric: bool) -> _Classes:
 
 def _partitions(n: int) -> list[Pattern]:
     """All set partitions of n things."""
-    found: list[Pattern] = [(0,)]
+    partitions: list[Pattern] = [(0,)]
     for _ in range(n - 1):
-        found = [(*p, block) for p in found for block in range(max(p) + 2)]
-    return found
+        partitions = [(*p, block) for p in partitions for block in range(max(p) + 2)]
+    return partitions
 
 
 def _numbered(blocks: Any) -> Pattern:

@@ -30,9 +30,9 @@ def sizes(x: Tensor, *dimensions: int) -> tuple[int, ...]:
 
     `torch.jit.trace` records one size of an image, and these are its numbers.
     """
-    found = tuple(x.shape[i] for i in dimensions)
+    shape = tuple(x.shape[i] for i in dimensions)
     if not is_tracing():
-        return found
+        return shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TracerWarning)
-        return tuple(int(size) for size in found)
+        return tuple(int(size) for size in shape)

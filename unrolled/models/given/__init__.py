@@ -177,12 +177,12 @@ def _read_vision(folder: Path, entry: _Entry, build: str) -> tuple[nn.Module, di
     state: dict[str, Tensor] = {key: value.float() for key, value in stored.items()}
     make: Callable[[dict[str, Tensor]], nn.Module] = getattr(vision, build)
     module = make(state)
-    said = {
+    config = {
         "input_size": (3, entry.size, entry.size), "mean": entry.mean, "std": entry.std, "interpolation": "bicubic",
         "crop_pct": 1.0 if entry.size <= 64 else 0.875,
     }  # fmt: skip
-    module.pretrained_cfg = said  # type: ignore[assignment]
-    return module, {"transform": create_transform(**said, is_training=False)}
+    module.pretrained_cfg = config  # type: ignore[assignment]
+    return module, {"transform": create_transform(**config, is_training=False)}
 
 
 def _read_text(folder: Path, entry: _Entry, build: str) -> tuple[nn.Module, dict[str, Any]]:

@@ -129,7 +129,7 @@ def wordpiece(vocab: Path, *, limit: int = 512) -> Tokenizer:
     marks = [(mark, ids[mark]) for mark in ("[CLS]", "[SEP]")]
     inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
     inner.enable_truncation(limit)
-    return lambda texts: padded([found.ids for found in inner.encode_batch(list(texts))], ids["[PAD]"])
+    return lambda texts: padded([encoding.ids for encoding in inner.encode_batch(list(texts))], ids["[PAD]"])
 
 
 def glove(folder: Path) -> tuple[nn.Module, Tokenizer]:
@@ -170,15 +170,15 @@ def stories260k(folder: Path) -> tuple[nn.Module, Tokenizer]:
     """
     transformers = require("transformers", extra="hf", feature="given model stories260k")
     stored = read_tensors(_file(folder, "stories260k_llama.pt"))
-    said = json.loads(_file(folder, "stories260k_llama.json").read_text(encoding="utf-8"))
-    shape = said["config"]
+    settings = json.loads(_file(folder, "stories260k_llama.json").read_text(encoding="utf-8"))
+    shape = settings["config"]
     config = transformers.LlamaConfig(
         vocab_size=shape["vocab_size"], hidden_size=shape["dim"], intermediate_size=shape["hidden_dim"],
         num_hidden_layers=shape["n_layers"], num_attention_heads=shape["n_heads"],
         num_key_value_heads=shape["n_kv_heads"], max_position_embeddings=shape["max_seq_len"],
-        rms_norm_eps=said["norm_eps"], tie_word_embeddings=True, bos_token_id=said["bos_id"],
-        eos_token_id=said["eos_id"], pad_token_id=said["eos_id"],
-        rope_parameters={"rope_type": "default", "rope_theta": said["rope_theta"]},
+        rms_norm_eps=settings["norm_eps"], tie_word_embeddings=True, bos_token_id=settings["bos_id"],
+        eos_token_id=settings["eos_id"], pad_token_id=settings["eos_id"],
+        rope_parameters={"rope_type": "default", "rope_theta": settings["rope_theta"]},
     )  # fmt: skip
     names = {
         "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attention.wq": "self_attn.q_proj",
@@ -202,8 +202,8 @@ def stories260k(folder: Path) -> tuple[nn.Module, Tokenizer]:
     model = transformers.LlamaForCausalLM(config)
     model.load_state_dict(state)
     tokenizer = StoriesTokenizer(
-        pieces=[piece.encode("latin1") for piece in said["tokens_latin1"]], scores=said["scores"],
-        bos_id=said["bos_id"], eos_id=said["eos_id"], limit=shape["max_seq_len"],
+        pieces=[piece.encode("latin1") for piece in settings["tokens_latin1"]], scores=settings["scores"],
+        bos_id=settings["bos_id"], eos_id=settings["eos_id"], limit=shape["max_seq_len"],
     )  # fmt: skip
     return model, tokenizer
 

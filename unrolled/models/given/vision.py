@@ -181,10 +181,10 @@ def _same_conv(before: int, after: int, size: int, *, stride: int = 1, groups: i
 
 
 def _convolutions(state: State, names: list[str], norm: str) -> State:
-    found: State = {}
+    tensors: State = {}
     for name in names:
-        found |= {f"{name}.weight": state[f"{name}.weight"], **_norm(state, norm.format(name))}
-    return found
+        tensors |= {f"{name}.weight": state[f"{name}.weight"], **_norm(state, norm.format(name))}
+    return tensors
 
 
 def _norm(state: State, name: str) -> State:
@@ -193,8 +193,10 @@ def _norm(state: State, name: str) -> State:
 
 def _in_order(model: nn.Module, state: State) -> nn.Module:
     """Load tensors by their order: the same network, whose parts another port gave other names."""
-    own = OrderedDict((key, value) for key, value in model.state_dict().items() if "num_batches_tracked" not in key)
-    if [tuple(value.shape) for value in own.values()] != [tuple(value.shape) for value in state.values()]:
+    expected = OrderedDict(
+        (key, value) for key, value in model.state_dict().items() if "num_batches_tracked" not in key
+    )
+    if [tuple(value.shape) for value in expected.values()] != [tuple(value.shape) for value in state.values()]:
         raise ValueError(f"the file holds {len(state)} tensors that are not those of {type(model).__name__}, in order")
-    model.load_state_dict(dict(zip(own, state.values(), strict=True)), strict=False)
+    model.load_state_dict(dict(zip(expected, state.values(), strict=True)), strict=False)
     return model

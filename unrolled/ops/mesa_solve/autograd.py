@@ -250,10 +250,10 @@ class MesaFunction(torch.autograd.Function):
         arguments = starts, solutions, last_scale, *grads[:3]
         with torch.autocast(k.device.type, enabled=False):
             try:
-                found = _backward(problem, ctx.solver, *arguments)
+                gradients = _backward(problem, ctx.solver, *arguments)
             except Imprecise:
-                found = _in_float64(problem, ctx.solver, *arguments)
-        return (found[0].to(ctx.query_dtype), *found[1:], None, None)
+                gradients = _in_float64(problem, ctx.solver, *arguments)
+        return (gradients[0].to(ctx.query_dtype), *gradients[1:], None, None)
 
 
 def _in_float64(
@@ -268,16 +268,16 @@ def _in_float64(
         if problem.keys.device.type == "mps":  # which has no float64
             raise Imprecise
         wide: dict[str, Any] = {name: x.double() for name, x in vars(problem).items() if isinstance(x, Tensor)}
-        own, solver = replace(problem, kernel="torch", **wide), solver.dense(*problem.keys.shape[::2])
+        widened, solver = replace(problem, kernel="torch", **wide), solver.dense(*problem.keys.shape[::2])
         carry = Carry(starts[0].statistics.double(), starts[0].ridge_scale.double())
         starts = []
-        for first, count, length in segments(own.keys.shape[1], solver.chunk, solver.per_segment):
+        for first, count, length in segments(widened.keys.shape[1], solver.chunk, solver.per_segment):
             starts.append(carry)
-            carry = load(own, carry, first, count, length)[1]
-        found = _backward(own, solver, starts, *(x.double() for x in (solutions, *rest)))
+            carry = load(widened, carry, first, count, length)[1]
+        gradients = _backward(widened, solver, starts, *(x.double() for x in (solutions, *rest)))
     except Imprecise as error:
         raise ValueError("ridge is too small for the gradient: some system is singular to working precision") from error
-    return tuple(None if x is None else x.to(problem.ridge.dtype) for x in found)
+    return tuple(None if x is None else x.to(problem.ridge.dtype) for x in gradients)
 
 
 def _backward(

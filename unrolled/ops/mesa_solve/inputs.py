@@ -209,8 +209,8 @@ def _carried(state: MesaState | None, q: Tensor, v: Tensor, dtype: torch.dtype) 
     for name, shape in wanted.items():
         field = getattr(state, name)
         if not isinstance(field, Tensor) or field.shape != shape:
-            found = list(field.shape) if isinstance(field, Tensor) else type(field).__name__
-            raise ValueError(f"state.{name} must be {list(shape)} for these q and v, not {found}: use their own state")
+            actual = list(field.shape) if isinstance(field, Tensor) else type(field).__name__
+            raise ValueError(f"state.{name} must be {list(shape)} for these q and v, not {actual}: use their own state")
     statistics = torch.cat([state.cross, state.gram], dim=-2).to(q.device, dtype).flatten(0, 1)
     inverse = state.inverse
     if inverse is not None:

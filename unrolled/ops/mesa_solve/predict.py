@@ -133,9 +133,9 @@ def _block(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ridge: Tensor, scrat
     torch.bmm(keys, keys.mT, out=inner)
     torch.bmm(keys, reads.mT, out=seen)
     torch.bmm(keys, cross.mT, out=errors)
-    own = inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    diag = inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
     # M is positive definite, so its trace bounds its norm, which is dearer; ~(<=) also stops what is not finite
-    trace = own.sum(-1)
+    trace = diag.sum(-1)
     condition *= trace / length
     most = share(gram.dtype) / (16 * eps * gram.shape[-1] ** 0.5)
     large = ~((trace <= SAFE_GROWTH) & (condition <= most))
