@@ -54,7 +54,7 @@ class OutputFlags(JsonFlags, QuietFlags):
 _OUTPUT = {item.name for item in dataclasses.fields(OutputFlags)}
 _SUBJECT = (
     *("image", "images", "model", "weights", "pretrained", "model_args"),
-    *("data", "data_dir", "split", "stride", "labels"),
+    *("data", "data_dir", "split", "stride", "labels", "text", "texts", "length", "stack"),
 )
 
 

@@ -190,6 +190,9 @@ def test_positions_are_prefixes_and_short_texts_do_not_reach_the_late_ones() -> 
     assert [(row["layer"], row["position"], row["sequences"]) for row in rows.positions] == [
         (layer, position, count) for layer in (0, 1) for position, count in ((3, 2), (7, 1))
     ]
+    apart = layerwise(model, [ids[:1, :4], ids[1:]], positions=(3, 7, 9))
+    for row, other in zip(rows.positions, apart.positions, strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
     prefix = layerwise(model, ids[:, :3])  # a causal model does not see what follows
     assert rows.positions[0]["rate"] == pytest.approx(prefix[0]["rate"], rel=1e-5)
     assert rows.positions[0]["subspace_rate"] == pytest.approx(prefix[0]["subspace_rate"], rel=1e-5)

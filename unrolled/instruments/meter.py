@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -77,9 +78,13 @@ class Meter:
         finally:
             for entry in entries:
                 entry.remove()
-        keys = sorted(self.values)
-        if not keys:
+        if not self.values:
             raise ValueError(f"model: its stack of blocks {self.stack.prefix[:-1]!r} did not run")
+        missing = next(iter(self.values.values())).new_full((self.shown,), float("nan"))
+        for layer, position in product(range(len(self.blocks)), self.positions):
+            for key in ("rate", "subspace_rate", "effective_rank", "nonzero", "l1"):
+                self.values.setdefault((layer, f"{key}@{position}"), missing)
+        keys = sorted(self.values)
         self.spread.add(keys, torch.stack([self.values[key] for key in keys]).double().cpu().numpy())
         self.values = {}
 

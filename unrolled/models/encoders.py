@@ -126,7 +126,7 @@ def _transformers(spec: str, name: str, kind: Kind, *, pretrained: bool, max_tok
     from unrolled.models.resolve import resolve_model
 
     whole: Any = resolve_model(spec, pretrained=pretrained)
-    module = _tower(whole, kind)
+    module = tower_of(whole, kind)
     config: Any = module.config
     if getattr(config, "use_cache", False):
         config.use_cache = False
@@ -143,12 +143,17 @@ def _transformers(spec: str, name: str, kind: Kind, *, pretrained: bool, max_tok
     return _audio(spec, name, module)
 
 
-def _tower(whole: Any, kind: Kind) -> Any:
+def tower_of(whole: Any, kind: Kind) -> Any:
     """The part of a model of several modalities, or of an encoder-decoder, that takes this kind."""
     tower = getattr(whole, {"image": "vision_model", "text": "text_model", "audio": "audio_model"}[kind], None)
     if isinstance(tower, nn.Module):
         return tower
-    return whole.get_encoder() if getattr(whole.config, "is_encoder_decoder", False) else whole
+    return whole.get_encoder() if getattr(getattr(whole, "config", None), "is_encoder_decoder", False) else whole
+
+
+def part_name(whole: nn.Module, part: nn.Module) -> str:
+    """The path of a part, such as a tower, in a model; empty for the model itself."""
+    return next(path for path, module in whole.named_modules() if module is part)
 
 
 def _has_norm(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache, partial
@@ -299,11 +300,20 @@ def is_registered(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
+# names of well-known models on the Hugging Face hub, most of them without an organisation in front
+_OF_THE_HUB = re.compile(
+    r"(distil|xlm-|al|de|mo(dern)?)?(gpt2|gpt-?neox?|gpt-j|openai-gpt|bert|roberta|t5|mt5|bart|electra|llama|qwen|gemma|mistral|"
+    r"opt|phi|pythia|bloom|falcon|clip-vit|siglip|dinov2|dinov3|smollm|olmo)(?![a-z_])[\w.-]*",
+    re.IGNORECASE,
+)
+
+
 def _check_name(name: str, plain: str) -> None:
     if not is_registered(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
         near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
+        near = [f"hf:{name}"] if _OF_THE_HUB.match(name) else near
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
         raise ValueError(f"model={name!r} is not known{hint}")
     tag = name.split(".", 1)[1] if "." in name else None

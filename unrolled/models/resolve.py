@@ -217,7 +217,9 @@ def model_folder(folder: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if not path.is_dir():
-        raise MissingData(f"model: there is no folder {path}")
+        of_hub = _REPOSITORY.fullmatch(str(folder)) and not path.parent.is_dir()
+        hint = f"; a model of the Hugging Face hub is given as hf:{folder}" if of_hub else ""
+        raise MissingData(f"model: there is no folder {path}{hint}")
     raise MissingData(f"model: {no_model(path)}")
 
 
@@ -256,7 +258,22 @@ def _build_named(path: Path, config: dict[str, Any], pretrained: bool, kwargs: d
     return model
 
 
-def build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], *, auto: str = "AutoModel") -> nn.Module:
+def hugging_face_text(name: str, *, pretrained: bool = True) -> nn.Module:
+    """A Hugging Face model of texts, in eval mode: one that predicts the next token with the head that does.
+
+    Args:
+        name: of the hub, or a folder.
+        pretrained: load the weights, instead of drawing them.
+
+    Raises:
+        ValueError, MissingData, MissingExtra, UnsafeFile: as `resolve_model`.
+    """
+    return build_transformers(name, pretrained, {}, causal=True)
+
+
+def build_transformers(
+    name: str, pretrained: bool, kwargs: dict[str, Any], *, auto: str = "AutoModel", causal: bool = False
+) -> nn.Module:
     """A model of transformers by its name on the hub or its folder; no code that comes with it is run.
 
     Args:
@@ -264,6 +281,7 @@ def build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], *, a
         pretrained: load its weights.
         kwargs: of its configuration; `num_classes` gives it a head for images.
         auto: the class of transformers that chooses the head.
+        causal: the head that predicts the next token, if the model was saved with one.
 
     Raises:
         MissingExtra: transformers is not installed.
@@ -284,6 +302,10 @@ def build_transformers(name: str, pretrained: bool, kwargs: dict[str, Any], *, a
             if "/" in str(getattr(config, "_attn_implementation", "")):  # a repository of compiled code
                 reason = f"wants the attention of {config._attn_implementation}, which is code"
                 raise UnsafeFile(f"model: hf:{name} {reason}")
+            if causal and any(
+                each.endswith(("ForCausalLM", "LMHeadModel")) for each in getattr(config, "architectures", None) or ()
+            ):
+                loader = transformers.AutoModelForCausalLM
             if not pretrained:
                 model = loader.from_config(config, trust_remote_code=False)
             else:

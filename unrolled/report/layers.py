@@ -19,8 +19,8 @@ _EXPLANATION = """
 A CRATE layer is one step on the sparse rate reduction objective: attention (MSSA) compresses the tokens against the \
 layer's own subspaces, which should lower Rᶜ, and ISTA makes them sparse in its dictionary, which should lower the \
 non-zero fraction, while R, the volume of all tokens together, should stay large. Lower Rᶜ at high R means tokens that \
-fit the subspaces and still differ. A plain ViT has no such objective; its subspaces are taken to be its heads' value \
-projections.
+fit the subspaces and still differ. A plain transformer has no such objective; its subspaces are taken to be its \
+heads' value projections.
 """
 
 
@@ -53,11 +53,11 @@ def trace_section(
             raise ValueError(f"traces[{label!r}]: its seeds have different numbers of layers")
     first = next(iter(runs.values()))[0]
     seeds = max(len(found) for found in runs.values())
+    samples = int(first["images"] if "images" in first else first["sequences"])
     spread = (
-        f"Mean over {seeds} seeds, each on the same {first['images']:,} {images}; bars are one standard deviation over "
-        "seeds."
+        f"Mean over {seeds} seeds, each on the same {samples:,} {images}; bars are one standard deviation over seeds."
         if seeds > 1
-        else f"Mean over {first['images']:,} {images}; bars are one standard error of it."
+        else f"Mean over {samples:,} {images}; bars are one standard error of it."
     )
     controlled = any(result.get("control") for found in runs.values() for result in found)
     dashes = " Dotted lines with hollow markers: the same architecture with fresh weights." if controlled else ""

@@ -124,17 +124,20 @@ def open_body(choice: OneModelFlags) -> nn.Module:
 
 
 def takes_images(spec: str, model: nn.Module) -> None:
-    """Refuse a language model of this package where images are to be shown.
+    """Refuse a language model where images are to be shown.
 
     Raises:
         ValueError: it is one.
     """
+    from torch.nn import Conv2d
+
     from unrolled.models import LanguageModel
 
-    if isinstance(model, LanguageModel):
+    of_text = getattr(model, "main_input_name", "") == "input_ids"  # Hugging Face's
+    if isinstance(model, LanguageModel) or (of_text and not any(isinstance(part, Conv2d) for part in model.modules())):
         raise ValueError(
             f"model: {spec.removeprefix('local:')} is a language model; this takes models of images (`unrolled eval` "
-            "measures language models)"
+            'measures language models, `unrolled trace --text "..."` shows their layers)'
         )
 
 

@@ -1,0 +1,239 @@
+"""Models that read text, by one string, and texts as their token ids: given ones, lines of a file, or a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unrolled.data.text import open_text, read_lines, text_names
+from unrolled.errors import MissingData
+from unrolled.subjects.options import OneModelFlags
+from unrolled.subjects.runs import named, run_settings
+from unrolled.trust import check
+
+DEFAULT_LENGTH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextReader:
+    """A model of texts and its tokenizer.
+
+    Attributes:
+        module: in eval mode.
+        encode: the ids of a text, as the model expects one by itself.
+        pieces: the ids of a running text, without marks of its begin and end.
+        limit: the longest sequence it takes; None: any.
+        causal: predicts the next token, as logits.
+        argument: the name its ids go by; empty: they are given by position.
+        random: no weights were loaded.
+        paired: an encoder and a decoder, which both read the text.
+        part: of a model with several towers, or an encoder-decoder, the path of the one that is taken; else empty.
+    """
+
+    module: nn.Module
+    encode: Callable[[str], list[int]]
+    pieces: Callable[[str], list[int]]
+    limit: int | None
+    causal: bool
+    argument: str = ""
+    random: bool = False
+    paired: bool = False
+    part: str = ""
+
+    def given(self, ids: Tensor) -> Tensor | dict[str, Tensor]:
+        """Ids [b, n] of one length, as `layerwise` takes them."""
+        if not self.argument:
+            return ids
+        return {self.argument: ids, **({"decoder_input_ids": ids} if self.paired else {})}
+
+
+def reads_text(options: Any) -> bool:
+    """Whether flags speak of text: a text, a file, a corpus, or a model that is known to read nothing else."""
+    from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
+
+    task = run_settings(options.model).get("task")
+    known = options.model in (*LANGUAGE_MODELS, *ENCODERS) or task in ("lm", "mlm")
+    return bool(options.text or options.texts or options.data in text_names() or known)
+
+
+def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReader:
+    """The model of texts that a string names: a run or folder, a name of a language model, `hf:NAME`.
+
+    Args:
+        choice: the model and how it is opened. A name has random weights and reads bytes.
+        stack: of an encoder-decoder "decoder" opens both; else the encoder alone. Of two towers that of texts is taken.
+
+    Raises:
+        ValueError: it does not read text.
+        MissingData: it, or its tokenizer, is not there.
+    """
+    from unrolled.models.encoder import build_language_model, is_language_config, load_language_model
+    from unrolled.models.resolve import model_folder
+    from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS, language_config
+    from unrolled.reading import read_json
+
+    if choice.weights is not None or choice.pretrained:
+        raise ValueError("--weights and --pretrained: are for models of images; give a folder or hf:NAME as the model")
+    spec = named(choice.model)
+    torch.manual_seed(choice.seed)
+    if spec in (*LANGUAGE_MODELS, *ENCODERS):
+        from unrolled.data.tokens import ByteTokenizer
+
+        tokenizer = ByteTokenizer()
+        config = language_config(spec, **{**choice.model_args, "vocab_size": tokenizer.vocab_size})
+        return _ours(build_language_model(config), tokenizer, random=True)
+    if choice.model_args:
+        raise ValueError(f"--model-args: {choice.model} decides them itself; leave them out")
+    scheme, _, rest = spec.partition(":")
+    if scheme == "local":
+        from unrolled.data.tokens import load_tokenizer
+
+        folder = model_folder(rest)
+        if is_language_config(config := read_json(folder / "config.json")):
+            return _ours(load_language_model(folder), load_tokenizer(folder))
+        if "model_type" in config:
+            scheme, rest = "hf", str(folder)
+    if scheme != "hf":
+        raise ValueError(
+            f"model: {choice.model} does not read text; give a run on text, a language model of `unrolled list`, or "
+            "hf:NAME"
+        )
+    return _hugging_face(choice.model, rest, stack)
+
+
+def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer.encode(text).tolist()
+        return found
+
+    limit = model.config.max_length if model.positions is not None else None
+    return TextReader(
+        module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random
+    )
+
+
+def _hugging_face(spec: str, name: str, stack: str | None) -> TextReader:
+    from unrolled.models.encoders import hub_tokenizer, part_name, tower_of
+    from unrolled.models.resolve import hugging_face_text
+
+    whole: Any = hugging_face_text(name)
+    causal = type(whole).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    paired = bool(getattr(whole.config, "is_encoder_decoder", False)) and stack == "decoder"
+    module: Any = whole if paired or causal else tower_of(whole, "text")
+    if not any(isinstance(part, nn.Embedding) for part in module.modules()):
+        raise ValueError(f"model: {spec} ({type(whole).__name__}) does not read text")
+    tokenizer = hub_tokenizer(spec, name)
+    limit = getattr(module.config, "max_position_embeddings", None) or getattr(module.config, "n_positions", None)
+
+    def encode(text: str) -> list[int]:
+        found: list[int] = tokenizer(text)["input_ids"]
+        return found
+
+    def pieces(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    return TextReader(
+        module=module,
+        encode=encode,
+        pieces=pieces,
+        limit=limit,
+        causal=causal,
+        argument="input_ids",
+        paired=paired,
+        part=part_name(whole, module),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Token ids of texts, and what they are in words.
+
+    Attributes:
+        ids: of each text [n].
+        name: of the data, for a folder.
+        said: in words.
+        whole: of the same length, from a corpus.
+    """
+
+    ids: list[Tensor]
+    name: str
+    said: str
+    whole: bool = False
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Ids [b, n] of texts of one length each, so that there is no padding, the short ones first."""
+        order = sorted(range(len(self.ids)), key=lambda row: len(self.ids[row]))
+        start = 0
+        while start < len(order):
+            length = len(self.ids[order[start]])
+            same = [row for row in order[start : start + size] if len(self.ids[row]) == length]
+            yield torch.stack([self.ids[row] for row in same])
+            start += len(same)
+
+
+def open_texts(reader: TextReader, options: Any) -> Texts:
+    """What flags say: `text`, the lines of the file `texts`, or `images` windows of the corpus `data`, drawn evenly.
+
+    Raises:
+        ValueError: no text, an empty one, or one that is too short or too long for the model.
+        MissingData: no such file or corpus.
+    """
+    if options.text or options.texts:
+        if options.data is not None or (options.text and options.texts):
+            raise ValueError("--text, --texts, --data: are three kinds of text; give one of them")
+        return _given(reader, options)
+    run = run_settings(options.model)
+    if options.data is None:
+        check("data", run.get("data"), f"the config.yaml of {options.model}")
+    data = options.data or run.get("data")
+    if data is None:
+        raise ValueError(
+            f'model: {options.model} reads text: add --text "...", --texts FILE (one text a line) or --data '
+            "tinyshakespeare --data-dir DIR"
+        )
+    folder = options.data_dir or (run.get("data_dir") if data == run.get("data") else None)
+    held_out = run.get("held_out") if data == run.get("data") else None
+    part = open_text(data, options.split, data_dir=folder, held_out=held_out)
+    ids = torch.tensor(reader.pieces(part.text))
+    length = options.length or min(run.get("length") or DEFAULT_LENGTH, reader.limit or DEFAULT_LENGTH)
+    _check_length(length, reader, "--length")
+    if len(ids) < length:
+        raise ValueError(f"--length {length}: {part.description}, is {len(ids):,} tokens; give a smaller length")
+    count = min(options.images, len(ids) // length)
+    starts = torch.linspace(0, len(ids) - length, count, dtype=torch.float64).long()
+    said = f"{count:,} windows of {length} tokens of {data} ({options.split} split), drawn evenly"
+    return Texts(ids=[ids[start : start + length] for start in starts.tolist()], name=data, said=said, whole=True)
+
+
+def _given(reader: TextReader, options: Any) -> Texts:
+    if options.texts is not None:
+        path: Path = options.texts.expanduser()
+        if not path.is_file():
+            raise MissingData(f"--texts: there is no file {path}")
+        texts, flag, name = read_lines(path)[: options.images], "--texts", path.stem
+        said = f"{len(texts):,} texts of {path.name}"
+    else:
+        texts, flag, name = list(options.text), "--text", "text"
+        said = "the text that was given" if len(texts) == 1 else f"the {len(texts)} texts that were given"
+    if empty := [str(row + 1) for row, text in enumerate(texts) if not text.strip()]:
+        raise ValueError(f"{flag}: text {', '.join(empty[:5])} is empty; leave it out")
+    ids = []
+    for row, text in enumerate(texts):
+        found = reader.encode(text)
+        if options.length is not None:
+            found = found[: options.length]
+        _check_length(len(found), reader, f"{flag}: text {row + 1} is too long; --length cuts it: it")
+        ids.append(torch.tensor(found))
+    return Texts(ids=ids, name=name, said=said)
+
+
+def _check_length(length: int, reader: TextReader, what: str) -> None:
+    if length < 1 or (reader.limit is not None and length > reader.limit):
+        most = f"1 to {reader.limit}" if reader.limit is not None else "1 or more"
+        raise ValueError(f"{what} has {length} tokens; this model takes {most}")
