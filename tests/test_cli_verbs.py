@@ -321,12 +321,12 @@ def test_interrupting_a_training_saves_it_and_says_how_to_go_on(tmp_path: Path) 
 
 
 def test_only_who_types_force_throws_a_run_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "config.yaml").write_text("mine: true\n")
-    (out / "metrics.jsonl").write_text("{}\n")
-    wanted = {"data": "digits", "model": "crate_nano_patch2_8", "max_steps": 1, "out": str(out), "force": True}
-    (tmp_path / "theirs.yaml").write_text(json.dumps(wanted))
-    assert cli.run(["train", "--config", str(tmp_path / "theirs.yaml"), "--quiet"]) == 2
+    wanted = {"data": "digits", "model": "crate_nano_patch2_8", "max_steps": 1, "out": str(tmp_path / "out")}
+    (tmp_path / "theirs.yaml").write_text(json.dumps({**wanted, "force": True}))
+    command = ["train", "--config", str(tmp_path / "theirs.yaml"), "--quiet"]
+    assert cli.run(command) == 0
+    before = (tmp_path / "out" / "metrics.jsonl").read_text()
+    assert cli.run(command) == 2
     assert "--force" in capsys.readouterr().err
-    assert (out / "config.yaml").read_text() == "mine: true\n"
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
+    assert cli.run([*command, "--force"]) == 0

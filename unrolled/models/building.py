@@ -166,7 +166,7 @@ def _asks_hub(name: str, pretrained: bool) -> bool:
     if ":" in name:
         return name.startswith(("hf-hub:", "hf_hub:"))
     known = timm.get_pretrained_cfg(name, allow_unregistered=True) if pretrained else None
-    return known is not None and not known.file
+    return known is not None and not known.file and bool(known.hf_hub_id or known.url)
 
 
 def create_with_timm(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
