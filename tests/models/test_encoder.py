@@ -88,7 +88,7 @@ def test_what_it_cannot_do_is_named(tmp_path: Path) -> None:
         LanguageConfig(**TINY, causal=False)
     with pytest.raises(ValueError, match="did you mean"):
         language_config("crate_bert_nan")
-    with pytest.raises(MissingData, match="holds no config.json"):
+    with pytest.raises(MissingData, match=r"holds no config\.json"):
         load_language_model(tmp_path)
 
 
