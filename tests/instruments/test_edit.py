@@ -116,7 +116,8 @@ def test_a_patch_of_all_tokens_makes_one_run_the_other(name: str) -> None:
     with unrolled.edit(model, {last: edits.patch(other)}):
         assert torch.equal(logits(model(x)), expected)
     with unrolled.edit(model, {last: edits.patch(other[last][:1])}):
-        assert torch.equal(logits(model(x))[1], logits(model(x))[0])
+        one, two = logits(model(x))
+        torch.testing.assert_close(one, two)  # rows of one batch may be rounded unlike each other
 
 
 @pytest.mark.parametrize("name", [*IMAGES, *LARGER, "crate_gpt", "hf-gpt2", "hf-llama", "hf-gemma2"])
