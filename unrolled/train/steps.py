@@ -62,7 +62,7 @@ class Schedule(NamedTuple):
             return []
         return [
             f"note: the warm-up of {self.warmup:,} steps is longer than the run of {self.last:,}: the learning rate "
-            f"ends at {self.last / self.warmup:.0%} of its peak; lower warmup_epochs, or give warmup_steps"
+            f"ends at {self.last / self.warmup:.0%} of its peak; give the warm-up fewer epochs, or steps"
         ]
 
 
