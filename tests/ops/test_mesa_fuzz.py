@@ -221,3 +221,21 @@ def test_decoding_refuses_what_a_whole_sequence_refuses(dtype: torch.dtype) -> N
             first, second = (q.double() @ k.double().mT).flatten().tolist()
             assert float(out) == pytest.approx(2 * first / (2 + ridge) - 2 * second / (1 + ridge), rel=1e-2), exponent
     assert {12.5, 13, 14, 16} <= set(refused) <= {11, 12.5, 13, 14, 16}
+
+
+@pytest.mark.parametrize("method", ["auto", "reference", "recurrent", "chunk", "cg"])
+@pytest.mark.parametrize("easy", [1.0, 100.0])
+@pytest.mark.parametrize("ridge", [1e-6, 1e-7, 1e-8, 1e-9])
+def test_a_channel_that_no_key_has_does_not_hide_the_others(method: str, easy: float, ridge: float) -> None:
+    """The system of such a channel is easy, and its solution may be larger than what float32 loses in the others."""
+    k = torch.tensor([[[[0.0, 0.6, 0.8]]]])
+    out = mesa(torch.tensor([[[[easy, 0.5, 0.0]]]]), k, torch.ones(1, 1, 1, 1), ridge, method=method)
+    assert float(out) == pytest.approx(0.3 / (1 + ridge), rel=1e-4)
+
+
+def test_decoding_goes_on_in_float64_where_an_easy_channel_would_hide_the_others() -> None:
+    q, k = torch.tensor([[[[1.0, 0.5, 0.0]]]]), torch.tensor([[[[0.0, 0.3, 0.4]]]])
+    state = None
+    for _ in range(5):
+        out, state = mesa(q, k, torch.ones(1, 1, 1, 1), 1e-9, state=state, return_state=True)
+        assert float(out) == pytest.approx(0.6, rel=1e-4)

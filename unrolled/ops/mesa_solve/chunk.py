@@ -210,15 +210,19 @@ def certify(segment: Segment, rhs: Tensor, x: Tensor, stable: bool, tolerance: f
     eps = torch.finfo(x.dtype).eps
     most = share(x.dtype)
     kept = segment.forgotten  # where a ridge was kept from decaying further, what is left of it must not matter
-    if stable:
-        wrong = eps * segment.norm
-        if kept is not None:
-            wrong = wrong + kept * segment.ridge_scale * segment.ridge.amax(-1)
-        if bool((wrong[..., None] * _size(x) <= most * _size(rhs)).all()):
-            return
+    wrong = eps * segment.norm
+    if kept is not None:
+        wrong = wrong + kept * segment.ridge_scale * segment.ridge.amax(-1)
+    settled = bool((wrong[..., None] * _size(x) <= most * _size(rhs)).all())
+    if settled and stable:
+        return
+    if not settled and x.dtype != torch.float64:
+        raise Imprecise  # float64 decides: scaled or not, an easy channel may hide one that float32 does not hold
     root = (segment.gram_diagonal() + segment.ridges).sqrt()
-    size, rounding = _size(rhs / root), eps * x.shape[-1] ** 0.5 * _size(x * root)
-    trusted = rounding <= most * size
+    size, scaled = _size(rhs / root), _size(x * root)
+    rounding = eps * x.shape[-1] ** 0.5 * scaled
+    # by what the scaled system makes of the solution's own direction: one channel that is easy must not hide the others
+    trusted = rounding * scaled <= most * (rhs * x).sum(-1)
     if kept is not None:
         trusted &= kept[..., None] * _size(segment.ridges * x / root) <= most * size
     if not stable:

@@ -35,9 +35,13 @@ def reference(problem: Problem, queries: Tensor, carry: Carry, guard: bool) -> t
         system = gram + torch.diag_embed(ridge_scale[:, None] * problem.ridge)
         solution = torch.linalg.solve_ex(system, q[:, t])[0]
         with torch.no_grad():
-            root = system.diagonal(dim1=-2, dim2=-1).sqrt()
-            left = rounding * torch.linalg.vector_norm(solution * root, dim=-1)
-            trusted &= left <= share(q.dtype) * torch.linalg.vector_norm(q[:, t] / root, dim=-1)
+            diagonal = system.diagonal(dim1=-2, dim2=-1)
+            if dtype == torch.float64:
+                left = rounding * (solution.square() * diagonal).sum(-1)
+                trusted &= left <= share(dtype) * (q[:, t] * solution).sum(-1)
+            else:  # see `certify`; the trace is a bound that the norm stays well below, as in `Segment.is_safe`
+                left = torch.finfo(dtype).eps * diagonal.sum(-1) * torch.linalg.vector_norm(solution, dim=-1)
+                trusted &= left <= 4 * share(dtype) * torch.linalg.vector_norm(q[:, t], dim=-1)
         solutions.append(solution)
         outputs.append((cross @ solution[..., None])[..., 0])
     if guard and not bool(trusted.all()):
