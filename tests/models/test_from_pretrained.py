@@ -233,3 +233,14 @@ def test_other_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
     assert isinstance(create_model(f"hf:{tmp_path / 'vit'}", pretrained=True), transformers.ViTModel)
     assert isinstance(from_pretrained(tmp_path / "vit"), transformers.ViTModel)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"gpt2", "x" * 5000])
+def test_what_names_nothing_is_said(source: Any) -> None:
+    with pytest.raises(ValueError, match="names no model"):
+        unrolled.from_pretrained(source)
+
+
+def test_a_function_that_cannot_be_called_is_no_model() -> None:
+    with pytest.raises(ValueError, match="system cannot be called with"):
+        unrolled.from_pretrained("os:system")

@@ -95,7 +95,7 @@ def reading_weights(name: str, arguments: Mapping[str, Any], pretrained: bool) -
         raise MissingData(f"model: the weights of {name} are not there: {first_line(error)}") from error
     except RuntimeError as error:
         if any(part in str(error) for part in ("No pretrained weights", "No suitable checkpoints")):
-            raise MissingData(f"model: there are no weights for {name}; train it, or give --weights") from error
+            raise MissingData(f"model: there are no weights for {name}; train it, or give weights") from error
         if "weights_only" in str(error):  # of timm, about a pickle
             raise UnsafeFile(
                 f"model: the weights of {name} would have to run code to be read, which was refused; save them as "

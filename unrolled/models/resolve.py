@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from unrolled.network import hub
 from unrolled.reading import read_object
 from unrolled.trust import check, check_model_args, import_factory
 
+_LONGEST = 4096  # characters of a path
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # of the hub, where there is no such folder
 _TIMM_SOURCES = ("local-dir", "hf-hub", "hf_hub")  # timm's own schemes
 _FORMS = "a name from `unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR or package.module:factory"
@@ -119,6 +122,9 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
     """
     from unrolled.models.published import load_published
 
+    if not isinstance(source, str | os.PathLike) or len(str(source)) > _LONGEST:
+        given = "so long a name" if isinstance(source, str) else repr(source)
+        raise ValueError(f"source: {given:.60} names no model; give a folder, a file, ORG/NAME or a name of weights")
     spec, path = str(source), Path(source).expanduser()
     if path.is_file() and not (path.name == "model.safetensors" and _describes(path.parent)):
         return load_published(path, **kwargs)
@@ -346,7 +352,18 @@ def _build_factory(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise ValueError(f"model={spec!r}: {module_name} has no function {attribute!r}")
-    model = factory(**({"pretrained": True} if pretrained else {}), **kwargs)
+    arguments = {**({"pretrained": True} if pretrained else {}), **kwargs}
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise  # said by whoever asked
+        raise ValueError(
+            f"model={spec!r}: {attribute} cannot be called with {arguments or 'nothing'}: {error}"
+        ) from error
+    except ValueError:
+        pass  # of compiled code the signature may be unknown
+    model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={spec!r}: {attribute} returned a {type(model).__name__}, not an nn.Module")
     return model
