@@ -105,7 +105,7 @@ def entry(name: str, report: dict[str, Any]) -> str:
     if report["claims"]:
         lines += ["| claim | published | here | |", "|---|---|---|---|"]
         lines += [
-            f"| {cell(claim['statement'])} | {cell(claim['published'])} | {cell(claim['measured'])} | {verdict(claim)} |"
+            f"| {' | '.join(cell(claim[key]) for key in ('statement', 'published', 'measured'))} | {verdict(claim)} |"
             for claim in report["claims"]
         ]
         lines.append("")

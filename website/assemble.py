@@ -49,7 +49,7 @@ def assemble(out: Path) -> dict[str, Any]:
     for path in sorted((HERE / "assets").iterdir()):
         _copy(path, out / "assets" / path.name)
     generated = {**api.pages(ROOT), **commands.pages()}
-    places = {**{path: place for path, place in written.items()}, **api.homes(ROOT)}
+    places = {**written, **api.homes(ROOT)}
     for path, place in written.items():
         _write(out / place, translate(path.read_text(encoding="utf-8"), path, place, places))
     for place, text in generated.items():
