@@ -75,8 +75,18 @@ class Cell(ABC):
 
     @property
     def needs(self) -> Sequence[Cell]:
-        """Cells that are computed first, such as the training of the network that this one looks at."""
-        return ()
+        """Cells that are computed first, such as the training of a network that is looked at: those in the fields.
+
+        A cell that has another only for its settings says so, by returning none.
+        """
+        values = [getattr(self, each.name) for each in fields(self)]
+        parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+        return tuple(part for part in parts if isinstance(part, Cell) and part.awaited)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a cell that has this one in a field needs its result; not of a network that is never trained."""
+        return True
 
     def require(self, context: Context) -> None:  # noqa: B027 (most cells need nothing)
         """Raise `MissingData`, naming folder and flag, where the cell cannot be computed; the study goes on without."""

@@ -150,11 +150,6 @@ class DigitsLayers(Cell):
         """In words."""
         return f"layers of {self.run.name}"
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.run,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """`trace`, beside that of the untrained model, and `attention`, one record a picture."""
         from unrolled.data import eval_loader, open_images

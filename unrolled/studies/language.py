@@ -264,11 +264,6 @@ class Predicted(Cell):
         """In words."""
         return f"test of {self.network.name}{', disordered' * self.disordered}"
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """As `Windows.of`."""
         rows = excerpts(self.network.text(context)["test"], self.network.length, self.test_bytes)

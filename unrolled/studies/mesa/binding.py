@@ -55,11 +55,6 @@ class FirstLayer(Cell):
     stack: Stack
     sequences: int
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """What the last token holds of earlier ones, `trained` and `untrained`, a record a lag; also in `training`.
 

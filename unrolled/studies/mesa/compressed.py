@@ -6,7 +6,7 @@ weights hold a few numbers and no more: its "CompressedAlg", at one layer and at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -64,11 +64,6 @@ class Compressed(Cell):
     network: Constructed
     retraining: int
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """Losses of every variant, shares of the squared norm that are `kept`, and the numbers themselves."""

@@ -6,7 +6,7 @@ context (arXiv 2309.05858, appendix E). If it did not, agreement with the gradie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -97,11 +97,6 @@ class InWorld(Cell):
 
     network: Constructed
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`loss`, and those of other predictors; `structure` of one linear layer; `curve`, during training."""

@@ -6,7 +6,7 @@ control released with arXiv 2309.05858. That one looks worse than least squares 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -97,11 +97,6 @@ class Tested(Cell):
 
     seed: int
     tuned: Tuned
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The settings."""
-        return (self.tuned,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """For each predictor its `loss` and the loss `by_position`; the `floor` that the noise sets."""

@@ -7,7 +7,7 @@ layer averaged with random weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -61,11 +61,6 @@ class Mixed(Cell):
     network: Constructed
     test_sequences: int
     coefficients: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`curve` of the losses halfway, and those of every share of the way at its end."""

@@ -7,7 +7,7 @@ kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import truediv
 from statistics import fmean
@@ -74,11 +74,6 @@ class Linearised(Cell):
     distil_steps: int
     distil_rate: float
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """Losses of the stack, `untrained` and of `zero`; of each of `layers` the ratios and what was unexplained."""

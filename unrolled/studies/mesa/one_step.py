@@ -6,7 +6,7 @@ linear self-attention layer ends at the loss, the step size and the weight struc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -57,11 +57,6 @@ class Layer(Cell):
 
     network: Constructed
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """Losses of the layer and of the gradient step, what the weights hold, and `curve`, both during training."""

@@ -6,7 +6,7 @@ shuffled targets and the untrained model, so that what a probe can memorise is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
@@ -73,11 +73,6 @@ class Probed(Cell):
     paper_sequences: int
     positions: tuple[int, ...]
     iterations: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`layers` by name; scores and errors of every target, `held_out`, `untrained` and by the `paper`'s protocol.

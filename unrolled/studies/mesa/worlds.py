@@ -6,7 +6,7 @@ regression on the right pairs, Proposition 2 with as many steps, the noise, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -45,11 +45,6 @@ class HeldOut(Cell):
 
     stack: Stack
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`loss`, also `by_position` and `late` (the last); `untrained` and `untrained_late`; `curve`, in training."""

@@ -105,8 +105,8 @@ class Density(Cell):
 
     @property
     def needs(self) -> Sequence[Cell]:
-        """The features."""
-        return (self.seen, self.read, *self.joined)
+        """The features, of the joined captions too."""
+        return (*super().needs, *self.joined)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`scores`, as the function; the mean number of `words` read with 1 to 5 captions; `n`, the photos compared."""

@@ -85,11 +85,6 @@ class Curves(Cell):
     queries: int
 
     @property
-    def needs(self) -> Sequence[Cell]:
-        """The features."""
-        return self.galleries
-
-    @property
     def pair(self) -> str:
         """The two networks, in words."""
         one, other = (gallery.network for gallery in self.galleries)

@@ -7,7 +7,7 @@ layers best (Lenc and Vedaldi 2015, Bansal et al. 2021), and share neurons (Drav
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -61,11 +61,6 @@ class OfTwo(Cell):
     """What is measured of two networks; the first is the front, the second the back."""
 
     networks: tuple[Network, Network]
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The trainings."""
-        return tuple(network for network in self.networks if network.images)
 
     @property
     def sort(self) -> str:

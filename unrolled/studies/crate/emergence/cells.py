@@ -91,11 +91,6 @@ class OnPhotos(Cell):
     photos: int
     side: int
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,) if self.network is not None and self.network.images else ()
-
     def require(self, context: Context) -> None:
         """The photos."""
         self.scenes(context)

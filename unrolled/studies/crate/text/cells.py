@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -135,11 +135,6 @@ class Filled(Cell):
         """In words."""
         return f"test of {self.network.name}"
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """Mean `loss` in nats and `accuracy` over the masked bytes."""
         model = self.network.load(context).eval()
@@ -165,11 +160,6 @@ class Written(Cell):
     def name(self) -> str:
         """In words."""
         return f"sample of {self.network.name}"
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`prompt` and `text`, drawn at temperature 0.8."""

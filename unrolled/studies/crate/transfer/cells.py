@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -109,11 +109,6 @@ class Transferred(Cell):
     target: Target
     few: int
     test_images: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The pretraining."""
-        return (self.network,) if self.network is not None and self.network.images else ()
 
     def require(self, context: Context) -> None:
         """The target's images."""

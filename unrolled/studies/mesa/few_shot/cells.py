@@ -193,11 +193,6 @@ class Tuning(Learned):
     tune_batch: int
     tune_lr: float
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
-
     def load(self, context: Context) -> tuple[nn.Module, Tuned]:
         """As the base says."""
         return tune(
@@ -216,6 +211,11 @@ class Tuning(Learned):
 class Together(Learned):
     """The same model trained from the start on dynamics and on prompts together, all weights."""
 
+    @property
+    def needs(self) -> Sequence[Cell]:
+        """Nothing: of the stack it has the recipe, not the weights."""
+        return ()
+
     def load(self, context: Context) -> tuple[nn.Module, Tuned]:
         """As the base says."""
         recipe, seed, keep = self.stack.recipe, self.stack.seed, self.checkpoint(context)
@@ -228,11 +228,6 @@ class Asked(Cell):
 
     learned: Learned
     test_prompts: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """Training and tuning."""
-        return (self.learned,)
 
     @property
     def name(self) -> str:
@@ -289,11 +284,6 @@ class TwoTasks(Cell):
 
     stack: Stack
     test_prompts: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`losses` by pair, and the first pair of the second task, `switch`, counted from 1."""

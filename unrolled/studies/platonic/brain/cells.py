@@ -204,11 +204,6 @@ class OfMember(BesideBrains):
     network: Network
 
     @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,) if self.network.images else ()
-
-    @property
     def group(self) -> str:
         """The zoo and its family."""
         return f"zoo {family(self.network)}"

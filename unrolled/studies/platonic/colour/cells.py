@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -171,11 +171,6 @@ class ByPixels(Layout):
     counted: Counted
     zeros: Zeros
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The counts."""
-        return (self.counted,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """The score, and `never`, the share of pairs of colours that never occur."""
         counts, middles = self.counted.load(context)
@@ -189,11 +184,6 @@ class BesidePeople(Cell):
 
     counted: Counted
     zeros: Zeros
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The counts."""
-        return (self.counted,)
 
     def require(self, context: Context) -> None:
         """The ratings."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,11 +99,6 @@ class Compared(Cell):
     def name(self) -> str:
         """What progress calls it."""
         return " with ".join(self.labels)
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The features of both."""
-        return (self.photos, self.captions)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """What `compare_layers` says; of captions the mean is taken, which for neighbours by cosine is as good as their
