@@ -11,8 +11,8 @@ from cyclopts import Parameter
 from unrolled.commands.options import AsJson, ConfigFiles, Quiet, given, open_flags_of
 from unrolled.harness import answer, write_settings
 from unrolled.locks import hold
-from unrolled.studies.base import Budget
 from unrolled.studies.demo import DemoConfig
+from unrolled.studies.study import Budget
 from unrolled.terminal import say, show, table
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from unrolled.errors import MissingData
 from unrolled.reading import read_json
 from unrolled.studies.fingerprint import fingerprint
 
@@ -183,6 +184,12 @@ def computed(cell: Cell, context: Context) -> Row[Cell]:
     part.write_text(json.dumps({"key": cell.key, "seconds": seconds, "result": result}), encoding="utf-8")
     part.replace(path)
     return Row(cell, result, seconds)
+
+
+def data_missing(data: str, error: MissingData, *, flag: str = "--data-dir DIR") -> MissingData:
+    """One sentence that a study's `data` are not there, why, and the flag that says where they are."""
+    first = error.__cause__ if isinstance(error.__cause__, MissingData) else error
+    return MissingData(f"data_dir: {data} was not found ({str(first).removeprefix('data_dir: ')}); give {flag}")
 
 
 def _is_pair(value: Any) -> bool:

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.constructed import Constructed, ModelsConfig, columns_of, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, Predictor, mean_loss
 from unrolled.studies.mesa.weights import products
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Claim, Count, Distinct, Study
+from unrolled.studies.study import Budget, Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,12 +12,11 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, position_losses
 from unrolled.studies.mesa.stacks import Kind, Stack, StacksConfig, tokens_of
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Count, Distinct, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import TITLES, Place, Stack, WorldsConfig, predictor
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Claim, Count, Distinct, Study
+from unrolled.studies.study import Budget, Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report, Section

@@ -15,7 +15,6 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from unrolled.data.sources import evenly
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.platonic.photos import (
     CAPTIONS,
@@ -28,7 +27,7 @@ from unrolled.studies.platonic.photos import (
     open_photos,
 )
 from unrolled.studies.results import NOT_RUN, Results
-from unrolled.studies.study import Claim, Config, Count, Distinct, Study
+from unrolled.studies.study import Budget, Claim, Config, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor

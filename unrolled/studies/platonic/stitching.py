@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.kinds import stages
 from unrolled.studies.networks import BATCH, Network, accuracy
 from unrolled.studies.pictures import as_input, pictures
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, ZooConfig, family, full_name
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Count, Distinct, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Study
 from unrolled.studies.training import train_resumable
 
 if TYPE_CHECKING:

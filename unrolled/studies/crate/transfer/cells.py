@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
-from unrolled.studies.base import Budget, data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 from unrolled.studies.kinds import BLOCKS, MASKED, stages
 from unrolled.studies.networks import BATCH, Data, Network, accuracy, images_seen
 from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
-from unrolled.studies.study import AtLeast, Config, Count, Distinct, Rate, Seeds
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate, Seeds
 from unrolled.studies.training import train_resumable, warmup_cosine
 
 HELD_OUT = 0.2  # of the probe images, to choose the layer and the penalty

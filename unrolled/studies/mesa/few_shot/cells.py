@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.few_shot.prompts import (
     Gate,
@@ -23,7 +22,7 @@ from unrolled.studies.mesa.few_shot.prompts import (
 )
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import Recipe, Stack
-from unrolled.studies.study import AtLeast, Config, Count, Distinct, Rate, Seeds
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate, Seeds
 from unrolled.tasks import FewShotRegression
 
 

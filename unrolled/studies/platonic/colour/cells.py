@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from unrolled.errors import MissingData
-from unrolled.studies.base import Budget, data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 from unrolled.studies.platonic.colour.layouts import (
     Array,
     Zeros,
@@ -26,7 +25,7 @@ from unrolled.studies.platonic.colour.layouts import (
 )
 from unrolled.studies.platonic.given import open_model
 from unrolled.studies.platonic.human import colours, named_colours, read_arrays, unit_ranks, upper, word_vectors
-from unrolled.studies.study import AtLeast, Config, Count, Seeds
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Seeds
 
 if TYPE_CHECKING:
     from unrolled.data import ImageSource

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.errors import MissingData
-from unrolled.studies.base import Budget, data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 from unrolled.studies.platonic.photos import NETS, OfCaptions, OfPhotos, TextModel, opened
-from unrolled.studies.study import AtLeast, Config, Count, Distinct, Rate
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate
 
 if TYPE_CHECKING:
     from torch import Tensor
