@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +22,14 @@ from unrolled.studies.crate.causal.locality import (
     marked_classes,
 )
 from unrolled.studies.crate.compared import NetworksConfig
+from unrolled.studies.kinds import BLOCKS, MASKED
 from unrolled.studies.networks import Data, Network
 from unrolled.studies.pictures import as_input, pictures
 from unrolled.studies.statistics import spearman
-from unrolled.studies.study import AtLeast, Count
+from unrolled.studies.study import AtLeast, Count, Distinct
+
+if TYPE_CHECKING:
+    from unrolled.instruments.editing import Edit
 
 KINDS = ("crate", "vit", "vit-48")  # the ViT of CRATE's width, about as accurate, and the one of its parameters
 SHIPPED = "crate_nano_patch4_32.cifar10"
@@ -47,10 +52,18 @@ class CausalConfig(NetworksConfig):
 
     data: Data = "cifar10"
     """What networks are trained on; of CIFAR-10 the CRATE that comes with the package is looked at too."""
+    kinds: Annotated[tuple[str, ...], Distinct()] = KINDS
+    """Names of the roster, `crate` among them; claims are about it, the ViT of its width and that of its parameters."""
     tested: Annotated[int, AtLeast(40)] = 600
     """Test images on which places are removed."""
     atoms: Count = 3
     """Atoms removed in each layer, spread evenly over the dictionary."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = [kind for kind in BLOCKS if kind not in MASKED]
+        if "crate" not in self.kinds or not set(self.kinds) <= set(known):
+            raise ValueError(f"kinds={self.kinds}: choose from {', '.join(known)}, and 'crate' among them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,18 +156,21 @@ class Removal(Cell):
         subspaces `predicts`, rank correlations over places of what a removal does to rates with what it does to the
         loss; of heads `marked`, see `locality.marked_classes`.
         """
+        from unrolled.instruments.editing import Edit, places_of
+
         test = pictures(self.network.data, "test", context.data_dir).first(self.tested)
         model = self.network.load(context)
         count = len(test.classes)
         images = inputs(self.network, model, test.images).to(context.device)
         plain = _pass(model, images, test.labels)
+        known = places_of(model)
         places = list(_places(model, self.what, self.atoms))
         sorts = {"places": [each.change for each in places], "random": [each.random for each in places]}
         records: dict[str, list[dict[str, Any]]] = {sort: [] for sort in sorts}
         losses, effects = ({sort: plain.scores.new_zeros(len(places), len(images)) for sort in sorts} for _ in range(2))
         for sort, changes in sorts.items():
             for number, (place, change) in enumerate(zip(places, changes, strict=True)):
-                after = _pass(model, images, test.labels, (place.name, change))
+                after = _pass(model, images, test.labels, Edit(model, {place.name: change}, places=known))
                 moved = (after.tokens - plain.tokens).square().sum(-1)[:, 1:]
                 losses[sort][number] = plain.scores - after.scores
                 effects[sort][number] = after.scores.exp() - plain.scores.exp()
@@ -194,23 +210,18 @@ def _locality(
     }
 
 
-def _pass(
-    model: nn.Module, images: Tensor, labels: Tensor, edit: tuple[str, Callable[[Tensor], Tensor]] | None = None
-) -> Pass:
-    from contextlib import nullcontext
-
-    import unrolled
+def _pass(model: nn.Module, images: Tensor, labels: Tensor, edit: Edit | None = None) -> Pass:
     from unrolled.instruments.anatomy import find_stacks
+    from unrolled.instruments.trace import trace
 
     stack = find_stacks(model)[0]
     last = stack.name(len(stack.blocks) - 1)
     parts: list[Pass] = []
     for part, right in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
-        changing = nullcontext() if edit is None else unrolled.edit(model, {edit[0]: edit[1]})
-        with torch.no_grad(), changing, unrolled.trace(model, patterns=last) as trace:
+        with torch.no_grad(), edit or nullcontext(), trace(model, patterns=last) as tokens:
             logits = model(part).cpu()
         scores = logits.double().log_softmax(-1).gather(1, right[:, None])[:, 0]
-        parts.append(Pass(scores, (logits.argmax(1) == right).double(), trace[last].cpu()))
+        parts.append(Pass(scores, (logits.argmax(1) == right).double(), tokens[last].cpu()))
     return Pass(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
@@ -350,7 +361,7 @@ def cells(config: CausalConfig) -> Iterator[Cell]:
     """Removals of all networks, of subspaces of untrained CRATEs, and of the shipped one."""
     every: dict[str, Any] = {"tested": config.tested, "atoms": config.atoms}
     for seed in config.seeds:
-        for kind in KINDS:
+        for kind in config.kinds:
             network = config.network(kind, config.data, seed)
             yield network
             for what in WHATS:
