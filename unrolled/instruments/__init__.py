@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 # public name -> module of this package that holds it
 _EXPORTS = {
+    "attention_map": "attention_rollout",
     "average_precision": "regions.detection",
     "bootstrap_interval": "regions.overlap",
     "bootstrap_intervals": "regions.overlap",
@@ -54,6 +55,7 @@ _EXPORTS = {
     "read_patches": "regions.patches",
     "refine_mask": "regions.segmentation",
     "region_scores": "regions.overlap",
+    "rollout": "attention_rollout",
     "score_attention": "regions.overlap",
     "score_masks": "regions.overlap",
     "threshold_attention": "regions.segmentation",
@@ -70,6 +72,8 @@ __all__ = sorted(_EXPORTS)
 
 if TYPE_CHECKING:
     from unrolled.instruments.anatomy import head_subspaces as head_subspaces
+    from unrolled.instruments.attention_rollout import attention_map as attention_map
+    from unrolled.instruments.attention_rollout import rollout as rollout
     from unrolled.instruments.control import untrained_control as untrained_control
     from unrolled.instruments.features.extraction import FeatureSet as FeatureSet
     from unrolled.instruments.features.extraction import extract as extract
