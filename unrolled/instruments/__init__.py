@@ -28,6 +28,7 @@ _EXPORTS = {
     "emergence_scores": "regions.emergence",
     "extract": "features.extraction",
     "FeatureSet": "features.extraction",
+    "from_transformer_lens": "naming",
     "head_semantics": "regions.semantics",
     "head_subspaces": "anatomy",
     "HeadSemantics": "regions.semantics",
@@ -42,6 +43,7 @@ _EXPORTS = {
     "matched_iou": "regions.overlap",
     "Matches": "regions.semantics",
     "mesa_descent": "sequences.context",
+    "module_places": "naming",
     "nearest_patches": "regions.semantics",
     "normalized_cut": "regions.spectral",
     "ObjectScorer": "regions.detection",
@@ -59,6 +61,7 @@ _EXPORTS = {
     "score_attention": "regions.overlap",
     "score_masks": "regions.overlap",
     "threshold_attention": "regions.segmentation",
+    "to_transformer_lens": "naming",
     "token_binding": "sequences.context",
     "token_pca": "regions.segmentation",
     "TokenPCA": "regions.segmentation",
@@ -77,6 +80,9 @@ if TYPE_CHECKING:
     from unrolled.instruments.control import untrained_control as untrained_control
     from unrolled.instruments.features.extraction import FeatureSet as FeatureSet
     from unrolled.instruments.features.extraction import extract as extract
+    from unrolled.instruments.naming import from_transformer_lens as from_transformer_lens
+    from unrolled.instruments.naming import module_places as module_places
+    from unrolled.instruments.naming import to_transformer_lens as to_transformer_lens
     from unrolled.instruments.rates import incoherence as incoherence
     from unrolled.instruments.rates import layerwise as layerwise
     from unrolled.instruments.rates import trace_report as trace_report
