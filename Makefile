@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-all dev lint clean
+.PHONY: demo test test-all dev lint docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/unrolled demo
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy unrolled
+
+# site/index.html; fails on a warning, a broken link, or anything that would be asked of another host
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m website
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -53,7 +53,7 @@ def test_the_full_zoo_has_every_sort_of_member() -> None:
 
 
 def test_features_are_of_held_out_images_of_every_layer(tmp_path: Path) -> None:
-    context = Context(kept=tmp_path)
+    context = Context(store=tmp_path)
     for kind in ("vit-small", "cnn-small"):
         network = Network(kind=kind, data="digits", seed=0, images=0)
         layers = Features(network=network, samples=60).load(context)
