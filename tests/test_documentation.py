@@ -18,7 +18,7 @@ import unrolled
 from tests.readme_tree import ROOT
 from unrolled import cli
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "unrolled" / "weights").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 # longer first; what is too large to run in a test, and what makes it small
@@ -38,7 +38,7 @@ def blocks(*languages: str) -> list[Any]:
     for page in PAGES:
         for number, (language, code) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))):
             if language in languages and (page.name, language) != ("export.md", "python"):  # in models/test_export
-                found.append(pytest.param(code, id=f"{page.name}-{number}"))
+                found.append(pytest.param(code, id=f"{page.relative_to(ROOT).as_posix()}-{number}"))
     return found
 
 
@@ -140,7 +140,7 @@ def understand(line: str) -> None:
 MENTION = re.compile(r"`((?:unrolled|python -m|make|pip install) [^`|]+)`")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_in_the_text_exist(page: Path) -> None:
     """Of `unrolled VERB --flag ...` in a sentence, which need not be complete, the verb and its flags."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))

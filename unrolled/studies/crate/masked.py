@@ -77,7 +77,7 @@ def measure(model: nn.Module, images: Tensor) -> dict[str, Any]:
     if encoder[0][0].shape[1] == decoder[0][0].shape[1]:
         n = noise.shape[1]
         visible = noise.argsort(dim=1, stable=True).argsort(1) < n - removed_patches(n, _MASK_RATIO)
-        stacks = [[torch.cat(layer) for layer in zip(*found, strict=True)] for found in (encoder, decoder)]
+        stacks = [[torch.cat(layer) for layer in zip(*half, strict=True)] for half in (encoder, decoder)]
         result["mirror"] = mirrored(stacks[0], stacks[1], visible)
     return result
 
