@@ -80,7 +80,7 @@ def _locality(report: Report, config: CausalConfig, results: Results[Any]) -> No
         "change. Beside each stands a random removal: a subspace of as many dimensions, or as long a step at every "
         "token in a random direction.",
     )
-    table = []
+    table: list[list[str | int]] = []
     for name, _, what, rows in _rows(results, config):
         cells: list[str] = []
         for key, scale, spec in (("loss", 1, "+.3f"), ("accuracy", 100, "+.1f")):
@@ -159,7 +159,7 @@ def _prediction(report: Report, config: CausalConfig, results: Results[Any]) -> 
     if not rows:
         section.text(f"{NOT_RUN}.")
         return
-    table = []
+    table: list[list[str | int]] = []
     for name, _, _, networks in rows:
         for sort, words in (("places", "U_k"), ("random", "random")):
             numbers = [
