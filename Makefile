@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test dev lint docs dist clean
+.PHONY: demo test test-all dev lint docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/unrolled demo
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+# And what takes minutes: every study at its quick budget, exports and processes by the dozen.
+test-all: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not gpu' $(PYTEST_ARGS)
 
 dev: $(VENV)/.installed-dev
 

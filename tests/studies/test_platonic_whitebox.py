@@ -117,9 +117,3 @@ def test_a_brain_that_sees_as_a_block_does_is_near(
     near = NearBrains(network=made_up).compute(context)
     assert near["human IT"] == pytest.approx(1.0)
     assert near["monkey IT"] < 0.5
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for settings, match in (({"within": 1.0}, "within"), ({"k": 1000}, "k=1000")):
-        with pytest.raises(ValueError, match=match):
-            WhiteboxConfig(**settings)  # type: ignore[arg-type]
