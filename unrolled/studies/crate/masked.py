@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unrolled.instruments.anatomy import head_subspaces
-from unrolled.models.masked import CRATEDecoderBlock, removed_patches
+from unrolled.layers import CRATEDecoderBlock
+from unrolled.models.masked import removed_patches
 from unrolled.studies.cells import Context
 from unrolled.studies.networks import OfNetwork
 from unrolled.studies.pictures import as_input, pictures

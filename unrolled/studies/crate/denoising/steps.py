@@ -232,7 +232,7 @@ class Stack(Cell):
             reversed), `rescaled` (the best multiple of the code), `decoder`, `random` (a decoder with other subspaces),
             and `iterations`, by their number.
         """
-        from unrolled.models.masked import CRATEDecoderBlock
+        from unrolled.layers import CRATEDecoderBlock
 
         known, other, _, z, _ = self._drawn()
         forward = attention(known.subspaces, self.rate)
