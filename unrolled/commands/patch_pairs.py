@@ -18,7 +18,7 @@ from unrolled.terminal import progress, say
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from unrolled.commands.patch import PatchOptions
+    from unrolled.commands.patch_options import PatchOptions
     from unrolled.instruments.causal import Score
 
 _SHOWN = 20  # pairs that the report lists
