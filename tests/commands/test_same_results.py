@@ -74,7 +74,7 @@ def commands(data: Path) -> dict[str, list[str]]:
         "eval": ["eval", MODEL, *SMALL, *classes],
         "eval --robustness": ["eval", MODEL, *SMALL, *classes, "--robustness", "--robustness-images", "5"],
         "trace": ["trace", MODEL, *SMALL, *classes],
-        "ablate": ["ablate", MODEL, *SMALL, *classes, "--places", "block0?/attn", "block02/attn/head*"],
+        "ablate": ["ablate", MODEL, *SMALL, *classes, "--places", "block0?/attn", "block01/attn/head*"],
         "ablate --positions": ["ablate", MODEL, *SMALL, *classes, "--places", "block00", "block01/subspace0",
                                "--positions", "0", "-1", "--score", "logit-difference"],
         "patch": ["patch", MODEL, *SMALL, *classes, "--places", "block0?/attn", "block01/attn/head*"],

@@ -68,8 +68,11 @@ def spots_of(model: nn.Module, known: Places, places: str | Sequence[str]) -> li
         if missing and not (found and tuple(patterns) == HALVES):  # models have one kind of second half or the other
             if "subspace" in pattern:
                 raise ValueError(f"places: {pattern!r} matches no subspace; they are called block00/subspace0")
-            for name in Edit(model, {pattern: zero}, places=known).names:  # a module's path, or says what is near
-                found[name] = Spot(name, name)
+            try:  # a module's path, or says what is near
+                paths = Edit(model, {pattern: zero}, places=known).names
+            except ValueError as error:
+                raise ValueError(f"places: {str(error).removeprefix('edits: ')}") from None
+            found |= {name: Spot(name, name) for name in paths}
     return sorted(found.values(), key=lambda spot: order(spot.name))
 
 
