@@ -100,16 +100,16 @@ def _ablate_texts(options: AblateOptions) -> None:
     where = choose_device(options.device)
     reader = causal_reader(options)
     texts = open_texts(reader, options)
-    say(f"data: {texts.said}", quiet=options.quiet)
+    say(f"data: {texts.description}", quiet=options.quiet)
     score, factor = score_for(str(options.score), predicted(reader, texts.ids))
     if factor != factor:  # not of all tokens
         raise ValueError(f"--score {options.score}: is of answers; of texts take bits-per-byte or nats-per-token")
     parts = list(texts.batches(options.batch_size))
     bar = progress(parts, total=len(parts), what="ablate", quiet=options.quiet)
     shown = ((reader.given(ids.to(where)), (ids, factor)) for ids in bar)
-    said = {"data": texts.name, "text": texts.said, "texts": len(texts.ids),
+    said = {"data": texts.name, "text": texts.description, "texts": len(texts.ids),
             "weights": "random" if reader.random else options.model}  # fmt: skip
-    _sweep(options, reader.module.to(where), shown, score, said, texts.said)
+    _sweep(options, reader.module.to(where), shown, score, said, texts.description)
 
 
 def _sweep(
