@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.autoencoder import SparseAutoencoder, fit_autoencoder, largest
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.kinds import DEPTH
 from unrolled.studies.networks import Data, Network, OfNetwork
 from unrolled.studies.pictures import Pictures, as_input, pictures
-from unrolled.studies.study import AtLeast, Count, Distinct
+from unrolled.studies.study import AtLeast, Budget, Count, Distinct
 
 KINDS = ("crate", "vit")
 Sort = Literal["own", "random", "autoencoder"]

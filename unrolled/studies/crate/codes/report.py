@@ -90,7 +90,7 @@ def _worth(report: Report, config: CodesConfig, results: Results[Any]) -> None:
                 name=f"worth-{kind}",
                 caption=f"{ROSTER[kind].words}; bars are one standard deviation over seeds.",
             )
-    table = []
+    table: list[list[str | int]] = []
     for kind, trained in (*((kind, True) for kind in KINDS), ("crate", False)):
         for sort, wide in (*((sort, False) for sort in SORTS), ("autoencoder", True)):
             sorted_: Sort = sort  # type: ignore[assignment]
