@@ -1,7 +1,7 @@
 """Metrics of prediction on held-out samples: ridge and partial least squares predictivity, and linear stitching.
 
-Relabelled y are further columns of the same products, so some orders at a time cost little more than one: y [n, m, d] are
-m versions of the samples.
+Relabelled y are further columns of the same products, so some orders at a time cost little more than one. Throughout,
+y [n, m, d] are m versions of the same samples.
 """
 
 from __future__ import annotations
@@ -199,10 +199,7 @@ def _ridge(x: Tensor, y: Tensor, at: Tensor, alpha: float, *, offset: bool) -> T
     # a smaller penalty is lost in the rounding of the products, and whether a factor exists would hang on that rounding
     system.diagonal().add_(max(alpha, len(system) * torch.finfo(x.dtype).eps * float(system.trace())))
     factor = torch.linalg.cholesky(system)
-    if d <= n:
-        found = at @ torch.cholesky_solve(x.T @ flat, factor)
-    else:
-        found = (at @ x.T) @ torch.cholesky_solve(flat, factor)
+    found = at @ torch.cholesky_solve(x.T @ flat, factor) if d <= n else at @ x.T @ torch.cholesky_solve(flat, factor)
     return found.unflatten(1, y.shape[1:]) + y_mean
 
 
