@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test dev lint clean
+.PHONY: demo test test-all dev lint docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/unrolled demo
@@ -11,12 +11,20 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
+# And what takes minutes: every study at its quick budget, exports and processes by the dozen.
+test-all: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not gpu' $(PYTEST_ARGS)
+
 dev: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy unrolled
+
+# site/index.html; fails on a warning, a broken link, or anything that would be asked of another host
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m website
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -10,7 +10,7 @@ from tests import study_docs
 from tests.readme_tree import ROOT, tree
 
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_tree_is_the_packages():
@@ -23,11 +23,12 @@ def test_committed_reports_name_no_folder_of_a_machine(path: Path):
     assert study_docs.without_paths(report) == report
 
 
-def test_the_page_of_studies_is_what_their_reports_say():
-    assert study_docs.PAGE.read_text() == study_docs.page(), "run: python -m tests.study_docs"
+def test_the_pages_of_studies_are_what_their_reports_say():
+    for page, text in study_docs.pages().items():
+        assert page.read_text() == text, f"{page}: run: python -m tests.study_docs"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_inside_the_repository_resolve(page: Path):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]

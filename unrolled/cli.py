@@ -124,6 +124,8 @@ def build(tokens: Sequence[str] = ()) -> App:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
+    A verb returns False if what it reproduces came out outside its tolerance.
+
     Args:
         arguments: what follows `unrolled`; default: those of this process.
     """
@@ -156,7 +158,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code
     finally:
         release_held()
-    return result if isinstance(result, int) else 0
+    return 4 if result is False else 0
 
 
 def in_flags(message: str, app: App | None, tokens: Sequence[str]) -> str:
@@ -219,5 +221,5 @@ def explain(error: Exception) -> tuple[int, str]:
 
 def _take(tokens: list[str], flag: str) -> tuple[list[str], bool]:
     end = tokens.index("--") if "--" in tokens else len(tokens)
-    kept = [token for token in tokens[:end] if token != flag]
-    return kept + tokens[end:], len(kept) < end
+    others = [token for token in tokens[:end] if token != flag]
+    return others + tokens[end:], len(others) < end

@@ -130,15 +130,12 @@ def test_batches_workers_and_the_order_of_files_change_nothing(
 ) -> None:
     command = commands(data)[name]
     flags = flags_of(command[0])
-    first = result(command, tmp_path / "first", capsys)
-    sizes = ["1", "3"] if "batch_size" in flags else [""]
-    for size in sizes:
-        more = ["--batch-size", size] if size else []
-        if size == sizes[-1]:
-            turn_listings(monkeypatch)
-            if "workers" in flags and name != "align-grid":  # whose workers are Dask's
-                more += ["--workers", "2"]
-        check_same(first, result(command, tmp_path / f"other{size}", capsys, *more))
+    few, one = (["--batch-size", size] if "batch_size" in flags else [] for size in ("3", "1"))
+    first = result(command, tmp_path / "first", capsys, *few)
+    turn_listings(monkeypatch)
+    if "workers" in flags and name != "align-grid":  # whose workers are Dask's
+        one += ["--workers", "2"]
+    check_same(first, result(command, tmp_path / "other", capsys, *one))
 
 
 def flags_of(verb: str) -> set[str]:
