@@ -78,10 +78,10 @@ class _CrossValidated(Metric):
         """Bytes needed for one relabelling."""
         return 8 * b.numel()
 
-    def _splits(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _splits(self, n: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Training rows and held-out rows, fold by fold."""
-        units = self._units if self._units is not None else Units(len(x))
-        parts = [part.to(x.device) for part in units.parts(min(self.folds, units.count), self.seed)]
+        units = self._units if self._units is not None else Units(n)
+        parts = [part.to(device) for part in units.parts(min(self.folds, units.count), self.seed)]
         for i, test in enumerate(parts):
             yield torch.cat([p for j, p in enumerate(parts) if j != i]), test
 
@@ -122,7 +122,7 @@ class RidgePredictivity(_Predictivity):
         self.alpha = alpha
 
     def _predicted(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for train, test in self._splits(x):
+        for train, test in self._splits(len(x), x.device):
             # constants per fold cancel only if each fold's own training mean is used for both sides
             yield test, _ridge(x[train], y[train], x[test], self.alpha, offset=True)
 
@@ -145,7 +145,7 @@ class PLSPredictivity(_Predictivity):
         self.components = components
 
     def _predicted(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        splits = list(self._splits(x))
+        splits = list(self._splits(len(x), x.device))
         means = [(x[train].mean(0), y[train].mean(0)) for train, _ in splits]
         centred = x.new_zeros(len(splits), max(len(train) for train, _ in splits), x.shape[1])  # zeros add nothing
         crosses, floors = [], []
@@ -182,7 +182,7 @@ class Stitching(_CrossValidated):
 
     def _values(self, x: Tensor, y: Tensor) -> Tensor:
         missed, total = torch.zeros(2, y.shape[1], dtype=y.dtype, device=y.device)
-        for train, test in self._splits(x):
+        for train, test in self._splits(len(x), x.device):
             known, held = y[train], y[test]
             prediction = _ridge(x[train], known, x[test], self.alpha, offset=self.affine)
             missed += (held - prediction).square().sum((0, 2))
