@@ -18,7 +18,7 @@ from unrolled.terminal import progress, table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unrolled.instruments.causal import Effects
+    from unrolled.instruments.effects import Effects
     from unrolled.report import Report
 
 _WORDS = {"accuracy": "accuracy", "probability": "probability of the right class", "loss": "loss (nats)"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,92 +17,14 @@ from torch import Tensor, nn
 from unrolled.instruments.anatomy import find_stacks, unwrap
 from unrolled.instruments.editing import Change, Edit, Places, edit, places_of
 from unrolled.instruments.edits import patch, zero
+from unrolled.instruments.effects import Effect, Effects, Shares
 from unrolled.instruments.readouts.probes import evaluating
 from unrolled.instruments.regions.overlap import bootstrap_intervals
 from unrolled.instruments.sites import first_tensor
 from unrolled.instruments.trace import trace
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from unrolled.figures import HeatMap, LineChart
-
 Score = Callable[[Any, Any], Tensor]
 """(what the model returns, the targets of the batch) -> one number a sample, [b]."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What changing one place did to the score.
-
-    Attributes:
-        name: the place.
-        change: mean over samples of the score with the place changed, less the score without.
-        low, high: 95 % bootstrap interval of `change` over samples.
-        control: the same for a change in a random direction, as large at every token; NaN where none was asked for.
-        samples: `change` of every sample.
-    """
-
-    name: str
-    change: float
-    low: float
-    high: float
-    control: float
-    samples: np.ndarray = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Effects(Sequence[Effect]):
-    """Effects of many places on one score, in the order of the model.
-
-    Attributes:
-        rows: one a place.
-        score: mean score of the unchanged model.
-    """
-
-    rows: tuple[Effect, ...]
-    score: float
-
-    def __getitem__(self, index: Any) -> Any:
-        """One row by number or name, or several by a slice."""
-        if isinstance(index, str):
-            return next(row for row in self.rows if row.name == index)
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        return f"Effects({len(self)} places, score {self.score:.4g} without a change)"
-
-    def panel(self) -> HeatMap | LineChart:
-        """Layers by heads as a heat map where the places are heads, else the changes along the places."""
-        from unrolled.figures import HeatMap, LineChart, Series
-
-        heads = [re.fullmatch(r"(.*block\d+)/attn/head(\d+)", row.name) for row in self.rows]
-        if not all(heads):
-            x = list(range(len(self)))
-            series = [Series(label="removed", x=x, y=[row.change for row in self.rows])]
-            if not np.isnan([row.control for row in self.rows]).any():
-                series.append(Series(label="random", x=x, y=[row.control for row in self.rows], dashed=True))
-            return LineChart(title="change of the score", x_label="place", series=series)
-        places = [(match[1], int(match[2])) for match in heads if match]
-        layers = list(dict.fromkeys(layer for layer, _ in places))
-        values = np.full((len(layers), 1 + max(head for _, head in places)), np.nan)
-        for (layer, head), row in zip(places, self.rows, strict=True):
-            values[layers.index(layer), head] = row.change
-        return HeatMap(
-            title="change of the score without the head",
-            values=values,
-            rows=layers,
-            columns=[str(head) for head in range(values.shape[1])],
-            column_label="head",
-            signed=True,
-        )
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw `panel`; see `unrolled.figures.Panel.plot`."""
-        return self.panel().plot(ax)
 
 
 def ablate(
@@ -170,7 +92,7 @@ def patching(
     corrupted: Any,
     score: Callable[[Any], Tensor],
     places: str | Sequence[str] = ("block??", "block*/attn", "block*/mlp", "block*/ista"),
-) -> dict[str, float]:
+) -> Shares:
     """How much of the clean run's score each place brings back when it is patched into the corrupted run.
 
     Args:
@@ -180,7 +102,7 @@ def patching(
         places: names of `unrolled.edit`.
 
     Returns:
-        (patched - corrupted) / (clean - corrupted) of each place: 1 where it brings back everything.
+        From each place to (patched - corrupted) / (clean - corrupted): 1 where it brings back everything.
 
     Raises:
         ValueError: both runs have the same score.
@@ -195,11 +117,11 @@ def patching(
             earlier.keep()
             if best == worst:
                 raise ValueError(f"clean, corrupted: both score {best:g}, so there is nothing to bring back")
-            out = {}
+            values = {}
             for place in names:
                 with earlier.skip_to(place), Edit(model, {place: patch(source)}, places=known):
-                    out[place] = (float(score(_call(model, corrupted)).mean()) - worst) / (best - worst)
-    return out
+                    values[place] = (float(score(_call(model, corrupted)).mean()) - worst) / (best - worst)
+    return Shares(values, "share of the score brought back")
 
 
 def attribution(
@@ -208,11 +130,11 @@ def attribution(
     corrupted: Any,
     score: Callable[[Any], Tensor],
     places: str | Sequence[str] = ("block??", "block*/attn", "block*/mlp", "block*/ista"),
-) -> dict[str, float]:
+) -> Shares:
     """`patching` to first order, all places in two forward passes and one backward: gradient times difference.
 
     Returns:
-        The change of the mean score that patching each place would make if the score were linear in it.
+        From each place to the change of the mean score that patching it would make if the score were linear in it.
     """
     wanted = [places] if isinstance(places, str) else list(places)
     readable = [name for name in trace(model).names if any(fnmatchcase(name, pattern) for pattern in wanted)]
@@ -224,10 +146,11 @@ def attribution(
             value = score(_call(model, corrupted)).mean()
         names = [name for name in here if here[name].requires_grad]
         gradients = torch.autograd.grad(value, [here[name] for name in names], allow_unused=True)
-    return {
+    values = {
         name: 0.0 if g is None else float((g * (source[name] - here[name].detach())).sum())
         for name, g in zip(names, gradients, strict=True)
     }
+    return Shares(values, "change of the score, to first order")
 
 
 def path_patching(
