@@ -70,7 +70,7 @@ def trace(
 
     Raises:
         ValueError: a pattern matches nothing (the nearest names are given), attention weights cannot be had, or `model`
-            is compiled.
+            or a part of it is compiled or scripted.
     """
     return Trace(model, patterns=patterns, reduce=reduce, grad=grad, attention=attention, heads=heads)
 
@@ -89,6 +89,8 @@ class Trace(Tabular, Mapping[str, Any]):
         heads: bool = False,
     ) -> None:
         inner = unwrap(model)
+        if not (patterns is None or isinstance(patterns, str) or all(isinstance(each, str) for each in patterns)):
+            raise ValueError("patterns: must be names or patterns of them, such as 'block*/attn'")
         self.stacks: list[Stack] = find_stacks(inner)
         sites = list(sites_of(inner, self.stacks, attention, heads)) if self.stacks else list(paths_of(inner))
         if attention and not any(site.name.endswith("/attention") for site in sites):
