@@ -19,7 +19,7 @@ from tests.figures import test_plots as plots
 from unrolled.alignment import compare, prepare_layers
 from unrolled.errors import MissingExtra
 from unrolled.instruments import layerwise
-from unrolled.instruments.effects import Effect, Effects, Shares
+from unrolled.instruments.causal import Effect, Effects
 from unrolled.tables import Tabular
 from unrolled.train import TrainConfig, TrainResult
 
@@ -51,7 +51,6 @@ RESULTS: dict[str, tuple[Callable[[], Any], int | None]] = {
     "Trace": (plots.traced, None),
     "LayerRows": (lambda: layerwise(unrolled.create_model("crate_nano_patch2_8"), plots.images()), None),
     "Effects": (effects, 41),
-    "Shares": (lambda: Shares({"block00/attn": 0.1, "block01/attn": -0.5, HOSTILE: 0.0}, "share"), 3),
     "Comparison": (lambda: comparison(draws=200), 72),
     "Grid": (plots.grid, 9),
     "ModelGrid": (plots.models, 3),
