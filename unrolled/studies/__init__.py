@@ -20,6 +20,7 @@ STUDIES: dict[str, str] = {
     "crate-ablations": "crate.ablations",
     "crate-attribution": "crate.attribution",
     "crate-causal": "crate.causal",
+    "crate-codes": "crate.codes",
     "crate-denoising": "crate.denoising",
     "crate-emergence": "crate.emergence",
     "crate-family": "crate.family",

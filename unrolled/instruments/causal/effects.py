@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unrolled.instruments.regions.overlap import bootstrap_intervals
+from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +44,8 @@ class Effect:
     share: float = _NO_NUMBER
 
 
-@dataclass(frozen=True)
-class Effects(Sequence[Effect]):
+@dataclass(frozen=True, repr=False)
+class Effects(Tabular, Sequence[Effect]):
     """Effects of many places on one score, in the order of the model.
 
     Attributes:
@@ -90,6 +91,11 @@ class Effects(Sequence[Effect]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows without what each sample did, and `share` where there are patches."""
+        keys = ["name", "change", "low", "high", "control", *(["share"] if self.goal == self.goal else [])]
+        return [{key: getattr(row, key) for key in keys} for row in self.rows]
 
     def __repr__(self) -> str:
         return f"Effects({len(self)} places, score {self.score:.4g} without a change)"
