@@ -160,6 +160,11 @@ class RunConfig(Output, Machine, Optimisation, Duration, Data, Model):
     sharded: ClassVar[bool] = True
     """Whether `strategy="fsdp"` is supported."""
 
+    def __post_init__(self) -> None:
+        for name in ("out", "data_dir", "weights"):  # in Python a folder is as often a string
+            if isinstance(value := getattr(self, name, None), str):
+                setattr(self, name, Path(value))
+
     def check(self) -> None:
         """Refuse values no run can use, naming the field and the fix.
 
