@@ -1,4 +1,4 @@
-"""What pages say is true: numbers and the map of modules are the code's, links resolve. Examples: `test_documentation`."""
+"""What pages say is true: numbers and the map are those of the code, links resolve. Examples: `test_documentation`."""
 
 import json
 import re

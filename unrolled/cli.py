@@ -219,5 +219,5 @@ def explain(error: Exception) -> tuple[int, str]:
 
 def _take(tokens: list[str], flag: str) -> tuple[list[str], bool]:
     end = tokens.index("--") if "--" in tokens else len(tokens)
-    kept = [token for token in tokens[:end] if token != flag]
-    return kept + tokens[end:], len(kept) < end
+    others = [token for token in tokens[:end] if token != flag]
+    return others + tokens[end:], len(others) < end

@@ -1,9 +1,9 @@
 """Numbers of pages are filled in, not typed: `python -m website.fill` writes every block between its marks anew.
 
-A block begins with `<!-- KIND words -->` and ends with `<!-- end -->`. Kinds: `found` (the rows of found.yml), `floors`
-(the packages, a line each), `claims LINE` (every claim of a line of work), `summary STUDY`, `table STUDY: SECTION` (with
-`: first, third` for some columns only, counted from 1) and `benchmark FILE`. All read the reports in docs/studies, the
-records in docs/benchmarks, or the code.
+A block begins with `<!-- KIND words -->` and ends with `<!-- end -->`. Kinds: `found` (rows of found.yml), `floors`
+(packages, a line each), `claims LINE` (every claim of a line of work), `summary STUDY`, `table STUDY: SECTION` (with
+`: 1, 3` for these columns only, counted from 1) and `benchmark FILE`. All read the reports in docs/studies, the records
+in docs/benchmarks, or the code.
 """
 
 from __future__ import annotations

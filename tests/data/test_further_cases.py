@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unrolled.data.classes import said_of
+from unrolled.data.classes import reading_note
 from unrolled.data.images import open_images
 from unrolled.data.masks import open_masks
 from unrolled.data.pairs import open_pairs
@@ -105,12 +105,12 @@ def classes_in_another_case(root: Path) -> Any:
 
 def names_with_line_ends_and_colours(root: Path) -> Any:
     source = open_images("folder", "all", data_dir=write(root, "a\nb/0.png", "\x1b[31mred/0.png"))
-    return said_of(all=source)
+    return reading_note(all=source)
 
 
 def many_classes(root: Path) -> Any:
     write(root, *(f"c{n}/{i}.png" for n in range(9) for i in range(1 + n % 3)))
-    return said_of(all=open_images("folder", "all", data_dir=root))
+    return reading_note(all=open_images("folder", "all", data_dir=root))
 
 
 def a_hundred_levels(root: Path) -> Any:

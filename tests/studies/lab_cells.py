@@ -14,8 +14,8 @@ from unrolled.studies.cells import Cell, Context
 
 def count(context: Context, what: str) -> None:
     """Leave a mark in the store for every computation."""
-    context.kept.mkdir(parents=True, exist_ok=True)
-    with (context.kept / "computed.txt").open("a", encoding="utf-8") as file:
+    context.store.mkdir(parents=True, exist_ok=True)
+    with (context.store / "computed.txt").open("a", encoding="utf-8") as file:
         file.write(f"{what} {os.getpid()}\n")
 
 

@@ -124,9 +124,3 @@ def test_missing_images_leave_out_the_networks_and_measure_the_costs(tmp_path: P
     assert all(claim.verdict == "not run" for claim in report.claims)
     assert "data_dir" in report.to_dict()["sections"][-1]["blocks"][0]["text"]
     assert {row["cell"] for row in report.results["rows"]} == {"Cost", "Growth"}
-
-
-@pytest.mark.parametrize("changes", [{"sides": (16, 64)}, {"sides": (30,)}])
-def test_bad_settings_are_refused_by_name(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(changes))):
-        tiny(tmp_path, **changes)

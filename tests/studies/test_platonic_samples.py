@@ -84,8 +84,3 @@ def test_what_was_not_run_is_said() -> None:
     STUDY.report(page, config, Results([]))
     assert "not run" in page.summary
     assert [claim.judge(Results([]), config).verdict for claim in STUDY.claims] == ["not run", "not run"]
-
-
-def test_settings_that_do_not_go_together_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="sizes"):
-        SamplesConfig(sizes=(1000, 500))

@@ -199,7 +199,7 @@ def compare(
     units = Units.of(left.n, groups, blocks)
     chosen = chosen.for_units(units)
     grid = layer_grid(left, right, chosen)
-    if units.said:  # closed forms are of single rows
+    if units.description:  # closed forms are of single rows
         grid = Grid(grid.scores, None, None)
     row, column = _best(grid.scores, chosen)
     score = float(grid.scores[row, column])
@@ -228,7 +228,7 @@ def compare(
         metric=repr(chosen), n=left.n, layers=(left.names, right.names), scores=grid.scores, best=names, score=score,
         chance=chance, null_mean=grid.null_mean, null_std=grid.null_std, null_best=null_best, p_value=p.value,
         threshold=threshold, calibrated=calibrated, z=z, alpha=alpha, interval=interval, held_out=judged,
-        constant=(left.constant, right.constant), p_method=p.method, units=units.said,
+        constant=(left.constant, right.constant), p_method=p.method, units=units.description,
     )  # fmt: skip
 
 

@@ -176,7 +176,7 @@ def model_grid(
     ]  # fmt: skip
     store = None if folder is None else Path(folder)
     keys = [_key(job, digests) for job in jobs]
-    results: list[list[dict[str, Any]] | None] = [_kept(store, key) for key in keys]
+    results: list[list[dict[str, Any]] | None] = [_stored(store, key) for key in keys]
     missing = [i for i, result in enumerate(results) if result is None]
     done = len(jobs) - len(missing)
     if on_progress is not None and done:
@@ -190,7 +190,7 @@ def model_grid(
     pairs = [PairScore(**{**pair, "layers": tuple(pair["layers"])}) for result in results for pair in result or []]
     place = {name: i for i, name in enumerate(names)}
     pairs.sort(key=lambda pair: (metrics.index(pair.metric), place[pair.a], place[pair.b]))
-    return ModelGrid(names, list(metrics), pairs, Units.of(pairs[0].n, groups, blocks).said)
+    return ModelGrid(names, list(metrics), pairs, Units.of(pairs[0].n, groups, blocks).description)
 
 
 def tiles(names: Sequence[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
@@ -318,7 +318,7 @@ def _key(job: Mapping[str, Any], digests: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _kept(store: Path | None, key: str) -> list[dict[str, Any]] | None:
+def _stored(store: Path | None, key: str) -> list[dict[str, Any]] | None:
     if store is None or not (store / f"{key}.json").is_file():
         return None
     try:

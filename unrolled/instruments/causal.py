@@ -86,7 +86,7 @@ class Effects(Sequence[Effect]):
             if not np.isnan([row.control for row in self.rows]).any():
                 series.append(Series(label="random", x=x, y=[row.control for row in self.rows], dashed=True))
             return LineChart(title="change of the score", x_label="place", series=series)
-        places = [(found[1], int(found[2])) for found in heads if found]
+        places = [(match[1], int(match[2])) for match in heads if match]
         layers = list(dict.fromkeys(layer for layer, _ in places))
         values = np.full((len(layers), 1 + max(head for _, head in places)), np.nan)
         for (layer, head), row in zip(places, self.rows, strict=True):

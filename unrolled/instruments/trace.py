@@ -57,8 +57,8 @@ def trace(
             call.
         grad: keep the tensors themselves, on the autograd graph; default: detached copies.
         attention: also record attention weights, recomputed from what the layer reads, without touching how it
-            computes. For MSSA and timm's ViT attention; Hugging Face models must run with
-            `attn_implementation="eager"`.
+            computes: fused kernels stay in use. For MSSA and timm's ViT and EVA attention (DINOv2, DINOv3); Hugging
+            Face models must run with `attn_implementation="eager"`.
         heads: also record what each head computed, before the heads are put together, `block03/attn/heads`
             `[b, n, h, p]`, where an output projection is known.
 
@@ -92,7 +92,7 @@ class Trace(Mapping[str, Any]):
         if attention and not any(site.name.endswith("/attention") for site in sites):
             raise ValueError(
                 "attention=True: this model has no attention layer whose weights can be had; known are MSSA, timm's "
-                'Attention, and Hugging Face models after model.set_attn_implementation("eager")'
+                'Attention and EvaAttention, and Hugging Face models after model.set_attn_implementation("eager")'
             )
         self._sites = sites if patterns is None else select(sites, inner, patterns)
         self._listener = Listener(self._sites)

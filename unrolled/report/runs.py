@@ -125,17 +125,17 @@ def _headline(metrics: Sequence[Record], status: Record, parameters: int | None)
     summary = "There is no test split, so the model was not tested."
     # validation images chose the weights that were tested: their accuracy is that of those weights
     looks = [r for r in metrics if r.get("split") == "val"]
-    kept = next((r for r in looks if r["step"] == status.get("chosen_step")), None)
-    if kept is not None:
-        last["val"] = kept
+    chosen = next((r for r in looks if r["step"] == status.get("chosen_step")), None)
+    if chosen is not None:
+        last["val"] = chosen
     for split, words in (("val", "validation"), ("test", "test")):
         record = last[split]
         if record is not None:
             accuracy = f"{100 * record['accuracy']:.2f} %"
             images = f"{record['images']:,} {words} images"
             detail = images
-            if split == "val" and kept is not None and len(looks) > 1:
-                detail += f"; best of {len(looks)} looks, whose weights (epoch {kept['epoch']:g}) were kept"
+            if split == "val" and chosen is not None and len(looks) > 1:
+                detail += f"; best of {len(looks)} looks, whose weights (epoch {chosen['epoch']:g}) were kept"
             facts.insert(0, Fact(label=f"{words.capitalize()} accuracy", value=accuracy, detail=detail))
             summary = f"{accuracy} of {images} are classified correctly."
     state = status.get("state", "finished")

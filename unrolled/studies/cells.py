@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Context:
     """What a computation needs and its result does not follow from: where things are, and where to compute."""
 
-    kept: Path = Path("runs/kept")
+    store: Path = Path("runs/kept")
     """The store of results and trained networks, shared by all studies."""
     data_dir: Path = Path("data")
     """Folder with the data sets; a data set is what its name says, wherever it lies."""
@@ -44,7 +44,7 @@ class Context:
         Raises:
             ValueError: it is not in the store.
         """
-        row = kept(cell, self)
+        row = stored_row(cell, self)
         if row is None:
             raise ValueError(f"{cell.name} is not computed yet; name it in `needs`")
         return row.result
@@ -129,7 +129,7 @@ class Cell(ABC):
 
     def file(self, context: Context, suffix: str) -> Path:
         """A file of this cell in the store, such as its weights: made by `compute`, read by cells that need it."""
-        return context.kept / type(self).__name__ / f"{self.digest}{suffix}"
+        return context.store / type(self).__name__ / f"{self.digest}{suffix}"
 
     def checkpoint(self, context: Context, part: str = "") -> Checkpoint:
         """Where a training in `compute` saves itself as it goes; `part` tells several of one cell apart."""
@@ -149,7 +149,7 @@ class Row(NamedTuple, Generic[CellT]):
     seconds: float
 
 
-def kept(cell: Cell, context: Context) -> Row[Cell] | None:
+def stored_row(cell: Cell, context: Context) -> Row[Cell] | None:
     """The row of a cell that is in the store; None of any other, or where the file is damaged."""
     try:
         record = read_json(cell.file(context, ".json"))
@@ -160,7 +160,7 @@ def kept(cell: Cell, context: Context) -> Row[Cell] | None:
 
 def computed(cell: Cell, context: Context) -> Row[Cell]:
     """The row of a cell, from the store or computed and put there, whole or not at all; what it needs must be there."""
-    row = kept(cell, context)
+    row = stored_row(cell, context)
     if row is not None:
         return row
     began = time.perf_counter()

@@ -24,7 +24,7 @@ from unrolled.studies.base import data_missing
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import Values
 from unrolled.studies.study import AtLeast, Config, Count, Seeds
-from unrolled.studies.training import train_kept, warmup_cosine
+from unrolled.studies.training import train_resumable, warmup_cosine
 
 if TYPE_CHECKING:
     from unrolled.models import LanguageConfig
@@ -224,7 +224,7 @@ class ByteModel(Cell):
 
         matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-        looks = train_kept(
+        looks = train_resumable(
             model,
             torch.optim.AdamW(
                 [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],

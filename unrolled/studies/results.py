@@ -171,8 +171,8 @@ class Results(Sequence[Row[CellT]]):
 
         Instead of a path, a function of the result may compute the number.
         """
-        found = {key: _at(row.result, path) for key, row in self.by(unit).items()}
-        return Values({key: float(value) for key, value in found.items() if value is not None}, unit)
+        numbers = {key: _at(row.result, path) for key, row in self.by(unit).items()}
+        return Values({key: float(value) for key, value in numbers.items() if value is not None}, unit)
 
     def first(self, path: Path, default: Any = None) -> Any:
         """The result at `path` of the first row, for what all rows agree in; `default` of no row."""

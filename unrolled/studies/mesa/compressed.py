@@ -175,8 +175,8 @@ def kept_share(model: SequenceRegressor, numbers: Numbers, state_dim: int) -> fl
     """Share of the squared norm of all products of weights that the numbers stand for."""
     layers: list[Any] = [block.get_submodule("attn") for block in model.blocks]
     whole = float(sum(matrices.square().sum() for layer in layers for matrices in products(layer)))
-    kept = state_dim * float(numbers.scores.square().sum() + numbers.values.square().sum())
-    return kept / max(whole, 1e-300)
+    within = state_dim * float(numbers.scores.square().sum() + numbers.values.square().sum())
+    return within / max(whole, 1e-300)
 
 
 def retrained(numbers: Numbers, network: Constructed, steps: int, device: str) -> Numbers:

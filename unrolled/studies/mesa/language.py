@@ -318,18 +318,18 @@ def _models(report: Report, config: MesaTextConfig, results: Results[Any]) -> No
         rows: list[list[Any]] = []
         for depth in config.depths:
             for model in dict.fromkeys((*config.models, *config.compared)):
-                found = on_test(results, corpus, depth, model)
-                if not found:
+                scores = on_test(results, corpus, depth, model)
+                if not scores:
                     rows.append([depth, model, *[NOT_RUN] * 7])
                     continue
                 network = results.of(Layered, corpus=corpus, depth=depth, model=model)
                 before = on_test(results, corpus, depth, model, untrained=True).values("loss")
-                loss = found.values("loss")
+                loss = scores.values("loss")
                 rows.append(
                     [
-                        *(depth, model, f"{network.first('parameters.all'):,}", len(found)),
-                        *(f"{loss:.3f}", f"{loss.map(bits):.3f}", f"{found.values('score'):.3f}"),
-                        *(f"{found.values('score_error').mean:.3f}", f"{before.mean:.3f}"),
+                        *(depth, model, f"{network.first('parameters.all'):,}", len(scores)),
+                        *(f"{loss:.3f}", f"{loss.map(bits):.3f}", f"{scores.values('score'):.3f}"),
+                        *(f"{scores.values('score_error').mean:.3f}", f"{before.mean:.3f}"),
                     ]
                 )
         tables = results.of(Tables, corpus=corpus)

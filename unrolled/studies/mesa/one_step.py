@@ -76,8 +76,8 @@ class Layer(Cell):
         for step in self.network.looks:
             model = self.network.load(context, step)
             losses = position_losses(model_predictions(model), inputs, targets)
-            found = asdict(structure(model.blocks[0].attn, world.dim))  # type: ignore[arg-type]
-            curve.append({"step": step, "loss": float(losses.mean()), **found})
+            numbers = asdict(structure(model.blocks[0].attn, world.dim))  # type: ignore[arg-type]
+            curve.append({"step": step, "loss": float(losses.mean()), **numbers})
         return {
             "loss": curve[-1]["loss"],
             "gradient_step_loss": float(gradient_step.mean()),
@@ -85,7 +85,7 @@ class Layer(Cell):
             "best_step_size": best,
             "losses_by_position": losses.tolist(),
             "gradient_step_by_position": gradient_step.tolist(),
-            "structure": found,
+            "structure": numbers,
             "extent": self.network.recipe.extent,
             "curve": curve,
         }

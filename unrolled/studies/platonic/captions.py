@@ -145,13 +145,13 @@ def averaged_columns(each: Tensor, order: Tensor) -> dict[Way, list[list[Tensor]
         are one choice only.
     """
     total = each.shape[1]
-    own, foreign = [], []
+    same, foreign = [], []
     for count in range(1, total + 1):
         starts = range(total if count < total else 1)
         runs = [[(start + i) % total for i in range(count)] for start in starts]
-        own.append([each[:, run].mean(1) for run in runs])
+        same.append([each[:, run].mean(1) for run in runs])
         foreign.append([(each[:, run[0]] + each[order][:, run[1:]].sum(1)) / count for run in runs])
-    return {"averaged": own, "foreign": foreign}
+    return {"averaged": same, "foreign": foreign}
 
 
 def scores(

@@ -82,7 +82,7 @@ class GivenFeatures(Cell):
             name=self.given,
             data=f"{self.data}, first {len(images)} held-out",
             inputs=f"{side} px",
-            cache=context.kept / "features",
+            cache=context.store / "features",
         )
 
 

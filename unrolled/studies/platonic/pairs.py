@@ -153,9 +153,9 @@ def _prepared(models: Sequence[Mapping[str, Tensor]], metric: Metric) -> tuple[l
     prepared: list[Any] = []
     owner: list[int] = []
     for place, layers in enumerate(models):
-        own = prepare_layers(layers, [metric]).of(metric)
-        prepared += own
-        owner += [place] * len(own)
+        representations = prepare_layers(layers, [metric]).of(metric)
+        prepared += representations
+        owner += [place] * len(representations)
     return prepared, owner
 
 

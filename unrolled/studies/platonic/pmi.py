@@ -419,10 +419,10 @@ def _losing(report: Report, config: PmiConfig, results: Results[Any]) -> None:
         rows.append([name, *(f"{values:.2f}" for values in numbers[kind][-1])])
     series = []
     for place, (label, every) in enumerate(zip(("events merged", "random symbols"), numbers.values(), strict=True)):
-        found = [values for values in every if values[0]]
-        if not found:
+        measured = [values for values in every if values[0]]
+        if not measured:
             continue
-        bits, cka, expected, _ = zip(*found, strict=True)
+        bits, cka, expected, _ = zip(*measured, strict=True)
         x = [values.mean for values in bits]
         series.append(line(label, x, cka, color=place))
         series.append(line(f"{label}, theory", x, expected, color=place, dashed=True))

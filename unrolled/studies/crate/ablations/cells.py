@@ -100,7 +100,7 @@ def orthonormal_rates(model: nn.Module, images: Tensor, eps: float) -> list[floa
     def reduce(name: str, tokens: Tensor) -> Tensor:
         return subspace_coding_rate(normalize_tokens(tokens), bases[name], eps)
 
-    with torch.no_grad(), trace(model, patterns=names, reduce=reduce) as found:
+    with torch.no_grad(), trace(model, patterns=names, reduce=reduce) as rates:
         for part in images.split(50):
             model(part)
-    return [float(torch.cat(found[name]).mean()) for name in names]
+    return [float(torch.cat(rates[name]).mean()) for name in names]

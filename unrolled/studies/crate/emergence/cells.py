@@ -198,9 +198,9 @@ class Shown(Cell):
         measured = context.result(cell)
         layer, head = measured["maps"][map_of(cell.network.kind)][maps.RULE]["picked"]
         model = loaded(cell.network, context)
-        chosen, kept = maps.chosen(model, samples(), cell.side, map_of(cell.network.kind), layer, head)
+        chosen, masks = maps.chosen(model, samples(), cell.side, map_of(cell.network.kind), layer, head)
         where = {"layer": layer, "head": head, "heads": measured["heads"]}
-        return {**where, "maps": chosen.tolist(), "kept": kept.tolist()}
+        return {**where, "maps": chosen.tolist(), "kept": masks.tolist()}
 
 
 def loaded(network: Network, context: Context) -> nn.Module:

@@ -122,12 +122,12 @@ def samples() -> tuple[Scene, ...]:
 
 def commonest(scenes: Sequence[Scene], count: int) -> tuple[str, ...]:
     """The categories that the most photos have, at least two."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for scene in scenes:
         for name in {region.category for region in scene.regions}:
-            found[name] = found.get(name, 0) + 1
-    ordered = sorted(found, key=lambda name: (-found[name], name))
-    return tuple(name for name in ordered if found[name] >= 2)[:count]
+            counts[name] = counts.get(name, 0) + 1
+    ordered = sorted(counts, key=lambda name: (-counts[name], name))
+    return tuple(name for name in ordered if counts[name] >= 2)[:count]
 
 
 def _open(name: str, folder: Path, split: str) -> MaskSource:

@@ -113,9 +113,9 @@ class Counted(Cell):
     def _images(self, context: Context, generator: np.random.Generator) -> Array:
         if self.source == "made-up":
             return made_up_images(min(self.images, _MADE_UP), generator)
-        found = _cifar10(context)
-        chosen = generator.choice(len(found), min(self.images, len(found)), replace=False)
-        return np.stack([np.asarray(found.load(int(i))[0]) for i in chosen])
+        source = _cifar10(context)
+        chosen = generator.choice(len(source), min(self.images, len(source)), replace=False)
+        return np.stack([np.asarray(source.load(int(i))[0]) for i in chosen])
 
 
 def _cifar10(context: Context) -> ImageSource:
