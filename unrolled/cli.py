@@ -56,6 +56,7 @@ VERBS = {
     ),
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
     "ablate": Verb("unrolled.commands.ablate:ablate", "What a model needs its heads, halves and atoms for."),
+    "patch": Verb("unrolled.commands.patch:patch", "Which parts of a clean run bring its answer back in another run."),
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
     "probe": Verb("unrolled.commands.probe:probe", "How well a simple classifier reads the classes off every layer."),
     "align": Verb("unrolled.commands.align.two:align", "How far two representations agree, beside chance."),
@@ -124,6 +125,8 @@ def build(tokens: Sequence[str] = ()) -> App:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
+    A verb returns False if what it reproduces came out outside its tolerance.
+
     Args:
         arguments: what follows `unrolled`; default: those of this process.
     """
@@ -156,7 +159,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code
     finally:
         release_held()
-    return result if isinstance(result, int) else 0
+    return 4 if result is False else 0
 
 
 def in_flags(message: str, app: App | None, tokens: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torchvision
 from PIL import Image
 
+from tests.pictures import encoded
 from unrolled.data.images import (
     ImageSource,
     dataset_names,
@@ -25,12 +26,6 @@ from unrolled.data.shards import GROUP, expand_shards, index_shards
 from unrolled.errors import CorruptFile, MissingData
 
 TRANSFORM = eval_transform((3, 12, 12), (0.5,), (0.5,))
-
-
-def png(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def no_network(*args: object, **kwargs: object) -> None:
@@ -135,7 +130,7 @@ def hub_table(pictures: list[np.ndarray], **columns: Any) -> Any:
     feature = columns.pop("feature", datasets.ClassLabel(names=["a", "b", "c"]))
     features = datasets.Features({"picture": datasets.Image(), "label": feature, "note": datasets.Value("string")})
     rows = {
-        "picture": [{"bytes": png(p), "path": None} for p in pictures],
+        "picture": [{"bytes": encoded(p), "path": None} for p in pictures],
         "label": labels,
         "note": ["x"] * len(pictures),
     }
@@ -201,7 +196,7 @@ def write_shards(folder: Path, pictures: list[np.ndarray], *, shards: int, each:
             for position in range(each):
                 number = shard * each + position
                 label = str(number % 3).encode()
-                files = {"png": png(np.full((12, 12, 3), number, np.uint8)), "cls": label}
+                files = {"png": encoded(np.full((12, 12, 3), number, np.uint8)), "cls": label}
                 if number % 2:
                     files = {"json": json.dumps({"label": number % 3}).encode(), "png": files["png"]}
                 for suffix, content in files.items():

@@ -34,13 +34,6 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    lines = [f"to be or not to be, said number {i}, that is the question of {i % 7}" for i in range(300)]
-    (tmp_path / "tinyshakespeare.txt").write_text("\n".join(lines))
-    return tmp_path
-
-
 def tiny(folder: Path, **changes: Any) -> CrateTextConfig:
     return CrateTextConfig(**{**TINY, "data_dir": folder, "kept": folder / "kept", "out": folder / "out", **changes})
 

@@ -13,6 +13,7 @@ import torch
 
 from unrolled import studies
 from unrolled.errors import MissingData
+from unrolled.report import Report
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.crate.transfer import STUDY
 from unrolled.studies.crate.transfer import cells as module
@@ -45,28 +46,34 @@ def fine_tuned(network: Network, **changes: Any) -> FineTuned:
     return FineTuned(**{"network": network, "seed": network.seed, **given, **changes})
 
 
-def test_a_tiny_run_reports_every_cell(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """Where a tiny run has kept its cells, and its report."""
+    folder = tmp_path_factory.mktemp("transfer")
+    return folder, STUDY.run(tiny(folder))
+
+
+def test_a_tiny_run_reports_every_cell(ran: tuple[Path, Report]) -> None:
     assert studies.load("crate-transfer") is STUDY
-    report = STUDY.run(tiny(tmp_path))
+    folder, report = ran
     rows = report.results["rows"]
     # pixels; two networks, pretrained and not, each probed once and fine-tuned twice, and longer; four for the rate
     assert len(rows) == 1 + 2 * 2 * 3 + 2 * 2 + 4
     tuned = [row for row in rows if row["cell"] == "FineTuned"]
     assert all(0 <= row["accuracy"] <= 1 for row in tuned)
     assert {row["labels_used"] for row in tuned if row["labels"] == "few"} == {100}
-    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    saved = json.loads((folder / "out" / "report.json").read_text())
     assert all(claim["verdict"] == "not run" for claim in saved["claims"])  # digits judge nothing
-    again = STUDY.run(tiny(tmp_path, only_kept=True))
+    again = STUDY.run(tiny(folder, only_kept=True))
     assert again.results["rows"] == rows
     assert again.provenance.duration == report.provenance.duration > sum(row["seconds"] for row in rows)
 
 
-def test_networks_that_are_not_kept_are_not_run(tmp_path: Path) -> None:
-    STUDY.run(tiny(tmp_path, kinds=("crate",)))
-    report = STUDY.run(tiny(tmp_path, only_kept=True))
+def test_networks_that_are_not_kept_are_not_run(ran: tuple[Path, Report], tmp_path: Path) -> None:
+    report = STUDY.run(tiny(ran[0], kinds=("crate", "vit-mae"), out=tmp_path, only_kept=True))
     sections = {section["title"]: section["blocks"] for section in report.to_dict()["sections"]}
     rows = {row[1]: row[5:] for row in sections["Fine-tuned"][0]["rows"]}
-    assert rows["CRATE-MAE"] == ["not run"] * 6
+    assert rows["ViT-MAE of width 48"] == ["not run"] * 6
     assert "not run" not in rows["CRATE"]
     assert "only-kept" in sections["Not run"][0]["text"]
 
@@ -88,8 +95,6 @@ def made_up(cell: Cell) -> Row[Any]:
 
 
 def test_claims_are_differences_of_what_was_measured_and_the_rest_is_not_run(tmp_path: Path) -> None:
-    from unrolled.report import Report
-
     config = TransferConfig(kinds=("crate", "vit-48", "vit", "mae", "mae-visible", "vit-mae"))
     rows = [made_up(cell) for cell in dict.fromkeys(cells(config)) if cell.target == "cifar10"]
     results = Results(row for row in rows if row.cell.columns.get("kind") != "vit-48")

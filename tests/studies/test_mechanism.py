@@ -19,6 +19,7 @@ from lab_cells import Fails, NeedsData, OfSum, OnData, Square, Sum
 
 from unrolled.errors import MissingData
 from unrolled.studies.cells import Cell, Context, Row, computed, stored_row
+from unrolled.studies.networks import Network, OfNetwork
 from unrolled.studies.results import Estimate, Results, Values, line
 from unrolled.studies.runner import compute_all
 from unrolled.studies.study import Claim, Config, Count, Rate, Seeds, Study
@@ -63,6 +64,23 @@ def test_fields_version_code_and_needs_make_the_name(monkeypatch: pytest.MonkeyP
         patch.setattr(Square, "version", 2)
         assert digest(Sum(squares=(Square(number=1),))) != one.digest
     assert digest(Sum(squares=(Square(number=1),))) == one.digest
+
+
+def test_cells_among_the_fields_are_needed_but_for_networks_that_are_never_trained() -> None:
+    assert OfSum(sum=Sum(squares=(Square(number=1),))).needs == (Sum(squares=(Square(number=1),)),)
+    assert Sum(squares=(Square(number=1), Square(number=2))).needs == (Square(number=1), Square(number=2))
+
+    @dataclass(frozen=True, kw_only=True)
+    class OfMaybe(OfNetwork):
+        network: Network | None  # type: ignore[assignment]
+
+        def compute(self, context: Context) -> dict[str, Any]:
+            return {}
+
+    trained = Network(kind="crate", data="digits", seed=0, images=1024)
+    assert [OfMaybe(network=network).needs for network in (trained, replace(trained, images=0), None)] == [
+        (trained,), (), ()
+    ]  # fmt: skip
 
 
 def test_nested_fields_are_columns_and_must_agree() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from unrolled.report import Report
 from unrolled.studies.cells import Context, Row, computed
 from unrolled.studies.networks import Network
 from unrolled.studies.platonic.stitching import STUDY, Stitch, StitchingConfig, Units, cells, kept_accuracy
@@ -63,13 +62,6 @@ def test_what_is_kept_is_judged_beside_its_controls() -> None:
     one = StitchingConfig(members="few", cuts=(2,))
     early = STUDY.claims[2].judge(planted(one, good), one)
     assert (early.verdict, early.measured[:7]) == ("not run", "not run")
-
-
-def test_what_was_not_run_is_said() -> None:
-    page = Report("A")
-    STUDY.report(page, StitchingConfig(), Results([]))
-    assert "not run" in page.summary
-    assert [claim.judge(Results([]), StitchingConfig()).verdict for claim in STUDY.claims] == ["not run"] * 4
 
 
 def test_stitching_is_reported_by_depth_with_both_controls(tmp_path: Path) -> None:

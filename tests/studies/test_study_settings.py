@@ -13,7 +13,7 @@ from unrolled import cli, studies
 from unrolled.commands import study as verb
 from unrolled.commands.options import given, open_flags_of
 from unrolled.errors import MissingData
-from unrolled.studies.base import data_missing
+from unrolled.studies.cells import data_missing
 
 
 @pytest.fixture

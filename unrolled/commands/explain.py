@@ -90,7 +90,7 @@ def explain(options: ExplainOptions) -> None:
     names = list(next(iter(class_names(network, options)), ()))
     prepared = prepare(network, image_size=options.image_size)
     pixels = prepared.tensor(picture)
-    target, against = _number("target", options.target, names), _number("against", options.against, names)
+    target, against = number_of("target", options.target, names), number_of("against", options.against, names)
     run = Run(options, "explain", options.model, options.image.stem)
     explanation = explain_logit(
         network, pixels, target=target, against=against, prefix=prepared.prefix, grid=prepared.grid(pixels)
@@ -114,7 +114,7 @@ def explain(options: ExplainOptions) -> None:
     run.finish(explain_report(result, explanation, views), result, text, seeds=[options.seed])
 
 
-def _number(flag: str, text: str | None, names: list[str]) -> int | None:
+def number_of(flag: str, text: str | None, names: list[str]) -> int | None:
     """The class that a flag names or numbers; None without it."""
     if text is None:
         return None
@@ -126,8 +126,9 @@ def _number(flag: str, text: str | None, names: list[str]) -> int | None:
     raise ValueError(f"--{flag} {text}: is neither a number nor the name of a class.{known}")
 
 
-def _name(number: int, names: list[str]) -> str:
-    return f"{number} ({names[number]})" if names and names[number] != str(number) else str(number)
+def named_class(number: int, names: list[str]) -> str:
+    """A class by number, and by name where it has another."""
+    return f"{number} ({names[number]})" if number < len(names) and names[number] != str(number) else str(number)
 
 
 def _removals(network: nn.Module, pixels: Tensor, explanation: Explanation, seed: int) -> dict[str, Any]:
@@ -177,12 +178,12 @@ def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> di
 def _record(explanation: Explanation, names: list[str]) -> dict[str, Any]:
     probabilities = explanation.logits.softmax(-1)
     order = explanation.logits.argsort(descending=True).tolist()
-    best = [{"class": i, "name": _name(i, names), "logit": float(explanation.logits[i])} for i in order[:5]]
+    best = [{"class": i, "name": named_class(i, names), "logit": float(explanation.logits[i])} for i in order[:5]]
 
     def class_record(number: int) -> dict[str, Any]:
         return {
             "class": number,
-            "name": _name(number, names),
+            "name": named_class(number, names),
             "probability": float(probabilities[number]),
             "rank": order.index(number) + 1,
         }

@@ -236,6 +236,14 @@ class MaskedAutoencoder(CRATE):
         p, q = self.patch_embed.patch_size
         return self.unpatchify(filled, size), self.unpatchify(mask.unsqueeze(-1).expand(-1, -1, p * q), size)
 
+    def normalise_targets(self, normalise: bool) -> None:
+        """Predict patches normalised to mean 0 and variance 1, as of `norm_pix_loss`, or pixels; saved with the model.
+
+        Args:
+            normalise: what `norm_pix_loss` becomes.
+        """
+        self.norm_pix_loss = self._model_args["norm_pix_loss"] = normalise
+
     def classifier(self, num_classes: int, *, pool: str = "cls", **kwargs: Any) -> CRATE:
         """A `CRATE` with this encoder's weights, positions that train, and a new classifier.
 

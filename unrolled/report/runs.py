@@ -23,6 +23,7 @@ def report_for_run(
     *,
     trace: TraceResult | None = None,
     parameters: int | None = None,
+    speed: float | None = None,
     duration: float | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> Report:
@@ -32,6 +33,7 @@ def report_for_run(
         run_dir: a run folder; the run may also have stopped or still be going on.
         trace: what `instruments.trace_report` says of the trained model, for the layer curves.
         parameters: of the model; default: counted in `model/model.safetensors` where that exists.
+        speed: images a second in training, 0 where it is not known; default: the median of those in `metrics.jsonl`.
         duration: seconds the run took.
         notes: further sections, heading -> text.
 
@@ -53,7 +55,7 @@ def report_for_run(
         f"{config.get('model', 'A model')} {started} on {config.get('data', 'images')}",
         question="How well does it classify images it never saw?",
     )
-    report.headline(*_headline(metrics, status, parameters))
+    report.headline(*_headline(metrics, status, parameters, _speed(metrics) if speed is None else speed))
     panels = learning_curves({"": [metrics]})
     if panels:
         held_out = any(record.get("split") == "val" for record in metrics)
@@ -116,7 +118,14 @@ def _parameters(run_dir: Path) -> int | None:
         raise CorruptFile(f"{path} cannot be read: {error}") from error
 
 
-def _headline(metrics: Sequence[Record], status: Record, parameters: int | None) -> tuple[str, list[Fact]]:
+def _speed(metrics: Sequence[Record]) -> float:
+    speeds = [r["images_per_second"] for r in metrics if r.get("split") == "train" and r.get("images_per_second")]
+    return float(sorted(speeds)[len(speeds) // 2]) if speeds else 0.0
+
+
+def _headline(
+    metrics: Sequence[Record], status: Record, parameters: int | None, speed: float
+) -> tuple[str, list[Fact]]:
     last = {
         split: next((r for r in reversed(metrics) if r.get("split") == split), None)
         for split in ("test", "val", "train")
@@ -145,9 +154,7 @@ def _headline(metrics: Sequence[Record], status: Record, parameters: int | None)
         )
     if parameters is not None:
         facts.append(Fact(label="Parameters", value=f"{parameters:,}"))
-    speeds = [r["images_per_second"] for r in metrics if r.get("split") == "train" and r.get("images_per_second")]
-    if speeds:
+    if speed:
         detail = f"{last['train']['step']:,} steps" if last["train"] else ""
-        middle = sorted(speeds)[len(speeds) // 2]
-        facts.append(Fact(label="Training speed", value=f"{middle:,.0f} images/s", detail=detail))
+        facts.append(Fact(label="Training speed", value=f"{speed:,.0f} images/s", detail=detail))
     return summary, facts

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STUDIES: dict[str, str] = {
     "crate-ablations": "crate.ablations",
     "crate-causal": "crate.causal",
+    "crate-codes": "crate.codes",
     "crate-denoising": "crate.denoising",
     "crate-emergence": "crate.emergence",
     "crate-family": "crate.family",

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from unrolled.errors import MissingData
 from unrolled.reading import read_json
 from unrolled.studies.fingerprint import fingerprint
 
@@ -75,8 +76,18 @@ class Cell(ABC):
 
     @property
     def needs(self) -> Sequence[Cell]:
-        """Cells that are computed first, such as the training of the network that this one looks at."""
-        return ()
+        """Cells that are computed first, such as the training of a network that is looked at: those in the fields.
+
+        A cell that has another only for its settings says so, by returning none.
+        """
+        values = [getattr(self, each.name) for each in fields(self)]
+        parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+        return tuple(part for part in parts if isinstance(part, Cell) and part.awaited)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a cell that has this one in a field needs its result; not of a network that is never trained."""
+        return True
 
     def require(self, context: Context) -> None:  # noqa: B027 (most cells need nothing)
         """Raise `MissingData`, naming folder and flag, where the cell cannot be computed; the study goes on without."""
@@ -173,6 +184,12 @@ def computed(cell: Cell, context: Context) -> Row[Cell]:
     part.write_text(json.dumps({"key": cell.key, "seconds": seconds, "result": result}), encoding="utf-8")
     part.replace(path)
     return Row(cell, result, seconds)
+
+
+def data_missing(data: str, error: MissingData, *, flag: str = "--data-dir DIR") -> MissingData:
+    """One sentence that a study's `data` are not there, why, and the flag that says where they are."""
+    first = error.__cause__ if isinstance(error.__cause__, MissingData) else error
+    return MissingData(f"data_dir: {data} was not found ({str(first).removeprefix('data_dir: ')}); give {flag}")
 
 
 def _is_pair(value: Any) -> bool:

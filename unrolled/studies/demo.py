@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Above, Claim, Config, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import Above, Budget, Claim, Config, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import nn
@@ -149,11 +148,6 @@ class DigitsLayers(Cell):
     def name(self) -> str:
         """In words."""
         return f"layers of {self.run.name}"
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.run,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`trace`, beside that of the untrained model, and `attention`, one record a picture."""

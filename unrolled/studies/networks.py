@@ -6,7 +6,7 @@ differences are of the kind, not of the budget. No kind had its recipe tuned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -59,6 +59,11 @@ class Network(Cell):
         return KINDS[self.kind].words
 
     @property
+    def awaited(self) -> bool:
+        """Whether there is anything to train."""
+        return self.images > 0
+
+    @property
     def masked(self) -> bool:
         """Whether it is a masked autoencoder."""
         return self.kind in MASKED
@@ -108,11 +113,6 @@ class OfNetwork(Cell):
     """What is measured of a network of the roster."""
 
     network: Network
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,) if self.network.images else ()
 
     def require(self, context: Context) -> None:
         """The images."""

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import data_missing
+from unrolled.studies.cells import data_missing
 
 _OTHER_CLASSES = 100
 

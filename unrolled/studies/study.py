@@ -9,7 +9,6 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from unrolled import report as reports
     from unrolled.report import Report
 
+Budget = Literal["quick", "cpu", "gpu"]
+"""`quick` (to see that it runs), `cpu` (a laptop) or `gpu`."""
 QUICK_NOTICE = "Quick budget: checks that the study runs; too small to support any conclusion."
 """What every report of the `quick` budget opens with."""
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not run", "not judged"]

@@ -174,7 +174,15 @@ def origin(choice: OneModelFlags) -> str:
 
 
 def class_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ...]]:
-    """What the outputs of a classifier stand for, in their order, by every naming that is known; empty if none is.
+    """As `known_names`; of a run folder that does not name its classes those of its data, if they are there."""
+    if namings := known_names(network, choice):
+        return namings
+    names = tuple(map(str, _classes_of_run(choice.model, choice.weights)))
+    return [names] if names and len(names) == _outputs(network) else []
+
+
+def known_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ...]]:
+    """What the outputs of a classifier stand for, in their order, by every naming that it brings; empty if by none.
 
     Args:
         network: the classifier.
@@ -182,7 +190,7 @@ def class_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ..
     """
     from unrolled.models.transfer import weights_classes
 
-    count = int(getattr(network, "num_classes", 0) or getattr(network, "num_labels", 0) or 0)
+    count = _outputs(network)
     spec = named(choice.model)
     trained = choice.pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None
     candidates: list[Any] = []
@@ -198,13 +206,14 @@ def class_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ..
             info = ImageNetInfo()
             described = [info.index_to_description(number) for number in range(count)]
             candidates += [[name.split(",")[0] for name in described], info.label_names(), described]
-    if not any(candidates):
-        candidates.append(_classes_of_run(choice.model, choice.weights))
     return [names for names in (tuple(map(str, each or ())) for each in candidates) if names and len(names) == count]
 
 
+def _outputs(network: nn.Module) -> int:
+    return int(getattr(network, "num_classes", 0) or getattr(network, "num_labels", 0) or 0)
+
+
 def _classes_of_run(model: str, weights: Path | None) -> list[str]:
-    """Of a run folder that does not name its classes: those of its data, if they are there."""
     from unrolled.data import open_images
     from unrolled.errors import MissingData, MissingExtra
 

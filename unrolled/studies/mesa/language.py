@@ -16,20 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 import torch
 
 from unrolled.models.sequence_config import LanguageConfig
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.language import (
     ByteModel,
+    Counts,
     Predicted,
     TextConfig,
-    Windows,
     bits,
-    excerpts,
     least_favourable,
-    opened,
 )
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report
@@ -133,22 +130,12 @@ class Layered(ByteModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tables(Cell):
+class Tables(Counts):
     """What has no context beyond one byte, on the test part: how often a byte comes, and how often after another."""
-
-    corpus: str
-    length: int
-    test_bytes: int
-    windows: Windows
-
-    def require(self, context: Context) -> None:
-        """The text."""
-        opened(self.corpus, context.data_dir)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`unigram` and `bigram`, each as `Windows.of`; `sizes` of the parts."""
-        text = opened(self.corpus, context.data_dir)
-        train, rows = text["train"], excerpts(text["test"], self.length, self.test_bytes)
+        train, rows, sizes = self.parts(context)
         single = torch.bincount(train, minlength=256).double() + 1
         unigram = single / single.sum()
         pairs = torch.bincount(train[:-1] * 256 + train[1:], minlength=256 * 256).double().view(256, 256)
@@ -156,7 +143,7 @@ class Tables(Cell):
         return {
             "unigram": self.windows.of(-unigram.log()[rows[:, 1:]]),
             "bigram": self.windows.of(-bigram.log()[rows[:, :-1], rows[:, 1:]]),
-            "sizes": {part: len(ids) for part, ids in text.items()},
+            "sizes": sizes,
         }
 
 

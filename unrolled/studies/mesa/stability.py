@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import NOT_RUN, Estimate, Results
-from unrolled.studies.study import AtLeast, Claim, Config, Distinct, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Distinct, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,6 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from unrolled.data.sources import evenly
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.platonic.photos import (
     CAPTIONS,
@@ -28,7 +27,7 @@ from unrolled.studies.platonic.photos import (
     open_photos,
 )
 from unrolled.studies.results import NOT_RUN, Results
-from unrolled.studies.study import Claim, Config, Count, Distinct, Study
+from unrolled.studies.study import Budget, Claim, Config, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,8 +104,8 @@ class Density(Cell):
 
     @property
     def needs(self) -> Sequence[Cell]:
-        """The features."""
-        return (self.seen, self.read, *self.joined)
+        """The features, of the joined captions too."""
+        return (*super().needs, *self.joined)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`scores`, as the function; the mean number of `words` read with 1 to 5 captions; `n`, the photos compared."""

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.platonic.digits import Perceptrons, accuracies, digits_split, halvings, train
 from unrolled.studies.platonic.toy import kernel_alignment
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values, line
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Rate, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Rate, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report

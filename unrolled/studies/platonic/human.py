@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from unrolled.errors import CorruptFile, MissingData
-from unrolled.studies.base import data_missing
+from unrolled.studies.cells import data_missing
 
 Array = NDArray[Any]
 

@@ -21,12 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.platonic.digits import Perceptrons, digits_split, halvings, train
 from unrolled.studies.platonic.toy import Embeddings, kernel_alignment, learn_expected, learn_from_samples
 from unrolled.studies.results import Results, Values, line
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Distinct, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Distinct, Seeds, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report

@@ -72,11 +72,6 @@ class PairScores(Cell):
     last: bool = False
     draws: int = 0
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The features."""
-        return (*self.of, *self.against)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """`score`, `chance` and `p_value` of `Pairs`, as lists."""
         from unrolled.alignment.registry import get_metric

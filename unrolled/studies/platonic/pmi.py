@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.platonic.toy import Embeddings, Loss, kernel_alignment, learn_expected, learn_from_samples
 from unrolled.studies.results import NOT_RUN, Results, Values, line
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Distinct, Rate, Seeds, Study
 from unrolled.tasks import CooccurrenceWorld
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ layers best (Lenc and Vedaldi 2015, Bansal et al. 2021), and share neurons (Drav
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.kinds import stages
 from unrolled.studies.networks import BATCH, Network, accuracy
 from unrolled.studies.pictures import as_input, pictures
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, ZooConfig, family, full_name
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Count, Distinct, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Study
 from unrolled.studies.training import train_resumable
 
 if TYPE_CHECKING:
@@ -61,11 +60,6 @@ class OfTwo(Cell):
     """What is measured of two networks; the first is the front, the second the back."""
 
     networks: tuple[Network, Network]
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The trainings."""
-        return tuple(network for network in self.networks if network.images)
 
     @property
     def sort(self) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import ComparedConfig
 from unrolled.studies.networks import OfNetwork
-from unrolled.studies.study import AtLeast, Rate
+from unrolled.studies.study import AtLeast, Budget, Rate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

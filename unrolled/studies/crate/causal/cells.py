@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.causal.locality import (
     class_means,
@@ -26,7 +25,7 @@ from unrolled.studies.kinds import BLOCKS, MASKED
 from unrolled.studies.networks import Data, Network
 from unrolled.studies.pictures import as_input, pictures
 from unrolled.studies.statistics import spearman
-from unrolled.studies.study import AtLeast, Count, Distinct
+from unrolled.studies.study import AtLeast, Budget, Count, Distinct
 
 if TYPE_CHECKING:
     from unrolled.instruments.editing import Edit
@@ -139,11 +138,6 @@ class Removal(Cell):
     what: What
     tested: int
     atoms: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,) if self.network.images else ()
 
     def require(self, context: Context) -> None:
         """The images."""

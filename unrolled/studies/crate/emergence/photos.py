@@ -133,7 +133,7 @@ def commonest(scenes: Sequence[Scene], count: int) -> tuple[str, ...]:
 def _open(name: str, folder: Path, split: str) -> MaskSource:
     from unrolled.data import open_masks
     from unrolled.errors import MissingData
-    from unrolled.studies.base import data_missing
+    from unrolled.studies.cells import data_missing
 
     try:
         return open_masks(name, data_dir=folder, split=split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
-from unrolled.studies.base import Budget, data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 from unrolled.studies.kinds import BLOCKS, MASKED, stages
 from unrolled.studies.networks import BATCH, Data, Network, accuracy, images_seen
 from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
-from unrolled.studies.study import AtLeast, Config, Count, Distinct, Rate, Seeds
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate, Seeds
 from unrolled.studies.training import train_resumable, warmup_cosine
 
 HELD_OUT = 0.2  # of the probe images, to choose the layer and the penalty
@@ -109,11 +108,6 @@ class Transferred(Cell):
     target: Target
     few: int
     test_images: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The pretraining."""
-        return (self.network,) if self.network is not None and self.network.images else ()
 
     def require(self, context: Context) -> None:
         """The target's images."""
