@@ -56,6 +56,7 @@ VERBS = {
     ),
     "trace": Verb("unrolled.commands.trace:trace", "What every layer does, beside the untrained control."),
     "ablate": Verb("unrolled.commands.ablate:ablate", "What a model needs its heads, halves and atoms for."),
+    "patch": Verb("unrolled.commands.patch:patch", "Which parts of a clean run bring its answer back in another run."),
     "extract": Verb("unrolled.commands.extract:extract", "Features of every layer of a model, pooled and kept."),
     "probe": Verb("unrolled.commands.probe:probe", "How well a simple classifier reads the classes off every layer."),
     "align": Verb("unrolled.commands.align.two:align", "How far two representations agree, beside chance."),

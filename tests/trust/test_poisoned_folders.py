@@ -97,6 +97,7 @@ USES: dict[str, list[list[str]]] = {
     "eval": [["."], ["local:."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "."]],
     "trace": [["."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "weights.pth"]],
     "ablate": [["."], ["--config", "config.yaml"]],
+    "patch": [["."], ["--config", "config.yaml"], [".", "--image", "picture.png", "--other-image", "picture.png"]],
     "extract": [["."], ["--config", "config.yaml"]],
     "probe": [["."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "."]],
     "align": [[".", "."], ["--config", "config.yaml"]],

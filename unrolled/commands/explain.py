@@ -58,7 +58,8 @@ def explain(options: ExplainOptions) -> None:
     """Decompose one decision: which layers, heads and patches its logit is made of.
 
     The terms sum to the logit exactly. Evidence for the class (orange) and against it (blue) is painted on the picture,
-    of all layers together and of each; what happens to the logit when those patches are removed stands beside it. One
+    of all layers together and of each; what happens to the logit when those patches are removed stands beside it, and
+    what it loses when a head is really removed stands beside the head's term. One
     picture proves little, so the same is measured on many images, against random patches: those of --data, or of the
     run's own data where they are at hand.
 
@@ -70,6 +71,7 @@ def explain(options: ExplainOptions) -> None:
     """
     import numpy as np
 
+    from unrolled.commands.explain_removed import removed_record, removed_sentence
     from unrolled.commands.explain_report import (
         explain_report,
         faithfulness_sentence,
@@ -78,6 +80,7 @@ def explain(options: ExplainOptions) -> None:
         write_pictures,
     )
     from unrolled.data.pictures import read_picture
+    from unrolled.instruments.causal import removed
     from unrolled.instruments.explain import explain_logit
     from unrolled.models import MaskedAutoencoder
     from unrolled.subjects.pictures import canvas, prepare
@@ -90,31 +93,33 @@ def explain(options: ExplainOptions) -> None:
     names = list(next(iter(class_names(network, options)), ()))
     prepared = prepare(network, image_size=options.image_size)
     pixels = prepared.tensor(picture)
-    target, against = _number("target", options.target, names), _number("against", options.against, names)
+    target, against = number_of("target", options.target, names), number_of("against", options.against, names)
     run = Run(options, "explain", options.model, options.image.stem)
     explanation = explain_logit(
         network, pixels, target=target, against=against, prefix=prepared.prefix, grid=prepared.grid(pixels)
     )
+    without = removed(network, pixels, explanation, seed=options.seed)
     removals = _removals(network, pixels, explanation, options.seed)
     many = _many(network, prepared.prefix, options)
     views = paint(explanation, np.asarray(canvas(picture)))
     write_pictures(run.folder, views)
     result = {
         "model": options.model, "weights": origin(options), "image": str(options.image), **_record(explanation, names),
-        "removals": removals, "faithfulness": many,
+        "removed": removed_record(without), "removals": removals, "faithfulness": many,
     }  # fmt: skip
     less = "" if result["against"] is None else f" less that of class {result['against']['name']}"
     random = removals["random"]
     text = (
         f"Terms of the logit of class {result['target']['name']}{less}, by layer and head; they sum to it:\n\n"
         f"{table(*layer_table(explanation, text=True))}\n"
+        f"\n{removed_sentence(without)}\n"
         f"\nwithout the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
         f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}\n{faithfulness_sentence(many)}"
     )
-    run.finish(explain_report(result, explanation, views), result, text, seeds=[options.seed])
+    run.finish(explain_report(result, explanation, views, without), result, text, seeds=[options.seed])
 
 
-def _number(flag: str, text: str | None, names: list[str]) -> int | None:
+def number_of(flag: str, text: str | None, names: list[str]) -> int | None:
     """The class that a flag names or numbers; None without it."""
     if text is None:
         return None
@@ -126,8 +131,9 @@ def _number(flag: str, text: str | None, names: list[str]) -> int | None:
     raise ValueError(f"--{flag} {text}: is neither a number nor the name of a class.{known}")
 
 
-def _name(number: int, names: list[str]) -> str:
-    return f"{number} ({names[number]})" if names and names[number] != str(number) else str(number)
+def named_class(number: int, names: list[str]) -> str:
+    """A class by number, and by name where it has another."""
+    return f"{number} ({names[number]})" if number < len(names) and names[number] != str(number) else str(number)
 
 
 def _removals(network: nn.Module, pixels: Tensor, explanation: Explanation, seed: int) -> dict[str, Any]:
@@ -177,12 +183,12 @@ def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> di
 def _record(explanation: Explanation, names: list[str]) -> dict[str, Any]:
     probabilities = explanation.logits.softmax(-1)
     order = explanation.logits.argsort(descending=True).tolist()
-    best = [{"class": i, "name": _name(i, names), "logit": float(explanation.logits[i])} for i in order[:5]]
+    best = [{"class": i, "name": named_class(i, names), "logit": float(explanation.logits[i])} for i in order[:5]]
 
     def class_record(number: int) -> dict[str, Any]:
         return {
             "class": number,
-            "name": _name(number, names),
+            "name": named_class(number, names),
             "probability": float(probabilities[number]),
             "rank": order.index(number) + 1,
         }

@@ -27,6 +27,7 @@ class TextReader:
         module: in eval mode.
         encode: the ids of a text, as the model expects one by itself.
         pieces: the ids of a running text, without marks of its begin and end.
+        bytes_of: how many bytes of a text a token stands for; 0 of a mark. None where its tokenizer does not tell.
         limit: the longest sequence it takes; None: any.
         causal: predicts the next token, as logits.
         argument: the name its ids go by; empty: they are given by position.
@@ -40,6 +41,7 @@ class TextReader:
     pieces: Callable[[str], list[int]]
     limit: int | None
     causal: bool
+    bytes_of: Callable[[int], int] | None = None
     argument: str = ""
     random: bool = False
     paired: bool = False
@@ -105,8 +107,9 @@ def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:
 
     limit = model.config.max_length if model.positions is not None else None
     return TextReader(
-        module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random
-    )
+        module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random,
+        bytes_of=tokenizer.bytes_of,
+    )  # fmt: skip
 
 
 def _hugging_face(spec: str, name: str, stack: str | None) -> TextReader:
@@ -136,10 +139,21 @@ def _hugging_face(spec: str, name: str, stack: str | None) -> TextReader:
         pieces=pieces,
         limit=limit,
         causal=causal,
+        bytes_of=_bytes_of(tokenizer),
         argument="input_ids",
         paired=paired,
         part=part_name(whole, module),
     )
+
+
+def _bytes_of(tokenizer: Any) -> Callable[[int], int] | None:
+    from unrolled.data.tokens import HubTokenizer
+
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        return None
+    count, marks = HubTokenizer(inner).bytes_of, set(tokenizer.all_special_ids)
+    return lambda token: 0 if token in marks else count(token)
 
 
 @dataclass(frozen=True, kw_only=True)
