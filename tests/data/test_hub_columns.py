@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.pictures import plain
+from tests.files import plain
 from unrolled.data.images import open_images
 from unrolled.data.text import open_text
 from unrolled.errors import MissingData

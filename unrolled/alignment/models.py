@@ -33,6 +33,7 @@ from unrolled.alignment.significance import benjamini_hochberg
 from unrolled.errors import CorruptFile
 from unrolled.instruments.features.files import Rows, check_same_samples, features_digest, read_features
 from unrolled.reading import read_json
+from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,8 +70,8 @@ class PairScore:
     p_method: str
 
 
-@dataclass(frozen=True)
-class ModelGrid:
+@dataclass(frozen=True, repr=False)
+class ModelGrid(Tabular):
     """All pairs of models under all metrics."""
 
     models: list[str]
@@ -78,6 +79,14 @@ class ModelGrid:
     pairs: list[PairScore]
     units: str = ""
     """What was relabelled, in words; "" for single rows."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each pair of models and metric."""
+        return [asdict(pair) for pair in self.pairs]
+
+    def __repr__(self) -> str:
+        of = f", {self.units}" if self.units else ""
+        return f"ModelGrid({len(self.models)} models, {len(self.pairs)} pairs under {', '.join(self.metrics)}{of})"
 
     def matrix(self, metric: str, quantity: str = "score") -> NDArray[np.float64]:
         """`score`, `chance`, `p_value`, `z` or `calibrated` of row a and column b; NaN where there is no pair."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unrolled.instruments.anatomy import unwrap
+from unrolled.instruments.anatomy import check_values, unwrap
 from unrolled.instruments.readouts.probes import evaluating
 from unrolled.instruments.regions.patches import grid_of, main_stack, prefix_of
 from unrolled.instruments.trace import trace
@@ -76,6 +76,7 @@ def attention_map(
             grid, or a setting out of its range.
     """
     inner = unwrap(model)
+    check_values(inner)
     count, has_class = prefix_of(inner, prefix)
     if pool is None:
         said = getattr(inner, "global_pool", None)

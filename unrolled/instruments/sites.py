@@ -58,7 +58,11 @@ class Listener:
             first: before all hooks that are there already.
         """
         blocks = {site.block for site in self._sites if site.block is not None}
-        pairs = {(site.block, site.attention) for site in self._sites if site.block and site.attention}
+        pairs = {
+            (site.block, site.attention)
+            for site in self._sites
+            if site.block is not None and site.attention is not None
+        }
         # after the blocks' hooks, so that a site that reads a block's own input finds its call begun
         hooks = [partial(block.register_forward_pre_hook, self._enter, with_kwargs=True) for block in blocks]
         hooks += [partial(layer.register_forward_hook, partial(self._attended, block)) for block, layer in pairs]

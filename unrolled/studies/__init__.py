@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "crate-ablations": "crate.ablations",
+    "crate-attribution": "crate.attribution",
     "crate-causal": "crate.causal",
+    "crate-codes": "crate.codes",
     "crate-denoising": "crate.denoising",
     "crate-emergence": "crate.emergence",
     "crate-family": "crate.family",

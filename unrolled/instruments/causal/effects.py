@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unrolled.instruments.regions.overlap import bootstrap_intervals
+from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,7 @@ class Effect:
         low, high: 95 % bootstrap interval of `change` over samples.
         control: the same for a change in a random direction, as large at every token; NaN where none was asked for.
         samples: `change` of every sample.
+        control_samples: what the random change did to every sample; None where none was asked for.
         share: of a patch, `change` by the difference of the two runs: 1 brings back all of it; NaN of what is no patch.
     """
 
@@ -38,11 +40,12 @@ class Effect:
     high: float
     control: float
     samples: np.ndarray = field(repr=False)
+    control_samples: np.ndarray | None = field(default=None, repr=False)
     share: float = _NO_NUMBER
 
 
-@dataclass(frozen=True)
-class Effects(Sequence[Effect]):
+@dataclass(frozen=True, repr=False)
+class Effects(Tabular, Sequence[Effect]):
     """Effects of many places on one score, in the order of the model.
 
     Attributes:
@@ -73,7 +76,7 @@ class Effects(Sequence[Effect]):
         rows = tuple(
             Effect(
                 name, float(samples.mean()), float(low[i]), float(high[i]),
-                float(controls[name].mean()) if name in controls else _NO_NUMBER, samples,
+                float(controls[name].mean()) if name in controls else _NO_NUMBER, samples, controls.get(name),
                 float(samples.mean()) / gap if gap else _NO_NUMBER,
             )
             for i, (name, samples) in enumerate(changes.items())
@@ -88,6 +91,11 @@ class Effects(Sequence[Effect]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows without what each sample did, and `share` where there are patches."""
+        keys = ["name", "change", "low", "high", "control", *(["share"] if self.goal == self.goal else [])]
+        return [{key: getattr(row, key) for key in keys} for row in self.rows]
 
     def __repr__(self) -> str:
         return f"Effects({len(self)} places, score {self.score:.4g} without a change)"
