@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks import published_forms
 from benchmarks.timing import CLOCKS, interleaved, machine
-from unrolled.layers import CBSA, TSSA
-from unrolled.models import CRATEBlock, MaskedAutoencoder
+from unrolled.layers import CBSA, TSSA, CRATEBlock
+from unrolled.models import MaskedAutoencoder
 
 DTYPES = (torch.float32, torch.bfloat16)
 

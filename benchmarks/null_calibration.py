@@ -7,8 +7,7 @@
 
 A cell is a metric, a null, a kind of features and a number of samples. Both sides of a draw are independent, so
 p-values of at most 5 % must have a share of at most 5 %, and so on. Cells are kept in `--out`, a hundred draws at a
-time.
-Cells of few samples and cheap metrics come first.
+time. Both nulls of one kind of features are computed in one pass.
 
 The null "permutation" is the test of 199 relabellings, which cannot say 0.1 %. Its relabellings end once ten have
 reached the score: at 1 % and 5 % the decision is then that of all 199.
@@ -21,8 +20,7 @@ import itertools
 import json
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +42,7 @@ SAMPLES = (60, 200, 1000)
 LEVELS = (0.05, 0.01, 0.001)
 GROUP = 5  # rows of a group
 RELABELLINGS = 199
+MOST = 999  # relabellings of the null "moments" where it has to draw
 CHUNK = 100
 
 
@@ -100,52 +99,73 @@ class Cell:
 
 
 def cells(metrics: Sequence[str], nulls: Sequence[str], kinds: Sequence[str], samples: Sequence[int]) -> Iterator[Cell]:
-    """The cheapest first."""
-    for n, metric, null, kind in itertools.product(sorted(samples), metrics, nulls, kinds):
+    """Those of few samples first; the nulls of one kind of features stand together."""
+    for n, metric, kind, null in itertools.product(sorted(samples), metrics, kinds, nulls):
         yield Cell(metric, null, kind, n)
 
 
-def p_value(cell: Cell, draw: int) -> tuple[float, str]:
-    """p-value of one pair of independent sides, and how it was found."""
+def p_values(metric: str, kind: str, n: int, draw: int, nulls: Sequence[str] = NULLS) -> dict[str, tuple[float, str]]:
+    """p-value of one pair of independent sides by each null, and how it was found."""
     generator = torch.Generator().manual_seed(draw)
-    make = KINDS[cell.kind]
-    metric = al.get_metric(cell.metric, **METRICS[cell.metric])
-    x, y = (al.prepare_layers(make(cell.n, generator), [metric]) for _ in range(2))
-    labels = np.arange(cell.n) // GROUP if cell.kind == "groups" else None
-    if cell.null == "moments":
-        found = al.compare(x, y, metric, null="moments", draws=RELABELLINGS, resamples=0, groups=labels, seed=draw)
-        assert found.p_value is not None
-        return found.p_value, found.p_method
-    units = al.Units.of(cell.n, labels)
-    chosen = metric.for_units(units)
-    score = float(al.layer_grid(x, y, chosen).scores)
-    orders = units.relabellings(RELABELLINGS, draw)
-    nulls, reached = [], 0
-    for grid in chosen.null_grids(x.of(chosen), y.of(chosen), orders):
-        nulls.append(float(grid))
-        p = al.permutation_p_value(score, torch.tensor(nulls[-1:]), higher_is_closer=chosen.higher_is_closer)
-        reached += p == 1.0
+    plain = al.get_metric(metric, **METRICS[metric])
+    x, y = (al.prepare_layers(KINDS[kind](n, generator), [plain]) for _ in range(2))
+    labels = np.arange(n) // GROUP if kind == "groups" else None
+    units = al.Units.of(n, labels)
+    chosen = plain.for_units(units)
+    sides = x.of(chosen), y.of(chosen)
+    # both nulls relabel alike, so each relabelling is scored once
+    again, drawn = itertools.tee(chosen.null_grids(*sides, units.relabellings(MOST, draw)))
+    found = {}
+    if "permutation" in nulls:
+        score, higher = float(chosen.grid(*sides)), chosen.higher_is_closer
+        found["permutation"] = _permutation(score, itertools.islice(drawn, RELABELLINGS), higher), "relabellings"
+    if "moments" in nulls:
+        chosen.null_grids = lambda *_: again  # type: ignore[method-assign]
+        tested = al.compare(x, y, chosen, null="moments", draws=MOST, resamples=0, groups=labels, seed=draw)
+        assert tested.p_value is not None
+        found["moments"] = tested.p_value, tested.p_method
+    return found
+
+
+def _permutation(score: float, null: Iterable[Tensor], higher: bool) -> float:
+    reached = 0
+    for grid in null:
+        reached += al.permutation_p_value(score, grid.flatten(), higher_is_closer=higher) == 1.0
         if reached == 10:  # p > 0.05 whatever the others are
-            return 1.0, "relabellings"
-    return (1 + reached) / (RELABELLINGS + 1), "relabellings"
+            return 1.0
+    return (1 + reached) / (RELABELLINGS + 1)
 
 
-def extend(path: Path, cell: Cell, draws: int) -> dict[str, Any]:
-    """Up to a chunk more draws of a cell, kept in its file."""
-    record: dict[str, Any] = {**asdict(cell), "draws": 0, "reached": [0] * len(LEVELS), "methods": {}, "seconds": 0.0}
+def extend(folder: Path, wanted: Sequence[Cell], draws: int) -> int:
+    """Up to a chunk more draws of cells that differ in the null alone, kept in their files.
+
+    Returns:
+        Draws of the cell that has the fewest.
+    """
+    records = {cell.null: _record(folder / cell.file, cell) for cell in wanted}
+    cell, start = wanted[0], min(record["draws"] for record in records.values())
+    began = time.perf_counter()
+    for draw in range(start, min(draws, start + CHUNK)):
+        missing = [null for null, record in records.items() if record["draws"] == draw]
+        for null, (p, method) in p_values(cell.metric, cell.kind, cell.n, draw, missing).items():
+            record, way = records[null], _way(method)
+            record["reached"] = [old + (p <= level) for old, level in zip(record["reached"], LEVELS, strict=True)]
+            record["methods"][way] = record["methods"].get(way, 0) + 1
+            record["draws"] += 1
+    for each in wanted:
+        record = records[each.null]
+        record["seconds"] += (time.perf_counter() - began) / len(wanted)
+        part = (folder / each.file).with_suffix(".part")
+        part.write_text(json.dumps(record))
+        part.replace(folder / each.file)
+    return min(record["draws"] for record in records.values())
+
+
+def _record(path: Path, cell: Cell) -> dict[str, Any]:
     if path.is_file():
-        record = json.loads(path.read_text())
-    began, methods = time.perf_counter(), Counter(record["methods"])
-    for draw in range(record["draws"], min(draws, record["draws"] + CHUNK)):
-        p, method = p_value(cell, draw)
-        record["reached"] = [old + (p <= level) for old, level in zip(record["reached"], LEVELS, strict=True)]
-        methods[_way(method)] += 1
-        record["draws"] += 1
-    record |= {"methods": dict(methods), "seconds": record["seconds"] + time.perf_counter() - began}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record))
-    part.replace(path)
-    return record
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    return {**asdict(cell), "draws": 0, "reached": [0] * len(LEVELS), "methods": {}, "seconds": 0.0}
 
 
 def _way(method: str) -> str:
@@ -155,16 +175,15 @@ def _way(method: str) -> str:
     return "relabellings"
 
 
-def run(folder: Path, wanted: Sequence[Cell], draws: int, minutes: float | None) -> None:
+def run(folder: Path, wanted: Sequence[Sequence[Cell]], draws: int, minutes: float | None) -> None:
     """Compute what is missing, until the time is up."""
     folder.mkdir(parents=True, exist_ok=True)
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    for cell in wanted:
-        done = 0
-        while done < draws:
+    for together in wanted:
+        while min(_record(folder / cell.file, cell)["draws"] for cell in together) < draws:
             if end is not None and time.monotonic() > end:
                 return
-            done = extend(folder / cell.file, cell, draws)["draws"]
+            extend(folder, together, draws)
 
 
 def table(folder: Path, draws: int) -> dict[str, Any]:
@@ -252,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--n", nargs="+", type=int, default=list(SAMPLES), help="samples")
     parser.add_argument("--draws", type=int, default=1000, help="pairs of independent sides a cell")
     parser.add_argument("--minutes", type=float, help="stop after as many")
-    parser.add_argument("--part", default="1/1", help="I/K: every K-th cell, for K processes side by side")
+    parser.add_argument("--part", default="1/1", help="I/K: every K-th pair of cells, for K processes side by side")
     parser.add_argument("--out", type=Path, default=Path("runs/null_calibration"), help="where cells are kept")
     parser.add_argument("--table", type=Path, help="compute nothing; write null_calibration.md and .json there")
     parser.add_argument("--go-on", type=Path, help="folder of an earlier table, whose cells are taken over first")
@@ -267,8 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*copies of other rows|.*correlate perfectly")
     first, step = (int(part) for part in given.part.split("/"))
-    wanted = list(cells(given.metrics, given.nulls, given.kinds, given.n))[first - 1 :: step]
-    run(given.out, wanted, given.draws, given.minutes)
+    wanted = cells(given.metrics, given.nulls, given.kinds, given.n)
+    together = [list(group) for _, group in itertools.groupby(wanted, lambda cell: (cell.n, cell.metric, cell.kind))]
+    run(given.out, together[first - 1 :: step], given.draws, given.minutes)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks import published_forms
 from benchmarks.timing import CLOCKS, exponent, interleaved, machine
-from unrolled.models import CRATEBlock
-from unrolled.models.tost import ToSTBlock
+from unrolled.layers import CRATEBlock, ToSTBlock
 from unrolled.report import LineChart, Series
 
 KINDS: dict[str, Callable[[int, int], nn.Module]] = {

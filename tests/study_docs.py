@@ -1,6 +1,6 @@
-"""Commit numbers of studies: `python -m tests.study_docs runs/NAME ...` copies reports and rewrites docs/studies.md.
+"""Commit numbers of studies: `python -m tests.study_docs runs/NAME ...` copies reports and rewrites their pages.
 
-Without arguments it only rewrites the page from what docs/studies holds.
+Without arguments it only rewrites docs/studies.md and docs/studies/NAME/README.md from the reports beside them.
 """
 
 from __future__ import annotations
@@ -9,33 +9,36 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from unrolled.report.gallery import LINES_OF_WORK
+from website.fill import cell, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES, PAGE = ROOT / "docs/studies", ROOT / "docs/studies.md"
 _LARGEST = 600_000  # bytes of a figure; larger ones stay in the report that the command writes
 INTRODUCTION = """# Studies
 
-Published claims, run here. Every entry comes from the `report.json` beside its figures in [`docs/studies`](studies),
-written by the command it shows; the page itself is written by `python -m tests.study_docs`. A verdict compares with a
-range that stood in the study's source before the run shown here; where trial runs had been seen when it was set, the
-source says so. *Not reproduced* at the `cpu` budget often means fewer training steps than the paper's: the report says
-how many. *Undecided*: the interval over seeds, or over what the report says, reaches across an end of the range, or one
-seed has none (so far in mesa-stability; the other verdicts compare a point). *No range* means that nothing was judged:
-the source gives no number, or a control does the same
-(a rule added after review, see [LOG.md](../LOG.md)). `DATA` is a folder with the data sets the study names.
+Published claims, run here: a page for each study, written by `python -m tests.study_docs` from the `report.json` beside
+it, with every claim, the published value, ours, and the command that repeats it. `DATA` is a folder with the data sets
+the study names.
+
+*Reproduced* and *not reproduced* compare with a range that stood in the study's source before the run shown here; where
+trial runs had been seen when it was set, the source says so. At the `cpu` budget the latter often means fewer training
+steps than the paper's: the report says how many. *Undecided*: the interval over seeds, or over what the report says,
+reaches across an end of the range, or one seed has none (so far in mesa-stability; the other verdicts compare a point).
+*No range*: nothing was judged, because the source gives no number, or a control does the same (a rule added after
+review, see [LOG.md](../LOG.md)).
 
 At the `cpu` budget all mesa studies together took about 65 minutes of one core and all Platonic ones about 50, the zoo
 of models included. Those of white-box transformers took about 155, of which transfer and text 125, and the 98 trained
 models of their roster about 330, in processes of one thread on a machine busy with other work. Reports were written
 again when their text changed, from kept cells and trained models: the duration in a `report.json` is then that of the
-last writing.
+last writing. `--budget gpu` has the papers' own steps; no study has run with it yet.
 """
-VERDICT = {True: "reproduced", False: "**not reproduced**", None: "no range"}
-WORDS = {"undecided": "undecided", "not run": "not run"}  # of reports that tell them from what has no range
+_ROWS = 24  # of a table; the report has them all
 
 
 def add(folder: Path) -> None:
@@ -61,42 +64,75 @@ def without_paths(value: Any) -> Any:
     return value
 
 
-def page() -> str:
-    """The text of docs/studies.md."""
+def pages() -> dict[Path, str]:
+    """Every page that is written from the reports, with its text: the index, and one for each study."""
     reports = {path.parent.name: json.loads(path.read_text()) for path in sorted(STUDIES.glob("*/report.json"))}
+    return {PAGE: index(reports)} | {STUDIES / name / "README.md": entry(name, reports[name]) for name in reports}
+
+
+def index(reports: dict[str, dict[str, Any]]) -> str:
+    """The text of docs/studies.md: what each study asks, and how its claims came out."""
     parts = [INTRODUCTION]
     for prefix, title in LINES_OF_WORK.items():
-        names = [name for name in reports if name.startswith(f"{prefix}-")]
-        if names:
-            parts.append(f"## {title}\n")
-            parts += [entry(name, reports[name]) for name in names]
+        rows = [
+            f"| [{name}](studies/{name}/README.md) | {cell(report['question'])} | {counted(report)} |"
+            for name, report in reports.items()
+            if name.startswith(f"{prefix}-")
+        ]
+        parts += [f"## {title}\n", "| study | question | claims |", "|---|---|---|", *rows, ""]
     return "\n".join(parts)
 
 
+def counted(report: dict[str, Any]) -> str:
+    """How many claims of a study came out how."""
+    counts = Counter(verdict(claim).strip("*") for claim in report["claims"])
+    return ", ".join(f"{count} {word}" for word, count in counts.most_common()) or "none"
+
+
 def entry(name: str, report: dict[str, Any]) -> str:
-    """One study: what came out, claim by claim, its first figure, and how to run it."""
+    """The page of one study: what came out, claim by claim, all that its report says, and how to run it."""
     record = report["provenance"]
     # what the numbers do not depend on is left out
     command = re.sub(r" --(?:(?:out|kept|workers) [^ ]+|quiet|json|only-kept)", "", record["command"])
     command = re.sub(r"(--data-dir) [^ ]+", r"\1 DATA", command)
     hardware = f"{record['hardware'].get('cores', '?')} cores of {record['hardware'].get('processor', '?')}"
-    lines = [f"### {report['title']}\n", f"{report['question']} {report['summary']}\n"]
+    lines = [f"# {report['title']}\n", f"`{name}`: {report['question']} {report['summary']}\n"]
     if report["claims"]:
         lines += ["| claim | published | here | |", "|---|---|---|---|"]
         lines += [
-            f"| {cell(claim['statement'])} | {cell(claim['published'])} | {cell(claim['measured'])} "
-            f"| {WORDS.get(claim.get('verdict', ''), VERDICT[claim['reproduced']])} |"
+            f"| {' | '.join(cell(claim[key]) for key in ('statement', 'published', 'measured'))} | {verdict(claim)} |"
             for claim in report["claims"]
         ]
         lines.append("")
-    for figure in figures(name, report)[:2]:
-        lines.append(f"![{cell(figure.stem)}](studies/{name}/figures/{figure.name})\n")
+    drawn = figures(name, report)
+    for section in report["sections"]:
+        lines.append(f"## {section['title']}\n")
+        for block in section["blocks"]:
+            lines += shown(block, drawn)
+    lines.append("## How it was run\n")
     lines.append(
         f"`{command}`: {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
         f"torch {record['versions']['torch']}, revision {record['versions'].get('revision', '?')}. "
-        f"[All numbers](studies/{name}/report.json).\n"
+        f"[All numbers](report.json).\n"
     )
     return "\n".join(lines)
+
+
+def shown(block: dict[str, Any], drawn: list[Path]) -> list[str]:
+    """One block of a report as Markdown: a text, a table, or the committed drawings of a figure."""
+    if block["kind"] == "text":
+        return [f"{block['text']}\n"]
+    if block["kind"] == "table":
+        rows = [f"| {' | '.join(map(cell, row))} |" for row in block["rows"][:_ROWS]]
+        left = len(block["rows"]) - len(rows)
+        caption = f"{block['caption']} " * bool(block["caption"]) + f"{left} more rows in report.json." * bool(left)
+        head = [f"| {' | '.join(map(cell, block['columns']))} |", "|---" * len(block["columns"]) + "|"]
+        return [*head, *rows, "", *([f"{caption.strip()}\n"] if caption else [])]
+    if block["kind"] != "figure":
+        return []
+    files = [path for path in drawn if re.fullmatch(rf"{re.escape(block['name'])}(-.*)?", path.stem)]
+    pictures = [f"![{cell(path.stem)}](figures/{path.name})\n" for path in files]
+    return [*pictures, *([f"{block['caption']}\n"] if pictures and block["caption"] else [])]
 
 
 def figures(name: str, report: dict[str, Any]) -> list[Path]:
@@ -111,12 +147,8 @@ def figures(name: str, report: dict[str, Any]) -> list[Path]:
     return sorted((STUDIES / name / "figures").glob("*.svg"), key=place)
 
 
-def cell(text: str) -> str:
-    """Text that does not end a cell of a table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
-
-
 if __name__ == "__main__":
     for each in sys.argv[1:]:
         add(Path(each))
-    PAGE.write_text(page())
+    for page, text in pages().items():
+        page.write_text(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import zlib
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.files import encoded
 from unrolled import cli
 
 MODEL = ["--model", "crate_nano_patch4_32"]
@@ -29,12 +29,6 @@ def photo(seed: int = 0) -> Image.Image:
     image = Image.fromarray(noise + np.array([10, 20, 120], np.uint8))
     ImageDraw.Draw(image).ellipse((20, 5, 40, 25), fill=(250, 220, 30))
     return image
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def claims(width: int, height: int) -> bytes:

@@ -133,16 +133,6 @@ def test_of_one_photo_there_is_no_other_half_to_choose_a_head_on(
     assert {row["fixed"] for row in json.loads(text)["layers"]} == {None}
 
 
-def test_batches_change_no_score(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["segment-eval", "masks", "--data-dir", marked, "--measure", "attention", *MODEL, "--json"]
-    found = []
-    for size in (1, 2):
-        assert run(*arguments, "--batch-size", size, "--out", marked / f"out{size}") == 0
-        found.append(json.loads(capsys.readouterr().out))
-    for one, two in zip(found[0]["layers"], found[1]["layers"], strict=True):
-        assert one["averaged"] == pytest.approx(two["averaged"], abs=1e-6)
-
-
 def test_a_model_whose_attention_is_unknown(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tost = ["segment-eval", "masks", "--data-dir", marked, "--model", "tost_nano_patch4_32", "--out", marked / "o"]
     assert run(*tost) == 2

@@ -34,17 +34,12 @@ def test_frames_of_an_animation(tmp_path: Path, capsys: pytest.CaptureFixture[st
     frames = [frame(i) for i in range(5)]
     frames[0].save(tmp_path / "disc.webp", save_all=True, append_images=frames[1:], lossless=True)
     arguments = ["segment", tmp_path / "disc.webp", *MODEL, "--method", "pca", "--json"]
-    found = {}
-    for size in (1, 3):
-        assert run(*arguments, "--batch-size", size, "--out", tmp_path / f"out{size}") == 0
-        found[size] = json.loads(capsys.readouterr().out)["images"]
-    assert [row["frame"] for row in found[3]] == list(range(5))
-    names = [row["files"]["pca"] for row in found[3]]
-    assert names == [f"disc-{i:04d}-layer04-pca.png" for i in range(5)]
-    for one, three in zip(found[1], found[3], strict=True):
-        assert one["pca_explained"] == pytest.approx(three["pca_explained"], abs=1e-5)
-    assert (tmp_path / "out3/contact-sheet.png").is_file()
-    assert "disc.webp #4" in (tmp_path / "out3/report.html").read_text()
+    assert run(*arguments, "--batch-size", 3, "--out", tmp_path / "out") == 0
+    found = json.loads(capsys.readouterr().out)["images"]
+    assert [row["frame"] for row in found] == list(range(5))
+    assert [row["files"]["pca"] for row in found] == [f"disc-{i:04d}-layer04-pca.png" for i in range(5)]
+    assert (tmp_path / "out/contact-sheet.png").is_file()
+    assert "disc.webp #4" in (tmp_path / "out/report.html").read_text()
     assert run(*arguments, "--frames", 2, "--out", tmp_path / "two") == 0
     assert len(json.loads(capsys.readouterr().out)["images"]) == 2
 

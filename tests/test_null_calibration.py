@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -17,27 +18,37 @@ SLOWEST = ("ridge_predictivity", "stitching", "pls_predictivity")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", nc.KINDS)
-@pytest.mark.parametrize("null", nc.NULLS)
 @pytest.mark.parametrize("metric", [metric for metric in nc.METRICS if metric not in SLOWEST])
-def test_no_rate_lies_above_its_level(metric: str, null: str, kind: str) -> None:
+def test_no_rate_lies_above_its_level(metric: str, kind: str) -> None:
     draws = 60
-    p = [nc.p_value(nc.Cell(metric, null, kind, 60), draw)[0] for draw in range(draws)]
-    for level in nc.LEVELS:
+    found = [nc.p_values(metric, kind, 60, draw) for draw in range(draws)]
+    for null, level in itertools.product(nc.NULLS, nc.LEVELS):
         # of 150 cells one fails by chance once in 60 runs
-        assert stats.binomtest(sum(each <= level for each in p), draws, level, "greater").pvalue > 1e-4
+        reached = sum(each[null][0] <= level for each in found)
+        assert stats.binomtest(reached, draws, level, "greater").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["normal", "groups"])
+@pytest.mark.parametrize("metric", ["mutual_knn", "cycle_knn"])
+def test_one_pass_over_both_nulls_gives_what_each_gives_alone(metric: str, kind: str) -> None:
+    draws = range(4)
+    alone = [{null: nc.p_values(metric, kind, 30, draw, [null])[null] for null in nc.NULLS} for draw in draws]
+    assert [nc.p_values(metric, kind, 30, draw) for draw in draws] == alone
 
 
 def test_the_benchmark_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nc, "CHUNK", 4)
-    cell = nc.Cell("mutual_knn", "moments", "normal", 60)
-    first = nc.extend(tmp_path / cell.file, cell, 8)
-    assert (first["draws"], sum(first["methods"].values())) == (4, 4)
-    nc.main(["--metrics", "mutual_knn", "--nulls", "moments", "--kinds", "normal", "--n", "60", "--draws", "8",
-             "--out", str(tmp_path)])  # fmt: skip
-    whole = json.loads((tmp_path / cell.file).read_text())
-    again = nc.extend(tmp_path / "other.json", cell, 8)
-    again = nc.extend(tmp_path / "other.json", cell, 8)
-    assert (whole["draws"], whole["reached"]) == (8, again["reached"])
+    pair = [nc.Cell("mutual_knn", null, "normal", 60) for null in nc.NULLS]
+    assert nc.extend(tmp_path, pair[1:], 8) == 4  # one null is ahead
+    nc.main(["--metrics", "mutual_knn", "--kinds", "normal", "--n", "60", "--draws", "8", "--out", str(tmp_path)])
+    other = tmp_path / "other"
+    other.mkdir()
+    for _ in range(2):
+        nc.extend(other, pair, 8)
+    for cell in pair:
+        gone_on, at_once = (json.loads((folder / cell.file).read_text()) for folder in (tmp_path, other))
+        assert gone_on["draws"] == sum(gone_on["methods"].values()) == 8
+        assert {**gone_on, "seconds": 0} == {**at_once, "seconds": 0}
 
 
 def test_the_table_says_what_was_not_run_and_marks_what_is_above(tmp_path: Path) -> None:

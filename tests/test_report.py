@@ -8,12 +8,12 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from tests.figures.drawing import chart
 from unrolled.report import (
     Claim,
     Fact,
@@ -65,14 +65,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-
-
-def chart(**options: Any) -> LineChart:
-    series = [
-        Series(label="CRATE", x=[0, 1, 2], y=[3.0, 2.0, 1.0], error=[0.1, 0.1, 0.1]),
-        Series(label="CRATE untrained", x=[0, 1, 2], y=[3.0, math.nan, 1.1], color=0, dashed=True),
-    ]
-    return LineChart(**{"title": "Rᶜ (nats)", "x_label": "layer", "series": series, **options})
 
 
 def full_report() -> Report:

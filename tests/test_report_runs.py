@@ -87,6 +87,9 @@ def test_report_of_a_run_comes_from_its_folder(tmp_path: Path) -> None:
         assert words in page.text
     assert report.results["test"]["accuracy"] == 0.75
     assert report.provenance.seeds == (3,)
+    assert [[fact.value for fact in each.facts if fact.label == "Training speed"] for each in (
+        report, report_for_run(run, speed=77.4), report_for_run(run, speed=0.0)
+    )] == [["120 images/s"], ["77 images/s"], []]  # fmt: skip
 
 
 def test_a_run_of_two_steps_has_numbers_instead_of_a_chart_of_one_dot(tmp_path: Path) -> None:

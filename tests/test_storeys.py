@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
 STOREYS = """\
 arrays catalogue checksums errors locks memory network plugins precision provenance reading terminal trust
-figures
+figures tables
 theory ops
 layers
 models tasks data instruments

@@ -177,14 +177,15 @@ def _subject_in(folder: Path) -> dict[str, Any]:
 
 def _subject(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What was looked at; what is not said and what is nothing are the same."""
-    return {key: _plain(settings[key]) for key in _SUBJECT if settings.get(key)}
+    return {key: plain_settings(settings[key]) for key in _SUBJECT if settings.get(key)}
 
 
-def _plain(value: Any) -> Any:
+def plain_settings(value: Any) -> Any:
+    """Settings as YAML and JSON hold them."""
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_settings(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_settings(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
@@ -194,5 +195,5 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
     hold(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({key: _plain(value) for key, value in settings.items()}, sort_keys=False)
+    text = yaml.safe_dump({key: plain_settings(value) for key, value in settings.items()}, sort_keys=False)
     (folder / "config.yaml").write_bytes(text.encode("utf-8", "backslashreplace"))

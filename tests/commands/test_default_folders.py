@@ -11,9 +11,9 @@ from PIL import Image
 from unrolled import cli
 
 MODELS = {
-    "segment": ["--model", "crate_nano_patch4_32", "--method", "pca"],
-    "explain": ["--model", "crate_nano_patch4_32"],
-    "complete": ["--model", "crate_mae_nano_patch4_32"],
+    "segment": ["--model", "crate_nano_patch4_32", "--model-args.depth", "2", "--method", "pca"],
+    "explain": ["--model", "crate_nano_patch4_32", "--model-args.depth", "2"],
+    "complete": ["--model", "crate_mae_nano_patch4_32", "--model-args.depth", "2"],
 }
 
 
@@ -36,11 +36,11 @@ def test_another_subject_of_the_same_name_gets_a_folder_of_its_own(
     assert went_to("mine/cat.png") == base
     kept = (tmp_path / "runs" / base / "report.json").read_bytes()
     assert went_to("yours/cat.png") == f"{base}-2"
-    assert went_to("mine/cat.png", "--model-args.depth", "2") == f"{base}-3"
+    assert went_to("mine/cat.png", "--model-args.embed-dim", "48") == f"{base}-3"
     assert (tmp_path / "runs" / base / "report.json").read_bytes() == kept
     # the same again replaces its own, also with other settings
     assert went_to("yours/cat.png", "--seed", "1") == f"{base}-2"
-    assert went_to("mine/cat.png", "--model-args.depth", "2") == f"{base}-3"
+    assert went_to("mine/cat.png", "--model-args.embed-dim", "48") == f"{base}-3"
     assert len(list((tmp_path / "runs").iterdir())) == 3
 
 

@@ -29,6 +29,14 @@ def test_the_model_that_the_weights_describe_is_named(
     assert json.loads(capsys.readouterr().out)["model"] == "crate_nano_patch2_8"
 
 
+def test_the_report_has_the_speed_that_the_terminal_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--max-steps", "3", "--log-every", "1", "--batch-size", "16", "--quiet", "--json"]
+    assert cli.run(["train", *flags, "--out", str(tmp_path)]) == 0
+    speed = json.loads(capsys.readouterr().out)["images_per_second"]
+    facts = {fact["label"]: fact["value"] for fact in json.loads((tmp_path / "report.json").read_text())["facts"]}
+    assert facts["Training speed"] == f"{speed:,.0f} images/s"
+
+
 @pytest.mark.parametrize("name", ["crate_nano_patch4_32.cifar10", "crate_mae_nano_patch4_32.cifar10"])
 def test_weights_that_ship_are_taken_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"

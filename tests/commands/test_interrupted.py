@@ -50,15 +50,18 @@ def test_the_command_it_names_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     flags += ["--local-crops", "0", "--epochs", "1000", "--log-every", "1", "--out", str(out), "--accelerator", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "unrolled", "pretrain", *flags]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
     until = time.monotonic() + 120
     while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").read_text().count("\n"):
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "")
+    assert said.splitlines()[-1].startswith("interrupted: ")
     (step,) = [int(path.name.removeprefix("step-")) for path in (out / "checkpoints").iterdir()]
     assert f"stopped at step {step} of " in said
     resume = shlex.split(said.rsplit("or: unrolled ", 1)[1])

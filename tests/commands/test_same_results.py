@@ -74,7 +74,11 @@ def commands(data: Path) -> dict[str, list[str]]:
         "eval": ["eval", MODEL, *SMALL, *classes],
         "eval --robustness": ["eval", MODEL, *SMALL, *classes, "--robustness", "--robustness-images", "5"],
         "trace": ["trace", MODEL, *SMALL, *classes],
-        "ablate": ["ablate", MODEL, *SMALL, *classes, "--places", "block0?/attn", "block02/attn/head*"],
+        "ablate": ["ablate", MODEL, *SMALL, *classes, "--places", "block0?/attn", "block01/attn/head*"],
+        "ablate --positions": ["ablate", MODEL, *SMALL, *classes, "--places", "block00", "block01/subspace0",
+                               "--positions", "0", "-1", "--score", "logit-difference"],
+        "patch": ["patch", MODEL, *SMALL, *classes, "--places", "block0?/attn", "block01/attn/head*"],
+        "patch --sender": ["patch", MODEL, *SMALL, *classes, "--sender", "block00/attn/head1"],
         "extract": ["extract", MODEL, *SMALL, *classes, "--layers", "block01"],
         "probe": ["probe", MODEL, *SMALL, *classes, "--layers", "block01", "--method", "linear", "knn", "ridge",
                   "--k", "3"],
@@ -130,15 +134,12 @@ def test_batches_workers_and_the_order_of_files_change_nothing(
 ) -> None:
     command = commands(data)[name]
     flags = flags_of(command[0])
-    first = result(command, tmp_path / "first", capsys)
-    sizes = ["1", "3"] if "batch_size" in flags else [""]
-    for size in sizes:
-        more = ["--batch-size", size] if size else []
-        if size == sizes[-1]:
-            turn_listings(monkeypatch)
-            if "workers" in flags and name != "align-grid":  # whose workers are Dask's
-                more += ["--workers", "2"]
-        check_same(first, result(command, tmp_path / f"other{size}", capsys, *more))
+    few, one = (["--batch-size", size] if "batch_size" in flags else [] for size in ("3", "1"))
+    first = result(command, tmp_path / "first", capsys, *few)
+    turn_listings(monkeypatch)
+    if "workers" in flags and name != "align-grid":  # whose workers are Dask's
+        one += ["--workers", "2"]
+    check_same(first, result(command, tmp_path / "other", capsys, *one))
 
 
 def flags_of(verb: str) -> set[str]:

@@ -1,20 +1,13 @@
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.files import encoded
 from unrolled.data.images import synthetic_images
-
-
-def encoded(array: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind)
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unrolled.data.classes import said_of
+from tests.files import plain, tar
+from unrolled.data.classes import reading_note
 from unrolled.data.images import open_images
 from unrolled.data.masks import open_masks
 from unrolled.data.pairs import open_pairs
@@ -25,16 +24,10 @@ from unrolled.data.text import open_text
 BOOK = "".join(f"line {number} of a text\n" for number in range(400))
 
 
-def png(value: int = 0) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def write(root: Path, *names: str, content: bytes | None = None) -> Path:
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(png(number) if content is None else content)
+        (root / name).write_bytes(plain(number) if content is None else content)
     return root
 
 
@@ -105,12 +98,12 @@ def classes_in_another_case(root: Path) -> Any:
 
 def names_with_line_ends_and_colours(root: Path) -> Any:
     source = open_images("folder", "all", data_dir=write(root, "a\nb/0.png", "\x1b[31mred/0.png"))
-    return said_of(all=source)
+    return reading_note(all=source)
 
 
 def many_classes(root: Path) -> Any:
     write(root, *(f"c{n}/{i}.png" for n in range(9) for i in range(1 + n % 3)))
-    return said_of(all=open_images("folder", "all", data_dir=root))
+    return reading_note(all=open_images("folder", "all", data_dir=root))
 
 
 def a_hundred_levels(root: Path) -> Any:
@@ -122,7 +115,7 @@ def a_hundred_levels(root: Path) -> Any:
 
 def table(column: list[Any], feature: Any) -> Any:
     datasets = pytest.importorskip("datasets")
-    rows = {"image": [{"bytes": png(i), "path": None} for i in range(len(column))], "label": column}
+    rows = {"image": [{"bytes": plain(i), "path": None} for i in range(len(column))], "label": column}
     return datasets.Dataset.from_dict(rows, datasets.Features({"image": datasets.Image(), "label": feature}))
 
 
@@ -174,33 +167,29 @@ def some_labels_withheld(root: Path) -> Any:
 
 def shards(root: Path, *members: tuple[str, bytes], name: str = "0.tar", mode: Any = "w") -> Any:
     pytest.importorskip("webdataset")
-    with tarfile.open(root / name, mode) as archive:
-        for path, content in members:
-            member = tarfile.TarInfo(path)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+    tar(root / name, members, mode)
     return labels(root, "train", f"wds:{name}")
 
 
 def suffixes_in_capitals(root: Path) -> Any:
-    return shards(root, ("a.PNG", png()), ("a.CLS", b"1"), ("b.png", png()), ("b.cls", b"0"))
+    return shards(root, ("a.PNG", plain()), ("a.CLS", b"1"), ("b.png", plain()), ("b.cls", b"0"))
 
 
 def a_label_that_is_no_integer(root: Path) -> Any:
-    return shards(root, ("a.png", png()), ("a.cls", b"1.0"))
+    return shards(root, ("a.png", plain()), ("a.cls", b"1.0"))
 
 
 def a_negative_label(root: Path) -> Any:
-    return shards(root, ("a.png", png()), ("a.cls", b"-1"))
+    return shards(root, ("a.png", plain()), ("a.cls", b"-1"))
 
 
 def class_names_from_windows(root: Path) -> Any:
     (root / "classes.txt").write_bytes("\ufeffcat\r\ndog\r\n".encode())
-    return shards(root, ("a.png", png()), ("a.cls", b"1"), ("b.png", png()), ("b.cls", b"0"))
+    return shards(root, ("a.png", plain()), ("a.cls", b"1"), ("b.png", plain()), ("b.cls", b"0"))
 
 
 def a_compressed_shard(root: Path) -> Any:
-    return shards(root, ("a.png", png()), ("a.cls", b"1"), name="0.tar.gz", mode="w:gz")
+    return shards(root, ("a.png", plain()), ("a.cls", b"1"), name="0.tar.gz", mode="w:gz")
 
 
 def a_compressed_shard_cut_short(root: Path) -> Any:
@@ -212,11 +201,11 @@ def a_compressed_shard_cut_short(root: Path) -> Any:
 
 def an_index_of_fewer_images(root: Path) -> Any:
     (root / "index.json").write_text(json.dumps({"labels": {"0.tar": [1]}}))
-    return shards(root, ("a.png", png()), ("a.cls", b"1"), ("b.png", png()), ("b.cls", b"0"))
+    return shards(root, ("a.png", plain()), ("a.cls", b"1"), ("b.png", plain()), ("b.cls", b"0"))
 
 
 def one_name_in_two_folders_of_a_shard(root: Path) -> Any:
-    return shards(root, ("x/a.png", png()), ("x/a.cls", b"1"), ("y/a.png", png()), ("y/a.cls", b"0"))
+    return shards(root, ("x/a.png", plain()), ("x/a.cls", b"1"), ("y/a.png", plain()), ("y/a.cls", b"0"))
 
 
 def a_sample_without_an_image(root: Path) -> Any:
@@ -301,7 +290,7 @@ def a_picture_without_a_mask_of_its_own(root: Path) -> Any:
 
 def coco(root: Path, *categories: dict[str, Any], **record: Any) -> Any:
     pytest.importorskip("pycocotools")
-    write(root, "val2017/sub/a.png", content=png())
+    write(root, "val2017/sub/a.png", content=plain())
     (root / "annotations").mkdir()
     note = {"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]], **record}
     data = {"images": [{"id": 1, "file_name": "sub/a.png"}], "annotations": [note], "categories": list(categories)}

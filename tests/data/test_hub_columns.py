@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.files import plain
 from unrolled.data.images import open_images
 from unrolled.data.text import open_text
 from unrolled.errors import MissingData
@@ -18,14 +17,8 @@ datasets = pytest.importorskip("datasets")
 VALUE, NAMES = datasets.Value, datasets.ClassLabel
 
 
-def png(value: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def table(labels: list[Any], feature: Any, column: str = "label", **more: list[Any]) -> Any:
-    rows = {"image": [{"bytes": png(i), "path": None} for i in range(len(labels))], column: labels, **more}
+    rows = {"image": [{"bytes": plain(i), "path": None} for i in range(len(labels))], column: labels, **more}
     features = {"image": datasets.Image(), column: feature, **{key: VALUE("string") for key in more}}
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unrolled.data.classes import said_of
+from unrolled.data.classes import reading_note
 from unrolled.data.images import open_images
 from unrolled.data.listing import PassedOver, files_below, printable
 from unrolled.data.pairs import open_pairs
@@ -99,7 +99,7 @@ def test_litter_never_counts_and_is_said(tmp_path: Path, litter: Callable[[Path]
     assert (source.classes, len(source)) == (["a", "b"], 10)
     assert source.passed_over == words
     train = open_images("folder", "train", data_dir=root)
-    assert said_of(train=train) == f"train: 8 images of 2 classes (a 4, b 4) (passed over: {words})"
+    assert reading_note(train=train) == f"train: 8 images of 2 classes (a 4, b 4) (passed over: {words})"
 
 
 @pytest.mark.parametrize("litter", [hidden_notebooks, macosx, synology, resource_forks, git])
@@ -231,5 +231,5 @@ def test_a_listing_is_sorted_and_counts_by_kind(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     passed = PassedOver()
     assert [path.name for path in files_below(tmp_path, {".txt"}, passed)] == ["a.txt", "b.txt"]
-    assert passed.said() == "3 files of other kinds (.csv, without ending)"
+    assert passed.summary() == "3 files of other kinds (.csv, without ending)"
     assert printable(os.fsdecode(b"a\xff")) == "a\\xff"

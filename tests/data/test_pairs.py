@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.files import plain
 from unrolled.data.pairs import open_pairs, pair_names
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 
 
-def picture(value: int, size: int = 8) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def pack(values: list[int]) -> dict[str, np.ndarray]:
-    encoded = [picture(value) for value in values]
+    encoded = [plain(value, side=8) for value in values]
     return {
         "payload": np.frombuffer(b"".join(encoded), np.uint8),
         "offsets": np.cumsum([0, *map(len, encoded)]).astype(np.uint32),
@@ -33,7 +27,7 @@ def captioned(root: Path, names: list[str]) -> Path:
     root.mkdir(exist_ok=True)
     for i, name in enumerate(names):
         (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_bytes(picture(10 * i))
+        (root / name).write_bytes(plain(10 * i, side=8))
     return root
 
 

@@ -21,20 +21,21 @@ from unrolled.explorer.neighbours import ImageSet
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def save_run(folder: Path, name: str, data: str, classes: int) -> None:
-    from timm.models import save_for_hf
-
+def save_run(folder: Path, name: str, data: str) -> None:
     from unrolled.models import create_model
+    from unrolled.models.registry import CIFAR10
+    from unrolled.train import TrainConfig
+    from unrolled.train.run import save_model
 
-    model = create_model(name, num_classes=classes, depth=2)
+    classes = CIFAR10 if data == "cifar10" else tuple(map(str, range(10)))
     (folder / "model").mkdir(parents=True)
-    save_for_hf(model, str(folder / "model"), safe_serialization=True)
+    save_model(create_model(name, num_classes=10, depth=2), folder / "model", TrainConfig(), classes=classes)
     (folder / "config.yaml").write_text(f"model: {name}\ndata: {data}\n")
 
 
 def test_runs_are_offered_and_what_is_none_is_not(tmp_path: Path) -> None:
-    save_run(tmp_path / "first", "crate_nano_patch4_32", "cifar10", 10)
-    save_run(tmp_path / "second", "vit_nano_patch2_8", "digits", 10)
+    save_run(tmp_path / "first", "crate_nano_patch4_32", "cifar10")
+    save_run(tmp_path / "second", "vit_nano_patch2_8", "digits")
     for name, text in {
         "broken": "{",
         "language": json.dumps({"layers": ["mesa"], "dim": 8, "heads": 1, "vocab_size": 9}),
@@ -68,7 +69,7 @@ def test_without_anything_trained_random_weights_are_offered_and_repeatable(tmp_
 
 def test_models_of_one_name_are_both_there(tmp_path: Path) -> None:
     for place in ("a", "b"):
-        save_run(tmp_path / place / "same", "crate_nano_patch4_32", "cifar10", 10)
+        save_run(tmp_path / place / "same", "crate_nano_patch4_32", "cifar10")
     specs = [str(tmp_path / place / "same") for place in ("a", "b")]
     given = {key: choice.spec for key, choice in Catalogue(specs=specs).choices.items() if key.startswith("given-")}
     assert list(given) == ["given-same", "given-same~2"]

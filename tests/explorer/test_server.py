@@ -19,6 +19,7 @@ pytest.importorskip("httpx2")
 
 from starlette.testclient import TestClient
 
+from tests.files import encoded
 from unrolled.explorer import create_app
 from unrolled.explorer.app import MAX_UPLOAD
 from unrolled.explorer.models import Catalogue
@@ -40,12 +41,6 @@ def client(catalogue: Catalogue) -> Iterator[TestClient]:
     few = ImageSet("forty digits", digits.images[:40], digits.names[:40])
     with TestClient(create_app(catalogue, few), base_url=LOCAL, raise_server_exceptions=True) as client:
         yield client
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def photo(width: int = 48, height: int = 32, mode: str = "RGB") -> Image.Image:

@@ -1,16 +1,28 @@
-"""What is wrong with the texts of a drawing: cut off at its edge, or over each other."""
+"""A chart to draw, and what is wrong with the texts of a drawing: cut off at its edge, or over each other."""
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 from xml.etree import ElementTree
 
+from unrolled.figures import LineChart, Series
 from unrolled.figures.style import SIZE, TITLE
 from unrolled.figures.words import width
 
 SVG = "{http://www.w3.org/2000/svg}"
 _SLACK = 1.0
 Box = tuple[float, float, float, float]
+
+
+def chart(**options: Any) -> LineChart:
+    """Two lines, one with error bars, the other dashed and with a gap."""
+    series = [
+        Series(label="CRATE", x=[0, 1, 2], y=[3.0, 2.0, 1.0], error=[0.1, 0.1, 0.1]),
+        Series(label="CRATE untrained", x=[0, 1, 2], y=[3.0, math.nan, 1.1], color=0, dashed=True),
+    ]
+    return LineChart(**{"title": "Rᶜ (nats)", "x_label": "layer", "series": series, **options})
 
 
 def boxes(root: ElementTree.Element) -> list[tuple[str, Box]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,18 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.figures.drawing import boxes, faults
+from tests.figures.drawing import boxes, chart, faults
 from unrolled.figures import LineChart, Series
 from unrolled.figures.style import COLOURS, DARK, LIGHT
 from unrolled.figures.words import labels, log_ticks, short, shortened, spread_out, ticks, width, wrapped
-
-
-def chart(**options: Any) -> LineChart:
-    series = [
-        Series(label="CRATE", x=[0, 1, 2], y=[3.0, 2.0, 1.0], error=[0.1, 0.1, 0.1]),
-        Series(label="CRATE untrained", x=[0, 1, 2], y=[3.0, math.nan, 1.1], color=0, dashed=True),
-    ]
-    return LineChart(**{"title": "Rᶜ (nats)", "x_label": "layer", "series": series, **options})
 
 
 def curves(drawing: str) -> dict[str, str]:

@@ -42,6 +42,8 @@ def test_names_mean_the_same_everywhere(name: str) -> None:
         assert t[f"{block}/attn/heads"].dim() == 4
         second = "ista" if f"{block}/ista" in t.names else "mlp"
         assert f"{block}/{second}" in t
+        if ALL[name].parallel:
+            torch.testing.assert_close(z + added + t[f"{block}/mlp"], t[block])
         if ALL[name].parallel or ALL[name].post:
             continue
         torch.testing.assert_close(z + added.reshape(z.shape), t[f"{block}/half"].reshape(z.shape))

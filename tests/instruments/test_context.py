@@ -38,7 +38,7 @@ def one_gradient_step() -> SequenceRegressor:
 
 
 def exact_minimiser() -> SequenceRegressor:
-    layer = MesaLayer(dim=4 * DIM, heads=1, dim_head=DIM, ridge=1e-4)
+    layer = MesaLayer(4 * DIM, 1, dim_head=DIM, ridge=1e-4)
     projections = LinearSelfAttention.gradient_descent(state_dim=DIM, step_size=1.0)
     layer.load_state_dict(projections.state_dict(), strict=False)
     return constructed(layer.double())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import unrolled
+from tests.instruments import architectures
 from unrolled.instruments import edits
 from unrolled.instruments.anatomy import find_stacks
 from unrolled.models import CRATE
@@ -34,31 +35,15 @@ def text_model(name: str) -> Callable[[], nn.Module]:
     return build
 
 
-def hugging_face(kind: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        transformers = pytest.importorskip("transformers")
-        wide = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24}
-        if kind == "gpt2":
-            config = transformers.GPT2Config(n_embd=16, n_head=4, n_layer=2, vocab_size=31, n_positions=16)
-            model: nn.Module = transformers.GPT2LMHeadModel(config)
-            return model
-        name = {"llama": "Llama", "qwen2": "Qwen2", "gemma2": "Gemma2", "bert": "Bert", "vit": "ViT"}[kind]
-        more = {} if kind in ("bert", "vit") else {"num_key_value_heads": 2, "head_dim": 4}
-        size = {"image_size": 8, "patch_size": 2, "num_channels": 1} if kind == "vit" else {"vocab_size": 31}
-        config = getattr(transformers, f"{name}Config")(**wide, **more, **size)
-        head = {"bert": "MaskedLM", "vit": "ImageClassification"}.get(kind, "CausalLM")
-        cls = getattr(transformers, f"{name}{'For' if hasattr(transformers, f'{name}For{head}') else ''}{head}")
-        built: nn.Module = cls(config)
-        return built
-
-    return build
+def architecture(name: str) -> Callable[[], nn.Module]:
+    return lambda: architectures.build(name)[0]
 
 
 IMAGES: dict[str, Callable[[], nn.Module]] = {
     "crate": image_model("crate_nano_patch2_8"),
     "vit": image_model("vit_nano_patch2_8"),
     "tied": tied,
-    "hf-vit": hugging_face("vit"),
+    "hf-vit": architecture("hf-vit"),
 }
 LARGER = {
     "alpha": image_model("crate_alpha_nano_patch4_32"),
@@ -67,7 +52,7 @@ LARGER = {
 }
 TEXTS = {
     **{name: text_model(f"{name}_nano") for name in ("crate_gpt", "gpt2", "mesanet")},
-    **{f"hf-{kind}": hugging_face(kind) for kind in ("gpt2", "llama", "qwen2", "gemma2", "bert")},
+    **{f"hf-{kind}": architecture(kind) for kind in ("gpt2", "llama", "qwen2", "gemma2", "bert")},
 }
 MODELS = {**IMAGES, **LARGER, **TEXTS}
 

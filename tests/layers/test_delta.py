@@ -82,7 +82,7 @@ def test_decoding_token_by_token_gives_what_one_pass_gives() -> None:
 
 
 def test_no_token_sees_a_later_one() -> None:
-    layer = DeltaLayer(dim=8, heads=2, dim_head=4)
+    layer = DeltaLayer(8, 2, dim_head=4)
     z = torch.randn(1, 40, 8)
     changed = z.clone()
     changed[:, 20:] = 9
@@ -104,7 +104,7 @@ def test_short_dtypes_are_served_with_a_float32_state(dtype: torch.dtype) -> Non
 
 
 def test_it_trains_under_autocast() -> None:
-    layer = DeltaLayer(dim=8, heads=2, dim_head=4)
+    layer = DeltaLayer(8, 2, dim_head=4)
     z = torch.randn(2, 40, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = layer(z)
@@ -114,7 +114,7 @@ def test_it_trains_under_autocast() -> None:
 
 
 def test_a_float16_token_of_zeros_is_not_divided_by_its_norm() -> None:
-    layer = DeltaLayer(dim=8, heads=2, dim_head=4).half()
+    layer = DeltaLayer(8, 2, dim_head=4).half()
     z = torch.randn(1, 5, 8).half()
     z[0, 2] = 0
     assert layer(z).isfinite().all()

@@ -57,7 +57,7 @@ def test_chunks_and_carried_state_change_nothing(t: int, cut: int, dk: int, dv: 
 @pytest.mark.parametrize("layer_type", [LinearSelfAttention, SoftmaxSelfAttention])
 @pytest.mark.parametrize("cut", [1, 5, 8])
 def test_prefill_then_decode_is_one_pass(layer_type: type, cut: int) -> None:
-    layer = layer_type(dim=12, heads=2, dim_head=5, dim_value=3).double()
+    layer = layer_type(12, 2, dim_head=5, dim_value=3).double()
     z = torch.randn(2, 9, 12, dtype=torch.float64)
     whole = layer(z)
     assert whole.shape == z.shape
@@ -70,7 +70,7 @@ def test_prefill_then_decode_is_one_pass(layer_type: type, cut: int) -> None:
 
 
 def test_a_float16_token_of_zeros_is_not_divided_by_its_norm() -> None:
-    layer = LinearSelfAttention(dim=8, heads=2, dim_head=4, normalize=True).half()
+    layer = LinearSelfAttention(8, 2, dim_head=4, normalize=True).half()
     z = torch.randn(1, 5, 8).half()
     z[0, 2] = 0
     assert layer(z).isfinite().all()
@@ -89,7 +89,7 @@ def test_sums_in_bfloat16_do_not_stop_growing(autocast: bool) -> None:
 
 
 def test_softmax_maps_are_those_of_the_forward_pass() -> None:
-    layer = SoftmaxSelfAttention(dim=6, heads=2, dim_head=3).double()
+    layer = SoftmaxSelfAttention(6, 2, dim_head=3).double()
     z = torch.randn(2, 7, 6, dtype=torch.float64)
     maps = layer.attention(z)
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 2, 7, dtype=torch.float64))
@@ -98,4 +98,4 @@ def test_softmax_maps_are_those_of_the_forward_pass() -> None:
 
 def test_bad_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="heads"):
-        LinearSelfAttention(dim=4, heads=0, dim_head=2)
+        LinearSelfAttention(4, 0, dim_head=2)

@@ -14,11 +14,11 @@ from unrolled.layers.mesa import MesaLayer, MesaNetBlock, MesaNetLayer
 from unrolled.theory.in_context import ridge_regression
 
 LAYERS: dict[str, Any] = {
-    "mesa": lambda: MesaLayer(dim=12, heads=2, dim_head=5, dim_value=3),
-    "forgetful": lambda: MesaLayer(dim=12, heads=2, dim_head=5, forgetful=True, normalize=True),
-    "mesanet": lambda: MesaNetLayer(dim=12, heads=2, dim_head=5),
-    "mesanet values": lambda: MesaNetLayer(dim=12, heads=2, dim_head=4, dim_value=6, width=3, conv_values=True),
-    "block": lambda: MesaNetBlock(dim=12, heads=2, dim_head=5),
+    "mesa": lambda: MesaLayer(12, 2, dim_head=5, dim_value=3),
+    "forgetful": lambda: MesaLayer(12, 2, dim_head=5, forgetful=True, normalize=True),
+    "mesanet": lambda: MesaNetLayer(12, 2, dim_head=5),
+    "mesanet values": lambda: MesaNetLayer(12, 2, dim_head=4, dim_value=6, width=3, conv_values=True),
+    "block": lambda: MesaNetBlock(12, 2, dim_head=5),
 }
 
 
@@ -27,7 +27,7 @@ def tokens(b: int = 3, n: int = 11) -> Tensor:
 
 
 def test_each_head_reads_the_minimiser_of_its_objective() -> None:
-    layer = MesaLayer(dim=12, heads=2, dim_head=5, dim_value=3, ridge=0.3).double()
+    layer = MesaLayer(12, 2, dim_head=5, dim_value=3, ridge=0.3).double()
     z = tokens()
     q, k, v = (layer.heads_of(p(z)) for p in (layer.query, layer.key, layer.value))
     reads = [
@@ -38,15 +38,15 @@ def test_each_head_reads_the_minimiser_of_its_objective() -> None:
 
 
 def test_a_large_ridge_rescaled_is_linear_self_attention() -> None:
-    layer = MesaLayer(dim=12, heads=2, dim_head=5, ridge=1e9).double()
-    linear = LinearSelfAttention(dim=12, heads=2, dim_head=5).double()
+    layer = MesaLayer(12, 2, dim_head=5, ridge=1e9).double()
+    linear = LinearSelfAttention(12, 2, dim_head=5).double()
     linear.load_state_dict(layer.state_dict(), strict=False)
     z = tokens()
     torch.testing.assert_close(layer(z) * layer.ridge[0], linear(z), rtol=1e-6, atol=1e-6)
 
 
 def test_mesanet_equations_step_by_step() -> None:
-    layer = MesaNetLayer(dim=12, heads=2, dim_head=5).double()
+    layer = MesaNetLayer(12, 2, dim_head=5).double()
     nn.init.normal_(layer.gates.weight)
     nn.init.normal_(layer.raw_ridge)
     z = tokens()
@@ -134,7 +134,7 @@ def test_causality() -> None:
 
 def test_bad_ridge_is_named() -> None:
     with pytest.raises(ValueError, match="ridge"):
-        MesaLayer(dim=4, heads=1, dim_head=2, ridge=0.0)
+        MesaLayer(4, 1, dim_head=2, ridge=0.0)
 
 
 @pytest.mark.parametrize("make", [LAYERS["forgetful"], LAYERS["mesanet"], LAYERS["block"]])
@@ -160,7 +160,7 @@ def test_large_float16_tokens_give_a_finite_update_or_an_error_that_says_overflo
 
 
 def test_an_update_beyond_float16_is_an_error() -> None:
-    layer = MesaLayer(dim=2, heads=1, dim_head=2, ridge=1e-3).half()
+    layer = MesaLayer(2, 1, dim_head=2, ridge=1e-3).half()
     with torch.no_grad():
         for projection in (layer.query, layer.key, layer.value):
             projection.weight.copy_(torch.eye(2))
@@ -169,12 +169,12 @@ def test_an_update_beyond_float16_is_an_error() -> None:
     with pytest.raises(ValueError, match="the update overflows float16: scale z down"):
         layer(z)
     with pytest.raises(ValueError, match="the projections of z overflow"):
-        MesaLayer(dim=2, heads=1, dim_head=2).half()(torch.full((1, 3, 2), 6e4).half() * torch.tensor([1, -1]).half())
+        MesaLayer(2, 1, dim_head=2).half()(torch.full((1, 3, 2), 6e4).half() * torch.tensor([1, -1]).half())
     assert torch.isfinite(layer.bfloat16()(z.bfloat16())).all()
 
 
 def test_a_small_ridge_survives_float16() -> None:
-    layer = MesaLayer(dim=4, heads=1, dim_head=2, ridge=1e-8).half()
+    layer = MesaLayer(4, 1, dim_head=2, ridge=1e-8).half()
     torch.testing.assert_close(layer.ridge, torch.tensor([1e-8]), rtol=1e-2, atol=0)
     assert torch.isfinite(layer(torch.randn(1, 3, 4).half())).all()
 
@@ -207,11 +207,7 @@ def test_a_state_or_lengths_that_do_not_fit_are_named(name: str) -> None:
     _, other = type(layer)(dim=12, heads=2, dim_head=9)(z, return_state=True)
     with pytest.raises(ValueError, match=r"state\.(gram|window) must be"):
         layer(z, state=other)
-    foreign = (
-        MesaLayer(dim=12, heads=2, dim_head=5)
-        if "Net" in type(layer).__name__
-        else MesaNetLayer(dim=12, heads=2, dim_head=5)
-    )
+    foreign = MesaLayer(12, 2, dim_head=5) if "Net" in type(layer).__name__ else MesaNetLayer(12, 2, dim_head=5)
     with pytest.raises(ValueError, match="state must be a Mesa"):
         layer(z, state=foreign(z, return_state=True)[1])
     with pytest.raises(ValueError, match=r"lengths must lie in 0\.\.4"):
@@ -221,9 +217,9 @@ def test_a_state_or_lengths_that_do_not_fit_are_named(name: str) -> None:
 
 def test_a_state_of_other_taps_is_named() -> None:
     z = torch.randn(2, 4, 12)
-    _, state = MesaNetLayer(dim=12, heads=2, dim_head=5, width=3)(z, return_state=True)
+    _, state = MesaNetLayer(12, 2, dim_head=5, width=3)(z, return_state=True)
     with pytest.raises(ValueError, match=r"state\.window must be \[2, 20, 3\]"):
-        MesaNetLayer(dim=12, heads=2, dim_head=5)(z, state=state)
+        MesaNetLayer(12, 2, dim_head=5)(z, state=state)
 
 
 @pytest.mark.parametrize("name", ["mesa", "forgetful", "mesanet", "mesanet values"])
@@ -238,7 +234,7 @@ def test_padding_may_hold_anything(name: str) -> None:
 
 
 def test_a_parameter_that_diverged_is_named() -> None:
-    layer = MesaNetLayer(dim=12, heads=2, dim_head=5)
+    layer = MesaNetLayer(12, 2, dim_head=5)
     nn.init.constant_(layer.gates.bias, torch.nan)
     with pytest.raises(ValueError, match=r"parameter gates\.bias is not finite"):
         layer(torch.randn(2, 3, 12))

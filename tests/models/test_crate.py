@@ -150,24 +150,6 @@ def test_from_pretrained_refuses_another_kind_of_model(tmp_path):
         CRATE.from_pretrained(tmp_path)
 
 
-def test_compiled_and_exported_models_agree():
-    model = small().eval()
-    images = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        expected = model(images)
-        torch.testing.assert_close(torch.compile(model, backend="eager")(images), expected, rtol=1e-5, atol=1e-5)
-        exported = torch.export.export(model, (images,)).module()
-        torch.testing.assert_close(exported(images), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_gradient_checkpointing_changes_nothing():
-    model = small()
-    images = torch.randn(2, 3, 16, 16)
-    expected = model(images)
-    model.set_grad_checkpointing()
-    torch.testing.assert_close(model(images), expected)
-
-
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [

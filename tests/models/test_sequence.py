@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unrolled.layers import LinearSelfAttention, MesaNetBlock
-from unrolled.models.crate import CRATEBlock
+from unrolled.layers import CRATEBlock, LinearSelfAttention, MesaNetBlock
 from unrolled.models.sequence import LanguageModel, SequenceRegressor, SequenceState
 from unrolled.models.sequence_blocks import MAKE_LAYER, MAKE_NORM, MAKE_SECOND, SequenceBlock
 from unrolled.models.sequence_config import LAYERS, NORMS, SECOND, LanguageConfig, RegressorConfig, language_config
@@ -159,7 +158,7 @@ def test_the_crate_block_is_the_causal_one_of_the_image_model() -> None:
 
 def test_the_mesanet_block_is_the_layers_own() -> None:
     config = language_model("swiglu, rms", mlp_ratio=3.0).config
-    block, own = SequenceBlock(config, 0).double(), MesaNetBlock(dim=12, heads=2, dim_head=6).double()
+    block, own = SequenceBlock(config, 0).double(), MesaNetBlock(12, 2, dim_head=6).double()
     names = {"attn.": "mixer.", "mlp.": ""}
     renamed = {}
     for key, value in block.state_dict().items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,37 +82,37 @@ def test_the_autoencoder_comes_as_it_was_trained(tmp_path: Path) -> None:
     assert unrolled.create_model(name, pretrained=True, encoder="full").encoder == "full"
 
 
-def test_the_autoencoder_completes_as_well_as_its_card_says(shared: Path) -> None:
+def measured(name: str, shared: Path, score: Callable[..., Any]) -> tuple[dict[str, float], str]:
+    """What `score` says of the weights on the test images, and their card."""
     from unrolled.data import eval_loader, eval_transform, model_input, open_images
-    from unrolled.train.tasks.masked import evaluate_masked
 
-    name = "crate_mae_nano_patch4_32.cifar10"
-    card = (registry._SHIPPED_FOLDER / f"{name}.md").read_text()
-    said = float(re.search(r"\| mean squared error on the removed patches \| ([\d.]+)", card)[1])  # type: ignore[index]
     model = unrolled.create_model(name, pretrained=True)
     cfg = model_input(model)
     transform = eval_transform(
         cfg["input_size"], cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"]
     )
     source = open_images("cifar10", "test", data_dir=shared / "data")
-    scores = evaluate_masked(model, model, eval_loader(source, transform, batch_size=500), mask_ratio=0.75)
+    assert model.num_classes == 0 or list(source.classes) == list(model.pretrained_cfg["label_names"])
+    scores = score(model, eval_loader(source, transform, batch_size=500))
+    return scores, (registry._SHIPPED_FOLDER / f"{name}.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_autoencoder_completes_as_well_as_its_card_says(shared: Path) -> None:
+    from unrolled.train.tasks.masked import evaluate_masked
+
+    name = "crate_mae_nano_patch4_32.cifar10"
+    scores, card = measured(name, shared, lambda model, loader: evaluate_masked(model, model, loader, mask_ratio=0.75))
+    said = float(re.search(r"\| mean squared error on the removed patches \| ([\d.]+)", card)[1])  # type: ignore[index]
     assert scores["loss"] == pytest.approx(said, abs=2e-3)
     assert scores["loss"] < 0.6 * scores["visible_mean_loss"]
 
 
+@pytest.mark.slow
 def test_the_classifier_is_as_accurate_as_its_card_says(shared: Path) -> None:
-    from unrolled.data import eval_loader, eval_transform, model_input, open_images
     from unrolled.train import evaluate
 
     name = "crate_nano_patch4_32.cifar10"
-    card = (registry._SHIPPED_FOLDER / f"{name}.md").read_text()
+    scores, card = measured(name, shared, evaluate)
     said = float(re.search(r"\| accuracy \| ([\d.]+) %", card)[1]) / 100  # type: ignore[index]
-    model = unrolled.create_model(name, pretrained=True)
-    cfg = model_input(model)
-    transform = eval_transform(
-        cfg["input_size"], cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"]
-    )
-    source = open_images("cifar10", "test", data_dir=shared / "data")
-    scores = evaluate(model, eval_loader(source, transform, batch_size=500))
     assert scores["accuracy"] == pytest.approx(said, abs=2e-3)
-    assert list(source.classes) == list(model.pretrained_cfg["label_names"])

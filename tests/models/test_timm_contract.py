@@ -6,11 +6,12 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor
 
-from unrolled.models import CRATE, MaskedAutoencoder, list_models
+from unrolled.models import CRATE, MaskedAutoencoder, create_model, list_models
 from unrolled.models.registry import MASKED
 
 NANO = [info.name for info in list_models("*_nano_patch4_32")]
 CLASSIFIERS = [name for name in NANO if name not in MASKED]
+OURS = [name for name in CLASSIFIERS if not name.startswith("vit")]
 SMALL = {"depth": 3}
 
 
@@ -43,6 +44,42 @@ def test_forward_and_backward_reach_every_parameter(name):
     assert out.isfinite().all()
     out.square().mean().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_images_may_have_other_sizes_and_channels(name):
+    model = build(name, num_classes=7, in_chans=1, drop_path_rate=0.1)
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 7)
+    assert model(torch.randn(1, 1, 40, 24)).shape == (1, 7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OURS)
+def test_saved_models_come_back_bit_for_bit(name, tmp_path):
+    model, x = build(name, num_classes=4), images()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(type(model).from_pretrained(tmp_path).eval()(x), model(x))
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+    for folder in (str(tmp_path), f"local:{tmp_path}"):  # a folder comes with its weights, unless told otherwise
+        assert torch.equal(create_model(folder).eval()(x), model(x))
+        assert not torch.equal(create_model(folder, pretrained=False).eval()(x), model(x))
+    assert type(model).from_pretrained(tmp_path, num_classes=9)(x).shape == (2, 9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OURS)
+def test_compiled_and_exported_models_agree(name):
+    model, x = build(name, depth=1), images()
+    torch.testing.assert_close(torch.compile(model, backend="eager")(x), model(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_gradient_checkpointing_changes_nothing(name):
+    model, x = build(name).train(), images()
+    expected = model(x)
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(model(x), expected)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Runs of whole studies, which several tests look at."""
+"""What tests of several studies start from: runs of whole studies, and a corpus."""
 
 from __future__ import annotations
 
@@ -32,3 +32,11 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any
         return config, study.run(config)
 
     return run
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A data folder with a short text under the name of a corpus."""
+    lines = [f"to be or not to be, said number {i}, that is the question of {i % 7}" for i in range(300)]
+    (tmp_path / "tinyshakespeare.txt").write_text("\n".join(lines))
+    return tmp_path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,8 @@ from unrolled.studies.cells import Cell, Context
 
 def count(context: Context, what: str) -> None:
     """Leave a mark in the store for every computation."""
-    context.kept.mkdir(parents=True, exist_ok=True)
-    with (context.kept / "computed.txt").open("a", encoding="utf-8") as file:
+    context.store.mkdir(parents=True, exist_ok=True)
+    with (context.store / "computed.txt").open("a", encoding="utf-8") as file:
         file.write(f"{what} {os.getpid()}\n")
 
 
@@ -40,10 +39,6 @@ class Sum(Cell):
     squares: tuple[Square, ...]
     seed: int = 0
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        return self.squares
-
     def compute(self, context: Context) -> dict[str, Any]:
         count(context, "sum")
         return {"value": sum(context.result(square)["value"] for square in self.squares)}
@@ -55,10 +50,6 @@ class OfSum(Cell):
 
     sum: Sum
     shift: int = 0
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        return (self.sum,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         count(context, "of-sum")
@@ -84,10 +75,6 @@ class OnData(Cell):
     """Needs what needs data."""
 
     data: NeedsData = NeedsData()
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        return (self.data,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         return {"value": 2}

@@ -152,8 +152,3 @@ def test_networks_that_are_not_there_are_not_run(folder: Path, tmp_path: Path) -
     assert f"{len(KINDS)} of {2 * len(KINDS)} networks were not run" in written
     assert "All networks trained on CIFAR-10: not run." in written
     assert all(claim.measured.split(" (digits")[1].startswith(", 1 seed)") for claim in report.claims[:8])
-
-
-def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
-    config = tiny(tmp_path, data=("cifar10",))
-    assert {claim.judge(Results([]), config).measured for claim in CLAIMS} == {"not run"}

@@ -12,7 +12,7 @@ import torch
 from unrolled.studies.cells import Context
 from unrolled.studies.crate.denoising import STUDY
 from unrolled.studies.crate.denoising.cells import DenoisingConfig, points
-from unrolled.studies.crate.denoising.claims import CLAIMS, at
+from unrolled.studies.crate.denoising.claims import CLAIMS
 from unrolled.studies.crate.denoising.steps import (
     STACKS,
     Stack,
@@ -24,7 +24,6 @@ from unrolled.studies.crate.denoising.steps import (
     published_temperature,
     stack_step,
 )
-from unrolled.studies.results import Results
 
 PLACE: dict[str, Any] = {"heads": 4, "dim": 16, "dim_head": 4, "noise": 0.2, "tokens": 64, "seed": 0}
 STACK: dict[str, Any] = {**PLACE, "tokens": 32, "sets": 2, "layers": 4}
@@ -130,26 +129,3 @@ def test_trained_autoencoders_are_shown_beside_untrained_ones(tmp_path: Path) ->
     )
     (section,) = (section for section in report.sections if section.title == "Trained CRATE-MAE")
     assert len(section.blocks) == 4
-
-
-def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
-    from unrolled.report import Report
-
-    config, page = DenoisingConfig(**TINY), Report("x")
-    assert {claim.judge(Results([]), config).measured for claim in CLAIMS} == {"not run"}
-    STUDY.report(page, config, Results([]))
-    assert not at(Results([]), config)
-    page.write(tmp_path)
-    assert "MSSA(Z) - Z. 3 published layers change the squared error by a factor of not run" in page.summary
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"dim": 8}, "dim=8"),
-        ({"rates": (1.0, 0.3)}, "the last must be 1"),
-    ],
-)
-def test_bad_settings_are_refused(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        DenoisingConfig(**{**TINY, **changes})

@@ -166,16 +166,6 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     assert "nothing is said of what training does" in page.summary
 
 
-def test_bad_settings_are_refused() -> None:
-    for wrong in (
-        {"kinds": ("vit",)},
-        {"side": 30},
-        {"data": "digits"},
-    ):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            EmergenceConfig(**{**TINY, **wrong})
-
-
 def test_missing_photos_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--data-dir"):
         coco(tmp_path, 3)

@@ -180,14 +180,8 @@ def test_a_fall_that_the_untrained_network_has_too_is_not_judged() -> None:
         assert claim.measured.startswith(f"-0.505 ± 0.007; untrained {control - 1:.3f}")
 
 
-def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
-    from unrolled.report import Report
-
-    config, page = MaeLayersConfig(**TINY), Report("x")
-    assert {claim.judge(Results([]), config).measured for claim in CLAIMS} == {"not run"}
-    STUDY.report(page, config, Results([]))
-    page.write(tmp_path)
-    assert "Held-out loss not run" in page.summary
+def test_a_ratio_of_one_seed_decides_nothing() -> None:
+    config = MaeLayersConfig(**TINY)
     loss = Row(Completed(network=network(images=128), tested=4, lessons=4, shown=0), {"loss": 0.5}, 1.0)
     seen = Row(Baselines(data="digits", tested=4, lessons=4, shown=1), {"scores": {BASELINES[2]: {"loss": 0.25}}}, 1.0)
     measured = [claim.judge(Results([loss, seen]), config).measured for claim in CLAIMS]  # type: ignore[list-item]

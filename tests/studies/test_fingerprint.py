@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -141,6 +142,24 @@ def test_modules_that_are_not_read_do_not_count(lab: Callable[..., str]) -> None
     assert {name for name in below if name.startswith("lab")} == {
         *("lab", "lab.middle", "lab.below", "lab.late", "lab.lazy", "lab.lazy.arithmetic", "lab.lazy.deep")
     }
+
+
+def test_claims_pages_and_the_list_of_studies_do_not_count() -> None:
+    from unrolled.studies.crate.family.cells import Readout
+
+    below = modules_below(Readout)
+    assert "unrolled.studies.networks" in below
+    assert not below & {"unrolled.studies", "unrolled.studies.crate.family"}
+    assert not any(name.endswith((".claims", ".report")) for name in below)
+
+
+def test_packages_of_studies_compute_nothing() -> None:
+    import unrolled
+
+    for path in (Path(unrolled.__file__).parent / "studies").rglob("__init__.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        defined = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        assert set(defined) <= {"study_names", "load"}, f"{path}: the digest of cells does not see what it computes"
 
 
 def test_a_class_without_a_source_is_refused() -> None:

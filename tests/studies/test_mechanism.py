@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from lab_cells import Fails, NeedsData, OfSum, OnData, Square, Sum
 
 from unrolled.errors import MissingData
-from unrolled.studies.cells import Cell, Context, Row, computed, kept
+from unrolled.studies.cells import Cell, Context, Row, computed, stored_row
+from unrolled.studies.networks import Network, OfNetwork
 from unrolled.studies.results import Estimate, Results, Values, line
 from unrolled.studies.runner import compute_all
 from unrolled.studies.study import Claim, Config, Count, Rate, Seeds, Study
@@ -26,19 +27,19 @@ from unrolled.studies.study import Claim, Config, Count, Rate, Seeds, Study
 
 def times(context: Context) -> list[str]:
     """What was computed, in order."""
-    path = context.kept / "computed.txt"
+    path = context.store / "computed.txt"
     return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    return Context(kept=tmp_path / "kept", data_dir=tmp_path / "data")
+    return Context(store=tmp_path / "kept", data_dir=tmp_path / "data")
 
 
 def test_a_cell_is_computed_once_whoever_asks(context: Context) -> None:
     first = computed(Square(number=3), context)
     assert first.result == {"value": 9, "deep": {"list": [1, 2]}}
-    assert computed(Square(number=3), context) == first == kept(Square(number=3), context)
+    assert computed(Square(number=3), context) == first == stored_row(Square(number=3), context)
     assert computed(Square(number=4), context).result["value"] == 16
     assert times(context) == ["square3", "square4"]
 
@@ -48,7 +49,7 @@ def test_a_damaged_or_foreign_file_is_computed_again(context: Context) -> None:
     path = row.cell.file(context, ".json")
     for text in ("", "{", "[]", "null", '{"key": 1, "result": {}, "seconds": 1}', '{"result": {"value": 1}}'):
         path.write_text(text, encoding="utf-8")
-        assert kept(row.cell, context) is None
+        assert stored_row(row.cell, context) is None
         assert computed(row.cell, context).result == row.result
 
 
@@ -63,6 +64,23 @@ def test_fields_version_code_and_needs_make_the_name(monkeypatch: pytest.MonkeyP
         patch.setattr(Square, "version", 2)
         assert digest(Sum(squares=(Square(number=1),))) != one.digest
     assert digest(Sum(squares=(Square(number=1),))) == one.digest
+
+
+def test_cells_among_the_fields_are_needed_but_for_networks_that_are_never_trained() -> None:
+    assert OfSum(sum=Sum(squares=(Square(number=1),))).needs == (Sum(squares=(Square(number=1),)),)
+    assert Sum(squares=(Square(number=1), Square(number=2))).needs == (Square(number=1), Square(number=2))
+
+    @dataclass(frozen=True, kw_only=True)
+    class OfMaybe(OfNetwork):
+        network: Network | None  # type: ignore[assignment]
+
+        def compute(self, context: Context) -> dict[str, Any]:
+            return {}
+
+    trained = Network(kind="crate", data="digits", seed=0, images=1024)
+    assert [OfMaybe(network=network).needs for network in (trained, replace(trained, images=0), None)] == [
+        (trained,), (), ()
+    ]  # fmt: skip
 
 
 def test_nested_fields_are_columns_and_must_agree() -> None:
@@ -109,7 +127,7 @@ def test_what_only_a_kept_cell_needs_is_not_computed_for_it(context: Context) ->
 
 def test_several_processes_of_one_thread(context: Context) -> None:
     compute_all([Square(number=number, wait=0.5) for number in range(4)], context, workers=2)
-    pids = {line.split()[1] for line in (context.kept / "computed.txt").read_text(encoding="utf-8").splitlines()}
+    pids = {line.split()[1] for line in (context.store / "computed.txt").read_text(encoding="utf-8").splitlines()}
     assert len(pids) == 2
     assert str(os.getpid()) not in pids
 
@@ -145,7 +163,7 @@ from unrolled.studies.cells import Context
 from unrolled.studies.runner import compute_all
 
 cells = [Square(number=number, wait=0.0 if number < 2 else float(sys.argv[2])) for number in range(4)]
-compute_all(cells, Context(kept=Path(sys.argv[1])), on_progress=lambda line: print(line, flush=True))
+compute_all(cells, Context(store=Path(sys.argv[1])), on_progress=lambda line: print(line, flush=True))
 """
 
 
@@ -162,13 +180,13 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "2 of 4" in lines[1], lines
     process.send_signal(signal.SIGKILL)
     process.wait()
-    context = Context(kept=tmp_path)
+    context = Context(store=tmp_path)
     compute_all([Square(number=0), Square(number=1)], context)
     assert times(context) == ["square0", "square1"]
 
 
 def test_workers_end_with_the_process_that_asked(tmp_path: Path) -> None:
-    script = _SCRIPT.replace("kept=Path(sys.argv[1]))", "kept=Path(sys.argv[1])), workers=2").replace(
+    script = _SCRIPT.replace("store=Path(sys.argv[1]))", "store=Path(sys.argv[1])), workers=2").replace(
         "0.0 if", "3.0 if"
     )
     process = subprocess.Popen(

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from unrolled.report import Report
 from unrolled.studies.mesa.binding import STUDY, BindingConfig, attention_maps
 from unrolled.studies.mesa.stacks import new_model, recipe, world_of
-from unrolled.studies.results import Results
 
 TINY: dict[str, Any] = {"effort": "quick", "steps": 2, "batch_size": 4, "sequences": 64}
 
@@ -42,11 +40,3 @@ def test_the_report_sets_trained_beside_untrained_layers(tmp_path: Path) -> None
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "untrained" in page
     assert "head 4" in page
-
-
-def test_nothing_run_is_said() -> None:
-    config, results = BindingConfig(effort="quick"), Results[Any](())
-    report = Report("t")
-    STUDY.report(report, config, results)
-    assert "not run" in report.summary
-    assert {claim.judge(results, config).verdict for claim in STUDY.claims} == {"not run"}

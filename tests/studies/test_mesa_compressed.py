@@ -105,8 +105,3 @@ def test_the_control_is_the_smallest_of_all_ratios() -> None:
     assert {claim.verdict for claim in (one, two, six)} == {"reproduced"}
     assert (control.verdict, control.measured) == ("not reproduced", "1.20")
     assert {claim.judge(Results([]), config).verdict for claim in CLAIMS} == {"not run"}
-
-
-def test_settings_that_do_not_go_together_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="steps"):
-        CompressedConfig(steps=(1,))

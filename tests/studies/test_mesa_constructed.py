@@ -46,9 +46,9 @@ def test_training_is_a_function_of_the_seed_and_leaves_the_global_generator_alon
 
 
 def test_an_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, context = Context(kept=tmp_path / "whole"), Context(kept=tmp_path / "parts")
+    whole, context = Context(store=tmp_path / "whole"), Context(store=tmp_path / "parts")
     result = NETWORK.compute(whole)
-    train_kept = constructed.train_kept
+    train_resumable = constructed.train_resumable
 
     def stops(*given: Any, **options: Any) -> Any:
         loss_at = given[2]
@@ -58,10 +58,10 @@ def test_an_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pyte
                 raise KeyboardInterrupt
             return loss_at(step)
 
-        return train_kept(*given[:2], loss, *given[3:], **{**options, "every": 4})
+        return train_resumable(*given[:2], loss, *given[3:], **{**options, "every": 4})
 
     with monkeypatch.context() as patch:
-        patch.setattr(constructed, "train_kept", stops)
+        patch.setattr(constructed, "train_resumable", stops)
         with pytest.raises(KeyboardInterrupt):
             NETWORK.compute(context)
     assert NETWORK.file(context, ".pt").is_file()
@@ -72,7 +72,7 @@ def test_an_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_weights_of_every_look_are_those_of_the_training(tmp_path: Path) -> None:
-    context = Context(kept=tmp_path)
+    context = Context(store=tmp_path)
     NETWORK.compute(context)
     assert NETWORK.looks == [0, 4, 8]
     first, last = NETWORK.load(context, 0), NETWORK.load(context, 8)
@@ -85,7 +85,7 @@ def test_the_weights_of_every_look_are_those_of_the_training(tmp_path: Path) -> 
 
 
 def test_a_trained_model_is_taken_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = Context(kept=tmp_path)
+    context = Context(store=tmp_path)
     result = NETWORK.compute(context)
     first = NETWORK.load(context)
 

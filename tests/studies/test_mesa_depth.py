@@ -123,8 +123,3 @@ def made_up(cell: Cell) -> Row[Any]:
         loss = {"zero": 1.677, "exact ridge": 0.186, "without newest pair": 0.21}[cell.method]
         return Row(cell, {"loss": loss, "interval": [loss - 1e-3, loss + 1e-3], **by_position}, 1.0)
     return Row(cell, {name: {"loss": 0.3, **by_position} for name in ("all", "each")}, 1.0)
-
-
-def test_settings_that_do_not_go_together_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="steps"):
-        DepthConfig(steps=(1, 2))

@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {"steps": 4, "batch_size": 8, "test_sequences": 32, "poin
 
 def test_products_predict_what_the_layer_predicts() -> None:
     torch.manual_seed(0)
-    layer = LinearSelfAttention(dim=12, heads=2, dim_head=5).double()
+    layer = LinearSelfAttention(12, 2, dim_head=5).double()
     states = LinearDynamics(dim=3, steps=9).sample(4, seed=0, dtype=torch.float64).inputs
     with torch.no_grad():
         expected = layer(constructed_tokens(states))[..., :3].clamp(-4, 4)
@@ -33,7 +33,7 @@ def test_products_predict_what_the_layer_predicts() -> None:
 @settings(max_examples=20, deadline=None)
 def test_the_construction_is_one_gradient_step_whatever_it_is_scaled_like(size: float, seed: int) -> None:
     torch.manual_seed(seed)
-    like = products_of(LinearSelfAttention(dim=12, heads=2, dim_head=5))
+    like = products_of(LinearSelfAttention(12, 2, dim_head=5))
     built = construction(like, size)
     states = LinearDynamics(dim=3, steps=9).sample(4, seed=0, dtype=torch.float64).inputs
     torch.testing.assert_close(built.predict(states, clip=1e9), gradient_descent_predictions(states, size))

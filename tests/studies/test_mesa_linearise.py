@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from unrolled.report import Report
 from unrolled.studies.mesa.distil import distil
 from unrolled.studies.mesa.linearise import STUDY, LineariseConfig
 from unrolled.studies.mesa.regression import kernel_errors, softmax_kernel_predictions
 from unrolled.studies.mesa.stacks import new_model, recipe
-from unrolled.studies.results import Results
 from unrolled.tasks import LinearDynamics
 
 TINY: dict[str, Any] = {
@@ -67,11 +65,3 @@ def test_the_report_marks_what_was_not_run_and_leaves_layers_out_as_a_control(tm
     assert report.claims[1].measured == "not run: stacks of 2 layers"
     assert report.claims[3].verdict == "reproduced"
     assert "[" in report.claims[3].measured
-
-
-def test_nothing_run_is_said() -> None:
-    config, results = LineariseConfig(effort="quick"), Results[Any](())
-    report = Report("t")
-    STUDY.report(report, config, results)
-    assert "not run" in report.summary
-    assert {claim.judge(results, config).verdict for claim in STUDY.claims} == {"not run"}

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from unrolled.report import Report
 from unrolled.studies.mesa.probes import STUDY, ProbesConfig, preconditioned
-from unrolled.studies.results import Results
 from unrolled.tasks import LinearDynamics
 from unrolled.theory.in_context import chebyshev_inputs, least_squares_predictions
 
@@ -51,16 +48,3 @@ def test_the_report_sets_held_out_scores_beside_controls_and_the_papers_protocol
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "paper&#x27;s protocol" in page
     assert "shuffled" in page
-
-
-def test_nothing_run_is_said() -> None:
-    config, results = ProbesConfig(effort="quick"), Results[Any](())
-    report = Report("t")
-    STUDY.report(report, config, results)
-    assert "not run" in report.summary
-    assert {claim.judge(results, config).verdict for claim in STUDY.claims} == {"not run"}
-
-
-def test_settings_that_do_not_go_together_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="positions"):
-        ProbesConfig(positions=(50,))

@@ -40,7 +40,7 @@ def test_the_linear_stack_reads_constructed_tokens_of_one_world_only() -> None:
 
 
 def test_a_stack_is_trained_once_and_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = Context(kept=tmp_path)
+    context = Context(store=tmp_path)
     stack = Stack(recipe=recipe("softmax", "full", "quick", steps=3, batch_size=4), seed=0)
     curve = computed(stack, context).result["curve"]
     assert {entry["step"] for entry in curve} == {0, 1, 2, 3}
@@ -59,7 +59,7 @@ def test_a_stack_of_another_length_that_nothing_looks_at_in_training(tmp_path: P
     short = replace(recipe("hybrid", "full", "quick", steps=2, batch_size=2), tokens=7, validation=0)
     stack = Stack(recipe=short, seed=0)
     assert stack.world.sample(1, seed=0).inputs.shape == (1, 7, 10)
-    assert computed(stack, Context(kept=tmp_path)).result["curve"] == []
+    assert computed(stack, Context(store=tmp_path)).result["curve"] == []
 
 
 def test_equal_settings_mean_the_same_stacks_and_some_worlds_get_one_seed() -> None:

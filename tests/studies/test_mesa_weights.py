@@ -24,7 +24,7 @@ def test_the_construction_is_recognised_with_its_step_size(size: float, dim: int
 
 def test_the_reading_does_not_depend_on_how_the_weights_are_factored() -> None:
     torch.manual_seed(0)
-    layer = LinearSelfAttention(dim=12, heads=2, dim_head=5)
+    layer = LinearSelfAttention(12, 2, dim_head=5)
     before = structure(layer, 3)
     turn = torch.randn(5, 5)
     with torch.no_grad():  # another basis of the first head's keys, and a scale moved from values to the output
@@ -39,9 +39,9 @@ def test_the_reading_does_not_depend_on_how_the_weights_are_factored() -> None:
 
 def test_random_weights_are_no_gradient_step() -> None:
     torch.manual_seed(0)
-    found = structure(LinearSelfAttention(dim=40, heads=2, dim_head=20), 10)
+    found = structure(LinearSelfAttention(40, 2, dim_head=20), 10)
     assert abs(found.cosine) < 0.1
     assert found.query_key_on_diagonals == pytest.approx(0.1, abs=0.03)
     assert found.nonzero == 1
     with pytest.raises(ValueError, match="layer"):
-        structure(LinearSelfAttention(dim=30, heads=1, dim_head=10), 10)
+        structure(LinearSelfAttention(30, 1, dim_head=10), 10)

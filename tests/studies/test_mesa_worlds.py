@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled.report import Report
-from unrolled.studies.cells import kept
+from unrolled.studies.cells import stored_row
 from unrolled.studies.mesa.regression import lagged, ridge_predictions, steps_predictions
 from unrolled.studies.mesa.worlds import STUDY, ComparedConfig, Controls, HeldOut
 from unrolled.studies.results import Results
@@ -52,7 +52,7 @@ def test_the_report_sets_every_stack_beside_its_controls(tmp_path: Path) -> None
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "paper: 10000 of 256" in page
     assert "untrained" in page
-    results = [kept(cell, config.context) for cell in STUDY.cells(config)]
+    results = [stored_row(cell, config.context) for cell in STUDY.cells(config)]
     for kinds, lacking in (
         ((HeldOut,), "at not run"),
         ((Controls,), "stacks were not run"),

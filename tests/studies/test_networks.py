@@ -37,7 +37,7 @@ def test_alpha_grows_by_one_change_at_a_time() -> None:
 
 
 def test_a_network_is_trained_once_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context, cell = Context(kept=tmp_path), network("crate")
+    context, cell = Context(store=tmp_path), network("crate")
     result = cell.compute(context)
     assert 0 <= result["accuracy"] <= 1
     weights = cell.load(context).state_dict()
@@ -81,8 +81,8 @@ def test_a_network_of_some_classes_sees_and_is_scored_on_no_others(tmp_path: Pat
     cell = Network(kind="cnn-small", data="digits", seed=0, images=128, classes=(0, 1))
     assert set(cell.lessons(Context()).labels.tolist()) == {0, 1}
     test = pictures("digits", "test", Path()).of_classes((0, 1))
-    model = cell.load(Context(kept=tmp_path))
-    assert cell.compute(Context(kept=tmp_path))["accuracy"] == networks.accuracy(model, test)
+    model = cell.load(Context(store=tmp_path))
+    assert cell.compute(Context(store=tmp_path))["accuracy"] == networks.accuracy(model, test)
 
 
 def test_augmentation_moves_and_mirrors_but_keeps_pixels() -> None:
@@ -100,7 +100,7 @@ def test_augmentation_moves_and_mirrors_but_keeps_pixels() -> None:
 @pytest.mark.parametrize("kind", ["mae-visible", "regularised"])
 def test_an_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     cell = network(kind)
-    whole = cell.load(Context(kept=tmp_path / "whole")).state_dict()
+    whole = cell.load(Context(store=tmp_path / "whole")).state_dict()
 
     saves = []
     real = torch.save
@@ -111,9 +111,9 @@ def test_an_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pyte
         if state["step"] != 3:
             raise KeyboardInterrupt
 
-    context = Context(kept=tmp_path / "parts")
-    train_kept = networks.train_kept
-    monkeypatch.setattr(networks, "train_kept", lambda *a, **k: train_kept(*a, **{**k, "every": 2}))
+    context = Context(store=tmp_path / "parts")
+    train_resumable = networks.train_resumable
+    monkeypatch.setattr(networks, "train_resumable", lambda *a, **k: train_resumable(*a, **{**k, "every": 2}))
     monkeypatch.setattr(torch, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         cell.load(context)
@@ -129,9 +129,9 @@ def test_an_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pyte
 def test_a_save_coincides_with_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was lost between a look and a kill would be missing from the loss at the next look."""
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(networks, "train_kept", lambda *_, **options: asked.update(options))
+    monkeypatch.setattr(networks, "train_resumable", lambda *_, **options: asked.update(options))
     for images in (384, 96_000):
-        network("crate", images=images).load(Context(kept=tmp_path))
+        network("crate", images=images).load(Context(store=tmp_path))
         saves = set(range(asked["every"], asked["steps"], asked["every"]))
         assert saves
         assert saves <= set(asked["look_at"])

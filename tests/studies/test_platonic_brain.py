@@ -185,8 +185,3 @@ def test_the_records_give_the_published_numbers(shared: Path) -> None:
     assert monkey == pytest.approx(0.439, abs=0.0005)
     means = unit_ranks(upper(records.human)) @ unit_ranks(upper(records.models["animacy"]))
     assert means.mean() == pytest.approx(0.386, abs=0.001)
-
-
-def test_settings_that_do_not_go_together_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="networks"):
-        BrainConfig(networks=("resnet",))

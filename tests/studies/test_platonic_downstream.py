@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from unrolled.report import Report
 from unrolled.studies.cells import Row
 from unrolled.studies.platonic.downstream import FEW_SHOT, STUDY, TRANSFER, DownstreamConfig, Tasks, aligned, few_shot
 from unrolled.studies.platonic.words import NearWords
@@ -67,9 +66,3 @@ def test_downstream_says_what_it_stands_in_for_and_what_was_not_run(tmp_path: Pa
     rows = [row for row in report.sections[1].blocks[0].rows if row[2] == "all"]  # type: ignore[union-attr]
     assert [row[:2] for row in rows if row[4] != "not run"] == [("best of other kinds", "ten-way probe")]
     assert len(rows) == 12
-
-
-def test_what_was_not_run_is_said() -> None:
-    page = Report("A")
-    STUDY.report(page, DownstreamConfig(), Results([]))
-    assert "not run" in page.summary

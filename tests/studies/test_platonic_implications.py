@@ -86,13 +86,3 @@ def test_the_quick_budget_matches_modalities_without_pairs(tmp_path: Path) -> No
     claims = STUDY.run(replace(config, budget="cpu")).claims
     assert claims[0].verdict == "reproduced", claims[0].measured
     assert float(claims[2].measured.split()[0]) > 0.5
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for given_, match in (
-        ({"symbols": (99,)}, "symbols"),
-        ({"private": (2.0,)}, "private"),
-        ({"neighbours": 16}, "neigh"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            ImplicationsConfig(**given_)

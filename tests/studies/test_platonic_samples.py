@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from unrolled.report import Report
 from unrolled.studies.cells import Row
 from unrolled.studies.platonic.samples import STUDY, Curves, SamplesConfig, cells, curves, gaussian_twin, left
 from unrolled.studies.results import Results
@@ -76,16 +75,3 @@ def test_the_ratio_is_judged_over_trained_pairs() -> None:
     assert claims[0].measured == "0.15 ± 0.05 (0.10, 0.20, 0.15; n from 100 to 1,000)"
     # pairs that disagree about it decide nothing
     assert STUDY.claims[0].judge(fallen(config, 0.1, 0.9, 0.3), config).verdict == "undecided"
-
-
-def test_what_was_not_run_is_said() -> None:
-    page = Report("A")
-    config = SamplesConfig(data="digits")
-    STUDY.report(page, config, Results([]))
-    assert "not run" in page.summary
-    assert [claim.judge(Results([]), config).verdict for claim in STUDY.claims] == ["not run", "not run"]
-
-
-def test_settings_that_do_not_go_together_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="sizes"):
-        SamplesConfig(sizes=(1000, 500))

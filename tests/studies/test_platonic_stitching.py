@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from unrolled.report import Report
 from unrolled.studies.cells import Context, Row, computed
 from unrolled.studies.networks import Network
-from unrolled.studies.platonic.stitching import STUDY, Stitch, StitchingConfig, Units, cells, kept
+from unrolled.studies.platonic.stitching import STUDY, Stitch, StitchingConfig, Units, cells, kept_accuracy
 from unrolled.studies.results import Results
 
 
 def test_a_network_stitched_to_itself_loses_little_before_any_training(tmp_path: Path) -> None:
-    context = Context(kept=tmp_path)
+    context = Context(store=tmp_path)
     network = Network(kind="cnn-small", data="digits", seed=0, images=5120)
     cell = Stitch(networks=(network, network), cut=1, steps=1, matched=256, tested=200)
     computed(network, context)
@@ -59,17 +58,10 @@ def test_what_is_kept_is_judged_beside_its_controls() -> None:
     bad = {"itself": 1.0, "another seed": 0.4, "another kind": 0.4, "untrained": 0.6}
     claims = [claim.judge(planted(config, bad, slope=-0.01), config) for claim in STUDY.claims]
     assert [claim.verdict for claim in claims] == ["not reproduced"] * 3 + ["reproduced"]
-    assert kept(planted(config, good), "another seed", unit="kind").count == "3 kinds"
+    assert kept_accuracy(planted(config, good), "another seed", unit="kind").count == "3 kinds"
     one = StitchingConfig(members="few", cuts=(2,))
     early = STUDY.claims[2].judge(planted(one, good), one)
     assert (early.verdict, early.measured[:7]) == ("not run", "not run")
-
-
-def test_what_was_not_run_is_said() -> None:
-    page = Report("A")
-    STUDY.report(page, StitchingConfig(), Results([]))
-    assert "not run" in page.summary
-    assert [claim.judge(Results([]), StitchingConfig()).verdict for claim in STUDY.claims] == ["not run"] * 4
 
 
 def test_stitching_is_reported_by_depth_with_both_controls(tmp_path: Path) -> None:

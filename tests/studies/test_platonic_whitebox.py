@@ -89,7 +89,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Network:
 def test_words_that_lie_as_class_means_do_are_near(
     made_up: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = Context(kept=tmp_path, data_dir=tmp_path)
+    context = Context(store=tmp_path, data_dir=tmp_path)
     shown = words.unseen_pictures(tmp_path)
     means = class_means(zoo.last_layer(made_up.load(context), shown.images), shown.labels, 40)
     unknown = torch.cat([torch.zeros(3, means.shape[1]), means[3:]])  # three names without a vector
@@ -108,7 +108,7 @@ def test_a_brain_that_sees_as_a_block_does_is_near(
     from unrolled.studies.pictures import as_input
 
     stimuli = np.random.default_rng(0).integers(0, 256, (20, 40, 40, 3), dtype=np.uint8)
-    context = Context(kept=tmp_path, data_dir=tmp_path)
+    context = Context(store=tmp_path, data_dir=tmp_path)
     images = as_input(whitebox.small(torch.from_numpy(stimuli).movedim(-1, 1), 32))
     seen = [rdm(rows).double().numpy() for rows in extract(made_up.load(context), images, layers="block*").values()]
     noise = np.random.default_rng(1).normal(size=(20, 20))
@@ -117,9 +117,3 @@ def test_a_brain_that_sees_as_a_block_does_is_near(
     near = NearBrains(network=made_up).compute(context)
     assert near["human IT"] == pytest.approx(1.0)
     assert near["monkey IT"] < 0.5
-
-
-def test_bad_settings_are_refused_by_name() -> None:
-    for settings, match in (({"within": 1.0}, "within"), ({"k": 1000}, "k=1000")):
-        with pytest.raises(ValueError, match=match):
-            WhiteboxConfig(**settings)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from unrolled import cli, studies
 from unrolled.commands import study as verb
 from unrolled.commands.options import given, open_flags_of
 from unrolled.errors import MissingData
-from unrolled.studies.base import data_missing
+from unrolled.studies.cells import data_missing
 
 
 @pytest.fixture
@@ -50,6 +50,50 @@ def test_every_setting_is_explained(name: str) -> None:
     for field in dataclasses.fields(flags):
         (parameter,) = field.type.__metadata__  # type: ignore[union-attr]
         assert parameter.help, f"{field.name}: write a docstring below the field"
+
+
+TOGETHER: list[tuple[str, dict[str, Any], str]] = [
+    ("crate-denoising", {"dim": 8}, "dim=8"),
+    ("crate-denoising", {"rates": (1.0, 0.3)}, "the last must be 1"),
+    ("crate-emergence", {"kinds": ("vit",)}, "kinds"),
+    ("crate-emergence", {"side": 30}, "side"),
+    ("crate-emergence", {"data": "digits"}, "data"),
+    ("crate-family", {"sides": (16, 64)}, "sides"),
+    ("crate-family", {"sides": (30,)}, "sides"),
+    ("crate-text", {"late": 120, "length": 128}, "late"),
+    ("crate-text", {"dim": 4, "heads": 4}, "heads"),
+    ("crate-transfer", {"kinds": ("crate", "vit-49")}, "^kinds: 'vit-49' is unknown"),
+    ("crate-transfer", {"longer_kinds": ("crate", "vit-49")}, "^longer_kinds: 'vit-49' is unknown"),
+    ("crate-transfer", {"source": "digits"}, "targets"),
+    ("demo", {"val_fraction": 1.0}, "val_fraction"),
+    ("mesa-compressed", {"steps": (1,)}, "steps"),
+    ("mesa-depth", {"steps": (1, 2)}, "steps"),
+    ("mesa-few-shot", {"both_seeds": 9}, "both_seeds"),
+    ("mesa-language", {"early": 8, "late": 256, "length": 256}, "late"),
+    ("mesa-probes", {"positions": (50,)}, "positions"),
+    ("platonic-brain", {"networks": ("resnet",)}, "networks"),
+    ("platonic-captions", {"pairs": 20}, "at least 40"),
+    ("platonic-causes", {"tasks": (1,)}, "tasks"),
+    ("platonic-causes", {"widths": (8, 4)}, "widths"),
+    ("platonic-implications", {"symbols": (99,)}, "symbols"),
+    ("platonic-implications", {"private": (2.0,)}, "private"),
+    ("platonic-implications", {"neighbours": 16}, "neigh"),
+    ("platonic-pmi", {"symbols": (30,)}, "symbols"),
+    ("platonic-pmi", {"noise": (1.0,)}, "noise"),
+    ("platonic-pmi", {"share_of_true_pairs": 1.0}, "share_of_true_pairs"),
+    ("platonic-pmi", {"neighbours": 24}, "neighbours"),
+    ("platonic-samples", {"sizes": (1000, 500)}, "sizes"),
+    ("platonic-vision", {"k": 2000}, "k=2000"),
+    ("platonic-vision-language", {"pairs": 20}, "at least 40"),
+    ("platonic-whitebox", {"k": 1000}, "k=1000"),
+    ("platonic-whitebox", {"within": 1.0}, "within"),
+]
+
+
+@pytest.mark.parametrize(("name", "given_", "named"), TOGETHER)
+def test_settings_that_do_not_go_together_are_refused_by_name(name: str, given_: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        studies.load(name).config(**given_)
 
 
 def test_flags_stand_above_files_and_files_above_the_budget(tmp_path: Path, chosen: list[Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
+from unrolled.studies.training import Checkpoint, train_resumable, warmup_cosine
 
 
 class Toy:
@@ -30,7 +30,7 @@ class Toy:
         return (self.model(x) - x[:, :2]).square().mean()
 
     def train(self, keep: Path | None, steps: int = 10) -> list[dict[str, Any]]:
-        return train_kept(
+        return train_resumable(
             self.model,
             torch.optim.AdamW(self.model.parameters(), lr=self.lr),
             self.loss_at,

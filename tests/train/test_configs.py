@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -40,6 +40,19 @@ def earlier(config: RunConfig, **changes: Any) -> dict[str, Any]:
     for kind in (*kinds(), type(config)):
         values |= as_plain(kind())
     return {**values, **as_plain(config), **changes}
+
+
+@KINDS
+def test_a_choice_that_is_none_is_named_with_those_there_are(kind: type[RunConfig]) -> None:
+    start = {"weights": Path("weights")} if kind is FinetuneConfig else {}
+    choices = {name: get_args(hint) for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
+    assert {"strategy", "precision", "accelerator"} <= choices.keys()
+    for name, allowed in choices.items():
+        with pytest.raises(ValueError, match=rf"{name}='no such'.*{allowed[-1] if name != 'task' else ''}"):
+            kind(**{name: "no such"}, **start).check()
+    if "fsdp" not in choices["strategy"]:
+        with pytest.raises(ValueError, match=r"strategy='fsdp' must be 'auto' or 'ddp' with task="):
+            kind(strategy="fsdp").check()
 
 
 @KINDS

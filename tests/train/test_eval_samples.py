@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_helpers import assert_same_run, final_state
+from train_helpers import Crash, assert_same_run, crash_at, final_state
 
 from unrolled import cli
 from unrolled.data.tokens import load_tokenizer
@@ -54,17 +53,10 @@ def test_a_run_older_than_the_setting_resumes_to_the_same_bits(config, splits, t
 
 
 def test_a_run_on_a_part_resumes_to_the_same_bits(config, splits, tmp_path):
-    class Crash(Exception):
-        pass
-
-    def crash(record: dict[str, Any], model: Any) -> None:
-        if record["step"] >= 6:
-            raise Crash
-
     fit(config(eval_samples=5, out=tmp_path / "straight"), data=splits)
     broken = config(eval_samples=5, out=tmp_path / "broken", resume="auto")
     with pytest.raises(Crash):
-        fit(broken, data=splits, callbacks=[crash])
+        fit(broken, data=splits, callbacks=[crash_at(6)])
     with pytest.raises(ValueError, match="eval_samples: 5 -> 6"):  # it may choose other weights
         fit(config(eval_samples=6, out=tmp_path / "broken", resume="auto"), data=splits)
     fit(broken, data=splits)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_helpers import assert_same_run, kill_after_a_checkpoint
+from train_helpers import assert_resumes_after_a_crash, assert_resumes_after_a_kill, assert_same_run
 
 from unrolled.data.tokens import load_tokenizer
 from unrolled.errors import MissingData
@@ -71,28 +71,15 @@ def test_a_crashed_run_resumes_to_the_same_bits(make: Make, tmp_path: Path, chan
     if changes.get("model") == "gpt2_nano":
         changes = {**changes, "model_args": {"layers": ["softmax", "delta"], "dim": 16, "heads": 2}}
 
-    class Crash(Exception):
-        pass
-
-    def crash(record: dict[str, Any], model: Any) -> None:
-        if record["step"] >= 6:
-            raise Crash
-
     straight, broken = (make(**changes, out=tmp_path / name, resume="auto") for name in ("straight", "broken"))
-    fit(straight)
-    with pytest.raises(Crash):
-        fit(broken, callbacks=[crash])
-    fit(broken)
-    assert_same_run(straight.out, broken.out)
+    assert_resumes_after_a_crash(straight, broken, 6)
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(make: Make, tmp_path: Path) -> None:
     long = {"epochs": 4, "eval_every": 20, "log_every": 1, "checkpoint_every": 5, "ema": None}
     straight, killed = (make(**long, out=tmp_path / name, resume="auto") for name in ("straight", "killed"))
-    fit(straight)
-    kill_after_a_checkpoint(killed, tmp_path)
-    fit(killed)
-    assert_same_run(straight.out, killed.out)
+    assert_resumes_after_a_kill(straight, killed, tmp_path)
 
 
 def test_a_run_learns_reports_bits_per_byte_and_generates_from_its_folder(make: Make) -> None:

@@ -39,6 +39,7 @@ LINES = [
     "align crate_nano_patch2_8 vit_nano_patch2_8 --data digits --images 20",
     "align-grid MODELS --data digits --images 20",
     "ablate crate_nano_patch2_8 --data digits --images 20",
+    "patch crate_nano_patch2_8 --data digits --images 20",
     "segment PICTURE",
     "segment-eval masks --data-dir MASKS --model crate_nano_patch2_8",
     "explain PICTURE",

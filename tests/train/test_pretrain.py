@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from train_helpers import assert_same_run, kill_after_a_checkpoint
+from train_helpers import assert_resumes_after_a_crash, assert_resumes_after_a_kill
 
 from unrolled.data import synthetic_images
 from unrolled.models import CRATE, MaskedAutoencoder
@@ -62,48 +62,31 @@ def make(tmp_path: Path) -> Make:
     return build
 
 
-class Crash(Exception):
-    pass
+@pytest.mark.parametrize(
+    ("task", "model", "step"),
+    [
+        ("mae", "crate_mae_nano_patch4_32", 6),
+        ("mae", "vit_mae_nano_patch4_32", 8),
+        ("simdino", "crate_nano_patch4_32", 6),
+        ("simdino", "vit_nano_patch4_32", 8),
+    ],
+)
+def test_a_crashed_run_resumes_to_the_same_bits(
+    make: Make, splits: Splits, tmp_path: Path, task: str, model: str, step: int
+) -> None:
+    straight, broken = (make(task, model=model, out=tmp_path / out, resume="auto") for out in ("straight", "broken"))
+    assert_resumes_after_a_crash(straight, broken, step, splits)
 
 
-def crash_at(step: int) -> Any:
-    def callback(record: dict[str, Any], model: Any) -> None:
-        if record["step"] >= step:
-            raise Crash
-
-    return callback
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "changes"), [("mae", {"accumulate": 1, "augment": False}), ("simdino", {})])
+def test_a_killed_run_resumes_to_the_same_bits(make: Make, tmp_path: Path, task: str, changes: dict[str, Any]) -> None:
+    long = {"data": "digits", "epochs": 0.4, "batch_size": 16, "log_every": 1, "checkpoint_every": 10, **changes}
+    straight, killed = (make(task, **long, out=tmp_path / out, resume="auto") for out in ("straight", "killed"))
+    assert_resumes_after_a_kill(straight, killed, tmp_path)
 
 
 # --- masked autoencoding
-
-
-@pytest.mark.parametrize(("model", "step"), [("crate_mae_nano_patch4_32", 6), ("vit_mae_nano_patch4_32", 8)])
-def test_a_crashed_masked_run_resumes_to_the_same_bits(
-    make: Make, splits: Splits, tmp_path: Path, model: str, step: int
-) -> None:
-    straight, broken = (make(model=model, out=tmp_path / name, resume="auto") for name in ("straight", "broken"))
-    fit(straight, data=splits)
-    with pytest.raises(Crash):
-        fit(broken, data=splits, callbacks=[crash_at(step)])
-    fit(broken, data=splits)
-    assert_same_run(straight.out, broken.out)
-
-
-def test_a_killed_masked_run_resumes_to_the_same_bits(make: Make, tmp_path: Path) -> None:
-    long = {
-        "data": "digits",
-        "epochs": 0.4,
-        "batch_size": 16,
-        "log_every": 1,
-        "checkpoint_every": 10,
-        "accumulate": 1,
-        "augment": False,
-    }
-    straight, killed = (make(**long, out=tmp_path / name, resume="auto") for name in ("straight", "killed"))
-    fit(straight)
-    kill_after_a_checkpoint(killed, tmp_path)
-    fit(killed)
-    assert_same_run(straight.out, killed.out)
 
 
 @given(st.integers(0, 10), st.integers(0, 1000), st.lists(st.integers(0, 10**6), min_size=1, max_size=5, unique=True))
@@ -190,27 +173,6 @@ def test_a_masked_run_opens_again_and_is_fine_tuned(make: Make, splits: Splits, 
 
 def distil(make: Make, **changes: Any) -> PretrainConfig:
     return make("simdino", **changes)
-
-
-@pytest.mark.parametrize(("model", "step"), [("crate_nano_patch4_32", 6), ("vit_nano_patch4_32", 8)])
-def test_a_crashed_distillation_resumes_to_the_same_bits(
-    make: Make, splits: Splits, tmp_path: Path, model: str, step: int
-) -> None:
-    straight, broken = (distil(make, model=model, out=tmp_path / out, resume="auto") for out in ("straight", "broken"))
-    fit(straight, data=splits)
-    with pytest.raises(Crash):
-        fit(broken, data=splits, callbacks=[crash_at(step)])
-    fit(broken, data=splits)
-    assert_same_run(straight.out, broken.out)
-
-
-def test_a_killed_distillation_resumes_to_the_same_bits(make: Make, tmp_path: Path) -> None:
-    long = {"data": "digits", "epochs": 0.4, "batch_size": 16, "log_every": 1, "checkpoint_every": 10}
-    straight, killed = (distil(make, **long, out=tmp_path / out, resume="auto") for out in ("straight", "killed"))
-    fit(straight)
-    kill_after_a_checkpoint(killed, tmp_path)
-    fit(killed)
-    assert_same_run(straight.out, killed.out)
 
 
 def test_the_coding_rate_keeps_features_from_collapsing(make: Make, splits: Splits, tmp_path: Path) -> None:

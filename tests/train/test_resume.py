@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import EVERYTHING, assert_same_run, kill_after_a_checkpoint
+from train_helpers import EVERYTHING, assert_resumes_after_a_crash, assert_resumes_after_a_kill, assert_same_run
 
 from unrolled.errors import CorruptFile
 from unrolled.train import FinetuneConfig, Interrupted, fit, save_config
@@ -21,28 +21,12 @@ from unrolled.train.checkpoint import checkpoints
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Crash(Exception):
-    pass
-
-
-def crash_at(step: int) -> Any:
-    def callback(record: dict[str, Any], model: Any) -> None:
-        if record["step"] >= step:
-            raise Crash
-
-    return callback
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
 @pytest.mark.parametrize("step", [6, 8])
 def test_a_crashed_run_resumes_to_the_same_bits(config, splits, tmp_path, optimizer, step):
     straight = config(**EVERYTHING, optimizer=optimizer, out=tmp_path / "straight")
     broken = config(**EVERYTHING, optimizer=optimizer, out=tmp_path / "broken", resume="auto")
-    fit(straight, data=splits)
-    with pytest.raises(Crash):
-        fit(broken, data=splits, callbacks=[crash_at(step)])
-    fit(broken, data=splits)
-    assert_same_run(straight.out, broken.out)
+    assert_resumes_after_a_crash(straight, broken, step, splits)
 
 
 def test_resuming_a_crate_after_each_of_many_stops_changes_nothing(config, splits, tmp_path):
@@ -118,10 +102,7 @@ def test_a_fine_tuning_killed_after_its_first_checkpoint_resumes_to_the_same_bit
     settings = vars(digits(config, weights=tmp_path / "weights", checkpoint_every=10, batch_size=32))
     straight = FinetuneConfig(**{**settings, "out": tmp_path / "straight"})
     killed = FinetuneConfig(**{**settings, "out": tmp_path / "killed", "resume": "auto"})
-    fit(straight)
-    kill_after_a_checkpoint(killed, tmp_path, steps=steps)
-    fit(killed)
-    assert_same_run(straight.out, killed.out)
+    assert_resumes_after_a_kill(straight, killed, tmp_path, steps=steps)
 
 
 def test_an_interrupted_run_saves_and_says_how_to_go_on(config, splits, tmp_path):

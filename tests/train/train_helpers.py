@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from unrolled.train import save_config
+from unrolled.train import fit, save_config
 from unrolled.train.checkpoint import checkpoints
 from unrolled.train.config import RunConfig
 
@@ -53,6 +54,37 @@ def assert_same_run(one: Path, other: Path) -> None:
         different = [name for name in a if not torch.equal(a[name], b[name])]
         assert different == []
     assert log_a == log_b
+
+
+class Crash(Exception):
+    """What stops a run where it should not."""
+
+
+def crash_at(step: int) -> Any:
+    """A callback that does, at the first record of `step` or later."""
+
+    def callback(record: dict[str, Any], model: Any) -> None:
+        if record["step"] >= step:
+            raise Crash
+
+    return callback
+
+
+def assert_resumes_after_a_crash(straight: RunConfig, broken: RunConfig, step: int, data: Any = None) -> None:
+    """`broken`, which crashes at `step` and goes on, leaves what `straight` leaves, bit for bit."""
+    fit(straight, data=data)
+    with pytest.raises(Crash):
+        fit(broken, data=data, callbacks=[crash_at(step)])
+    fit(broken, data=data)
+    assert_same_run(straight.out, broken.out)
+
+
+def assert_resumes_after_a_kill(straight: RunConfig, killed: RunConfig, folder: Path, *, steps: int = 3) -> None:
+    """The same of a process of its own that is killed `steps` steps after its first checkpoint."""
+    fit(straight)
+    kill_after_a_checkpoint(killed, folder, steps=steps)
+    fit(killed)
+    assert_same_run(straight.out, killed.out)
 
 
 _RUN = """

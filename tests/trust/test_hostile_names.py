@@ -110,6 +110,7 @@ COMMANDS = {
     "eval": ["RUN", *FEW],
     "trace": ["RUN", "--images", "2", *FEW],
     "ablate": ["RUN", "--images", "2", "--places", "block00/attn", *FEW],
+    "patch": ["RUN", "--images", "2", "--places", "block00/attn", *FEW],
     "probe": ["RUN", "--samples", "24", *FEW],
     "extract": ["RUN", "--images", "6", *FEW],
     "align": ["RUN", "RUN", "--images", "6", "--k", "2", "--draws", "9", *FEW],

@@ -60,6 +60,18 @@ def _hugging_face(folder: Path) -> None:
 
 
 DOUBLED = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40))
+# settings that are none: verbs read them by the same functions, which `READERS` call in every way there is
+MALFORMED: dict[str, Callable[[Path], None]] = {
+    "null": _config("null\n"),
+    "a list": _config("- model\n"),
+    "data as a list": _config("model: crate_nano_patch2_8\ndata: [digits]\n"),
+    "deep": _config("model: " + "[" * 600),
+    "references without end": _config(DOUBLED),
+    "itself": _config("model: &m [*m]\n"),
+    "too large": _config("# " + "x" * 2**21),
+    "no text": lambda folder: (folder / "config.yaml").write_bytes(b"\xff\xfe\x00model"),
+}
+READERS = ("train", "eval", "segment", "align-grid", "generate", "explore", "study")
 POISONS: dict[str, Callable[[Path], None]] = {
     "a model that is code": _config(RUN),
     "data that are a command": _pipe,
@@ -72,16 +84,9 @@ POISONS: dict[str, Callable[[Path], None]] = {
     "a Hugging Face model with code": _hugging_face,
     "pipes": _fifos,
     "devices": _devices,
-    "null": _config("null\n"),
-    "a list": _config("- model\n"),
     "a tag": _config(f"model: !!python/object/apply:os.system ['touch {SEEN}']\n"),
-    "data as a list": _config("model: crate_nano_patch2_8\ndata: [digits]\n"),
-    "deep": _config("model: " + "[" * 600),
-    "references without end": _config(DOUBLED),
-    "itself": _config("model: &m [*m]\n"),
-    "too large": _config("# " + "x" * 2**21),
-    "no text": lambda folder: (folder / "config.yaml").write_bytes(b"\xff\xfe\x00model"),
-}  # fmt: skip
+    **MALFORMED,
+}
 
 HERE = ["--out", "out", "--quiet"]
 USES: dict[str, list[list[str]]] = {
@@ -92,6 +97,7 @@ USES: dict[str, list[list[str]]] = {
     "eval": [["."], ["local:."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "."]],
     "trace": [["."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "weights.pth"]],
     "ablate": [["."], ["--config", "config.yaml"]],
+    "patch": [["."], ["--config", "config.yaml"], [".", "--image", "picture.png", "--other-image", "picture.png"]],
     "extract": [["."], ["--config", "config.yaml"]],
     "probe": [["."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "."]],
     "align": [[".", "."], ["--config", "config.yaml"]],
@@ -132,8 +138,15 @@ def test_every_verb_is_used() -> None:
     assert USES.keys() == VERBS.keys()
 
 
-@pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize("verb", [verb for verb, uses in USES.items() if uses])
+@pytest.mark.parametrize(
+    ("verb", "poison"),
+    [
+        (verb, poison)
+        for verb, uses in USES.items()
+        for poison in POISONS
+        if uses and (poison not in MALFORMED or verb in READERS)
+    ],
+)
 def test_no_verb_runs_what_a_folder_says(
     verb: str, poison: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

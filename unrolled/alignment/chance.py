@@ -39,6 +39,7 @@ from unrolled.alignment.significance import (
     permutation_p_value,
     resolved_p_value,
 )
+from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,8 +63,8 @@ class HeldOut:
     n: int
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Tabular):
     """Best-aligned layers of two models, next to what chance would give.
 
     Attributes:
@@ -110,6 +111,19 @@ class Comparison:
     constant: tuple[list[str], list[str]]
     p_method: str = ""
     units: str = ""
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each pair of layers: their score, and its moments under relabelling where they are known."""
+        known = {"score": self.scores, "null_mean": self.null_mean, "null_std": self.null_std}
+        tables = {key: value.tolist() for key, value in known.items() if value is not None}
+        return [
+            {"a": a, "b": b, **{key: table[i][j] for key, table in tables.items()}}
+            for i, a in enumerate(self.layers[0])
+            for j, b in enumerate(self.layers[1])
+        ]
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.summary()})"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values, ready for JSON."""
@@ -199,7 +213,7 @@ def compare(
     units = Units.of(left.n, groups, blocks)
     chosen = chosen.for_units(units)
     grid = layer_grid(left, right, chosen)
-    if units.said:  # closed forms are of single rows
+    if units.description:  # closed forms are of single rows
         grid = Grid(grid.scores, None, None)
     row, column = _best(grid.scores, chosen)
     score = float(grid.scores[row, column])
@@ -228,7 +242,7 @@ def compare(
         metric=repr(chosen), n=left.n, layers=(left.names, right.names), scores=grid.scores, best=names, score=score,
         chance=chance, null_mean=grid.null_mean, null_std=grid.null_std, null_best=null_best, p_value=p.value,
         threshold=threshold, calibrated=calibrated, z=z, alpha=alpha, interval=interval, held_out=judged,
-        constant=(left.constant, right.constant), p_method=p.method, units=units.said,
+        constant=(left.constant, right.constant), p_method=p.method, units=units.description,
     )  # fmt: skip
 
 

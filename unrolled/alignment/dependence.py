@@ -32,13 +32,13 @@ class Units:
         members: rows of each unit in order; None where every row is one.
         shift: the rows are a series, relabelled by circular shifts; `members` are then blocks of about sqrt(n) rows,
             which are resampled and left out whole.
-        said: what they are, in words; "" for single rows.
+        description: what they are, in words; "" for single rows.
     """
 
     n: int
     members: tuple[Tensor, ...] | None = None
     shift: bool = False
-    said: str = ""
+    description: str = ""
 
     @classmethod
     def of(cls, n: int, groups: Groups | None = None, blocks: Blocks | None = None) -> Units:
@@ -63,22 +63,24 @@ class Units:
                 return cls(n)
             sizes = sorted(len(rows) for rows in members)
             of = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
-            units = cls(n, members, said=f"{len(members):,} groups of {of} rows")
+            units = cls(n, members, description=f"{len(members):,} groups of {of} rows")
         elif blocks == "shift":
-            units = cls(n, _blocks(n, max(2, round(math.sqrt(n)))), shift=True, said="circular shifts of a series")
+            units = cls(
+                n, _blocks(n, max(2, round(math.sqrt(n)))), shift=True, description="circular shifts of a series"
+            )
         elif blocks is not None:
             if not isinstance(blocks, int) or isinstance(blocks, bool) or not 1 <= blocks < n:
                 raise ValueError(f"blocks must be a number of rows from 1 to {n - 1} or 'shift', got {blocks!r}")
             if blocks == 1:
                 return cls(n)
-            units = cls(n, _blocks(n, blocks), said=f"blocks of {blocks} rows")
+            units = cls(n, _blocks(n, blocks), description=f"blocks of {blocks} rows")
         else:
             return cls(n)
         if units.orders < _FEWEST:
             name = "groups" if groups is not None else "blocks"
             raise ValueError(
-                f"{name}: {units.said} can trade places in {units.orders:.0f} ways only, as only units of one size do: "
-                f"no p-value could reach 0.05; give more of them, or of equal size"
+                f"{name}: {units.description} can trade places in {units.orders:.0f} ways only, as only units of one "
+                f"size do: no p-value could reach 0.05; give more of them, or of equal size"
             )
         return units
 
@@ -142,7 +144,7 @@ class Units:
         place = torch.full((self.n,), -1)
         place[rows] = torch.arange(len(rows))
         kept = tuple(place[unit] for unit in self.members if int(place[unit[0]]) >= 0)
-        return Units(len(rows), kept, said=self.said)
+        return Units(len(rows), kept, description=self.description)
 
     def _rows(self, units: Tensor) -> Tensor:
         return units if self.members is None else torch.cat([self.members[i] for i in units.tolist()])

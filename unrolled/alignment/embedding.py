@@ -25,13 +25,14 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from unrolled.alignment.metric import Metric
+from unrolled.alignment.metric import Metric, stacked
 from unrolled.ops.gram import accumulator, from_triangle, triangle, triangle_relabelling
 from unrolled.ops.permutation_moments import OrbitSums, orbit_sums, permutation_moments
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
 _FEW = 384  # samples of matrices so small that calls cost more than arithmetic
 _WIDE = 2**28  # products of a sparse matrix with itself above which the dense form is cheaper
+_CACHED = 2**16  # entries of a kernel relabelled at a time
 _STACK = 2**31  # bytes of stacked layers for null grids
 
 
@@ -43,14 +44,16 @@ class DenseEmbedding:
         vector: [n (n - 1) / 2] or, with the diagonal, [n (n + 1) / 2].
         n: samples.
         components: (t, p, q) of the module docstring.
+        features: [n, d] centred features, for linear kernels of such as are narrow.
     """
 
     vector: Tensor
     n: int
     components: tuple[float, float, float]
+    features: Tensor | None = None
 
     @classmethod
-    def of(cls, k: Tensor, *, diagonal: bool, scale: float) -> DenseEmbedding:
+    def of(cls, k: Tensor, *, diagonal: bool, scale: float, features: Tensor | None = None) -> DenseEmbedding:
         """Embed a symmetric matrix: hollow (`diagonal=False`), or with zero row sums (`diagonal=True`).
 
         Raises:
@@ -74,15 +77,14 @@ class DenseEmbedding:
                 float(sums.sum()) / math.sqrt(n * (n - 1)),
                 2 * float((sums - sums.mean()).square().sum()) / max(1, n - 2),
             )
-        return cls(vector / norm, n, (t, p, max(0.0, 1.0 - t * t - p)))
+        return cls(vector / norm, n, (t, p, max(0.0, 1.0 - t * t - p)), features)
 
     @cached_property
     def shape(self) -> Shape:
         """For the third moment under relabelling."""
-        above = self.n * (self.n - 1) // 2
-        matrix = from_triangle(self.vector[:above].to(accumulator(self.vector)) / math.sqrt(2), self.n)
-        if self.vector.numel() > above:
-            matrix.diagonal().copy_(self.vector[above:])
+        matrix = _symmetric(self).to(accumulator(self.vector))
+        on = matrix.diagonal().clone()
+        matrix.div_(math.sqrt(2)).diagonal().copy_(on)
         return Shape.of(matrix, symmetric=True)
 
 
@@ -173,7 +175,8 @@ class EmbeddingMetric(Metric):
                 prepared.vector[index],
                 prepared.vector[index.numel() :][order[: prepared.vector.numel() - index.numel()]],
             )
-            return replace(prepared, vector=torch.cat(moved))
+            features = None if prepared.features is None else prepared.features[order]
+            return replace(prepared, vector=torch.cat(moved), features=features)
         inverse = torch.argsort(order)
         return replace(prepared, columns=inverse[prepared.columns[order]], values=prepared.values[order])
 
@@ -316,46 +319,49 @@ def _dense_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -
     if len(a) < len(b):  # moving the smaller side by the inverse order gives the same products
         yield from (grid.T for grid in _dense_nulls(b, a, (torch.argsort(order) for order in orders)))
         return
-    n, above = b[0].n, b[0].n * (b[0].n - 1) // 2
-    left = torch.stack([e.vector for e in a])
-    if n <= _FEW:  # all fits the cache: one look-up costs less than a loop over rows
-        right = torch.stack([e.vector for e in b])
-        for order in orders:
-            order = order.to(right.device)
-            total = left[:, :above] @ right[:, triangle_relabelling(order)].T
-            yield total.addmm_(left[:, above:], right[:, above:][:, order[: right.shape[1] - above]].T)
-        return
-    # layers last: one row of all kernels is then a contiguous block that stays in cache while its columns are reordered
-    kernels = torch.stack([from_triangle(e.vector[:above], n) for e in b], 2)
-    diagonals = torch.stack([e.vector[above:] for e in b], 1)
-    starts = [row * (n - 1) - row * (row - 1) // 2 for row in range(n + 1)]
-    moved = kernels.new_empty(16 * n, len(b))
+    n = b[0].n
+    kernels = [_symmetric(e).flatten() for e in b]
+    # a look-up of many layers reads them together
+    layers = torch.stack(kernels, 1) if len(b) > 2 else None
+    left = torch.stack([_symmetric(e).triu_() for e in a])
+    step = max(1, _CACHED // n)
+    blocks = [(start, left[:, start : start + step, start:].flatten(1)) for start in range(0, n, step)]
     for order in orders:
-        order = order.to(kernels.device)
-        rows = order.tolist()
-        total = left[:, above:] @ diagonals[order[: diagonals.shape[0]]]
-        for group in range(0, n, 16):
-            first, last = starts[group], starts[min(group + 16, n)]
-            for row in range(group, min(group + 16, n)):
-                out = moved[starts[row] - first : starts[row + 1] - first]
-                torch.index_select(kernels[rows[row]], 0, order[row + 1 :], out=out)
-            total.addmm_(left[:, first:last], moved[: last - first])
+        order = order.to(left.device)
+        total = torch.zeros(len(a), len(b), dtype=accumulator(left), device=left.device)
+        for start, block in blocks:  # rows whose keys and entries stay in cache
+            keys = (n * order[start : start + step, None] + order[start:]).flatten()
+            if layers is None:
+                total += block @ torch.stack([kernel.index_select(0, keys) for kernel in kernels]).T
+            else:
+                total += block @ layers.index_select(0, keys)
         yield total
+
+
+def _symmetric(e: DenseEmbedding) -> Tensor:
+    """[n, n] symmetric matrix whose entries on and above the diagonal are those of the vector."""
+    above = e.n * (e.n - 1) // 2
+    matrix = from_triangle(e.vector[:above], e.n)
+    if e.vector.numel() > above:
+        matrix.diagonal().copy_(e.vector[above:])
+    return matrix
 
 
 def _sparse_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
     n = a[0].n
     table = a[0].values.new_zeros(n * n, len(a))  # entries first, so that a lookup reads the layers of `a` together
-    rows = torch.arange(n, device=table.device)[:, None]
     for i, e in enumerate(a):
         table[:, i] = table.new_zeros(n, n).scatter_add_(1, e.columns, e.values).flatten()
-    for order in orders:
-        place = torch.argsort(order.to(table.device))
+    widest = max(e.columns.numel() for e in b)
+    for some in stacked(orders, max(1, min(16, _BUDGET // 16 // (widest * (2 + len(a)))))):
+        place = torch.argsort(some.to(table.device), 1)
         nulls = []
         for e in b:
-            keys = (place[rows] * n + place[e.columns]).flatten()
-            nulls.append(e.values.flatten() @ table.index_select(0, keys))
-        yield torch.stack(nulls, 1).cpu() * _scales(a)[:, None] * _scales(b)
+            keys = (n * place[:, :, None] + place[:, e.columns]).flatten()
+            entries = (table[:, 0] if len(a) == 1 else table).index_select(0, keys)
+            wide = accumulator(e.values)
+            nulls.append(e.values.flatten().to(wide) @ entries.to(wide).reshape(len(some), -1, len(a)))
+        yield from torch.stack(nulls, 2).cpu() * _scales(a)[:, None] * _scales(b)
 
 
 def _mantel_totals(columns: Tensor, values: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from unrolled.alignment.embedding import DenseEmbedding, EmbeddingMetric
-from unrolled.alignment.metric import DENSE_LIMIT, Features, Representation, representations
+from unrolled.alignment.metric import DENSE_LIMIT, Features, Representation, representations, stacked
 from unrolled.ops.gram import (
     accumulator,
     center_gram,
@@ -20,6 +21,7 @@ from unrolled.ops.gram import (
     gram,
     linear_hsic,
     rbf_gram,
+    relabelled_hsic,
     square_distances,
     triangle,
     triangle_relabelling,
@@ -83,7 +85,8 @@ class CKA(EmbeddingMetric):
             return self._features(rep)
         scale = float(rep.gram.diagonal().max())
         kernel = u_center(rep.gram) if self.unbiased else rep.gram
-        return DenseEmbedding.of(kernel, diagonal=not self.unbiased, scale=scale)
+        narrow = rep.centred if rep.d**2 <= rep.n else None
+        return DenseEmbedding.of(kernel, diagonal=not self.unbiased, scale=scale, features=narrow)
 
     def _features(self, rep: Representation) -> CentredFeatures:
         energy = linear_hsic(rep.centred, rep.centred, unbiased=self.unbiased)
@@ -116,6 +119,29 @@ class CKA(EmbeddingMetric):
         kept = torch.tensor([[a is not None and b is not None for b in columns] for a in rows])
         nothing = torch.full(kept.shape, math.nan, dtype=torch.float64)
         return torch.where(kept, 0.0, nothing), torch.where(kept, 2 / (n * (n - 3)), nothing)
+
+    def null_grids(self, rows: Sequence[Any], columns: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
+        """`grid` after relabelling all columns alike, once for each order; narrow features do without their kernels."""
+        if any(e is not None and getattr(e, "features", None) is None for e in (*rows, *columns)):
+            yield from super().null_grids(rows, columns, orders)
+            return
+        left, right = (
+            [None if e is None else e.features.to(accumulator(e.features)) for e in side] for side in (rows, columns)
+        )
+        norms = [
+            torch.tensor(
+                [math.nan if x is None else float(linear_hsic(x, x, unbiased=self.unbiased)) for x in side],
+                dtype=torch.float64,
+            )
+            for side in (left, right)
+        ]
+        scale = torch.outer(*norms).sqrt()
+        for some in stacked(orders, 16):
+            grids = torch.full((len(some), len(rows), len(columns)), math.nan, dtype=torch.float64)
+            for (i, x), (j, y) in itertools.product(enumerate(left), enumerate(right)):
+                if x is not None and y is not None:
+                    grids[:, i, j] = relabelled_hsic(x, y, some.to(y.device), unbiased=self.unbiased).double().cpu()
+            yield from grids / scale
 
 
 class RSA(EmbeddingMetric):
@@ -240,11 +266,15 @@ def compare_rdms(a: Tensor, b: Tensor, method: str = "spearman") -> float:
 
 
 def _average_ranks(values: Tensor) -> Tensor:
-    inverse: Tensor
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).to(values)
-    ranks: Tensor = ends - (counts.to(values) - 1) / 2
-    return ranks[inverse]
+    # NumPy sorts with vector instructions
+    order = torch.from_numpy(values.numpy().argsort()) if values.device.type == "cpu" else values.argsort()
+    ordered = values[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)  # of the values tied with it
+    first[1:] = ordered[1:] != ordered[:-1]
+    ends = torch.cat([first.nonzero()[1:, 0], order.new_tensor([len(order)])])
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    ranks = ends.to(values) - (counts.to(values) - 1) / 2
+    return torch.empty_like(values).scatter_(0, order, ranks.repeat_interleave(counts))
 
 
 def _whiten(hollow: Tensor) -> Tensor:

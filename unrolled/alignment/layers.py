@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from unrolled.alignment.metric import Features, Metric, Representation
 from unrolled.alignment.registry import get_metric
 from unrolled.ops.rows import as_rows, check_kind
+from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 LayerFeatures = Features | Mapping[str, Features] | Iterable[Features | tuple[str, Features]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layers:
     """The layers of one model, prepared for some metrics.
 
@@ -38,6 +40,9 @@ class Layers:
     constant: list[str]
     device: torch.device | None = None
 
+    def __repr__(self) -> str:
+        return f"Layers({len(self.names)} layers of {self.n} samples, prepared for {', '.join(self.prepared)})"
+
     def of(self, metric: Metric) -> list[Any]:
         """Prepared layers for one metric.
 
@@ -49,13 +54,29 @@ class Layers:
         return self.prepared[repr(metric)]
 
 
-@dataclass(frozen=True)
-class Grid:
+@dataclass(frozen=True, repr=False)
+class Grid(Tabular):
     """Scores of all pairs of layers [layers of a, layers of b], with mean and standard deviation by chance if known."""
 
     scores: Tensor
     null_mean: Tensor | None
     null_std: Tensor | None
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each pair of layers, which count from 0."""
+        known = {"score": self.scores, "null_mean": self.null_mean, "null_std": self.null_std}
+        tables = {key: value.tolist() for key, value in known.items() if value is not None}
+        rows, columns = self.scores.shape
+        return [
+            {"a": i, "b": j, **{key: table[i][j] for key, table in tables.items()}}
+            for i in range(rows)
+            for j in range(columns)
+        ]
+
+    def __repr__(self) -> str:
+        rows, columns = self.scores.shape
+        best = self.scores.nan_to_num(-math.inf).max() if self.scores.numel() else math.nan
+        return f"Grid({rows} x {columns} layers, best score {float(best):.4g})"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the scores as a map, layers counted from 0; see `figures.Panel.plot`."""

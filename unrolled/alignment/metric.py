@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -249,6 +250,13 @@ class Metric(ABC):
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={getattr(self, key)!r}" for key in inspect.signature(type(self)).parameters)
         return f"{type(self).__name__}({options})"
+
+
+def stacked(orders: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """[m, n] up to `count` orders at a time."""
+    orders = iter(orders)
+    while some := list(itertools.islice(orders, count)):
+        yield torch.stack(some)
 
 
 def representations(

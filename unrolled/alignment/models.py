@@ -33,6 +33,7 @@ from unrolled.alignment.significance import benjamini_hochberg
 from unrolled.errors import CorruptFile
 from unrolled.instruments.features.files import Rows, check_same_samples, features_digest, read_features
 from unrolled.reading import read_json
+from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,8 +70,8 @@ class PairScore:
     p_method: str
 
 
-@dataclass(frozen=True)
-class ModelGrid:
+@dataclass(frozen=True, repr=False)
+class ModelGrid(Tabular):
     """All pairs of models under all metrics."""
 
     models: list[str]
@@ -78,6 +79,14 @@ class ModelGrid:
     pairs: list[PairScore]
     units: str = ""
     """What was relabelled, in words; "" for single rows."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each pair of models and metric."""
+        return [asdict(pair) for pair in self.pairs]
+
+    def __repr__(self) -> str:
+        of = f", {self.units}" if self.units else ""
+        return f"ModelGrid({len(self.models)} models, {len(self.pairs)} pairs under {', '.join(self.metrics)}{of})"
 
     def matrix(self, metric: str, quantity: str = "score") -> NDArray[np.float64]:
         """`score`, `chance`, `p_value`, `z` or `calibrated` of row a and column b; NaN where there is no pair."""
@@ -176,7 +185,7 @@ def model_grid(
     ]  # fmt: skip
     store = None if folder is None else Path(folder)
     keys = [_key(job, digests) for job in jobs]
-    results: list[list[dict[str, Any]] | None] = [_kept(store, key) for key in keys]
+    results: list[list[dict[str, Any]] | None] = [_stored(store, key) for key in keys]
     missing = [i for i, result in enumerate(results) if result is None]
     done = len(jobs) - len(missing)
     if on_progress is not None and done:
@@ -190,7 +199,7 @@ def model_grid(
     pairs = [PairScore(**{**pair, "layers": tuple(pair["layers"])}) for result in results for pair in result or []]
     place = {name: i for i, name in enumerate(names)}
     pairs.sort(key=lambda pair: (metrics.index(pair.metric), place[pair.a], place[pair.b]))
-    return ModelGrid(names, list(metrics), pairs, Units.of(pairs[0].n, groups, blocks).said)
+    return ModelGrid(names, list(metrics), pairs, Units.of(pairs[0].n, groups, blocks).description)
 
 
 def tiles(names: Sequence[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
@@ -318,7 +327,7 @@ def _key(job: Mapping[str, Any], digests: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _kept(store: Path | None, key: str) -> list[dict[str, Any]] | None:
+def _stored(store: Path | None, key: str) -> list[dict[str, Any]] | None:
     if store is None or not (store / f"{key}.json").is_file():
         return None
     try:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from unrolled.alignment.embedding import EmbeddingMetric, SparseEmbedding
-from unrolled.alignment.metric import DENSE_LIMIT, Features, Metric, Representation, whole
+from unrolled.alignment.metric import DENSE_LIMIT, Features, Metric, Representation, stacked, whole
 from unrolled.ops.neighbours import Neighbours, nearest_neighbours, shuffled_ties, top_k
 
+_TABLES = 2**29  # entries of look-up tables for null grids
+_KEYS = 2**22  # look-ups at a time
 _ROW_INVARIANCES = frozenset({"rotation", "scale", "row_scale", "permutation"})
 
 
@@ -96,6 +100,30 @@ class _ListMetric(Metric):
         order = order.to(prepared.device)
         return torch.argsort(order)[prepared[order]]
 
+    def null_grids(self, rows: Sequence[Any], columns: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
+        """`grid` after relabelling all columns alike, once for each order; by look-ups, up to 16 orders at a time."""
+        present = [a for a in rows if a is not None]
+        if not present or len(present) * len(present[0]) ** 2 > _TABLES:
+            yield from super().null_grids(rows, columns, orders)
+            return
+        tables = [None if a is None else _places(a) for a in rows]
+        for some in stacked(orders, max(1, min(16, _KEYS // present[0].numel()))):
+            place = torch.argsort(some.to(present[0].device), 1)
+            grids = torch.full((len(some), len(rows), len(columns)), math.nan, dtype=torch.float64)
+            for j, b in enumerate(columns):
+                for i, table in enumerate(tables):
+                    if b is not None and table is not None:
+                        grids[:, i, j] = self._values(table, place, b).double().cpu()
+            yield from grids
+
+    @abstractmethod
+    def _values(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
+        """[m] values for the lists b [n, k] with samples renamed by `place` [m, n]; `table` is of `_places`."""
+
+    def _found(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
+        """[m, n, k] places that the members of each renamed list of b have in the list of its sample; k if none."""
+        return _look_up(table, place[:, :, None], place[:, b])
+
 
 class CycleKNN(_ListMetric):
     """Share of samples found again after one step among the neighbours of each side.
@@ -120,6 +148,18 @@ class CycleKNN(_ListMetric):
             return (cycle_shares(a, b) + cycle_shares(b, a)) / 2
         return cycle_shares(a, b) if self.direction == "y_then_x" else cycle_shares(b, a)
 
+    def _values(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
+        members = place[:, b]
+        # y of x or x of y: both steps together lead from a sample to one whose list holds it
+        met = _look_up(table, members, place[:, :, None]) < self.k
+        shares = []
+        if self.direction != "x_then_y":
+            shares.append(met.any(2).double().mean(1))
+        if self.direction != "y_then_x":
+            times = torch.zeros(place.shape, device=place.device)
+            shares.append((times.scatter_add_(1, members.flatten(1), met.flatten(1).float()) > 0).double().mean(1))
+        return torch.stack(shares).mean(0)
+
 
 class LCSKNN(_ListMetric):
     """Mean length of the longest common subsequence of the ordered neighbour lists, as a share of k."""
@@ -131,6 +171,12 @@ class LCSKNN(_ListMetric):
         total = sum(float(common_subsequence(a[r], b[r]).sum()) for r in _row_blocks(a.shape[0], self.k**2))
         return float(total / (a.shape[0] * self.k))
 
+    def _values(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
+        found = self._found(table, place, b)
+        lengths = (found < self.k).sum(2).flatten()
+        _correct(lengths, lengths > 1, common_subsequence, found)
+        return lengths.reshape(place.shape).sum(1).double() / (len(b) * self.k)
+
 
 class EditKNN(_ListMetric):
     """One minus the mean Levenshtein distance of the ordered neighbour lists, as a share of k."""
@@ -141,6 +187,36 @@ class EditKNN(_ListMetric):
         """Share in [0, 1]."""
         total = sum(float(levenshtein(a[r], b[r]).sum()) for r in _row_blocks(a.shape[0], self.k**2))
         return float(1 - total / (a.shape[0] * self.k))
+
+    def _values(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
+        found = self._found(table, place, b)
+        distances = torch.full((place.numel(),), self.k, device=place.device)
+        _correct(distances, (found < self.k).any(2).flatten(), levenshtein, found)
+        return 1 - distances.reshape(place.shape).sum(1).double() / (len(b) * self.k)
+
+
+def _places(lists: Tensor) -> Tensor:
+    """[n, n] place of each sample (column) in the list of each (row) of `lists` [n, k]; k if it is not there."""
+    n, k = lists.shape
+    table = torch.full((n, n), k, dtype=torch.uint8 if k < 256 else torch.int32, device=lists.device)
+    return table.scatter_(1, lists, torch.arange(k, device=lists.device).to(table.dtype).expand(n, k))
+
+
+def _look_up(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    keys = rows * len(table) + columns
+    return table.flatten().index_select(0, keys.flatten()).reshape(keys.shape)
+
+
+def _correct(values: Tensor, where: Tensor, function: Callable[[Tensor, Tensor], Tensor], found: Tensor) -> None:
+    """Put what `function` gives for the lists 0 .. k - 1 and `found` [m, n, k] into `values` [m n] where it is needed.
+
+    The result of lists that share no member, or for a subsequence a single one, is known.
+    """
+    k = found.shape[2]
+    needed = where.nonzero()[:, 0]
+    for rows in _row_blocks(len(needed), k * k):
+        lists = found.flatten(0, 1)[needed[rows]].long()
+        values[needed[rows]] = function(torch.arange(k, device=lists.device).expand_as(lists), lists).to(values)
 
 
 def _row_blocks(n: int, per_row: int) -> Iterator[slice]:

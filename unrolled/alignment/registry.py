@@ -15,16 +15,10 @@ from typing import Any
 
 from unrolled.alignment import legacy
 from unrolled.alignment.kernels import CKA, RSA, compare_rdms, rdm
-from unrolled.alignment.linear import (
-    PWCCA,
-    SVCCA,
-    PLSPredictivity,
-    Procrustes,
-    RidgePredictivity,
-    Stitching,
-)
+from unrolled.alignment.linear import PWCCA, SVCCA, Procrustes
 from unrolled.alignment.metric import Features, Metric, Representation, prepare_features
 from unrolled.alignment.neighbours import CKNNA, LCSKNN, CycleKNN, EditKNN, MutualKNN
+from unrolled.alignment.predictivity import PLSPredictivity, RidgePredictivity, Stitching
 from unrolled.plugins import load_plugin, plugins
 
 METRICS: dict[str, type[Metric]] = {

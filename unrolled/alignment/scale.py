@@ -158,7 +158,7 @@ def compare_large(
         layers=names, scores=scores, best=(names[0][row], names[1][column]), score=float(scores[row, column]),
         chance=chance, null_mean=None, null_std=None, null_best=None, p_value=p.value if p else None, threshold=None,
         calibrated=None, z=z, alpha=0.05, interval=interval, held_out=None, constant=constant,
-        p_method=p.method if p else _NO_P, units=units.said,
+        p_method=p.method if p else _NO_P, units=units.description,
     )  # fmt: skip
 
 

@@ -70,7 +70,13 @@ def explain(options: ExplainOptions) -> None:
     """
     import numpy as np
 
-    from unrolled.commands.explain_report import explain_report, layer_table, paint, said_of_many, write_pictures
+    from unrolled.commands.explain_report import (
+        explain_report,
+        faithfulness_sentence,
+        layer_table,
+        paint,
+        write_pictures,
+    )
     from unrolled.data.pictures import read_picture
     from unrolled.instruments.explain import explain_logit
     from unrolled.models import MaskedAutoencoder
@@ -84,31 +90,31 @@ def explain(options: ExplainOptions) -> None:
     names = list(next(iter(class_names(network, options)), ()))
     prepared = prepare(network, image_size=options.image_size)
     pixels = prepared.tensor(picture)
-    target, against = _number("target", options.target, names), _number("against", options.against, names)
+    target, against = number_of("target", options.target, names), number_of("against", options.against, names)
     run = Run(options, "explain", options.model, options.image.stem)
-    found = explain_logit(
+    explanation = explain_logit(
         network, pixels, target=target, against=against, prefix=prepared.prefix, grid=prepared.grid(pixels)
     )
-    removals = _removals(network, pixels, found, options.seed)
+    removals = _removals(network, pixels, explanation, options.seed)
     many = _many(network, prepared.prefix, options)
-    views = paint(found, np.asarray(canvas(picture)))
+    views = paint(explanation, np.asarray(canvas(picture)))
     write_pictures(run.folder, views)
     result = {
-        "model": options.model, "weights": origin(options), "image": str(options.image), **_record(found, names),
+        "model": options.model, "weights": origin(options), "image": str(options.image), **_record(explanation, names),
         "removals": removals, "faithfulness": many,
     }  # fmt: skip
     less = "" if result["against"] is None else f" less that of class {result['against']['name']}"
     random = removals["random"]
     text = (
         f"Terms of the logit of class {result['target']['name']}{less}, by layer and head; they sum to it:\n\n"
-        f"{table(*layer_table(found, text=True))}\n"
+        f"{table(*layer_table(explanation, text=True))}\n"
         f"\nwithout the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
-        f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}\n{said_of_many(many)}"
+        f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}\n{faithfulness_sentence(many)}"
     )
-    run.finish(explain_report(result, found, views), result, text, seeds=[options.seed])
+    run.finish(explain_report(result, explanation, views), result, text, seeds=[options.seed])
 
 
-def _number(flag: str, text: str | None, names: list[str]) -> int | None:
+def number_of(flag: str, text: str | None, names: list[str]) -> int | None:
     """The class that a flag names or numbers; None without it."""
     if text is None:
         return None
@@ -120,23 +126,24 @@ def _number(flag: str, text: str | None, names: list[str]) -> int | None:
     raise ValueError(f"--{flag} {text}: is neither a number nor the name of a class.{known}")
 
 
-def _name(number: int, names: list[str]) -> str:
-    return f"{number} ({names[number]})" if names and names[number] != str(number) else str(number)
+def named_class(number: int, names: list[str]) -> str:
+    """A class by number, and by name where it has another."""
+    return f"{number} ({names[number]})" if number < len(names) and names[number] != str(number) else str(number)
 
 
-def _removals(network: nn.Module, pixels: Tensor, found: Explanation, seed: int) -> dict[str, Any]:
+def _removals(network: nn.Module, pixels: Tensor, explanation: Explanation, seed: int) -> dict[str, Any]:
     """The logit when a tenth of the patches become the mean colour: those with most evidence, and random ones."""
     import torch
 
     from unrolled.instruments.readouts.faithfulness import logits_without
 
-    order = found.evidence().flatten().argsort(descending=True)
+    order = explanation.evidence().flatten().argsort(descending=True)
     count = max(1, round(_REMOVED * len(order)))
     generator = torch.Generator().manual_seed(seed)
     chosen = [order[:count], order[-count:]]
     chosen += [torch.randperm(len(order), generator=generator)[:count] for _ in range(DRAWS)]
     removed = torch.zeros(len(chosen), len(order), dtype=torch.bool).scatter_(1, torch.stack(chosen), True)
-    change = logits_without(network, pixels, removed, found) - found.logit
+    change = logits_without(network, pixels, removed, explanation) - explanation.logit
     random = change[2:]
     return {
         "patches": count,
@@ -154,43 +161,43 @@ def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> di
 
     if not options.images or not (options.data or run_of(options.model, options.weights).get("data")):
         return None
-    own = data_for(options)
+    data = data_for(options)
     try:
-        everything = images_of(own, "test", quiet=options.quiet)
+        everything = images_of(data, "test", quiet=options.quiet)
     except (MissingData, MissingExtra, OSError, ValueError):
         if options.data is not None:
             raise
         return None  # the picture is explained without the data
     source = Subset.evenly(everything, options.images)
-    loader = batches(network, source, image_size=own.image_size, batch_size=1, on_error="skip")
+    loader = batches(network, source, image_size=data.image_size, batch_size=1, on_error="skip")
     bar = progress(loader, total=len(source), what="many images", quiet=options.quiet)
     rows = faithfulness(network, (batch.images for batch in bar if len(batch)), prefix=prefix, seed=options.seed)
-    return {"data": own.data, "images": rows[0]["images"], "rows": rows}
+    return {"data": data.data, "images": rows[0]["images"], "rows": rows}
 
 
-def _record(found: Explanation, names: list[str]) -> dict[str, Any]:
-    probabilities = found.logits.softmax(-1)
-    order = found.logits.argsort(descending=True).tolist()
-    best = [{"class": i, "name": _name(i, names), "logit": float(found.logits[i])} for i in order[:5]]
+def _record(explanation: Explanation, names: list[str]) -> dict[str, Any]:
+    probabilities = explanation.logits.softmax(-1)
+    order = explanation.logits.argsort(descending=True).tolist()
+    best = [{"class": i, "name": named_class(i, names), "logit": float(explanation.logits[i])} for i in order[:5]]
 
-    def said(number: int) -> dict[str, Any]:
+    def class_record(number: int) -> dict[str, Any]:
         return {
             "class": number,
-            "name": _name(number, names),
+            "name": named_class(number, names),
             "probability": float(probabilities[number]),
             "rank": order.index(number) + 1,
         }
 
-    evidence = found.evidence()
+    evidence = explanation.evidence()
     return {
-        "target": said(found.target),
-        "against": None if found.against is None else said(found.against),
-        "logit": found.logit,
+        "target": class_record(explanation.target),
+        "against": None if explanation.against is None else class_record(explanation.against),
+        "logit": explanation.logit,
         "best": best,
-        "read": found.read,
-        "grid": list(found.grid),
-        "constant": found.constant,
-        "embed": float(found.embed.sum()),
+        "read": explanation.read,
+        "grid": list(explanation.grid),
+        "constant": explanation.constant,
+        "embed": float(explanation.embed.sum()),
         "halves": [
             {
                 "layer": half.layer,
@@ -200,9 +207,9 @@ def _record(found: Explanation, names: list[str]) -> dict[str, Any]:
                 "heads": None if half.heads is None else half.heads.tolist(),
                 "bias": half.bias,
             }
-            for half in found.halves
+            for half in explanation.halves
         ],
         "evidence": evidence.tolist(),
-        "elsewhere": found.logit - float(evidence.sum()),
-        "error": found.error,
+        "elsewhere": explanation.logit - float(evidence.sum()),
+        "error": explanation.error,
     }

@@ -28,12 +28,12 @@ class View:
     pixels: Pixels
 
 
-def paint(found: Explanation, original: Pixels) -> list[View]:
+def paint(explanation: Explanation, original: Pixels) -> list[View]:
     """The picture, the evidence of all terms on it, and that of every layer on one scale."""
-    layers = sorted({half.layer for half in found.halves})
-    each = [found.evidence(layer) for layer in layers]
+    layers = sorted({half.layer for half in explanation.halves})
+    each = [explanation.evidence(layer) for layer in layers]
     scale = max(float(values.abs().max()) for values in each)
-    whole = found.evidence()
+    whole = explanation.evidence()
     return [
         View("picture", original),
         View("all layers", _evidence(whole, original, float(whole.abs().max()))),
@@ -66,15 +66,15 @@ def _evidence(values: Tensor, original: Pixels, scale: float) -> Pixels:
     return blend(faded(original, 0.7), colours, 0.85 * np.abs(large) / (scale or 1.0))
 
 
-def layer_table(found: Explanation, *, text: bool = False) -> tuple[list[str], list[list[Any]]]:
+def layer_table(explanation: Explanation, *, text: bool = False) -> tuple[list[str], list[list[Any]]]:
     """A row for each layer: its heads, the rest of its attention, its second half."""
     by_layer: dict[int, dict[str, Any]] = {}
-    for half in found.halves:
+    for half in explanation.halves:
         by_layer.setdefault(half.layer, {})["attn" if half.kind == "attn" else "second"] = half
-    heads = max((len(half.heads) for half in found.halves if half.heads is not None), default=0)
-    second = next((_KINDS[half.kind] for half in found.halves if half.kind != "attn"), "")
+    heads = max((len(half.heads) for half in explanation.halves if half.heads is not None), default=0)
+    second = next((_KINDS[half.kind] for half in explanation.halves if half.kind != "attn"), "")
     columns = ["layer", *(f"head {k}" for k in range(heads)), "bias", "attention", *([second] if second else []), "sum"]
-    rows: list[list[Any]] = [["embedding", *[None] * (len(columns) - 2), float(found.embed.sum())]]
+    rows: list[list[Any]] = [["embedding", *[None] * (len(columns) - 2), float(explanation.embed.sum())]]
     for layer, halves in by_layer.items():
         attention, other = halves.get("attn"), halves.get("second")
         row: list[Any] = [str(layer)]
@@ -87,14 +87,14 @@ def layer_table(found: Explanation, *, text: bool = False) -> tuple[list[str], l
             row.append(None if other is None else other.total)
         total = sum(half.total for half in halves.values())
         rows.append([*row, total])
-    rows.append(["constant", *[None] * (len(columns) - 2), found.constant])
-    rows.append(["logit", *[None] * (len(columns) - 2), found.logit])
+    rows.append(["constant", *[None] * (len(columns) - 2), explanation.constant])
+    rows.append(["logit", *[None] * (len(columns) - 2), explanation.logit])
     if text:
         rows = [[cell if isinstance(cell, str) else "" if cell is None else f"{cell:+.3f}" for cell in r] for r in rows]
     return columns, rows
 
 
-def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[View]) -> Report:
+def explain_report(result: dict[str, Any], explanation: Explanation, views: Sequence[View]) -> Report:
     """The page of one decision."""
     from unrolled.report import Fact, HeatMap, ImageGrid, LineChart, Report, Series
 
@@ -104,16 +104,20 @@ def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[V
     )
     removals, target = result["removals"], result["target"]
     place = "the highest logit" if target["rank"] == 1 else f"logit number {target['rank']}"
-    summary = f"Class {target['name']}: {place} of {len(found.logits)}, probability {target['probability']:.1%}. "
+    summary = f"Class {target['name']}: {place} of {len(explanation.logits)}, probability {target['probability']:.1%}. "
     if result["weights"] == "random":
         summary += "The weights are random: nothing here was learned."
     else:
         summary += f"Weights: {result['weights']}."
-    attention = sum(half.total for half in found.halves if half.kind == "attn")
-    second = sum(half.total for half in found.halves if half.kind != "attn")
+    attention = sum(half.total for half in explanation.halves if half.kind == "attn")
+    second = sum(half.total for half in explanation.halves if half.kind != "attn")
     random = removals["random"]
     facts = [
-        Fact(label="Logit explained", value=f"{found.logit:.3f}", detail=f"the terms sum to it within {_bound(found)}"),
+        Fact(
+            label="Logit explained",
+            value=f"{explanation.logit:.3f}",
+            detail=f"the terms sum to it within {_bound(explanation)}",
+        ),
         Fact(label="From attention", value=f"{attention:+.3f}", detail="all layers and heads, through the final norm"),
         Fact(
             label="Change without the patches most for it",
@@ -137,12 +141,12 @@ def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[V
         panels,
         caption=f"Orange: for {_what(result)}; blue: against it; strength is the share of the largest patch, of all "
         "layers together on the left, of any layer on the right. Attention counts where it looked, other terms on "
-        f"their own token. On the patches lie {found.logit - result['elsewhere']:+.3f} of the logit; "
+        f"their own token. On the patches lie {explanation.logit - result['elsewhere']:+.3f} of the logit; "
         f"{result['elsewhere']:+.3f} lie on no patch: class token, registers and biases.",
     )
-    columns, cells = layer_table(found, text=True)
+    columns, cells = layer_table(explanation, text=True)
     section = report.section("By layer and head").table(columns, cells, caption=_table_words(columns))
-    by_head = [half for half in found.halves if half.heads is not None]
+    by_head = [half for half in explanation.halves if half.heads is not None]
     panels = []
     if by_head:
         panels.append(
@@ -157,9 +161,9 @@ def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[V
             )
         )
     series = []
-    for kind in dict.fromkeys(half.kind for half in found.halves):
-        own = [half for half in found.halves if half.kind == kind]
-        series.append(Series(label=_KINDS[kind], x=[half.layer for half in own], y=[half.total for half in own]))
+    for kind in dict.fromkeys(half.kind for half in explanation.halves):
+        halves = [half for half in explanation.halves if half.kind == kind]
+        series.append(Series(label=_KINDS[kind], x=[half.layer for half in halves], y=[half.total for half in halves]))
     panels.append(LineChart(title="Term of each half", x_label="layer", series=series))
     section.figure(
         panels,
@@ -173,12 +177,13 @@ def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[V
             ["most against", removals["most against"], None],
             ["random", random["mean"], random["std"]],
         ],
-        caption=f"{removals['patches']} of {found.embed.numel() - found.prefix} patches at a time become the mean "
-        "colour, and the network runs again. Most for, most against: the patches with the highest and the lowest "
-        f"evidence above. Random: mean and standard deviation over {random['draws']} draws. This is one picture.",
+        caption=f"{removals['patches']} of {explanation.embed.numel() - explanation.prefix} patches at a time become "
+        "the mean colour, and the network runs again. Most for, most against: the patches with the highest and the "
+        f"lowest evidence above. Random: mean and standard deviation over {random['draws']} draws. This is one "
+        "picture.",
     )
     many = result["faithfulness"]
-    section.text(said_of_many(many))
+    section.text(faithfulness_sentence(many))
     if many is not None:
         section.table(
             ["patches", "share", "by evidence", "at random", "difference", "95 %", "images where evidence does better"],
@@ -192,11 +197,11 @@ def explain_report(result: dict[str, Any], found: Explanation, views: Sequence[V
             "random: as many random ones, four draws an image. Difference: of the two, with its bootstrap interval "
             "over images. Removed: evidence does better where the logit falls more; kept alone: where it falls less.",
         )  # fmt: skip
-    report.section("What is exact and what is not", _words(found, second))
+    report.section("What is exact and what is not", _words(explanation, second))
     return report
 
 
-def said_of_many(many: dict[str, Any] | None) -> str:
+def faithfulness_sentence(many: dict[str, Any] | None) -> str:
     """What removal does on many images, in a sentence."""
     if many is None:
         return "Over many images: not run; --data NAME --data-dir DIR measures it."
@@ -221,8 +226,8 @@ def _table_words(columns: Sequence[str]) -> str:
     )
 
 
-def _bound(found: Explanation) -> str:
-    return f"{max(abs(found.error), 1e-12):.0e}"
+def _bound(explanation: Explanation) -> str:
+    return f"{max(abs(explanation.error), 1e-12):.0e}"
 
 
 def _row(views: Sequence[View]) -> ImageRow:
@@ -232,44 +237,44 @@ def _row(views: Sequence[View]) -> ImageRow:
     return ImageRow(images=[thumbnail(view.pixels) for view in views], names=[view.name for view in views])
 
 
-def _words(found: Explanation, second: float) -> str:
-    said = [
-        f"The classifier reads the {found.read}. It is linear once the scale of every norm on the way is frozen at its "
-        "value in this forward pass, so what each half of a layer added to the tokens is a term of the logit, and the "
-        "terms sum to it. All is computed in float64."
+def _words(explanation: Explanation, second: float) -> str:
+    paragraphs = [
+        f"The classifier reads the {explanation.read}. It is linear once the scale of every norm on the way is frozen "
+        "at its value in this forward pass, so what each half of a layer added to the tokens is a term of the logit, "
+        "and the terms sum to it. All is computed in float64."
     ]
-    if any(half.replaces for half in found.halves):
-        said.append(
+    if any(half.replaces for half in explanation.halves):
+        paragraphs.append(
             "ISTA has no skip around it: it replaces the tokens by a piecewise linear function of them. Earlier terms "
             "are followed through every later ISTA with the entries it left non-zero and the scale of its norm frozen. "
             f"ISTA then adds only the constants of its threshold and of its norm ({second:+.3f} over all layers); what "
             "it does to the class is in how it weighs and erases what passes, not in a term of its own."
         )
     else:
-        said.append(
+        paragraphs.append(
             "Terms are direct: what a half wrote, read by the classifier. What later layers made of it is theirs."
         )
-    known = [half for half in found.halves if half.kind == "attn"]
+    known = [half for half in explanation.halves if half.kind == "attn"]
     if all(half.sources is not None for half in known):
-        said.append(
+        paragraphs.append(
             "Attention is split further into attention weight times value (bias of the value included), which is exact "
             "for softmax attention with the weights as they were."
         )
     else:
-        said.append(
+        paragraphs.append(
             "Attention of this kind is no sum over attended tokens here: its terms lie on the token that received them"
             + ("." if all(half.heads is not None for half in known) else ", and its heads are not told apart.")
         )
-    said.append(
+    paragraphs.append(
         "Not linear, and therefore held fixed: norm scales, attention weights, ISTA's zeros"
-        + (", what is inside an MLP" if any(half.kind == "mlp" for half in found.halves) else "")
+        + (", what is inside an MLP" if any(half.kind == "mlp" for half in explanation.halves) else "")
         + ". Remove a patch and all of these change, so the logit does not change by that patch's term; the tables "
         "above say by how much it does, and whether evidence tells more than chance which patches matter. A patch of a "
         "deeper layer is a place in the grid: its token holds what earlier layers mixed into it. The same number added "
         "to every logit changes no decision, so a single logit has "
         "an arbitrary zero; `--against` explains a difference, which has none."
     )
-    return "\n\n".join(said)
+    return "\n\n".join(paragraphs)
 
 
 def _what(result: dict[str, Any]) -> str:

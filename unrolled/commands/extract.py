@@ -72,21 +72,21 @@ def extract(options: ExtractOptions) -> None:
             hold(folder)
         processes.barrier()  # none writes before the first has the folder
         began = time.perf_counter()
-        found, reused = subject.features(folder, processes=processes, quiet=quiet)
+        features, reused = subject.features(folder, processes=processes, quiet=quiet)
         seconds = time.perf_counter() - began
     if processes.rank > 0:
         return
     write_settings(folder, settings_of(options))
     if options.json:
         result = {
-            "model": options.model, "data": found.data, "pooling": found.pooling, "samples": found.samples,
-            "layers": {name: value.shape[1] for name, value in found.items()}, "skipped": found.skipped,
-            "checksum": found.checksum, "reused": reused, "seconds": seconds, "folder": str(folder),
+            "model": options.model, "data": features.data, "pooling": features.pooling, "samples": features.samples,
+            "layers": {name: value.shape[1] for name, value in features.items()}, "skipped": features.skipped,
+            "checksum": features.checksum, "reused": reused, "seconds": seconds, "folder": str(folder),
         }  # fmt: skip
         print(json_module.dumps(result, indent=2))
         return
-    show(table(["layer", "samples", "dim"], [[name, f"{len(x)}", f"{x.shape[1]}"] for name, x in found.items()]))
-    for name in found.skipped:
+    show(table(["layer", "samples", "dim"], [[name, f"{len(x)}", f"{x.shape[1]}"] for name, x in features.items()]))
+    for name in features.skipped:
         say(f"skipped: {name}", quiet=quiet)
     say(f"features: {folder}{' (were there already)' if reused else ''}", quiet=quiet)
 

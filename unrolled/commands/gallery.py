@@ -34,13 +34,13 @@ def gallery(options: GalleryOptions) -> None:
     from unrolled.report.notes import read_notes, screenshots
 
     studies, out = options.studies, options.out
-    found = read_studies(studies)
+    reports = read_studies(studies)
     if out.resolve() == studies.resolve():
         raise ValueError(f"--out {out}: holds the reports themselves; give another folder")
     hold(out)
     docs = studies.parent if studies.name == "studies" else None
     notes = [] if docs is None else read_notes(docs, without=studies)
-    index = write_gallery(found, out, notes=notes, pictures=[] if docs is None else screenshots(docs))
+    index = write_gallery(reports, out, notes=notes, pictures=[] if docs is None else screenshots(docs))
     if options.json or not options.quiet:
-        facts = {"index": str(index), "studies": [study.name for study in found]}
-        print_answer(facts, f"{len(found)} studies: {index}", json=options.json)
+        facts = {"index": str(index), "studies": [study.name for study in reports]}
+        print_answer(facts, f"{len(reports)} studies: {index}", json=options.json)

@@ -75,15 +75,17 @@ def flags_of(config: type[T]) -> type[T]:
     specs: list[tuple[str, Any, Any]] = []
     in_order = dataclasses.fields(config) if issubclass(config, RunConfig) else flags_in_order(config)
     for item in in_order:  # blocks of settings of a run extend others: what they add stands behind
-        hint, *own = get_args(hints[item.name]) if get_origin(hints[item.name]) is Annotated else (hints[item.name],)
+        hint, *metadata = (
+            get_args(hints[item.name]) if get_origin(hints[item.name]) is Annotated else (hints[item.name],)
+        )
         choice = get_origin(hint) is not Literal or len(get_args(hint)) > 1
         parameter = Parameter(
             negative_iterable=(), consume_multiple=True, validator=finite, help=docs.get(item.name), show=choice
         )
-        own += [] if (group := _group(config, item)) is None else [Parameter(group=group)]
-        own += [SWITCH] if item.name in _ONE_WAY and issubclass(config, JsonFlags | QuietFlags) else []
+        metadata += [] if (group := _group(config, item)) is None else [Parameter(group=group)]
+        metadata += [SWITCH] if item.name in _ONE_WAY and issubclass(config, JsonFlags | QuietFlags) else []
         default = dataclasses.field(default=item.default, default_factory=item.default_factory, kw_only=item.kw_only)  # type: ignore[call-overload]
-        specs.append((item.name, Annotated[(hint, parameter, *own)], default))  # type: ignore[valid-type]
+        specs.append((item.name, Annotated[(hint, parameter, *metadata)], default))  # type: ignore[valid-type]
     flags = dataclasses.make_dataclass(config.__name__, specs)
     flags.__module__ = config.__module__  # Python 3.11 says "types", which cyclopts takes for a builtin
     return flags

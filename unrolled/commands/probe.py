@@ -83,14 +83,14 @@ def probe(options: ProbeOptions) -> None:
     """
     from unrolled.instruments import untrained_control
 
-    options, own = completed(options)
+    options, data = completed(options)
     where = choose_device(options.device)
-    splits = _splits(options, own)
+    splits = _splits(options, data)
     _check_enough(splits["train"].source, options.k if "knn" in options.method else None, options.seed)
     body = open_body(options)
     network = encoder_of(body)
     pools = options.pool or default_pools(network)
-    run = Run(options, "probe", options.model, own.data, keeps_features=True)
+    run = Run(options, "probe", options.model, data.data, keeps_features=True)
     networks = {"model": network}
     if options.control:
         # of the whole autoencoder: its encoder's fresh weights are drawn as it draws them; and under another seed, so
@@ -106,7 +106,7 @@ def probe(options: ProbeOptions) -> None:
         for record in classify(x, train, queries, test, methods=options.method, k=options.k, seed=options.seed)
     ]
     result = {
-        "model": options.model, "data": own.data, "train": len(train), "test": len(test),
+        "model": options.model, "data": data.data, "train": len(train), "test": len(test),
         "classes": splits["train"].classes, "held_out": HELD_OUT, "seed": options.seed, **chance(train, test),
         "skipped": [name for split in splits for name in features["model", split].skipped], "probes": records,
         "best": best_of([r for r in records if r["who"] == "model"]), "reused_features": reused,
@@ -115,24 +115,24 @@ def probe(options: ProbeOptions) -> None:
     run.finish(report, result, _table(result), seeds=[options.seed], options=options)
 
 
-def _splits(options: ProbeOptions, own: DataOf) -> dict[str, ImageSamples]:
+def _splits(options: ProbeOptions, data: DataOf) -> dict[str, ImageSamples]:
     """The training and the test images, divided as in the model's run, and at most as many as were asked for."""
     from unrolled.data import open_images
     from unrolled.data.classes import one_class_note
     from unrolled.subjects.samples import ImageSamples
 
     common: dict[str, Any] = {
-        "data_dir": own.data_dir, "seed": own.split_seed,
-        "unknown_classes": options.unknown_classes or own.unknown_classes,
+        "data_dir": data.data_dir, "seed": data.split_seed,
+        "unknown_classes": options.unknown_classes or data.unknown_classes,
     }  # fmt: skip
     parts = {
-        "train": open_images(own.data, "train", val_fraction=own.val_fraction, **common),
-        "test": open_images(own.data, "test", **common),
+        "train": open_images(data.data, "train", val_fraction=data.val_fraction, **common),
+        "test": open_images(data.data, "test", **common),
     }
     say_data(quiet=options.quiet, **parts)
     most = {"train": options.samples, "test": options.test_samples}
     splits = {
-        split: ImageSamples.drawn(source, most[split] or len(source), f"{own.data} ({split})")
+        split: ImageSamples.drawn(source, most[split] or len(source), f"{data.data} ({split})")
         for split, source in parts.items()
     }
     for samples in splits.values():
@@ -153,16 +153,16 @@ def _features(
     from unrolled.models.encoders import Encoder
     from unrolled.subjects.subject import Subject
 
-    found: dict[tuple[str, str], FeatureSet] = {}
+    features: dict[tuple[str, str], FeatureSet] = {}
     all_reused = True
     for who, network in networks.items():
         reading = Reading.of(options, model=f"{options.model}, {who}", pool=pool)
         encoder = Encoder(name=reading.model, module=network.to(where), kind="image")
         for split, samples in splits.items():
             subject = Subject(encoder, samples, reading)
-            found[who, split], reused = subject.features(folder / f"{who}-{split}", quiet=options.quiet)
+            features[who, split], reused = subject.features(folder / f"{who}-{split}", quiet=options.quiet)
             all_reused &= reused
-    return found, all_reused
+    return features, all_reused
 
 
 def _labels(features: FeatureSet) -> Tensor:
@@ -230,12 +230,12 @@ def classify(
     records = []
     for method in dict.fromkeys(methods):
         for name, classifier in known[method].items():
-            found = classifier(x, labels, torch.from_numpy(held), queries)
-            right = int((found.predicted == truth).sum())
+            result = classifier(x, labels, torch.from_numpy(held), queries)
+            right = int((result.predicted == truth).sum())
             low, high = accuracy_interval(right, len(truth))
             records.append({
-                "method": name, "accuracy": right / len(truth), "low": low, "high": high, "held_out": found.held_out,
-                "setting": found.setting, "tried": found.tried, "converged": found.converged,
+                "method": name, "accuracy": right / len(truth), "low": low, "high": high, "held_out": result.held_out,
+                "setting": result.setting, "tried": result.tried, "converged": result.converged,
             })  # fmt: skip
     return records
 

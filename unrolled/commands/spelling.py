@@ -21,8 +21,10 @@ _VALUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\[[^]]*\]|\([^)]*\)|[^\s,:;()'"
 def arguments_of(app: App, tokens: Sequence[str]) -> dict[str, Argument]:
     """The flags of the verb that `tokens` call, by the name of the argument they fill."""
     command = app.parse_commands(tokens)[1][-1]
-    found = {each.name.lstrip("-").replace("-", "_"): each for each in command.assemble_argument_collection()}
-    return found | {name: found[flag] for name, flag in FORMER.items() if name not in found and flag in found}
+    arguments = {each.name.lstrip("-").replace("-", "_"): each for each in command.assemble_argument_collection()}
+    return arguments | {
+        name: arguments[flag] for name, flag in FORMER.items() if name not in arguments and flag in arguments
+    }
 
 
 def as_flags(message: str, arguments: Mapping[str, Argument], tokens: Sequence[str], *, headed: bool = True) -> str:

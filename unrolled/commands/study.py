@@ -11,8 +11,8 @@ from cyclopts import Parameter
 from unrolled.commands.options import AsJson, ConfigFiles, Quiet, given, open_flags_of
 from unrolled.harness import answer, write_settings
 from unrolled.locks import hold
-from unrolled.studies.base import Budget
 from unrolled.studies.demo import DemoConfig
+from unrolled.studies.study import Budget
 from unrolled.terminal import say, show, table
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ def list_studies(*, json: AsJson = False) -> None:
         show(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
 
 
-def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -> Callable[..., int]:
+def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -> Callable[..., bool | None]:
     """The function that runs a study from its flags.
 
     Args:
         name: of the study.
         config: its settings.
         help_: the docstring of the verb.
-        judges: exit with 4 if something came out outside its tolerance.
+        judges: answer whether everything came out within its tolerance.
     """
     flags = open_flags_of(config, without=("budget",))
 
@@ -83,11 +83,11 @@ def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -
         config_: ConfigFiles = (),
         json: AsJson = False,
         quiet: Quiet = False,
-    ) -> int:
+    ) -> bool | None:
         from unrolled.studies import load
 
         report = run_study(load(name), config.of_budget(budget, **given(settings)), json=json, quiet=quiet)
-        return 4 if judges and report.reproduced is False else 0
+        return report.reproduced if judges else None
 
     run.__annotations__["settings"] = Annotated[flags, Parameter(name="*")]
     run.__doc__ = help_

@@ -43,7 +43,7 @@ def run_report(result: TrainResult, facts: dict[str, Any], seconds: float) -> Re
         f"{config.model} trained on {config.data}", question=f"How well does it predict {what} of text it never saw?"
     )
     report.headline(
-        f"On the test part: {words(result.test)}. {said_of_context(config)}",
+        f"On the test part: {words(result.test)}. {context_sentence(config)}",
         [
             *facts_of(result.test),
             *size_and_speed(result),
@@ -82,7 +82,7 @@ def _sample(result: TrainResult) -> str:
     return text.replace("`", "'").replace("\n", " / ")
 
 
-def said_of_context(config: TextConfig, stride: int | None = None) -> str:
+def context_sentence(config: TextConfig, stride: int | None = None) -> str:
     """From how much text each held-out token is predicted."""
     length = config.length
     if config.task == "mlm":

@@ -89,9 +89,9 @@ def _trace_images(options: TraceOptions) -> None:
 
     if options.length is not None:
         raise ValueError("--length: is of texts; leave it out")
-    options, own = completed(options)
+    options, data = completed(options)
     where = choose_device(options.device)
-    everything = images_of(own, options.split, quiet=options.quiet)
+    everything = images_of(data, options.split, quiet=options.quiet)
     source = Subset.evenly(everything, options.images)
     whole = whole_images(open_model(options, classes=len(everything.classes)))
     network = tower_of(whole, "image")
@@ -104,13 +104,13 @@ def _trace_images(options: TraceOptions) -> None:
         for batch in progress(loader, total=total, what="trace", quiet=options.quiet):
             yield batch.images
 
-    run = Run(options, "trace", options.model, own.data)
+    run = Run(options, "trace", options.model, data.data)
     # under the same seed, the control of a model with random weights could be that model itself
     layers = trace_report(
         network, pixels(), options.eps, options.protocol, device=where, stack=options.stack, seed=options.seed + 1
     )
     result = {
-        "model": options.model, "data": own.data, "split": options.split, "weights": origin(options),
+        "model": options.model, "data": data.data, "split": options.split, "weights": origin(options),
         **({"part": tower} if tower else {}), **layers, "seed": options.seed,
     }  # fmt: skip
     say(legend(), quiet=options.quiet)
@@ -119,14 +119,14 @@ def _trace_images(options: TraceOptions) -> None:
 
 def _trace_texts(options: TraceOptions) -> None:
     from unrolled.commands.trace_report import legend, table_of, text_report
-    from unrolled.commands.trace_text import in_context, said_of_context
+    from unrolled.commands.trace_text import context_sentences, in_context
     from unrolled.instruments import trace_report
     from unrolled.subjects.texts import open_reader, open_texts
 
     where = choose_device(options.device)
     reader = open_reader(options, stack=options.stack)
     texts = open_texts(reader, options)
-    say(f"data: {texts.said}", quiet=options.quiet)
+    say(f"data: {texts.description}", quiet=options.quiet)
     _say_part(reader.part, options)
     if reader.random:
         say(f"note: {options.model} has random weights; a run folder or hf:NAME gives it trained ones")
@@ -140,13 +140,13 @@ def _trace_texts(options: TraceOptions) -> None:
         seed=options.seed + 1,
     )  # fmt: skip
     result = {
-        "model": options.model, "data": texts.name, "text": texts.said,
+        "model": options.model, "data": texts.name, "text": texts.description,
         "weights": "random" if reader.random else options.model, **({"part": reader.part} if reader.part else {}),
         **layers, "seed": options.seed,
         **in_context(reader, texts, where, options.batch_size),
     }  # fmt: skip
     say(legend(), quiet=options.quiet)
-    answer = "\n\n".join([table_of(result), *said_of_context(result)])
+    answer = "\n\n".join([table_of(result), *context_sentences(result)])
     run.finish(text_report(result), result, answer, seeds=[options.seed])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unrolled.commands.trace_text import said_of_context
+from unrolled.commands.trace_text import context_sentences
 from unrolled.terminal import table
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _by_position(report: Report, result: dict[str, Any]) -> None:
 def _context(report: Report, result: dict[str, Any]) -> None:
     from unrolled.figures.lines import LineChart, Series
 
-    section = report.section("What the context does", " ".join(f"{each}." for each in said_of_context(result)))
+    section = report.section("What the context does", " ".join(f"{each}." for each in context_sentences(result)))
     for key, what in (("context", "The in-context score"), ("descent", "The descent on the mesa-objective")):
         if f"{key}_note" in result:
             section.text(f"{what} is not given: {result[f'{key}_note']}.")

@@ -34,8 +34,8 @@ def in_context(reader: TextReader, texts: Texts, where: torch.device, batch_size
     ids, model = torch.stack(texts.ids).to(where), reader.module.to(where)
     tenth = max(1, length // 10)
     late = length - 1 - tenth
-    found = in_context_score(model, ids, early=tenth, late=late, window=tenth, batch_size=batch_size)
-    result: dict[str, Any] = {"context": {**found, "early_position": tenth, "late_position": late}}
+    scores = in_context_score(model, ids, early=tenth, late=late, window=tenth, batch_size=batch_size)
+    result: dict[str, Any] = {"context": {**scores, "early_position": tenth, "late_position": late}}
     width = next((part.embedding_dim for part in model.modules() if isinstance(part, nn.Embedding)), 0)
     if width > _WIDEST:
         return {**result, "descent_note": f"tokens of width {width} are more than the {_WIDEST} it is computed for"}
@@ -46,19 +46,19 @@ def in_context(reader: TextReader, texts: Texts, where: torch.device, batch_size
     return result
 
 
-def said_of_context(result: dict[str, Any]) -> list[str]:
+def context_sentences(result: dict[str, Any]) -> list[str]:
     """The findings in words."""
-    said = []
+    sentences = []
     if (context := result.get("context")) is not None:
-        said.append(
+        sentences.append(
             f"in-context score {context['score']:+.4f} ± {context['standard_error']:.2g} nats a token: loss "
             f"{context['early']:.4f} from position {context['early_position']} on, {context['late']:.4f} from position "
             f"{context['late_position']} on (below 0: the context helps)"
         )
     if (descent := result.get("descent")) is not None:
         first, last, least = descent[0], descent[-2], descent[-1]
-        said.append(
+        sentences.append(
             f"mesa-objective of its own context, {first['layer']} -> {last['layer']}: {first['context']:.3f} -> "
             f"{last['context']:.3f} (exact minimiser {least['context']:.3f}; of another context {last['foreign']:.3f})"
         )
-    return said
+    return sentences

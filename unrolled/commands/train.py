@@ -126,7 +126,9 @@ def report_of(result: TrainResult, facts: dict[str, Any], seconds: float) -> tup
         notes["Weights it started from"] = f"`{config.weights}`: {result.load_report}"
     if config.eval_samples is not None:
         notes["Validation"] = f"On {config.eval_samples:,} of the held-out images, drawn evenly; the test is on all."
-    report = report_for_run(result.run_dir, parameters=facts["parameters"], duration=seconds, notes=notes)
+    report = report_for_run(
+        result.run_dir, parameters=facts["parameters"], speed=result.units_per_second, duration=seconds, notes=notes
+    )
     return report, f"test accuracy {100 * result.test['accuracy']:.2f} %" if result.test else "no test split"
 
 

@@ -86,7 +86,7 @@ def counted(number: int) -> str:
     return f"{number:,} class{'' if number == 1 else 'es'}"
 
 
-def said_of(**parts: ImageSource | None) -> str:
+def reading_note(**parts: ImageSource | None) -> str:
     """One line on what was read: of every part its images and classes, and what was passed over.
 
     Args:

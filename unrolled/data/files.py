@@ -206,5 +206,5 @@ def _classes_in(
         paths += files
         labels += [numbers[name]] * len(files)
     source = FileSource(paths, np.array(labels, np.int64), classes=classes, root=root)
-    source.passed_over = passed.said()
+    source.passed_over = passed.summary()
     return source

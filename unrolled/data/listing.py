@@ -39,7 +39,7 @@ class PassedOver:
         """Count one entry; `reason` is in the plural, and of `name` only a few are shown."""
         self.names.setdefault(reason, Counter())[name] += 1
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """`3 hidden or system entries (.git, __MACOSX), 12 files of other kinds (.txt, .csv)`; empty without any."""
         parts = []
         for reason, names in self.names.items():

@@ -249,8 +249,8 @@ def _folder(folder: Path) -> tuple[dict[str, str], str]:
             "train is missing; name all of them, or none"
         )
     if not parts:
-        return {"all": "\n".join(rest)}, passed.said()
-    return {part: "\n".join(texts) for part, texts in parts.items()}, passed.said()
+        return {"all": "\n".join(rest)}, passed.summary()
+    return {part: "\n".join(texts) for part, texts in parts.items()}, passed.summary()
 
 
 def _hub(name: str, folder: Path | None) -> dict[str, str]:

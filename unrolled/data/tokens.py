@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,8 +143,12 @@ class HubTokenizer:
         return text
 
     def bytes_of(self, token: int) -> int:
-        """Of the token: in byte-level vocabularies each of its characters is one byte."""
+        """Of the token: in byte-level vocabularies each of its characters is one byte, in others `▁` is a space."""
         piece = self.tokenizer.id_to_token(token)
+        if "▁" in piece:  # which decoding leaves out at the beginning
+            return len(piece.replace("▁", " ").encode("utf-8"))
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
+            return 1
         if type(self.tokenizer.decoder).__name__ == "ByteLevel" and token != self.mask_id:
             return len(piece)
         return len(self.tokenizer.decode([token]).encode("utf-8"))

@@ -108,14 +108,14 @@ class _Pages:
 
     async def objects(self, request: Request) -> dict[str, Any]:
         layer, tau = _whole(request, "layer"), _number(request, "tau", TAU)
-        return await run_in_threadpool(objects, self._kept(request), layer, tau)
+        return await run_in_threadpool(objects, self._look_in_memory(request), layer, tau)
 
     async def similar(self, request: Request) -> dict[str, Any]:
         layer, patch = _whole(request, "layer"), _whole(request, "patch")
-        return await run_in_threadpool(similar, self._kept(request), layer, patch)
+        return await run_in_threadpool(similar, self._look_in_memory(request), layer, patch)
 
     async def curves(self, request: Request) -> dict[str, Any]:
-        look = self._kept(request)
+        look = self._look_in_memory(request)
 
         def work() -> dict[str, Any]:
             with self._catalogue.lock:
@@ -154,7 +154,7 @@ class _Pages:
 
         return await run_in_threadpool(work)
 
-    def _kept(self, request: Request) -> Any:
+    def _look_in_memory(self, request: Request) -> Any:
         try:
             return self._looks.get(request.path_params["look"])
         except KeyError as error:
@@ -169,11 +169,11 @@ def _answer(work: Answer) -> Any:
         try:
             result = await work(request)
         except TooLarge as error:
-            return _said(413, error)
+            return _error_answer(413, error)
         except (MissingData, MissingExtra) as error:
-            return _said(404, error)
+            return _error_answer(404, error)
         except ValueError as error:
-            return _said(422, error)
+            return _error_answer(422, error)
         return result if isinstance(result, Response) else _Json(result)
 
     return route
@@ -186,7 +186,7 @@ class _Json(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def _said(status: int, error: BaseException) -> JSONResponse:
+def _error_answer(status: int, error: BaseException) -> JSONResponse:
     return _Json({"error": " ".join(str(error).split())}, status)
 
 

@@ -31,7 +31,6 @@ RANDOM = (
     "timm:vit_tiny_patch16_224",
 )
 """Always offered, with weights that were never trained."""
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +148,8 @@ class Catalogue:
 
         from unrolled.models import MaskedAutoencoder
         from unrolled.models.resolve import resolve_model
+        from unrolled.subjects.models import known_names
+        from unrolled.subjects.options import OneModelFlags
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
@@ -157,7 +158,8 @@ class Catalogue:
             if isinstance(network, MaskedAutoencoder):
                 network = network.classifier(0)
         classes = int(getattr(network, "num_classes", 0) or 0)
-        names = _class_names(network, choice, classes) if choice.trained and classes else ()
+        namings = known_names(network, OneModelFlags(model=choice.spec, pretrained=choice.trained))
+        names = namings[0] if namings and choice.trained else ()
         return Opened(choice, network.eval().to(self._device), names, classes > 0 and not masked)
 
 
@@ -283,22 +285,3 @@ def _runs(folder: Path) -> list[Choice]:
                    architecture="" if architecture in label else architecture)
         )  # fmt: skip
     return out
-
-
-def _class_names(network: Any, choice: Choice, classes: int) -> tuple[str, ...]:
-    """Names of the classes where they are known without opening data."""
-    from timm.data import ImageNetInfo
-
-    config = getattr(network, "pretrained_cfg", None) or {}
-    names = tuple(str(name) for name in config.get("label_names") or ())
-    if len(names) == classes:
-        return names
-    if classes == 10 and "cifar10" in choice.data:
-        return CIFAR10
-    if classes == 10 and choice.data == "digits":
-        return tuple(str(number) for number in range(10))
-    if classes == 1000:
-        info = ImageNetInfo()
-        return tuple(info.index_to_description(number).split(",")[0] for number in range(classes))
-    labels = getattr(getattr(network, "config", None), "id2label", None) or {}
-    return tuple(str(labels[number]) for number in range(classes)) if len(labels) == classes else ()

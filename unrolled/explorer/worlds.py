@@ -112,7 +112,7 @@ def descent_layer(features: int, step_size: float) -> Any:
     """Linear self-attention whose fixed weights make one gradient step on tokens [phi; r]."""
     from unrolled.layers import LinearSelfAttention
 
-    layer = LinearSelfAttention(dim=features + 1, heads=1, dim_head=features, dim_value=1).double()
+    layer = LinearSelfAttention(features + 1, 1, dim_head=features, dim_value=1).double()
     identity = torch.eye(features, dtype=torch.float64)
     with torch.no_grad():
         for projection in (layer.query, layer.key, layer.value, layer.output):

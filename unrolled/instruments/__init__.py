@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 # public name -> module of this package that holds it
 _EXPORTS = {
+    "attention_map": "attention_rollout",
     "average_precision": "regions.detection",
     "bootstrap_interval": "regions.overlap",
     "bootstrap_intervals": "regions.overlap",
@@ -27,6 +28,7 @@ _EXPORTS = {
     "emergence_scores": "regions.emergence",
     "extract": "features.extraction",
     "FeatureSet": "features.extraction",
+    "from_transformer_lens": "naming",
     "head_semantics": "regions.semantics",
     "head_subspaces": "anatomy",
     "HeadSemantics": "regions.semantics",
@@ -41,6 +43,7 @@ _EXPORTS = {
     "matched_iou": "regions.overlap",
     "Matches": "regions.semantics",
     "mesa_descent": "sequences.context",
+    "module_places": "naming",
     "nearest_patches": "regions.semantics",
     "normalized_cut": "regions.spectral",
     "ObjectScorer": "regions.detection",
@@ -54,9 +57,11 @@ _EXPORTS = {
     "read_patches": "regions.patches",
     "refine_mask": "regions.segmentation",
     "region_scores": "regions.overlap",
+    "rollout": "attention_rollout",
     "score_attention": "regions.overlap",
     "score_masks": "regions.overlap",
     "threshold_attention": "regions.segmentation",
+    "to_transformer_lens": "naming",
     "token_binding": "sequences.context",
     "token_pca": "regions.segmentation",
     "TokenPCA": "regions.segmentation",
@@ -70,9 +75,14 @@ __all__ = sorted(_EXPORTS)
 
 if TYPE_CHECKING:
     from unrolled.instruments.anatomy import head_subspaces as head_subspaces
+    from unrolled.instruments.attention_rollout import attention_map as attention_map
+    from unrolled.instruments.attention_rollout import rollout as rollout
     from unrolled.instruments.control import untrained_control as untrained_control
     from unrolled.instruments.features.extraction import FeatureSet as FeatureSet
     from unrolled.instruments.features.extraction import extract as extract
+    from unrolled.instruments.naming import from_transformer_lens as from_transformer_lens
+    from unrolled.instruments.naming import module_places as module_places
+    from unrolled.instruments.naming import to_transformer_lens as to_transformer_lens
     from unrolled.instruments.rates import incoherence as incoherence
     from unrolled.instruments.rates import layerwise as layerwise
     from unrolled.instruments.rates import trace_report as trace_report

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention", "SelfAttention", "mssa", "tssa", "cbsa", "mesa")
@@ -76,17 +78,43 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The model inside data-parallel and Fabric wrappers.
 
     Raises:
-        ValueError: `model` is compiled; its hooks would be silently skipped.
+        ValueError: it is none, or it or a part of it is compiled or scripted; its hooks would be silently skipped.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: must be a torch module, not {type(model).__name__}; unrolled.create_model makes one")
+    for path, module in model.named_modules():
+        if kind := _skips_hooks(module):
+            raise ValueError(
+                f"model: {path or 'it'} is {kind}, and {kind} code skips hooks; pass the model as it was before that"
+            )
     while True:
-        if hasattr(model, "_orig_mod"):
-            raise ValueError("model: a compiled model skips hooks; pass the model as it was before torch.compile")
         children = list(model.children())
         inner = getattr(model, "module", None)
         if len(children) == 1 and isinstance(inner, nn.Module) and inner is children[0]:
             model = inner
         else:
             return model
+
+
+def _skips_hooks(module: nn.Module) -> str:
+    """What was made of a module, if hooks on the parts of it do not run; else nothing."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted"
+    forward: Any = module.forward
+    by_hand = hasattr(forward, "_torchdynamo_orig_callable") and not getattr(forward, "_torchdynamo_disable", False)
+    if by_hand or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        return "compiled"
+    return ""
+
+
+def check_values(model: nn.Module) -> None:
+    """What changes or measures activations needs some.
+
+    Raises:
+        ValueError: the model is on the meta device.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("model: is on the meta device and has no values; build it on a real one")
 
 
 def find_stacks(model: nn.Module) -> list[Stack]:
@@ -224,8 +252,12 @@ def _values_of(attention: nn.Module) -> Tensor | None:
 
 
 def _rows(module: nn.Module | None) -> Tensor | None:
-    """The weight of a linear map, [out, in]; Hugging Face's Conv1D keeps it [in, out]."""
-    weight = getattr(module, "weight", None)
+    """The weight of a linear map, [out, in]; Hugging Face's Conv1D keeps it [in, out], quantised layers give it out."""
+    weight: Any = getattr(module, "weight", None)
+    if callable(weight) and not isinstance(weight, Tensor):
+        weight = weight()
+    if isinstance(weight, Tensor) and weight.is_quantized:
+        weight = weight.dequantize()
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         return None
     return weight.mT if is_transposed(module) else weight
@@ -240,13 +272,19 @@ def output_projection(attention: nn.Module) -> nn.Module | None:
     """The layer that puts heads together again: its input is what they computed, side by side; None if unknown."""
     for path in OUTPUT:
         module = _get(attention, path)
-        weight = getattr(module, "weight", None)
-        if isinstance(module, nn.Module) and isinstance(weight, Tensor) and weight.dim() == 2:
+        if module is not None and _rows(module) is not None:
             return module
     for name, module in attention.named_children():
         if name.lower().endswith("attention") and (projection := output_projection(module)) is not None:
             return projection
     return None
+
+
+def input_width(projection: nn.Module) -> int:
+    """How many numbers a linear map is given."""
+    weight = _rows(projection)
+    assert weight is not None
+    return weight.shape[1]
 
 
 def head_count(attention: nn.Module, model: nn.Module) -> int | None:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import (
     ATTENTION,
+    check_values,
     child,
     descendant,
     find_parts,
     find_stacks,
     head_count,
-    is_transposed,
+    input_width,
     output_projection,
     unwrap,
 )
@@ -75,7 +76,10 @@ class _Act:
 
     def __call__(self, value: Tensor) -> Tensor:
         piece = value if self.part is None else value[..., self.part]
+        before = None if value.is_inference() else value._version
         changed = self.change(piece)
+        if before is not None and value._version != before:
+            raise ValueError(f"edits: the function of {self.name} wrote into its tensor; return a new one")
         if changed is piece:
             return value
         _check_like(changed, piece, self.name)
@@ -107,6 +111,8 @@ class Edit:
 
     def __init__(self, model: nn.Module, edits: Mapping[str, Change], *, places: Places | None = None) -> None:
         self._model = unwrap(model)
+        if not isinstance(edits, Mapping) or not all(isinstance(name, str) for name in edits):
+            raise ValueError("edits: must map names to functions, such as {'block00/attn': zero}")
         if not edits:
             raise ValueError("edits: is empty; name at least one place, such as {'block00/attn': zero}")
         places = places_of(self._model) if places is None else places
@@ -221,16 +227,8 @@ def places_of(model: nn.Module) -> Places:
         ValueError: the model is compiled, or on the meta device.
     """
     model = unwrap(model)
-    _check_model(model)
+    check_values(model)
     return {name: (target, part) for name, target, part in _places(model)}
-
-
-def _check_model(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        if hasattr(module, "_orig_mod"):
-            raise ValueError(f"model: {path or 'it'} is compiled, and compiled code skips hooks; edit it uncompiled")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("model: is on the meta device and has no values to change; build it on a real one")
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, _Target, int | slice | None]]:
@@ -266,8 +264,7 @@ def _heads(model: nn.Module, name: str, block: nn.Module) -> Iterator[tuple[str,
     projection = output_projection(attention)
     if projection is not None:
         target = _Target(Site(f"{name}/attn/heads", projection, "before", read_input))
-        weight: Any = projection.weight
-        width = weight.shape[0 if is_transposed(projection) else 1]
+        width = input_width(projection)
     elif callable(getattr(attention, "merge", None)) and isinstance(dim_head := getattr(attention, "dim_head", 0), int):
         target, width = _Target(method=(attention, "merge"), takes=True), heads * dim_head
     else:

@@ -106,15 +106,37 @@ def steer(direction: Tensor, strength: float = 1.0) -> Change:
 
 def project_out(basis: Tensor) -> Change:
     """Remove what lies in a subspace, given by any vectors that span it, `[d]` or `[d, p]`."""
-    columns = basis.detach().double().reshape(basis.shape[0], -1)
-    u, size, _ = torch.linalg.svd(columns, full_matrices=False)
-    u = u[:, size > size.max() * columns.shape[0] * torch.finfo(torch.float64).eps]
+    u = orthonormal(basis)
 
     def change(x: Tensor) -> Tensor:
         q = u.to(x)
         return x - (x @ q) @ q.mT
 
     return change
+
+
+def within(change: Change, basis: Tensor) -> Change:
+    """Of a change only what lies in a subspace: with `zero` it is `project_out`, with `patch` another run's part."""
+    u = orthonormal(basis)
+
+    def act(x: Tensor) -> Tensor:
+        q = u.to(x)
+        return x + ((change(x) - x) @ q) @ q.mT
+
+    return act
+
+
+def orthonormal(basis: Tensor) -> Tensor:
+    """Orthonormal columns, float64, of the space of the columns of `basis`, `[d]` or `[d, p]`."""
+    columns = basis.detach().double().reshape(basis.shape[0], -1)
+    u, size, _ = torch.linalg.svd(columns, full_matrices=False)
+    return u[:, size > size.max() * columns.shape[0] * torch.finfo(torch.float64).eps]
+
+
+def bound(change: Change, name: str) -> Change:
+    """`change` for the place of that name, where it is not the same everywhere, such as `patch`."""
+    bind = getattr(change, "bind", None)
+    return change if bind is None else bind(name)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -126,8 +148,7 @@ class at:
 
     def bind(self, name: str) -> Change:
         """The change for a place."""
-        bind = getattr(self.change, "bind", None)
-        change = self.change if bind is None else bind(name)
+        change = bound(self.change, name)
         return lambda x: self._only(change(x), x)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -138,6 +159,8 @@ class at:
         if new is x:
             return x
         chosen: Any = [self.positions] if isinstance(self.positions, int) else self.positions
+        if not isinstance(chosen, slice) and (far := [i for i in chosen if not -x.shape[1] <= i < x.shape[1]]):
+            raise ValueError(f"at: there is no token {far[0]} among {x.shape[1]}, which count from 0")
         out = x.clone()
         out[:, chosen] = new[:, chosen]
         return out

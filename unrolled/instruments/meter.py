@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unrolled.instruments.anatomy import FIRST_NORM, Stack, child, find_stacks, head_subspaces, unwrap
+from unrolled.instruments.anatomy import FIRST_NORM, Stack, check_values, child, find_stacks, head_subspaces, unwrap
 from unrolled.instruments.feeding import Shown, Spread
 from unrolled.instruments.readouts.probes import widen
 from unrolled.instruments.sites import read_input
@@ -36,6 +36,7 @@ class Meter:
             raise ValueError(f"positions={tuple(positions)}: are numbers of tokens from the start, at least 1")
         self.model, self.eps, self.positions = model, eps, sorted(set(positions))
         self.stack = chosen_stack(model, stack)
+        check_values(model)
         self.names = [self.stack.name(index) for index in range(len(self.stack.blocks))]
         self.blocks = [block for _, block in self.stack.blocks]
         # name of an activation -> what to do with it: (layer, point) pairs

@@ -31,6 +31,7 @@ from unrolled.instruments.control import untrained_control
 from unrolled.instruments.feeding import batches_of, settled
 from unrolled.instruments.meter import Meter, Protocol, full
 from unrolled.instruments.readouts.probes import widen
+from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,8 +51,8 @@ _TITLES = {
 }
 
 
-class LayerRows(list[Row]):
-    """Rows of `layerwise`, one a layer, which can be drawn.
+class LayerRows(Tabular, list[Row]):
+    """Rows of `layerwise`, one a layer, which can be drawn and shown as a table.
 
     Attributes:
         positions: rows of the layers at the positions that were asked for.
@@ -60,6 +61,18 @@ class LayerRows(list[Row]):
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         super().__init__(rows)
         self.positions: list[Row] = []
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows, the quantities first and then what says more of them."""
+        first = ("layer", *PLAIN, "incoherence")
+        return [{**{key: row[key] for key in first if key in row}, **row} for row in self]
+
+    def __repr__(self) -> str:
+        if not self:
+            return "LayerRows(no layers)"
+        unit = next((f", {row[key]:.0f} {key}" for row in self for key in ("images", "sequences") if key in row), "")
+        values = [f"{key} {self[0][key]:.4g} to {self[-1][key]:.4g}" for key in PLAIN if key in self[0]]
+        return f"LayerRows({len(self)} layers{unit}; first to last layer: {', '.join(values)})"
 
     def plot(self, ax: Axes | None = None, *, quantity: str = "subspace_rate", label: str = "model") -> Axes:
         """Draw a quantity against the layers, with one standard error of the mean over images as bars.

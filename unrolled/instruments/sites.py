@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from unrolled.instruments.anatomy import Parts, Stack, final_sites, find_parts, head_count, output_projection
-
-Read = Callable[[tuple[Any, ...], dict[str, Any], Any], Tensor | None]
+from unrolled.instruments.anatomy import Stack, final_sites, find_parts, head_count, output_projection
+from unrolled.instruments.weights import Read, attention_reader
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,11 @@ class Listener:
             first: before all hooks that are there already.
         """
         blocks = {site.block for site in self._sites if site.block is not None}
-        pairs = {(site.block, site.attention) for site in self._sites if site.block and site.attention}
+        pairs = {
+            (site.block, site.attention)
+            for site in self._sites
+            if site.block is not None and site.attention is not None
+        }
         # after the blocks' hooks, so that a site that reads a block's own input finds its call begun
         hooks = [partial(block.register_forward_pre_hook, self._enter, with_kwargs=True) for block in blocks]
         hooks += [partial(layer.register_forward_hook, partial(self._attended, block)) for block, layer in pairs]
@@ -120,7 +123,7 @@ def sites_of(model: nn.Module, stacks: list[Stack], attention: bool = False, hea
         yield Site(f"{stack.prefix}embed", stack.blocks[0][1], "before", read_input)
         for index, (_, block) in enumerate(stack.blocks):
             name, parts = stack.name(index), find_parts(block)
-            read = _attention_reader(model, parts) if attention else None
+            read = attention_reader(model, parts) if attention else None
             if read is not None and parts.attention is not None:
                 yield Site(f"{name}/attention", parts.attention, read[0], read[1], block)
             if heads and parts.attention is not None:
@@ -203,54 +206,3 @@ def first_tensor(value: Any) -> Tensor | None:
         return value
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return next((tensor for item in items if (tensor := first_tensor(item)) is not None), None)
-
-
-def _attention_reader(model: nn.Module, parts: Parts) -> tuple[Literal["before", "after"], Read] | None:
-    """How to get the weights of an attention layer, or None."""
-    layer = parts.attention
-    method = getattr(layer, "attention", None)
-    if callable(method) and not isinstance(method, nn.Module):
-
-        def read_white_box(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
-            mask, causal = _mask(args, kwargs)
-            if mask is not None:
-                raise ValueError("attention=True: weights under an attention mask are not available for this layer")
-            weights: Tensor = method(read_input(args, kwargs, output), **({"is_causal": True} if causal else {}))
-            return weights
-
-        return "before", read_white_box
-    kind = type(layer)
-    if (kind.__module__, kind.__name__) == (
-        "timm.layers.attention",
-        "Attention",
-    ):  # a subclass may compute something else
-        return "before", lambda args, kwargs, _: _timm_attention(layer, args, kwargs)
-    config = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) == "eager":
-        return "after", _returned_weights
-    return None
-
-
-def _mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, bool]:
-    given = dict(zip(("attn_mask", "is_causal"), args[1:3], strict=False)) | kwargs
-    return given.get("attn_mask"), bool(given.get("is_causal", False))
-
-
-def _timm_attention(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    z = read_input(args, kwargs, None)
-    if z is None:
-        return None
-    mask, causal = _mask(args, kwargs)
-    q, k, _ = layer.qkv(z).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    logits = layer.q_norm(q) * layer.scale @ layer.k_norm(k).mT
-    if causal:
-        n = z.shape[-2]
-        mask = torch.ones(n, n, dtype=torch.bool, device=z.device).tril()
-    if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    return logits.softmax(-1)
-
-
-def _returned_weights(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
-    items = output if isinstance(output, tuple) else ()
-    return next((item for item in items[1:] if isinstance(item, Tensor) and item.dim() == 4), None)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import Stack, find_stacks, unwrap
 from unrolled.instruments.sites import Listener, Site, paths_of, select, sites_of, unknown
+from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Reduce = Callable[[str, Tensor], Any]
+_SCREEN = 22  # lines of names that one screen shows
 
 
 def trace(
@@ -57,8 +59,8 @@ def trace(
             call.
         grad: keep the tensors themselves, on the autograd graph; default: detached copies.
         attention: also record attention weights, recomputed from what the layer reads, without touching how it
-            computes. For MSSA and timm's ViT attention; Hugging Face models must run with
-            `attn_implementation="eager"`.
+            computes: fused kernels stay in use. For MSSA and timm's ViT and EVA attention (DINOv2, DINOv3); Hugging
+            Face models must run with `attn_implementation="eager"`.
         heads: also record what each head computed, before the heads are put together, `block03/attn/heads`
             `[b, n, h, p]`, where an output projection is known.
 
@@ -68,12 +70,12 @@ def trace(
 
     Raises:
         ValueError: a pattern matches nothing (the nearest names are given), attention weights cannot be had, or `model`
-            is compiled.
+            or a part of it is compiled or scripted.
     """
     return Trace(model, patterns=patterns, reduce=reduce, grad=grad, attention=attention, heads=heads)
 
 
-class Trace(Mapping[str, Any]):
+class Trace(Tabular, Mapping[str, Any]):
     """An ordered mapping from names to tensors; made by `trace`, which documents it."""
 
     def __init__(
@@ -87,12 +89,14 @@ class Trace(Mapping[str, Any]):
         heads: bool = False,
     ) -> None:
         inner = unwrap(model)
+        if not (patterns is None or isinstance(patterns, str) or all(isinstance(each, str) for each in patterns)):
+            raise ValueError("patterns: must be names or patterns of them, such as 'block*/attn'")
         self.stacks: list[Stack] = find_stacks(inner)
         sites = list(sites_of(inner, self.stacks, attention, heads)) if self.stacks else list(paths_of(inner))
         if attention and not any(site.name.endswith("/attention") for site in sites):
             raise ValueError(
                 "attention=True: this model has no attention layer whose weights can be had; known are MSSA, timm's "
-                'Attention, and Hugging Face models after model.set_attn_implementation("eager")'
+                'Attention and EvaAttention, and Hugging Face models after model.set_attn_implementation("eager")'
             )
         self._sites = sites if patterns is None else select(sites, inner, patterns)
         self._listener = Listener(self._sites)
@@ -132,6 +136,18 @@ class Trace(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def records(self) -> list[dict[str, Any]]:
+        """Name, shape, dtype and number of calls of all that was recorded; of what `reduce=` made no shape."""
+        rows = []
+        for name in self:
+            values = self._values[name]
+            tensors = [value for value in values if isinstance(value, Tensor)]
+            shapes = [str(list(shape)) for shape in dict.fromkeys(value.shape for value in tensors)]
+            dtypes = dict.fromkeys(str(value.dtype).removeprefix("torch.") for value in tensors)
+            row = {"name": name, "shape": ", ".join(shapes), "dtype": ", ".join(dtypes), "calls": len(values)}
+            rows.append(row)
+        return rows
+
     def plot(self, ax: Axes | None = None, *, measure: Callable[[Tensor], float] | None = None) -> Axes:
         """Draw one number of every recorded tensor against the layers, a line for each place in them.
 
@@ -160,7 +176,10 @@ class Trace(Mapping[str, Any]):
         return LineChart(title=title.replace("<lambda>", "measure"), x_label="layer", series=series).plot(ax)
 
     def __repr__(self) -> str:
-        return f"Trace({len(self)} of {len(self.names)} names recorded)"
+        lines = [f"  {r['name']}  {r['shape'] or 'reduced'} {r['dtype']}".rstrip() for r in self.records()]
+        if len(lines) > _SCREEN:
+            lines = [*lines[: _SCREEN - 4], f"  ... {len(lines) - _SCREEN + 1} more", *lines[-3:]]
+        return "\n".join([f"Trace({len(self)} of {len(self.names)} names recorded)", *lines])
 
     def __enter__(self) -> Trace:
         if self._listener.listening:

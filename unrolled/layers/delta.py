@@ -108,7 +108,7 @@ class DeltaLayer(AttentionLayer):
     Args:
         dim: token width.
         heads: number of heads.
-        dim_head: width of queries and keys.
+        dim_head: width of queries and keys; `dim / heads` if None.
         dim_value: width of values; `dim_head` if None.
         normalize: l2-normalise queries and keys. Without it nothing keeps beta |k|^2 below 2.
         init_std: of all projections; PyTorch's default if None.
@@ -116,15 +116,15 @@ class DeltaLayer(AttentionLayer):
 
     def __init__(
         self,
-        *,
         dim: int,
         heads: int,
-        dim_head: int,
+        *,
+        dim_head: int | None = None,
         dim_value: int | None = None,
         normalize: bool = True,
         init_std: float | None = None,
     ) -> None:
-        super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
+        super().__init__(dim, heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
         self.gates = nn.Linear(dim, heads)
         self.normalize = normalize
 

@@ -115,7 +115,8 @@ class ISTA(nn.Module):
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         """A = I + eta D^T (I - D) `[d, d]` and the bias -eta lambda `[d]`, in float32 at least, autocast or not."""
-        with torch.autocast(self.dictionary.device.type, enabled=False):
+        device = "cpu" if self.dictionary.is_meta else self.dictionary.device.type  # autocast knows no meta device
+        with torch.autocast(device, enabled=False):
             d: Tensor = self.dictionary
             d = d.float() if d.dtype in (torch.float16, torch.bfloat16) else d
             identity = torch.eye(self.dim, dtype=d.dtype, device=d.device)

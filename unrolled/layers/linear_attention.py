@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.layers.heads import head_width
+
 _CHUNK = 64
 
 
@@ -62,11 +64,16 @@ class AttentionLayer(nn.Module):
     """Projections shared by the attention layers: `query`, `key`, `value` to heads, `output` back; no biases."""
 
     def __init__(
-        self, *, dim: int, heads: int, dim_head: int, dim_value: int | None = None, init_std: float | None = None
+        self,
+        dim: int,
+        heads: int,
+        *,
+        dim_head: int | None = None,
+        dim_value: int | None = None,
+        init_std: float | None = None,
     ) -> None:
         super().__init__()
-        if min(dim, heads, dim_head) < 1:
-            raise ValueError(f"dim, heads and dim_head must be positive, not {dim}, {heads}, {dim_head}")
+        dim_head = head_width(dim, heads, dim_head)
         if dim_value is not None and dim_value < 1:
             raise ValueError(f"dim_value must be positive, or None for dim_head, not {dim_value}")
         self.dim, self.heads, self.dim_head = dim, heads, dim_head
@@ -109,7 +116,7 @@ class LinearSelfAttention(AttentionLayer):
     Args:
         dim: token width.
         heads: number of heads.
-        dim_head: width of queries and keys.
+        dim_head: width of queries and keys; `dim / heads` if None.
         dim_value: width of values; `dim_head` if None.
         normalize: l2-normalise queries and keys, as the paper's language models do.
         init_std: of all projections; PyTorch's default if None.
@@ -117,15 +124,15 @@ class LinearSelfAttention(AttentionLayer):
 
     def __init__(
         self,
-        *,
         dim: int,
         heads: int,
-        dim_head: int,
+        *,
+        dim_head: int | None = None,
         dim_value: int | None = None,
         normalize: bool = False,
         init_std: float | None = None,
     ) -> None:
-        super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
+        super().__init__(dim, heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
         self.normalize = normalize
 
     def forward(self, z: Tensor, *, state: Tensor | None = None, return_state: bool = False) -> Any:
@@ -163,7 +170,7 @@ class LinearSelfAttention(AttentionLayer):
             a layer whose update adds eta * sum_{t'} (s_{t'} - Phi_0 s_{t'-1}) (s_{t'-1} . s_t) to the first channel.
         """
         channels = 4 if initial is None else 3
-        layer = cls(dim=channels * state_dim, heads=1, dim_head=state_dim)
+        layer = cls(channels * state_dim, 1, dim_head=state_dim)
         layer.to(dtype or (torch.get_default_dtype() if initial is None else initial.dtype))
         identity = torch.eye(state_dim, dtype=layer.query.weight.dtype)
         with torch.no_grad():
@@ -190,15 +197,15 @@ class SoftmaxSelfAttention(AttentionLayer):
 
     def __init__(
         self,
-        *,
         dim: int,
         heads: int,
-        dim_head: int,
+        *,
+        dim_head: int | None = None,
         dim_value: int | None = None,
         causal: bool = True,
         init_std: float | None = None,
     ) -> None:
-        super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
+        super().__init__(dim, heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
         self.causal = causal
 
     def forward(self, z: Tensor, *, state: tuple[Tensor, Tensor] | None = None, return_state: bool = False) -> Any:

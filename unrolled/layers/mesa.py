@@ -100,7 +100,7 @@ class MesaLayer(_Mesa):
     Args:
         dim: token width.
         heads: number of heads.
-        dim_head: width of queries and keys.
+        dim_head: width of queries and keys; `dim / heads` if None.
         dim_value: width of values; `dim_head` if None.
         ridge: initial 1 / lambda.
         forgetful: learn a decay per head and token.
@@ -111,10 +111,10 @@ class MesaLayer(_Mesa):
 
     def __init__(
         self,
-        *,
         dim: int,
         heads: int,
-        dim_head: int,
+        *,
+        dim_head: int | None = None,
         dim_value: int | None = None,
         ridge: float = 1.0,
         forgetful: bool = False,
@@ -122,7 +122,7 @@ class MesaLayer(_Mesa):
         init_std: float | None = None,
         method: str = "auto",
     ) -> None:
-        super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
+        super().__init__(dim, heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
         if not 0 < ridge < math.inf:
             raise ValueError(f"ridge must be positive and finite, not {ridge}")
         _check_method(method, recurrent=True)
@@ -213,7 +213,7 @@ class MesaNetLayer(_Mesa):
     Args:
         dim: token width.
         heads: number of heads.
-        dim_head: width of queries and keys.
+        dim_head: width of queries and keys; `dim / heads` if None.
         dim_value: width of values; `dim_head` if None.
         width: taps of the causal convolution.
         conv_values: convolve the values too.
@@ -222,24 +222,24 @@ class MesaNetLayer(_Mesa):
 
     def __init__(
         self,
-        *,
         dim: int,
         heads: int,
-        dim_head: int,
+        *,
+        dim_head: int | None = None,
         dim_value: int | None = None,
         width: int = 4,
         conv_values: bool = False,
         method: str = "auto",
     ) -> None:
-        super().__init__(dim=dim, heads=heads, dim_head=dim_head, dim_value=dim_value)
+        super().__init__(dim, heads, dim_head=dim_head, dim_value=dim_value)
         if width < 1:
             raise ValueError(f"width must be at least 1, which mixes no steps, not {width}")
         _check_method(method, recurrent=False)
         self.width, self.conv_values, self.method = width, conv_values, method
-        channels = heads * (2 * dim_head + (self.dim_value if conv_values else 0))
+        channels = heads * (2 * self.dim_head + (self.dim_value if conv_values else 0))
         self.conv = nn.Conv1d(channels, channels, width, groups=channels, bias=False)
         self.gates = nn.Linear(dim, 2 * heads)
-        self.raw_ridge = nn.Parameter(torch.full((heads, dim_head), math.log(math.expm1(0.75))))
+        self.raw_ridge = nn.Parameter(torch.full((heads, self.dim_head), math.log(math.expm1(0.75))))
         self.head_norm = RMSNorm(self.dim_value)
 
     @property
@@ -324,10 +324,10 @@ class MesaNetBlock(nn.Module):
 
     def __init__(
         self,
-        *,
         dim: int,
         heads: int,
-        dim_head: int,
+        *,
+        dim_head: int | None = None,
         dim_value: int | None = None,
         width: int = 4,
         conv_values: bool = False,
@@ -337,8 +337,8 @@ class MesaNetBlock(nn.Module):
         super().__init__()
         self.norm1 = RMSNorm(dim)
         self.mixer = MesaNetLayer(
-            dim=dim,
-            heads=heads,
+            dim,
+            heads,
             dim_head=dim_head,
             dim_value=dim_value,
             width=width,

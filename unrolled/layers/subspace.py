@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
+from unrolled.layers.heads import head_width
+
 
 class SubspaceAttention(nn.Module):
     """The parameters of `MSSA`, `TSSA` and `CBSA`, which differ in what happens between projection and output.
@@ -61,13 +63,10 @@ class SubspaceAttention(nn.Module):
             ValueError: heads do not divide the width, an option is unknown, or orthogonal subspaces have no room.
         """
         super().__init__()
-        if heads < 1 or dim < 1:
-            raise ValueError(f"dim={dim}, heads={heads}: both must be at least 1")
-        if dim_head is None and dim % heads:
-            raise ValueError(f"heads={heads} does not divide dim={dim}: change one of them, or give dim_head")
+        width = head_width(dim, heads, dim_head)
         if output not in ("learned", "tied"):
             raise ValueError(f"output={output!r}: choose 'learned' or 'tied'")
-        self.dim, self.heads, self.dim_head = dim, heads, dim_head or dim // heads
+        self.dim, self.heads, self.dim_head = dim, heads, width
         self.scale = scale
         inner = self.heads * self.dim_head
         if orthogonal and inner > dim:

@@ -2,162 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.layers import DropPath, Mlp, resample_abs_pos_embed
-from timm.models.vision_transformer import Attention, VisionTransformer
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from unrolled.layers import CBSA, ISTA, MSSA, TSSA, OvercompleteISTA
-from unrolled.layers.mssa import Compression
+from unrolled.layers.blocks import CRATEBlock
+from unrolled.layers.cbsa import CBSA
 from unrolled.models.hub import HubMixin
 from unrolled.models.stem import ConvStem, LayerNormStem, LinearStem
 from unrolled.ops.recording import sizes
 
 STEMS = {"layernorm": LayerNormStem, "linear": LinearStem, "conv": ConvStem}
 POOLS = {"cls": "token", "mean": "avg", "token": "token", "avg": "avg", "max": "max", "avgmax": "avgmax", "": ""}
-
-
-def _mhsa(dim: int, heads: int, *, dim_head: int | None, output: str, bias: bool, dropout: float, **placed: Any) -> Any:
-    if dim_head not in (None, dim // heads) or output != "learned" or not bias:
-        raise ValueError("attention='mhsa' is the plain transformer's: leave out dim_head, output and bias")
-    return Attention(dim, num_heads=heads, qkv_bias=True, proj_drop=dropout, **placed)
-
-
-# the layers a block can be made of, by the name a saved configuration keeps
-ATTENTIONS: dict[str, Callable[..., nn.Module]] = {"mssa": MSSA, "tssa": TSSA, "cbsa": CBSA, "mhsa": _mhsa}
-SPARSIFIERS = ("ista", "overcomplete", "mlp", "none")
-
-
-class CRATEBlock(nn.Module):
-    r"""One layer: a compression step, then a sparsification step (arXiv 2306.01129, section 2.4).
-
-    $$Z^{\ell+1/2} = Z^\ell + \mathrm{MSSA}(\mathrm{LN}(Z^\ell)), \qquad
-      Z^{\ell+1} = \mathrm{ISTA}(\mathrm{LN}(Z^{\ell+1/2}))$$
-
-    | symbol  | attribute                            |
-    |---------|--------------------------------------|
-    | MSSA    | `attn`                               |
-    | ISTA    | `ista`, or `mlp` if that is what it is |
-    | LN, LN  | `norm1`, `norm2`                     |
-
-    The second half *replaces* the tokens: its identity is inside ISTA. Stochastic depth therefore acts on the first
-    half only. With `residual` the second half is added instead, and both halves are dropped.
-
-    The family, as configurations:
-
-    | model                           | attention | sparsifier     | decoupled | residual | bias  |
-    |---------------------------------|-----------|----------------|-----------|----------|-------|
-    | CRATE                           | `mssa`    | `ista`         | no        | no       | yes   |
-    | CRATE-alpha, first change       | `mssa`    | `overcomplete` | no        | no       | no    |
-    | second change                   | `mssa`    | `overcomplete` | yes       | no       | no    |
-    | third change: CRATE-alpha       | `mssa`    | `overcomplete` | yes       | yes      | no    |
-    | CBT; ToST on the same frame     | `cbsa`; `tssa` | `ista`    | no        | no       | yes   |
-    | attention-only (2506.03790)     | `mssa`    | `none`         |           |          | yes   |
-    | ViT, to swap halves with        | `mhsa`    | `mlp`          |           | yes      | yes   |
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        attention: Literal["mssa", "tssa", "cbsa", "mhsa"] = "mssa",
-        sparsifier: Literal["ista", "overcomplete", "mlp", "none"] = "ista",
-        expansion: int = 4,
-        decoupled: bool = False,
-        residual: bool = False,
-        dim_head: int | None = None,
-        output: Literal["learned", "tied"] = "learned",
-        bias: bool = True,
-        pooled: Literal["patches", "leading"] = "patches",
-        dropout: float = 0.0,
-        orthogonal: bool = False,
-        compression: Compression = "softmax",
-        eps: float | None = None,
-        drop_path: float = 0.0,
-        norm_layer: Any = nn.LayerNorm,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **ista_args: Any,
-    ) -> None:
-        """Build the layer.
-
-        Args:
-            dim: d, width.
-            heads: K, subspaces.
-            attention: the compression step.
-            sparsifier: the second half; `"none"` leaves it out.
-            expansion: atoms of the overcomplete dictionary, or hidden units of the MLP, for each dimension.
-            decoupled: the overcomplete dictionary reads its codes out with a matrix of its own.
-            residual: add the second half to the tokens.
-            dim_head: p, dimension of a subspace.
-            output: `"learned"` or `"tied"`, see `SubspaceAttention`.
-            bias: of the attention's learned output.
-            pooled: what CBSA's representatives are means of, see `CBSA`.
-            dropout: on the attention's output.
-            orthogonal: keep the subspaces orthonormal and mutually orthogonal, see `SubspaceAttention`.
-            compression: the form of MSSA's step, see `MSSA`.
-            eps: distortion of the coding rate in the forms that have one.
-            drop_path: probability of skipping what is added to the tokens.
-            norm_layer: LN.
-            device: where to put the parameters.
-            dtype: their type.
-            **ista_args: `step_size`, `sparsity`, `learn_step_size`, `learn_sparsity` of `ISTA` or `OvercompleteISTA`.
-
-        Raises:
-            ValueError: an option is unknown or does not go with another.
-        """
-        super().__init__()
-        if attention not in ATTENTIONS:
-            raise ValueError(f"attention={attention!r}: choose one of {sorted(ATTENTIONS)}")
-        if sparsifier not in SPARSIFIERS:
-            raise ValueError(f"sparsifier={sparsifier!r}: choose one of {sorted(SPARSIFIERS)}")
-        if decoupled and sparsifier != "overcomplete":
-            raise ValueError(
-                "decoupled: only the overcomplete dictionary has two matrices; set sparsifier='overcomplete'"
-            )
-        if ista_args and sparsifier not in ("ista", "overcomplete"):
-            raise ValueError(f"{', '.join(ista_args)}: sparsifier={sparsifier!r} has no such thing; leave it out")
-        if attention != "mssa" and (compression != "softmax" or eps is not None):
-            raise ValueError(f"compression, eps: are MSSA's; leave them out with attention={attention!r}")
-        if attention != "cbsa" and pooled != "patches":
-            raise ValueError(f"pooled: is CBSA's; leave it out with attention={attention!r}")
-        if attention == "mhsa" and orthogonal:
-            raise ValueError("orthogonal: attention='mhsa' has no subspaces; leave it out")
-        placed: dict[str, Any] = {"device": device, "dtype": dtype}
-        form: dict[str, Any] = {"compression": compression, "eps": eps} if attention == "mssa" else {}
-        form |= {"pooled": pooled} if attention == "cbsa" else {}
-        form |= {"orthogonal": True} if orthogonal else {}
-        self.residual = residual
-        self.norm1 = norm_layer(dim, **placed)
-        self.attn = ATTENTIONS[attention](
-            dim, heads, dim_head=dim_head, output=output, bias=bias, dropout=dropout, **form, **placed
-        )
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        if sparsifier == "none":
-            self.norm2 = nn.Identity()  # reads Z+half, which instruments look for between the halves of a layer
-            return
-        self.norm2 = norm_layer(dim, **placed)
-        if sparsifier == "mlp":
-            self.mlp = Mlp(dim, expansion * dim, **placed)
-        elif sparsifier == "ista":
-            self.ista: nn.Module = ISTA(dim, **ista_args, **placed)
-        else:
-            self.ista = OvercompleteISTA(dim, expansion=expansion, decoupled=decoupled, **ista_args, **placed)
-
-    def forward(self, z: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """One layer on tokens `[b, n, d]`."""
-        z = z + self.drop_path(self.attn(self.norm1(z), attn_mask=attn_mask, is_causal=is_causal))
-        second = getattr(self, "ista", None) or getattr(self, "mlp", None)
-        if second is None:
-            return self.norm2(z)
-        if self.residual:
-            return z + self.drop_path(second(self.norm2(z)))
-        return second(self.norm2(z))
 
 
 class CRATE(HubMixin, VisionTransformer):

@@ -9,54 +9,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unrolled.layers import MSSA
-from unrolled.models.crate import CRATE, CRATEBlock, add_registers
+from unrolled.layers.blocks import CRATEBlock, CRATEDecoderBlock
+from unrolled.models.crate import CRATE, add_registers
 from unrolled.ops.recording import is_recording, knows_sizes, sizes
 
 # what a model's description says of its images and its layers' names, whatever it was trained for
 _OF_IMAGES = ("crop_pct", "interpolation", "mean", "std", "fixed_input_size", "first_conv", "classifier")
-
-
-class CRATEDecoderBlock(nn.Module):
-    r"""The steps of a CRATE layer, reversed: undo the sparse code, then undo the compression (arXiv 2404.02446).
-
-    $$Y^{\ell+1/2} = E\, \mathrm{LN}(Y^\ell), \qquad
-      Y^{\ell+1} = Y^{\ell+1/2} - \mathrm{MSSA}(\mathrm{LN}(Y^{\ell+1/2}))$$
-
-    | symbol | attribute              | shape               |
-    |--------|------------------------|---------------------|
-    | E      | `linear.weight`        | `[d, d]`, no bias   |
-    | MSSA   | `attn`                 |                     |
-    | LN, LN | `norm1`, `norm2`       |                     |
-
-    Objective: the one of `CRATEBlock`, ascended: the encoder's compression step run backwards in time. The reversal is
-    *approximate*, because MSSA is evaluated where the encoder's step ended, not where it began.
-
-    Departures: none in what is computed.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        norm_layer: Any = nn.LayerNorm,
-        device: Any = None,
-        dtype: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Build the layer; further arguments as in `MSSA`."""
-        super().__init__()
-        placed: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm1 = norm_layer(dim, **placed)
-        self.linear = nn.Linear(dim, dim, bias=False, **placed)
-        self.norm2 = norm_layer(dim, **placed)
-        self.attn = MSSA(dim, heads, **kwargs, **placed)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """One layer on tokens `[b, n, d]`."""
-        z = self.linear(self.norm1(z))
-        return z - self.attn(self.norm2(z))
 
 
 class Completion(NamedTuple):
@@ -277,6 +235,14 @@ class MaskedAutoencoder(CRATE):
         filled = torch.where(mask.unsqueeze(-1) > 0, prediction.to(target.dtype), target)
         p, q = self.patch_embed.patch_size
         return self.unpatchify(filled, size), self.unpatchify(mask.unsqueeze(-1).expand(-1, -1, p * q), size)
+
+    def normalise_targets(self, normalise: bool) -> None:
+        """Predict patches normalised to mean 0 and variance 1, as of `norm_pix_loss`, or pixels; saved with the model.
+
+        Args:
+            normalise: what `norm_pix_loss` becomes.
+        """
+        self.norm_pix_loss = self._model_args["norm_pix_loss"] = normalise
 
     def classifier(self, num_classes: int, *, pool: str = "cls", **kwargs: Any) -> CRATE:
         """A `CRATE` with this encoder's weights, positions that train, and a new classifier.

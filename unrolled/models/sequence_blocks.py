@@ -77,7 +77,7 @@ class CausalMSSA(MSSA):
 class MLP(nn.Module):
     """d -> ratio * d -> d with a GELU or ReLU between, or a SwiGLU; no biases."""
 
-    def __init__(self, *, dim: int, ratio: float = 4.0, kind: str = "mlp") -> None:
+    def __init__(self, dim: int, *, ratio: float = 4.0, kind: str = "mlp") -> None:
         super().__init__()
         hidden = int(ratio * dim)
         self.kind = kind
@@ -255,14 +255,14 @@ def _parameters(layer: type[nn.Module]) -> list[str]:
 
 def _projections(layer: type[nn.Module], name: str) -> Callable[[SequenceConfig, int], nn.Module]:
     def build(config: SequenceConfig, dim: int) -> nn.Module:
-        return layer(dim=dim, heads=config.heads, dim_head=config.width, **_arguments(config, name, layer))
+        return layer(dim, config.heads, dim_head=config.width, **_arguments(config, name, layer))
 
     return build
 
 
 def _softmax(config: SequenceConfig, dim: int) -> nn.Module:
     args = {"causal": config.causal, **_arguments(config, "softmax", SoftmaxSelfAttention)}
-    return SoftmaxSelfAttention(dim=dim, heads=config.heads, dim_head=config.width, **args)
+    return SoftmaxSelfAttention(dim, config.heads, dim_head=config.width, **args)
 
 
 def _mssa(config: SequenceConfig, dim: int) -> nn.Module:
@@ -281,7 +281,7 @@ def _overcomplete(config: SequenceConfig) -> nn.Module:
 
 
 def _mlp(config: SequenceConfig) -> nn.Module:
-    return MLP(dim=config.dim, ratio=config.mlp_ratio, kind=config.second)
+    return MLP(config.dim, ratio=config.mlp_ratio, kind=config.second)
 
 
 # attention layers by name: (config, width of what they read) -> a module called as

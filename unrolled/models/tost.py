@@ -4,61 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
-from timm.layers import DropPath, LayerScale, Mlp
 from timm.models.xcit import Xcit
 from torch import Tensor, nn
 
-from unrolled.layers import TSSA
+from unrolled.layers.blocks import ToSTBlock
 from unrolled.models.crate import check_image_size
 from unrolled.models.hub import HubMixin
 from unrolled.models.stem import ConvStem
-
-
-class ToSTBlock(nn.Module):
-    r"""One layer: a compression step, then an MLP (arXiv 2412.17810, section 4.1).
-
-    $$Z^{\ell+1/2} = Z^\ell + \gamma_1 \odot \mathrm{TSSA}(\mathrm{LN}(Z^\ell)), \qquad
-      Z^{\ell+1} = Z^{\ell+1/2} + \gamma_2 \odot \mathrm{MLP}(\mathrm{LN}(Z^{\ell+1/2}))$$
-
-    | symbol           | attribute                    | shape |
-    |------------------|------------------------------|-------|
-    | TSSA             | `attn`                       |       |
-    | MLP              | `mlp`                        |       |
-    | gamma_1, gamma_2 | `ls1.gamma`, `ls2.gamma`     | `[d]` |
-    | LN, LN           | `norm1`, `norm2`             |       |
-
-    Only the first half is derived from an objective (`TSSA`); the MLP is the transformer's.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        *,
-        mlp_ratio: float = 4.0,
-        output: Literal["learned", "tied"] = "learned",
-        qkv_bias: bool = False,
-        layer_scale: float = 1.0,
-        drop_path: float = 0.0,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Build the layer; arguments as in `ToST`, and `drop_path` is the probability of skipping each half."""
-        super().__init__()
-        placed: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **placed)
-        self.attn = TSSA(dim, heads, output=output, projection_bias=qkv_bias, **placed)
-        self.ls1 = LayerScale(dim, init_values=layer_scale, **placed)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **placed)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim), **placed)
-        self.ls2 = LayerScale(dim, init_values=layer_scale, **placed)
-
-    def forward(self, z: Tensor, rows: int = 0, columns: int = 0) -> Tensor:
-        """One layer on tokens `[b, n, d]`; the shape of their grid, which XCiT passes on, is not needed."""
-        z = z + self.drop_path(self.ls1(self.attn(self.norm1(z))))
-        return z + self.drop_path(self.ls2(self.mlp(self.norm2(z))))
 
 
 class _GridStem(ConvStem):

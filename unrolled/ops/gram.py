@@ -103,8 +103,22 @@ def linear_hsic(x: Tensor, y: Tensor, *, unbiased: bool = False) -> Tensor:
     if n < 4:
         raise ValueError(f"an unbiased estimate needs at least 4 samples, got {n}")
     a, b = x.to(wide).square().sum(1), y.to(wide).square().sum(1)
-    ab = a @ b
-    return (cross - ab + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * ab / (n - 2)) / (n * (n - 3))
+    return _unbiased(cross, a @ b, a.sum() * b.sum(), n)
+
+
+def relabelled_hsic(x: Tensor, y: Tensor, orders: Tensor, *, unbiased: bool = False) -> Tensor:
+    """[m] values of `linear_hsic(x, y[order])` for m orders [m, n] at once; centred features, in their own dtype."""
+    n, m = len(x), len(orders)
+    cross = (x.T @ y[orders.T].flatten(1)).unflatten(1, (m, -1)).square().sum((0, 2))
+    if not unbiased:
+        return cross
+    a, b = x.square().sum(1), y.square().sum(1)
+    return _unbiased(cross, b[orders] @ a, a.sum() * b.sum(), n)
+
+
+def _unbiased(cross: Tensor, ab: Tensor, total: Tensor, n: int) -> Tensor:
+    """From the biased value, the sum of products of diagonals, and the product of their sums."""
+    return (cross - ab + total / ((n - 1) * (n - 2)) - 2 * ab / (n - 2)) / (n * (n - 3))
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -119,8 +133,10 @@ def triangle(k: Tensor) -> Tensor:
 
 def from_triangle(values: Tensor, n: int) -> Tensor:
     """Symmetric matrix with zero diagonal whose `triangle` is `values`."""
-    k = values.new_zeros(n, n)
-    k[torch.ones(n, n, dtype=torch.bool, device=values.device).triu(1)] = values
+    k, start = values.new_zeros(n, n), 0
+    for i, row in enumerate(k.unbind()):
+        row[i + 1 :] = values[start : start + n - 1 - i]
+        start += n - 1 - i
     return k + k.T
 
 

@@ -44,7 +44,7 @@ class OrbitSums:
 
 def orbit_sums(matrix: Tensor | Any, *, symmetric: bool) -> OrbitSums:
     """Of a [n, n] tensor or SciPy sparse matrix; `symmetric` must be the same for both matrices of a pair."""
-    graph = _Sparse(matrix) if sparse.issparse(matrix) else _Dense(matrix)
+    graph = _Sparse(matrix) if sparse.issparse(matrix) else _Dense(matrix, symmetric=symmetric)
     return OrbitSums(graph.n, symmetric, tuple(_sums(graph, order, symmetric) for order in (1, 2, 3)))  # type: ignore[arg-type]
 
 
@@ -169,10 +169,12 @@ def _fold(graph: _Dense | _Sparse, edges: list[Edge], weight: dict[int, Any]) ->
 
 
 class _Dense:
-    def __init__(self, matrix: Tensor):
-        self._a = matrix.double()
+    def __init__(self, matrix: Tensor, *, symmetric: bool):
+        self._a, self._symmetric = matrix.double(), symmetric
         self.n = len(matrix)
-        self._square: Tensor | None = None
+        self._products: dict[tuple[bytes, bool], Tensor] = {}
+        self._powers: dict[tuple[int, int], Tensor] = {}
+        self._triangles: dict[bool, float] = {}
 
     def ones(self) -> Tensor:
         return self._a.new_ones(self.n)
@@ -181,20 +183,48 @@ class _Dense:
         return self._a.diagonal()
 
     def product(self, v: Tensor, *, transposed: bool) -> Tensor:
-        out: Tensor = self._a.T @ v if transposed else self._a @ v
-        return out
+        transposed = transposed and not self._symmetric
+        key = v.cpu().numpy().tobytes(), transposed  # many patterns share their leaves
+        if key not in self._products:
+            self._products[key] = self._a.T @ v if transposed else self._a @ v
+        return self._products[key]
 
     def parallel(self, forward: int, backward: int, left: Tensor, right: Tensor) -> float:
-        a = self._a**forward if forward else torch.ones_like(self._a)
-        if backward:
-            a = a * self._a.T**backward
-        return float(left @ a @ right)
+        return float(left @ (self._power(forward, backward) @ right))
 
     def triangles(self, *, cyclic: bool) -> float:
-        if self._square is None:
+        cyclic = cyclic and not self._symmetric
+        if cyclic not in self._triangles:
             small = self._a.float()  # a relative error of 1e-6 is nothing to a third moment
-            self._square = small @ small
-        return float((self._square * (self._a.T if cyclic else self._a)).sum())
+            if self._symmetric:
+                self._triangles[cyclic] = _symmetric_triangles(small)
+            else:
+                self._triangles[cyclic] = float(((small @ small) * (self._a.T if cyclic else self._a)).sum())
+        return self._triangles[cyclic]
+
+    def _power(self, forward: int, backward: int) -> Tensor:
+        if self._symmetric:
+            forward, backward = forward + backward, 0
+        if (forward, backward) not in self._powers:
+            if forward + backward == 1:
+                power = self._a if forward else self._a.T
+            elif forward:
+                power = self._power(forward - 1, backward) * self._a
+            else:
+                power = self._power(0, backward - 1) * self._a.T
+            self._powers[forward, backward] = power
+        return self._powers[forward, backward]
+
+
+def _symmetric_triangles(a: Tensor) -> float:
+    """Trace of the cube of a symmetric matrix, from the blocks of its square on and above the diagonal."""
+    n, total = len(a), 0.0
+    block = max(256, math.ceil(n / 8))
+    for start in range(0, n, block):
+        rows = slice(start, start + block)
+        parts = (a[rows] @ a[:, start:]) * a[rows, start:]
+        total += float(2 * parts.sum(dtype=torch.float64) - parts[:, :block].sum(dtype=torch.float64))
+    return total
 
 
 class _Sparse:
@@ -202,6 +232,8 @@ class _Sparse:
         self._a = sparse.csr_array(matrix).astype(np.float64)
         self._t = self._a.T.tocsr()
         self.n = self._a.shape[0]
+        self._products: dict[tuple[bytes, bool], np.ndarray] = {}
+        self._powers: dict[tuple[int, int], Any] = {}
         self._square: Any = None
 
     def ones(self) -> np.ndarray:
@@ -212,13 +244,16 @@ class _Sparse:
         return diagonal
 
     def product(self, v: np.ndarray, *, transposed: bool) -> np.ndarray:
-        out: np.ndarray = (self._t if transposed else self._a) @ v
-        return out
+        key = v.tobytes(), transposed
+        if key not in self._products:
+            self._products[key] = (self._t if transposed else self._a) @ v
+        return self._products[key]
 
     def parallel(self, forward: int, backward: int, left: np.ndarray, right: np.ndarray) -> float:
-        factors = [each.power(count) for each, count in ((self._a, forward), (self._t, backward)) if count]
-        a = factors[0] if len(factors) == 1 else factors[0].multiply(factors[1])
-        return float(left @ (a @ right))
+        if (forward, backward) not in self._powers:
+            factors = [each.power(count) for each, count in ((self._a, forward), (self._t, backward)) if count]
+            self._powers[forward, backward] = factors[0] if len(factors) == 1 else factors[0].multiply(factors[1])
+        return float(left @ (self._powers[forward, backward] @ right))
 
     def triangles(self, *, cyclic: bool) -> float:
         if self._square is None:

@@ -44,8 +44,8 @@ def check_drawing(path: Path) -> None:
 
 def size_of_drawing(path: Path) -> tuple[float, float]:
     """Width and height that an SVG file says it has; those of a chart where it does not."""
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', read_text(path)[:2000])
-    return (float(found[1]), float(found[2])) if found else (400.0, 262.0)
+    match = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', read_text(path)[:2000])
+    return (float(match[1]), float(match[2])) if match else (400.0, 262.0)
 
 
 def _fetches(style: str) -> bool:

@@ -62,7 +62,7 @@ class Study:
 
     def figures(self) -> dict[tuple[int, int, int], Path]:
         """(section, block, panel) -> the committed drawing; those too large to be committed are missing."""
-        found: dict[tuple[int, int, int], Path] = {}
+        drawings: dict[tuple[int, int, int], Path] = {}
         taken: set[str] = set()
         for i, section in enumerate(self.report["sections"]):
             for j, block in enumerate(section["blocks"]):
@@ -77,8 +77,8 @@ class Study:
                     taken.add(unique)
                     path = below(self.folder / "figures", f"{unique}.svg")
                     if os.path.lexists(path):
-                        found[i, j, k] = really_below(self.folder.parent, path)
-        return found
+                        drawings[i, j, k] = really_below(self.folder.parent, path)
+        return drawings
 
 
 def read_studies(folder: Path) -> list[Study]:
@@ -89,16 +89,16 @@ def read_studies(folder: Path) -> list[Study]:
         CorruptFile: a file is damaged, or a link to somewhere else.
         ValueError: a file is not a report of this package.
     """
-    found = []
+    studies = []
     for path in sorted(folder.glob("*/report.json")):
         report = read_json(really_below(folder, path))
         if not isinstance(report, dict) or report.get("format") != "unrolled.report/1":
             raise ValueError(f"{path}: is not a report of `unrolled study`; move it away or write it again")
-        found.append(Study(path.parent.name, report, path.parent))
-    if not found:
+        studies.append(Study(path.parent.name, report, path.parent))
+    if not studies:
         raise MissingData(f"{folder}: holds no NAME/report.json; give --studies, the folder with reports of studies")
     order = [*LINES_OF_WORK, _OTHER[0]]
-    return sorted(found, key=lambda study: (order.index(study.line[0]), study.name))
+    return sorted(studies, key=lambda study: (order.index(study.line[0]), study.name))
 
 
 def write_gallery(

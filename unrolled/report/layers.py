@@ -47,25 +47,25 @@ def trace_section(
     """
     if not traces:
         raise ValueError("traces is empty: give at least one model's trace")
-    runs = {label: [found] if isinstance(found, Mapping) else list(found) for label, found in traces.items()}
-    for label, found in runs.items():
-        if len({len(result["layers"]) for result in found}) > 1:
+    runs = {label: [results] if isinstance(results, Mapping) else list(results) for label, results in traces.items()}
+    for label, results in runs.items():
+        if len({len(result["layers"]) for result in results}) > 1:
             raise ValueError(f"traces[{label!r}]: its seeds have different numbers of layers")
     first = next(iter(runs.values()))[0]
-    seeds = max(len(found) for found in runs.values())
+    seeds = max(len(results) for results in runs.values())
     samples = int(first["images"] if "images" in first else first["sequences"])
     spread = (
         f"Mean over {seeds} seeds, each on the same {samples:,} {images}; bars are one standard deviation over seeds."
         if seeds > 1
         else f"Mean over {samples:,} {images}; bars are one standard error of it."
     )
-    controlled = any(result.get("control") for found in runs.values() for result in found)
+    controlled = any(result.get("control") for results in runs.values() for result in results)
     dashes = " Dotted lines with hollow markers: the same architecture with fresh weights." if controlled else ""
     published = " Rᶜ is the published hook's, whose scale differs." if first.get("protocol") == "published" else ""
     panels = [_chart(name, read, error, runs) for name, read, error in _quantities()]
     section = report.section(title, _EXPLANATION)
-    for label, found in runs.items():
-        section.text(_in_words(label, found))
+    for label, results in runs.items():
+        section.text(_in_words(label, results))
     section.figure(
         panels,
         name="layers",
@@ -75,18 +75,18 @@ def trace_section(
     return section
 
 
-def _in_words(label: str, found: Sequence[TraceResult]) -> str:
+def _in_words(label: str, results: Sequence[TraceResult]) -> str:
     """What the curves of one model do from the first layer to the last, beside the control."""
 
     def ends(key: str, which: str) -> str:
-        first, last = (fmean(result[which][at][key] for result in found) for at in (0, -1))
+        first, last = (fmean(result[which][at][key] for result in results) for at in (0, -1))
         return f"{number(first)} → {number(last)}"
 
     def both(key: str) -> str:
-        control = f" (untrained {ends(key, 'control')})" if all(result.get("control") for result in found) else ""
+        control = f" (untrained {ends(key, 'control')})" if all(result.get("control") for result in results) else ""
         return ends(key, "layers") + control
 
-    layers = list(zip(*(result["layers"] for result in found), strict=True))
+    layers = list(zip(*(result["layers"] for result in results), strict=True))
     changes = [fmean(row["subspace_rate_half"] - row["subspace_rate_z"] for row in layer) for layer in layers]
     lowered = sum(change < 0 for change in changes)
     return (
@@ -118,9 +118,9 @@ def _chart(
     title: str, read: Callable[[Row], float], error: Callable[[Row], float], runs: Mapping[str, Sequence[TraceResult]]
 ) -> LineChart:
     series = []
-    for color, (label, found) in enumerate(runs.items()):
+    for color, (label, results) in enumerate(runs.items()):
         for key, name in (("layers", label), ("control", f"{label} untrained")):
-            rows = [result[key] for result in found if result.get(key)]
+            rows = [result[key] for result in results if result.get(key)]
             if not rows:
                 continue
             by_layer = list(zip(*rows, strict=True))

@@ -51,7 +51,7 @@ class Note:
 
     def _copied(self, out: Path) -> dict[str, str]:
         """Targets of links that lie in the folder -> where they are from the page."""
-        found = {}
+        addresses = {}
         for target in re.findall(r"\]\(([^)]+)\)", self.text):
             path = self.folder.parent / target
             if (
@@ -60,21 +60,21 @@ class Note:
                 and path.resolve().is_relative_to(self.folder.resolve())
             ):
                 shutil.copyfile(path, out / path.name)
-                found[target] = path.name
-        return found
+                addresses[target] = path.name
+        return addresses
 
 
 def read_notes(docs: Path, *, without: Path) -> list[Note]:
     """Every `NAME.md` in `docs` with a folder `NAME` beside it, but for the folder `without`."""
-    found = []
+    notes = []
     for path in sorted(docs.glob("*.md")):
         folder = path.with_suffix("")
         if not folder.is_dir() or folder.resolve() == without.resolve():
             continue
         head, _, text = read_text(really_below(docs, path)).strip().partition("\n")
         lead = text.strip().split("\n\n")[0]
-        found.append(Note(folder.name, head.removeprefix("# "), lead.replace("\n", " "), text.strip(), folder))
-    return found
+        notes.append(Note(folder.name, head.removeprefix("# "), lead.replace("\n", " "), text.strip(), folder))
+    return notes
 
 
 def screenshots(docs: Path) -> list[tuple[Path, str]]:
@@ -84,15 +84,15 @@ def screenshots(docs: Path) -> list[tuple[Path, str]]:
     """
     pages = "\n".join(read_text(really_below(docs, path)) for path in sorted(docs.glob("*.md")))
     words = {target: alt for alt, target in re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", pages)}
-    found = [(path, re.split(r"[-.]", path.name)[0]) for path in sorted(docs.glob("*.png"))]
+    pictures = [(path, re.split(r"[-.]", path.name)[0]) for path in sorted(docs.glob("*.png"))]
     return [
-        (really_below(docs, path), _said(path, SHOTS[word], words.get(path.name)))
-        for path, word in found
+        (really_below(docs, path), _caption(path, SHOTS[word], words.get(path.name)))
+        for path, word in pictures
         if word in SHOTS
     ]
 
 
-def _said(path: Path, caption: str, words: str | None) -> str:
+def _caption(path: Path, caption: str, words: str | None) -> str:
     rest = words or path.stem.partition("-")[2].replace("-", " ")
     if rest.split(" ")[0][1:].islower():  # a word of the language, not a name
         rest = rest[0].lower() + rest[1:]
@@ -139,22 +139,22 @@ def _markdown() -> MarkdownIt:
 
 def _linked(tokens: Sequence[Token], links: Mapping[str, str]) -> list[Token]:
     """The same with links and pictures to where they lie; those that lead nowhere become their words."""
-    kept: list[Token] = []
+    out: list[Token] = []
     leads: list[bool] = []  # of the links that are open
     for token in tokens:
         if token.type == "link_open":
-            there = links.get(unquote(str(token.attrGet("href"))))
-            leads.append(there is not None)
-            if there is None:
+            target = links.get(unquote(str(token.attrGet("href"))))
+            leads.append(target is not None)
+            if target is None:
                 continue
-            token.attrs = {"href": address(there)}
+            token.attrs = {"href": address(target)}
         elif token.type == "link_close" and not leads.pop():
             continue
         elif token.type == "image":
-            there = links.get(unquote(str(token.attrGet("src"))))
-            if there is None:
-                kept += _linked(token.children or [], links)
+            target = links.get(unquote(str(token.attrGet("src"))))
+            if target is None:
+                out += _linked(token.children or [], links)
                 continue
-            token.attrs = {"src": address(there), "alt": "", "loading": "lazy"}
-        kept.append(token)
-    return kept
+            token.attrs = {"src": address(target), "alt": "", "loading": "lazy"}
+        out.append(token)
+    return out

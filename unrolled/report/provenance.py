@@ -62,7 +62,7 @@ class Provenance:
 
 
 def _hardware(record: Mapping[str, Any]) -> dict[str, str]:
-    found = {
+    hardware = {
         "processor": record.get("cpu"),
         "cores": record.get("cpu_count"),
         "threads": record.get("threads"),
@@ -72,7 +72,7 @@ def _hardware(record: Mapping[str, Any]) -> dict[str, str]:
         "processes": record.get("processes"),
         "system": record.get("platform"),
     }
-    return {name: str(value) for name, value in found.items() if value}
+    return {name: str(value) for name, value in hardware.items() if value}
 
 
 def _command(words: Any) -> str:

@@ -23,6 +23,7 @@ def report_for_run(
     *,
     trace: TraceResult | None = None,
     parameters: int | None = None,
+    speed: float | None = None,
     duration: float | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> Report:
@@ -32,6 +33,7 @@ def report_for_run(
         run_dir: a run folder; the run may also have stopped or still be going on.
         trace: what `instruments.trace_report` says of the trained model, for the layer curves.
         parameters: of the model; default: counted in `model/model.safetensors` where that exists.
+        speed: images a second in training, 0 where it is not known; default: the median of those in `metrics.jsonl`.
         duration: seconds the run took.
         notes: further sections, heading -> text.
 
@@ -53,7 +55,7 @@ def report_for_run(
         f"{config.get('model', 'A model')} {started} on {config.get('data', 'images')}",
         question="How well does it classify images it never saw?",
     )
-    report.headline(*_headline(metrics, status, parameters))
+    report.headline(*_headline(metrics, status, parameters, _speed(metrics) if speed is None else speed))
     panels = learning_curves({"": [metrics]})
     if panels:
         held_out = any(record.get("split") == "val" for record in metrics)
@@ -116,7 +118,14 @@ def _parameters(run_dir: Path) -> int | None:
         raise CorruptFile(f"{path} cannot be read: {error}") from error
 
 
-def _headline(metrics: Sequence[Record], status: Record, parameters: int | None) -> tuple[str, list[Fact]]:
+def _speed(metrics: Sequence[Record]) -> float:
+    speeds = [r["images_per_second"] for r in metrics if r.get("split") == "train" and r.get("images_per_second")]
+    return float(sorted(speeds)[len(speeds) // 2]) if speeds else 0.0
+
+
+def _headline(
+    metrics: Sequence[Record], status: Record, parameters: int | None, speed: float
+) -> tuple[str, list[Fact]]:
     last = {
         split: next((r for r in reversed(metrics) if r.get("split") == split), None)
         for split in ("test", "val", "train")
@@ -125,17 +134,17 @@ def _headline(metrics: Sequence[Record], status: Record, parameters: int | None)
     summary = "There is no test split, so the model was not tested."
     # validation images chose the weights that were tested: their accuracy is that of those weights
     looks = [r for r in metrics if r.get("split") == "val"]
-    kept = next((r for r in looks if r["step"] == status.get("chosen_step")), None)
-    if kept is not None:
-        last["val"] = kept
+    chosen = next((r for r in looks if r["step"] == status.get("chosen_step")), None)
+    if chosen is not None:
+        last["val"] = chosen
     for split, words in (("val", "validation"), ("test", "test")):
         record = last[split]
         if record is not None:
             accuracy = f"{100 * record['accuracy']:.2f} %"
             images = f"{record['images']:,} {words} images"
             detail = images
-            if split == "val" and kept is not None and len(looks) > 1:
-                detail += f"; best of {len(looks)} looks, whose weights (epoch {kept['epoch']:g}) were kept"
+            if split == "val" and chosen is not None and len(looks) > 1:
+                detail += f"; best of {len(looks)} looks, whose weights (epoch {chosen['epoch']:g}) were kept"
             facts.insert(0, Fact(label=f"{words.capitalize()} accuracy", value=accuracy, detail=detail))
             summary = f"{accuracy} of {images} are classified correctly."
     state = status.get("state", "finished")
@@ -145,9 +154,7 @@ def _headline(metrics: Sequence[Record], status: Record, parameters: int | None)
         )
     if parameters is not None:
         facts.append(Fact(label="Parameters", value=f"{parameters:,}"))
-    speeds = [r["images_per_second"] for r in metrics if r.get("split") == "train" and r.get("images_per_second")]
-    if speeds:
+    if speed:
         detail = f"{last['train']['step']:,} steps" if last["train"] else ""
-        middle = sorted(speeds)[len(speeds) // 2]
-        facts.append(Fact(label="Training speed", value=f"{middle:,.0f} images/s", detail=detail))
+        facts.append(Fact(label="Training speed", value=f"{speed:,.0f} images/s", detail=detail))
     return summary, facts

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from unrolled.errors import MissingData
 from unrolled.reading import read_json
 from unrolled.studies.fingerprint import fingerprint
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class Context:
     """What a computation needs and its result does not follow from: where things are, and where to compute."""
 
-    kept: Path = Path("runs/kept")
+    store: Path = Path("runs/kept")
     """The store of results and trained networks, shared by all studies."""
     data_dir: Path = Path("data")
     """Folder with the data sets; a data set is what its name says, wherever it lies."""
@@ -44,7 +45,7 @@ class Context:
         Raises:
             ValueError: it is not in the store.
         """
-        row = kept(cell, self)
+        row = stored_row(cell, self)
         if row is None:
             raise ValueError(f"{cell.name} is not computed yet; name it in `needs`")
         return row.result
@@ -75,8 +76,18 @@ class Cell(ABC):
 
     @property
     def needs(self) -> Sequence[Cell]:
-        """Cells that are computed first, such as the training of the network that this one looks at."""
-        return ()
+        """Cells that are computed first, such as the training of a network that is looked at: those in the fields.
+
+        A cell that has another only for its settings says so, by returning none.
+        """
+        values = [getattr(self, each.name) for each in fields(self)]
+        parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+        return tuple(part for part in parts if isinstance(part, Cell) and part.awaited)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a cell that has this one in a field needs its result; not of a network that is never trained."""
+        return True
 
     def require(self, context: Context) -> None:  # noqa: B027 (most cells need nothing)
         """Raise `MissingData`, naming folder and flag, where the cell cannot be computed; the study goes on without."""
@@ -129,7 +140,7 @@ class Cell(ABC):
 
     def file(self, context: Context, suffix: str) -> Path:
         """A file of this cell in the store, such as its weights: made by `compute`, read by cells that need it."""
-        return context.kept / type(self).__name__ / f"{self.digest}{suffix}"
+        return context.store / type(self).__name__ / f"{self.digest}{suffix}"
 
     def checkpoint(self, context: Context, part: str = "") -> Checkpoint:
         """Where a training in `compute` saves itself as it goes; `part` tells several of one cell apart."""
@@ -149,7 +160,7 @@ class Row(NamedTuple, Generic[CellT]):
     seconds: float
 
 
-def kept(cell: Cell, context: Context) -> Row[Cell] | None:
+def stored_row(cell: Cell, context: Context) -> Row[Cell] | None:
     """The row of a cell that is in the store; None of any other, or where the file is damaged."""
     try:
         record = read_json(cell.file(context, ".json"))
@@ -160,7 +171,7 @@ def kept(cell: Cell, context: Context) -> Row[Cell] | None:
 
 def computed(cell: Cell, context: Context) -> Row[Cell]:
     """The row of a cell, from the store or computed and put there, whole or not at all; what it needs must be there."""
-    row = kept(cell, context)
+    row = stored_row(cell, context)
     if row is not None:
         return row
     began = time.perf_counter()
@@ -173,6 +184,12 @@ def computed(cell: Cell, context: Context) -> Row[Cell]:
     part.write_text(json.dumps({"key": cell.key, "seconds": seconds, "result": result}), encoding="utf-8")
     part.replace(path)
     return Row(cell, result, seconds)
+
+
+def data_missing(data: str, error: MissingData, *, flag: str = "--data-dir DIR") -> MissingData:
+    """One sentence that a study's `data` are not there, why, and the flag that says where they are."""
+    first = error.__cause__ if isinstance(error.__cause__, MissingData) else error
+    return MissingData(f"data_dir: {data} was not found ({str(first).removeprefix('data_dir: ')}); give {flag}")
 
 
 def _is_pair(value: Any) -> bool:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Above, Claim, Config, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import Above, Budget, Claim, Config, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import nn
@@ -150,11 +149,6 @@ class DigitsLayers(Cell):
         """In words."""
         return f"layers of {self.run.name}"
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.run,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """`trace`, beside that of the untrained model, and `attention`, one record a picture."""
         from unrolled.data import eval_loader, open_images
@@ -218,9 +212,9 @@ def attention_maps(model: Any, source: Any, transform: Any, *, classes: int) -> 
             "label": int(source.labels[index]),
             "guess": int(guess),
             "image": picture.tolist(),
-            "maps": found.float().cpu().tolist(),
+            "maps": heads.float().cpu().tolist(),
         }
-        for index, guess, picture, found in zip(indices, guesses, pictures, maps, strict=True)
+        for index, guess, picture, heads in zip(indices, guesses, pictures, maps, strict=True)
     ]
 
 
@@ -343,17 +337,17 @@ def _attention(report: Report, config: DemoConfig, layers: Mapping[str, Results[
         "image's patches. In CRATE it is shared by how alike two tokens are in the subspace of a head, in ViT by query "
         "and key.",
     )
-    own = "Every map runs from dark, its own smallest value, to light, its largest."
+    scale = "Every map runs from dark, its own smallest value, to light, its largest."
     section.figure(
         _panels(pictures, lambda maps: maps[max(len(maps) - 2, 0)], "head"),
         name="attention-heads",
         caption="Attention of the class token, head by head, in the last layer but one. The first test image of each "
-        f"of six classes; seed {config.seeds[0]}. {own}",
+        f"of six classes; seed {config.seeds[0]}. {scale}",
     )
     section.figure(
         _panels(pictures, lambda maps: maps.mean(1), "layer", count=4),
         name="attention-layers",
-        caption=f"Attention of the class token, averaged over heads, in every layer; seed {config.seeds[0]}. {own}",
+        caption=f"Attention of the class token, averaged over heads, in every layer; seed {config.seeds[0]}. {scale}",
     )
 
 
@@ -375,9 +369,9 @@ def _panels(
         for label, seen in zip(pictures, same, strict=True):
             maps = pick(np.array(seen["maps"], np.float32))
             names = ["image", *(f"{unit} {i}" if len(maps) < 5 else str(i) for i in range(len(maps)))]
-            told = label if seen["guess"] == seen["label"] else f"{label}, which reads it as {seen['guess']}"
+            row_label = label if seen["guess"] == seen["label"] else f"{label}, which reads it as {seen['guess']}"
             images = [np.array(seen["image"], np.uint8), *map(heat, maps)]
-            rows.append(ImageRow(label=told, images=images, names=names))
+            rows.append(ImageRow(label=row_label, images=images, names=names))
         digit, models = same[0]["label"], " and ".join(pictures)
         alt = f"A handwritten {digit} and, for {models}, maps of the class token's attention to it."
         panels.append(ImageGrid(title=f"Digit {digit}", rows=rows, alt=alt))

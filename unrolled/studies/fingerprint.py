@@ -2,8 +2,9 @@
 
 Of the class's own module only what the class uses counts, by definition; of the modules below, all of each: those that
 it imports, those that these import, and the packages they stand in. Docstrings, comments, layout, imports for type
-checkers and modules that compute no numbers (`NO_NUMBERS`) do not count. A caption beside a computation may change; the
-arithmetic three imports below it may not, also where a package resolves the name lazily.
+checkers and modules that compute no numbers (`NO_NUMBERS`) do not count, nor do the packages that studies stand in,
+which only list them and hold their records. A caption beside a computation may change, and a claim; the arithmetic
+three imports below it may not, also where a package resolves the name lazily.
 
 A name that `from PACKAGE import NAME` takes from a lazy package is looked up in the table `_EXPORTS` of that package
 (name -> module, or None where the name is a module); a lazy package that is taken whole counts with all it exports.
@@ -187,6 +188,8 @@ def _binds(node: ast.stmt) -> list[str]:
 
 
 def _counts(module: str) -> bool:
+    if f"{module}.".startswith("unrolled.studies.") and _is_package(module):
+        return False  # it lists studies, or holds the record of one: neither computes
     return not any(module == name or module.startswith(f"{name}.") for name in NO_NUMBERS)
 
 

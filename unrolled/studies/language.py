@@ -20,11 +20,10 @@ from unrolled.data.tokens import ByteTokenizer, token_batches
 from unrolled.errors import MissingData
 from unrolled.instruments.sequences.context import score_of, token_losses
 from unrolled.models.encoder import build_language_model, parameters
-from unrolled.studies.base import data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 from unrolled.studies.results import Values
 from unrolled.studies.study import AtLeast, Config, Count, Seeds
-from unrolled.studies.training import train_kept, warmup_cosine
+from unrolled.studies.training import train_resumable, warmup_cosine
 
 if TYPE_CHECKING:
     from unrolled.models import LanguageConfig
@@ -96,7 +95,43 @@ class Windows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByteModel(Cell):
+class OfCorpus(Cell):
+    """What follows from the bytes of a text.
+
+    Attributes:
+        corpus: a name of `open_text`.
+    """
+
+    corpus: str
+
+    def require(self, context: Context) -> None:
+        """The text."""
+        opened(self.corpus, context.data_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts(OfCorpus):
+    """What counting bytes of the training part predicts of the test part.
+
+    Attributes:
+        length: bytes of an excerpt that are predicted.
+        test_bytes: at most so many bytes are predicted.
+        windows: where late is compared with early.
+    """
+
+    length: int
+    test_bytes: int
+    windows: Windows
+
+    def parts(self, context: Context) -> tuple[Tensor, Tensor, dict[str, int]]:
+        """Bytes [n] of the training part, excerpts [b, length + 1] of the test part, and the sizes of all parts."""
+        parts = opened(self.corpus, context.data_dir)
+        rows = excerpts(parts["test"], self.length, self.test_bytes)
+        return parts["train"], rows, {name: len(part) for name, part in parts.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteModel(OfCorpus):
     """A language model of bytes and its training; a subclass says which network.
 
     Attributes:
@@ -104,7 +139,6 @@ class ByteModel(Cell):
         depth: layers.
         dim: width; where the subclass says so, of the model that this one is sized by.
         heads: of every layer.
-        corpus: a name of `open_text`.
         seed: of the initial weights and the excerpts.
         length: bytes of context.
         batch_size: excerpts in a step.
@@ -123,7 +157,6 @@ class ByteModel(Cell):
     depth: int
     dim: int
     heads: int
-    corpus: str
     seed: int
     length: int
     batch_size: int
@@ -160,10 +193,6 @@ class ByteModel(Cell):
     def needs(self) -> Sequence[Cell]:
         """The trials."""
         return self.trials
-
-    def require(self, context: Context) -> None:
-        """The text."""
-        opened(self.corpus, context.data_dir)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`rate` and `table_std`, as chosen; `width`, `parameters`; `validation`, the loss there at every look.
@@ -224,7 +253,7 @@ class ByteModel(Cell):
 
         matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-        looks = train_kept(
+        looks = train_resumable(
             model,
             torch.optim.AdamW(
                 [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
@@ -263,11 +292,6 @@ class Predicted(Cell):
     def name(self) -> str:
         """In words."""
         return f"test of {self.network.name}{', disordered' * self.disordered}"
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """As `Windows.of`."""

@@ -6,7 +6,7 @@ differences are of the kind, not of the budget. No kind had its recipe tuned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.kinds import KINDS, MASKED, build
 from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
-from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
+from unrolled.studies.training import Checkpoint, train_resumable, warmup_cosine
 
 Data = Literal["cifar10", "tiny-imagenet-32", "digits"]
 Taught = Literal["labels", "half shuffled", "all shuffled"]
@@ -57,6 +57,11 @@ class Network(Cell):
     def words(self) -> str:
         """What tables call it."""
         return KINDS[self.kind].words
+
+    @property
+    def awaited(self) -> bool:
+        """Whether there is anything to train."""
+        return self.images > 0
 
     @property
     def masked(self) -> bool:
@@ -109,11 +114,6 @@ class OfNetwork(Cell):
 
     network: Network
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,) if self.network.images else ()
-
     def require(self, context: Context) -> None:
         """The images."""
         self.network.require(context)
@@ -153,10 +153,10 @@ def train(
     lessons = cache(read)  # a finished network needs no training images
 
     def loss_at(step: int) -> Tensor:
-        found = lessons()
+        lesson = lessons()
         generator = torch.Generator().manual_seed(1_000_003 * network.seed + step)
-        rows = torch.randint(len(found.labels), (BATCH,), generator=generator)
-        images = found.images[rows]
+        rows = torch.randint(len(lesson.labels), (BATCH,), generator=generator)
+        images = lesson.images[rows]
         if network.data != "digits":  # digits fill their images and are not symmetric
             images = augmented(images, generator)
         batch = as_input(images).to(device)
@@ -166,10 +166,10 @@ def train(
             loss: Tensor = model(batch, _MASK_RATIO, noise)[0]
         elif weight:
             with trace(model, patterns="block*", grad=True) as layers:
-                loss = nn.functional.cross_entropy(model(batch), found.labels[rows].to(device))
+                loss = nn.functional.cross_entropy(model(batch), lesson.labels[rows].to(device))
             loss = loss + weight * srr_loss(model, layers, eps=0.5)
         else:
-            loss = nn.functional.cross_entropy(model(batch), found.labels[rows].to(device))
+            loss = nn.functional.cross_entropy(model(batch), lesson.labels[rows].to(device))
         log["loss"] += float(loss.detach())
         log["steps"] += 1
         return loss
@@ -180,7 +180,7 @@ def train(
         return {"loss": mean}
 
     often = max(1, steps // 10)
-    return train_kept(
+    return train_resumable(
         model,
         optimizer,
         loss_at,

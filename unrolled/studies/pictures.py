@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import data_missing
+from unrolled.studies.cells import data_missing
 
 _OTHER_CLASSES = 100
 
@@ -71,9 +71,9 @@ def unseen_pictures(data_dir: Path) -> Pictures:
     Raises:
         MissingData: Tiny-ImageNet is not in `data_dir`.
     """
-    found = pictures("tiny-imagenet-32", "test", data_dir)
-    some = found.of_classes(tuple(range(_OTHER_CLASSES)))
-    return replace(some, classes=found.classes[:_OTHER_CLASSES])
+    test_images = pictures("tiny-imagenet-32", "test", data_dir)
+    some = test_images.of_classes(tuple(range(_OTHER_CLASSES)))
+    return replace(some, classes=test_images.classes[:_OTHER_CLASSES])
 
 
 def as_input(images: Tensor) -> Tensor:

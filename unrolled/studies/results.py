@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unrolled.errors import require
 from unrolled.studies.cells import Cell, CellT, Row
+from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +117,7 @@ class Estimate:
         return f"{self.value:{spec}} {f'[{self.low:{spec}}, {self.high:{spec}}]' if known else '(no interval)'}"
 
 
-class Results(Sequence[Row[CellT]]):
+class Results(Tabular, Sequence[Row[CellT]]):
     """Rows of a study, and why the other cells have none."""
 
     def __init__(self, rows: Iterable[Row[CellT]], missing: Mapping[Cell, str] | None = None) -> None:
@@ -171,8 +171,8 @@ class Results(Sequence[Row[CellT]]):
 
         Instead of a path, a function of the result may compute the number.
         """
-        found = {key: _at(row.result, path) for key, row in self.by(unit).items()}
-        return Values({key: float(value) for key, value in found.items() if value is not None}, unit)
+        numbers = {key: _at(row.result, path) for key, row in self.by(unit).items()}
+        return Values({key: float(value) for key, value in numbers.items() if value is not None}, unit)
 
     def first(self, path: Path, default: Any = None) -> Any:
         """The result at `path` of the first row, for what all rows agree in; `default` of no row."""
@@ -245,15 +245,6 @@ class Results(Sequence[Row[CellT]]):
             {"cell": type(row.cell).__name__, **row.cell.columns, **row.result, "seconds": row.seconds}
             for row in self.rows
         ]
-
-    def frame(self) -> Any:
-        """`records` as a pandas table; columns of nested results are joined by dots.
-
-        Raises:
-            MissingExtra: pandas is not installed.
-        """
-        pandas = require("pandas", extra="hf", feature="frame()")
-        return pandas.json_normalize(self.records())
 
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(type(row.cell).__name__ for row in self.rows))

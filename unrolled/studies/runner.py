@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from unrolled.errors import MissingData, require
-from unrolled.studies.cells import Cell, Context, Row, computed, kept
+from unrolled.studies.cells import Cell, Context, Row, computed, stored_row
 from unrolled.studies.fingerprint import vouch
 
 Say = Callable[[str], None]
@@ -59,7 +59,7 @@ def compute_all(
     rows: dict[Cell, Row[Cell]] = {}
     missing: dict[Cell, str] = {}
     for cell in order:
-        if (row := kept(cell, context)) is not None:
+        if (row := stored_row(cell, context)) is not None:
             rows[cell] = row
     # what only a kept cell needs is not computed for it
     asked = _asked(wanted, rows)

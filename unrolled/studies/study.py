@@ -9,7 +9,6 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from unrolled import report as reports
     from unrolled.report import Report
 
+Budget = Literal["quick", "cpu", "gpu"]
+"""`quick` (to see that it runs), `cpu` (a laptop) or `gpu`."""
 QUICK_NOTICE = "Quick budget: checks that the study runs; too small to support any conclusion."
 """What every report of the `quick` budget opens with."""
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not run", "not judged"]
@@ -82,7 +83,7 @@ class Config:
     @property
     def context(self) -> Context:
         """What cells are given."""
-        return Context(kept=self.kept, data_dir=getattr(self, "data_dir", Path("data")), device=self.device)
+        return Context(store=self.kept, data_dir=getattr(self, "data_dir", Path("data")), device=self.device)
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
@@ -243,7 +244,7 @@ class Study:
         from unrolled.report import Provenance, Report
         from unrolled.studies.runner import compute_all
 
-        found = compute_all(
+        outcome = compute_all(
             self.cells(config),
             config.context,
             workers=config.workers,
@@ -251,18 +252,18 @@ class Study:
             only_kept=config.only_kept,
             on_progress=on_progress,
         )
-        if found.missing and not found.rows:
-            raise MissingData(next(iter(found.missing.values())))
-        results = Results(found.rows, found.missing)
+        if outcome.missing and not outcome.rows:
+            raise MissingData(next(iter(outcome.missing.values())))
+        results = Results(outcome.rows, outcome.missing)
         report = Report(self.title, question=self.question.format(**vars(config)))
         report.notice = QUICK_NOTICE if config.budget == "quick" else ""
         report.claims = [claim.judge(results, config) for claim in self.claims]
         self.report(report, config, results)
-        if found.missing:
-            report.section("Not run", "\n\n".join(dict.fromkeys(found.missing.values())))
+        if outcome.missing:
+            report.section("Not run", "\n\n".join(dict.fromkeys(outcome.missing.values())))
         report.results = {"rows": results.records()}
         seeds = getattr(config, "seeds", [config.seed] if hasattr(config, "seed") else [])
-        report.provenance = Provenance.collect(config=config, seeds=seeds, duration=found.seconds)
+        report.provenance = Provenance.collect(config=config, seeds=seeds, duration=outcome.seconds)
         report.write(self.folder(config))
         return report
 

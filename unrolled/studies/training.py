@@ -24,7 +24,7 @@ class Checkpoint(NamedTuple):
     key: str
 
 
-def train_kept(
+def train_resumable(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss_at: Callable[[int], Tensor],
@@ -64,12 +64,12 @@ def train_kept(
     log: list[dict[str, Any]] = []
     begin = 0
     device = next(model.parameters()).device
-    kept = None if keep is None else _load(keep.path, key, device)
-    if kept is not None:
-        model.load_state_dict(kept["model"])
-        log, begin = json.loads(kept["log"]), kept["step"]
+    checkpoint = None if keep is None else _load(keep.path, key, device)
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+        log, begin = json.loads(checkpoint["log"]), checkpoint["step"]
         if begin < steps:
-            optimizer.load_state_dict(kept["optimizer"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
 
     def save(done: int) -> None:
         if keep is None:
@@ -101,7 +101,7 @@ def train_kept(
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
-    if kept is None or begin < steps:
+    if checkpoint is None or begin < steps:
         save(steps)
     return log
 
@@ -115,7 +115,7 @@ def _load(path: Path, key: str, device: torch.device) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        kept: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError):  # cut short while it was written
         return None
-    return kept if kept.get("key") == key else None
+    return checkpoint if checkpoint.get("key") == key else None

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from unrolled.subjects.runs import DataOf
 
 
-def images_of(own: DataOf, split: Any, *, quiet: bool) -> ImageSource:
+def images_of(data: DataOf, split: Any, *, quiet: bool) -> ImageSource:
     """The images that a verb which looks at no labels takes; said on stderr."""
     from unrolled.data import open_images
 
     source = open_images(
-        own.data, split, data_dir=own.data_dir, val_fraction=own.val_fraction, seed=own.split_seed,
+        data.data, split, data_dir=data.data_dir, val_fraction=data.val_fraction, seed=data.split_seed,
         unknown_classes="skip",
     )  # fmt: skip
     say_data(quiet=quiet, **{split: source})
@@ -52,6 +52,6 @@ def batches(
 
 def say_data(*, quiet: bool, **parts: ImageSource | None) -> None:
     """Say on stderr what was read, in one line, and what makes its scores mean little."""
-    from unrolled.data.classes import said_of
+    from unrolled.data.classes import reading_note
 
-    say(f"data: {said_of(**parts)}", quiet=quiet)
+    say(f"data: {reading_note(**parts)}", quiet=quiet)

@@ -28,10 +28,10 @@ def choose_device(choice: Device) -> torch.device:
     """
     import torch
 
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if choice == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
-    if not there[choice]:
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if not available[choice]:
         raise ValueError(f"--device {choice}: torch sees none on this machine; use --device cpu (`unrolled doctor`)")
     return torch.device(choice)
 
@@ -85,10 +85,12 @@ def open_model(choice: OneModelFlags, classes: int | None = None) -> nn.Module:
     if weights is not None and classes is not None and not spec.startswith(("local:", "hf:")):
         own_classes = weights_classes(weights)
         arguments.setdefault("num_classes", classes if own_classes is None else len(own_classes))
-    own = weights is None and (choice.pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None)
+    pretrained = weights is None and (
+        choice.pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None
+    )
     torch.manual_seed(choice.seed)
     try:
-        model = resolve_model(spec, pretrained=own, **arguments)
+        model = resolve_model(spec, pretrained=pretrained, **arguments)
     except ValueError as error:
         if not str(error).startswith("model_args: "):
             raise
@@ -101,7 +103,7 @@ def open_model(choice: OneModelFlags, classes: int | None = None) -> nn.Module:
             detail = "; ".join(f"{key} {how.removeprefix('not loaded: ')}" for key, how in refused.items())
             raise ValueError(f"weights: the head does not fit ({detail}); give --model-args.num-classes")
         say(f"weights: {report}")
-    elif not own and (":" not in spec or spec.startswith("timm:")):
+    elif not pretrained and (":" not in spec or spec.startswith("timm:")):
         advice = "--pretrained, or a folder in place of the name, gives it trained ones"
         say(f"note: {spec} has random weights; {advice}")
     return model.eval()
@@ -172,7 +174,15 @@ def origin(choice: OneModelFlags) -> str:
 
 
 def class_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ...]]:
-    """What the outputs of a classifier stand for, in their order, by every naming that is known; empty if none is.
+    """As `known_names`; of a run folder that does not name its classes those of its data, if they are there."""
+    if namings := known_names(network, choice):
+        return namings
+    names = tuple(map(str, _classes_of_run(choice.model, choice.weights)))
+    return [names] if names and len(names) == _outputs(network) else []
+
+
+def known_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ...]]:
+    """What the outputs of a classifier stand for, in their order, by every naming that it brings; empty if by none.
 
     Args:
         network: the classifier.
@@ -180,36 +190,37 @@ def class_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ..
     """
     from unrolled.models.transfer import weights_classes
 
-    count = int(getattr(network, "num_classes", 0) or getattr(network, "num_labels", 0) or 0)
+    count = _outputs(network)
     spec = named(choice.model)
     trained = choice.pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None
-    found: list[Any] = []
+    candidates: list[Any] = []
     if choice.weights is not None:
-        found.append(weights_classes(choice.weights))
+        candidates.append(weights_classes(choice.weights))
     elif trained:
-        found.append((getattr(network, "pretrained_cfg", None) or {}).get("label_names"))
+        candidates.append((getattr(network, "pretrained_cfg", None) or {}).get("label_names"))
         labels = getattr(getattr(network, "config", None), "id2label", None) or {}
-        found.append([labels[number] for number in sorted(labels)])
+        candidates.append([labels[number] for number in sorted(labels)])
         if choice.pretrained and count == 1000 and spec.removeprefix("timm:").find(":") < 0:
             from timm.data import ImageNetInfo
 
             info = ImageNetInfo()
             described = [info.index_to_description(number) for number in range(count)]
-            found += [[name.split(",")[0] for name in described], info.label_names(), described]
-    if not any(found):
-        found.append(_classes_of_run(choice.model, choice.weights))
-    return [names for names in (tuple(map(str, each or ())) for each in found) if names and len(names) == count]
+            candidates += [[name.split(",")[0] for name in described], info.label_names(), described]
+    return [names for names in (tuple(map(str, each or ())) for each in candidates) if names and len(names) == count]
+
+
+def _outputs(network: nn.Module) -> int:
+    return int(getattr(network, "num_classes", 0) or getattr(network, "num_labels", 0) or 0)
 
 
 def _classes_of_run(model: str, weights: Path | None) -> list[str]:
-    """Of a run folder that does not name its classes: those of its data, if they are there."""
     from unrolled.data import open_images
     from unrolled.errors import MissingData, MissingExtra
 
     if run_of(model, weights).get("data"):
-        own = data_of(model, weights)
+        data = data_of(model, weights)
         with contextlib.suppress(MissingData, MissingExtra, OSError, ValueError):  # only the names are then missing
-            return list(open_images(own.data, "train", data_dir=own.data_dir, seed=own.split_seed).classes)
+            return list(open_images(data.data, "train", data_dir=data.data_dir, seed=data.split_seed).classes)
     return []
 
 

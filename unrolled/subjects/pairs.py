@@ -36,8 +36,8 @@ class Paired:
         rows = evenly(most, len(everything))
         pairs = everything.take(rows)
         digest = hashlib.sha256(json.dumps([pairs.ids, pairs.captions, pairs.others]).encode()).hexdigest()
-        said = f"{everything.description}: {len(rows):,} of {len(everything):,} pairs (sha256 {digest[:16]})"
-        return cls(pairs, said, rows)
+        description = f"{everything.description}: {len(rows):,} of {len(everything):,} pairs (sha256 {digest[:16]})"
+        return cls(pairs, description, rows)
 
     def samples(self, side: Side, captions: int | None) -> ImageSamples | TextSamples:
         """One side of the pairs; of captions the first so many make the text, by default all."""

@@ -120,11 +120,11 @@ def prepare(model: nn.Module, *, image_size: int | None, stride: int | None = No
         embedding.flatten, embedding.output_fmt = False, Format.NHWC
     if image_size is not None and image_size < max(patch):
         raise ValueError(f"--image-size {image_size}: smaller than a patch of {patch[0]} x {patch[1]} pixels")
-    own = model_input(model)["input_size"][1:]
-    if not any_size and image_size is not None and (image_size, image_size) != tuple(own):
+    expected = model_input(model)["input_size"][1:]
+    if not any_size and image_size is not None and (image_size, image_size) != tuple(expected):
         hint = "; --model-args.dynamic-img-size true makes one that takes any" if isinstance(model, Eva) else ""
         raise ValueError(
-            f"--image-size: {type(model).__name__} takes pictures of {own[0]} x {own[1]} pixels only{hint}"
+            f"--image-size: {type(model).__name__} takes pictures of {expected[0]} x {expected[1]} pixels only{hint}"
         )
     if stride is not None and not 1 <= stride <= min(patch):
         raise ValueError(f"--stride {stride}: give 1 to {min(patch)}, the side of a patch")
@@ -135,8 +135,8 @@ def prepare(model: nn.Module, *, image_size: int | None, stride: int | None = No
         raise ValueError(f"--stride: {type(model).__name__} {reason}; give a vision transformer with a patch stem")
 
     def each(values: Sequence[float]) -> tuple[float, ...]:
-        own = tuple(float(value) for value in values)
-        return own if len(own) == channels else (sum(own) / len(own),) * channels
+        expected = tuple(float(value) for value in values)
+        return expected if len(expected) == channels else (sum(expected) / len(expected),) * channels
 
     return Preparation(
         side=min(height, width),

@@ -105,12 +105,14 @@ def data_for(options: SubjectFlags) -> DataOf:
 
 def completed(options: Flags) -> tuple[Flags, DataOf]:
     """The flags with what they leave open about the data taken from the run the weights are from, and all of it."""
-    own = data_for(options)
-    return replace(options, data=own.data, data_dir=own.data_dir, image_size=own.image_size), own
+    data = data_for(options)
+    return replace(options, data=data.data, data_dir=data.data_dir, image_size=data.image_size), data
 
 
 def shared_data_of(models: Sequence[str], weights: Path | None, options: DataFlags) -> DataOf:
     """Data for several models: as asked for, else those of the first that is a run folder, divided as there."""
-    found = [data_of(model, weights, data=options.data, data_dir=options.data_dir) for model in models]
-    same = (own for model, own in zip(models, found, strict=True) if run_of(model, weights).get("data") == own.data)
-    return next(same, found[0])
+    all_data = [data_of(model, weights, data=options.data, data_dir=options.data_dir) for model in models]
+    same = (
+        data for model, data in zip(models, all_data, strict=True) if run_of(model, weights).get("data") == data.data
+    )
+    return next(same, all_data[0])

@@ -67,8 +67,8 @@ class ImageSamples:
     def drawn(cls, everything: ImageSource, most: int, name: str) -> ImageSamples:
         """At most `most` of the images, drawn evenly."""
         source = Subset.evenly(everything, most)
-        said = f"{name}, {len(source):,} of {len(everything):,} images ({_digest(source)})"
-        return cls(source, source.indices, said, len(everything.classes))
+        description = f"{name}, {len(source):,} of {len(everything):,} images ({_digest(source)})"
+        return cls(source, source.indices, description, len(everything.classes))
 
     def key(self, encoder: Encoder, reading: Reading) -> str:
         """As in `Samples`."""
@@ -141,8 +141,8 @@ class SoundSamples:
         rows = evenly(most, len(source))
         waves = [waveform(*source.load(int(row)), rate) for row in rows]
         digest = hashlib.sha256(b"".join(wave.tobytes() for wave in waves)).hexdigest()[:16]
-        said = f"sounds of {folder.name}: {len(waves):,} of {len(source):,} (sha256 {digest})"
-        return cls(waves, rows, said)
+        description = f"sounds of {folder.name}: {len(waves):,} of {len(source):,} (sha256 {digest})"
+        return cls(waves, rows, description)
 
     def key(self, encoder: Encoder, reading: Reading) -> str:
         """As in `Samples`."""

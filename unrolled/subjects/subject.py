@@ -59,10 +59,10 @@ def material_for(
             )
     if options.split == "all":
         raise ValueError("--split all: is for paired data; choose train or test")
-    own = shared_data_of(models, weights, options)
-    everything = images_of(own, options.split, quiet=quiet)
-    samples = ImageSamples.drawn(everything, options.images, f"{own.data} ({options.split})")
-    return samples, replace(options, data=own.data, data_dir=own.data_dir)
+    data = shared_data_of(models, weights, options)
+    everything = images_of(data, options.split, quiet=quiet)
+    samples = ImageSamples.drawn(everything, options.images, f"{data.data} ({options.split})")
+    return samples, replace(options, data=data.data, data_dir=data.data_dir)
 
 
 @dataclass(frozen=True)

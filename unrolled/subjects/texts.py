@@ -27,6 +27,7 @@ class TextReader:
         module: in eval mode.
         encode: the ids of a text, as the model expects one by itself.
         pieces: the ids of a running text, without marks of its begin and end.
+        bytes_of: how many bytes of a text a token stands for; 0 of a mark. None where its tokenizer does not tell.
         limit: the longest sequence it takes; None: any.
         causal: predicts the next token, as logits.
         argument: the name its ids go by; empty: they are given by position.
@@ -40,6 +41,7 @@ class TextReader:
     pieces: Callable[[str], list[int]]
     limit: int | None
     causal: bool
+    bytes_of: Callable[[int], int] | None = None
     argument: str = ""
     random: bool = False
     paired: bool = False
@@ -108,13 +110,14 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
 
 def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:
     def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer.encode(text).tolist()
-        return found
+        tokens: list[int] = tokenizer.encode(text).tolist()
+        return tokens
 
     limit = model.config.max_length if model.positions is not None else None
     return TextReader(
-        module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random
-    )
+        module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random,
+        bytes_of=tokenizer.bytes_of,
+    )  # fmt: skip
 
 
 def _hugging_face(spec: str, name: str, stack: str | None) -> TextReader:
@@ -131,12 +134,12 @@ def _hugging_face(spec: str, name: str, stack: str | None) -> TextReader:
     limit = getattr(module.config, "max_position_embeddings", None) or getattr(module.config, "n_positions", None)
 
     def encode(text: str) -> list[int]:
-        found: list[int] = tokenizer(text)["input_ids"]
-        return found
+        ids: list[int] = tokenizer(text)["input_ids"]
+        return ids
 
     def pieces(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return found
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
     return TextReader(
         module=module,
@@ -144,10 +147,21 @@ def _hugging_face(spec: str, name: str, stack: str | None) -> TextReader:
         pieces=pieces,
         limit=limit,
         causal=causal,
+        bytes_of=_bytes_of(tokenizer),
         argument="input_ids",
         paired=paired,
         part=part_name(whole, module),
     )
+
+
+def _bytes_of(tokenizer: Any) -> Callable[[int], int] | None:
+    from unrolled.data.tokens import HubTokenizer
+
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        return None
+    count, marks = HubTokenizer(inner).bytes_of, set(tokenizer.all_special_ids)
+    return lambda token: 0 if token in marks else count(token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +171,13 @@ class Texts:
     Attributes:
         ids: of each text [n].
         name: of the data, for a folder.
-        said: in words.
+        description: in words.
         whole: of the same length, from a corpus.
     """
 
     ids: list[Tensor]
     name: str
-    said: str
+    description: str
     whole: bool = False
 
     def batches(self, size: int) -> Iterator[Tensor]:
@@ -207,8 +221,10 @@ def open_texts(reader: TextReader, options: Any) -> Texts:
         raise ValueError(f"--length {length}: {part.description}, is {len(ids):,} tokens; give a smaller length")
     count = min(options.images, len(ids) // length)
     starts = torch.linspace(0, len(ids) - length, count, dtype=torch.float64).long()
-    said = f"{count:,} windows of {length} tokens of {data} ({options.split} split), drawn evenly"
-    return Texts(ids=[ids[start : start + length] for start in starts.tolist()], name=data, said=said, whole=True)
+    description = f"{count:,} windows of {length} tokens of {data} ({options.split} split), drawn evenly"
+    return Texts(
+        ids=[ids[start : start + length] for start in starts.tolist()], name=data, description=description, whole=True
+    )
 
 
 def _given(reader: TextReader, options: Any) -> Texts:
@@ -217,20 +233,20 @@ def _given(reader: TextReader, options: Any) -> Texts:
         if not path.is_file():
             raise MissingData(f"--texts: there is no file {path}")
         texts, flag, name = read_lines(path)[: options.images], "--texts", path.stem
-        said = f"{len(texts):,} texts of {path.name}"
+        description = f"{len(texts):,} texts of {path.name}"
     else:
         texts, flag, name = list(options.text), "--text", "text"
-        said = "the text that was given" if len(texts) == 1 else f"the {len(texts)} texts that were given"
+        description = "the text that was given" if len(texts) == 1 else f"the {len(texts)} texts that were given"
     if empty := [str(row + 1) for row, text in enumerate(texts) if not text.strip()]:
         raise ValueError(f"{flag}: text {', '.join(empty[:5])} is empty; leave it out")
     ids = []
     for row, text in enumerate(texts):
-        found = reader.encode(text)
+        tokens = reader.encode(text)
         if options.length is not None:
-            found = found[: options.length]
-        _check_length(len(found), reader, f"{flag}: text {row + 1} is too long; --length cuts it: it")
-        ids.append(torch.tensor(found))
-    return Texts(ids=ids, name=name, said=said)
+            tokens = tokens[: options.length]
+        _check_length(len(tokens), reader, f"{flag}: text {row + 1} is too long; --length cuts it: it")
+        ids.append(torch.tensor(tokens))
+    return Texts(ids=ids, name=name, description=description)
 
 
 def _check_length(length: int, reader: TextReader, what: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from unrolled.tables import Tabular
 from unrolled.train import engine
 from unrolled.train.checkpoint import checkpoints
 from unrolled.train.config import PretrainConfig, RunConfig
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from unrolled.data import ImageSource
 
 
-@dataclass(kw_only=True)
-class TrainResult:
+@dataclass(kw_only=True, repr=False)
+class TrainResult(Tabular):
     """What a finished run returns. `metrics` is all of `metrics.jsonl`; accuracies are fractions, losses in nats."""
 
     config: RunConfig
@@ -54,6 +55,15 @@ class TrainResult:
     """What was loaded of the weights it started from, if it did."""
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read in training, by name (only with `on_error="skip"`)."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """`metrics`."""
+        return self.metrics
+
+    def __repr__(self) -> str:
+        scores = {k: v for k, v in (self.test or {}).items() if isinstance(v, int | float)}
+        test = "".join(f", test {key} {value:.4g}" for key, value in scores.items())
+        return f"TrainResult({type(self.model).__name__}, {self.steps} steps{test}, in {self.run_dir})"
 
     def plot(self, ax: Axes | None = None, *, quantity: str = "loss") -> Axes:
         """Draw a quantity of `metrics`, in training and validation, against epochs; see `figures.plot_metrics`."""

@@ -48,16 +48,16 @@ def dependence(
             return {"groups": labels}
     except ValueError as error:
         raise ValueError(f"--{error}" if str(error).startswith(("groups", "blocks")) else str(error)) from error
-    own = None if pairs is None else pairs.dependent()
-    if own is None:
+    dependent = None if pairs is None else pairs.dependent()
+    if dependent is None:
         return {}
     try:
-        units = Units.of(rows.samples, own)
+        units = Units.of(rows.samples, dependent)
     except ValueError as error:
         say(f"note: pairs share photos or texts, but {error}; p-values take them for independent", quiet=quiet)
         return {}
-    say(f"note: pairs that share a photo or a text are relabelled together: {units.said}", quiet=quiet)
-    return {"groups": own}
+    say(f"note: pairs that share a photo or a text are relabelled together: {units.description}", quiet=quiet)
+    return {"groups": dependent}
 
 
 @contextmanager
@@ -83,8 +83,8 @@ def _labels(groups: str, rows: Rows, pairs: PairSource | None) -> Sequence[Any]:
         if len(labels) != rows.samples:
             raise ValueError(f"groups {groups}: holds {len(labels):,} labels for {rows.samples:,} samples")
         return labels
-    if pairs is not None and (found := pairs.labels(groups)) is not None:
-        return found
+    if pairs is not None and (labels_of_pairs := pairs.labels(groups)) is not None:
+        return labels_of_pairs
     raise MissingData(
         f"--groups {groups}: there is no such file, and the data have no such column; give a file with one label a line"
     )

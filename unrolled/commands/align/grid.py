@@ -85,9 +85,9 @@ def align_grid(options: AlignGridOptions) -> None:
             paths, options.metric, options={"k": options.k}, null=options.null, draws=options.draws, **units,
             seed=options.seed, folder=run.folder / "tiles", client=client, device=str(where), on_progress=progress,
         )  # fmt: skip
-    found = {"models": {name: dict(entry) for name, entry in models.items()}, "pairs": _pairs(result), "notes": notes}
-    text = f"{table(_COLUMNS, _rows(result))}\np: {_found(result, options.null)}"
-    run.finish(_report(models, result, settings_of(options)), found, text, seeds=[options.seed])
+    record = {"models": {name: dict(entry) for name, entry in models.items()}, "pairs": _pairs(result), "notes": notes}
+    text = f"{table(_COLUMNS, _rows(result))}\np: {_p_value_note(result, options.null)}"
+    run.finish(_report(models, result, settings_of(options)), record, text, seeds=[options.seed])
 
 
 def read_models(path: Path) -> dict[str, dict[str, Any]]:
@@ -150,10 +150,10 @@ def _features(
         [models[name]["model"] for name in run], options, side=next(filter(None, sides), None), quiet=options.quiet
     )
     for i, name in enumerate(run):
-        own = {"pool": options.pool, "pretrained": options.pretrained, "layers": options.layers} | models[name]
+        settings = {"pool": options.pool, "pretrained": options.pretrained, "layers": options.layers} | models[name]
         reading = Reading.of(
-            options, model=own["model"], layers=tuple(own["layers"]), pool=own["pool"], pretrained=own["pretrained"],
-            seed=options.seed + i, workers=0,
+            options, model=settings["model"], layers=tuple(settings["layers"]), pool=settings["pool"],
+            pretrained=settings["pretrained"], seed=options.seed + i, workers=0,
         )  # fmt: skip
         paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
         Subject.of(reading, material, where, side=sides[i] or "image").features(paths[name], quiet=options.quiet)
@@ -218,8 +218,9 @@ def _report(models: Mapping[str, dict[str, Any]], result: ModelGrid, settings: d
     for metric in result.metrics:
         _section(report.section(metric), metric, models, result)
     how = (
-        f"p-values are {_found(result, settings['null'])}. z is of the pair of layers alone and takes no account of "
-        "the search over layers; it comes from closed-form moments under random pairing, where these are known."
+        f"p-values are {_p_value_note(result, settings['null'])}. z is of the pair of layers alone and takes no "
+        "account of the search over layers; it comes from closed-form moments under random pairing, where these are "
+        "known."
     )
     shown = _rows(result)[:60]
     report.section("Pairs").table(
@@ -240,7 +241,7 @@ def _pairs(result: ModelGrid) -> list[dict[str, Any]]:
     ]
 
 
-def _found(result: ModelGrid, null: str) -> str:
+def _p_value_note(result: ModelGrid, null: str) -> str:
     """How the p-values were found, each way with the number of pairs, and what was relabelled."""
     ways = {
         "Pearson III": "tails of three exact moments (Pearson III), times the number of pairs of layers",
@@ -251,8 +252,8 @@ def _found(result: ModelGrid, null: str) -> str:
     counts = dict.fromkeys(ways, 0)
     for pair in result.pairs:
         counts[next(way for way in ways if pair.p_method.startswith(way))] += 1
-    said = "; ".join(f"{ways[way]} ({count:,} pairs)" for way, count in counts.items() if count)
-    return f"{said}; relabelled are {result.units}" if result.units else said
+    counted = "; ".join(f"{ways[way]} ({count:,} pairs)" for way, count in counts.items() if count)
+    return f"{counted}; relabelled are {result.units}" if result.units else counted
 
 
 def _section(section: Section, metric: str, models: Mapping[str, dict[str, Any]], result: ModelGrid) -> None:

@@ -23,12 +23,12 @@ def row(name: str, result: Comparison) -> list[str]:
     return [name, f"{result.score:.4g}", f"{result.chance:.4g}", p, interval, z, *result.best]
 
 
-def found_by(names: tuple[str, ...], results: list[Comparison]) -> str:
+def p_value_note(names: tuple[str, ...], results: list[Comparison]) -> str:
     """How the p-values were found."""
     ways = {each.p_method for each in results}
-    said = [f"{name}: {each.p_method or 'none'}" for name, each in zip(names, results, strict=True)]
+    methods = [f"{name}: {each.p_method or 'none'}" for name, each in zip(names, results, strict=True)]
     units = f"; relabelled are {results[0].units}" if results[0].units else ""
-    return f"p: {'; '.join(said) if len(ways) > 1 else ways.pop() or 'none'}{units}"
+    return f"p: {'; '.join(methods) if len(ways) > 1 else ways.pop() or 'none'}{units}"
 
 
 def _how(settings: dict[str, Any], n: int) -> str:
@@ -80,7 +80,7 @@ def align_report(settings: dict[str, Any], results: list[Comparison], n: int, no
     section.table(
         COLUMNS,
         [row(name, each) for name, each in named],
-        caption=f"{_how(settings, n)} Found by {found_by(settings['metric'], results)}. In full: "
+        caption=f"{_how(settings, n)} Found by {p_value_note(settings['metric'], results)}. In full: "
         + ", ".join(each.metric for each in results)
         + "."
         + "".join(f" Note: {note}." for note in notes),

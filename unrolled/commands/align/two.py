@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unrolled.commands.align.dependence import dependence, noted
 from unrolled.commands.align.options import CompareFlags, metric_named
-from unrolled.commands.align.report import COLUMNS, align_report, found_by, row
+from unrolled.commands.align.report import COLUMNS, align_report, p_value_note, row
 from unrolled.commands.options import verb
 from unrolled.harness import Run, settings_of
 from unrolled.subjects.models import choose_device
@@ -96,10 +96,10 @@ def align(options: AlignOptions) -> None:
     with noted(notes, quiet=options.quiet):
         results = _compare(options, metrics, left, right, units, where)
     report = align_report(settings_of(options), results, rows.samples, notes)
-    found = {"a": a, "b": b, "n": rows.samples, "comparisons": [each.to_dict() for each in results], "notes": notes}
+    record = {"a": a, "b": b, "n": rows.samples, "comparisons": [each.to_dict() for each in results], "notes": notes}
     scores = table(COLUMNS, [row(name, each) for name, each in zip(options.metric, results, strict=True)])
-    text = f"{scores}\n{found_by(options.metric, results)}"
-    run.finish(report, found, text, seeds=[options.seed], options=options)
+    text = f"{scores}\n{p_value_note(options.metric, results)}"
+    run.finish(report, record, text, seeds=[options.seed], options=options)
 
 
 def _features(
@@ -110,20 +110,20 @@ def _features(
     from unrolled.subjects.pairs import Paired
     from unrolled.subjects.subject import Subject, material_for
 
-    found: dict[int, Features] = {i: read_features(spec) for i, spec in enumerate(specs) if is_feature_file(spec)}
+    features: dict[int, Features] = {i: read_features(spec) for i, spec in enumerate(specs) if is_feature_file(spec)}
     pairs = None
-    if models := [spec for i, spec in enumerate(specs) if i not in found]:
+    if models := [spec for i, spec in enumerate(specs) if i not in features]:
         material, options = material_for(
             models, options, side=options.side or options.side_b, texts=options.texts, quiet=options.quiet
         )
         pairs = material.pairs if isinstance(material, Paired) else None
         layers = (options.layers, options.layers_b or options.layers)
-        for i in (i for i in (0, 1) if i not in found):
+        for i in (i for i in (0, 1) if i not in features):
             # another seed for B: A and B must not be one model by accident
             reading = Reading.of(options, model=specs[i], layers=layers[i], seed=options.seed + i)
             subject = Subject.of(reading, material, where, side=_side(i, options))
-            found[i], _ = subject.features(folder / "features" / "ab"[i], quiet=options.quiet)
-    return options, [_checked(found[i], spec) for i, spec in enumerate(specs)], pairs
+            features[i], _ = subject.features(folder / "features" / "ab"[i], quiet=options.quiet)
+    return options, [_checked(features[i], spec) for i, spec in enumerate(specs)], pairs
 
 
 def _side(i: int, options: AlignOptions) -> Side:

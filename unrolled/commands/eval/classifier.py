@@ -49,10 +49,10 @@ def evaluate_classifier(options: EvalOptions) -> None:
     from unrolled.data.sources import Subset
     from unrolled.train.run import drawn_evenly
 
-    options, own = options.divided()
+    options, data = options.divided()
     where = choose_device(options.device)
     whole = open_images(
-        own.data, options.split, data_dir=own.data_dir, val_fraction=options.val_fraction or 0.0,
+        data.data, options.split, data_dir=data.data_dir, val_fraction=options.val_fraction or 0.0,
         seed=options.split_seed or 0,
         unknown_classes=options.unknown_classes or "raise",
     )  # fmt: skip
@@ -60,31 +60,31 @@ def evaluate_classifier(options: EvalOptions) -> None:
     network, stopped = _network(options, whole)
     network = network.to(where)
     names = class_names(network, options)
-    everything, note = _labelled(options, own, whole, names)
+    everything, note = _labelled(options, data, whole, names)
     source = drawn_evenly(everything, options.samples, f"--samples {options.samples}")
     notes = [each for each in (note, one_class_note(source)) if each]
     for each in notes:
         say(f"note: {each}")
     real = None if options.labels is None else RealLabels(options.labels, everything)
-    run = Run(options, "eval", options.model, own.data)
-    found = _look(options, network, source, where, "eval")
+    run = Run(options, "eval", options.model, data.data)
+    scored = _look(options, network, source, where, "eval")
     result = {
-        "model": options.model, "data": own.data, "split": options.split, **stopped,
-        **drawn(options.samples, len(everything)), **found.scores,
-        "images_per_second": found.scores["images"] / run.seconds,
+        "model": options.model, "data": data.data, "split": options.split, **stopped,
+        **drawn(options.samples, len(everything)), **scored.scores,
+        "images_per_second": scored.scores["images"] / run.seconds,
     }  # fmt: skip
     if len(everything) < len(whole):
         result["unknown"] = len(whole) - len(everything)  # images of classes that the model does not have
     if notes:
         result["notes"] = notes
     if real is not None:
-        rows = found.indices
+        rows = scored.indices
         if source is not everything:
             assert isinstance(source, Subset)
             rows = torch.from_numpy(source.indices)[rows]  # of all images, which `real` counts
-        result["real"] = _real(options, real, found.logits, rows)
-    if bool(torch.isfinite(found.logits).all()):
-        result["calibration"] = _calibrated(options, own, network, names, found, where)
+        result["real"] = _real(options, real, scored.logits, rows)
+    if bool(torch.isfinite(scored.logits).all()):
+        result["calibration"] = _calibrated(options, data, network, names, scored, where)
     if options.robustness:
         result["robustness"] = _corrupted(options, network, source, where)
     run.finish(eval_report(result, network), result, _line(result), seeds=[options.seed], options=options)
@@ -106,15 +106,17 @@ def _network(options: EvalOptions, source: ImageSource) -> tuple[nn.Module, dict
 
 
 def _labelled(
-    options: EvalOptions, own: DataOf, source: ImageSource, names: list[tuple[str, ...]]
+    options: EvalOptions, dataset: DataOf, source: ImageSource, names: list[tuple[str, ...]]
 ) -> tuple[ImageSource, str]:
     """The images with the labels that the model has for their classes, and what is to be said of that."""
     from unrolled.data.sources import Subset
 
-    model, data = options.model, own.data
+    model, data = options.model, dataset.data
     run = run_settings(str(options.weights or model))
     trained_on = run.get("data") or shipped(model)
-    elsewhere = trained_on != data or Path(run.get("data_dir") or own.data_dir or "") != Path(own.data_dir or "")
+    elsewhere = trained_on != data or Path(run.get("data_dir") or dataset.data_dir or "") != Path(
+        dataset.data_dir or ""
+    )
     if elsewhere and isinstance(source, Subset) and "to test on" in source.description:
         say(
             f"note: {data} has no test part: {len(source):,} of its {len(source.base):,} images were drawn; "
@@ -144,11 +146,11 @@ def _look(options: EvalOptions, network: nn.Module, images: ImageSource, where: 
         on_error=options.on_error,
     )  # fmt: skip
     bar = progress(loader, total=-(-len(images) // size), what=what, quiet=options.quiet)
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    batches_scored: list[tuple[Tensor, Tensor, Tensor]] = []
     scores = measure(
-        network, bar, where, on_logits=lambda z, batch: kept.append((z.cpu(), batch.labels, batch.indices))
+        network, bar, where, on_logits=lambda z, batch: batches_scored.append((z.cpu(), batch.labels, batch.indices))
     )
-    return _Scored(scores, *(torch.cat(parts) for parts in zip(*kept, strict=True)))
+    return _Scored(scores, *(torch.cat(parts) for parts in zip(*batches_scored, strict=True)))
 
 
 def _real(options: EvalOptions, real: RealLabels, logits: Tensor, indices: Tensor) -> dict[str, Any]:
@@ -162,24 +164,26 @@ def _real(options: EvalOptions, real: RealLabels, logits: Tensor, indices: Tenso
 
 def _calibrated(
     options: EvalOptions,
-    own: DataOf,
+    data: DataOf,
     network: nn.Module,
     names: list[tuple[str, ...]],
-    found: _Scored,
+    scored: _Scored,
     where: torch.device,
 ) -> dict[str, Any]:
     """`calibration` with a temperature fitted on validation images, where there are some that were not looked at."""
     validation = None
     if options.split in ("train", "test"):
         validation = _validation(
-            own, options.samples, lambda s: by_class_names(s, names, what=options.model, by=options.classes_by)[0]
+            data, options.samples, lambda s: by_class_names(s, names, what=options.model, by=options.classes_by)[0]
         )
     held = None if validation is None else _look(options, network, validation, where, "temperature")
     fit_on = None if held is None else (held.logits, held.labels)
-    return calibration(found.logits, found.labels, fit_on=fit_on, seed=options.seed)
+    return calibration(scored.logits, scored.labels, fit_on=fit_on, seed=options.seed)
 
 
-def _validation(own: DataOf, samples: int | None, labelled: Callable[[ImageSource], ImageSource]) -> ImageSource | None:
+def _validation(
+    data: DataOf, samples: int | None, labelled: Callable[[ImageSource], ImageSource]
+) -> ImageSource | None:
     """The images a run held out for validation, or its data set's own validation split; at most `samples` of them.
 
     Divided as in the run and never as the flags say: under another division they were trained on. `labelled` gives them
@@ -191,7 +195,7 @@ def _validation(own: DataOf, samples: int | None, labelled: Callable[[ImageSourc
 
     try:
         source = labelled(
-            open_images(own.data, "val", data_dir=own.data_dir, val_fraction=own.val_fraction, seed=own.split_seed)
+            open_images(data.data, "val", data_dir=data.data_dir, val_fraction=data.val_fraction, seed=data.split_seed)
         )
     except (ValueError, MissingData):  # there is none, or none of classes that the model knows
         return None
@@ -222,13 +226,13 @@ def calibration(
 
     from unrolled.instruments.readouts.reliability import fit_temperature, reliability
 
-    found = dataclasses.asdict(reliability(logits, labels))
+    scores = dataclasses.asdict(reliability(logits, labels))
     validation = fit_on is not None and bool(torch.isfinite(fit_on[0]).all())
     if fit_on is not None and validation:
         held, truth = fit_on
         rest = torch.arange(len(labels))
     elif len(labels) < _ENOUGH:
-        return {**found, "temperature": None}
+        return {**scores, "temperature": None}
     else:
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         cut = round(_HELD_OUT * len(labels))
@@ -241,7 +245,7 @@ def calibration(
     bound = "low" if value < 1.01 * low else "high" if value > 0.99 * high else None  # it stops just short of them
     before, after = (dataclasses.asdict(reliability(logits[rest], labels[rest], temperature=at)) for at in (1.0, value))
     return {
-        **found,
+        **scores,
         "temperature": {
             "value": value, "bound": bound, "validation": validation, "fitted_on": len(held), "right": right,
             "judged_on": len(rest), "before": before, "after": after,
@@ -272,8 +276,8 @@ def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, wh
     )
     loader = eval_loader(part, plain, batch_size=size, workers=options.workers, on_error=options.on_error)
     bar = progress(loader, total=-(-len(part) // size), what="corruptions", quiet=options.quiet)
-    found = corruption_errors(network, bar, where, mean=expects["mean"], std=expects["std"], seed=options.seed)
-    return {**found, "relative": relative_errors(found)}
+    errors = corruption_errors(network, bar, where, mean=expects["mean"], std=expects["std"], seed=options.seed)
+    return {**errors, "relative": relative_errors(errors)}
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -297,9 +301,9 @@ def _line(result: dict[str, Any]) -> str:
     if "real" in result:
         text += f"\nReaL accuracy {100 * result['real']['accuracy']:.2f} %, {result['real']['images']:,} images"
     if "robustness" in result:
-        found = result["robustness"]
+        robustness = result["robustness"]
         text += (
-            f"\nerror on corrupted images {100 * found['mean_error']:.2f} %, clean {100 * found['clean']:.2f} %, "
-            f"{found['images']:,} images"
+            f"\nerror on corrupted images {100 * robustness['mean_error']:.2f} %, clean "
+            f"{100 * robustness['clean']:.2f} %, {robustness['images']:,} images"
         )
     return text

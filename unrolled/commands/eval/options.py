@@ -64,13 +64,13 @@ class EvalOptions(SubjectFlags, LoaderFlags, OutputFlags):
 
     def divided(self) -> tuple[EvalOptions, DataOf]:
         """With what is left open about the data and their division into splits as in the model's run; and the run's."""
-        options, own = completed(self)
+        options, data = completed(self)
         fraction = options.val_fraction
         if fraction is None:
-            fraction = own.val_fraction or (0.1 if options.split == "val" else 0.0)
-        seed = own.split_seed if options.split_seed is None else options.split_seed
-        unknown = options.unknown_classes or own.unknown_classes
-        return replace(options, split_seed=seed, val_fraction=fraction, unknown_classes=unknown), own
+            fraction = data.val_fraction or (0.1 if options.split == "val" else 0.0)
+        seed = data.split_seed if options.split_seed is None else options.split_seed
+        unknown = options.unknown_classes or data.unknown_classes
+        return replace(options, split_seed=seed, val_fraction=fraction, unknown_classes=unknown), data
 
     def refuse(self, *names: str) -> None:
         """Refuse flags that would be ignored of a run that is measured as it was trained."""
@@ -79,9 +79,9 @@ class EvalOptions(SubjectFlags, LoaderFlags, OutputFlags):
                 raise ValueError(f"--{name.replace('_', '-')}: this run is measured as it was trained; leave it out")
 
 
-def drawn(samples: int | None, there: int) -> dict[str, int]:
+def drawn(samples: int | None, available: int) -> dict[str, int]:
     """What `--samples` adds to a result: how many were asked for, and of how many; nothing without the flag."""
-    return {} if samples is None else {"samples": samples, "samples_of": there}
+    return {} if samples is None else {"samples": samples, "samples_of": available}
 
 
 def of_all(result: Mapping[str, Any]) -> str:

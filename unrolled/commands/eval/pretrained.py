@@ -24,11 +24,11 @@ def evaluate_pretrained(options: EvalOptions) -> None:
     if options.labels is not None or options.robustness:
         raise ValueError("--labels and --robustness are for classifiers; leave them out, or probe this run")
     options.refuse("image_size", "pretrained", "model_args")
-    options, own = options.divided()
+    options, data = options.divided()
     config = load_config(Path(named(options.model).removeprefix("local:")).expanduser() / "config.yaml")
     assert isinstance(config, PretrainConfig)
     config = replace(
-        config, data=own.data, data_dir=own.data_dir, image_size=own.image_size, split_seed=options.split_seed or 0,
+        config, data=data.data, data_dir=data.data_dir, image_size=data.image_size, split_seed=options.split_seed or 0,
         val_fraction=options.val_fraction or 0.0, accumulate=1, devices=1, num_nodes=1, workers=options.workers,
         on_error=options.on_error,
     )  # fmt: skip

@@ -55,12 +55,12 @@ def eval_report(result: dict[str, Any], network: Any) -> Report:
             )
         )
     if "robustness" in result:
-        found = result["robustness"]
+        robustness = result["robustness"]
         facts.append(
             Fact(
                 label="Error on corrupted images",
-                value=f"{100 * found['mean_error']:.1f} %",
-                detail=f"clean {100 * found['clean']:.1f} %, {found['images']:,} images",
+                value=f"{100 * robustness['mean_error']:.1f} %",
+                detail=f"clean {100 * robustness['clean']:.1f} %, {robustness['images']:,} images",
             )
         )
     stopped = (
@@ -99,7 +99,7 @@ def at_bound(fitted: dict[str, Any]) -> str:
     )
 
 
-def _calibration(report: Report, found: dict[str, Any]) -> None:
+def _calibration(report: Report, calibration: dict[str, Any]) -> None:
     from unrolled.report import LineChart, Series
 
     section = report.section(
@@ -107,8 +107,8 @@ def _calibration(report: Report, found: dict[str, Any]) -> None:
         "Of the images a calibrated model is 70 % sure of, 70 % are right. The calibration error is the mean distance "
         "from that. It says nothing about the probabilities of the other classes.",
     )
-    series = [_curve("as it is", found["bins"], 0)]
-    after = found["temperature"]
+    series = [_curve("as it is", calibration["bins"], 0)]
+    after = calibration["temperature"]
     if after is not None:
         series.append(_curve("temperature", after["after"]["bins"], 1))
     series.append(Series(label="calibrated", x=[0.0, 1.0], y=[0.0, 1.0], color=5, dashed=True))
@@ -127,12 +127,12 @@ def _calibration(report: Report, found: dict[str, Any]) -> None:
     def cell(scores: dict[str, Any], key: str) -> str:
         return f"{100 * scores[key]:.2f}" if "ece" in key else f"{scores[key]:.4f}"
 
-    columns = ["", f"all {found['samples']:,} images"]
+    columns = ["", f"all {calibration['samples']:,} images"]
     if after is None:
-        section.table(columns, [[words, cell(found, key)] for key, words in _SCORES.items()],
+        section.table(columns, [[words, cell(calibration, key)] for key, words in _SCORES.items()],
                       caption="Lower is better. Temperature: not run, too few images to hold some out.")  # fmt: skip
         return
-    parts = [found, after["after"]]
+    parts = [calibration, after["after"]]
     caption = "Lower is better. One temperature for all logits leaves every decision as it is. It was fitted on "
     caption += _fitted_on(after)
     if not after["validation"]:
@@ -165,15 +165,15 @@ def _curve(label: str, bins: list[dict[str, Any]], color: int) -> Any:
     )
 
 
-def _robustness(report: Report, found: dict[str, Any]) -> None:
+def _robustness(report: Report, errors: dict[str, Any]) -> None:
     from unrolled.report import LineChart, Series
 
     section = report.section(
         "Corrupted images",
-        f"{found['images']:,} images of the split, made worse in nine ways and five severities after resizing to the "
+        f"{errors['images']:,} images of the split, made worse in nine ways and five severities after resizing to the "
         "model's input. The strengths are this package's own and depend on the image side: compare models with each "
         "other, not with published corruption errors. With so many images a single error is known to about "
-        f"{100 * found['images'] ** -0.5:.1f} points.",
+        f"{100 * errors['images'] ** -0.5:.1f} points.",
     )
     panels = []
     for title, names in _FAMILIES.items():
@@ -181,24 +181,24 @@ def _robustness(report: Report, found: dict[str, Any]) -> None:
             Series(
                 label=name.replace("_", " "),
                 x=list(range(6)),
-                y=[100 * error for error in (found["clean"], *found["corruptions"][name])],
+                y=[100 * error for error in (errors["clean"], *errors["corruptions"][name])],
             )
             for name in names
-            if name in found["corruptions"]
+            if name in errors["corruptions"]
         ]
         panels.append(LineChart(title=f"{title}: error, %", x_label="Severity (0: clean)", series=series))
     section.figure(panels, caption="Share of images misclassified, by severity.", name="corruptions")
     rows: list[list[str]] = [
         [
             name.replace("_", " "),
-            *(f"{100 * error:.1f}" for error in found["corruptions"][name]),
+            *(f"{100 * error:.1f}" for error in errors["corruptions"][name]),
             f"{100 * row['error']:.1f}",
             f"{100 * row['increase']:+.1f}",
             "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
         ]
-        for name, row in found["relative"].items()
+        for name, row in errors["relative"].items()
     ]
-    mean, clean = found["mean_error"], found["clean"]
+    mean, clean = errors["mean_error"], errors["clean"]
     ratio = f"{mean / clean:.2f}" if clean else "-"
     rows.append(["mean", *[""] * 5, f"{100 * mean:.1f}", f"{100 * (mean - clean):+.1f}", ratio])
     section.table(

@@ -16,7 +16,7 @@ from unrolled.train.config import TextConfig
 
 def evaluate_text_run(options: EvalOptions) -> None:
     """Loss of the model a run on text ended with, with the run's own tokenizer, task and context."""
-    from unrolled.commands.text_report import facts_of, said_of_context, words
+    from unrolled.commands.text_report import context_sentence, facts_of, words
     from unrolled.data.tokens import load_tokenizer
     from unrolled.models.encoder import load_language_model
     from unrolled.report import Report
@@ -56,8 +56,8 @@ def evaluate_text_run(options: EvalOptions) -> None:
     what = f"{options.model} on {config.data}"
     only = "" if samples is None else f", {samples:,} excerpts of {config.length} tokens{of_all(result)}"
     report = Report(what, question=f"How well does it predict the {split} part?")
-    said = f"{words(scores).capitalize()}{only}. {said_of_context(config, options.stride)}"
-    report.headline(said, facts_of(scores))
+    headline = f"{words(scores).capitalize()}{only}. {context_sentence(config, options.stride)}"
+    report.headline(headline, facts_of(scores))
     text = f"{what} ({split}): {words(scores)}, {scores['tokens']:,} tokens{only}"
     run.finish(report, result, text, seeds=[], options=options)
 

@@ -108,13 +108,13 @@ def evaluate(
 
     # in the order of photos, which breaks ties of confidence in average precision, as pycocotools has it
     for item, index, seen in in_order(read()):
-        for system, found in seen.items():
-            said = f"Attention is that of the {found.query}: the model has no class token."
-            if attention and found.query != "class token" and notes is not None and said not in notes:
-                notes.append(said)
+        for system, patches in seen.items():
+            note = f"Attention is that of the {patches.query}: the model has no class token."
+            if attention and patches.query != "class token" and notes is not None and note not in notes:
+                notes.append(note)
             for part in parts:
                 if part.takes(item):
-                    part.add(system, found, index, item)
+                    part.add(system, patches, index, item)
         for part in parts:
             if part.takes(item):
                 part.baselines(item)
@@ -164,10 +164,10 @@ def _items(
         try:
             scene = source.load(index)
         except (ValueError, OSError) as error:
-            said = " ".join(f"{source.name(index)}: {error}".split())
+            message = " ".join(f"{source.name(index)}: {error}".split())
             if skipped is None:
-                raise CorruptFile(f"{said}; --on-error skip leaves it out") from error
-            skipped.append(said)
+                raise CorruptFile(f"{message}; --on-error skip leaves it out") from error
+            skipped.append(message)
             continue
         pixels = prepared.tensor(scene.image)[0]
         classes = {name: torch.from_numpy(mask) for name, mask in scene.classes().items()}
@@ -179,7 +179,7 @@ class _Part(Protocol):
     """One measure: takes photos, gives tables."""
 
     def takes(self, item: Item) -> bool: ...
-    def add(self, system: str, found: Patches, index: int, item: Item) -> None: ...
+    def add(self, system: str, patches: Patches, index: int, item: Item) -> None: ...
     def baselines(self, item: Item) -> None: ...
     def tables(self, data: str) -> dict[str, list[Row]]: ...
 
@@ -196,11 +196,11 @@ class _Attention:
         ignore = item.ignore
         return any(bool((m if ignore is None else m & ~ignore).any()) for m in item.classes.values())
 
-    def add(self, system: str, found: Patches, index: int, item: Item) -> None:
-        assert found.attention is not None
+    def add(self, system: str, patches: Patches, index: int, item: Item) -> None:
+        assert patches.attention is not None
         if system not in self._scorers:
-            self._scorers[system] = EmergenceScorer(found.layers, keep=self._settings.mass, seed=self._settings.seed)
-        self._scorers[system].add(found.attention[:, index], found.grid, item)
+            self._scorers[system] = EmergenceScorer(patches.layers, keep=self._settings.mass, seed=self._settings.seed)
+        self._scorers[system].add(patches.attention[:, index], patches.grid, item)
 
     def baselines(self, item: Item) -> None:
         self._plain += emergence_baselines(item, item.grid, seed=self._settings.seed)
@@ -209,22 +209,22 @@ class _Attention:
         if not self._scorers:
             raise ValueError(f"--data-dir: none of the photos of {data} has a marked thing; for --measure clusters "
                              "none is needed")  # fmt: skip
-        found = {system: scorer.result() for system, scorer in self._scorers.items()}
-        classes = [row for name, record in found.items() for row in _by_class(name, record.classes)]
+        results = {system: scorer.result() for system, scorer in self._scorers.items()}
+        classes = [row for name, record in results.items() for row in _by_class(name, record.classes)]
         layers = [
             {"system": name} | row | {"fixed": _number(row["fixed"])}
-            for name, record in found.items()
+            for name, record in results.items()
             for row in record.sweep()
         ]
         for name in ("centre prior", "colour", "whole photo"):
-            own = [row for row in self._plain if row["by"] == name]
-            classes += _by_class(name, [row for row in own if row["class"] is not None])
-            joint = [row for row in own if row["class"] is None]
+            rows = [row for row in self._plain if row["by"] == name]
+            classes += _by_class(name, [row for row in rows if row["class"] is not None])
+            joint = [row for row in rows if row["class"] is None]
             low, high = bootstrap_interval([row["averaged"] for row in joint])
             row: Row = {"system": name, "by": None, "layer": None, "photos": len(joint), "fixed": None}
             row |= {key: float(np.mean([r[key] for r in joint])) for key in ("best", "mean", "averaged")}
             layers.append(row | {"low": low, "high": high, "chance": None, "chance_averaged": None})
-        heads = [{"system": name} | row for name, record in found.items() for row in record.rows()]
+        heads = [{"system": name} | row for name, record in results.items() for row in record.rows()]
         return {"attention": sorted(classes, key=_place), "layers": sorted(layers, key=_place), "heads": heads}
 
 
@@ -239,13 +239,13 @@ class _Objects:
     def takes(self, item: Item) -> bool:
         return bool(item.scene.regions)
 
-    def add(self, system: str, found: Patches, index: int, item: Item) -> None:
-        for layer, features in zip(found.feature_layers, found.features[self._settings.facet], strict=True):
-            masks = self._cut(features[index].float().cpu(), found.grid, bool(found.blank[index]))
-            own = self._give(system, layer, masks, item)
+    def add(self, system: str, patches: Patches, index: int, item: Item) -> None:
+        for layer, features in zip(patches.feature_layers, patches.features[self._settings.facet], strict=True):
+            masks = self._cut(features[index].float().cpu(), patches.grid, bool(patches.blank[index]))
+            given = self._give(system, layer, masks, item)
             if system == "model":
                 rows, columns = (int(self._random.integers(side)) for side in item.scene.size)
-                self._give("model's masks, moved", layer, own.roll((rows, columns), (-2, -1)), item)
+                self._give("model's masks, moved", layer, given.roll((rows, columns), (-2, -1)), item)
 
     def baselines(self, item: Item) -> None:
         blank = bool(of_one_colour(item.pixels))
@@ -293,8 +293,8 @@ class _Regions:
     def takes(self, item: Item) -> bool:
         return bool(item.scene.segmentations or item.scene.regions)
 
-    def add(self, system: str, found: Patches, index: int, item: Item) -> None:
-        for layer, features in zip(found.feature_layers, found.features[self._settings.facet], strict=True):
+    def add(self, system: str, patches: Patches, index: int, item: Item) -> None:
+        for layer, features in zip(patches.feature_layers, patches.features[self._settings.facet], strict=True):
             count = min(self._settings.clusters, features.shape[1])
             labels = cluster_tokens(features[index].float().cpu(), count, seed=self._settings.seed)
             self._give(system, layer, labels, item)
@@ -313,13 +313,13 @@ class _Regions:
         if scene.segmentations:
             counts = boundary_counts(label_boundary(whole.numpy()), scene.segmentations)
             self._counts.setdefault((system, layer), []).append(counts)
-        found = []
+        scores = []
         for truth, counted in _truths(scene):
             target, chosen = torch.from_numpy(truth.astype(np.int64)), torch.from_numpy(counted)
             pair = whole[chosen], target[chosen]
-            found.append((covering(*pair), matched_iou(*pair), matched_boundary(whole, target, ignore=~chosen)))
-        if found:
-            means = np.mean(found, 0).tolist()
+            scores.append((covering(*pair), matched_iou(*pair), matched_boundary(whole, target, ignore=~chosen)))
+        if scores:
+            means = np.mean(scores, 0).tolist()
             self._scores.setdefault((system, layer), []).append(dict(zip(_REGIONS, means, strict=True)))
 
     def tables(self, data: str) -> dict[str, list[Row]]:
@@ -346,10 +346,10 @@ _PARTS: dict[str, Callable[[SegmentEvalOptions], _Part]] = {
 }
 
 
-def _by_class(system: str, found: list[Row]) -> list[Row]:
+def _by_class(system: str, records: list[Row]) -> list[Row]:
     """Means over images of the mean over an image's classes, by layer and rule."""
     groups: dict[tuple[int, str], dict[Any, list[Row]]] = {}
-    for row in found:
+    for row in records:
         groups.setdefault((row["layer"], row["by"]), {}).setdefault(row["image"], []).append(row)
     out = []
     for (layer, rule), images in groups.items():
@@ -358,9 +358,9 @@ def _by_class(system: str, found: list[Row]) -> list[Row]:
             for key in ("best", "mean", "averaged")
         }
         low, high = bootstrap_interval(means["averaged"])
-        own: Row = {"system": system, "layer": None if layer < 0 else layer, "by": None if layer < 0 else rule}
-        own |= {"images": len(images)} | {key: float(np.mean(values)) for key, values in means.items()}
-        out.append(own | {"low": low, "high": high})
+        summary: Row = {"system": system, "layer": None if layer < 0 else layer, "by": None if layer < 0 else rule}
+        summary |= {"images": len(images)} | {key: float(np.mean(values)) for key, values in means.items()}
+        out.append(summary | {"low": low, "high": high})
     return out
 
 

@@ -79,7 +79,7 @@ def look(
     pixels = torch.cat([prepared.tensor(shot.picture) for shot in shots])
     attention = "attention" in options.methods
     try:
-        found = read_patches(
+        patches = read_patches(
             network,
             pixels,
             layers=list(layers),
@@ -94,16 +94,16 @@ def look(
         raise ValueError(
             f"{str(error).split(';')[0]}; give --facet token, and --method pca, maskcut or cluster"
         ) from error
-    return [view for place, shot in enumerate(shots) for view in _views(found, place, shot, prepared, options)]
+    return [view for place, shot in enumerate(shots) for view in _views(patches, place, shot, prepared, options)]
 
 
-def _views(found: Patches, place: int, shot: Shot, prepared: Preparation, options: SegmentOptions) -> list[View]:
+def _views(patches: Patches, place: int, shot: Shot, prepared: Preparation, options: SegmentOptions) -> list[View]:
     """Every layer of one picture of those that were read together."""
     alone = dataclasses.replace(
-        found,
-        attention=None if found.attention is None else found.attention[:, place : place + 1],
-        features={facet: values[:, place : place + 1] for facet, values in found.features.items()},
-        blank=found.blank[place : place + 1],
+        patches,
+        attention=None if patches.attention is None else patches.attention[:, place : place + 1],
+        features={facet: values[:, place : place + 1] for facet, values in patches.features.items()},
+        blank=patches.blank[place : place + 1],
     )
     original = np.asarray(canvas(shot.picture))
     views = []
@@ -123,51 +123,51 @@ def _views(found: Patches, place: int, shot: Shot, prepared: Preparation, option
     return views
 
 
-def _attention(found: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
+def _attention(patches: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
 
     from unrolled.instruments import threshold_attention
     from unrolled.report import heat
 
-    assert found.attention is not None
-    mean = found.attention[index, 0].mean(0).cpu()
+    assert patches.attention is not None
+    mean = patches.attention[index, 0].mean(0).cpu()
     inside = threshold_attention(mean, options.mass, by="mass")
     # 1 is uniform attention, which shows nothing
-    row |= {"attention_query": found.query, "attention_peak": float(mean.max() * len(mean))}
+    row |= {"attention_query": patches.query, "attention_peak": float(mean.max() * len(mean))}
     row["attention_area"] = float(inside.float().mean())
-    values = _enlarge(mean, found.grid, original)
+    values = _enlarge(mean, patches.grid, original)
     low, high = float(mean.min()), float(mean.max())
     share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
     painted = blend(faded(original, 0.35), heat(values, low, high), 0.25 + 0.6 * share)
-    edge = _enlarge(inside.float(), found.grid, original) > 0.5
+    edge = _enlarge(inside.float(), patches.grid, original) > 0.5
     return _outline(painted, edge)
 
 
-def _pca(found: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
+def _pca(patches: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
     import torch
 
     from unrolled.instruments import token_pca
 
-    features = found.features[options.facet][index, 0].float().cpu()
+    features = patches.features[options.facet][index, 0].float().cpu()
     record = token_pca(features, min(3, *features.shape))
     row["pca_explained"] = [float(value) for value in record.explained]
     low, high = (record.scores.quantile(q, 0) for q in (0.02, 0.98))
     scaled = torch.where(high > low, (record.scores - low) / (high - low).clamp(min=1e-12), 0.5).clamp(0, 1)
-    planes = [_enlarge(scaled[:, c], found.grid, original) for c in range(scaled.shape[1])]
+    planes = [_enlarge(scaled[:, c], patches.grid, original) for c in range(scaled.shape[1])]
     planes += [np.full_like(planes[0], 0.5)] * (3 - len(planes))
     return blend(original, np.stack(planes, -1) * 255, 0.8)
 
 
-def _maskcut(found: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
+def _maskcut(patches: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
     import torch
 
     from unrolled.instruments import maskcut, refine_mask
 
-    features = found.features[options.facet][index, 0].float().cpu()
-    masks = maskcut(features, found.grid, options.tau, options.objects).flatten(1)
-    planes = [_enlarge(mask.float(), found.grid, original) > 0.5 for mask in masks if mask.any()]
+    features = patches.features[options.facet][index, 0].float().cpu()
+    masks = maskcut(features, patches.grid, options.tau, options.objects).flatten(1)
+    planes = [_enlarge(mask.float(), patches.grid, original) > 0.5 for mask in masks if mask.any()]
     if options.refine and planes:
         image = torch.from_numpy(original.astype(np.float32) / 255).permute(2, 0, 1)
-        radius = max(2, max(original.shape[:2]) // max(found.grid))
+        radius = max(2, max(original.shape[:2]) // max(patches.grid))
         planes = list(refine_mask(torch.from_numpy(np.stack(planes)), image, radius=radius).numpy())
     row["objects"] = [float(plane.mean()) for plane in planes if plane.any()]
     labels = np.zeros(original.shape[:2], np.int64)
@@ -176,15 +176,15 @@ def _maskcut(found: Patches, index: int, original: Pixels, options: SegmentOptio
     return paint_labels(original, labels, background=0)
 
 
-def _cluster(found: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
+def _cluster(patches: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
 
     from unrolled.instruments import cluster_tokens
 
-    features = found.features[options.facet][index, 0].float().cpu()
+    features = patches.features[options.facet][index, 0].float().cpu()
     labels = cluster_tokens(features, min(options.clusters, len(features)), seed=options.seed)
     count = int(labels.max()) + 1
     row["clusters"] = [float((labels == label).float().mean()) for label in range(count)]
-    planes = [_enlarge((labels == label).float(), found.grid, original) for label in range(count)]
+    planes = [_enlarge((labels == label).float(), patches.grid, original) for label in range(count)]
     return paint_labels(original, np.stack(planes).argmax(0))
 
 
@@ -196,11 +196,11 @@ _PAINTERS: dict[str, Callable[[Patches, int, Pixels, SegmentOptions, dict[str, A
 }
 
 
-def _heads(found: Patches, index: int, original: Pixels) -> list[Pixels]:
+def _heads(patches: Patches, index: int, original: Pixels) -> list[Pixels]:
     from unrolled.report import heat
 
-    assert found.attention is not None
-    return [heat(_enlarge(row, found.grid, original)) for row in found.attention[index, 0].cpu()]
+    assert patches.attention is not None
+    return [heat(_enlarge(row, patches.grid, original)) for row in patches.attention[index, 0].cpu()]
 
 
 def _enlarge(values: Tensor, grid: tuple[int, int], original: Pixels) -> Any:

@@ -69,14 +69,14 @@ def _shots(
     from unrolled.data.pictures import read_frames
 
     for path, name in zip(paths, names, strict=False):
-        found = read_frames(path, most=frames)
+        pictures = read_frames(path, most=frames)
         try:
-            first = next(found)
-            second = next(found, None)
+            first = next(pictures)
+            second = next(pictures, None)
             if second is None:
                 yield Shot(first, path, name)
                 continue
-            for number, picture in enumerate(itertools.chain((first, second), found)):
+            for number, picture in enumerate(itertools.chain((first, second), pictures)):
                 yield Shot(picture, path, f"{name}-{number:04d}", number)
         except (ValueError, OSError) as error:
             if on_error == "raise":

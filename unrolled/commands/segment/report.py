@@ -35,8 +35,8 @@ def write_sheets(folder: Path, views: Sequence[View], options: SegmentOptions) -
 
 def _caption(view: View) -> str:
     rows, columns = view.row["grid"]
-    said = f"{view.name}, layer {view.layer}, {rows} x {columns} patches"
-    return said + (", one colour: nothing to tell apart" if view.row["blank"] else "")
+    caption = f"{view.name}, layer {view.layer}, {rows} x {columns} patches"
+    return caption + (", one colour: nothing to tell apart" if view.row["blank"] else "")
 
 
 def numbers(result: dict[str, Any], options: SegmentOptions) -> tuple[list[str], list[list[str]]]:
@@ -102,7 +102,7 @@ def segment_report(result: dict[str, Any], views: Sequence[View], options: Segme
     report.headline(headline)
     total, views = len(views), _spread(views, _ROWS)
     query = next((view.row["attention_query"] for view in views if "attention_query" in view.row), "class token")
-    said = [
+    sentences = [
         f"{name}: {_SAID[name].format(query=query, mass=options.mass, **_named(options))}" for name in options.methods
     ]
     panels = [
@@ -110,7 +110,9 @@ def segment_report(result: dict[str, Any], views: Sequence[View], options: Segme
          [view.original, *view.overlays.values()], ["picture", *view.overlays])
         for view in views
     ]  # fmt: skip
-    caption = "; ".join(said) + ". Maps are enlarged smoothly from the grid of patches; the overlays lie in full size "
+    caption = (
+        "; ".join(sentences) + ". Maps are enlarged smoothly from the grid of patches; the overlays lie in full size "
+    )
     caption += "beside this report."
     if total > len(views):
         caption += f" {len(views)} of {total:,} rows, drawn evenly; all are in the contact sheets beside this report."

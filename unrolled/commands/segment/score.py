@@ -54,7 +54,7 @@ def segment_eval(options: SegmentEvalOptions) -> None:
         "model": options.model, "weights": origin(options), "data": source.description, **tables, "skipped": skipped,
         "notes": notes,
     }  # fmt: skip
-    text = said_in_terminal(result, options, words=not options.quiet)
+    text = terminal_text(result, options, words=not options.quiet)
     run.finish(_report(result, options), result, text, seeds=[options.seed])
 
 
@@ -82,16 +82,16 @@ def _report(result: dict[str, Any], asked: SegmentEvalOptions) -> Report:
         f"What {result['model']} tells apart, scored",
         question="Does what it separates, without labels, fit what people marked?",
     )
-    said = "The weights are random." if result["weights"] == "random" else f"Weights: {result['weights']}."
+    weights = "The weights are random." if result["weights"] == "random" else f"Weights: {result['weights']}."
     count = max(row.get("images", row.get("photos", 0)) for name in _TABLES for row in result.get(name, []))
     left = f" {len(result['skipped'])} could not be read." if result["skipped"] else ""
     report.headline(
-        f"{count} images, drawn evenly from {result['data']}.{left} {said} Intervals: 95 %, bootstrap over images."
+        f"{count} images, drawn evenly from {result['data']}.{left} {weights} Intervals: 95 %, bootstrap over images."
     )
     captions = _captions(asked)
     section = report.section("What is compared")
     section.table(["system", "what it is"], _systems(result), caption="The first column of every table below.")
-    shared = [(name, said) for name, said in _used(result, asked)[""].items() if name != "system"]
+    shared = [(name, weights) for name, weights in _used(result, asked)[""].items() if name != "system"]
     section.table(["column", "what it is"], shared, caption="Columns that tables below share.")
     for name, (title, _, _) in _TABLES.items():
         if name in result:
@@ -190,7 +190,7 @@ def _captions(asked: SegmentEvalOptions) -> dict[str, str]:
     }
     words = _glossary(asked)
     return leads | {
-        name: " ".join([leads[name], *(f"{_capital(column)}: {said}." for column, said in words[name].items())])
+        name: " ".join([leads[name], *(f"{_capital(column)}: {meaning}." for column, meaning in words[name].items())])
         for name in _TABLES
     }
 
@@ -231,9 +231,9 @@ def _heat_maps(rows: Sequence[Row]) -> list[HeatMap]:
     panels = []
     for system in dict.fromkeys(row["system"] for row in rows):
         for rule in dict.fromkeys(row["by"] for row in rows):
-            own = [row for row in rows if row["system"] == system and row["by"] == rule]
-            layers = list(dict.fromkeys(row["layer"] for row in own))
-            values = np.array([row["margin"] for row in own]).reshape(len(layers), -1)
+            chosen = [row for row in rows if row["system"] == system and row["by"] == rule]
+            layers = list(dict.fromkeys(row["layer"] for row in chosen))
+            values = np.array([row["margin"] for row in chosen]).reshape(len(layers), -1)
             peak = np.unravel_index(int(values.argmax()), values.shape)
             panels.append(
                 HeatMap(
@@ -249,7 +249,7 @@ def _heat_maps(rows: Sequence[Row]) -> list[HeatMap]:
     return panels
 
 
-def said_in_terminal(result: dict[str, Any], asked: SegmentEvalOptions, *, words: bool) -> str:
+def terminal_text(result: dict[str, Any], asked: SegmentEvalOptions, *, words: bool) -> str:
     """Every table that was made under its title, in the order of the report, then what rows and columns mean."""
     parts = []
     for name, (title, unit, _) in _TABLES.items():
@@ -258,29 +258,33 @@ def said_in_terminal(result: dict[str, Any], asked: SegmentEvalOptions, *, words
             if name == "clusters":
                 parts.append(_every_patch(result["clusters"]))
     if words:
-        lines = [f"  {name}: {said}" for name, said in _systems(result)]
+        lines = [f"  {name}: {meaning}" for name, meaning in _systems(result)]
         parts.append("\n".join(["Rows", *lines]))
         for name, columns in _used(result, asked).items():
             title = f"Columns of {_TABLES[name][0]}" if name else "Columns"
-            parts.append("\n".join([title, *(f"  {column}: {said}" for column, said in columns.items())]))
+            parts.append("\n".join([title, *(f"  {column}: {meaning}" for column, meaning in columns.items())]))
     return "\n\n".join(parts)
 
 
 def _systems(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What is scored in some table, in words."""
-    there = {row["system"] for name in _TABLES for row in result.get(name, [])}
-    return [(name, said) for name, said in _SYSTEMS.items() if name in there]
+    present = {row["system"] for name in _TABLES for row in result.get(name, [])}
+    return [(name, meaning) for name, meaning in _SYSTEMS.items() if name in present]
 
 
 def _used(result: dict[str, Any], asked: SegmentEvalOptions) -> dict[str, dict[str, str]]:
     """What `_glossary` says of the columns that are there."""
-    there = {name: score_table(result, name)[0] for name in _TABLES if name in result}
-    anywhere = [column for columns in there.values() for column in columns]
-    found = {
-        name: {column: said for column, said in words.items() if column in there.get(name, () if name else anywhere)}
+    present = {name: score_table(result, name)[0] for name in _TABLES if name in result}
+    anywhere = [column for columns in present.values() for column in columns]
+    used = {
+        name: {
+            column: meaning
+            for column, meaning in words.items()
+            if column in present.get(name, () if name else anywhere)
+        }
         for name, words in _glossary(asked).items()
     }
-    return {name: words for name, words in found.items() if words}
+    return {name: words for name, words in used.items() if words}
 
 
 def score_table(result: dict[str, Any], name: str) -> Table:
@@ -322,8 +326,8 @@ def _heads(rows: Sequence[Row]) -> Table:
     shown: list[Row] = []
     for system in dict.fromkeys(row["system"] for row in rows):
         for rule in dict.fromkeys(row["by"] for row in rows):
-            own = [row for row in rows if row["system"] == system and row["by"] == rule]
-            shown += sorted(own, key=lambda row: -row["margin"])[:5]
+            chosen = [row for row in rows if row["system"] == system and row["by"] == rule]
+            shown += sorted(chosen, key=lambda row: -row["margin"])[:5]
     columns = ["system", "layer", "head", "cut by", "things", "95 %", "background", "mIoU", "chance", "margin"]
     return [*columns, "95 %"], [
         [*_layer(row), "mean" if row["head"] is None else str(row["head"]), row["by"], _cell(row["things"]),

@@ -132,7 +132,7 @@ class MaskSource(ABC):
 Missing = Literal["error", "skip"]
 
 
-def found_images(paths: list[Path], missing: Missing, *, what: str) -> tuple[list[int], tuple[str, ...]]:
+def present_files(paths: list[Path], missing: Missing, *, what: str) -> tuple[list[int], tuple[str, ...]]:
     """Indices of the files that exist, and the names of those that do not.
 
     Raises:

@@ -20,7 +20,7 @@ from unrolled.data.masks.base import (
     Scene,
     as_labels,
     check_size,
-    found_images,
+    present_files,
     to_rgb,
 )
 from unrolled.data.sources import BadImage, decode
@@ -59,7 +59,7 @@ class _Files(MaskSource):
     _paths: list[Path]
 
     def _keep(self, paths: list[Path], missing: Missing, what: str) -> list[int]:
-        here, self.missing = found_images(paths, missing, what=what)
+        here, self.missing = present_files(paths, missing, what=what)
         self._paths = [paths[index] for index in here]
         self.description = f"{what}, {len(here):,} images" + (
             f", {len(self.missing):,} missing" if self.missing else ""

@@ -95,7 +95,7 @@ class FeatureSet(Mapping[str, Tensor]):
     @property
     def checksum(self) -> str:
         """SHA-256 of names, shapes, dtypes and values of all layers."""
-        return _digest(self.layers.items())
+        return tensors_checksum(self.layers.items())
 
     def save(self, folder: str | Path) -> Path:
         """Write `features.safetensors` and, last, `features.json`; return the folder, which is made if need be.
@@ -231,7 +231,7 @@ def feature_key(
 
 def weights_checksum(model: nn.Module) -> str:
     """SHA-256 of names, shapes, dtypes and values of all parameters and saved buffers."""
-    return _digest((name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor))
+    return tensors_checksum((name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor))
 
 
 def extract(
@@ -284,7 +284,7 @@ def extract(
     if isinstance(images, Tensor):
         if images.dim() != 4 or not len(images):
             raise ValueError(f"images must be [n, c, h, w] with n >= 1, got shape {tuple(images.shape)}")
-        data = data if data or cache is None else f"sha256:{_digest([('images', images)])}"
+        data = data if data or cache is None else f"sha256:{tensors_checksum([('images', images)])}"
     chosen = layer_names(model, layers)
     key = ""
     if isinstance(pooling, str) and data:
@@ -378,7 +378,8 @@ def _parts_match(name: Sequence[str], pattern: Sequence[str]) -> bool:
     return len(name) == len(pattern) and all(fnmatchcase(a, b) for a, b in zip(name, pattern, strict=True))
 
 
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def tensors_checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of names, shapes, dtypes and values."""
     total = hashlib.sha256()
     for name, value in tensors:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from unrolled.instruments.anatomy import Stack, find_parts, find_stacks, unwrap
 from unrolled.instruments.features.pooling import prefix_tokens
+from unrolled.instruments.weights import eva_heads, turned
 
 Facet = Literal["key", "query", "value", "token"]
 FACETS = ("key", "query", "value", "token")
@@ -191,8 +192,8 @@ def _reader(block: nn.Module, *, attention: bool, name: str) -> Callable[[_Liste
         def rotary(listen: _Listen) -> RemovableHandle:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 rope = kwargs.get("rope", args[1] if len(args) > 1 else None)
-                q, k, v = _eva_heads(layer, args[0])
-                listen(q, k, v, layer.scale, None if rope is None else lambda z: _turned(layer, z, rope))
+                q, k, v = eva_heads(layer, args[0])
+                listen(q, k, v, layer.scale, None if rope is None else lambda z: turned(layer, z, rope))
 
             handle: RemovableHandle = layer.register_forward_pre_hook(hook, with_kwargs=True)
             return handle
@@ -218,25 +219,6 @@ def _reader(block: nn.Module, *, attention: bool, name: str) -> Callable[[_Liste
         "Attention and EvaAttention, and Hugging Face's vision attention without rotary positions. Use "
         "facets=('token',), attention=False"
     )
-
-
-def _eva_heads(layer: Any, z: Tensor) -> list[Tensor]:
-    """Queries, keys and values `[b, h, n, p]` of timm's EVA attention (EVA, DINOv3), before positions."""
-    if layer.qkv is None:
-        parts = [getattr(layer, f"{part}_proj")(z) for part in "qkv"]
-    else:
-        parts = list(layer.qkv(z).chunk(3, -1))
-        if layer.q_bias is not None:
-            parts = [p + bias for p, bias in zip(parts, (layer.q_bias, layer.k_bias, layer.v_bias), strict=True)]
-    q, k, v = (part.unflatten(-1, (layer.num_heads, -1)).transpose(-3, -2) for part in parts)
-    return [layer.q_norm(q), layer.k_norm(k), v]
-
-
-def _turned(layer: Any, z: Tensor, rope: Tensor) -> Tensor:
-    from timm.layers.pos_embed_sincos import apply_rot_embed_cat
-
-    count, half = layer.num_prefix_tokens, getattr(layer, "rotate_half", False)
-    return torch.cat([z[:, :, :count], apply_rot_embed_cat(z[:, :, count:], rope, half=half)], 2)
 
 
 def _answers_one_query(layer: Any) -> bool:

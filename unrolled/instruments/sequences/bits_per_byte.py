@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.instruments.readouts.probes import evaluating
-
-_IGNORED = -100
+from unrolled.instruments.sequences.losses import IGNORED, token_nats
 
 
 def bits_per_byte(
@@ -69,15 +67,14 @@ def bits_per_byte(
     with evaluating(model), torch.no_grad():
         for inputs, targets in _windows(ids, min(length, len(ids) - 1), stride, batch_size):
             out = model(inputs.to(device))
-            logits = getattr(out, "logits", out).float()
-            known = targets != _IGNORED
+            logits = getattr(out, "logits", out)
+            known = targets != IGNORED
             if int(targets.max()) >= logits.shape[-1]:
                 raise ValueError(
                     f"tokenizer: has id {int(targets.max())}, but the model predicts {logits.shape[-1]} tokens; "
                     "give the model's own tokenizer"
                 )
-            losses = F.cross_entropy(logits.mT, targets.to(device), ignore_index=_IGNORED, reduction="none")
-            nats += float(losses.double().sum())
+            nats += float(token_nats(logits, targets.to(device)).double().sum())
             count += int(known.sum())
     bits = nats / math.log(2)
     return {
@@ -98,7 +95,7 @@ def _windows(ids: Tensor, length: int, stride: int, batch_size: int) -> Any:
     rows: list[tuple[Tensor, Tensor]] = []
     for begin in starts:
         targets = ids[begin + 1 : begin + length + 1].clone()
-        targets[: reached - begin] = _IGNORED
+        targets[: reached - begin] = IGNORED
         reached = begin + length
         rows.append((ids[begin : begin + length], targets))
     for first in range(0, len(rows), batch_size):

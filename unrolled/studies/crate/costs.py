@@ -53,22 +53,22 @@ def costs(
         measured.
     """
     before = load()
-    found: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, float]] = {}
     for name, model in models.items():
         model.eval()
-        found[name] = {
+        measured[name] = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "flops": count_flops(model, images[:1]),
             "memory": training_memory(model, images, labels),
         }
     steps = {name: _step(model, images, labels) for name, model in models.items()}
     for name, seconds in best_seconds(steps, rounds=rounds, device=device).items():
-        found[name]["training"] = len(images) / seconds
+        measured[name]["training"] = len(images) / seconds
     passes = {name: _forward(model.eval(), images) for name, model in models.items()}
     for name, seconds in best_seconds(passes, rounds=rounds, device=device).items():
-        found[name]["inference"] = len(images) / seconds
+        measured[name]["inference"] = len(images) / seconds
     return {
-        "models": found,
+        "models": measured,
         "load": [before, load()],
         "rounds": rounds,
         "batch": len(images),

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unrolled.instruments.anatomy import head_subspaces
-from unrolled.models.masked import CRATEDecoderBlock, removed_patches
+from unrolled.layers import CRATEDecoderBlock
+from unrolled.models.masked import removed_patches
 from unrolled.studies.cells import Context
 from unrolled.studies.networks import OfNetwork
 from unrolled.studies.pictures import as_input, pictures
@@ -76,7 +77,7 @@ def measure(model: nn.Module, images: Tensor) -> dict[str, Any]:
     if encoder[0][0].shape[1] == decoder[0][0].shape[1]:
         n = noise.shape[1]
         visible = noise.argsort(dim=1, stable=True).argsort(1) < n - removed_patches(n, _MASK_RATIO)
-        stacks = [[torch.cat(layer) for layer in zip(*found, strict=True)] for found in (encoder, decoder)]
+        stacks = [[torch.cat(layer) for layer in zip(*half, strict=True)] for half in (encoder, decoder)]
         result["mirror"] = mirrored(stacks[0], stacks[1], visible)
     return result
 

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import TEST_SEED
 from unrolled.studies.mesa.stacks import LAGS, TITLES, Kind, Place, Stack, WorldsConfig
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Distinct, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Distinct, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -54,11 +53,6 @@ class FirstLayer(Cell):
 
     stack: Stack
     sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """What the last token holds of earlier ones, `trained` and `untrained`, a record a lag; also in `training`.

@@ -6,17 +6,16 @@ weights hold a few numbers and no more: its "CompressedAlg", at one layer and at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.constructed import Constructed, ModelsConfig, columns_of, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, Predictor, mean_loss
 from unrolled.studies.mesa.weights import products
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Claim, Count, Distinct, Study
+from unrolled.studies.study import Budget, Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,11 +63,6 @@ class Compressed(Cell):
     network: Constructed
     retraining: int
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """Losses of every variant, shares of the squared norm that are `kept`, and the numbers themselves."""
@@ -175,8 +169,8 @@ def kept_share(model: SequenceRegressor, numbers: Numbers, state_dim: int) -> fl
     """Share of the squared norm of all products of weights that the numbers stand for."""
     layers: list[Any] = [block.get_submodule("attn") for block in model.blocks]
     whole = float(sum(matrices.square().sum() for layer in layers for matrices in products(layer)))
-    kept = state_dim * float(numbers.scores.square().sum() + numbers.values.square().sum())
-    return kept / max(whole, 1e-300)
+    within = state_dim * float(numbers.scores.square().sum() + numbers.values.square().sum())
+    return within / max(whole, 1e-300)
 
 
 def retrained(numbers: Numbers, network: Constructed, steps: int, device: str) -> Numbers:

@@ -18,7 +18,7 @@ from torch import Tensor
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import LOOK_SEED, mean_loss
 from unrolled.studies.study import Config, Count, Seeds
-from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
+from unrolled.studies.training import Checkpoint, train_resumable, warmup_cosine
 from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
 from unrolled.tasks.dynamics import Teacher
 
@@ -290,7 +290,7 @@ def train(
         batch = world.sample(recipe.batch_size, seed=seed * 10_000_000 + step, device=device)
         return sequence_loss(model(constructed_tokens(batch.inputs)), batch.targets)
 
-    log = train_kept(
+    log = train_resumable(
         model,
         torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
         loss_at,

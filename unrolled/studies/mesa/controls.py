@@ -6,17 +6,16 @@ context (arXiv 2309.05858, appendix E). If it did not, agreement with the gradie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.constructed import Constructed, columns_of, constructed_recipe, model_predictions, words
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss
 from unrolled.studies.mesa.weights import structure
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Claim, Config, Count, Distinct, Seeds, Study
+from unrolled.studies.study import Budget, Claim, Config, Count, Distinct, Seeds, Study
 from unrolled.tasks.dynamics import Teacher
 
 if TYPE_CHECKING:
@@ -97,11 +96,6 @@ class InWorld(Cell):
 
     network: Constructed
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`loss`, and those of other predictors; `structure` of one linear layer; `curve`, during training."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unrolled.models import SequenceRegressor
 from unrolled.studies.mesa.held_out import TEST_SEED
 from unrolled.studies.mesa.stacks import Recipe, world_of
-from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
+from unrolled.studies.training import Checkpoint, train_resumable, warmup_cosine
 
 
 def distil(
@@ -73,7 +73,7 @@ def distil(
         place = (seed + 1) * 10_000_000 - 1 - (index * steps + step)
         return error(world.sample(recipe.batch_size, seed=place, device=device).inputs)
 
-    train_kept(
+    train_resumable(
         student,
         torch.optim.Adam(student.parameters(), lr=rate),
         loss_at,

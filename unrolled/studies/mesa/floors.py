@@ -6,15 +6,14 @@ control released with arXiv 2309.05858. That one looks worse than least squares 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import NOT_RUN, Results
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,11 +96,6 @@ class Tested(Cell):
 
     seed: int
     tuned: Tuned
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The settings."""
-        return (self.tuned,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """For each predictor its `loss` and the loss `by_position`; the `floor` that the noise sets."""

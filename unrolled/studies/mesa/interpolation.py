@@ -7,17 +7,16 @@ layer averaged with random weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.constructed import Constructed, Recipe
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss
 from unrolled.studies.mesa.weights import folded, products
 from unrolled.studies.results import Results, Values
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Seeds, Study
 
 if TYPE_CHECKING:
     import torch
@@ -61,11 +60,6 @@ class Mixed(Cell):
     network: Constructed
     test_sequences: int
     coefficients: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`curve` of the losses halfway, and those of every share of the way at its end."""

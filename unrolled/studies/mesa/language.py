@@ -16,20 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 import torch
 
 from unrolled.models.sequence_config import LanguageConfig
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.language import (
     ByteModel,
+    Counts,
     Predicted,
     TextConfig,
-    Windows,
     bits,
-    excerpts,
     least_favourable,
-    opened,
 )
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report
@@ -133,22 +130,12 @@ class Layered(ByteModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tables(Cell):
+class Tables(Counts):
     """What has no context beyond one byte, on the test part: how often a byte comes, and how often after another."""
-
-    corpus: str
-    length: int
-    test_bytes: int
-    windows: Windows
-
-    def require(self, context: Context) -> None:
-        """The text."""
-        opened(self.corpus, context.data_dir)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`unigram` and `bigram`, each as `Windows.of`; `sizes` of the parts."""
-        text = opened(self.corpus, context.data_dir)
-        train, rows = text["train"], excerpts(text["test"], self.length, self.test_bytes)
+        train, rows, sizes = self.parts(context)
         single = torch.bincount(train, minlength=256).double() + 1
         unigram = single / single.sum()
         pairs = torch.bincount(train[:-1] * 256 + train[1:], minlength=256 * 256).double().view(256, 256)
@@ -156,7 +143,7 @@ class Tables(Cell):
         return {
             "unigram": self.windows.of(-unigram.log()[rows[:, 1:]]),
             "bigram": self.windows.of(-bigram.log()[rows[:, :-1], rows[:, 1:]]),
-            "sizes": {part: len(ids) for part, ids in text.items()},
+            "sizes": sizes,
         }
 
 
@@ -318,18 +305,18 @@ def _models(report: Report, config: MesaTextConfig, results: Results[Any]) -> No
         rows: list[list[Any]] = []
         for depth in config.depths:
             for model in dict.fromkeys((*config.models, *config.compared)):
-                found = on_test(results, corpus, depth, model)
-                if not found:
+                scores = on_test(results, corpus, depth, model)
+                if not scores:
                     rows.append([depth, model, *[NOT_RUN] * 7])
                     continue
                 network = results.of(Layered, corpus=corpus, depth=depth, model=model)
                 before = on_test(results, corpus, depth, model, untrained=True).values("loss")
-                loss = found.values("loss")
+                loss = scores.values("loss")
                 rows.append(
                     [
-                        *(depth, model, f"{network.first('parameters.all'):,}", len(found)),
-                        *(f"{loss:.3f}", f"{loss.map(bits):.3f}", f"{found.values('score'):.3f}"),
-                        *(f"{found.values('score_error').mean:.3f}", f"{before.mean:.3f}"),
+                        *(depth, model, f"{network.first('parameters.all'):,}", len(scores)),
+                        *(f"{loss:.3f}", f"{loss.map(bits):.3f}", f"{scores.values('score'):.3f}"),
+                        *(f"{scores.values('score_error').mean:.3f}", f"{before.mean:.3f}"),
                     ]
                 )
         tables = results.of(Tables, corpus=corpus)

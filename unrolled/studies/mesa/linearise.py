@@ -7,18 +7,17 @@ kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import truediv
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import Stack, StacksConfig
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,11 +73,6 @@ class Linearised(Cell):
     distil_steps: int
     distil_rate: float
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """Losses of the stack, `untrained` and of `zero`; of each of `layers` the ratios and what was unexplained."""

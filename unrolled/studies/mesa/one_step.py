@@ -6,17 +6,16 @@ linear self-attention layer ends at the loss, the step size and the weight struc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.constructed import Constructed, Recipe, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss, position_losses
 from unrolled.studies.mesa.weights import structure
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Seeds, Study
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report
@@ -58,11 +57,6 @@ class Layer(Cell):
     network: Constructed
     test_sequences: int
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """Losses of the layer and of the gradient step, what the weights hold, and `curve`, both during training."""
         from unrolled.theory.in_context import gradient_descent_predictions
@@ -76,8 +70,8 @@ class Layer(Cell):
         for step in self.network.looks:
             model = self.network.load(context, step)
             losses = position_losses(model_predictions(model), inputs, targets)
-            found = asdict(structure(model.blocks[0].attn, world.dim))  # type: ignore[arg-type]
-            curve.append({"step": step, "loss": float(losses.mean()), **found})
+            numbers = asdict(structure(model.blocks[0].attn, world.dim))  # type: ignore[arg-type]
+            curve.append({"step": step, "loss": float(losses.mean()), **numbers})
         return {
             "loss": curve[-1]["loss"],
             "gradient_step_loss": float(gradient_step.mean()),
@@ -85,7 +79,7 @@ class Layer(Cell):
             "best_step_size": best,
             "losses_by_position": losses.tolist(),
             "gradient_step_by_position": gradient_step.tolist(),
-            "structure": found,
+            "structure": numbers,
             "extent": self.network.recipe.extent,
             "curve": curve,
         }

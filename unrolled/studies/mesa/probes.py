@@ -6,18 +6,17 @@ shuffled targets and the untrained model, so that what a probe can memorise is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, position_losses
 from unrolled.studies.mesa.stacks import Kind, Stack, StacksConfig, tokens_of
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Count, Distinct, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,11 +72,6 @@ class Probed(Cell):
     paper_sequences: int
     positions: tuple[int, ...]
     iterations: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`layers` by name; scores and errors of every target, `held_out`, `untrained` and by the `paper`'s protocol.

@@ -97,18 +97,18 @@ def references(world: Place, sequences: int, *, lags: Iterable[int], depths: Ite
 
     energy = float(features(tune[0]).square().sum((1, 2)).mean())
     on = {"full": "", "partial": "16 lags, ", "nonlinear": "features of the teacher, "}[world]
-    found: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {"zero": ("", lambda x: 0 * x)}
+    predictors: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {"zero": ("", lambda x: 0 * x)}
     setting, predict = best(lambda r: ridge_on(1, r), ridges)
     if world == "full":
-        found["exact ridge"] = (f"ridge {setting:g}", predict)
+        predictors["exact ridge"] = (f"ridge {setting:g}", predict)
     else:
-        found["naive"] = (f"exact ridge on the last observation, ridge {setting:g}", predict)
+        predictors["naive"] = (f"exact ridge on the last observation, ridge {setting:g}", predict)
     if world == "partial":
         setting, predict = best(lambda s: ridge_on(*s), [(joined, r) for joined in lags for r in ridges])
-        found["exact ridge"] = (f"{setting[0]} lags, ridge {setting[1]:g}", predict)
+        predictors["exact ridge"] = (f"{setting[0]} lags, ridge {setting[1]:g}", predict)
     if world == "nonlinear":
         setting, predict = best(lambda r: lambda x: ridge_predictions(features(x), x, r), ridges)
-        found["exact ridge"] = (f"{on}ridge {setting:g}", predict)
+        predictors["exact ridge"] = (f"{on}ridge {setting:g}", predict)
     for depth in depths:
 
         def make(share: Any, depth: int = depth) -> Callable[[Tensor], Tensor]:
@@ -116,13 +116,13 @@ def references(world: Place, sequences: int, *, lags: Iterable[int], depths: Ite
             return lambda x: steps_predictions(features(x), x, low, high, depth)
 
         setting, predict = best(make, shares)
-        found[f"Proposition 2, {depth} steps"] = (
+        predictors[f"Proposition 2, {depth} steps"] = (
             f"{on}for [{setting[0] * energy:.2g}, {setting[1] * energy:.2g}]",
             predict,
         )
-    losses = {name: position_losses(predict, *test) for name, (_, predict) in found.items()}
+    losses = {name: position_losses(predict, *test) for name, (_, predict) in predictors.items()}
     return {
-        "settings": {name: text for name, (text, _) in found.items()},
+        "settings": {name: text for name, (text, _) in predictors.items()},
         "loss": {name: float(value.mean()) for name, value in losses.items()},
         "late": {name: float(value[-1]) for name, value in losses.items()},
         "by_position": {name: value.tolist() for name, value in losses.items()},

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import NOT_RUN, Estimate, Results
-from unrolled.studies.study import AtLeast, Claim, Config, Distinct, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Distinct, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,11 +262,11 @@ class Worst:
 
 def worst(results: Results[Solved]) -> list[Worst]:
     """Of every case that was run, in the order of the tables."""
-    found = []
+    cases = []
     for case in dict.fromkeys(row.cell.case for row in results):
         rows = [row.result for row in results if row.cell.case == case]
         errors = {name: [row["errors"][name] for row in rows if row["errors"][name] is not None] for name in NAMES}
-        found.append(
+        cases.append(
             Worst(
                 case=case,
                 condition=max(row["condition"] for row in rows),
@@ -276,7 +275,7 @@ def worst(results: Results[Solved]) -> list[Worst]:
                 rounding=max(row.get("rounding", math.nan) for row in rows),
             )
         )
-    return found
+    return cases
 
 
 def broken(results: Results[Solved], config: StabilityConfig) -> float:

@@ -19,7 +19,7 @@ from unrolled.models import RegressorConfig, SequenceRegressor
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import TUNE_SEED, position_losses
 from unrolled.studies.study import Config, Count, Distinct, Seeds
-from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
+from unrolled.studies.training import Checkpoint, train_resumable, warmup_cosine
 from unrolled.tasks import LinearDynamics, NonlinearDynamics, PartialDynamics, constructed_tokens, sequence_loss
 
 RawKind = Literal["softmax", "hybrid", "mesa"]
@@ -315,9 +315,9 @@ class Stack(Cell):
 def fit(
     model: nn.Module, recipe: Recipe, loss_at: Callable[[int], Tensor], keep: Checkpoint | None = None, **looks: Any
 ) -> list[dict[str, Any]]:
-    """Train in place as a recipe says; arguments and what is returned are those of `train_kept`."""
+    """Train in place as a recipe says; arguments and what is returned are those of `train_resumable`."""
     steps = recipe.steps
-    return train_kept(
+    return train_resumable(
         model,
         torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay),
         loss_at,

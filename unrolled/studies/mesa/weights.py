@@ -56,14 +56,14 @@ def structure(layer: LinearSelfAttention, state_dim: int) -> Structure:
     target_value = torch.cat([eye, 0 * eye], dim=1).flatten()
     target_score = torch.cat([torch.cat([0 * eye, eye], 1), torch.zeros(d, 2 * d, dtype=torch.float64)]).flatten()
     along = float(((values @ target_value) * (scores @ target_score)).sum())
-    own = float(((values @ values.mT) * (scores @ scores.mT)).sum()) ** 0.5
+    length = float(((values @ values.mT) * (scores @ scores.mT)).sum()) ** 0.5
     entries = [query_key.flatten(), output_value.flatten()]
     scaled = torch.cat([x.square() / x.square().sum().clamp_min(1e-300) for x in entries]).sort(descending=True).values
     total = scaled.numel()
     return Structure(
         # Proposition 1's map is I x I, of squared norm d^2
         step_size=along / d**2,
-        cosine=along / (d * own) if own else 0.0,
+        cosine=along / (d * length) if length else 0.0,
         query_key_on_diagonals=_on_diagonals(query_key, d),
         output_value_on_diagonals=_on_diagonals(output_value[:, :d], d),
         nonzero=sum(int((x != 0).sum()) for x in entries) / total,

@@ -6,16 +6,15 @@ regression on the right pairs, Proposition 2 with as many steps, the noise, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import TITLES, Place, Stack, WorldsConfig, predictor
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Claim, Count, Distinct, Study
+from unrolled.studies.study import Budget, Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report, Section
@@ -45,11 +44,6 @@ class HeldOut(Cell):
 
     stack: Stack
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`loss`, also `by_position` and `late` (the last); `untrained` and `untrained_late`; `curve`, in training."""

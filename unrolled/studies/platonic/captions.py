@@ -15,7 +15,6 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from unrolled.data.sources import evenly
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.platonic.photos import (
     CAPTIONS,
@@ -28,7 +27,7 @@ from unrolled.studies.platonic.photos import (
     open_photos,
 )
 from unrolled.studies.results import NOT_RUN, Results
-from unrolled.studies.study import Claim, Config, Count, Distinct, Study
+from unrolled.studies.study import Budget, Claim, Config, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,8 +104,8 @@ class Density(Cell):
 
     @property
     def needs(self) -> Sequence[Cell]:
-        """The features."""
-        return (self.seen, self.read, *self.joined)
+        """The features, of the joined captions too."""
+        return (*super().needs, *self.joined)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`scores`, as the function; the mean number of `words` read with 1 to 5 captions; `n`, the photos compared."""
@@ -145,13 +144,13 @@ def averaged_columns(each: Tensor, order: Tensor) -> dict[Way, list[list[Tensor]
         are one choice only.
     """
     total = each.shape[1]
-    own, foreign = [], []
+    same, foreign = [], []
     for count in range(1, total + 1):
         starts = range(total if count < total else 1)
         runs = [[(start + i) % total for i in range(count)] for start in starts]
-        own.append([each[:, run].mean(1) for run in runs])
+        same.append([each[:, run].mean(1) for run in runs])
         foreign.append([(each[:, run[0]] + each[order][:, run[1:]].sum(1)) / count for run in runs])
-    return {"averaged": own, "foreign": foreign}
+    return {"averaged": same, "foreign": foreign}
 
 
 def scores(

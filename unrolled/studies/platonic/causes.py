@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.platonic.digits import Perceptrons, accuracies, digits_split, halvings, train
 from unrolled.studies.platonic.toy import kernel_alignment
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values, line
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Rate, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Rate, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -207,8 +206,8 @@ def trends(results: Results[Pairs], config: CausesConfig, cause: Cause) -> dict[
 
 def _rises(cause: Cause, statement: str, section: str) -> Claim:
     def value(results: Results[Pairs], config: CausesConfig) -> Estimate | float:
-        found = trend(at_levels(results, config, cause))
-        return _NOTHING if math.isnan(found.p) else found.rho
+        rise = trend(at_levels(results, config, cause))
+        return _NOTHING if math.isnan(rise.p) else rise.rho
 
     def detail(results: Results[Pairs], config: CausesConfig) -> str:
         first, *others = trends(results, config, cause).items()
@@ -244,12 +243,12 @@ def report(report: Report, config: CausesConfig, results: Results[Pairs]) -> Non
     """What alignment rises with, by level, beside random labels and untrained networks."""
     from unrolled.report import Fact, LineChart
 
-    found = {cause: trends(results, config, cause) for cause in WORDS}
-    main = {WORDS[cause]: each["trained"] for cause, each in found.items()}
+    by_cause = {cause: trends(results, config, cause) for cause in WORDS}
+    main = {WORDS[cause]: each["trained"] for cause, each in by_cause.items()}
     risen = [
         f"{WORDS[cause]} (by {_gain(results, config, cause, 'true')} from weakest to strongest level; "
         f"{_gain(results, config, cause, 'random')} with random labels)"
-        for cause, each in found.items()
+        for cause, each in by_cause.items()
         if each["trained"].rho.value >= 0.5
     ]
     report.headline(
@@ -280,7 +279,7 @@ def report(report: Report, config: CausesConfig, results: Results[Pairs]) -> Non
         "owed to the input and the architecture, not to what was learnt.",
     )
     rows, table = [], []
-    for cause, each in found.items():
+    for cause, each in by_cause.items():
         (rho, p), *others = (one.words for one in each.values())
         cka = trend(at_levels(results, config, cause, key="cka")).words[0]
         rows.append([WORDS[cause], rho, p, cka, *(word for words in others for word in words)])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unrolled.studies.training import train_kept, warmup_cosine
+from unrolled.studies.training import train_resumable, warmup_cosine
 
 
 class Perceptrons(nn.Module):
@@ -96,7 +96,7 @@ def train(
         return loss * len(out) + 0.5 * decay * torch.stack([w.square().sum() for w in nets.weights]).sum()
 
     optimizer = torch.optim.Adam(nets.parameters(), lr=learning_rate)
-    train_kept(nets, optimizer, loss_at, steps=steps, rate=warmup_cosine(learning_rate, warmup=0, steps=steps))
+    train_resumable(nets, optimizer, loss_at, steps=steps, rate=warmup_cosine(learning_rate, warmup=0, steps=steps))
 
 
 def accuracies(nets: Perceptrons, x: Tensor, labels: Tensor, tasks: Tensor | None = None) -> list[float]:
@@ -109,4 +109,4 @@ def accuracies(nets: Perceptrons, x: Tensor, labels: Tensor, tasks: Tensor | Non
 
 def answers(tasks: Tensor, labels: Tensor) -> Tensor:
     """What each network is to say of each sample, [networks, n, outputs], for `tasks` and `labels` as in `train`."""
-    return torch.stack([task[own] for task, own in zip(tasks, labels, strict=True)])
+    return torch.stack([task[labels_of_network] for task, labels_of_network in zip(tasks, labels, strict=True)])

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.networks import OfNetwork, probe_accuracy
 from unrolled.studies.pictures import unseen_pictures
@@ -37,7 +36,7 @@ from unrolled.studies.platonic.zoo import (
 )
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 from unrolled.studies.statistics import Array, correlation, number
-from unrolled.studies.study import Claim, Count, Study
+from unrolled.studies.study import Budget, Claim, Count, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData, MissingExtra
-from unrolled.studies.base import data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 from unrolled.studies.networks import Data
 from unrolled.studies.pictures import pictures
 
@@ -82,7 +81,7 @@ class GivenFeatures(Cell):
             name=self.given,
             data=f"{self.data}, first {len(images)} held-out",
             inputs=f"{side} px",
-            cache=context.kept / "features",
+            cache=context.store / "features",
         )
 
 

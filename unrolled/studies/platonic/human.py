@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from unrolled.errors import CorruptFile, MissingData
-from unrolled.studies.base import data_missing
+from unrolled.studies.cells import data_missing
 
 Array = NDArray[Any]
 
@@ -63,14 +63,14 @@ class Brains:
 def brains(data_dir: Path) -> Brains:
     """Read `brain-92images` of `data_dir`."""
     keys = ("stimuli", "human_it", "human_it_names", "monkey_it", "models", "model_names")
-    found = read_arrays(data_dir / "brain-92images" / "brain_92images.npz", keys)
-    people = [str(name).split("|")[1].strip() for name in found["human_it_names"]]
+    arrays = read_arrays(data_dir / "brain-92images" / "brain_92images.npz", keys)
+    people = [str(name).split("|")[1].strip() for name in arrays["human_it_names"]]
     order = list(dict.fromkeys(people))
     human = np.stack(
-        [np.mean([rdm for rdm, who in zip(found["human_it"], people, strict=True) if who == one], 0) for one in order]
+        [np.mean([rdm for rdm, who in zip(arrays["human_it"], people, strict=True) if who == one], 0) for one in order]
     )
-    models = {str(name): rdm for name, rdm in zip(found["model_names"], found["models"], strict=True)}
-    return Brains(found["stimuli"], human, found["monkey_it"], models)
+    models = {str(name): rdm for name, rdm in zip(arrays["model_names"], arrays["models"], strict=True)}
+    return Brains(arrays["stimuli"], human, arrays["monkey_it"], models)
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,13 @@ class Colours:
 def colours(data_dir: Path) -> Colours:
     """Read `human-similarity/colour93_human.npz` and `xkcd_colours.tsv` of `data_dir`."""
     folder = data_dir / "human-similarity"
-    found = read_arrays(folder / "colour93_human.npz", ("lab", "group_dissimilarity", "missing"))
+    arrays = read_arrays(folder / "colour93_human.npz", ("lab", "group_dissimilarity", "missing"))
     table = named_colours(folder / "xkcd_colours.tsv")
-    lab = found["lab"].astype(np.float64)
+    lab = arrays["lab"].astype(np.float64)
     known = np.array([value for _, value in table])
     nearest = ((lab[:, None] - known[None]) ** 2).sum(-1).argmin(1)
     names = [table[i][0] for i in nearest]
-    return Colours(lab, names, found["group_dissimilarity"].astype(np.float64), found["missing"].astype(bool))
+    return Colours(lab, names, arrays["group_dissimilarity"].astype(np.float64), arrays["missing"].astype(bool))
 
 
 def named_colours(path: Path) -> list[tuple[str, tuple[float, float, float]]]:
@@ -167,8 +167,8 @@ def noise_ceiling(rdms: Array) -> tuple[float, float]:
     """
     ranks = unit_ranks(upper(rdms))
     together = ranks.sum(0)
-    low = [float(unit_ranks(together - own) @ own) for own in ranks]
-    high = [float(unit_ranks(together) @ own) for own in ranks]
+    low = [float(unit_ranks(together - each) @ each) for each in ranks]
+    high = [float(unit_ranks(together) @ each) for each in ranks]
     return float(np.mean(low)), float(np.mean(high))
 
 
@@ -274,5 +274,5 @@ def word_vectors(name: str, texts: Sequence[str], weights_dir: Path) -> torch.Te
     model = open_given(name, weights_dir)
     assert model.tokenizer is not None
     batches = [model.tokenizer(list(texts[i : i + 256])) for i in range(0, len(texts), 256)]
-    found = extract(model.module, batches, layers=model.layers, pooling=model.pooling)
-    return list(found.values())[-1]
+    features = extract(model.module, batches, layers=model.layers, pooling=model.pooling)
+    return list(features.values())[-1]

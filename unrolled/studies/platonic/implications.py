@@ -21,12 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.platonic.digits import Perceptrons, digits_split, halvings, train
 from unrolled.studies.platonic.toy import Embeddings, kernel_alignment, learn_expected, learn_from_samples
 from unrolled.studies.results import Results, Values, line
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Distinct, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Distinct, Seeds, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -371,7 +370,7 @@ def report(report: Report, config: ImplicationsConfig, results: Results[Any]) ->
 def _translation(report: Report, config: ImplicationsConfig, results: Results[Any]) -> None:
     networks = results.of(Networks)
     names = ("unconditional", "own", "shuffled", "least")
-    unconditional, own, shuffled, least = (f"{at_the_end(results).values(name):.2f}" for name in names)
+    unconditional, same_kernel, shuffled, least = (f"{at_the_end(results).values(name):.2f}" for name in names)
     rows = []
     for steps in (*config.training_steps, None):
         of = results.of(Translated, steps=steps)
@@ -386,8 +385,8 @@ def _translation(report: Report, config: ImplicationsConfig, results: Results[An
         ["training steps", "matched", "retrieved by the map", "bits"],
         rows,
         caption=f"Mean and standard deviation over {len(config.seeds)} seeds; by chance {1 / config.events:.2f} are "
-        f"matched. Bits: unconditional {unconditional}; own kernel {own}; the other's kernel with a shuffled match "
-        f"{shuffled}; least possible {least}.",
+        f"matched. Bits: unconditional {unconditional}; own kernel {same_kernel}; the other's kernel with a shuffled "
+        f"match {shuffled}; least possible {least}.",
     ).table(
         ["networks on digits", "classes matched without pairs"],
         [[kind, f"{networks.values(f'matched.{kind}'):.2f}"] for kind in KINDS],

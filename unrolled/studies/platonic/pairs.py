@@ -72,11 +72,6 @@ class PairScores(Cell):
     last: bool = False
     draws: int = 0
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The features."""
-        return (*self.of, *self.against)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """`score`, `chance` and `p_value` of `Pairs`, as lists."""
         from unrolled.alignment.registry import get_metric
@@ -153,9 +148,9 @@ def _prepared(models: Sequence[Mapping[str, Tensor]], metric: Metric) -> tuple[l
     prepared: list[Any] = []
     owner: list[int] = []
     for place, layers in enumerate(models):
-        own = prepare_layers(layers, [metric]).of(metric)
-        prepared += own
-        owner += [place] * len(own)
+        representations = prepare_layers(layers, [metric]).of(metric)
+        prepared += representations
+        owner += [place] * len(representations)
     return prepared, owner
 
 

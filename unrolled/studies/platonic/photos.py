@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from unrolled.data.sources import evenly
 from unrolled.errors import CorruptFile, MissingData, MissingExtra
-from unrolled.studies.base import data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 
 if TYPE_CHECKING:
     from unrolled.data.pairs import PairSource

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.platonic.toy import Embeddings, Loss, kernel_alignment, learn_expected, learn_from_samples
 from unrolled.studies.results import NOT_RUN, Results, Values, line
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Distinct, Rate, Seeds, Study
 from unrolled.tasks import CooccurrenceWorld
 
 if TYPE_CHECKING:
@@ -419,10 +418,10 @@ def _losing(report: Report, config: PmiConfig, results: Results[Any]) -> None:
         rows.append([name, *(f"{values:.2f}" for values in numbers[kind][-1])])
     series = []
     for place, (label, every) in enumerate(zip(("events merged", "random symbols"), numbers.values(), strict=True)):
-        found = [values for values in every if values[0]]
-        if not found:
+        measured = [values for values in every if values[0]]
+        if not measured:
             continue
-        bits, cka, expected, _ = zip(*found, strict=True)
+        bits, cka, expected, _ = zip(*measured, strict=True)
         x = [values.mean for values in bits]
         series.append(line(label, x, cka, color=place))
         series.append(line(f"{label}, theory", x, expected, color=place, dashed=True))

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.networks import Network
 from unrolled.studies.pictures import Pictures, pictures
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, LastLayer, ZooConfig, family
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Study
+from unrolled.studies.study import AtLeast, Budget, Claim, Study
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report, Series
@@ -83,11 +82,6 @@ class Curves(Cell):
     sizes: tuple[int, ...]
     simulated: tuple[int, ...]
     queries: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The features."""
-        return self.galleries
 
     @property
     def pair(self) -> str:

@@ -7,7 +7,7 @@ layers best (Lenc and Vedaldi 2015, Bansal et al. 2021), and share neurons (Drav
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.kinds import stages
 from unrolled.studies.networks import BATCH, Network, accuracy
 from unrolled.studies.pictures import as_input, pictures
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, ZooConfig, family, full_name
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Count, Distinct, Study
-from unrolled.studies.training import train_kept
+from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Study
+from unrolled.studies.training import train_resumable
 
 if TYPE_CHECKING:
     from unrolled.report import Report, Series
@@ -61,11 +60,6 @@ class OfTwo(Cell):
     """What is measured of two networks; the first is the front, the second the back."""
 
     networks: tuple[Network, Network]
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The trainings."""
-        return tuple(network for network in self.networks if network.images)
 
     @property
     def sort(self) -> str:
@@ -119,7 +113,7 @@ class Stitch(OfTwo):
             return torch.nn.functional.cross_entropy(logits, train.labels[rows].to(context.device))
 
         optimizer = torch.optim.AdamW(joint.parameters(), lr=1e-3, weight_decay=0.0)
-        train_kept(joint, optimizer, loss_at, steps=self.steps, keep=self.checkpoint(context), clip_norm=1.0)
+        train_resumable(joint, optimizer, loss_at, steps=self.steps, keep=self.checkpoint(context), clip_norm=1.0)
         return {
             "regressed": regressed,
             "accuracy": accuracy(joint, held_out),
@@ -209,7 +203,7 @@ def share(result: Any) -> float:
     return float(result["accuracy"] / result["reference"]) if result["reference"] else 0.0
 
 
-def kept(results: Results[Any], *sorts: str, cut: int | None = None, unit: str = "pair") -> Values:
+def kept_accuracy(results: Results[Any], *sorts: str, cut: int | None = None, unit: str = "pair") -> Values:
     """Accuracy kept at a cut, or the mean over cuts; by pair of networks, or by the kind of the back.
 
     Pairs of a kind share networks, so where they are of one kind, kinds are what is independent.
@@ -222,13 +216,13 @@ def kept(results: Results[Any], *sorts: str, cut: int | None = None, unit: str =
 
 
 def by_kind(results: Results[Any], sort: str) -> Values:
-    """`kept` of a sort, by kind."""
-    return kept(results, sort, unit="kind")
+    """`kept_accuracy` of a sort, by kind."""
+    return kept_accuracy(results, sort, unit="kind")
 
 
 def early(results: Results[Any], config: StitchingConfig) -> Values:
     """Accuracy kept at the first cut less that at the last, by trained pair."""
-    first, last = (kept(results, *SORTS[1:3], cut=cut) for cut in (min(config.cuts), max(config.cuts)))
+    first, last = (kept_accuracy(results, *SORTS[1:3], cut=cut) for cut in (min(config.cuts), max(config.cuts)))
     return first - last
 
 
@@ -293,7 +287,7 @@ def report(report: Report, config: StitchingConfig, results: Results[Any]) -> No
     """The answer, what is kept by depth, and the units in common."""
     from unrolled.report import Fact
 
-    means = {sort: kept(results, sort).mean for sort in SORTS if kept(results, sort)}
+    means = {sort: kept_accuracy(results, sort).mean for sort in SORTS if kept_accuracy(results, sort)}
     words = {sort: f"{100 * means[sort]:.0f} %" if sort in means else NOT_RUN for sort in SORTS}
     report.headline(
         f"Behind the front of a network of another seed, a back keeps {words['another seed']} of its accuracy, of "
@@ -317,7 +311,7 @@ def _stitching(report: Report, config: StitchingConfig, results: Results[Any]) -
         "anything. An untrained front that keeps much says that the back and the map do the work, not that networks "
         "agree.",
     )
-    lines = [_line(results, config, place) for place, sort in enumerate(SORTS) if kept(results, sort)]
+    lines = [_line(results, config, place) for place, sort in enumerate(SORTS) if kept_accuracy(results, sort)]
     if lines:
         section.figure(
             LineChart(title="accuracy kept", x_label="blocks or stages of the front", series=lines),
@@ -345,8 +339,8 @@ def _line(results: Results[Any], config: StitchingConfig, place: int) -> Series:
     from unrolled.report import Series
 
     sort = SORTS[place]
-    cuts = [cut for cut in sorted(config.cuts) if kept(results, sort, cut=cut)]
-    values = [kept(results, sort, cut=cut) for cut in cuts]
+    cuts = [cut for cut in sorted(config.cuts) if kept_accuracy(results, sort, cut=cut)]
+    values = [kept_accuracy(results, sort, cut=cut) for cut in cuts]
     return Series(
         label=sort,
         x=cuts,

@@ -73,7 +73,7 @@ def learn_from_samples(
     Returns:
         The learner and the list of looks.
     """
-    from unrolled.studies.training import train_kept, warmup_cosine
+    from unrolled.studies.training import train_resumable, warmup_cosine
     from unrolled.tasks.cooccurrence import draw_pairs
 
     learner = Embeddings(symbols=joint.shape[0], dim=dim, seed=seed).to(joint.device)
@@ -99,7 +99,7 @@ def learn_from_samples(
         pairs = count(first[:true], second[:true])
         return (pairs * F.softplus(-scores) + noise * F.softplus(scores)).sum() / batch_size
 
-    log = train_kept(
+    log = train_resumable(
         learner,
         optimizer,
         loss_at,

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.networks import Network, OfNetwork
 from unrolled.studies.pictures import as_input
@@ -26,7 +25,7 @@ from unrolled.studies.platonic.words import NearWords
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, AlignedConfig, Features, by_network, family, short_name
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 from unrolled.studies.statistics import Array, Mask, Places, number
-from unrolled.studies.study import Claim, Rate, Study
+from unrolled.studies.study import Budget, Claim, Rate, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report

@@ -228,7 +228,7 @@ class Features(OfNetwork):
             batch_size=500,
             name=full_name(self.network),
             data=f"{self.network.data}, first {len(images)} held-out",
-            cache=context.kept / "features",
+            cache=context.store / "features",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unrolled.data.classes import one_class_note, said_of
+from unrolled.data.classes import one_class_note, reading_note
 from unrolled.models import load_weights
 from unrolled.models.transfer import weights_classes
 from unrolled.train import engine
@@ -87,7 +87,7 @@ class ImageTask(Task):
         """Of what was read, of weights that were loaded, of images seen much smaller than they are, of those that an
         epoch leaves out, of a validation by part of them."""
         splits, config = self.data, self.config
-        notes = [f"data: {said_of(train=splits.train, val=splits.val, test=splits.test)}"]
+        notes = [f"data: {reading_note(train=splits.train, val=splits.val, test=splits.test)}"]
         for part in (splits.train, splits.test) if self.classifies else ():
             if part is not None and (alone := one_class_note(part)) is not None:
                 notes.append(f"note: {alone}")

@@ -56,8 +56,7 @@ class MaskedReconstruction(ImageTask):
                 f"model={config.model!r} has no masked objective; choose a masked autoencoder such as "
                 "crate_mae_nano_patch4_32 (`unrolled list '*mae*'`), or task='simdino' for this model"
             )
-        model.norm_pix_loss = config.norm_pix_loss
-        model._model_args["norm_pix_loss"] = config.norm_pix_loss
+        model.normalise_targets(config.norm_pix_loss)
         rows, columns = model.patch_embed.grid_size
         kept = rows * columns - removed_patches(rows * columns, config.mask_ratio)
         if not 0 < kept < rows * columns:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import ComparedConfig
 from unrolled.studies.networks import OfNetwork
-from unrolled.studies.study import AtLeast, Rate
+from unrolled.studies.study import AtLeast, Budget, Rate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -100,7 +99,7 @@ def orthonormal_rates(model: nn.Module, images: Tensor, eps: float) -> list[floa
     def reduce(name: str, tokens: Tensor) -> Tensor:
         return subspace_coding_rate(normalize_tokens(tokens), bases[name], eps)
 
-    with torch.no_grad(), trace(model, patterns=names, reduce=reduce) as found:
+    with torch.no_grad(), trace(model, patterns=names, reduce=reduce) as rates:
         for part in images.split(50):
             model(part)
-    return [float(torch.cat(found[name]).mean()) for name in names]
+    return [float(torch.cat(rates[name]).mean()) for name in names]

@@ -136,11 +136,11 @@ def _relations(report: Report, config: AblationsConfig, results: Results[Any], d
         (KINDS, "All {kinds} kinds with MSSA, {networks} networks."),
         (SAME_LAYER, "CRATE and its ablations only, {kinds} kinds and {networks} networks."),
     ):
-        found = {words: relation_of(results, config, key, data, among) for key, words in PREDICTORS.items()}
-        first = next(iter(found.values()))
+        relations = {words: relation_of(results, config, key, data, among) for key, words in PREDICTORS.items()}
+        first = next(iter(relations.values()))
         section.table(
             ["predictor", "rho, networks", "rho, kinds, and 95 % interval", "p"],
-            [[words, *_numbers(each)] for words, each in found.items()],
+            [[words, *_numbers(each)] for words, each in relations.items()],
             caption=caption.format(kinds=first.kinds, networks=first.networks),
         )
     section.figure(

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.crate.denoising.steps import Stack, Steps
 from unrolled.studies.crate.masked import MaskedLayers
 from unrolled.studies.networks import Data
-from unrolled.studies.study import AtLeast, Count, Distinct, Rate, Seeds
+from unrolled.studies.study import AtLeast, Budget, Count, Distinct, Rate, Seeds
 
 
 @dataclass(kw_only=True)

@@ -63,7 +63,7 @@ def compression_steps(z: Tensor, known: SubspaceMixture, *, temperature: float, 
     heads = (w.square().sum(-1) / (2 * known.noise**2)).softmax(-1)
     attended = attend(z[None], u, temperature)[0]
     limit, best = known.attended(z, temperature), known.denoised(z)
-    found = (
+    steps = (
         torch.einsum("nh,nhp,hdp->nd", heads, w, u) - z,
         -subspace_coding_rate_gradient(z[:, None], u, eps)[:, 0],
         -subspace_coding_rate_gradient(z, u, eps),
@@ -72,7 +72,7 @@ def compression_steps(z: Tensor, known: SubspaceMixture, *, temperature: float, 
         _fitted(limit, best) - z,
         attended,
     )
-    return dict(zip(STEPS, found, strict=True))
+    return dict(zip(STEPS, steps, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,18 +208,18 @@ class Stack(Cell):
             the best common rescaling, per signal energy, and the share of the tokens' energy outside their own
             subspaces; `best`: the error of the optimal denoiser, and `best_outside`.
         """
-        known, other, clean, z, own = self._drawn()
+        known, other, clean, z, subspaces = self._drawn()
         stacks = {}
         for kind in STACKS:
             step, state = stack_step(kind, known, other, rate=self.rate), z
-            errors, outside = [_error(state, clean)], [_outside(state, own)]
+            errors, outside = [_error(state, clean)], [_outside(state, subspaces)]
             for _ in range(self.layers):
                 state = step(state)
                 errors.append(_error(state, clean))
-                outside.append(_outside(state, own))
+                outside.append(_outside(state, subspaces))
             stacks[kind] = {"error": errors, "outside": outside}
         best = known.denoised(z)
-        return {"stacks": stacks, "best": _error(best, clean), "best_outside": _outside(best, own)}
+        return {"stacks": stacks, "best": _error(best, clean), "best_outside": _outside(best, subspaces)}
 
     def reversed(self, iterations: tuple[int, ...] = (2, 5, 20)) -> dict[str, Any]:
         """The published encoder's steps Z + MSSA(LN Z), and the decoder's Y - MSSA(LN Y) back through its subspaces.
@@ -232,7 +232,7 @@ class Stack(Cell):
             reversed), `rescaled` (the best multiple of the code), `decoder`, `random` (a decoder with other subspaces),
             and `iterations`, by their number.
         """
-        from unrolled.models.masked import CRATEDecoderBlock
+        from unrolled.layers import CRATEDecoderBlock
 
         known, other, _, z, _ = self._drawn()
         forward = attention(known.subspaces, self.rate)
@@ -286,8 +286,8 @@ class Stack(Cell):
         unit = (self.dim / (self.dim_head + self.dim * self.noise**2)) ** 0.5
         scaled = SubspaceMixture(subspaces=known.subspaces, signal=unit, noise=unit * self.noise)
         clean, z, labels = scaled.sample(self.sets * self.tokens, torch.Generator().manual_seed(self.seed))
-        own = scaled.subspaces[labels]
-        return scaled, other, *(each.unflatten(0, (self.sets, self.tokens)) for each in (clean, z, own))
+        subspaces = scaled.subspaces[labels]
+        return scaled, other, *(each.unflatten(0, (self.sets, self.tokens)) for each in (clean, z, subspaces))
 
 
 def _fitted(z: Tensor, target: Tensor) -> Tensor:
@@ -299,6 +299,6 @@ def _error(z: Tensor, clean: Tensor) -> float:
     return float((_fitted(z, clean) - clean).square().sum() / clean.square().sum())
 
 
-def _outside(z: Tensor, own: Tensor) -> float:
-    inside = torch.einsum("bnd,bndp->bnp", z, own).square().sum()
+def _outside(z: Tensor, subspaces: Tensor) -> float:
+    inside = torch.einsum("bnd,bndp->bnp", z, subspaces).square().sum()
     return float(1 - inside / z.square().sum())

@@ -10,14 +10,13 @@ from torch import nn
 
 from unrolled.data.masks import Scene
 from unrolled.models.masked import whole_images
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.crate.emergence import maps
 from unrolled.studies.crate.emergence.photos import Halves, bsds, coco, generated, samples
 from unrolled.studies.kinds import BLOCKS, DEPTH, KINDS, MASKED, build
 from unrolled.studies.networks import Data, Network
-from unrolled.studies.study import AtLeast, Seeds
+from unrolled.studies.study import AtLeast, Budget, Seeds
 
 PENULTIMATE = DEPTH - 2
 _CLASSES = 200
@@ -90,11 +89,6 @@ class OnPhotos(Cell):
     source: Source
     photos: int
     side: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,) if self.network is not None and self.network.images else ()
 
     def require(self, context: Context) -> None:
         """The photos."""
@@ -198,9 +192,9 @@ class Shown(Cell):
         measured = context.result(cell)
         layer, head = measured["maps"][map_of(cell.network.kind)][maps.RULE]["picked"]
         model = loaded(cell.network, context)
-        chosen, kept = maps.chosen(model, samples(), cell.side, map_of(cell.network.kind), layer, head)
+        chosen, masks = maps.chosen(model, samples(), cell.side, map_of(cell.network.kind), layer, head)
         where = {"layer": layer, "head": head, "heads": measured["heads"]}
-        return {**where, "maps": chosen.tolist(), "kept": kept.tolist()}
+        return {**where, "maps": chosen.tolist(), "kept": masks.tolist()}
 
 
 def loaded(network: Network, context: Context) -> nn.Module:

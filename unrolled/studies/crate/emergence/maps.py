@@ -36,12 +36,12 @@ _BATCH = 16
 _DRAWS = 200
 
 
-def maps_of(found: Patches, heads: int) -> dict[str, Tensor]:
+def maps_of(patches: Patches, heads: int) -> dict[str, Tensor]:
     """The three kinds of maps `[l, b, h, n]`, non-negative, of what `read_patches` read with keys."""
-    assert found.attention is not None
-    keys = found.features["key"].float().unflatten(-1, (heads, -1)).transpose(2, 3)
+    assert patches.attention is not None
+    keys = patches.features["key"].float().unflatten(-1, (heads, -1)).transpose(2, 3)
     return {
-        "class token": found.attention,
+        "class token": patches.attention,
         "seed patch": torch.stack([_from_seed(layer) for layer in keys]),
         "subspace energy": keys.square().sum(-1),
     }
@@ -68,13 +68,15 @@ def chosen(
     model: nn.Module, scenes: Sequence[Scene], side: int, name: str, layer: int, head: int
 ) -> tuple[Tensor, Tensor]:
     """One map of each photo and what `RULE` keeps of it, both `[b, rows, columns]`; last comes the heads' mean."""
-    kept = []
+    shown = []
     for _, patches in read(model, scenes, side):
         assert patches.attention is not None
         maps = maps_of(patches, patches.attention.shape[2])[name][layer].cpu()
-        own = torch.cat([maps, maps.mean(1, keepdim=True)], 1)[:, head]
-        kept.append([each.unflatten(-1, patches.grid) for each in (own, threshold_attention(own, KEEP, by=RULE))])
-    values, masks = zip(*kept, strict=True)
+        picked = torch.cat([maps, maps.mean(1, keepdim=True)], 1)[:, head]
+        shown.append(
+            [each.unflatten(-1, patches.grid) for each in (picked, threshold_attention(picked, KEEP, by=RULE))]
+        )
+    values, masks = zip(*shown, strict=True)
     return torch.cat(values), torch.cat(masks)
 
 
@@ -109,15 +111,15 @@ def segmentation(model: nn.Module, photos: Halves, side: int) -> dict[str, Any]:
     """
     tables: dict[tuple[str, Threshold], list[tuple[Tensor, Tensor]]] = {}
     heads = layers = count = 0
-    for batch, found in read(model, (*photos.choose, *photos.report), side):
-        assert found.attention is not None
-        layers, heads = found.attention.shape[0], found.attention.shape[2]
-        inside = [pixels_in_patches({"": things(scene)}, found.grid, ignored(scene)) for scene in batch]
+    for batch, patches in read(model, (*photos.choose, *photos.report), side):
+        assert patches.attention is not None
+        layers, heads = patches.attention.shape[0], patches.attention.shape[2]
+        inside = [pixels_in_patches({"": things(scene)}, patches.grid, ignored(scene)) for scene in batch]
         marked, area = torch.stack([one[0] for one, _ in inside]), torch.stack([every for _, every in inside])
         order = torch.stack([
-            moved_patches(found.grid, torch.Generator().manual_seed(count + i)) for i in range(len(batch))
+            moved_patches(patches.grid, torch.Generator().manual_seed(count + i)) for i in range(len(batch))
         ])  # fmt: skip
-        for name, maps in maps_of(found, heads).items():
+        for name, maps in maps_of(patches, heads).items():
             maps = maps.cpu()
             moved = maps.gather(-1, order[None, :, None].expand_as(maps))
             for rule in RULES:
@@ -130,18 +132,18 @@ def segmentation(model: nn.Module, photos: Halves, side: int) -> dict[str, Any]:
         scores, chance = map(torch.cat, zip(*pairs, strict=True))
         means = scores[choose].mean(0)
         layer, head = divmod(int(means.flatten().argmax()), heads + 1)
-        own, other = scores[~choose], chance[~choose]
+        reported, other = scores[~choose], chance[~choose]
         heads_of = means.argmax(1)
         out[name][rule] = {
             "choose": _plain(means),
-            "report": _plain(own.mean(0)),
+            "report": _plain(reported.mean(0)),
             "chance": _plain(other.mean(0)),
             "picked": [layer, head],
-            "picked_photos": _plain(own[:, layer, head]),
+            "picked_photos": _plain(reported[:, layer, head]),
             "picked_chance": float(other[:, layer, head].mean()),
-            "layer_photos": _plain(own[:, torch.arange(layers), heads_of].T),
-            "last_photos": _plain(own[:, -1, -1]),
-            "best": _plain(own[..., :-1].amax(-1).mean(0)),
+            "layer_photos": _plain(reported[:, torch.arange(layers), heads_of].T),
+            "last_photos": _plain(reported[:, -1, -1]),
+            "best": _plain(reported[..., :-1].amax(-1).mean(0)),
             "best_chance": _plain(other[..., :-1].amax(-1).mean(0)),
         }
     return {
@@ -216,11 +218,11 @@ def borders(
         counts.append(boundary_counts(drawn, scene.segmentations, matching="nearest"))
         shift = [int(random.integers(length)) for length in drawn.shape]
         moved.append(boundary_counts(np.roll(drawn, shift, (0, 1)), scene.segmentations, matching="nearest"))
-    found = boundary_f(counts)
+    scores = boundary_f(counts)
     return {
-        "f": found["ods_f"],
-        "precision": found["ods_precision"],
-        "recall": found["ods_recall"],
+        "f": scores["ods_f"],
+        "precision": scores["ods_precision"],
+        "recall": scores["ods_recall"],
         "interval": list(boundary_interval(counts)),
         "moved": boundary_f(moved)["ods_f"],
     }
@@ -239,10 +241,10 @@ def consistency(
     names = commonest(scenes, count)
     attention: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch, found in read(model, scenes, side):
-        assert found.attention is not None
-        maps = maps_of(found, found.attention.shape[2])[name][layer].cpu()
-        grid = found.grid
+    for batch, patches in read(model, scenes, side):
+        assert patches.attention is not None
+        maps = maps_of(patches, patches.attention.shape[2])[name][layer].cpu()
+        grid = patches.grid
         attention += list(maps)
         labels += [pool_labels(parts(scene, names), grid) for scene in batch]
     out: dict[str, Any] = {"parts": list(names)}
@@ -268,9 +270,9 @@ def _rows(
             grid = (side // patch, side // patch)
             yield scene, grid, patch_colours(as_square([scene], side)[0], grid)
         return
-    for batch, found in read(model, scenes, side):
+    for batch, patches in read(model, scenes, side):
         for index, scene in enumerate(batch):
-            yield scene, found.grid, found.features["key"][layer, index].float().cpu()
+            yield scene, patches.grid, patches.features["key"][layer, index].float().cpu()
 
 
 def _plain(values: Tensor) -> Any:

@@ -122,18 +122,18 @@ def samples() -> tuple[Scene, ...]:
 
 def commonest(scenes: Sequence[Scene], count: int) -> tuple[str, ...]:
     """The categories that the most photos have, at least two."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for scene in scenes:
         for name in {region.category for region in scene.regions}:
-            found[name] = found.get(name, 0) + 1
-    ordered = sorted(found, key=lambda name: (-found[name], name))
-    return tuple(name for name in ordered if found[name] >= 2)[:count]
+            counts[name] = counts.get(name, 0) + 1
+    ordered = sorted(counts, key=lambda name: (-counts[name], name))
+    return tuple(name for name in ordered if counts[name] >= 2)[:count]
 
 
 def _open(name: str, folder: Path, split: str) -> MaskSource:
     from unrolled.data import open_masks
     from unrolled.errors import MissingData
-    from unrolled.studies.base import data_missing
+    from unrolled.studies.cells import data_missing
 
     try:
         return open_masks(name, data_dir=folder, split=split)

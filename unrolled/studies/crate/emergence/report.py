@@ -98,19 +98,19 @@ def _things(report: Report, view: View) -> None:
             if not (measured := view.rows(Segmentation, kind, state)):
                 rows.append([KINDS[kind].words, state, NOT_RUN, *["-"] * 6])
                 continue
-            own = [row.result["maps"][map_of(kind)][RULE] for row in measured]
-            best = [max(zip(each["best"], each["best_chance"], strict=True)) for each in own]
-            low, high = bootstrap_interval(np.mean([each["picked_photos"] for each in own], axis=0))
+            results = [row.result["maps"][map_of(kind)][RULE] for row in measured]
+            best = [max(zip(each["best"], each["best_chance"], strict=True)) for each in results]
+            low, high = bootstrap_interval(np.mean([each["picked_photos"] for each in results], axis=0))
             heads = measured.first("heads")
             numbers = [
-                [each["picked_chance"] for each in own],
-                [fmean(each["last_photos"]) for each in own],
+                [each["picked_chance"] for each in results],
+                [fmean(each["last_photos"]) for each in results],
                 *zip(*best, strict=True),
             ]
             rows.append(
                 [
                     *(KINDS[kind].words, state, f"{view.means(kind, state):.3f}", f"{low:.3f} to {high:.3f}"),
-                    ", ".join(f"{each['picked'][0] + 1}/{head_name(each['picked'][1], heads)}" for each in own),
+                    ", ".join(f"{each['picked'][0] + 1}/{head_name(each['picked'][1], heads)}" for each in results),
                     *(f"{Values(dict(enumerate(each))):.3f}" for each in numbers),
                 ]
             )
@@ -184,8 +184,8 @@ def _layers(report: Report, view: View) -> None:
         for state in STATES:
             if not (measured := view.rows(Segmentation, kind, state)):
                 continue
-            own, heads = measured.first("maps")[map_of(kind)][RULE], measured.first("heads")
-            values = np.array(own["report"]) - np.array(own["chance"])
+            scores, heads = measured.first("maps")[map_of(kind)][RULE], measured.first("heads")
+            values = np.array(scores["report"]) - np.array(scores["chance"])
             maps.append(
                 HeatMap(
                     title=f"{KINDS[kind].words}, {state}",
@@ -194,7 +194,7 @@ def _layers(report: Report, view: View) -> None:
                     columns=[head_name(head, heads) for head in range(heads + 1)],
                     row_label="layer",
                     column_label="head",
-                    mark=(own["picked"][0], own["picked"][1]),
+                    mark=(scores["picked"][0], scores["picked"][1]),
                 )
             )
     section.figure(

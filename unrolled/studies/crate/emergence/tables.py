@@ -46,16 +46,16 @@ def differences(view: View) -> list[Change]:
     for kind in every[1:]:
         add(f"{KINDS[kind].words}, against CRATE", kind, view.scores(kind), view.scores("crate"))
     for kind in config.kinds:
-        own, last = view.scores(kind), view.scores(kind, what="last_photos")
+        chosen, last = view.scores(kind), view.scores(kind, what="last_photos")
         layers = view.scores(kind, what="layer_photos")
-        add("layer and head chosen, against the last layer's mean map", kind, own, last)
-        add("layer chosen, against the last layer's best head", kind, own, {k: v[-1] for k, v in layers.items()})
+        add("layer and head chosen, against the last layer's mean map", kind, chosen, last)
+        add("layer chosen, against the last layer's best head", kind, chosen, {k: v[-1] for k, v in layers.items()})
         for name in MAPS:
             if name != map_of(kind):
-                add(f"{name}, against {map_of(kind)}", kind, view.scores(kind, name=name), own)
-        add("cut by mass, against fraction", kind, view.scores(kind, rule="mass"), own)
+                add(f"{name}, against {map_of(kind)}", kind, view.scores(kind, name=name), chosen)
+        add("cut by mass, against fraction", kind, view.scores(kind, rule="mass"), chosen)
         for side in config.other_sides:
-            add(f"{side} px, against {config.side} px", kind, view.scores(kind, side=side), own)
+            add(f"{side} px, against {config.side} px", kind, view.scores(kind, side=side), chosen)
     return changes
 
 

@@ -10,12 +10,11 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import nn
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import ComparedConfig
 from unrolled.studies.kinds import build
 from unrolled.studies.networks import OfNetwork
-from unrolled.studies.study import Count, Distinct
+from unrolled.studies.study import Budget, Count, Distinct
 
 CONTROLS = ("crate-conv", "vit-48", "vit-52")  # CRATE with CBT's stem; ViTs of CRATE's parameters, and operations
 FAMILY = ("crate", "overcomplete", "decoupled", "alpha", "tost", "cbt", "attention-only", "vit", *CONTROLS)

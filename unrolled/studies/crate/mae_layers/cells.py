@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.crate.mae_layers.completion import (
@@ -27,7 +26,7 @@ from unrolled.studies.crate.masked import MaskedLayers
 from unrolled.studies.kinds import MASKED
 from unrolled.studies.networks import Data, OfNetwork
 from unrolled.studies.pictures import as_input, pictures
-from unrolled.studies.study import Count, Seeds
+from unrolled.studies.study import Budget, Count, Seeds
 
 # the registered models of the claim about size
 BASE, VIT_BASE = "crate_mae_base_patch16_224", "vit_mae_base_patch16_224"

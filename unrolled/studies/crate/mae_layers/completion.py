@@ -107,12 +107,12 @@ def completed_by_baselines(images: Tensor, removed: Tensor, patch: int) -> dict[
     size = (images.shape[2], images.shape[3])
     whole = patches_of(images, patch)
     gone = images_of(removed[..., None].expand(-1, -1, patch * patch), patch, size)
-    found = (
+    completed = (
         mean_colour(whole, removed, images.shape[1]),
         nearest_patch(whole, removed, size[1] // patch),
         patches_of(harmonic(images, gone), patch),
     )
-    return dict(zip(BASELINES, found, strict=True))
+    return dict(zip(BASELINES, completed, strict=True))
 
 
 def baseline_scores(images: Tensor, lessons: Tensor, patch: int) -> dict[str, dict[str, float]]:
@@ -123,13 +123,13 @@ def baseline_scores(images: Tensor, lessons: Tensor, patch: int) -> dict[str, di
         lessons: training images that the factors are fitted on, uint8.
         patch: side of a patch.
     """
-    taught, found = _sums(lessons, patch), _sums(images, patch)
+    taught, scored = _sums(lessons, patch), _sums(images, patch)
     scores = {}
     for name in BASELINES:
         product, energy = taught[name][:2]
         factor = product / energy if energy else 0.0
-        product, energy, error = found[name]
-        loss = found["target"][0] - 2 * factor * product + factor**2 * energy
+        product, energy, error = scored[name]
+        loss = scored["target"][0] - 2 * factor * product + factor**2 * energy
         scores[name] = {"loss": loss, "psnr": psnr(error), "factor": factor}
     return scores
 
@@ -145,8 +145,8 @@ def _sums(images: Tensor, patch: int) -> dict[str, list[float]]:
         wanted = normalised(target)
         totals["target"][0] += float((wanted.square().mean(-1) * gone).sum()) / count
         for name, guess in completed_by_baselines(pixels, gone, patch).items():
-            own = normalised(guess)
-            for i, value in enumerate((own * wanted, own.square(), (guess - target).square())):
+            guessed = normalised(guess)
+            for i, value in enumerate((guessed * wanted, guessed.square(), (guess - target).square())):
                 totals[name][i] += float((value.mean(-1) * gone).sum()) / count
     return totals
 

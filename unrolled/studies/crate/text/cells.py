@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -11,11 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.data.tokens import ByteTokenizer, mask_tokens
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.crate.text.frames import MASK, MASKED_MODELS, MODELS, frame_of, operations
-from unrolled.studies.language import BATCH, ByteModel, Predicted, TextConfig, Windows, excerpts, new_model, opened
-from unrolled.studies.study import Count, Distinct, Rate
+from unrolled.studies.language import (
+    BATCH,
+    ByteModel,
+    Counts,
+    OfCorpus,
+    Predicted,
+    TextConfig,
+    excerpts,
+    new_model,
+    opened,
+)
+from unrolled.studies.study import Budget, Count, Distinct, Rate
 
 if TYPE_CHECKING:
     from unrolled.models import LanguageConfig
@@ -135,11 +144,6 @@ class Filled(Cell):
         """In words."""
         return f"test of {self.network.name}"
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """Mean `loss` in nats and `accuracy` over the masked bytes."""
         model = self.network.load(context).eval()
@@ -166,11 +170,6 @@ class Written(Cell):
         """In words."""
         return f"sample of {self.network.name}"
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """`prompt` and `text`, drawn at temperature 0.8."""
         length = self.network.length
@@ -183,53 +182,38 @@ class Written(Cell):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted(Cell):
+class Counted(Counts):
     """What counting bytes of the training part in a row predicts of the test part."""
-
-    corpus: str
-    length: int
-    test_bytes: int
-    windows: Windows
-
-    def require(self, context: Context) -> None:
-        """The text."""
-        opened(self.corpus, context.data_dir)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`ngrams` by order; `masked`, the unigram on what is masked for the masked models; `sizes` of the parts."""
         from unrolled.studies.crate.text.ngrams import NGrams
 
-        parts = opened(self.corpus, context.data_dir)
-        counted, rows = NGrams(parts["train"]), excerpts(parts["test"], self.length, self.test_bytes)
-        known = masked(rows)[1] != -100
-        frequent = torch.bincount(parts["train"], minlength=256).argmax()
+        train, rows, sizes = self.parts(context)
+        counted, known = NGrams(train), masked(rows)[1] != -100
+        frequent = torch.bincount(train, minlength=256).argmax()
         return {
             "ngrams": {str(order): self.windows.of(counted.losses(rows, order)) for order in ORDERS},
             "masked": {
                 "loss": float(counted.losses(rows, 1)[known].mean()),
                 "accuracy": float((rows[:, 1:][known] == frequent).double().mean()),
             },
-            "sizes": {name: len(part) for name, part in parts.items()},
+            "sizes": sizes,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost(Cell):
+class Cost(OfCorpus):
     """What every model costs in training and in decoding, on one thread of this machine."""
 
     alone: ClassVar[bool] = True
 
-    corpus: str
     depth: int
     dim: int
     heads: int
     length: int
     batch_size: int
     where: str
-
-    def require(self, context: Context) -> None:
-        """The text."""
-        opened(self.corpus, context.data_dir)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """By model.

@@ -49,8 +49,8 @@ class NGrams:
             begin = max(k - 2, 0)  # the first prediction with k - 1 bytes before it
             codes = _codes(values, k)[:, 1:] if k == 1 else _codes(values, k)
             grams, seen, contexts, totals, kinds = self._tables[k - 1]
-            count, total = _found(grams, seen, codes), _found(contexts, totals, codes >> 8)
-            new = _found(contexts, kinds, codes >> 8)
+            count, total = _looked_up(grams, seen, codes), _looked_up(contexts, totals, codes >> 8)
+            new = _looked_up(contexts, kinds, codes >> 8)
             below = probability[:, begin:]
             mixed = (count + new * below) / np.maximum(total + new, 1)
             probability[:, begin:] = np.where(total > 0, mixed, below)
@@ -66,7 +66,7 @@ def _codes(values: np.ndarray, order: int) -> np.ndarray:
     return codes
 
 
-def _found(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """`values` at the places of `wanted` in the sorted `keys`, 0 where it is not there."""
     places = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
     return np.where(keys[places] == wanted, values[places], 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
-from unrolled.studies.base import Budget, data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 from unrolled.studies.kinds import BLOCKS, MASKED, stages
 from unrolled.studies.networks import BATCH, Data, Network, accuracy, images_seen
 from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
-from unrolled.studies.study import AtLeast, Config, Count, Distinct, Rate, Seeds
-from unrolled.studies.training import train_kept, warmup_cosine
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate, Seeds
+from unrolled.studies.training import train_resumable, warmup_cosine
 
 HELD_OUT = 0.2  # of the probe images, to choose the layer and the penalty
 _WEIGHT_DECAY = 0.05
@@ -110,11 +109,6 @@ class Transferred(Cell):
     few: int
     test_images: int
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The pretraining."""
-        return (self.network,) if self.network is not None and self.network.images else ()
-
     def require(self, context: Context) -> None:
         """The target's images."""
         try:
@@ -125,8 +119,8 @@ class Transferred(Cell):
 
     def split(self, context: Context, split: Literal["train", "test"]) -> Pictures:
         """Images of the target; of the test split those that score."""
-        found = target_pictures(self.target, split, context.folder(self.target))
-        return found.first(self.test_images) if split == "test" else found
+        images = target_pictures(self.target, split, context.folder(self.target))
+        return images.first(self.test_images) if split == "test" else images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +160,7 @@ class FineTuned(Transferred):
             return {"loss": mean}
 
         tenth = max(1, self.steps // 10)
-        curve = train_kept(
+        curve = train_resumable(
             model,
             torch.optim.AdamW(model.parameters(), lr=self.rate, weight_decay=_WEIGHT_DECAY),
             loss_at,
@@ -290,14 +284,14 @@ def network_columns(config: TransferConfig, kind: str, trained: bool) -> dict[st
 @cache
 def target_pictures(target: str, split: Literal["train", "test"], folder: Path) -> Pictures:
     """A split of a target as networks take it: grey images in three channels, 28 pixels framed to 32."""
-    found = pictures("digits" if target == "digits-turned" else target, split, folder)
-    images = found.images
+    source = pictures("digits" if target == "digits-turned" else target, split, folder)
+    images = source.images
     if target == "digits-turned":
         images = torch.rot90(images, 1, (2, 3))
     elif images.shape[1] == 1:
         edge = (32 - images.shape[2]) // 2
         images = nn.functional.pad(images, (edge,) * 4).expand(-1, 3, -1, -1)
-    return Pictures(images=images, labels=found.labels, classes=found.classes)
+    return Pictures(images=images, labels=source.labels, classes=source.classes)
 
 
 def few_rows(labels: Tensor, count: int) -> Tensor:

@@ -68,8 +68,8 @@ class View:
     @property
     def chances(self) -> str:
         """What always naming the commonest class gives, for every target."""
-        found = {row.cell.target: row.result["chance"] for row in self.results}
-        return ", ".join(f"{100 * value:.1f} % ({TITLES[target]})" for target, value in found.items())
+        chances = {row.cell.target: row.result["chance"] for row in self.results}
+        return ", ".join(f"{100 * value:.1f} % ({TITLES[target]})" for target, value in chances.items())
 
 
 def claim(

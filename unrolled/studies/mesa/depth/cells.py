@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.constructed import Constructed, ModelsConfig, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, losses, mean_loss, position_losses
-from unrolled.studies.study import Count, Distinct, Rate
+from unrolled.studies.study import Budget, Count, Distinct, Rate
 from unrolled.tasks import LinearDynamics
 
 if TYPE_CHECKING:
@@ -63,11 +62,6 @@ class Model(Cell):
 
     network: Constructed
     test_sequences: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`loss`, also `by_position`, and `untrained_loss`; `curve`, during training, by `share` of it in percent."""

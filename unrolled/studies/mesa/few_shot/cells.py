@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.mesa.few_shot.prompts import (
     Gate,
@@ -23,7 +22,7 @@ from unrolled.studies.mesa.few_shot.prompts import (
 )
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import Recipe, Stack
-from unrolled.studies.study import AtLeast, Config, Count, Distinct, Rate, Seeds
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate, Seeds
 from unrolled.tasks import FewShotRegression
 
 
@@ -193,11 +192,6 @@ class Tuning(Learned):
     tune_batch: int
     tune_lr: float
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
-
     def load(self, context: Context) -> tuple[nn.Module, Tuned]:
         """As the base says."""
         return tune(
@@ -216,6 +210,11 @@ class Tuning(Learned):
 class Together(Learned):
     """The same model trained from the start on dynamics and on prompts together, all weights."""
 
+    @property
+    def needs(self) -> Sequence[Cell]:
+        """Nothing: of the stack it has the recipe, not the weights."""
+        return ()
+
     def load(self, context: Context) -> tuple[nn.Module, Tuned]:
         """As the base says."""
         recipe, seed, keep = self.stack.recipe, self.stack.seed, self.checkpoint(context)
@@ -228,11 +227,6 @@ class Asked(Cell):
 
     learned: Learned
     test_prompts: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """Training and tuning."""
-        return (self.learned,)
 
     @property
     def name(self) -> str:
@@ -289,11 +283,6 @@ class TwoTasks(Cell):
 
     stack: Stack
     test_prompts: int
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.stack,)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """`losses` by pair, and the first pair of the second task, `switch`, counted from 1."""

@@ -12,7 +12,7 @@ from unrolled.models import SequenceRegressor
 from unrolled.studies.mesa.few_shot.gates import ContentGate, PositionGate, gated, parity_gate
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED
 from unrolled.studies.mesa.stacks import Recipe, fit, new_model, world_of
-from unrolled.studies.training import Checkpoint, train_kept, warmup_cosine
+from unrolled.studies.training import Checkpoint, train_resumable, warmup_cosine
 from unrolled.tasks import FewShotRegression, LinearDynamics, RegressionSequences, sequence_loss
 
 NOISE = LinearDynamics.noise
@@ -83,9 +83,9 @@ def tune(
     with torch.random.fork_rng(devices=[]):
         tuned = Tuned(world, gate=gate, seed=seed).to(device)
     user = model if gate == "none" else gated(model, tuned.gate)
-    own = {id(p) for p in tuned.parameters()}
-    frozen = [p for p in user.parameters() if id(p) not in own and p.requires_grad]
-    if not own:
+    prompt = {id(p) for p in tuned.parameters()}
+    frozen = [p for p in user.parameters() if id(p) not in prompt and p.requires_grad]
+    if not prompt:
         return user, tuned
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -95,7 +95,7 @@ def tune(
         return batch.pair_losses(user(tuned.tokens(batch))).mean()
 
     rate = lr * {"none": 1, "content": 1, "squares": 5}.get(gate, 10)
-    train_kept(
+    train_resumable(
         tuned,
         torch.optim.Adam(tuned.parameters(), lr=rate),
         loss_at,

@@ -175,7 +175,7 @@ def _reading(results: Results[Any]) -> str:
 def _two_tasks(report: Report, results: Results[Any]) -> None:
     from unrolled.report import LineChart
 
-    rows = {kind: found for kind in ("softmax", "hybrid") if (found := results.of(TwoTasks, kind=kind))}
+    rows = {kind: measured for kind in ("softmax", "hybrid") if (measured := results.of(TwoTasks, kind=kind))}
     switch = results.of(TwoTasks).first("switch", NOT_RUN)
     section = report.section(
         "Two tasks in one prompt",

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.networks import BATCH, Network
 from unrolled.studies.pictures import as_input
@@ -31,7 +30,7 @@ from unrolled.studies.platonic.human import (
 )
 from unrolled.studies.platonic.photos import NETS, drawn_anew
 from unrolled.studies.platonic.zoo import GPU, ZooConfig, family, full_name
-from unrolled.studies.study import AtLeast, Config
+from unrolled.studies.study import AtLeast, Budget, Config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -202,11 +201,6 @@ class OfMember(BesideBrains):
     """A member of the zoo."""
 
     network: Network
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The training."""
-        return (self.network,) if self.network.images else ()
 
     @property
     def group(self) -> str:

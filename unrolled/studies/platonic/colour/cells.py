@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from unrolled.errors import MissingData
-from unrolled.studies.base import Budget, data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 from unrolled.studies.platonic.colour.layouts import (
     Array,
     Zeros,
@@ -26,7 +25,7 @@ from unrolled.studies.platonic.colour.layouts import (
 )
 from unrolled.studies.platonic.given import open_model
 from unrolled.studies.platonic.human import colours, named_colours, read_arrays, unit_ranks, upper, word_vectors
-from unrolled.studies.study import AtLeast, Config, Count, Seeds
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Seeds
 
 if TYPE_CHECKING:
     from unrolled.data import ImageSource
@@ -113,9 +112,9 @@ class Counted(Cell):
     def _images(self, context: Context, generator: np.random.Generator) -> Array:
         if self.source == "made-up":
             return made_up_images(min(self.images, _MADE_UP), generator)
-        found = _cifar10(context)
-        chosen = generator.choice(len(found), min(self.images, len(found)), replace=False)
-        return np.stack([np.asarray(found.load(int(i))[0]) for i in chosen])
+        source = _cifar10(context)
+        chosen = generator.choice(len(source), min(self.images, len(source)), replace=False)
+        return np.stack([np.asarray(source.load(int(i))[0]) for i in chosen])
 
 
 def _cifar10(context: Context) -> ImageSource:
@@ -171,11 +170,6 @@ class ByPixels(Layout):
     counted: Counted
     zeros: Zeros
 
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The counts."""
-        return (self.counted,)
-
     def compute(self, context: Context) -> dict[str, Any]:
         """The score, and `never`, the share of pairs of colours that never occur."""
         counts, middles = self.counted.load(context)
@@ -189,11 +183,6 @@ class BesidePeople(Cell):
 
     counted: Counted
     zeros: Zeros
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The counts."""
-        return (self.counted,)
 
     def require(self, context: Context) -> None:
         """The ratings."""

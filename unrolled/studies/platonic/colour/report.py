@@ -44,9 +44,9 @@ def _mirrors(
     statement: str, rows: Callable[[Results[Any], Any], Results[Any]], high: float, *, source: str, published: str
 ) -> Claim:
     def detail(results: Results[Any], config: ColourConfig) -> str:
-        found = rows(results, config)
-        model = found[0].cell.columns.get("model")
-        r2, null = found.values("r2"), found.values("null")
+        measured = rows(results, config)
+        model = measured[0].cell.columns.get("model")
+        r2, null = measured.values("r2"), measured.values("null")
         return f"{f' ({model})' if model else ''}; R2 {r2:.2f} against {null:.2f} by chance"
 
     return Claim(

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from unrolled.studies.base import Budget
 from unrolled.studies.cells import Cell
 from unrolled.studies.platonic.given import GIVEN_VISION, GivenFeatures
 from unrolled.studies.platonic.pairs import PairScores
 from unrolled.studies.platonic.zoo import GPU, QUICK, AlignedConfig, Features, zoo_cells
-from unrolled.studies.study import AtLeast, Count
+from unrolled.studies.study import AtLeast, Budget, Count
 
 # compared at the last layers, all against mutual k-NN at the last layers
 METRICS = ("mutual_knn", "unbiased_cka", "cka", "cknna", "lcs_knn", "rsa", "svcca")

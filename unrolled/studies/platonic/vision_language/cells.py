@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.errors import MissingData
-from unrolled.studies.base import Budget, data_missing
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, data_missing
 from unrolled.studies.platonic.photos import NETS, OfCaptions, OfPhotos, TextModel, opened
-from unrolled.studies.study import AtLeast, Config, Count, Distinct, Rate
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,11 +98,6 @@ class Compared(Cell):
     def name(self) -> str:
         """What progress calls it."""
         return " with ".join(self.labels)
-
-    @property
-    def needs(self) -> Sequence[Cell]:
-        """The features of both."""
-        return (self.photos, self.captions)
 
     def compute(self, context: Context) -> dict[str, Any]:
         """What `compare_layers` says; of captions the mean is taken, which for neighbours by cosine is as good as their

@@ -1,0 +1,22 @@
+"""What places in a model cause: ablations and patches of many places, attribution and path patching, the logit lens."""
+
+from __future__ import annotations
+
+from unrolled.instruments.causal import scores
+from unrolled.instruments.causal.effects import Effect, Effects
+from unrolled.instruments.causal.kept import Kept
+from unrolled.instruments.causal.paths import attribution, logit_lens, path_patching
+from unrolled.instruments.causal.sweeps import Score, ablate, patching
+
+__all__ = [
+    "Effect",
+    "Effects",
+    "Kept",
+    "Score",
+    "ablate",
+    "attribution",
+    "logit_lens",
+    "patching",
+    "path_patching",
+    "scores",
+]

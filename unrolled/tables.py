@@ -1,0 +1,61 @@
+"""Results as tables: a short line in a terminal, a table in a notebook, a pandas frame where one is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unrolled.errors import require
+from unrolled.figures.escaping import escape
+
+_ROWS, _COLUMNS = 40, 12  # of a notebook's table; `frame()` has all
+
+
+class Tabular:
+    """What a result made of rows can do; `records` says what they are."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as plain values, each with the same names."""
+        raise NotImplementedError
+
+    def frame(self) -> Any:
+        """`records` as a pandas table; columns of nested records are joined by dots.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        pandas = require("pandas", extra="hf", feature="frame()")
+        return pandas.json_normalize(self.records())
+
+    def _repr_html_(self) -> str:
+        records = self.records()
+        names = list(dict.fromkeys(name for record in records[:_ROWS] for name in record))
+        shown = names[:_COLUMNS]
+        head = "".join(f"<th>{escape(name)}</th>" for name in shown)
+        rows = [
+            "<tr>" + "".join(f"<td>{escape(_cell(record.get(name)))}</td>" for name in shown) + "</tr>"
+            for record in records[:_ROWS]
+        ]
+        left_out = [
+            f"{count - limit} more {what}"
+            for count, limit, what in ((len(records), _ROWS, "rows"), (len(names), _COLUMNS, "columns"))
+            if count > limit
+        ]
+        more = f"<p>{' and '.join(left_out)}: frame()</p>" if left_out else ""
+        said = escape(repr(self).splitlines()[0])
+        return f"<p>{said}</p><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.records())} rows)"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(each) for each in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_cell(each)}" for key, each in value.items())
+    return str(value)
