@@ -259,8 +259,8 @@ def test_complete_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("verb", "model", "trained"),
     [
-        (["segment"], "crate_nano_patch4_32.cifar10", True),
-        (["segment"], "crate_nano_patch4_32", False),
+        (["segment", "--method", "attention"], "crate_nano_patch4_32.cifar10", True),
+        (["segment", "--method", "attention"], "crate_nano_patch4_32", False),
         (["explain"], "crate_nano_patch4_32.cifar10", True),
         (["explain"], "crate_nano_patch4_32", False),
     ],
@@ -268,7 +268,8 @@ def test_complete_says_what_is_wrong(
 def test_weights_that_ship_are_not_called_random(
     verb: list[str], model: str, trained: bool, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run([*verb, str(picture), "--model", model, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    name, *flags = verb
+    assert run(name, picture, *flags, "--model", model, "--out", tmp_path / "out") == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert ("The weights are random" in page) is not trained
     assert ("random weights" in capsys.readouterr().err) is not trained
