@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-all dev lint docs dist clean
+.PHONY: demo test test-all dev lint docs dist test-lowest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/unrolled demo
@@ -26,6 +26,20 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m website
 
+# dist/: the wheel and the source archive, with what is in them checked
+dist: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.distributions dist
+
+# The tests with the oldest versions that pyproject.toml allows, in an environment of their own: after a change of dependencies.
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(PYTHON) -m tests.lowest > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[hf,test]'
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n auto $(PYTEST_ARGS)
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "unrolled needs Python 3.11 or newer: make demo PYTHON=python3.12"; exit 2; }
@@ -45,4 +59,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest build dist site *.egg-info

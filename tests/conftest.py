@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_sessionstart() -> None:
+    """Nothing that is imported or collected is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Nor will it be: collections go through what tests make alone, not through all of torch each time."""
+    gc.enable()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """What the end of the process counts as leaked was only kept."""
+    gc.unfreeze()
 
 
 @pytest.fixture

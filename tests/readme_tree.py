@@ -1,4 +1,4 @@
-"""Rewrite the tree in README.md from the first line of every module's docstring: `python -m tests.readme_tree`."""
+"""Rewrite the map of modules in docs/inside/architecture.md: `python -m tests.readme_tree`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/inside/architecture.md"
 TREE = re.compile(r"```text\nunrolled/.*?```", flags=re.DOTALL)
 
 
@@ -30,5 +31,4 @@ def tree() -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(TREE.sub(lambda _: f"```text\n{tree()}\n```", readme.read_text()))
+    PAGE.write_text(TREE.sub(lambda _: f"```text\n{tree()}\n```", PAGE.read_text()))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unrolled.report.gallery import LINES_OF_WORK
+from website.fill import cell, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES, PAGE = ROOT / "docs/studies", ROOT / "docs/studies.md"
@@ -37,8 +38,7 @@ models of their roster about 330, in processes of one thread on a machine busy w
 again when their text changed, from kept cells and trained models: the duration in a `report.json` is then that of the
 last writing. `--budget gpu` has the papers' own steps; no study has run with it yet.
 """
-VERDICT = {True: "reproduced", False: "**not reproduced**", None: "no range"}
-WORDS = {"undecided": "undecided", "not run": "not run"}  # of reports that tell them from what has no range
+_ROWS = 24  # of a table; the report has them all
 
 
 def add(folder: Path) -> None:
@@ -83,11 +83,6 @@ def index(reports: dict[str, dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def verdict(claim: dict[str, Any]) -> str:
-    """How a claim came out, in words."""
-    return WORDS.get(claim.get("verdict", ""), VERDICT[claim["reproduced"]])
-
-
 def counted(report: dict[str, Any]) -> str:
     """How many claims of a study came out how."""
     counts = Counter(verdict(claim).strip("*") for claim in report["claims"])
@@ -95,7 +90,7 @@ def counted(report: dict[str, Any]) -> str:
 
 
 def entry(name: str, report: dict[str, Any]) -> str:
-    """The page of one study: what came out, claim by claim, its first figures, and how to run it."""
+    """The page of one study: what came out, claim by claim, all that its report says, and how to run it."""
     record = report["provenance"]
     # what the numbers do not depend on is left out
     command = re.sub(r" --(?:(?:out|kept|workers) [^ ]+|quiet|json|only-kept)", "", record["command"])
@@ -109,14 +104,35 @@ def entry(name: str, report: dict[str, Any]) -> str:
             for claim in report["claims"]
         ]
         lines.append("")
-    for figure in figures(name, report)[:4]:
-        lines.append(f"![{cell(figure.stem)}](figures/{figure.name})\n")
+    drawn = figures(name, report)
+    for section in report["sections"]:
+        lines.append(f"## {section['title']}\n")
+        for block in section["blocks"]:
+            lines += shown(block, drawn)
+    lines.append("## How it was run\n")
     lines.append(
         f"`{command}`: {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
         f"torch {record['versions']['torch']}, revision {record['versions'].get('revision', '?')}. "
         f"[All numbers](report.json).\n"
     )
     return "\n".join(lines)
+
+
+def shown(block: dict[str, Any], drawn: list[Path]) -> list[str]:
+    """One block of a report as Markdown: a text, a table, or the committed drawings of a figure."""
+    if block["kind"] == "text":
+        return [f"{block['text']}\n"]
+    if block["kind"] == "table":
+        rows = [f"| {' | '.join(map(cell, row))} |" for row in block["rows"][:_ROWS]]
+        left = len(block["rows"]) - len(rows)
+        caption = f"{block['caption']} " * bool(block["caption"]) + f"{left} more rows in report.json." * bool(left)
+        head = [f"| {' | '.join(map(cell, block['columns']))} |", "|---" * len(block["columns"]) + "|"]
+        return [*head, *rows, "", *([f"{caption.strip()}\n"] if caption else [])]
+    if block["kind"] != "figure":
+        return []
+    files = [path for path in drawn if re.fullmatch(rf"{re.escape(block['name'])}(-.*)?", path.stem)]
+    pictures = [f"![{cell(path.stem)}](figures/{path.name})\n" for path in files]
+    return [*pictures, *([f"{block['caption']}\n"] if pictures and block["caption"] else [])]
 
 
 def figures(name: str, report: dict[str, Any]) -> list[Path]:
@@ -129,11 +145,6 @@ def figures(name: str, report: dict[str, Any]) -> list[Path]:
         return next((i for i, figure in enumerate(names) if path.stem.startswith(figure)), len(names)), path.stem
 
     return sorted((STUDIES / name / "figures").glob("*.svg"), key=place)
-
-
-def cell(text: str) -> str:
-    """Text that does not end a cell of a table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.pictures import encoded
+from tests.files import encoded
 from unrolled import cli
 
 MODEL = ["--model", "crate_nano_patch4_32"]

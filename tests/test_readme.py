@@ -1,4 +1,4 @@
-"""What the README says is true: its tree is the package's, its links resolve. Its examples: `test_documentation`."""
+"""What pages say is true: numbers and the map are those of the code, links resolve. Examples: `test_documentation`."""
 
 import json
 import re
@@ -7,14 +7,23 @@ from pathlib import Path
 import pytest
 
 from tests import study_docs
-from tests.readme_tree import ROOT, tree
+from tests.readme_tree import PAGE, ROOT, tree
+from website import fill
 
-README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_tree_is_the_packages():
-    assert f"```text\n{tree()}\n```" in README, "run: python -m tests.readme_tree"
+    assert f"```text\n{tree()}\n```" in PAGE.read_text(), "run: python -m tests.readme_tree"
+
+
+@pytest.mark.parametrize("page", fill.pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_numbers_are_those_of_the_reports(page: Path):
+    assert fill.fill(page.read_text(), page) == page.read_text(), "run: python -m website.fill"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 170
 
 
 @pytest.mark.parametrize("path", sorted(study_docs.STUDIES.glob("*/report.json")), ids=lambda path: path.parent.name)
@@ -30,6 +39,7 @@ def test_the_pages_of_studies_are_what_their_reports_say():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_inside_the_repository_resolve(page: Path):
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|<img src=\"([^\"]+)\"", page.read_text())
+    links = [link for pair in links for link in pair if link]
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing

@@ -28,7 +28,7 @@ def build(out: Path, work: Path = ROOT / "build/website") -> list[str]:
     shutil.rmtree(work / "site", ignore_errors=True)
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "-f", str(work / "mkdocs.yml")]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=work)
-    said = [line for line in _plain(ran.stdout + ran.stderr).splitlines() if line.strip()]
+    said = [line for line in _plain(ran.stdout + ran.stderr).partition("Traceback")[0].splitlines() if line.strip()]
     if ran.returncode or any("warning" in line.lower() for line in said):
         return said
     finish(work / "site")

@@ -22,7 +22,6 @@ ELSEWHERE = {
     "CHANGELOG.md": "inside/changelog.md",
     "LOG.md": "inside/log.md",
     "SECURITY.md": "inside/security.md",
-    "README.md": "inside/readme.md",
 }
 _LINK = re.compile(r"(?P<mark>!?)\[(?P<text>(?:[^\]\[]|\[[^\]]*\])*)\]\((?P<target>[^)\s]+)(?P<title>[^)]*)\)")
 _FENCE = re.compile(r"^(```.*?^```\s*?$)", flags=re.DOTALL | re.MULTILINE)
@@ -49,7 +48,7 @@ def assemble(out: Path) -> dict[str, Any]:
     for path in sorted((HERE / "assets").iterdir()):
         _copy(path, out / "assets" / path.name)
     generated = {**api.pages(ROOT), **commands.pages()}
-    places = {**written, **api.homes(ROOT)}
+    places = {**written, **api.homes(ROOT), ROOT / "README.md": "index.md"}
     for path, place in written.items():
         _write(out / place, translate(path.read_text(encoding="utf-8"), path, place, places))
     for place, text in generated.items():

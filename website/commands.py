@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from unrolled import cli
 
 _SKIP = ("*",)
+_TYPES = {str: "text", int: "whole number", float: "number", bool: "", Path: "path"}
 _OWN = "Parameters"  # what the parser calls the flags of no group
 
 
@@ -73,7 +76,7 @@ def _flags(app: Any, level: int) -> str:
             continue
         title = parameter.group[0].name if parameter.group else _OWN
         title = "Its own flags" if title == _OWN else title
-        names = ", ".join(f"`{each}`" for each in (*argument.names, *argument.negatives))
+        names = ", ".join(f"`{each}`" for each in dict.fromkeys((*argument.names, *argument.negatives)))
         default = argument.field_info.default
         shown = "required" if argument.required else _default(default)
         help_ = " ".join((parameter.help or "").split()).replace("|", "\\|")
@@ -93,13 +96,16 @@ def _default(value: Any) -> str:
 
 def _kind(hint: Any) -> str:
     """A type as a person says it."""
-    text = hint.__name__ if isinstance(hint, type) else str(hint)
-    text = re.sub(r"typing\.|pathlib\.|collections\.abc\.|<class '|'>", "", text)
-    text = re.sub(r"Annotated\[([^,]+),.*\]", r"\1", text)
-    if choices := re.search(r"Literal\[(.*?)\]", text):
-        text = choices[1].replace("'", "")
-    several = re.match(r"(?:tuple|list|Sequence)\[", text) is not None
-    text = re.sub(r"^(?:tuple|list|Sequence)\[|, \.\.\.\]|\]$| \| None", "", text)
-    words = {"str": "text", "int": "whole number", "float": "number", "bool": "", "Path": "path"}
-    text = words.get(text, text).replace("|", "\\|").replace("[", "&#91;").replace("]", "&#93;")
-    return f"{text}, several" if several else text
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _kind(parts[0])
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_kind(part) for part in parts if part is not NoneType))
+    if origin is Literal:
+        return ", ".join(map(str, parts))
+    if origin in (tuple, list, Sequence):
+        fixed = origin is tuple and parts[-1] is not Ellipsis
+        return f"{len(parts)} times: {_kind(parts[0])}" if fixed else f"{_kind(parts[0])}, several"
+    if origin is dict:
+        return "name and value"
+    return _TYPES.get(hint, getattr(hint, "__name__", str(hint)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pictures import encoded
+from tests.files import encoded
 from unrolled.data.images import synthetic_images
 
 

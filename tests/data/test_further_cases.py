@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pictures import plain
+from tests.files import plain, tar
 from unrolled.data.classes import reading_note
 from unrolled.data.images import open_images
 from unrolled.data.masks import open_masks
@@ -169,11 +167,7 @@ def some_labels_withheld(root: Path) -> Any:
 
 def shards(root: Path, *members: tuple[str, bytes], name: str = "0.tar", mode: Any = "w") -> Any:
     pytest.importorskip("webdataset")
-    with tarfile.open(root / name, mode) as archive:
-        for path, content in members:
-            member = tarfile.TarInfo(path)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+    tar(root / name, members, mode)
     return labels(root, "train", f"wds:{name}")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from tests.pictures import encoded
+from tests.files import encoded, plain, tar
 from unrolled.data.images import (
     ImageSource,
     dataset_names,
@@ -190,19 +188,15 @@ def test_hub_without_network_is_missing_data(tmp_path: Path, monkeypatch: pytest
 
 def write_shards(folder: Path, pictures: list[np.ndarray], *, shards: int, each: int, prefix: str = "train") -> None:
     pytest.importorskip("webdataset")
-    folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
-        with tarfile.open(folder / f"{prefix}-{shard:03d}.tar", "w") as archive:
-            for position in range(each):
-                number = shard * each + position
-                label = str(number % 3).encode()
-                files = {"png": encoded(np.full((12, 12, 3), number, np.uint8)), "cls": label}
-                if number % 2:
-                    files = {"json": json.dumps({"label": number % 3}).encode(), "png": files["png"]}
-                for suffix, content in files.items():
-                    member = tarfile.TarInfo(f"part/{number:05d}.{suffix}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
+        files = []
+        for number in range(shard * each, (shard + 1) * each):
+            picture, label = plain(number, side=12), str(number % 3)
+            parts = {"json": f'{{"label": {label}}}'.encode(), "png": picture}
+            if number % 2 == 0:
+                parts = {"png": picture, "cls": label.encode()}
+            files += [(f"part/{number:05d}.{suffix}", content) for suffix, content in parts.items()]
+        tar(folder / f"{prefix}-{shard:03d}.tar", files)
 
 
 @pytest.fixture

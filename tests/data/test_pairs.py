@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pictures import plain
+from tests.files import plain
 from unrolled.data.pairs import open_pairs, pair_names
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.pictures import encoded
+from tests.files import encoded
 from unrolled.data.pictures import find_pictures, fit_size, read_frames, read_picture
 from unrolled.errors import CorruptFile, MissingData
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pictures import plain
+from tests.files import plain, tar
 from unrolled.data.images import open_images
 from unrolled.data.shards import index_shards
 from unrolled.errors import CorruptFile
@@ -20,14 +19,14 @@ pytest.importorskip("webdataset")
 
 def shard(path: Path, samples: list[dict[str, bytes]], start: int = 0) -> Path:
     """A tar of samples, {suffix: content} each; images get `start` and on as their value."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for number, files in enumerate(samples):
-            for suffix, content in {"png": plain(start + number), **files}.items():
-                member = tarfile.TarInfo(f"{number:03d}.{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-    return path
+    return tar(
+        path,
+        (
+            (f"{number:03d}.{suffix}", content)
+            for number, files in enumerate(samples)
+            for suffix, content in {"png": plain(start + number), **files}.items()
+        ),
+    )
 
 
 def cls(*labels: int) -> list[dict[str, bytes]]:
@@ -151,13 +150,6 @@ def test_a_shard_cut_elsewhere_or_joined_is_damaged(tmp_path: Path) -> None:
 
 
 def test_what_systems_add_to_tars_is_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "p" / "0.tar"
-    path.parent.mkdir()
-    with tarfile.open(path, "w") as archive:
-        for name, content in {
-            "./._a.png": b"x", "./a.png": plain(3), "./a.cls": b"0", "__MACOSX/._a.png": b"x", ".DS_Store": b"x",
-        }.items():  # fmt: skip
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+    added = {"./._a.png": b"x", "./a.png": plain(3), "./a.cls": b"0", "__MACOSX/._a.png": b"x", ".DS_Store": b"x"}
+    tar(tmp_path / "p" / "0.tar", added.items())
     assert read(tmp_path) == [(3, 0)]

@@ -19,7 +19,7 @@ pytest.importorskip("httpx2")
 
 from starlette.testclient import TestClient
 
-from tests.pictures import encoded
+from tests.files import encoded
 from unrolled.explorer import create_app
 from unrolled.explorer.app import MAX_UPLOAD
 from unrolled.explorer.models import Catalogue

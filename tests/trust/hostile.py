@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import pickle
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.files import encoded
 from unrolled import cli
 
 Make = Callable[[Path], None]
@@ -42,9 +42,7 @@ def pickled() -> bytes:
 
 def png(side: int = 32) -> bytes:
     """A picture that is good."""
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((side, side)).convert("RGB").save(buffer, "png")
-    return buffer.getvalue()
+    return encoded(Image.linear_gradient("L").resize((side, side)).convert("RGB"))
 
 
 @contextlib.contextmanager
@@ -90,13 +88,6 @@ def tensors(header: object, payload: bytes = b"", *, size: int | None = None) ->
 
 def described(folder: Path, **config: object) -> None:
     (folder / "config.json").write_text(json.dumps({"architecture": MODEL, "num_classes": 10, **config}))
-
-
-def tar(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str = "w") -> None:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for member, data in members:
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, to: str = "") -> tarfile.TarInfo:

@@ -32,10 +32,11 @@ from hostile import (
     png,
     refused,
     svg,
-    tar,
     tensors,
     write,
 )
+
+from tests.files import tar
 
 GROUPS = ["align", "good.npy", "good.npy", "--groups", "bad", "--k", "1", *SHORT]
 CONVERT = ["convert", "w.pth", "out"]

@@ -39,11 +39,11 @@ from hostile import (
     refused,
     report,
     svg,
-    tar,
     tensors,
     write,
 )
 
+from tests.files import tar
 from unrolled import cli
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from tests.files import plain, tar
 from unrolled import cli
 from unrolled.errors import UnsafeFile
 from unrolled.locks import owned
@@ -76,7 +74,9 @@ def unfinished(run: Path, **settings: object) -> Path:
 def test_what_a_setting_would_do(name: str, value: object, what: str | None) -> None:
     assert consequence(name, value) == what
     if what is not None:
-        with pytest.raises(UnsafeFile, match=r"add --trust if you trust whoever made the file"):
+        with pytest.raises(UnsafeFile, match=r"or open it within `unrolled.trust.trusting\(\)` if you trust whoever"):
+            check(name, value, "config.yaml")
+        with command_line([]), pytest.raises(UnsafeFile, match=r"line, or add --trust if you trust whoever made the"):
             check(name, value, "config.yaml")
         with trusting():
             check(name, value, "config.yaml")
@@ -176,23 +176,15 @@ def test_python_m_does_not_look_into_the_working_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def shard(path: Path) -> None:
-    image = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(image, "png")
-    with tarfile.open(path, "w") as archive:
-        for number in range(4):
-            for suffix, data in (("png", image.getvalue()), ("cls", b"%d" % (number % 2))):
-                member = tarfile.TarInfo(f"{number:03d}.{suffix}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-
-
 def test_the_name_of_a_shard_is_a_name(foreign: Path) -> None:
     pytest.importorskip("webdataset")
     from unrolled.data import open_images
     from unrolled.data.shards import index_shards
 
-    shard(foreign / "pipe:touch ran #.tar")
+    members = [
+        (f"{n:03d}.{kind}", data) for n in range(4) for kind, data in (("png", plain()), ("cls", b"%d" % (n % 2)))
+    ]
+    tar(foreign / "pipe:touch ran #.tar", members)
     for pattern in ("wds:*.tar", "wds:[p]ipe*.tar"):
         assert open_images(pattern, "train").load(3)[1] == 1
     assert index_shards("*.tar") == {"labels": {"pipe:touch ran #.tar": [0, 1, 0, 1]}}

@@ -155,6 +155,11 @@ class RunConfig(Output, Machine, Optimisation, Duration, Data, Model):
     tasks: ClassVar[tuple[str, ...]] = ()
     """What `task` may be here."""
 
+    def __post_init__(self) -> None:
+        for name in ("out", "data_dir", "weights"):  # in Python a folder is as often a string
+            if isinstance(value := getattr(self, name, None), str):
+                setattr(self, name, Path(value))
+
     def check(self) -> None:
         """Refuse values no run can use, naming the field and the fix.
 
