@@ -53,6 +53,7 @@ def open_writer(spec: str) -> Writer:
         MissingExtra: transformers is needed and not installed.
         ValueError: it is none, or one that cannot continue a text.
     """
+    from unrolled.catalogue import catalogue
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
     from unrolled.subjects.language import source_of
 
@@ -68,6 +69,8 @@ def open_writer(spec: str) -> Writer:
             f"model: {spec} is a size, with random weights and no tokenizer; train one (`unrolled train --task lm "
             f"--model {spec}`) and give its folder"
         )
+    if spec.startswith(("timm:", "st:")) or spec.partition(".")[0] in catalogue():
+        raise ValueError(f"model: {spec} writes no text; give a run on text, or hf:NAME of the Hugging Face hub")
     raise ValueError(f"model: {spec} is no folder; give that of a run on text, or hf:NAME of the Hugging Face hub")
 
 
