@@ -58,12 +58,17 @@ def main() -> None:
     for name in ("traced", "edited"):
         print(f"{name}: {times[name] / times['plain']:.3f} of a plain pass ({1000 * times['plain']:.0f} ms)")
 
-    def sweep(reuse: bool) -> Callable[[], object]:
-        batches = [(images[:2], None)]
-        return lambda: causal.ablate(model, batches, lambda out, _: out[:, 0], control=False, reuse=reuse)
+    for heads in (None, 12):
+        swept = timm.create_model(given.model, **({} if heads is None else {"num_heads": heads})).eval()
 
-    times = take_turns({"naive": sweep(False), "reusing": sweep(True)}, 2)
-    print(f"sweep over all heads: {times['naive'] / times['reusing']:.2f} times as fast ({times['naive']:.1f} s naive)")
+        def sweep(reuse: bool, swept: torch.nn.Module = swept) -> Callable[[], object]:
+            batches = [(images[:2], None)]
+            return lambda: causal.ablate(swept, batches, lambda out, _: out[:, 0], control=False, reuse=reuse)
+
+        times = take_turns({"naive": sweep(False), "reusing": sweep(True)}, 2)
+        of = "all heads" if heads is None else f"{heads} heads a layer"
+        ratio = times["naive"] / times["reusing"]
+        print(f"sweep over {of}: {ratio:.2f} times as fast ({times['naive']:.1f} s naive)")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from unrolled import cli
 
@@ -24,6 +27,42 @@ def test_every_place_is_reported_beside_a_random_change(tmp_path: Path, capsys: 
     assert "random change" in (tmp_path / "report.html").read_text()
     assert cli.run(["ablate", "--config", str(tmp_path / "config.yaml"), "--json", "--out", str(tmp_path / "b")]) == 0
     assert json.loads(capsys.readouterr().out)["places"] == results["places"]
+
+
+def test_a_language_model_is_swept_in_bits_per_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts.txt").write_text("To be, or not to be\nthat is the question\nWhether 'tis nobler\n")
+    flags = ["gpt2_nano", "--texts", str(tmp_path / "texts.txt"), "--batch-size", "2", "--places", "block00/attn/head*"]
+    found = {}
+    for score in ("bits-per-byte", "nats-per-token"):
+        command = ["ablate", *flags, "--score", score, "--json", "--out", str(tmp_path / score)]
+        assert cli.run(command) == 0
+        found[score] = json.loads(capsys.readouterr().out)
+    # bytes are tokens here
+    assert found["bits-per-byte"]["unchanged"] == pytest.approx(found["nats-per-token"]["unchanged"] / math.log(2))
+    assert "bits per byte" in (tmp_path / "bits-per-byte" / "report.html").read_text()
+    assert cli.run(["ablate", *flags, "--score", "accuracy", "--out", str(tmp_path / "c")]) == 2
+    assert "of texts take bits-per-byte" in capsys.readouterr().err
+    assert cli.run(["ablate", *flags, "--positions", "each", "--out", str(tmp_path / "d")]) == 2
+    assert "different numbers of tokens" in capsys.readouterr().err
+
+
+def test_heads_and_the_segmentation_of_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / "photos" / part).mkdir(parents=True)
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / "images" / f"{i}.png")
+        mask = np.zeros((32, 48), np.uint8)
+        mask[4:20, 8 : 20 + 4 * i] = 255
+        Image.fromarray(mask).save(tmp_path / "photos" / "masks" / f"{i}.png")
+    model = ["crate_nano_patch4_32", "--data", "masks", "--data-dir", str(tmp_path / "photos"), "--image-size", "32"]
+    flags = ["--places", "block00/attn/head*", "--score", "jaccard", "--json", "--out", str(tmp_path / "out")]
+    assert cli.run(["ablate", *model, *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["unchanged"] < 1
+    assert len(found["places"]) == 4
+    assert cli.run(["ablate", "crate_nano_patch4_32", "--score", "jaccard", "--out", str(tmp_path / "b")]) == 2
+    assert "--data: --score jaccard needs annotated photos" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

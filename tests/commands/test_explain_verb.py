@@ -53,6 +53,12 @@ def test_the_terms_and_the_pictures(
     assert ("ISTA has no skip around it" in page) == model.startswith("crate")
     assert ("inside an MLP" in page) == model.startswith("vit")
     assert json.loads((out / "report.json").read_text())["results"]["removals"]["patches"] == 13
+    assert "When heads are removed" in page
+    rows = result["removed"]["rows"]
+    terms = {(row["layer"], row["head"]): row["term"] for row in rows if row["head"] is not None}
+    assert terms == {(h["layer"], i): t for h in halves if h["kind"] == "attn" for i, t in enumerate(h["heads"])}
+    assert any(row["kind"] == "mlp" for row in rows) == model.startswith("vit")
+    assert -1 <= result["removed"]["rank_correlation"] <= 1
 
 
 def test_the_strongest_patch_is_painted_most(picture: Path, tmp_path: Path) -> None:

@@ -101,6 +101,25 @@ def test_whatever_line_it_stopped_at(model: nn.Module, tmp_path: Path) -> None:
     assert needed[0] == 2 * (1 + 2 * 4)
 
 
+def test_paths_go_on_too(model: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(5, 3, 4)
+
+    def paths(path: Path) -> causal.Effects:
+        pairs = [(x[:3], x.flip(0)[:3], None), (x[3:], x.flip(0)[3:], None)]
+        return causal.path_patching(model, pairs, lambda out, _: out[:, 0, 0], "block00/attn", kept=causal.Kept(path))
+
+    whole = paths(tmp_path / "whole")
+    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
+    calls: list[int] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    for count, needed in ((len(lines), 0), (len(lines) - 1, 4), (2, 2 * (2 + 2 * len(whole)))):
+        (tmp_path / "part").write_bytes(b"".join(lines[:count]))
+        calls.clear()
+        again = paths(tmp_path / "part")
+        assert len(calls) == needed
+        assert all(np.array_equal(a.samples, b.samples) for a, b in zip(again, whole, strict=True))
+
+
 def test_another_sweep_is_refused_by_name(model: nn.Module, tmp_path: Path) -> None:
     x = torch.randn(5, 3, 4)
     path = tmp_path / FILE

@@ -17,6 +17,10 @@ from unrolled.instruments.causal import scores
 from unrolled.instruments.causal.spots import spots_of
 from unrolled.instruments.causal.sweeps import AsLarge, values_at
 from unrolled.instruments.editing import places_of
+from unrolled.instruments.explain import explain_logit
+from unrolled.instruments.regions.overlap import jaccard
+from unrolled.instruments.regions.patches import read_patches
+from unrolled.instruments.regions.segmentation import threshold_attention
 from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
 from unrolled.instruments.sequences.losses import token_nats
 from unrolled.models.encoder import build_language_model
@@ -335,3 +339,75 @@ def test_what_cannot_be_swept_is_said() -> None:
         causal.ablate(model, [], first_logit)
     with pytest.raises(ValueError, match="one number a sample"):
         causal.ablate(model, [(x, None)], lambda out, targets: out)
+
+
+class _Linear(nn.Module):
+    """A transformer whose attention and head are linear and whose blocks only add: terms are what is lost."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads = 2
+            self.mix = nn.Linear(8, 8)
+            self.proj = nn.Linear(8, 8)
+
+        def forward(self, z: Tensor) -> Tensor:
+            out: Tensor = self.proj(self.mix(z))
+            return out
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = _Linear.Attention()
+
+        def forward(self, z: Tensor) -> Tensor:
+            out: Tensor = z + self.attn(z)
+            return out
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(1, 8, 2, 2)
+        self.blocks = nn.Sequential(_Linear.Block(), _Linear.Block())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.blocks(self.patch_embed(x).flatten(2).mT)
+        out: Tensor = self.head(z.mean(1))
+        return out
+
+
+def test_what_a_head_of_the_last_layer_adds_is_what_is_lost_without_it() -> None:
+    torch.manual_seed(0)
+    model = _Linear().eval()
+    image = torch.randn(1, 1, 8, 8)
+    explanation = explain_logit(model, image, target=1, against=2, prefix=0)
+    found = causal.removed(model, image, explanation)
+    assert found is not None
+    last = [i for i, (layer, head) in enumerate(zip(found.layer, found.head, strict=True)) if layer == 1]
+    np.testing.assert_allclose(found.term[last], found.lost[last], atol=1e-5)
+    first = [i for i, (layer, head) in enumerate(zip(found.layer, found.head, strict=True)) if layer == 0]
+    assert np.abs(found.term[first] - found.lost[first]).max() > 1e-3  # the second layer reads the first
+    assert found.head == (0, 1, None, 0, 1, None)
+    assert set(found.agreement()) == {"rank_correlation", "random", "same_sign"}
+
+
+@torch.no_grad()
+def test_jaccard_of_the_attention_without_a_head() -> None:
+    model, x = make("crate_nano_patch2_8")
+    things = torch.zeros(16, 16, dtype=torch.bool)
+    things[:8] = True
+    attending = causal.Attending(model)
+    batches = [((x[i : i + 1], (4, 4)), causal.marked((4, 4), things)) for i in range(4)]
+    found = causal.ablate(attending, batches, scores.SCORES["jaccard"].score, ["block00/attn", "block02/attn/head*"])
+    maps = read_patches(model, x, layers=[1]).attention
+    assert maps is not None
+    masks = threshold_attention(maps[0].mean(1), by="mass").reshape(4, 1, 4, 4).float()
+    large = torch.nn.functional.interpolate(masks, (16, 16)).bool()
+    by_hand = [float(jaccard(large[i], things[None])) for i in range(4)]
+    assert found.score == pytest.approx(sum(by_hand) / 4)
+    assert found["block00/attn"].samples.any()
+    assert not found["block02/attn/head1"].samples.any()  # it comes after the attention that is looked at
+    with unrolled.edit(model, {"block00/attn": edits.zero}):
+        changed = read_patches(model, x, layers=[1]).attention
+    assert changed is not None
+    assert not torch.equal(changed, maps)

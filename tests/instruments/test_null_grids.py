@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ import unrolled.alignment as al
 from unrolled.alignment.kernels import _average_ranks
 from unrolled.alignment.metric import Metric
 from unrolled.alignment.predictivity import _leading
-from unrolled.ops.gram import linear_hsic, relabelled_hsic
-from unrolled.ops.permutation_moments import _symmetric_triangles
+from unrolled.ops.gram import gram, linear_hsic, relabelled_hsic, u_center
+from unrolled.ops.permutation_moments import Factors, _symmetric_triangles, orbit_sums
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*copies of other rows", "ignore:.*correlate perfectly")
 
@@ -94,3 +95,29 @@ def test_triangles_of_a_symmetric_matrix_are_counted_in_blocks() -> None:
     a = torch.randn(600, 600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     a = a + a.T + 1
     assert _symmetric_triangles(a) == pytest.approx(float((a @ a * a).sum()))
+
+
+@pytest.mark.parametrize("hollow", [False, True])
+def test_third_moments_from_narrow_features_are_those_of_their_kernel(hollow: bool) -> None:
+    x = (layer := side(70, (3,), 0)[0].exp()) - layer.mean(0)
+    kernel = u_center(gram(x)) if hollow else gram(x)
+    kernel /= kernel.norm()
+    for few, whole in zip(
+        orbit_sums(Factors.of_kernel(x, hollow=hollow), symmetric=True).sums,
+        orbit_sums(kernel, symmetric=True).sums, strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(few, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_shapes_of_narrow_features_are_those_of_wide_ones(unbiased: bool, size: float) -> None:
+    layers = [side(70, (3,), seed)[0] for seed in (0, 1)]
+    layers[0][0] *= size
+    wide = [torch.cat([layer, torch.zeros(70, 67, dtype=torch.float64)], 1) for layer in layers]
+    metric = al.CKA(unbiased=unbiased)
+    few, whole = (metric.null_shapes(*([metric.prepare(layer)] for layer in pair)) for pair in (layers, wide))
+    assert few is not None
+    assert whole is not None
+    for left, right in zip(few, whole, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)

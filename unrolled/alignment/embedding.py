@@ -27,11 +27,12 @@ from torch import Tensor
 
 from unrolled.alignment.metric import Metric, stacked
 from unrolled.ops.gram import accumulator, from_triangle, triangle, triangle_relabelling
-from unrolled.ops.permutation_moments import OrbitSums, orbit_sums, permutation_moments
+from unrolled.ops.permutation_moments import Factors, OrbitSums, orbit_sums, permutation_moments
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
 _FEW = 384  # samples of matrices so small that calls cost more than arithmetic
 _WIDE = 2**28  # products of a sparse matrix with itself above which the dense form is cheaper
+_LARGE = 100.0  # norm of a diagonal that may be subtracted again from sums of third powers of a unit matrix
 _CACHED = 2**16  # entries of a kernel relabelled at a time
 _STACK = 2**31  # bytes of stacked layers for null grids
 
@@ -82,6 +83,11 @@ class DenseEmbedding:
     @cached_property
     def shape(self) -> Shape:
         """For the third moment under relabelling."""
+        if self.features is not None:
+            factors = Factors.of_kernel(self.features, hollow=self.vector.numel() < self.n * (self.n + 1) // 2)
+            if float(factors.on.norm()) < _LARGE:
+                squares = factors.squares(torch.ones_like(factors.on))
+                return Shape(orbit_sums(factors, symmetric=True), float(squares.max()))
         matrix = _symmetric(self).to(accumulator(self.vector))
         on = matrix.diagonal().clone()
         matrix.div_(math.sqrt(2)).diagonal().copy_(on)

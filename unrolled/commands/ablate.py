@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,7 +46,9 @@ class AblateOptions(SweepFlags):
     """What a place becomes: nothing, or its mean over the tokens of the sample."""
     score: ScoreName | None = None
     """What is looked at: of the right class of each image, or of the tokens of each text; default: the probability, of
-    texts the bits per byte. `logit-difference` is that to the best other class."""
+    texts the bits per byte. `logit-difference` is that to the best other class; `jaccard`, on annotated photos (--data
+    ade20k, bsds, coco, masks or voc), how well the class token's attention in the last block but one fits the things
+    that are marked."""
     out: Path | None = None
     """Where config.yaml, report.html and report.json go; default: runs/ablate-MODEL-DATA. A sweep that was stopped goes
     on there."""
@@ -63,11 +65,14 @@ def ablate(options: AblateOptions) -> None:
         unrolled ablate timm:vit_tiny_patch16_224 --pretrained --data cifar10 --data-dir data --score accuracy
         unrolled ablate crate_nano_patch4_32.cifar10 --data cifar10 --data-dir data --places "block05/ista/atom*"
         unrolled ablate runs/cifar10 --places "block??" --positions each
+        unrolled ablate runs/imagenet --score jaccard --data coco --data-dir data/coco --images 100
         unrolled ablate hf:gpt2 --data tinyshakespeare --data-dir data --images 32 --batch-size 4
     """
     from unrolled.subjects.texts import reads_text
 
-    if reads_text(options):
+    if options.score == "jaccard":
+        _ablate_masks(options)
+    elif reads_text(options):
         _ablate_texts(options)
     else:
         _ablate_images(options)
@@ -91,6 +96,33 @@ def _ablate_images(options: AblateOptions) -> None:
     shown = ((batch.images.to(where), batch.labels.to(where)) for batch in bar)
     said = {"data": subject.data, "split": options.split, "images": len(source), "weights": origin(options)}
     _sweep(options, network, shown, score, said, f"{len(source):,} images of {subject.data} ({options.split} split)")
+
+
+def _ablate_masks(options: AblateOptions) -> None:
+    from unrolled.data.sources import evenly
+    from unrolled.instruments.causal import Attending, marked, scores
+    from unrolled.subjects.masks import open_marked
+    from unrolled.subjects.pictures import opened_for_pictures
+
+    if options.data is None:
+        raise ValueError("--data: --score jaccard needs annotated photos; give ade20k, bsds, coco, masks or voc")
+    source = open_marked(options.data, options.data_dir)
+    say(f"data: {source.description}", quiet=options.quiet)
+    where = choose_device(options.device)
+    network, prepared = opened_for_pictures(options, where)
+    rows = evenly(min(options.images, len(source)), len(source)).tolist()
+
+    def shown() -> Iterator[Any]:
+        for row in progress(rows, total=len(rows), what="ablate", quiet=options.quiet):
+            scene = source.load(row)
+            if scene.foreground().any():  # else there is nothing to fit
+                pixels = prepared.tensor(scene.image).to(where)
+                grid = prepared.grid(pixels)
+                yield (pixels, grid), marked(grid, scene.foreground(), scene.ignore)
+
+    said = {"data": options.data, "split": "val", "images": len(rows), "weights": origin(options)}
+    model = Attending(network, prefix=prepared.prefix)
+    _sweep(options, model, shown(), scores.SCORES["jaccard"].score, said, f"{len(rows):,} photos, {source.description}")
 
 
 def _ablate_texts(options: AblateOptions) -> None:

@@ -58,7 +58,8 @@ def explain(options: ExplainOptions) -> None:
     """Decompose one decision: which layers, heads and patches its logit is made of.
 
     The terms sum to the logit exactly. Evidence for the class (orange) and against it (blue) is painted on the picture,
-    of all layers together and of each; what happens to the logit when those patches are removed stands beside it. One
+    of all layers together and of each; what happens to the logit when those patches are removed stands beside it, and
+    what it loses when a head is really removed stands beside the head's term. One
     picture proves little, so the same is measured on many images, against random patches: those of --data, or of the
     run's own data where they are at hand.
 
@@ -70,6 +71,7 @@ def explain(options: ExplainOptions) -> None:
     """
     import numpy as np
 
+    from unrolled.commands.explain_removed import removed_record, removed_sentence
     from unrolled.commands.explain_report import (
         explain_report,
         faithfulness_sentence,
@@ -78,6 +80,7 @@ def explain(options: ExplainOptions) -> None:
         write_pictures,
     )
     from unrolled.data.pictures import read_picture
+    from unrolled.instruments.causal import removed
     from unrolled.instruments.explain import explain_logit
     from unrolled.models import MaskedAutoencoder
     from unrolled.subjects.pictures import canvas, prepare
@@ -95,23 +98,25 @@ def explain(options: ExplainOptions) -> None:
     explanation = explain_logit(
         network, pixels, target=target, against=against, prefix=prepared.prefix, grid=prepared.grid(pixels)
     )
+    without = removed(network, pixels, explanation, seed=options.seed)
     removals = _removals(network, pixels, explanation, options.seed)
     many = _many(network, prepared.prefix, options)
     views = paint(explanation, np.asarray(canvas(picture)))
     write_pictures(run.folder, views)
     result = {
         "model": options.model, "weights": origin(options), "image": str(options.image), **_record(explanation, names),
-        "removals": removals, "faithfulness": many,
+        "removed": removed_record(without), "removals": removals, "faithfulness": many,
     }  # fmt: skip
     less = "" if result["against"] is None else f" less that of class {result['against']['name']}"
     random = removals["random"]
     text = (
         f"Terms of the logit of class {result['target']['name']}{less}, by layer and head; they sum to it:\n\n"
         f"{table(*layer_table(explanation, text=True))}\n"
+        f"\n{removed_sentence(without)}\n"
         f"\nwithout the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
         f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}\n{faithfulness_sentence(many)}"
     )
-    run.finish(explain_report(result, explanation, views), result, text, seeds=[options.seed])
+    run.finish(explain_report(result, explanation, views, without), result, text, seeds=[options.seed])
 
 
 def number_of(flag: str, text: str | None, names: list[str]) -> int | None:

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unrolled.commands.explain_removed import add_removed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from unrolled.instruments.causal import Removed
     from unrolled.instruments.explain import Explanation
     from unrolled.report import ImageRow, Report
     from unrolled.subjects.pictures import Pixels
@@ -94,7 +97,9 @@ def layer_table(explanation: Explanation, *, text: bool = False) -> tuple[list[s
     return columns, rows
 
 
-def explain_report(result: dict[str, Any], explanation: Explanation, views: Sequence[View]) -> Report:
+def explain_report(
+    result: dict[str, Any], explanation: Explanation, views: Sequence[View], removed: Removed | None
+) -> Report:
     """The page of one decision."""
     from unrolled.report import Fact, HeatMap, ImageGrid, LineChart, Report, Series
 
@@ -169,6 +174,7 @@ def explain_report(result: dict[str, Any], explanation: Explanation, views: Sequ
         panels,
         caption="Contributions to the logit: above zero (orange) for the class, below it (blue) against it.",
     )
+    add_removed(report, removed)
     section = report.section("When patches are removed")
     section.table(
         ["patches made the mean colour", "change of the logit", "± (draws)"],

@@ -69,7 +69,7 @@ def _effects(options: PatchOptions, pairs: Pairs, kept: Any) -> tuple[Effects | 
     if options.sender is not None:
         shown = pairs.batches("path patching")
         return causal.path_patching(
-            pairs.network, shown, pairs.score, options.sender, options.places, seed=options.seed
+            pairs.network, shown, pairs.score, options.sender, options.places, seed=options.seed, kept=kept
         ), None
     exact = first_order = None
     if options.method != "attribution":

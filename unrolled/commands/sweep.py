@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from unrolled.subjects.texts import TextReader
 
 ScoreName = Literal[
-    "accuracy", "probability", "logit", "logit-difference", "loss", "bits-per-byte", "nats-per-token"
+    "accuracy", "probability", "logit", "logit-difference", "loss", "bits-per-byte", "nats-per-token", "jaccard"
 ]  # fmt: skip
+_OF_ANSWERS = ("accuracy", "probability", "logit", "logit-difference", "loss")
 OF_TEXTS = ("bits-per-byte", "nats-per-token")
 
 
@@ -101,10 +102,12 @@ def score_for(name: str, counts: Callable[[bool], list[int]] | None = None) -> t
     """
     from unrolled.instruments.causal import scores
 
+    if name == "jaccard":
+        raise ValueError("--score jaccard: is of `unrolled ablate` on photos with masks; take another score")
     if name not in OF_TEXTS:
         return scores.SCORES[name].score, math.nan
     if counts is None:
-        raise ValueError(f"--score {name}: is of texts; {', '.join(n for n in scores.SCORES if n not in OF_TEXTS)}")
+        raise ValueError(f"--score {name}: is of texts; of images take one of {', '.join(_OF_ANSWERS)}")
     bits = name == "bits-per-byte"
     return scores.of_tokens, scores.per_unit(counts(bits), bits=bits)
 
@@ -142,7 +145,7 @@ def causal_reader(options: SweepFlags) -> TextReader:
 
 def rows_of(effects: Effects) -> list[dict[str, Any]]:
     """For `report.json`: every place without the changes of its samples."""
-    left_out = {"samples", *(["share"] if math.isnan(effects.goal) else [])}
+    left_out = {"samples", "control_samples", *(["share"] if math.isnan(effects.goal) else [])}
     return [{key: value for key, value in asdict(row).items() if key not in left_out} for row in effects]
 
 

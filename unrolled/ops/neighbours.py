@@ -108,12 +108,19 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     k = min(k, scores.shape[1])
     values, indices = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
     if values.shape[1] > k:
-        # topk may keep any of several values equal to the last one; such rows are sorted in full
+        # topk may keep any of several values equal to the last one; here those of the lowest indices are wanted
         unsure = (values[:, k] == values[:, k - 1]).nonzero()[:, 0]
         values, indices = values[:, :k].contiguous(), indices[:, :k].contiguous()
         if unsure.numel():
-            ordered = torch.sort(scores[unsure], dim=1, descending=True, stable=True)
-            values[unsure], indices[unsure] = ordered.values[:, :k], ordered.indices[:, :k]
+            rows = scores[unsure]
+            row, column = (rows >= values[unsure, k - 1 :]).nonzero(as_tuple=True)
+            counts = torch.bincount(row, minlength=len(rows))
+            slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+            candidates = rows.new_full((len(rows), int(counts.max())), -torch.inf)
+            columns = torch.zeros_like(candidates, dtype=torch.long)
+            candidates[row, slot], columns[row, slot] = rows[row, column], column
+            ordered = torch.sort(candidates, dim=1, descending=True, stable=True)
+            values[unsure], indices[unsure] = ordered.values[:, :k], columns.gather(1, ordered.indices[:, :k])
     if bool((values[:, 1:] == values[:, :-1]).any()):
         indices, by_index = torch.sort(indices, dim=1)
         values, by_value = torch.sort(values.gather(1, by_index), dim=1, descending=True, stable=True)

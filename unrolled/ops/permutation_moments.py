@@ -12,7 +12,8 @@ of the graph whose edges are the pairs fold into vectors, and what is left is a 
 Patterns that differ by the order of the factors (for symmetric matrices: of a pair too) are computed once.
 
 For matrices with zero row sums these are the moments of Kazi-Aoual et al. 1995; for hollow ones those of Mantel 1967
-and Siemiatycki 1978. Cost: O(n^2), and one product A A for the third moment.
+and Siemiatycki 1978. Cost: O(n^2), and one product A A for the third moment; for
+matrices of few factors O(n) but for one sum.
 """
 
 from __future__ import annotations
@@ -42,9 +43,46 @@ class OrbitSums:
     sums: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def orbit_sums(matrix: Tensor | Any, *, symmetric: bool) -> OrbitSums:
+@dataclass(frozen=True)
+class Factors:
+    """A symmetric [n, n] matrix as left right', both [n, r] float64; without its diagonal if `hollow`."""
+
+    left: Tensor
+    right: Tensor
+    hollow: bool
+
+    @classmethod
+    def of_kernel(cls, x: Tensor, *, hollow: bool) -> Factors:
+        """The linear kernel of centred features [n, d], U-centred if `hollow`, over its Frobenius norm."""
+        n, x = len(x), x.double()
+        left, right = x, x
+        if hollow:  # k - s1' - 1s' + c off the diagonal, see `gram.u_center`
+            shift = -x.square().sum(1) / (n - 2)
+            level = shift.sum() / (n - 1)
+            one = torch.ones_like(shift)
+            left, right = torch.stack([shift, one], 1), torch.stack([-one, level - shift], 1)
+            left, right = torch.cat([x, left], 1), torch.cat([x, right], 1)
+        norm = cls(left, right, hollow).squares(torch.ones_like(x[:, 0])).sum().sqrt()
+        return cls(left / norm, right, hollow)
+
+    @property
+    def on(self) -> Tensor:
+        """[n] diagonal of left right', which a hollow matrix lacks."""
+        return (self.left * self.right).sum(1)
+
+    def squares(self, v: Tensor) -> Tensor:
+        """[n] products of the matrix of squared entries with v [n]."""
+        found = ((self.left @ (self.right.T @ (v[:, None] * self.right))) * self.left).sum(1)
+        return found - self.on.square() * v if self.hollow else found
+
+
+def orbit_sums(matrix: Tensor | Factors | Any, *, symmetric: bool) -> OrbitSums:
     """Of a [n, n] tensor or SciPy sparse matrix; `symmetric` must be the same for both matrices of a pair."""
-    graph = _Sparse(matrix) if sparse.issparse(matrix) else _Dense(matrix, symmetric=symmetric)
+    graph: _Graph
+    if isinstance(matrix, Factors):
+        graph = _Factored(matrix)
+    else:
+        graph = _Sparse(matrix) if sparse.issparse(matrix) else _Dense(matrix, symmetric=symmetric)
     return OrbitSums(graph.n, symmetric, tuple(_sums(graph, order, symmetric) for order in (1, 2, 3)))  # type: ignore[arg-type]
 
 
@@ -114,7 +152,7 @@ def _canonical(pattern: Pattern, symmetric: bool) -> Pattern:
     )
 
 
-def _sums(graph: _Dense | _Sparse, order: int, symmetric: bool) -> np.ndarray:
+def _sums(graph: _Graph, order: int, symmetric: bool) -> np.ndarray:
     classes, known = _classes(order, symmetric), {}
     free = np.zeros(len(classes.kinds))
     for i, kind in enumerate(classes.kinds):
@@ -137,7 +175,7 @@ def _components(edges: list[Edge]) -> list[list[Edge]]:
     return parts
 
 
-def _contract(graph: _Dense | _Sparse, edges: list[Edge]) -> float:
+def _contract(graph: _Graph, edges: list[Edge]) -> float:
     """Sum over all values of the vertices of the product of A over the edges of a connected graph."""
     weight = {vertex: graph.ones() for edge in edges for vertex in edge}
     for vertex, other in list(edges):
@@ -147,7 +185,7 @@ def _contract(graph: _Dense | _Sparse, edges: list[Edge]) -> float:
     return _fold(graph, edges, weight)
 
 
-def _fold(graph: _Dense | _Sparse, edges: list[Edge], weight: dict[int, Any]) -> float:
+def _fold(graph: _Graph, edges: list[Edge], weight: dict[int, Any]) -> float:
     leaves = [v for v in weight if sum(v in edge for edge in edges) == 1]
     if leaves:
         leaf = leaves[0]
@@ -259,3 +297,40 @@ class _Sparse:
         if self._square is None:
             self._square = self._a @ self._a
         return float(self._square.multiply(self._t if cyclic else self._a).sum())
+
+
+class _Factored:
+    def __init__(self, matrix: Factors):
+        self._a, self._on = matrix, matrix.on
+        self.n = len(matrix.left)
+
+    def ones(self) -> Tensor:
+        return torch.ones_like(self._on)
+
+    def diagonal(self) -> Tensor:
+        return torch.zeros_like(self._on) if self._a.hollow else self._on
+
+    def product(self, v: Tensor, *, transposed: bool) -> Tensor:
+        found: Tensor = self._a.left @ (self._a.right.T @ v)
+        return found - self._on * v if self._a.hollow else found
+
+    def parallel(self, forward: int, backward: int, left: Tensor, right: Tensor) -> float:
+        if forward + backward < 3:
+            of = self._a.squares(right) if forward + backward == 2 else self.product(right, transposed=False)
+            return float(left @ of)
+        total = 0.0
+        for rows in torch.arange(self.n).split(64):  # a block of entries stays in cache
+            entries = self._a.left[rows] @ self._a.right.T
+            total += float(left[rows] @ ((entries * entries * entries) @ right))
+        return total - float((left * self._on**3) @ right) if self._a.hollow else total
+
+    def triangles(self, *, cyclic: bool) -> float:
+        inner = self._a.right.T @ self._a.left
+        whole = float((inner @ inner * inner.T).sum())
+        if not self._a.hollow:
+            return whole
+        paths = ((self._a.left @ inner) * self._a.right).sum(1)  # diagonal of the square of left right'
+        return whole - 3 * float(self._on @ paths) + 2 * float((self._on**3).sum())
+
+
+_Graph = _Dense | _Sparse | _Factored

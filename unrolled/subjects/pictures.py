@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from unrolled.subjects.options import PictureFlags
+    from unrolled.subjects.options import OneModelFlags
 
 Pixels = NDArray[np.uint8]
 
@@ -151,7 +151,7 @@ def prepare(model: nn.Module, *, image_size: int | None, stride: int | None = No
 
 
 def opened_for_pictures(
-    choice: PictureFlags, where: torch.device, *, stride: int | None = None
+    choice: OneModelFlags, where: torch.device, *, stride: int | None = None
 ) -> tuple[nn.Module, Preparation]:
     """The model on its device, and how it takes pictures; of a masked autoencoder the encoder, shown every patch."""
     from unrolled.models import MaskedAutoencoder

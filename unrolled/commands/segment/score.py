@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.options import verb
 from unrolled.commands.segment.options import SegmentEvalOptions
-from unrolled.errors import MissingData
 from unrolled.harness import Run
+from unrolled.subjects.masks import open_marked
 from unrolled.subjects.models import choose_device, origin
 from unrolled.terminal import progress, say, table
 
@@ -59,20 +59,7 @@ def segment_eval(options: SegmentEvalOptions) -> None:
 
 
 def _open(options: SegmentEvalOptions) -> MaskSource:
-    from unrolled.data import open_masks
-
-    assert options.data_dir is not None
-    root = options.data_dir.expanduser()
-    packed = options.data == "coco" and (root.is_file() or any(root.glob("coco_panoptic*.npz")))
-    try:
-        return open_masks(
-            options.data,
-            data_dir=root,
-            split="all" if packed else "val",  # a packed sample has few photos, and nothing here is trained on them
-            missing="skip" if options.on_error == "skip" else "error",
-        )
-    except MissingData as error:  # in the words of the command line
-        raise MissingData(str(error).replace("missing='skip' passes", "--on-error skip passes")) from error
+    return open_marked(options.data, options.data_dir, missing="skip" if options.on_error == "skip" else "error")
 
 
 def _report(result: dict[str, Any], asked: SegmentEvalOptions) -> Report:

@@ -30,6 +30,7 @@ class Effect:
         low, high: 95 % bootstrap interval of `change` over samples.
         control: the same for a change in a random direction, as large at every token; NaN where none was asked for.
         samples: `change` of every sample.
+        control_samples: what the random change did to every sample; None where none was asked for.
         share: of a patch, `change` by the difference of the two runs: 1 brings back all of it; NaN of what is no patch.
     """
 
@@ -39,6 +40,7 @@ class Effect:
     high: float
     control: float
     samples: np.ndarray = field(repr=False)
+    control_samples: np.ndarray | None = field(default=None, repr=False)
     share: float = _NO_NUMBER
 
 
@@ -74,7 +76,7 @@ class Effects(Tabular, Sequence[Effect]):
         rows = tuple(
             Effect(
                 name, float(samples.mean()), float(low[i]), float(high[i]),
-                float(controls[name].mean()) if name in controls else _NO_NUMBER, samples,
+                float(controls[name].mean()) if name in controls else _NO_NUMBER, samples, controls.get(name),
                 float(samples.mean()) / gap if gap else _NO_NUMBER,
             )
             for i, (name, samples) in enumerate(changes.items())

@@ -12,8 +12,19 @@ from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import find_stacks, unwrap
 from unrolled.instruments.causal.effects import Effects
+from unrolled.instruments.causal.kept import Kept
 from unrolled.instruments.causal.spots import HALVES, Positions, at_positions, order, spots_of
-from unrolled.instruments.causal.sweeps import PlaceValues, Score, as_scores, call, scores_of, values_at
+from unrolled.instruments.causal.sweeps import (
+    CLEAN,
+    PLAIN,
+    PlaceValues,
+    Score,
+    Scores,
+    as_scores,
+    call,
+    scores_of,
+    values_at,
+)
 from unrolled.instruments.editing import Change, Edit, places_of
 from unrolled.instruments.edits import patch
 from unrolled.instruments.readouts.probes import evaluating
@@ -85,6 +96,7 @@ def path_patching(
     *,
     together: bool = False,
     seed: int = 0,
+    kept: Kept | None = None,
 ) -> Effects:
     """What `sender` does to the score through each receiver alone.
 
@@ -92,7 +104,7 @@ def path_patching(
     receiver, stays as it was; what the receiver then is, is patched into a run of its own.
 
     Args:
-        model, batches, score, seed: as in `patching`.
+        model, batches, score, seed, kept: as in `patching`.
         sender: a place, such as a head.
         receivers: places behind it; of patterns with wildcards those that are.
         together: all receivers at once, as one row.
@@ -114,27 +126,27 @@ def path_patching(
     if not names:
         raise ValueError(f"receivers: none of {', '.join(given)} comes after {start.place}")
     groups = [names] if together else [[name] for name in names]
-    plain: list[np.ndarray] = []
-    goal: list[np.ndarray] = []
-    changes: dict[str, list[np.ndarray]] = {" + ".join(group): [] for group in groups}
+    named = {" + ".join(group): group for group in groups}
     halves = [n for n in known if re.fullmatch(r".*block\d+/(attn|cross|mlp|ista)", n)]
+    frozen = [n for n in halves if not _same_half(n, start.place)]
+    scores = Scores(model, Kept() if kept is None else kept)
     with torch.no_grad(), evaluating(model):
         for clean, corrupted, targets in batches:
+            if scores.has(clean, corrupted, targets, [PLAIN, CLEAN, *named]):
+                continue
             out, source = values_at(model, known, [start.place], clean)
-            goal.append(scores_of(score, out, targets))
+            scores.add(CLEAN, scores_of(score, out, targets))
             out, base = values_at(model, known, {*halves, *names}, corrupted)
-            plain.append(scores_of(score, out, targets))
+            before = scores_of(score, out, targets)
+            scores.add(PLAIN, before)
             sent = {start.place: start.change(patch(source))}
-            for group in groups:
-                through = _received(model, group, [n for n in halves if not _same_half(n, start.place)], base, sent,
-                                    corrupted)  # fmt: skip
-                with Edit(model, {name: patch(through) for name in group}, places=known):
-                    after = scores_of(score, call(model, corrupted), targets)
-                changes[" + ".join(group)].append(after - plain[-1])
-    if not plain:
-        raise ValueError("batches: holds none; give at least one")
-    rows = {name: np.concatenate(found) for name, found in changes.items()}
-    return Effects.of(rows, {}, np.concatenate(plain), np.concatenate(goal), seed=seed)
+            for name, group in named.items():
+                if not scores.known(name):
+                    through = _received(model, group, frozen, base, sent, corrupted)
+                    with Edit(model, {each: patch(through) for each in group}, places=known):
+                        scores.add(name, scores_of(score, call(model, corrupted), targets) - before)
+    rows = {name: scores.column(name) for name in named}
+    return Effects.of(rows, {}, scores.column(PLAIN), scores.column(CLEAN), seed=seed)
 
 
 def _received(

@@ -78,7 +78,8 @@ class Prefix:
     """
 
     def __init__(self, model: nn.Module, reuse: bool) -> None:
-        reuse = reuse and not isinstance(model, nn.DataParallel)  # whose replicas have a part of the batch each
+        # replicas have a part of the batch each
+        reuse = reuse and not isinstance(model, nn.DataParallel) and not getattr(model, "reads_inside", False)
         inner = unwrap(model)
         stacks = find_stacks(inner) if reuse else []
         self._blocks = {stack.name(i): block for stack in stacks for i, (_, block) in enumerate(stack.blocks)}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unrolled.instruments.causal.attending import marked_jaccard
 from unrolled.instruments.sequences.losses import IGNORED, token_nats
 
 
@@ -111,6 +112,7 @@ SCORES = {
     "logit-difference": Named(logit_difference, "logit of the right answer less that of another"),
     "loss": Named(loss, "loss (nats)"),
     "bits-per-byte": Named(of_tokens, "bits per byte"),
+    "jaccard": Named(marked_jaccard, "Jaccard index of the attention with what is marked"),
     "nats-per-token": Named(of_tokens, "loss (nats per token)"),
 }
 """By name."""

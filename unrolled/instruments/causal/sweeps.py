@@ -61,7 +61,7 @@ def ablate(
         ValueError: no batch, a score that is not one number a sample, no such position, and what `unrolled.edit`
             refuses.
     """
-    sweep = _Sweep(model, score, places, positions, control, seed, reuse, Kept() if kept is None else kept)
+    sweep = _Sweep(model, score, places, positions, control, seed, reuse, kept)
     with torch.no_grad(), evaluating(model):
         for inputs, targets in batches:
             sweep.add(inputs, targets, change)
@@ -93,54 +93,90 @@ def patching(
     Raises:
         ValueError: as `ablate`; inputs of two shapes.
     """
-    sweep = _Sweep(model, score, places, positions, control, seed, reuse, Kept() if kept is None else kept)
+    sweep = _Sweep(model, score, places, positions, control, seed, reuse, kept)
     with torch.no_grad(), evaluating(model):
         for clean, corrupted, targets in batches:
             sweep.add(corrupted, targets, None, clean=clean)
     return sweep.effects()
 
 
-class _Sweep:
-    """The scores of one sweep, batch by batch."""
+class Scores:
+    """The scores of a sweep by batch and place, as they are kept.
 
-    def __init__(
-        self, model: nn.Module, score: Score, places: str | Sequence[str], positions: Positions, control: bool,
-        seed: int, reuse: bool, kept: Kept,
-    ) -> None:  # fmt: skip
-        self._model, self._score, self._positions = model, score, positions
-        self._control, self._seed, self._reuse, self._kept = control, seed, reuse, kept
-        self._places = places_of(model)
-        self._wide = spots_of(model, self._places, places)
-        self._spots: list[Spot] = self._wide if positions is None else []
-        self._batch = self._start = 0
-        self._patches = False
+    Args:
+        model: which they are of.
+        kept: where they are.
+    """
 
-    def add(self, inputs: Any, targets: Any, change: Change | None, clean: Any = None) -> None:
-        """Change every spot in one batch; what is kept of it is not computed again."""
-        self._patches = clean is not None
-        number, self._batch = self._batch, self._batch + 1
-        self._kept.check(
-            number, lambda: tensors_checksum([(self._weights, torch.zeros(0)), *_tensors((inputs, clean, targets))])
-        )
-        wanted = [(spot.name, random) for spot in self._spots for random in self._kinds]
-        wanted += [(name, False) for name in (PLAIN, CLEAN)[: 1 + self._patches]]
-        if not self._spots or not all(self._kept.has(number, *key) for key in wanted):
-            self._run(number, inputs, targets, change, clean)
-        self._start += len(self._kept.get(number, PLAIN))
+    def __init__(self, model: nn.Module, kept: Kept) -> None:
+        self._model, self._kept = model, kept
+        self.batch = -1
+        """Number of the batch that is looked at."""
+
+    def has(self, inputs: Any, others: Any, targets: Any, names: Iterable[str], random: Iterable[str] = ()) -> bool:
+        """Go to the next batch, which is checked to be the one it was; whether all of its scores are known."""
+        self.batch += 1
+        self._kept.check(self.batch, lambda: tensors_checksum(_tensors((self._weights, inputs, others, targets))))
+        return all(self.known(name) for name in names) and all(self.known(name, True) for name in random)
+
+    def known(self, name: str, random: bool = False) -> bool:
+        """Whether the scores of a place are known for this batch."""
+        return self._kept.has(self.batch, name, random)
+
+    def add(self, name: str, values: np.ndarray, random: bool = False) -> None:
+        """Keep the scores of a place for this batch."""
+        self._kept.add(self.batch, name, random, values)
+
+    def count(self) -> int:
+        """How many samples this batch has."""
+        return len(self._kept.get(self.batch, PLAIN))
+
+    def column(self, name: str, random: bool = False) -> np.ndarray:
+        """The scores of a place for all samples.
+
+        Raises:
+            ValueError: there was no batch.
+        """
+        if self.batch < 0:
+            raise ValueError("batches: holds none; give at least one")
+        return np.concatenate([self._kept.get(number, name, random) for number in range(self.batch + 1)])
 
     @cached_property
     def _weights(self) -> str:
         return weights_checksum(self._model)
 
-    @property
-    def _kinds(self) -> tuple[bool, ...]:
-        return (False, True) if self._control else (False,)
 
-    def _run(self, number: int, inputs: Any, targets: Any, change: Change | None, clean: Any) -> None:
+class _Sweep:
+    """One sweep, batch by batch."""
+
+    def __init__(
+        self, model: nn.Module, score: Score, places: str | Sequence[str], positions: Positions, control: bool,
+        seed: int, reuse: bool, kept: Kept | None,
+    ) -> None:  # fmt: skip
+        self._model, self._score, self._positions = model, score, positions
+        self._control, self._seed, self._reuse = control, seed, reuse
+        self._scores = Scores(model, Kept() if kept is None else kept)
+        self._places = places_of(model)
+        self._wide = spots_of(model, self._places, places)
+        self._spots: list[Spot] = self._wide if positions is None else []
+        self._start = 0
+        self._patches = False
+
+    def add(self, inputs: Any, targets: Any, change: Change | None, clean: Any = None) -> None:
+        """Change every spot in one batch; what is kept of it is not computed again."""
+        self._patches = clean is not None
+        names = [spot.name for spot in self._spots]
+        whole = [PLAIN, CLEAN] if self._patches else [PLAIN]
+        done = self._scores.has(inputs, clean, targets, [*whole, *names], names if self._control else ())
+        if not done or not self._spots:
+            self._run(inputs, targets, change, clean)
+        self._start += self._scores.count()
+
+    def _run(self, inputs: Any, targets: Any, change: Change | None, clean: Any) -> None:
         source: Mapping[str, Tensor] = {}
         if clean is not None:
             out, source = values_at(self._model, self._places, {spot.place for spot in self._wide}, clean)
-            self._kept.add(number, CLEAN, False, scores_of(self._score, out, targets))
+            self._scores.add(CLEAN, scores_of(self._score, out, targets))
         with Prefix(self._model, self._reuse) as prefix:
             with _counted(self._model, self._places, self._positions) as tokens:
                 before = scores_of(self._score, call(self._model, inputs), targets)
@@ -150,11 +186,11 @@ class _Sweep:
                 if self._spots and len(spots) != len(self._spots):
                     raise ValueError("positions: samples have different numbers of tokens; name those to change")
                 self._spots = spots
-            self._kept.add(number, PLAIN, False, before)
+            self._scores.add(PLAIN, before)
             for spot in self._spots:
                 act = spot.change(patch(source) if change is None else change)
-                for random in self._kinds:
-                    if self._kept.has(number, spot.name, random):
+                for random in (False, True) if self._control else (False,):
+                    if self._scores.known(spot.name, random):
                         continue
                     doing = AsLarge(act, self._seed, self._start) if random else act
                     with (
@@ -162,20 +198,16 @@ class _Sweep:
                         Edit(self._model, {spot.place: made}, places=self._places),
                     ):
                         after = scores_of(self._score, call(self._model, inputs), targets)
-                    self._kept.add(number, spot.name, random, after - before)
+                    self._scores.add(spot.name, after - before, random)
 
     def effects(self) -> Effects:
         """All samples together."""
-        if not self._batch:
-            raise ValueError("batches: holds none; give at least one")
-
-        def column(name: str, random: bool = False) -> np.ndarray:
-            return np.concatenate([self._kept.get(number, name, random) for number in range(self._batch)])
-
+        plain = self._scores.column(PLAIN)
         names = [spot.name for spot in self._spots]
-        controls = {name: column(name, True) for name in names} if self._control else {}
-        goal = column(CLEAN) if self._patches else None
-        return Effects.of({name: column(name) for name in names}, controls, column(PLAIN), goal, seed=self._seed)
+        controls = {name: self._scores.column(name, True) for name in names} if self._control else {}
+        goal = self._scores.column(CLEAN) if self._patches else None
+        changes = {name: self._scores.column(name) for name in names}
+        return Effects.of(changes, controls, plain, goal, seed=self._seed)
 
 
 @contextmanager
