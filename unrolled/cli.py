@@ -131,6 +131,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `unrolled`; default: those of this process.
     """
     from unrolled.reading import printable
+    from unrolled.terminal import typed_as
     from unrolled.trust import command_line
 
     tokens, debug = _take(list(sys.argv[1:] if arguments is None else arguments), "--debug")
@@ -139,7 +140,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     app = None
     try:
-        with command_line(tokens, trusted=trusted):
+        with command_line(tokens, trusted=trusted), typed_as(lambda note: in_flags(note, app, tokens, headed=False)):
             app = build(tokens)
             result = app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
@@ -162,14 +163,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return 4 if result is False else 0
 
 
-def in_flags(message: str, app: App | None, tokens: Sequence[str]) -> str:
-    """The message of an error with its arguments spelled as the flags of the verb that is running."""
+def in_flags(message: str, app: App | None, tokens: Sequence[str], *, headed: bool = True) -> str:
+    """The message of an error, or (not `headed`) a note, with its arguments spelled as flags of the verb that runs."""
     if app is None:
         return message
     from unrolled.commands.spelling import arguments_of, as_flags
 
     with contextlib.suppress(Exception):  # no such verb, or one whose module needs an extra: there are no flags
-        return as_flags(message, arguments_of(app, tokens), tokens)
+        return as_flags(message, arguments_of(app, tokens), tokens, headed=headed)
     return message
 
 

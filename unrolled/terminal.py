@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from unrolled.reading import printable
 
 T = TypeVar("T")
+
+_spelling: Callable[[str], str] = str
+
+
+@contextmanager
+def typed_as(spelling: Callable[[str], str]) -> Iterator[None]:
+    """Within the block a command line runs: `spelling` says of its flags what the library says of its arguments."""
+    global _spelling
+    before, _spelling = _spelling, spelling
+    try:
+        yield
+    finally:
+        _spelling = before
+
+
+def as_typed(note: str) -> str:
+    """A note with the arguments that it names spelled as whoever reads it gives them: in Python, or as flags."""
+    return _spelling(note)
 
 
 def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool) -> Iterator[T]:

@@ -62,6 +62,11 @@ def trusting() -> Iterator[None]:
         _trusted = before
 
 
+def _allowing() -> str:
+    """What to do so that files may name code."""
+    return "open it within `unrolled.trust.trusting()`" if _typed is None else "add --trust"
+
+
 def consequence(name: str, value: Any) -> str | None:
     """What using a setting would do that a file may not ask for, as in "import os and call system"; None if nothing.
 
@@ -97,10 +102,15 @@ def check(name: str, value: Any, where: Path | str) -> None:
     for each in value if isinstance(value, list | tuple) else (value,):
         done = consequence(name, each)
         if done is not None and not (_trusted or (_typed is not None and each in _typed)):
-            way = f"give {each} as the model and this folder as its --weights" if name == "architecture" else "type it"
+            if name == "architecture":
+                weights = "its weights" if _typed is None else "its --weights"
+                way = f"give {each} as the model and this folder as {weights}"
+            else:
+                way = f"give {name}= yourself" if _typed is None else "type it"
+            way += "" if _typed is None else " on the command line"
             raise UnsafeFile(
-                f"{where}: its {name} {each!r} would {done}, which no file may do by itself; {way} on the command "
-                "line, or add --trust if you trust whoever made the file"
+                f"{where}: its {name} {each!r} would {done}, which no file may do by itself; {way}, or {_allowing()} "
+                "if you trust whoever made the file"
             )
 
 
@@ -155,7 +165,7 @@ def check_nothing_leads_out(folder: Path, named: str) -> None:
             if os.path.islink(path) and not Path(target := os.path.realpath(path)).is_relative_to(inside):
                 raise UnsafeFile(
                     f"out={named!r}: {path} is a link to {target}, which would be written over; remove the link, "
-                    "choose another out=, or add --trust if you made it"
+                    f"choose another out=, or {_allowing()} if you made it"
                 )
             usual = os.path.isfile(path) or os.path.isdir(path) or os.path.islink(path)
             if not usual and not os.path.basename(path).startswith("."):  # `.lock` is judged by who takes it

@@ -51,6 +51,22 @@ def test_no_flag_is_infinite(verb: str, flag: str, value: str, capsys: pytest.Ca
     assert "must be a finite number" in capsys.readouterr().err
 
 
+def whole_numbers() -> list[tuple[str, str]]:
+    found = []
+    for verb in cli.VERBS.keys() - {"demo", "study"}:
+        arguments = cli.build([verb])[verb].assemble_argument_collection()
+        found += [(verb, argument.name) for argument in arguments if argument.hint in (int, int | None)]
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("verb", "flag"), whole_numbers())
+def test_no_whole_number_is_rounded(verb: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = {"convert": ["x", "--out", "x"], "segment-eval": ["masks"], "train": [], "pretrain": [], "finetune": []}
+    for value, message in (("1.5", "1.5 is no whole number"), ("9" * 30, "is beyond 64 bits")):
+        assert cli.run([verb, *needed.get(verb, ["x"]), flag, value]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_no_argument_of_a_model_is_infinite(capsys: pytest.CaptureFixture[str]) -> None:
     assert flags()
     for verb in ("trace", "extract"):

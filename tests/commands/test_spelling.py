@@ -1,8 +1,14 @@
 """What the library says of arguments is said of flags on the command line, and of arguments in Python."""
 
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from unrolled.cli import build
+import unrolled
+from unrolled.cli import build, in_flags
 from unrolled.commands.spelling import arguments_of, as_flags
 
 
@@ -27,6 +33,8 @@ def said(message: str, *tokens: str) -> str:
         ("name='crate' is not known: did you mean 'mesanet'?", "--model crate is not known: did you mean 'mesanet'?"),
         ("optimizer='it\\'s'. is none", "--optimizer 'it'\"'\"'s'. is none"),
         ("width=3 is no flag here", "width=3 is no flag here"),
+        ("leave its images out (unknown_classes='skip')", "leave its images out (--unknown-classes skip)"),
+        ("give data='hf:o/n,label=a'", "give --data hf:o/n,label=a"),
     ],
 )  # fmt: skip
 def test_arguments_are_named_as_flags(message: str, expected: str) -> None:
@@ -40,3 +48,35 @@ def test_what_was_given_by_its_place_is_named_without_dashes() -> None:
 
 def test_flags_of_one_study_are_its_own() -> None:
     assert said("seeds=[] must not be empty", "study", "mesa-depth").startswith("--seeds")
+
+
+def test_notes_begin_with_what_they_are_about() -> None:
+    tokens = ["train"]
+    app = build(tokens)
+    note = "data: train 8 images; seen at 8 x 8, as image_size=8 says; give a smaller warmup_epochs"
+    assert in_flags(note, app, tokens, headed=False) == (
+        "data: train 8 images; seen at 8 x 8, as --image-size 8 says; give a smaller --warmup-epochs"
+    )
+
+
+LIBRARY = ("alignment", "data", "instruments", "layers", "models", "ops", "tasks", "theory", "train", "weights")
+
+
+def said_by(tree: ast.Module) -> Iterator[ast.Constant]:
+    """The texts of a module that are no docstrings: of a statement by themselves."""
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+            yield node
+
+
+@pytest.mark.parametrize("part", LIBRARY)
+def test_the_library_speaks_of_arguments(part: str) -> None:
+    """Flags are for the command line to say; a command in full is one in any language."""
+    for path in sorted((Path(unrolled.__file__).parent / part).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        joined = {id(each): node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for each in node.values}
+        for node in said_by(tree):
+            whole = ast.unparse(joined.get(id(node), node))
+            flags = re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"`unrolled [^`]*`", "", whole))
+            assert not flags or (path.name == "text.py" and "library_name" in whole), (path, flags)

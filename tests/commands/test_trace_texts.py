@@ -12,6 +12,7 @@ import torch
 from unrolled import cli
 from unrolled.data.tokens import CharacterTokenizer
 from unrolled.models.encoder import build_language_model
+from unrolled.models.encoders import Encoder
 from unrolled.models.sequence_config import language_config
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "line", "and", "are", "numbers", "cat", *"0123456789"]
@@ -102,6 +103,31 @@ def test_a_tower_is_taken_by_what_it_is_shown(folder: Path, capsys: Capture) -> 
     assert (read["part"], read["sequences"], len(read["layers"])) == ("text_model", 1, 2)
     seen, *_ = answer(folder, capsys, f"hf:{folder}/clip", "--data", "digits", "--images", "4")
     assert (seen["part"], seen["images"], len(seen["layers"])) == ("vision_model", 4, 2)
+
+
+def test_halves_in_parallel_are_said(folder: Path, capsys: Capture) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24}
+    config = transformers.GPTNeoXConfig(**sizes, vocab_size=len(WORDS))
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(folder / "neox")
+    transformers.AutoTokenizer.from_pretrained(folder / "gpt2").save_pretrained(folder / "neox")
+    found, _, page = answer(folder, capsys, f"hf:{folder / 'neox'}", "--text", "line 1 and 2")
+    assert found["parallel"] == 2
+    assert "both read Z" in page
+
+
+def test_models_with_tokenizers_of_whole_texts(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sentence-transformers and given models have: texts one by one, but no corpus."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24}
+    model = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=99), add_pooling_layer=False).eval()
+    collate: Any = lambda texts: {"input_ids": torch.tensor([[ord(letter) % 99 for letter in texts[0]]])}  # noqa: E731
+    encoder = Encoder(name="st:small", module=model, kind="text", collate=collate)
+    monkeypatch.setattr("unrolled.models.encoders.open_encoder", lambda spec, kind, data_dir: encoder)
+    found, _, _ = answer(folder, capsys, "st:small", "--text", "to be", "or not")
+    assert (found["sequences"], found["tokens"], len(found["layers"])) == (2, 11, 2)
+    assert cli.run(["trace", "st:small", "--data", "tinyshakespeare", "--data-dir", str(folder)]) == 2
+    assert "--data: st:small reads texts by themselves; give --text or --texts" in capsys.readouterr().err
 
 
 def test_random_weights_are_called_so_at_the_top(folder: Path, capsys: Capture) -> None:

@@ -239,3 +239,64 @@ def test_decoding_goes_on_in_float64_where_an_easy_channel_would_hide_the_others
     for _ in range(5):
         out, state = mesa(q, k, torch.ones(1, 1, 1, 1), 1e-9, state=state, return_state=True)
         assert float(out) == pytest.approx(0.6, rel=1e-4)
+
+
+def collinear(gap: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two keys apart by `gap`, in turns, [1, 1, 4, 2], and the opposite values that they come with."""
+    turned = torch.tensor([[0.76, -0.64], [0.64, 0.76]], dtype=torch.float64)
+    k = (torch.tensor([[1.0, 0.0], [1.0, gap]], dtype=torch.float64) @ turned)[[0, 1, 0, 1]]
+    return k.to(dtype)[None, None], torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=dtype)[None, None, :, None]
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("gap", [3e-2, 3e-3, 1e-3, 3e-4])
+def test_queries_among_collinear_keys_find_their_values(method: str, gap: float, decoded: bool) -> None:
+    """A solution of such a query is small, and so is its residual, while what is read off it may mean nothing."""
+    k, v = collinear(gap, torch.float32)
+    ridge = 1e-6 * gap * gap
+    if not decoded:
+        out = mesa(k, k, v, ridge, method=method)
+    else:
+        pieces, state = [], None
+        for t in range(4):
+            now = k[:, :, t : t + 1]
+            piece, state = mesa(now, now, v[:, :, t : t + 1], ridge, method=method, state=state, return_state=True)
+            pieces.append(piece)
+        out = torch.cat(pieces, dim=2)
+    torch.testing.assert_close(out, v, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("gap", [1e-6, 1e-7, 3e-8])
+def test_queries_among_keys_that_float64_cannot_tell_apart_are_refused(method: str, gap: float) -> None:
+    k, v = collinear(gap, torch.float64)
+    with pytest.raises(ValueError, match=r"too small for these keys, even in torch\.float64"):
+        mesa(k, k, v, 1e-6 * gap * gap, method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_query_that_is_the_only_key_needs_no_ridge_to_speak_of(method: str) -> None:
+    k = torch.ones(1, 1, 1, 3, dtype=torch.float64)
+    assert float(mesa(k, k, k[..., :1], 1e-14, method=method)) == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_easy_head_does_not_speak_for_a_hard_one(method: str) -> None:
+    """Each of a batch is judged by itself, and what is easy stays as right as alone."""
+    hard, easy = collinear(1e-3, torch.float32), collinear(1.0, torch.float32)
+    k, v = (torch.cat(both, dim=1) for both in zip(hard, easy, strict=True))
+    ridge = torch.tensor([1e-12, 1e-3])
+    out = mesa(k, k, v, ridge, method=method)
+    torch.testing.assert_close(out[:, :1], hard[1], rtol=0, atol=1e-3)
+    torch.testing.assert_close(out[:, 1:], mesa(easy[0], easy[0], easy[1], 1e-3), rtol=0, atol=1e-4)
+
+
+def test_where_only_the_bound_of_the_rows_holds_float32_is_kept() -> None:
+    """Many steps add up in the trace, which says nothing of how far apart the eigenvalues are."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.nn.functional.normalize(torch.randn(1, 1, 3000, 16, generator=g), dim=-1) for _ in range(3))
+    for grad in (False, True):
+        out, state = mesa(q.clone().requires_grad_(grad), k, v, 0.25, return_state=True)
+        assert state.gram.dtype == torch.float32
+        assert_right(out.detach(), mesa(q.double(), k.double(), v.double(), 0.25), grad)

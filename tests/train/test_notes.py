@@ -19,12 +19,12 @@ Make = Callable[..., TrainConfig]
 @pytest.mark.parametrize(
     ("size", "changes", "said"),
     [
-        (32, {}, "images of 32 x 32 pixels are seen at 8 x 8; --model vit_nano_patch4_32 sees all of them"),
-        (64, {}, "images of 64 x 64 pixels are seen at 8 x 8; --model vit_nano_patch4_32 sees 32 x 32"),
+        (32, {}, "images of 32 x 32 pixels are seen at 8 x 8; model='vit_nano_patch4_32' sees all of them"),
+        (64, {}, "images of 64 x 64 pixels are seen at 8 x 8; model='vit_nano_patch4_32' sees 32 x 32"),
         (
             64,
             {"model": "vit_nano_patch4_32"},
-            "images of 64 x 64 pixels are seen at 32 x 32; another --model may see more of them",
+            "images of 64 x 64 pixels are seen at 32 x 32; another model may see more of them",
         ),
         (32, {"image_size": 16}, "images of 32 x 32 pixels are seen at 16 x 16, as image_size=16 says"),
         (15, {}, None),
@@ -55,11 +55,13 @@ def test_images_that_an_epoch_leaves_out_are_noted(
     [
         (
             {"epochs": 1, "warmup_epochs": 2},
-            "of 8 steps is longer than the run of 4: the learning rate ends at 50%",
+            "of 8 steps is longer than the run of 4: the learning rate ends at 50% of its peak; "
+            "give a smaller warmup_epochs",
         ),
         (
             {"steps": 3, "warmup_steps": 12},
-            "of 12 steps is longer than the run of 3: the learning rate ends at 25%",
+            "of 12 steps is longer than the run of 3: the learning rate ends at 25% of its peak; "
+            "give fewer warmup_steps",
         ),
         ({"steps": 3, "warmup_steps": 3}, None),
         ({"steps": 12, "warmup_steps": 0}, None),

@@ -74,7 +74,9 @@ def unfinished(run: Path, **settings: object) -> Path:
 def test_what_a_setting_would_do(name: str, value: object, what: str | None) -> None:
     assert consequence(name, value) == what
     if what is not None:
-        with pytest.raises(UnsafeFile, match=r"add --trust if you trust whoever made the file"):
+        with pytest.raises(UnsafeFile, match=r"or open it within `unrolled.trust.trusting\(\)` if you trust whoever"):
+            check(name, value, "config.yaml")
+        with command_line([]), pytest.raises(UnsafeFile, match=r"line, or add --trust if you trust whoever made the"):
             check(name, value, "config.yaml")
         with trusting():
             check(name, value, "config.yaml")

@@ -73,6 +73,6 @@ def note_copies(layers: Mapping[str, Any], name: str) -> None:
         warnings.warn(
             f"{name}: {100 * share:.0f} % of the {len(x):,} rows of {layer} are {'' if exact >= share else 'near '}"
             "copies of other rows. If they come from one photo, video or document, p-values are too small: say so by "
-            "groups= (--groups)",
+            "groups=",
             stacklevel=3,
         )

@@ -27,13 +27,14 @@ def arguments_of(app: App, tokens: Sequence[str]) -> dict[str, Argument]:
     }
 
 
-def as_flags(message: str, arguments: Mapping[str, Argument], tokens: Sequence[str]) -> str:
+def as_flags(message: str, arguments: Mapping[str, Argument], tokens: Sequence[str], *, headed: bool = True) -> str:
     """`message` with the arguments it names spelled as on the command line.
 
     Args:
         message: one line of the library.
         arguments: as `arguments_of` says.
         tokens: what was typed: an argument that was given by its place is named without dashes.
+        headed: it begins with the argument it is about, as errors do; notes begin with what they are about.
     """
 
     def named(name: str) -> str:
@@ -51,7 +52,9 @@ def as_flags(message: str, arguments: Mapping[str, Argument], tokens: Sequence[s
         return message
     free, any_of = r"(?<![\w./'\"-])", "|".join(sorted(map(re.escape, arguments), key=len, reverse=True))
     message = re.sub(rf"{free}(?P<name>{any_of})=(?P<value>{_VALUE})?(?![='\"])", assigned, message)
-    message = re.sub(rf"^(?P<name>{any_of})(?=(?:, [\w, ]+)?: | must be )", lambda match: named(match["name"]), message)
+    if headed:
+        heading = rf"^(?P<name>{any_of})(?=(?:, [\w, ]+)?: | must be )"
+        message = re.sub(heading, lambda match: named(match["name"]), message)
     worded = "|".join(re.escape(name) for name in arguments if "_" in name)
     said_of_flags = rf"{free}(?:{worded})(?![\w/='\"-]|\.\w| in \S+\.ya?ml)"
     return re.sub(said_of_flags, lambda match: named(match[0]), message) if worded else message

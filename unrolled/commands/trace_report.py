@@ -69,9 +69,14 @@ def _report(result: dict[str, Any], seen: str, samples: str) -> Report:
     random = "This model has random weights: nothing here was learned. " if result["weights"] == "random" else ""
     stack = f" of its stack {result['stack']}" if "stack" in result else ""
     stack = f" of its {result['part']}" if "part" in result else stack
+    apart = (
+        " The halves of its blocks run in parallel: both read Z, which stands for Z+half."
+        if "parallel" in result
+        else ""
+    )
     report.headline(
         f"{random}The layers{stack} measured on {seen}, {result['protocol']} protocol, beside the same architecture "
-        "with fresh weights."
+        f"with fresh weights.{apart}"
     )
     trace_section(report, {"model": result}, images=samples)
     numbers = report.section(

@@ -67,7 +67,7 @@ def by_name(source: ImageSource, known: Sequence[str], *, what: str) -> tuple[Im
     if len(relabelled) == 0:
         raise ValueError(
             f"the classes of {source.description} ({listed(source.classes)}) are none of those of {what} "
-            f"({listed(known)}); if they are the same ones under other names, --classes-by number takes them by number"
+            f"({listed(known)}); if they are the same ones under other names, classes_by='number' takes them by number"
         )
     note = f"classes are those of {what}, by name"
     if lost:

@@ -51,7 +51,7 @@ def open_folder(data_dir: Path | None, *, split: str, unknown: Unknown = "raise"
             lonely = next(iter(parts.values()))
             raise MissingData(
                 f"data_dir: {printable(root)} has {lonely.name}/ but no train/; to take that one whole, give "
-                f"{printable(lonely)}, with --split all"
+                f"{printable(lonely)}, with split='all'"
             )
         return {"all": _classes_in(root, _numbered(root) if split == "all" else None, passed=passed)}
     if split == "all":
@@ -100,7 +100,7 @@ def _as_in(classes: list[str], source: PackedSource, unknown: Unknown) -> ImageS
     if lost and unknown == "raise":
         raise ValueError(
             f"data_dir: {source.description} has a class {lost[0]!r} that the training file does not have "
-            f"({listed(classes)}); give both the same names, or leave its images out (--unknown-classes skip)"
+            f"({listed(classes)}); give both the same names, or leave its images out (unknown_classes='skip')"
         )
     if source.classes == classes:
         return source
@@ -194,7 +194,7 @@ def _classes_in(
         if name not in numbers and unknown == "raise":
             raise ValueError(
                 f"data_dir: {printable(root)} has a class {name!r} that the training split does not have; remove it, "
-                "or leave it out (--unknown-classes skip)"
+                "or leave it out (unknown_classes='skip')"
             )
         files = files_below(folder, IMAGES, passed)
         if not files:

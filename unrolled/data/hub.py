@@ -72,7 +72,7 @@ class HubSource(ImageSource):
             if lost and unknown == "raise":
                 raise ValueError(
                     f"{title}: class {lost[0]!r} is not one of the training split's ({listed(classes)}); give both the "
-                    "same names, or leave out the images of such classes (--unknown-classes skip)"
+                    "same names, or leave out the images of such classes (unknown_classes='skip')"
                 )
             values = numbers[values]
             kept = np.flatnonzero(values >= 0)
@@ -129,8 +129,8 @@ def open_hub(name: str, data_dir: Path | None, *, split: str, unknown: Unknown =
             if len(table[part]) and set(table[part][label][:]) == {-1}:
                 other = next((name for name in table if PARTS.get(name.lower()) == "val" and name != part), "none")
                 raise ValueError(
-                    f"{title}: all its labels are -1, which stands for withheld ones; give --data "
-                    f"hf:{place},test={other}" + (", which tests nothing" if other == "none" else "")
+                    f"{title}: all its labels are -1, which stands for withheld ones; give "
+                    f"data='hf:{place},test={other}'" + (", which tests nothing" if other == "none" else "")
                 )
         return HubSource(table[part], title=title, classes=classes, unknown=unknown, columns=columns)
 
@@ -307,7 +307,7 @@ def _label_column(dataset: Any, datasets: Any, title: str, wanted: str | None) -
             column = next((key for key in _LABELS if key in candidates), candidates[0])
             names = features[column].names if column in labelled else None
             return column, None if names is None else [str(name) for name in names]
-    fits = f", as in --data {title.rsplit('/', 1)[0]},label={plain[0]}" if plain else ""
+    fits = f", as in data='{title.rsplit('/', 1)[0]},label={plain[0]}'" if plain else ""
     raise ValueError(
         f"{title} has no label column (ClassLabel, or `label`); its columns are {columns_of(dataset)}; say which it is "
         f"(,label=COLUMN{fits})"

@@ -146,9 +146,7 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
     if opener is not None:
         return dict(opener(folder))
     if Path(name).is_dir():
-        raise ValueError(
-            f"data: {name!r} is a folder; give data='folder' and data_dir={name!r} (--data folder --data-dir)"
-        )
+        raise ValueError(f"data: {name!r} is a folder; give data='folder' and data_dir={name!r}")
     near = difflib.get_close_matches(name, dataset_names(), n=1) or difflib.get_close_matches(
         plain, dataset_names(), n=1
     )
@@ -158,7 +156,7 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
 
 def _existing(splits: Splits, split: str, name: str) -> ImageSource:
     if split not in splits:
-        say = f"; if a split of another name is that, say so (--data {name},{split}=NAME)" if name[:3] == "hf:" else ""
+        say = f"; if a split of another name is that, say so (data='{name},{split}=NAME')" if name[:3] == "hf:" else ""
         raise MissingData(f"data: {name} has no {split} split{say}")
     return splits[split]
 

@@ -306,7 +306,7 @@ def evenly(count: int, total: int) -> NDArray[np.int64]:
 def existing_folder(data_dir: Path | None, *, what: str) -> Path:
     """`data_dir` as a folder that exists, or an error that says what should be there."""
     if data_dir is None:
-        raise ValueError(f"data_dir: `{what}` needs the folder where the data are (--data-dir DIR)")
+        raise ValueError(f"data_dir: `{what}` needs the folder where the data are")
     folder = Path(data_dir).expanduser()
     if not folder.exists():
         raise MissingData(f"data_dir: {printable(folder)} does not exist")

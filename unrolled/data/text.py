@@ -127,7 +127,7 @@ def open_text(
         place = (path if path.is_dir() else path.parent) if path.exists() else "FOLDER"
         raise ValueError(
             f"data={name!r}: is no text; choose one of {', '.join(text_names())}, hf:ORG/NAME, or for .txt files of "
-            f"your own --data folder --data-dir {place}"
+            f"your own data='folder' and data_dir={str(place)!r}"
         )
     text = _divided(name, parts, held_out)[split]
     if not text.strip():
@@ -270,7 +270,7 @@ def _hub(name: str, folder: Path | None) -> dict[str, str]:
         if len(texts) > 1 and "text" not in texts:
             raise ValueError(
                 f"hf:{place} has several columns of text ({', '.join(texts)}); say which it is, as in "
-                f"--data hf:{place},text={texts[0]}"
+                f"data='hf:{place},text={texts[0]}'"
             )
         column = "text" if "text" in texts else texts[0]
         lines = (row if row.endswith("\n") else row + "\n" for row in rows[column][:] if row)

@@ -71,7 +71,7 @@ def open_torchvision(name: str, data_dir: Path | None, *, split: str, unknown: U
     """
     if name == "imagenet":
         if data_dir is None:
-            raise ValueError("data_dir: `imagenet` needs the folder with train/WNID and val/WNID (--data-dir DIR)")
+            raise ValueError("data_dir: `imagenet` needs the folder with train/WNID and val/WNID")
         return open_folder(data_dir, split=split, unknown=unknown)
     entry = _SETS[name]
     root = Path(data_dir or os.environ.get("UNROLLED_DATA") or "~/.cache/unrolled/data").expanduser()

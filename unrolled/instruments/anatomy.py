@@ -171,6 +171,11 @@ def find_parts(block: nn.Module) -> Parts:
         branch = _get(block, path) or branch
     if attention is not None and _has(attention, "output.LayerNorm"):  # BERT adds and normalises inside its attention
         branch = _get(attention, "output.dropout") or branch
+    # Bloom adds to its tokens inside its halves, after these
+    if attention is not None and branch is attention:
+        branch = child(attention, ("dense",)) or branch
+    if second is not None:
+        second = child(second, ("dense_4h_to_h",)) or second
     for path in ("ls2", "layer_scale2", "drop_path2"):
         second = _get(block, path) or second
     if _has(block, "pre_feedforward_layernorm"):  # norms on both sides of each half, as in Gemma 2

@@ -191,7 +191,7 @@ def find_heads(options: Options, width: int, inner: int, published: dict[int, in
     """
     heads, dim_head = options.heads or published.get(width), options.dim_head
     if heads is None:
-        raise ValueError(f"heads: the file does not tell, and width {width} is not a published one; give heads=...")
+        raise ValueError(f"heads: the file does not tell, and width {width} is not a published one; give heads=")
     if dim_head is None and inner % heads:
         raise ValueError(f"heads={heads} does not divide the {inner} rows of the projection; give another, or dim_head")
     dim_head = dim_head or inner // heads

@@ -23,6 +23,7 @@ from unrolled.trust import check, check_model_args, import_factory
 _LONGEST = 4096  # characters of a path
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # of the hub, where there is no such folder
 _TIMM_SOURCES = ("local-dir", "hf-hub", "hf_hub")  # timm's own schemes
+_ADDRESS = re.compile(r"(?i)(timm:|hf:|local:)?([a-z][a-z0-9+.-]*://|(data|file|ftp|https?|pipe):)")
 _FORMS = "a name from `unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR or package.module:factory"
 
 
@@ -84,6 +85,11 @@ def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool
     scheme, colon, rest = spec.partition(":")
     if not spec or (colon and not rest):
         raise ValueError(f"model={spec!r} names no model; give {_FORMS}")
+    if _ADDRESS.match(spec):
+        raise ValueError(
+            f"model={spec!r} is an address, and none is opened; fetch what is there and give its file or folder, or "
+            f"{_FORMS}"
+        )
     check_model_args(kwargs)
     if num_classes is not None:
         kwargs["num_classes"] = num_classes
@@ -94,10 +100,11 @@ def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool
         build, name = build_transformers, rest
     elif scheme == "local":
         build, name = _build_local, rest
-    elif _is_import_path(scheme):
+    elif _is_import_path(scheme) and _is_import_path(rest) and scheme not in _TIMM_SOURCES:
         build, name = _build_factory, spec
     else:
-        raise ValueError(f"model={spec!r}: {scheme!r} is not a known source; give {_FORMS}")
+        hint = f" (timm's is timm:{spec})" if scheme in _TIMM_SOURCES else ""
+        raise ValueError(f"model={spec!r}: {scheme!r} is not a known source{hint}; give {_FORMS}")
     try:
         model = build(name, pretrained, kwargs)
     except TypeError as error:
@@ -138,6 +145,8 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
         spec = f"local:{path}"
     elif _REPOSITORY.fullmatch(spec) and not path.parent.is_dir():  # in a folder that is here: a name mistyped
         return _from_hub(spec, kwargs).eval()
+    elif spec and path.exists() and not path.is_dir():
+        raise ValueError(f"model: {spec} is a device or a pipe; give a folder, or the file of a checkpoint")
     elif names_folder(spec):
         raise MissingData(f"model: there is no folder or file {spec}")
     return resolve_model(spec, pretrained=True, **kwargs).eval()
@@ -227,6 +236,8 @@ def model_folder(folder: str | Path) -> Path:
     for candidate in (path, path / "model"):
         if (candidate / "config.json").is_file():
             return candidate
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"model: {path} is no folder; give that of a model, or a run")
     if not path.is_dir():
         of_hub = _REPOSITORY.fullmatch(str(folder)) and not path.parent.is_dir()
         hint = f"; a model of the Hugging Face hub is given as hf:{folder}" if of_hub else ""
@@ -361,17 +372,34 @@ def _build_factory(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
+        if "unexpected keyword argument 'pretrained'" in str(error):
+            raise ValueError(
+                f"model={spec!r}: {attribute} has no argument `pretrained`, by which it would load weights; build it "
+                "without, or give it weights"
+            ) from error
         if "unexpected keyword argument" in str(error):
             raise  # said by whoever asked
-        raise ValueError(
-            f"model={spec!r}: {attribute} cannot be called with {arguments or 'nothing'}: {error}"
-        ) from error
-    except ValueError:
-        pass  # of compiled code the signature may be unknown
+        given = ", ".join(kwargs) or "no arguments"
+        raise ValueError(f"model={spec!r}: {attribute} cannot be called with {given}: {error}") from error
+    except ValueError:  # of compiled code the signature may be unknown
+        factory = _compiled(factory, spec)
     model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={spec!r}: {attribute} returned a {type(model).__name__}, not an nn.Module")
     return model
+
+
+def _compiled(factory: Callable[..., Any], spec: str) -> Callable[..., Any]:
+    """A factory whose signature only a call tells."""
+
+    def call(**arguments: Any) -> Any:
+        try:
+            return factory(**arguments)
+        except TypeError as error:
+            given = ", ".join(arguments) or "no arguments"
+            raise ValueError(f"model={spec!r}: cannot be called with {given}: {first_line(error)}") from error
+
+    return call
 
 
 def _is_import_path(text: str) -> bool:

@@ -88,7 +88,7 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
     if needed or foreign:
         source, here = family_of(state), family_of(expected)
         if source is not None and source != here:
-            way = " or, for a classifier, `unrolled finetune` it without --model" if source == MASKED else ""
+            way = " or, for a classifier, `unrolled finetune` it without model=" if source == MASKED else ""
             raise ValueError(
                 f"weights: {path} belongs to another architecture than {type(model).__name__}: these are weights of "
                 f"{source}{f', and the model is {here}' if here else ''}; give the model they are of{way}"

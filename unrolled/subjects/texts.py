@@ -64,7 +64,7 @@ def reads_text(options: Any) -> bool:
 
 
 def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReader:
-    """The model of texts that a string names: a run or folder, a name of a language model, `hf:NAME`.
+    """The model of texts that a string names: a run or folder, a language model's name, `hf:`, `st:` or `given:NAME`.
 
     Args:
         choice: the model and how it is opened. A name has random weights and reads bytes.
@@ -100,10 +100,12 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
             return _ours(load_language_model(folder), load_tokenizer(folder))
         if "model_type" in config:
             scheme, rest = "hf", str(folder)
+    if scheme in ("given", "st"):
+        return _encoder(choice.model, getattr(choice, "data_dir", None))
     if scheme != "hf":
         raise ValueError(
-            f"model: {choice.model} does not read text; give a run on text, a language model of `unrolled list`, or "
-            "hf:NAME"
+            f"model: {choice.model} does not read text; give a run on text, a language model of `unrolled list`, "
+            "hf:NAME, st:NAME or given:NAME"
         )
     return _hugging_face(choice.model, rest, stack)
 
@@ -117,6 +119,26 @@ def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:
     return TextReader(
         module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random,
         bytes_of=tokenizer.bytes_of,
+    )  # fmt: skip
+
+
+def _encoder(spec: str, data_dir: Path | None) -> TextReader:
+    """A model that comes with a tokenizer of whole texts, as `unrolled.models.encoders` opens it."""
+    from unrolled.models.encoders import open_encoder
+
+    encoder = open_encoder(spec, "text", data_dir=data_dir)
+    collate: Any = encoder.collate
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = collate([text])["input_ids"][0].tolist()
+        return ids
+
+    def pieces(text: str) -> list[int]:
+        raise ValueError(f"--data: {spec} reads texts by themselves; give --text or --texts")
+
+    return TextReader(
+        module=encoder.module, encode=encode, pieces=pieces, limit=None, argument="input_ids",
+        causal=type(encoder.module).__name__.endswith("ForCausalLM"),
     )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ def open_writer(spec: str) -> Writer:
         MissingExtra: transformers is needed and not installed.
         ValueError: it is none, or one that cannot continue a text.
     """
+    from unrolled.catalogue import catalogue
     from unrolled.models.encoder import is_language_config, load_language_model
     from unrolled.models.resolve import model_folder
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
@@ -70,6 +71,8 @@ def open_writer(spec: str) -> Writer:
                 f"model: {spec} is a size, with random weights and no tokenizer; train one (`unrolled train --task lm "
                 f"--model {spec}`) and give its folder"
             )
+        if scheme in ("timm", "st") or spec.partition(".")[0] in catalogue():
+            raise ValueError(f"model: {spec} writes no text; give a run on text, or hf:NAME of the Hugging Face hub")
         raise ValueError(f"model: {spec} is no folder; give that of a run on text, or hf:NAME of the Hugging Face hub")
     folder = model_folder(rest)
     config = read_object(folder / "config.json")

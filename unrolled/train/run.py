@@ -171,7 +171,7 @@ def model_of(config: ImageConfig) -> dict[str, Any]:
             given = check_model_args(description.get("model_args") or {}, f"{described}: model_args")
             arguments = {k: v for k, v in given.items() if k not in decided and v is not None}
             return {"model": description["architecture"], "model_args": {**arguments, **config.model_args}}
-    raise ValueError(f"model: {weights} does not say what it is the weights of; give --model NAME")
+    raise ValueError(f"model: {weights} does not say what it is the weights of; give model=")
 
 
 @dataclass(kw_only=True)

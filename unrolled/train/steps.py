@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import TrainingStopped
-from unrolled.terminal import say
+from unrolled.terminal import as_typed, say
 from unrolled.train import engine
 from unrolled.train.checkpoint import disk_error
 from unrolled.train.config import RunConfig
@@ -42,6 +42,8 @@ class Schedule(NamedTuple):
     """The run does: earlier with `max_steps`."""
     warmup: int
     eval_every: int
+    in_steps: bool = False
+    """The warm-up was given in steps."""
 
     @classmethod
     def of(cls, config: RunConfig, per_epoch: int) -> Schedule:
@@ -54,15 +56,17 @@ class Schedule(NamedTuple):
             last=min(total, config.max_steps or total),
             warmup=round(config.warmup_epochs * per_epoch) if warmup is None else warmup,
             eval_every=config.eval_steps(per_epoch),
+            in_steps=warmup is not None,
         )
 
     def notes(self) -> list[str]:
         """Of a warm-up that the run never leaves."""
         if self.warmup <= self.last:
             return []
+        shorter = "fewer warmup_steps" if self.in_steps else "a smaller warmup_epochs"
         return [
             f"note: the warm-up of {self.warmup:,} steps is longer than the run of {self.last:,}: the learning rate "
-            f"ends at {self.last / self.warmup:.0%} of its peak; give the warm-up fewer epochs, or steps"
+            f"ends at {self.last / self.warmup:.0%} of its peak; give {shorter}"
         ]
 
 
@@ -117,7 +121,7 @@ def run_steps(
     show = main and not config.quiet
     progress = Progress(total=last, start=start, batch_size=task.step_units, show=show, unit=task.unit)
     stop = StopRequest()
-    for note in [*task.notes(), *schedule.notes()]:
+    for note in map(as_typed, [*task.notes(), *schedule.notes()]):
         if main and config.quiet and note.startswith("note: "):  # no progress, but what the numbers mean
             say(note)
         progress.note(note)

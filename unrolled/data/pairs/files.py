@@ -250,7 +250,7 @@ def _hub_pairs(datasets: Any, table: Any, title: str, options: dict[str, str]) -
         raise ValueError(f"{title}: has no column of texts; its columns are {columns_of(table)}")
     if not preferred and len(texts) > 1:
         raise ValueError(
-            f"{title}: has several columns of texts ({', '.join(texts)}); say which it is (--data {title},text=COLUMN)"
+            f"{title}: has several columns of texts ({', '.join(texts)}); say which it is (data='{title},text=COLUMN')"
         )
     image = "image" if "image" in images else images[0]
     if "image" in options and (image := column_called(table, title, "image", options["image"])) not in images:

@@ -61,7 +61,7 @@ class Kept:
         if self._seen.setdefault(batch, digest) != digest:
             raise ValueError(
                 f"model, data: {self._path} has scores of an unfinished sweep of another model or of other data, of "
-                "the same names; remove the file to begin again, or choose another --out"
+                "the same names; remove the file to begin again, or choose another out="
             )
         if not any(key[0] == batch for key in self._found):
             self._write([batch, digest])
@@ -112,12 +112,12 @@ class Kept:
         except (ValueError, TypeError, RecursionError) as error:
             raise CorruptFile(f"{path}: is damaged; remove it to begin again") from error
         if not isinstance(known, dict) or known.get("format") != _FORMAT:
-            raise CorruptFile(f"{path}: is not the scores of a sweep; remove it, or choose another --out")
+            raise CorruptFile(f"{path}: is not the scores of a sweep; remove it, or choose another out=")
         for key in [*wanted, *(key for key in known if key not in wanted)]:
             if known.get(key) != wanted.get(key):
                 raise ValueError(
                     f"{key.replace('_', '-')}: {path} has scores of an unfinished sweep with {_said(known.get(key))}, "
-                    f"not {_said(wanted.get(key))}; give what it began with, remove the file, or choose another --out"
+                    f"not {_said(wanted.get(key))}; give what it began with, remove the file, or choose another out="
                 )
         if len(whole) < len(data):
             with path.open("r+b") as file:

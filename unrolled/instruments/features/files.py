@@ -90,7 +90,7 @@ def check_same_samples(left: Rows, right: Rows, a: str, b: str) -> None:
     if left.indices is not None and right.indices is not None and not left.indices.equal(right.indices):
         raise ValueError(
             f"{a} and {b} hold features of different images of {left.data}: they are not paired; extract both with the "
-            "same --images and --on-error"
+            "same images= and on_error="
         )
 
 

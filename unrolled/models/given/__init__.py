@@ -122,7 +122,7 @@ def find_weights(data_dir: str | Path | None) -> Path:
         MissingData: no such folder.
     """
     if data_dir is None:
-        raise MissingData("given models need data_dir: the folder that holds `weights/` (--data-dir)")
+        raise MissingData("given models need data_dir: the folder that holds `weights/`")
     root = Path(data_dir).expanduser()
     folder = root / "weights" if (root / "weights").is_dir() else root
     if not folder.is_dir():

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from unrolled.ops.mesa_solve.autograd import MesaFunction, Solver, residual, run
-from unrolled.ops.mesa_solve.chunk import MAX_REACH, Carry, Imprecise, Problem
+from unrolled.ops.mesa_solve.chunk import MAX_REACH, Carry, Problem
+from unrolled.ops.mesa_solve.condition import Imprecise
 from unrolled.ops.mesa_solve.fla import fla_mesa
 from unrolled.ops.mesa_solve.inputs import Inputs, MesaState, check, check_finite, check_output, check_size, widened
 from unrolled.ops.mesa_solve.packed import solve_packed
@@ -83,13 +84,13 @@ def mesa(
     differentiation, in O(t) memory; they are those of the exact solution.
 
     Errors grow with the condition number of H + ridge, (largest eigenvalue of H + ridge) / (smallest, at least the
-    ridge), about as 1e-7 times it in float32, as far as float32 can tell. Where rounding may leave more than a
-    thousandth of a query, by a bound on the condition number or by the size of the solutions and what is measured
-    to be left, all is done again in float64, and then by one factorisation a step in float64, which costs 2 to 10
-    times as much. A returned state is float64 then, so that later steps go on in it. Where float64 does not hold a
-    system either (condition numbers beyond about 1e12) there is no answer but an error, unless the residual is
-    asked for, which shows how far off it is. Gradients are treated alike. Whoever sets `steps` asked for an
-    approximation and gets it.
+    ridge), about as 1e-7 times it in float32. Where it may exceed 8e3, and the query does not lie among the keys well
+    enough to do without, all is done again in float64, and then by one factorisation a step in float64, which costs 2
+    to 10 times as much. A returned state is float64 then, so that later steps go on in it. Where float64 does not hold
+    a system either (condition numbers beyond 3e11, scaled to a unit diagonal or not) there is no answer but an error,
+    unless the residual is asked for, which shows how far off it is. Gradients, and states in float32, depend on more
+    than one query and are held to the condition number alone. Whoever sets `steps` asked for an approximation and gets
+    it. See `mesa_solve.condition`.
 
     In a graph (`torch.export`, `torch.jit.trace`, FX) nothing can be decided by values: there the solve is `steps`
     conjugate gradients, as many as the keys are wide for None, without a certificate.
@@ -360,10 +361,12 @@ def _solve(
     carry = Carry(inputs.statistics, inputs.ridge_scale)
     tensors = (inputs.q, inputs.k, inputs.v, inputs.ridge, inputs.decay, inputs.gate, *_fields(carry))
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    # gradients need the solutions themselves, and queries yet to come all that float32 statistics should hold
+    solver = replace(solver, strict=differentiable or (return_state and inputs.dtype == torch.float32))
     inverse: Tensor | None = None
     solutions: Tensor | None
     if solver.method == "reference":
-        outputs, solutions, *last = reference(problem, inputs.q, carry, solver.guard)
+        outputs, solutions, *last = reference(problem, inputs.q, carry, solver.guard, solver.strict)
     elif differentiable:
         outputs, *last, solutions = MesaFunction.apply(*tensors, ridge_decays, solver)
     elif solver.method == "recurrent" and inputs.q.shape[1] == 1:

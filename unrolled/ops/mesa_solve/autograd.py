@@ -25,7 +25,6 @@ from unrolled.ops.mesa_solve.chunk import (
     MAX_DRIFT,
     SAFE_GROWTH,
     Carry,
-    Imprecise,
     Problem,
     Segment,
     Woodbury,
@@ -34,6 +33,7 @@ from unrolled.ops.mesa_solve.chunk import (
     segments,
     triton_kernels,
 )
+from unrolled.ops.mesa_solve.condition import Imprecise, solve_each, trust_each
 from unrolled.ops.mesa_solve.recurrent import sherman_morrison, starting_inverse
 
 # numbers in the systems that "dense" forms at once
@@ -52,6 +52,7 @@ class Solver:
         tolerance: of conjugate gradients, relative.
         kernel: as in `Problem`.
         guard: raise `Imprecise` rather than return solutions that may mean nothing.
+        strict: the guard is for the solutions themselves, as gradients need them, and for what any query would read.
     """
 
     method: str
@@ -61,6 +62,7 @@ class Solver:
     tolerance: float
     kernel: str = "torch"
     guard: bool = True
+    strict: bool = False
 
     def dense(self, n: int, width: int) -> Solver:
         """One factorisation a step for n sequences of keys of this width: the last resort, held to a bounded memory."""
@@ -73,15 +75,24 @@ class Solver:
         Raises:
             Imprecise: a solution may mean nothing, and `guard` is set.
         """
+        if self.method == "dense":
+            return self._solve_each(segment, rhs)
         x, stable = self._solve(segment, rhs, exact)
         if self.guard and not segment.is_safe():
-            certify(segment, rhs, x, stable, self.tolerance)
+            certify(segment, rhs, x, stable, self.tolerance, self.strict)
+        return x
+
+    def _solve_each(self, segment: Segment, rhs: Tensor) -> Tensor:
+        systems = segment.systems()
+        x = solve_each(systems, rhs)
+        if self.guard:
+            kept = None if segment.forgotten is None else segment.forgotten[..., None]
+            if not bool(trust_each(systems, segment.ridges, x, self.strict, kept).all()):
+                raise Imprecise
         return x
 
     def _solve(self, segment: Segment, rhs: Tensor, exact: bool) -> tuple[Tensor, bool]:
         """Solutions, and whether the way to them loses no more digits than the systems themselves."""
-        if self.method == "dense":
-            return torch.linalg.solve_ex(segment.systems(), rhs)[0], True
         if self.method == "recurrent":
             inverse = starting_inverse(segment)
             update = lambda r: sherman_morrison(segment, r, inverse)[0]  # noqa: E731

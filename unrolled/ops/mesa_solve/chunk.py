@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from unrolled.errors import MissingExtra
+from unrolled.ops.mesa_solve.condition import CREDIBLE, Imprecise, conditioned, norm_of_inverse, row_bound, share
 
 # -log of the largest forgetting across one chunk that costs block Woodbury no more than half of float32's digits
 MAX_REACH = 8.0
@@ -30,21 +31,8 @@ MAX_REACH = 8.0
 MAX_DRIFT = 4.0
 # growth of a chunk (see Woodbury.growth) up to which solutions need no refinement
 SAFE_GROWTH = 128.0
-# what rounding may leave of a right-hand side in a solution that is trusted: ten bits
-SHARE = 2.0**-10
-# the same in float64, after which nothing comes; an output may be far smaller than the solution that it is read off
-LAST_SHARE = SHARE / 128
 # width at which LAPACK's unblocked Cholesky is as fast as one in halves
 _LEAF = 32
-
-
-def share(dtype: torch.dtype) -> float:
-    """What rounding may leave of a right-hand side in a solution of this precision."""
-    return LAST_SHARE if dtype == torch.float64 else SHARE
-
-
-class Imprecise(ArithmeticError):
-    """Solutions may mean nothing in this precision: the systems are too close to singular for it."""
 
 
 @dataclass
@@ -128,22 +116,31 @@ class Segment:
         return scale[..., None] * self.ridge[:, :, None, :]
 
     @property
-    def norm(self) -> Tensor:
-        """At least |H_t + diag(ridge_t)| for all steps of a chunk, [n, c]: the trace of what can add up to H."""
-        grown = torch.linalg.vector_norm(self.keys, dim=(-2, -1)).square()
-        grown = grown if self.gate is None else grown * self.gate.amax(-1)
-        start = self.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return start + grown + self.ridge_scale * self.ridge.amax(-1)
+    def grown(self) -> Tensor:
+        """At least the norm of what a chunk's pairs and the ridge add to H, [n, c]."""
+        pairs = torch.linalg.vector_norm(self.keys, dim=(-2, -1)).square()
+        pairs = pairs if self.gate is None else pairs * self.gate.amax(-1)
+        return pairs + self.ridge_scale * self.ridge.amax(-1)
+
+    @property
+    def least(self) -> Tensor:
+        """The least ridge of a chunk, [n, c]."""
+        least = self.ridge_scale * self.ridge.amin(-1)
+        return least if self.log_decay is None or not self.ridge_decays else least * self.log_decay[..., -1].exp()
 
     def is_safe(self) -> bool:
-        """Whether no system of these is too close to singular, whatever its right-hand side."""
-        least = self.ridge_scale * self.ridge.amin(-1)
-        if self.ridge_decays and self.log_decay is not None:
-            least = least * self.log_decay[..., -1].exp()
-        condition = (self.norm / least).amax()  # a bound that nothing comes near; a NaN is not safe
-        if self.forgotten is not None:
-            condition = torch.where(self.forgotten.any(), torch.inf, condition)
-        return float(condition) <= 4 * share(self.keys.dtype) / torch.finfo(self.keys.dtype).eps
+        """Whether no system of these is too close to singular, by its ridge alone."""
+        if self.forgotten is not None and bool(self.forgotten.any()):
+            return False
+        return conditioned(self.gram, self.grown, 1 / self.least)
+
+    def weakest(self) -> Tensor:
+        """What is left of each chunk's first system at its end, [n, c, d, d]: no system of the chunk is below it."""
+        ridge = self.ridge_scale[..., None] * self.ridge
+        if self.log_decay is None:
+            return self.gram + torch.diag_embed(ridge)
+        left = self.log_decay[..., -1, None].exp()
+        return self.gram * left[..., None] + torch.diag_embed(ridge * left if self.ridge_decays else ridge)
 
     def systems(self) -> Tensor:
         """H_t + diag(ridge_t) of every step, [n, c, l, d, d]: for where nothing cheaper will do."""
@@ -193,12 +190,10 @@ class Segment:
         return squares + (start if self.log_decay is None else start * self.log_decay.exp()[..., None])
 
 
-def certify(segment: Segment, rhs: Tensor, x: Tensor, stable: bool, tolerance: float) -> None:
-    """Raise `Imprecise` unless solutions are as good as their precision allows, and that is good enough.
+def certify(segment: Segment, rhs: Tensor, x: Tensor, stable: bool, tolerance: float, strict: bool) -> None:
+    """Raise `Imprecise` unless the solutions of a segment are trusted (see `condition`).
 
-    What rounding of the statistics leaves of a right-hand side, at most their precision times the size of the solution,
-    must be below `share` of it, and what is measured to be left not far above that. Where the norm of the systems does
-    not settle it, they are scaled to a unit diagonal, so that channels of other units do not hide each other.
+    Within a chunk no system is closer to singular than what the chunk's end leaves of its first.
 
     Args:
         segment: the systems.
@@ -206,28 +201,25 @@ def certify(segment: Segment, rhs: Tensor, x: Tensor, stable: bool, tolerance: f
         x: their solutions, [n, c, l, d].
         stable: they came by factors that lose no further digits; then nothing is measured.
         tolerance: what was allowed to be left of a right-hand side.
+        strict: x itself must be right, as gradients need it, not only what is read off it.
     """
-    eps = torch.finfo(x.dtype).eps
-    most = share(x.dtype)
-    kept = segment.forgotten  # where a ridge was kept from decaying further, what is left of it must not matter
-    wrong = eps * segment.norm
-    if kept is not None:
-        wrong = wrong + kept * segment.ridge_scale * segment.ridge.amax(-1)
-    settled = bool((wrong[..., None] * _size(x) <= most * _size(rhs)).all())
-    if settled and stable:
-        return
-    if not settled and x.dtype != torch.float64:
-        raise Imprecise  # float64 decides: scaled or not, an easy channel may hide one that float32 does not hold
-    root = (segment.gram_diagonal() + segment.ridges).sqrt()
-    size, scaled = _size(rhs / root), _size(x * root)
-    rounding = eps * x.shape[-1] ** 0.5 * scaled
-    # by what the scaled system makes of the solution's own direction: one channel that is easy must not hide the others
-    trusted = rounding * scaled <= most * (rhs * x).sum(-1)
-    if kept is not None:
-        trusted &= kept[..., None] * _size(segment.ridges * x / root) <= most * size
+    eps, most = torch.finfo(x.dtype).eps, share(x.dtype)
+    inverse = norm_of_inverse(segment.weakest())
+    wrong = eps * (
+        torch.minimum(segment.gram.diagonal(dim1=-2, dim2=-1).sum(-1), row_bound(segment.gram)) + segment.grown
+    )
+    if segment.forgotten is not None:  # where a ridge was kept from decaying further, what is left must not matter
+        wrong = wrong + segment.forgotten * segment.ridge_scale * segment.ridge.amax(-1)
+    image = segment.apply_gram(x)
+    left = wrong[..., None] * _size(x)
+    trusted = (wrong * inverse <= most)[..., None].expand(left.shape)
     if not stable:
-        error = rhs - segment.apply_gram(x).addcmul_(segment.ridges, x)
-        trusted &= _size(error / root) <= max(1024 * eps, 2 * tolerance) * size + 64 * rounding
+        error = _size(rhs - torch.addcmul(image, segment.ridges, x))
+        trusted = trusted & (error <= max(1024 * eps, 2 * tolerance) * _size(rhs) + left)
+        left = left + error
+    if not strict:
+        inverse = torch.where(wrong * inverse <= CREDIBLE, inverse, 1 / segment.least)
+        trusted = trusted | (left * inverse.sqrt()[..., None] <= most * (x * image).sum(-1).clamp_min(0).sqrt())
     if not bool(trusted.all()):
         raise Imprecise
 

@@ -22,7 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unrolled.ops.mesa_solve.chunk import SAFE_GROWTH, Carry, Problem, cholesky, segments, share
+from unrolled.ops.mesa_solve.chunk import SAFE_GROWTH, Carry, Problem, cholesky, segments
+from unrolled.ops.mesa_solve.condition import conditioned, norm_of_inverse
 
 # chunks whose running sums are one product with a triangle of ones; beyond, a cumulative sum
 _SHORT_SUM = 32
@@ -71,6 +72,7 @@ def predict(
     outputs = queries.new_empty(n, steps, problem.values.shape[-1], dtype=dtype)
     statistics = torch.empty_like(carry.statistics)
     scratch = _Scratch(outputs)
+    passed: list[tuple[slice, Tensor, Tensor]] = []  # heads, statistics before a block, and after it
     block = max(1, per_segment // max(1, steps // chunk))
     for top in range(0, n, block):
         heads = slice(top, top + block)
@@ -84,12 +86,21 @@ def predict(
             if problem.gate is not None:
                 root = problem.gate[heads, span].reshape(-1, length, 1).sqrt()
                 k, v = k * root, v * root
+            before = state
             state, starts = _running_sums(k, v, state, scratch)
+            passed.append((heads, before, state))
             out = _block(q, k, v, starts, ridge[heads], scratch)
             if out is None:
                 return None
             outputs[heads, span] = out.view(-1, count * length, out.shape[-1])
         statistics[heads] = state
+    width = ridge.shape[-1]
+    least, largest = ridge.aminmax(dim=-1)
+    if not conditioned(statistics[:, -width:], largest, 1 / least):  # nothing decays: the last systems are the largest
+        for heads, start, end in passed:
+            inverse = norm_of_inverse(start[:, -width:] + torch.diag_embed(ridge[heads]))
+            if not conditioned(end[:, -width:], largest[heads], inverse):
+                return None
     return outputs, Carry(statistics, carry.ridge_scale)
 
 
@@ -113,17 +124,13 @@ def _running_sums(k: Tensor, v: Tensor, state: Tensor, scratch: _Scratch) -> tup
 
 
 def _block(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ridge: Tensor, scratch: _Scratch) -> Tensor | None:
-    """Outputs of independent chunks, [n c, l, e]; `starts` is overwritten. None if the chunks grow too much, or if a
-    system is too close to singular."""
+    """Outputs of independent chunks, [n c, l, e]; `starts` is overwritten. None if the chunks grow too much."""
     length, e = v.shape[-2:]
     gram = starts[..., e:, :]
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     # as in Woodbury: a ridge below the rounding error of the statistics cannot be told from zero
-    eps = torch.finfo(gram.dtype).eps
-    diagonal.add_(torch.maximum(ridge[:, None], eps * diagonal))
+    diagonal.add_(torch.maximum(ridge[:, None], torch.finfo(gram.dtype).eps * diagonal))
     upper = cholesky(gram.flatten(0, 1)).mT
-    # squared pivots are at least the least eigenvalue, and rarely far from it
-    condition = (diagonal.flatten(0, 1) / upper.diagonal(dim1=-2, dim2=-1).square()).amax(-1)
     keys, reads, cross = (
         torch.linalg.solve_triangular(upper, z, upper=True, left=False)
         for z in (k, q, starts[..., :e, :].flatten(0, 1))
@@ -136,13 +143,9 @@ def _block(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ridge: Tensor, scrat
     diag = inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
     # M is positive definite, so its trace bounds its norm, which is dearer; ~(<=) also stops what is not finite
     trace = diag.sum(-1)
-    condition *= trace / length
-    most = share(gram.dtype) / (16 * eps * gram.shape[-1] ** 0.5)
-    large = ~((trace <= SAFE_GROWTH) & (condition <= most))
-    if bool(large.any()):
-        grown = float(inner[large].abs().sum(-1).amax())
-        if not (grown <= SAFE_GROWTH and float(condition.amax()) <= most):
-            return None
+    large = ~(trace <= SAFE_GROWTH)
+    if bool(large.any()) and not float(inner[large].abs().sum(-1).amax()) <= SAFE_GROWTH:
+        return None
     torch.sub(v, errors, out=errors)
     white = torch.linalg.solve_triangular(
         cholesky(inner).mT, table[..., length:].mT, upper=True, left=False

@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unrolled.ops.mesa_solve.chunk import Carry, Imprecise, Problem, Segment, certify, cholesky, load, share
+from unrolled.ops.mesa_solve.chunk import Carry, Problem, Segment, cholesky, load
+from unrolled.ops.mesa_solve.condition import Imprecise, conditioned, solve_each, trust_each
 
 
-def reference(problem: Problem, queries: Tensor, carry: Carry, guard: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def reference(
+    problem: Problem, queries: Tensor, carry: Carry, guard: bool, strict: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One dense solve per step, differentiated by autograd in O(t d^2) memory: what every other method must equal.
 
     Returns:
         outputs [n, t, e], solutions [n, t, d], and the last statistics and ridge scale.
 
     Raises:
-        Imprecise: a solution may mean nothing (see `certify`), and `guard` is set. A pivot that is zero
+        Imprecise: a solution may mean nothing (see `trust_each`), and `guard` is set. A pivot that is zero
             on one machine is not on another, so none is looked at.
     """
     dtype = problem.ridge.dtype
@@ -23,7 +26,6 @@ def reference(problem: Problem, queries: Tensor, carry: Carry, guard: bool) -> t
     statistics, ridge_scale = carry.statistics, carry.ridge_scale
     outputs, solutions = [], []
     trusted = torch.ones_like(ridge_scale, dtype=torch.bool)
-    rounding = torch.finfo(dtype).eps * q.shape[-1] ** 0.5
     for t in range(q.shape[1]):
         if problem.decay is not None:
             decay = problem.decay[:, t]
@@ -32,19 +34,14 @@ def reference(problem: Problem, queries: Tensor, carry: Carry, guard: bool) -> t
         pair = torch.cat([v[:, t], k[:, t]], dim=-1)[:, :, None] * k[:, t, None, :]
         statistics = statistics + (pair if problem.gate is None else pair * problem.gate[:, t, None, None])
         cross, gram = statistics.split([v.shape[-1], k.shape[-1]], dim=1)
-        system = gram + torch.diag_embed(ridge_scale[:, None] * problem.ridge)
-        solution = torch.linalg.solve_ex(system, q[:, t])[0]
-        with torch.no_grad():
-            diagonal = system.diagonal(dim1=-2, dim2=-1)
-            if dtype == torch.float64:
-                left = rounding * (solution.square() * diagonal).sum(-1)
-                trusted &= left <= share(dtype) * (q[:, t] * solution).sum(-1)
-            else:  # see `certify`; the trace is a bound that the norm stays well below, as in `Segment.is_safe`
-                left = torch.finfo(dtype).eps * diagonal.sum(-1) * torch.linalg.vector_norm(solution, dim=-1)
-                trusted &= left <= 4 * share(dtype) * torch.linalg.vector_norm(q[:, t], dim=-1)
+        ridges = ridge_scale[:, None] * problem.ridge
+        system = gram + torch.diag_embed(ridges)
+        solution = solve_each(system, q[:, t])
+        if guard:
+            trusted &= trust_each(system, ridges, solution, strict)
         solutions.append(solution)
         outputs.append((cross @ solution[..., None])[..., 0])
-    if guard and not bool(trusted.all()):
+    if not bool(trusted.all()):
         raise Imprecise
     return torch.stack(outputs, 1), torch.stack(solutions, 1), statistics, ridge_scale
 
@@ -99,38 +96,41 @@ def decode_step(
         outputs [n, 1, e], solutions [n, 1, d], the carry and the inverse [n, d, d] after the step.
 
     Raises:
-        Imprecise: a fresh inverse errs as much, or the solution may mean nothing (see `certify`).
+        Imprecise: a fresh inverse errs as much, or the solution may mean nothing (see `condition`).
     """
     segment, after = load(problem, carry, 0, 1, 1)
     rhs = queries[:, None].to(problem.ridge.dtype)
     size = torch.linalg.vector_norm(rhs, dim=-1)
-    # what rounding of the statistics may leave of a right-hand side, for a unit solution: the trace bounds the norm
-    rounding = torch.finfo(rhs.dtype).eps / share(rhs.dtype) * _trace(segment, after)[:, None, None]
     fresh = inverse is None
     before = starting_inverse(segment) if inverse is None else inverse
     while True:
         x, inverse = sherman_morrison(segment, rhs, before)
         error = rhs - segment.apply_gram(x) - segment.ridges * x
-        wrong = error
-        if segment.forgotten is not None:  # where it was kept, what is left of the ridge must not matter
-            wrong = wrong.abs() + segment.forgotten[..., None, None] * (segment.ridges * x).abs()
-        wrong = torch.linalg.vector_norm(wrong, dim=-1)
-        if bool((torch.maximum(1e3 * wrong, rounding * torch.linalg.vector_norm(x, dim=-1)) <= size).all()):
-            break
-        if bool((wrong <= 1e-3 * size).all()):
-            certify(segment, rhs, x + error @ inverse[:, None], False, 0.0)
+        wrong = torch.linalg.vector_norm(error, dim=-1)
+        if float((1e3 * wrong - size).amax()) <= 0:  # which NaN is not
             break
         if fresh:
             raise Imprecise
         before, fresh = starting_inverse(segment), True
     x = x + error @ inverse[:, None]
+    if not _is_conditioned(segment, after, inverse):
+        if rhs.dtype != torch.float64:
+            raise Imprecise  # in float64 the next steps are cheap again
+        systems = segment.systems()
+        kept = None if segment.forgotten is None else segment.forgotten[..., None]
+        if not bool(trust_each(systems, segment.ridges, x, False, kept).all()):
+            raise Imprecise
     return segment.read(x)[:, 0], x[:, 0], after, inverse
 
 
-def _trace(segment: Segment, after: Carry) -> Tensor:
-    """A bound of the norm of H + diag(ridge) after the only step of a segment, [n]."""
+def _is_conditioned(segment: Segment, after: Carry, inverse: Tensor) -> bool:
+    """Whether the system after the only step of a segment is no closer to singular than its precision holds."""
     gram = after.statistics[:, segment.width :]
-    return torch.addcmul(gram.diagonal(dim1=-2, dim2=-1).sum(-1), after.ridge_scale, segment.ridge[:, 0].amax(-1))
+    least, largest = segment.ridge[:, 0].aminmax(dim=-1)
+    least, largest = after.ridge_scale * least, after.ridge_scale * largest
+    if segment.forgotten is not None:  # where it was kept from decaying further, what is left of it must not matter
+        largest = largest + segment.forgotten[:, 0] * largest / torch.finfo(largest.dtype).eps
+    return conditioned(gram, largest, 1 / least) or conditioned(gram, largest, inverse.abs().sum(-1).amax(-1))
 
 
 def _single_decays(segment: Segment) -> Tensor:

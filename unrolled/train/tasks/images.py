@@ -191,6 +191,6 @@ def _seen_small(native: tuple[int, int, int] | None, size: tuple[int, int], conf
     if config.image_size is not None:
         return f"{note}, as image_size={config.image_size} says"
     if "_patch2_8" not in config.model:
-        return f"{note}; another --model may see more of them"
+        return f"{note}; another model may see more of them"
     sees = "all of them" if max(native[1:]) <= 32 else "32 x 32"
-    return f"{note}; --model {config.model.replace('_patch2_8', '_patch4_32')} sees {sees}"
+    return f"{note}; model={config.model.replace('_patch2_8', '_patch4_32')!r} sees {sees}"
