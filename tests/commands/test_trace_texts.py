@@ -51,6 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save: Any = build_language_model(config).save_pretrained
     save(root / "ours")
     CharacterTokenizer.of(text).save(root / "ours" / "tokenizer.json")
+    save(root / "mixed-up")
+    (root / "mixed-up" / "SHA256SUMS").unlink(missing_ok=True)
+    CharacterTokenizer.of(text + "ÄÖÜ").save(root / "mixed-up" / "tokenizer.json")
     return root
 
 
@@ -152,6 +155,8 @@ def test_random_weights_are_called_so_at_the_top(folder: Path, capsys: Capture) 
         (["hf:ROOT/gpt2", "--text", "cat", "--stack", "decoder"], 2, "--stack"),
         (["hf:ROOT/gpt2", "--text", "cat", "--length", "0"], 2, "--length"),
         (["crate_nano_patch2_8", "--text", "cat"], 2, "does not read text"),
+        (["ROOT/mixed-up", "--text", "line 1"], 2, "not of one run"),
+        (["hf:ROOT/mixed-up", "--text", "line 1"], 2, "not of one run"),
         (["gpt2"], 2, "did you mean hf:gpt2?"),
         (["distilbert-base-uncased"], 2, "did you mean hf:distilbert-base-uncased?"),
         (["meta-llama/Llama-3.2-1B"], 3, "is given as hf:meta-llama/Llama-3.2-1B"),
