@@ -17,7 +17,6 @@ from unrolled.commands.sweep import (
     kept_for,
     positions_of,
     predicted,
-    rows_of,
     score_for,
 )
 from unrolled.harness import Run
@@ -157,7 +156,7 @@ def _sweep(
     )  # fmt: skip
     result = {
         "model": options.model, **said, "change": options.change, "score": options.score, "unchanged": effects.score,
-        "places": rows_of(effects),
+        "places": effects.records(),
     }  # fmt: skip
     label = causal.scores.SCORES[str(options.score)].words
     text = f"{table(*cells_of(effects))}\n{label} without a change: {effects.score:.4f}"
