@@ -135,19 +135,6 @@ def test_docstrings_have_examples() -> None:
     assert len(EXAMPLES) >= 4
 
 
-def test_every_metric_is_a_function_too_and_in_the_help() -> None:
-    """CONTRIBUTING: a metric is a class, a plain function, a name in `__all__` and a word of the help."""
-    from unrolled import alignment
-    from unrolled.alignment import registry
-
-    page = cli.build(["align"])["align"].assemble_argument_collection(parse_docstring=True)
-    help_ = next(argument.parameter.help or "" for argument in page if "--metric" in argument.names)
-    for name, metric in registry.METRICS.items():
-        assert {name, metric.__name__} <= set(registry.__all__), name
-        assert callable(getattr(alignment, name)), name
-        assert re.search(rf"\b{name}\b", help_), name
-
-
 COUNTED = re.compile(r"`(\w+_(?:patch\d+_\d+|nano|base)[\w.]*)`[^|\n]* \| ([\d,]{5,}) \|")
 
 
