@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 from unrolled.errors import require
-from unrolled.figures.escaping import escape
 
 _ITEMS = 8  # of a list that is printed
 _ROWS, _COLUMNS = 40, 12  # of a notebook's table; `frame()` has all
@@ -30,6 +29,8 @@ class Tabular:
         return pandas.json_normalize(self.records())
 
     def _repr_html_(self) -> str:
+        from unrolled.figures.escaping import escape  # its package draws, and needs NumPy
+
         records = self.records()
         names = list(dict.fromkeys(name for record in records[:_ROWS] for name in record))
         shown = names[:_COLUMNS]
