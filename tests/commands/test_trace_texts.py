@@ -74,7 +74,8 @@ def test_texts_of_any_lengths(folder: Path, capsys: Capture) -> None:
     assert "R: coding rate of all tokens of a sample, at Z+half (nats); higher" in said
     assert "0: the same architecture with untrained weights" in said
     assert "random weights" not in page
-    assert "What the columns mean" in page
+    assert page.index("What the columns mean") < page.index(">Numbers<")  # words before numbers
+    assert "From what enters the first layer to what leaves the last Rᶜ changes by" in page
 
 
 def test_a_corpus_shows_what_the_context_does(folder: Path, capsys: Capture) -> None:
