@@ -35,6 +35,9 @@ def said(message: str, *tokens: str) -> str:
         ("width=3 is no flag here", "width=3 is no flag here"),
         ("leave its images out (unknown_classes='skip')", "leave its images out (--unknown-classes skip)"),
         ("give data='hf:o/n,label=a'", "give --data hf:o/n,label=a"),
+        ("model_args={'img_size': 32, 'pre_norm': True} makes one",
+         "--model-args.img-size 32 --model-args.pre-norm true makes one"),
+        ("does not fit; give model_args={'num_classes': ...}", "does not fit; give --model-args.num-classes ..."),
     ],
 )  # fmt: skip
 def test_arguments_are_named_as_flags(message: str, expected: str) -> None:
@@ -59,7 +62,8 @@ def test_notes_begin_with_what_they_are_about() -> None:
     )
 
 
-LIBRARY = ("alignment", "data", "instruments", "layers", "models", "ops", "tasks", "theory", "train", "weights")
+LIBRARY = ("alignment", "data", "explorer", "instruments", "layers", "models", "ops", "studies", "subjects", "tasks",
+           "theory", "train", "weights")  # fmt: skip
 
 
 def said_by(tree: ast.Module) -> Iterator[ast.Constant]:

@@ -85,7 +85,9 @@ def _of_this_package(spec: str, model: Any, folder: Path) -> Writer:
     from unrolled.models.encoder import MaskedLanguageModel
 
     if isinstance(model, MaskedLanguageModel):
-        raise ValueError(f"model: {spec} fills in masked tokens and cannot continue a text; give one of --task lm")
+        raise ValueError(
+            f"model: {spec} fills in masked tokens and cannot continue a text; give one of `unrolled train --task lm`"
+        )
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
