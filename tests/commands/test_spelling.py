@@ -10,6 +10,7 @@ import pytest
 import unrolled
 from unrolled.cli import build, in_flags
 from unrolled.commands.spelling import arguments_of, as_flags
+from unrolled.models.mapping import Options, find_heads
 
 
 def said(message: str, *tokens: str) -> str:
@@ -62,6 +63,13 @@ def test_notes_begin_with_what_they_are_about() -> None:
     )
 
 
+def test_what_convert_needs_to_know_is_a_flag_of_its_own() -> None:
+    with pytest.raises(ValueError, match="is not a published one") as error:
+        find_heads(Options(), 48, 48, {})
+    message = "--heads: the file does not tell, and width 48 is not a published one; give --heads"
+    assert said(str(error.value), "convert", "a.pth", "b") == message
+
+
 LIBRARY = ("alignment", "data", "explorer", "instruments", "layers", "models", "ops", "studies", "subjects", "tasks",
            "theory", "train", "weights")  # fmt: skip
 
@@ -84,3 +92,4 @@ def test_the_library_speaks_of_arguments(part: str) -> None:
             whole = ast.unparse(joined.get(id(node), node))
             flags = re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"`unrolled [^`]*`", "", whole))
             assert not flags or (path.name == "text.py" and "library_name" in whole), (path, flags)
+            assert not re.search(r"\b[a-z_]+=\.\.\.", whole), (path, "dots would be glued to the flag")
