@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from tests.files import disc
 from unrolled import cli
 from unrolled.subjects.pictures import canvas
 
@@ -19,12 +20,8 @@ MODEL = ["--model", "crate_nano_patch4_32"]
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    """A yellow disc on noisy blue, twice as wide as high."""
-    noise = np.random.default_rng(0).integers(0, 40, (60, 120, 3), dtype=np.uint8)
-    image = Image.fromarray(noise + np.array([10, 20, 120], np.uint8))
-    ImageDraw.Draw(image).ellipse((60, 10, 100, 50), fill=(250, 220, 30))
     path = tmp_path / "disc.png"
-    image.save(path)
+    disc().save(path)
     return path
 
 
@@ -75,8 +72,7 @@ def test_clusters_find_the_disc(picture: Path, tmp_path: Path, capsys: pytest.Ca
     assert run("segment", picture, *MODEL, *arguments) == 0
     row = json.loads(capsys.readouterr().out)["images"][0]
     assert row["grid"] == [16, 32]
-    disc = np.pi * 20**2 / (60 * 120)
-    assert min(row["clusters"]) == pytest.approx(disc, abs=0.06)
+    assert min(row["clusters"]) == pytest.approx(np.pi * 20**2 / (60 * 120), abs=0.06)
 
 
 @pytest.mark.parametrize("model", ["timm:test_vit", "crate_mae_nano_patch4_32", "vit_nano_patch4_32"])
@@ -214,9 +210,9 @@ def test_predictions_come_back_as_the_colours_they_are(
     Image.new("RGB", (50, 50), (250, 220, 30)).save(tmp_path / "yellow.png")
     out = tmp_path / "out"
     assert run("complete", picture, tmp_path / "yellow.png", "--model", folder, "--out", out, "--json") == 0
-    disc, yellow = json.loads(capsys.readouterr().out)["images"]
-    assert (opened(out / disc["files"]["prediction"]) == (250, 220, 30)).all()
-    assert disc["psnr"] < disc["psnr_mean_colour"]
+    other, yellow = json.loads(capsys.readouterr().out)["images"]
+    assert (opened(out / other["files"]["prediction"]) == (250, 220, 30)).all()
+    assert other["psnr"] < other["psnr_mean_colour"]
     assert yellow["psnr"] is None, "a completion without error has no finite ratio"
     assert yellow["loss"] == pytest.approx(0, abs=1e-6)
     assert "random" not in (out / "report.html").read_text().split("<h2")[0]
@@ -263,8 +259,8 @@ def test_complete_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("verb", "model", "trained"),
     [
-        (["segment"], "crate_nano_patch4_32.cifar10", True),
-        (["segment"], "crate_nano_patch4_32", False),
+        (["segment", "--method", "attention"], "crate_nano_patch4_32.cifar10", True),
+        (["segment", "--method", "attention"], "crate_nano_patch4_32", False),
         (["explain"], "crate_nano_patch4_32.cifar10", True),
         (["explain"], "crate_nano_patch4_32", False),
     ],
@@ -272,7 +268,8 @@ def test_complete_says_what_is_wrong(
 def test_weights_that_ship_are_not_called_random(
     verb: list[str], model: str, trained: bool, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run([*verb, str(picture), "--model", model, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    name, *flags = verb
+    assert run(name, picture, *flags, "--model", model, "--out", tmp_path / "out") == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert ("The weights are random" in page) is not trained
     assert ("random weights" in capsys.readouterr().err) is not trained

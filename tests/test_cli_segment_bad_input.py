@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.files import encoded
+from tests.files import disc, disc_mask, encoded
 from unrolled import cli
 
 MODEL = ["--model", "crate_nano_patch4_32"]
@@ -24,11 +24,7 @@ def run(*arguments: Any) -> int:
 
 
 def photo(seed: int = 0) -> Image.Image:
-    """A yellow disc on noisy blue, twice as wide as high."""
-    noise = np.random.default_rng(seed).integers(0, 40, (30, 60, 3), dtype=np.uint8)
-    image = Image.fromarray(noise + np.array([10, 20, 120], np.uint8))
-    ImageDraw.Draw(image).ellipse((20, 5, 40, 25), fill=(250, 220, 30))
-    return image
+    return disc(seed, scale=1)
 
 
 def claims(width: int, height: int) -> bytes:
@@ -122,11 +118,9 @@ def marked(tmp_path: Path) -> Path:
     """Two photos of a disc and masks of the discs."""
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
-    mask = Image.new("L", (60, 30))
-    ImageDraw.Draw(mask).ellipse((20, 5, 40, 25), fill=255)
     for i in range(2):
         photo(i).save(tmp_path / "images" / f"{i}.png")
-        mask.save(tmp_path / "masks" / f"{i}.png")
+        disc_mask(scale=1).save(tmp_path / "masks" / f"{i}.png")
     return tmp_path
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from tests.files import disc, disc_mask
 from unrolled import cli
 
 MODEL = ["--model", "crate_nano_patch4_32"]
-DISC = (60, 10, 100, 50)
 
 
 @pytest.fixture
@@ -23,11 +23,7 @@ def marked(tmp_path: Path) -> Path:
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
     for i in range(3):
-        noise = np.random.default_rng(i).integers(0, 40, (60, 120, 3), dtype=np.uint8)
-        photo, mask = Image.fromarray(noise + np.array([10, 20, 120], np.uint8)), Image.new("L", (120, 60))
-        ImageDraw.Draw(photo).ellipse(DISC, fill=(250, 220, 30))
-        ImageDraw.Draw(mask).ellipse(DISC, fill=255)
-        for part, image in {"images": photo, "masks": mask}.items():
+        for part, image in {"images": disc(i), "masks": disc_mask()}.items():
             (image.transpose(Image.Transpose.ROTATE_90) if i == 2 else image).save(tmp_path / part / f"{i}.png")
     return tmp_path
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from unrolled import cli
+from unrolled.commands.options import whole
 from unrolled.train.config import FinetuneConfig, kinds
 
 
@@ -49,6 +50,21 @@ def test_no_flag_is_infinite(verb: str, flag: str, value: str, capsys: pytest.Ca
     needed = {"convert": ["x", "--out", "x"], "segment-eval": ["masks"]}.get(verb, ["x"])
     assert cli.run([verb, *needed, flag, value]) == 2
     assert "must be a finite number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS.keys() - {"demo", "study"}))
+def test_no_whole_number_is_rounded(verb: str) -> None:
+    """cyclopts takes 1.5 for 2."""
+    for argument in cli.build([verb])[verb].assemble_argument_collection():
+        if argument.hint in (int, int | None):
+            assert argument.parameter.converter is whole, argument.name
+
+
+@pytest.mark.parametrize(("value", "message"), [("1.5", "1.5 is no whole number"), ("9" * 30, "is beyond 64 bits")])
+def test_what_is_no_whole_number_is_said(value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["train"], ["trace", "crate_nano_patch2_8"]):
+        assert cli.run([*command, "--seed", value]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_no_argument_of_a_model_is_infinite(capsys: pytest.CaptureFixture[str]) -> None:

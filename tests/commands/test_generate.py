@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,9 @@ def test_the_pieces_of_a_text_are_the_text() -> None:
         (["--temperature", "-1"], "--temperature -1: give 0"),
         (["--prompt", ""], "--prompt '': is no token"),
         (["--prompt", "Zebra"], "--prompt: 2 characters are unknown"),
+        (["--prompt", "a\udcff"], "--prompt: holds bytes that are no UTF-8 text"),
+        (["--tokens", "1.5"], "value for --tokens: 1.5 is no whole number"),
+        (["--seed", "9" * 30], f"{'9' * 30} is beyond 64 bits"),
         (["--device", "mps"], "--device mps"),
     ],
 )
@@ -151,6 +155,25 @@ def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytes
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_ctrl_c_ends_it_in_a_line(tmp_path: Path) -> None:
+    saved(tmp_path, CharacterTokenizer.of("abcdefgh"), layers=("mesa",), positions="none")
+    command = [sys.executable, "-m", "unrolled", "generate", str(tmp_path), "--prompt", "ab", "--tokens", "100000000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment
+    ) as process:
+        assert process.stdout is not None
+        try:
+            process.stdout.read(30)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert b"Traceback" not in error
+    assert error.count(b"\n") <= 1
 
 
 def test_models_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +191,9 @@ def test_models_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("crate_gpt_nano", 2, "unrolled train --task lm --model crate_gpt_nano"),
         ("gpt2", 2, "hf:NAME"),
         (str(tmp_path / "masked"), 2, "cannot continue a text"),
+        ("crate_nano_patch4_32", 2, "writes no text"),
+        ("crate_nano_patch4_32.cifar10", 2, "writes no text"),
+        ("timm:vit_tiny_patch16_224", 2, "writes no text"),
         (str(tmp_path / "image"), 2, "holds no language model"),
         (str(tmp_path / "other"), 2, "not of one run"),
         (str(tmp_path / "without"), 3, "tokenizer.json does not exist"),

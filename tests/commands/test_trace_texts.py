@@ -12,6 +12,7 @@ import torch
 from unrolled import cli
 from unrolled.data.tokens import CharacterTokenizer
 from unrolled.models.encoder import build_language_model
+from unrolled.models.encoders import Encoder
 from unrolled.models.sequence_config import language_config
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "line", "and", "are", "numbers", "cat", *"0123456789"]
@@ -50,6 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save: Any = build_language_model(config).save_pretrained
     save(root / "ours")
     CharacterTokenizer.of(text).save(root / "ours" / "tokenizer.json")
+    save(root / "mixed-up")
+    (root / "mixed-up" / "SHA256SUMS").unlink(missing_ok=True)
+    CharacterTokenizer.of(text + "ÄÖÜ").save(root / "mixed-up" / "tokenizer.json")
     return root
 
 
@@ -70,7 +74,8 @@ def test_texts_of_any_lengths(folder: Path, capsys: Capture) -> None:
     assert "R: coding rate of all tokens of a sample, at Z+half (nats); higher" in said
     assert "0: the same architecture with untrained weights" in said
     assert "random weights" not in page
-    assert "What the columns mean" in page
+    assert page.index("What the columns mean") < page.index(">Numbers<")  # words before numbers
+    assert "From what enters the first layer to what leaves the last Rᶜ changes by" in page
 
 
 def test_a_corpus_shows_what_the_context_does(folder: Path, capsys: Capture) -> None:
@@ -104,6 +109,31 @@ def test_a_tower_is_taken_by_what_it_is_shown(folder: Path, capsys: Capture) -> 
     assert (seen["part"], seen["images"], len(seen["layers"])) == ("vision_model", 4, 2)
 
 
+def test_halves_in_parallel_are_said(folder: Path, capsys: Capture) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24}
+    config = transformers.GPTNeoXConfig(**sizes, vocab_size=len(WORDS))
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(folder / "neox")
+    transformers.AutoTokenizer.from_pretrained(folder / "gpt2").save_pretrained(folder / "neox")
+    found, _, page = answer(folder, capsys, f"hf:{folder / 'neox'}", "--text", "line 1 and 2")
+    assert found["parallel"] == 2
+    assert "both read Z" in page
+
+
+def test_models_with_tokenizers_of_whole_texts(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sentence-transformers and given models have: texts one by one, but no corpus."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24}
+    model = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=99), add_pooling_layer=False).eval()
+    collate: Any = lambda texts: {"input_ids": torch.tensor([[ord(letter) % 99 for letter in texts[0]]])}  # noqa: E731
+    encoder = Encoder(name="st:small", module=model, kind="text", collate=collate)
+    monkeypatch.setattr("unrolled.models.encoders.open_encoder", lambda spec, kind, data_dir: encoder)
+    found, _, _ = answer(folder, capsys, "st:small", "--text", "to be", "or not")
+    assert (found["sequences"], found["tokens"], len(found["layers"])) == (2, 11, 2)
+    assert cli.run(["trace", "st:small", "--data", "tinyshakespeare", "--data-dir", str(folder)]) == 2
+    assert "--data: st:small reads texts by themselves; give --text or --texts" in capsys.readouterr().err
+
+
 def test_random_weights_are_called_so_at_the_top(folder: Path, capsys: Capture) -> None:
     for model, flags in (("crate_gpt_nano", ["--text", "hello"]), ("crate_nano_patch2_8", ["--images", "4"])):
         result, said, page = answer(folder, capsys, model, *flags)
@@ -125,6 +155,8 @@ def test_random_weights_are_called_so_at_the_top(folder: Path, capsys: Capture) 
         (["hf:ROOT/gpt2", "--text", "cat", "--stack", "decoder"], 2, "--stack"),
         (["hf:ROOT/gpt2", "--text", "cat", "--length", "0"], 2, "--length"),
         (["crate_nano_patch2_8", "--text", "cat"], 2, "does not read text"),
+        (["ROOT/mixed-up", "--text", "line 1"], 2, "not of one run"),
+        (["hf:ROOT/mixed-up", "--text", "line 1"], 2, "not of one run"),
         (["gpt2"], 2, "did you mean hf:gpt2?"),
         (["distilbert-base-uncased"], 2, "did you mean hf:distilbert-base-uncased?"),
         (["meta-llama/Llama-3.2-1B"], 3, "is given as hf:meta-llama/Llama-3.2-1B"),

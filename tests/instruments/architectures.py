@@ -67,6 +67,14 @@ HUGGING_FACE = {
     "gemma2": Architecture("Gemma2ForCausalLM", {**_WIDE, **_TEXT, **_GROUPED, "head_dim": 4}),
     "phi3": Architecture("Phi3ForCausalLM", {**_WIDE, **_TEXT, **_GROUPED}),
     "neox": Architecture("GPTNeoXForCausalLM", {**_WIDE, **_TEXT}, parallel=True),
+    "gptj": Architecture("GPTJForCausalLM", {**_GPT2, "rotary_dim": 4}, parallel=True),
+    "phi": Architecture("PhiForCausalLM", {**_WIDE, **_TEXT}, parallel=True),
+    "cohere": Architecture("CohereForCausalLM", {**_WIDE, **_TEXT, **_GROUPED}, parallel=True),
+    "falcon": Architecture("FalconForCausalLM", {**_WIDE, **_TEXT}, parallel=True),
+    "falcon-serial": Architecture(
+        "FalconForCausalLM", {**_WIDE, **_TEXT, "parallel_attn": False, "multi_query": False}
+    ),
+    "bloom": Architecture("BloomForCausalLM", {"hidden_size": 16, "n_layer": 2, "n_head": 4, **_TEXT}),
     "opt": Architecture("OPTForCausalLM", {**_OPT, **_TEXT, **_SHORT}),
     "bert": Architecture("BertForMaskedLM", {**_WIDE, **_TEXT, **_SHORT}, post=True),
     "roberta": Architecture("RobertaForMaskedLM", {**_WIDE, **_TEXT, "max_position_embeddings": 40}, post=True),

@@ -35,8 +35,9 @@ def test_names_mean_the_same_everywhere(name: str) -> None:
     with unrolled.trace(model, heads=True) as t:
         model(**inputs)
     assert [stack.prefix for stack in t.stacks] == STACKS.get(name, [""])
-    missing = {each for each in t.names if each not in t}
-    assert missing == ({f"{block}/half" for _, block in halves(model)} if ALL[name].parallel else set())
+    between = {f"{block}/half" for _, block in halves(model)}
+    assert {each for each in t.names if each not in t} == (between & set(t.names) if ALL[name].parallel else set())
+    assert ALL[name].parallel != (between <= set(t))
     for before, block in halves(model):
         z, added = t[before], t[f"{block}/attn"]
         assert t[f"{block}/attn/heads"].dim() == 4
@@ -140,7 +141,7 @@ def ways(name: str, inputs: dict[str, Tensor]) -> Any:
     return inputs if len(inputs) > 1 else next(iter(inputs.values()))
 
 
-@pytest.mark.parametrize("name", [each for each, kind in ALL.items() if not kind.parallel])
+@pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_layers_are_measured_as_the_theory_says(name: str) -> None:
     model, inputs = build(name)
@@ -150,7 +151,8 @@ def test_layers_are_measured_as_the_theory_says(name: str) -> None:
         rows = layerwise(model, ways(name, inputs), eps=0.5, stack=stack.prefix.rstrip("/"))
         assert len(rows) == len(stack.blocks)
         for row, (_, block), layer in zip(rows, stack.blocks, range(9), strict=False):
-            half = t[f"{stack.name(layer)}/half"].flatten(1, -2)
+            entered = stack.name(layer - 1) if layer else f"{stack.prefix}embed"
+            half = t[entered if ALL[name].parallel else f"{stack.name(layer)}/half"].flatten(1, -2)
             u = normalize_tokens(half)
             assert row["rate"] == pytest.approx(float(coding_rate(u, 0.5).mean()), rel=1e-4)
             want = float(subspace_coding_rate(u, head_subspaces(block), 0.5).mean())
@@ -205,6 +207,22 @@ def test_positions_are_prefixes_and_short_texts_do_not_reach_the_late_ones() -> 
     assert rows.positions[3]["l1"] == pytest.approx(late, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["neox", "gptj"])
+@torch.no_grad()
+def test_of_halves_in_parallel_both_read_z(name: str) -> None:
+    model, inputs = build(name)
+    report = trace_report(model, ways(name, inputs), positions=(3, 7), control=False)
+    assert report["parallel"] == 2
+    assert report["tokens"] == inputs["input_ids"].numel()
+    for row in report["layers"]:
+        assert row["rate_half"] == row["rate_z"] == row["rate"]
+        assert row["subspace_rate_half"] == row["subspace_rate_z"] == row["subspace_rate"]
+    assert report["layers"][1]["rate_z"] == report["layers"][0]["rate_next"]
+    whole = {row["layer"]: row["subspace_rate"] for row in report["positions"] if row["position"] == 7}
+    assert whole == pytest.approx({row["layer"]: row["subspace_rate"] for row in report["layers"]})
+    assert "parallel" not in trace_report(*build("llama"), control=False)
+
+
 @torch.no_grad()
 def test_a_report_of_texts_has_a_control_and_names_its_stack() -> None:
     model, inputs = build("t5")
@@ -226,7 +244,6 @@ def test_a_report_of_texts_has_a_control_and_names_its_stack() -> None:
         ("llama", {"stack": "decoder"}, "has the stacks ''"),
         ("t5", {"stack": "decodr"}, "has the stacks 'encoder', 'decoder'"),
         ("llama", {"positions": (0,)}, "at least 1"),
-        ("neox", {}, "run in parallel"),
     ],
 )
 def test_what_cannot_be_measured_is_said(name: str, changes: dict[str, Any], message: str) -> None:

@@ -75,3 +75,12 @@ def test_a_parameter_nobody_initialises_is_named() -> None:
 
     with pytest.raises(ValueError, match=r"initialises 1\.gain"):
         untrained_control(nn.Sequential(nn.Linear(2, 2), Scaled()))
+
+
+def test_parts_that_a_model_was_built_without_stay_out() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=20), add_pooling_layer=False)
+    control = untrained_control(model, seed=3)
+    assert [name for name, _ in control.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert not torch.equal(control.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight)

@@ -68,10 +68,9 @@ def test_saved_models_come_back_bit_for_bit(name, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", OURS)
-def test_compiled_and_exported_models_agree(name):
+def test_compiled_models_agree(name):  # and exported ones in test_export
     model, x = build(name, depth=1), images()
     torch.testing.assert_close(torch.compile(model, backend="eager")(x), model(x), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -17,7 +17,6 @@ from unrolled.commands.sweep import (
     kept_for,
     positions_of,
     predicted,
-    rows_of,
     score_for,
 )
 from unrolled.harness import Run
@@ -157,7 +156,7 @@ def _sweep(
     )  # fmt: skip
     result = {
         "model": options.model, **said, "change": options.change, "score": options.score, "unchanged": effects.score,
-        "places": rows_of(effects),
+        "places": effects.records(),
     }  # fmt: skip
     label = causal.scores.SCORES[str(options.score)].words
     text = f"{table(*cells_of(effects))}\n{label} without a change: {effects.score:.4f}"
@@ -179,6 +178,22 @@ def _report(result: dict[str, Any], effects: Effects, label: str, seen: str) -> 
         [
             Fact(label=f"{label}, unchanged", value=f"{effects.score:.4f}", detail=seen),
             Fact(label="Places", value=str(len(effects)), detail=f"each by itself: {result['change']}"),
+        ],
+    )
+    report.section("What the columns mean").table(
+        ["column", "what it is (unit)", "direction"],
+        [
+            [
+                "change",
+                f"{label} with the place changed, less without; mean",
+                "far from 0: the place matters, by itself",
+            ],
+            [
+                "95 % interval over samples",
+                "of the change, by bootstrap",
+                "without 0: more than chance, place by place",
+            ],
+            ["random change", "the same of a random change as large", "as far from 0: any change there would do it"],
         ],
     )
     section = report.section(

@@ -82,6 +82,10 @@ def generate(options: GenerateOptions) -> None:
 
 def _encoded(encode: Callable[[str], list[int]], prompt: str) -> list[int]:
     try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("--prompt: holds bytes that are no UTF-8 text") from error
+    try:
         ids = encode(prompt)
     except ValueError as error:  # of the tokenizer, which calls it a text; and text that is none
         raise ValueError(f"--prompt: {str(error).removeprefix('text: ')}") from error

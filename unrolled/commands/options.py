@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin, get_type_hints
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token, convert
 
 from unrolled.errors import check_finite
 from unrolled.harness import JsonFlags, QuietFlags, flags_in_order
@@ -82,6 +82,7 @@ def flags_of(config: type[T]) -> type[T]:
         parameter = Parameter(
             negative_iterable=(), consume_multiple=True, validator=finite, help=docs.get(item.name), show=choice
         )
+        metadata += [Parameter(converter=whole)] if hint in (int, int | None) else []
         metadata += [] if (group := _group(config, item)) is None else [Parameter(group=group)]
         metadata += [SWITCH] if item.name in _ONE_WAY and issubclass(config, JsonFlags | QuietFlags) else []
         default = dataclasses.field(default=item.default, default_factory=item.default_factory, kw_only=item.kw_only)  # type: ignore[call-overload]
@@ -154,6 +155,17 @@ def _field_docs(config: type[Any]) -> dict[str, str]:
 def as_config(config: type[T], flags: T) -> T:
     """The plain configuration with the values of `flags`, an instance of `flags_of(config)`."""
     return config(**{item.name: getattr(flags, item.name) for item in dataclasses.fields(config)})  # type: ignore[arg-type]
+
+
+def whole(hint: Any, tokens: Sequence[Token]) -> int | None:
+    """The converter of flags that are whole numbers: cyclopts rounds 1.5 to 2, and torch takes no more than 64 bits."""
+    (text,) = (token.value for token in tokens)
+    if "." in text and not float(text).is_integer():
+        raise ValueError(f"{text} is no whole number")
+    value: int | None = convert(hint, [text])
+    if value is not None and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{text} is beyond 64 bits")
+    return value
 
 
 def finite(_: Any, value: Any) -> None:

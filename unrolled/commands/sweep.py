@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from unrolled.commands.options import check_counts
 from unrolled.harness import OutputFlags, Run, settings_of
@@ -141,12 +141,6 @@ def causal_reader(options: SweepFlags) -> TextReader:
     if reader.random:
         say(f"note: {options.model} has random weights; a run folder or hf:NAME gives it trained ones")
     return reader
-
-
-def rows_of(effects: Effects) -> list[dict[str, Any]]:
-    """For `report.json`: every place without the changes of its samples."""
-    left_out = {"samples", "control_samples", *(["share"] if math.isnan(effects.goal) else [])}
-    return [{key: value for key, value in asdict(row).items() if key not in left_out} for row in effects]
 
 
 def cells_of(effects: Effects, first_order: Effects | None = None) -> tuple[list[str], list[list[str]]]:

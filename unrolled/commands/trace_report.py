@@ -69,11 +69,17 @@ def _report(result: dict[str, Any], seen: str, samples: str) -> Report:
     random = "This model has random weights: nothing here was learned. " if result["weights"] == "random" else ""
     stack = f" of its stack {result['stack']}" if "stack" in result else ""
     stack = f" of its {result['part']}" if "part" in result else stack
+    apart = (
+        " The halves of its blocks run in parallel: both read Z, which stands for Z+half."
+        if "parallel" in result
+        else ""
+    )
     report.headline(
         f"{random}The layers{stack} measured on {seen}, {result['protocol']} protocol, beside the same architecture "
-        "with fresh weights."
+        f"with fresh weights.{apart} {_finding(layers, control)}"
     )
     trace_section(report, {"model": result}, images=samples)
+    _explain(report.section("What the columns mean, and what they do not show", _LIMITS))
     numbers = report.section(
         "Numbers", "Mean over samples ± standard error, before the layer, between its halves, after."
     )
@@ -96,8 +102,21 @@ def _report(result: dict[str, Any], seen: str, samples: str) -> Report:
         [[int(a["layer"]), a["incoherence"], b["incoherence"]] for a, b in zip(layers, control, strict=True)],
         caption="Incoherence of the heads' subspaces: 1 when mutually orthogonal, 0 when they coincide",
     )
-    _explain(report.section("What the columns mean, and what they do not show", _LIMITS))
     return report
+
+
+def _finding(layers: list[dict[str, float]], control: list[dict[str, float]]) -> str:
+    """What was seen, before the numbers."""
+
+    def along(rows: list[dict[str, float]], key: str) -> str:
+        return f"{rows[-1][f'{key}_next'] - rows[0][f'{key}_z']:+.3g}"
+
+    return (
+        f"From what enters the first layer to what leaves the last R^c changes by {along(layers, 'subspace_rate')} "
+        f"nats (untrained {along(control, 'subspace_rate')}), R by {along(layers, 'rate')} (untrained "
+        f"{along(control, 'rate')}), the share of entries that are not zero by {along(layers, 'nonzero')} (untrained "
+        f"{along(control, 'nonzero')})."
+    )
 
 
 def _explain(section: Section) -> None:

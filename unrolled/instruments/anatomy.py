@@ -100,9 +100,10 @@ def _skips_hooks(module: nn.Module) -> str:
     """What was made of a module, if hooks on the parts of it do not run; else nothing."""
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted"
-    forward: Any = module.forward
+    own = vars(module)  # asking a module for what it does not have is slow, and this is asked of every one
+    forward: Any = own.get("forward", type(module).forward)
     by_hand = hasattr(forward, "_torchdynamo_orig_callable") and not getattr(forward, "_torchdynamo_disable", False)
-    if by_hand or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+    if by_hand or "_orig_mod" in own["_modules"] or own.get("_compiled_call_impl") is not None:
         return "compiled"
     return ""
 
@@ -171,6 +172,11 @@ def find_parts(block: nn.Module) -> Parts:
         branch = _get(block, path) or branch
     if attention is not None and _has(attention, "output.LayerNorm"):  # BERT adds and normalises inside its attention
         branch = _get(attention, "output.dropout") or branch
+    # Bloom adds to its tokens inside its halves, after these
+    if attention is not None and branch is attention:
+        branch = child(attention, ("dense",)) or branch
+    if second is not None:
+        second = child(second, ("dense_4h_to_h",)) or second
     for path in ("ls2", "layer_scale2", "drop_path2"):
         second = _get(block, path) or second
     if _has(block, "pre_feedforward_layernorm"):  # norms on both sides of each half, as in Gemma 2
@@ -297,7 +303,7 @@ def _count(names: tuple[str, ...], *places: object) -> int | None:
     """The first of these whole numbers that one of the places has."""
     for place in places:
         for name in names:
-            count = getattr(place, name, None)
+            count = _attribute(place, name)
             if isinstance(count, int) and not isinstance(count, bool):
                 return count
     return None
@@ -319,8 +325,19 @@ def descendant(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 def _get(module: nn.Module, path: str) -> nn.Module | None:
     current: object = module
     for part in path.split("."):
-        current = getattr(current, part, None)
+        current = _attribute(current, part)
     return current if isinstance(current, nn.Module) else None
+
+
+def _attribute(place: object, name: str) -> object:
+    """`getattr(place, name, None)`, without the long way on which a module finds that it has no such thing."""
+    if not isinstance(place, nn.Module):
+        return getattr(place, name, None)
+    own = vars(place)
+    for found in (own.get(name), own["_modules"].get(name)):
+        if found is not None:
+            return found
+    return getattr(place, name, None) if hasattr(type(place), name) else None
 
 
 def _has(module: nn.Module, path: str) -> bool:

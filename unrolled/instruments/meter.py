@@ -39,6 +39,7 @@ class Meter:
         check_values(model)
         self.names = [self.stack.name(index) for index in range(len(self.stack.blocks))]
         self.blocks = [block for _, block in self.stack.blocks]
+        known = set(Trace(model).names)
         # name of an activation -> what to do with it: (layer, point) pairs
         self.points: dict[str, list[tuple[int, str]]] = {f"{self.stack.prefix}embed": [(0, "z")]}
         self.projections: dict[str, int] = {}
@@ -48,13 +49,19 @@ class Meter:
             if protocol == "published":
                 self.projections[_norm_path(path, block)] = index
         self.points[self.names[-1]].pop()
+        self.parallel: set[int] = set()
+        """Layers whose halves both read Z: what the second reads, `half`, is Z."""
+        for index, name in enumerate(self.names):
+            if f"{name}/half" not in known:
+                del self.points[f"{name}/half"]
+                self._reads_z(index)
         codes = {f"{name}/ista": index for index, name in enumerate(self.names)}
-        self.codes = {name: index for name, index in codes.items() if name in Trace(model).names}
+        self.codes = {name: index for name, index in codes.items() if name in known}
         self.trace = Trace(model, patterns=[*self.points, *self.projections, *self.codes], reduce=self._reduce)
         self.subspaces: list[Tensor] = []
         self.values: dict[tuple[int, str], Tensor] = {}
         self.mask: Tensor | None = None
-        self.shown = self.tokens = 0
+        self.shown = self.tokens = self.counted = 0
         self.spread = Spread()
 
     def run(self, shown: Shown) -> None:
@@ -67,7 +74,34 @@ class Meter:
                 ):  # merged in between, as in Swin
                     self.points[self.names[layer - 1]].remove((layer, "z"))
                     self.points[f"{self.names[layer]}/z"] = [(layer, "z")]
+        self._pass(shown)
+        if apart := [layer for layer in range(len(self.blocks)) if self._has_no_half(layer)]:
+            for layer in apart:
+                self._reads_z(layer)
+            self._pass(shown)
+        missing = next(iter(self.values.values())).new_full((self.shown,), float("nan"))
+        for layer, position in product(range(len(self.blocks)), self.positions):
+            for key in ("rate", "subspace_rate", "effective_rank", "nonzero", "l1"):
+                self.values.setdefault((layer, f"{key}@{position}"), missing)
+        keys = sorted(self.values)
+        self.tokens += self.counted
+        self.spread.add(keys, torch.stack([self.values[key] for key in keys]).double().cpu().numpy())
+        self.values = {}
+
+    def _has_no_half(self, layer: int) -> bool:
+        return (layer, "rate_half") not in self.values and (layer, "rate_z") in self.values
+
+    def _reads_z(self, layer: int) -> None:
+        """Measure at Z of a layer what is measured at Z+half of others."""
+        self.parallel.add(layer)
+        for wanted in self.points.values():
+            if (layer, "z") in wanted:
+                wanted.append((layer, "half"))
+
+    def _pass(self, shown: Shown) -> None:
+        """Fill `values` by one forward pass."""
         self.values, self.mask, self.shown = {}, shown.mask(self.stack.prefix), len(shown)
+        self.counted = 0
         entries = [
             block.register_forward_pre_hook(partial(self._entered, name), with_kwargs=True)
             for name, block in zip(self.names, self.blocks, strict=True)
@@ -81,13 +115,6 @@ class Meter:
                 entry.remove()
         if not self.values:
             raise ValueError(f"model: its stack of blocks {self.stack.prefix[:-1]!r} did not run")
-        missing = next(iter(self.values.values())).new_full((self.shown,), float("nan"))
-        for layer, position in product(range(len(self.blocks)), self.positions):
-            for key in ("rate", "subspace_rate", "effective_rank", "nonzero", "l1"):
-                self.values.setdefault((layer, f"{key}@{position}"), missing)
-        keys = sorted(self.values)
-        self.spread.add(keys, torch.stack([self.values[key] for key in keys]).double().cpu().numpy())
-        self.values = {}
 
     def _entered(self, name: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if (z := read_input(args, kwargs, None)) is not None:
@@ -108,7 +135,7 @@ class Meter:
         """Samples by how many tokens they have without padding, and those tokens, [b, n, d]."""
         mask = self.mask
         if name == self.names[-1]:
-            self.tokens += z.shape[0] * z.shape[1] if mask is None else int(mask.sum())
+            self.counted += z.shape[0] * z.shape[1] if mask is None else int(mask.sum())
         if mask is None or bool(mask.all()):
             yield slice(None), z
             return

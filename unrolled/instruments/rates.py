@@ -12,8 +12,9 @@ Z+1. With tokens as rows `z` [n, d], and `u` the same tokens divided by their l2
 | `l1`             | mean absolute entry of z, that is l1 norm / (n d)                        | Z+1                |
 | `incoherence`    | of the weights: 1 if the head subspaces are orthogonal, 0 if they coincide | -                |
 
-On texts the tokens of one text are one set, and those of padding are none. Of a plain transformer U_k are its heads'
-value projections, one for each head of keys and values.
+Halves of a block that run in parallel (GPT-J, GPT-NeoX, Falcon, Phi) both read Z, which stands for Z+half. On texts the
+tokens of one text are one set, and those of padding are none. Of a plain transformer U_k are its heads' value
+projections, one for each head of keys and values.
 
 Source: arXiv 2306.01129, section 3.1 and figures 3 and 4; the paper plots `subspace_rate` and `nonzero`.
 The effective rank is Roy and Vetterli's (2007).
@@ -167,7 +168,8 @@ def trace_report(
     Returns:
         `{"protocol", "eps", "images", "seed", "layers", "control"}`: the settings, the rows of the model and those of
         the control (None without). Of texts `sequences` in place of `images`, and `tokens`, how many were measured;
-        with several stacks `stack`; with `positions` those rows, and those of the control as `positions_control`.
+        with several stacks `stack`; `parallel`, how many layers have halves in parallel, if any; with `positions` those
+        rows, and those of the control as `positions_control`.
 
     Raises:
         ValueError: as `layerwise` and `untrained_control`.
@@ -177,6 +179,8 @@ def trace_report(
     settings: dict[str, Any] = {"protocol": protocol, "eps": eps, unit: int(rows[0][0][unit])}
     if unit == "sequences":
         settings["tokens"] = meters[0].tokens
+    if meters[0].parallel:
+        settings["parallel"] = len(meters[0].parallel)
     if meters[0].stack.prefix:
         settings["stack"] = meters[0].stack.prefix.rstrip("/")
     report = {**settings, "seed": seed, "layers": rows[0], "control": rows[1] if control else None}
@@ -222,7 +226,7 @@ def _rows(meter: Meter, unit: str) -> LayerRows:
             keys |= {f"{key}_{p}": (layer, f"{key}_{p}") for p in POINTS}
             for name, source in keys.items():
                 if source not in stats:
-                    raise ValueError(f"model: {meter.names[layer]} has no tokens at Z+half: its halves run in parallel")
+                    raise ValueError(f"model: {meter.names[layer]} has no tokens at {source[1]} that could be found")
                 for suffix, value in zip(("", "_std", "_se"), stats[source][:3], strict=True):
                     row[name + suffix] = value
         row["incoherence"] = incoherence(meter.subspaces[layer])

@@ -64,7 +64,7 @@ def reads_text(options: Any) -> bool:
 
 
 def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReader:
-    """The model of texts that a string names: a run or folder, a name of a language model, `hf:NAME`.
+    """The model of texts that a string names: a run or folder, a language model's name, `hf:`, `st:` or `given:NAME`.
 
     Args:
         choice: the model and how it is opened. A name has random weights and reads bytes.
@@ -74,10 +74,9 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
         ValueError: it does not read text.
         MissingData: it, or its tokenizer, is not there.
     """
-    from unrolled.models.encoder import build_language_model, is_language_config, load_language_model
-    from unrolled.models.resolve import model_folder
+    from unrolled.models.encoder import build_language_model
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS, language_config
-    from unrolled.reading import read_json
+    from unrolled.subjects.language import open_ours, source_of
 
     if choice.weights is not None or choice.pretrained:
         raise ValueError("weights, pretrained: are for models of images; give a folder or hf:NAME as the model")
@@ -91,21 +90,17 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
         return _ours(build_language_model(config), tokenizer, random=True)
     if choice.model_args:
         raise ValueError(f"model_args: {choice.model} decides them itself; leave them out")
-    scheme, _, rest = spec.partition(":")
-    if scheme == "local":
-        from unrolled.data.tokens import load_tokenizer
-
-        folder = model_folder(rest)
-        if is_language_config(config := read_json(folder / "config.json")):
-            return _ours(load_language_model(folder), load_tokenizer(folder))
-        if "model_type" in config:
-            scheme, rest = "hf", str(folder)
-    if scheme != "hf":
-        raise ValueError(
-            f"model: {choice.model} does not read text; give a run on text, a language model of `unrolled list`, or "
-            "hf:NAME"
-        )
-    return _hugging_face(choice.model, rest, stack)
+    source, name = source_of(spec)
+    if source == "ours":
+        return _ours(*open_ours(choice.model, name))
+    if source == "transformers":
+        return _hugging_face(choice.model, name, stack)
+    if spec.startswith(("given:", "st:")):
+        return _encoder(choice.model, getattr(choice, "data_dir", None))
+    raise ValueError(
+        f"model: {choice.model} does not read text; give a run on text, a language model of `unrolled list`, hf:NAME, "
+        "st:NAME or given:NAME"
+    )
 
 
 def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:
@@ -117,6 +112,26 @@ def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:
     return TextReader(
         module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random,
         bytes_of=tokenizer.bytes_of,
+    )  # fmt: skip
+
+
+def _encoder(spec: str, data_dir: Path | None) -> TextReader:
+    """A model that comes with a tokenizer of whole texts, as `unrolled.models.encoders` opens it."""
+    from unrolled.models.encoders import open_encoder
+
+    encoder = open_encoder(spec, "text", data_dir=data_dir)
+    collate: Any = encoder.collate
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = collate([text])["input_ids"][0].tolist()
+        return ids
+
+    def pieces(text: str) -> list[int]:
+        raise ValueError(f"--data: {spec} reads texts by themselves; give --text or --texts")
+
+    return TextReader(
+        module=encoder.module, encode=encode, pieces=pieces, limit=None, argument="input_ids",
+        causal=type(encoder.module).__name__.endswith("ForCausalLM"),
     )  # fmt: skip
 
 
