@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import importlib.util
 import re
@@ -117,6 +118,42 @@ def test_python_runs(page: Path, place: Path, tmp_path: Path, monkeypatch: pytes
     plt.close("all")
     if absent:
         pytest.skip(f"blocks with {', '.join(sorted(absent))}: not installed here")
+
+
+EXAMPLES = [path for path in sorted((ROOT / "unrolled").rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_examples_in_docstrings_run(path: Path) -> None:
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    done = doctest.testmod(module)
+    assert done.attempted
+    assert not done.failed
+
+
+def test_docstrings_have_examples() -> None:
+    assert len(EXAMPLES) >= 4
+
+
+COUNTED = re.compile(r"`(\w+_(?:patch\d+_\d+|nano|base)[\w.]*)`[^|\n]* \| ([\d,]{5,}) \|")
+
+
+def test_numbers_of_parameters_are_those_of_the_models() -> None:
+    from unrolled.catalogue import catalogue
+
+    named: dict[str, int] = {}
+    for page in PAGES:
+        for name, number in COUNTED.findall(page.read_text(encoding="utf-8")):
+            named[name] = int(number.replace(",", ""))
+            assert named[name] == catalogue()[name].parameters, f"{page}: {name}"
+    assert len(named) >= 4
+    crate, vit = (catalogue()[f"{kind}_nano_patch4_32"].parameters for kind in ("crate", "vit"))
+    assert f"{vit / crate:.1f} times the parameters" in (ROOT / "docs/cifar10.md").read_text(encoding="utf-8")
+    for card in sorted((ROOT / "unrolled/weights").glob("*.md")):
+        count = catalogue()[card.name.split(".")[0]].parameters
+        size = card.with_suffix(".safetensors").stat().st_size / 1e6
+        text = card.read_text(encoding="utf-8")
+        assert f"{count:,} parameters, {size:.1f} MB" in text, card
 
 
 @pytest.mark.parametrize("code", blocks("bash", ""))

@@ -93,9 +93,7 @@ def navigation(written: list[str], generated: list[str]) -> list[Any]:
     nav = yaml.safe_load((HERE / "nav.yml").read_text())
     tabs = {name: entries for tab in nav for name, entries in tab.items()}
     tabs["Home"] = "index.md"
-    for name, entries in tabs.items():
-        if isinstance(entries, list):
-            tabs[name] = [entry for entry in entries if not isinstance(entry, str) or entry in written]
+    tabs = {name: _present(entries, written) for name, entries in tabs.items()}
     tabs["Studies"] = ["studies.md", *_studies(written)]
     tabs["Reference"] = [
         {"Python": [place for place in generated if place.startswith("reference/api/")]},
@@ -114,6 +112,15 @@ def _studies(written: list[str]) -> list[Any]:
     return [
         {title: [place for place in written if place.startswith(f"studies/{line}-")]} for line, title in LINES.items()
     ]
+
+
+def _present(entries: Any, written: list[str]) -> Any:
+    """Entries whose pages are there."""
+    if isinstance(entries, dict):
+        return {name: _present(below, written) for name, below in entries.items()}
+    if isinstance(entries, list):
+        return [_present(entry, written) for entry in entries if not isinstance(entry, str) or entry in written]
+    return entries
 
 
 def _flat(entries: Any) -> list[str]:

@@ -24,7 +24,9 @@ def test_every_place_is_reported_beside_a_random_change(tmp_path: Path, capsys: 
     results = json.loads((tmp_path / "report.json").read_text())["results"]
     assert [row["name"] for row in results["places"]] == [*(f"block00/attn/head{i}" for i in range(4)), "block03/ista"]
     assert all(row["low"] <= row["change"] <= row["high"] for row in results["places"])
-    assert "random change" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "random change" in page
+    assert page.index("What the columns mean") < page.index("Every place")
     assert cli.run(["ablate", "--config", str(tmp_path / "config.yaml"), "--json", "--out", str(tmp_path / "b")]) == 0
     assert json.loads(capsys.readouterr().out)["places"] == results["places"]
 

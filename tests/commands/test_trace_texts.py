@@ -51,6 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save: Any = build_language_model(config).save_pretrained
     save(root / "ours")
     CharacterTokenizer.of(text).save(root / "ours" / "tokenizer.json")
+    save(root / "mixed-up")
+    (root / "mixed-up" / "SHA256SUMS").unlink(missing_ok=True)
+    CharacterTokenizer.of(text + "ÄÖÜ").save(root / "mixed-up" / "tokenizer.json")
     return root
 
 
@@ -71,7 +74,8 @@ def test_texts_of_any_lengths(folder: Path, capsys: Capture) -> None:
     assert "R: coding rate of all tokens of a sample, at Z+half (nats); higher" in said
     assert "0: the same architecture with untrained weights" in said
     assert "random weights" not in page
-    assert "What the columns mean" in page
+    assert page.index("What the columns mean") < page.index(">Numbers<")  # words before numbers
+    assert "From what enters the first layer to what leaves the last Rᶜ changes by" in page
 
 
 def test_a_corpus_shows_what_the_context_does(folder: Path, capsys: Capture) -> None:
@@ -151,6 +155,8 @@ def test_random_weights_are_called_so_at_the_top(folder: Path, capsys: Capture) 
         (["hf:ROOT/gpt2", "--text", "cat", "--stack", "decoder"], 2, "--stack"),
         (["hf:ROOT/gpt2", "--text", "cat", "--length", "0"], 2, "--length"),
         (["crate_nano_patch2_8", "--text", "cat"], 2, "does not read text"),
+        (["ROOT/mixed-up", "--text", "line 1"], 2, "not of one run"),
+        (["hf:ROOT/mixed-up", "--text", "line 1"], 2, "not of one run"),
         (["gpt2"], 2, "did you mean hf:gpt2?"),
         (["distilbert-base-uncased"], 2, "did you mean hf:distilbert-base-uncased?"),
         (["meta-llama/Llama-3.2-1B"], 3, "is given as hf:meta-llama/Llama-3.2-1B"),

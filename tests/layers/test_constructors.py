@@ -1,6 +1,8 @@
 """All public layers are built alike, and blocks are layers too."""
 
+import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,11 @@ from unrolled import layers
 # what a layer cannot be without beside its width and heads
 NEEDED = {"CausalTSSA": {"max_length": 8}}
 PUBLIC = [name for name in layers.__all__ if issubclass(getattr(layers, name), nn.Module)]
-WITH_HEADS = [name for name in PUBLIC if "ISTA" not in name]
+WITH_HEADS = [name for name in PUBLIC if "heads" in inspect.signature(getattr(layers, name)).parameters]
+# what layers share, and what blocks and instruments take from them
+PARTS = {"AttentionLayer", "MesaNetState", "RMSNorm", "SubspaceAttention"}
+# what only places layers, or is the plain transformer's, and descends nothing of its own
+PLAIN = {"CRATEBlock", "MesaNetBlock", "SoftmaxSelfAttention", "ToSTBlock"}
 
 
 def build(name: str) -> nn.Module:
@@ -21,6 +27,27 @@ def build(name: str) -> nn.Module:
 def test_the_blocks_are_there() -> None:
     assert {"CRATEBlock", "CRATEDecoderBlock", "ToSTBlock", "MesaNetBlock"} <= set(PUBLIC)
     assert dir(layers) == sorted(layers.__all__)
+
+
+def test_every_layer_is_exported_and_tested() -> None:
+    folder = Path(layers.__file__).parent
+    for module in sorted(path.stem for path in folder.glob("[!_]*.py")):
+        held = vars(importlib.import_module(f"unrolled.layers.{module}")).items()
+        here = {name: value for name, value in held if getattr(value, "__module__", "") == f"unrolled.layers.{module}"}
+        found = {name for name, value in here.items() if inspect.isclass(value) and not name.startswith("_")} - PARTS
+        assert found <= set(layers.__all__), f"{module}.py: a line in _EXPORTS and one below TYPE_CHECKING is missing"
+        tests = Path(__file__).parent / f"test_{module}.py"
+        assert tests.is_file() or not found or module == "blocks", f"{tests.name}: is missing"
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLIC) - PLAIN))
+def test_its_docstring_has_equation_table_objective_and_departures(name: str) -> None:
+    words = inspect.getdoc(getattr(layers, name)) or ""
+    assert "$$" in words, "no equation"
+    assert "| symbol" in words, "no table from symbols to attributes"
+    assert "theory." in words or "Objective: as `" in words or name == "CRATEDecoderBlock", "no objective"
+    assert "exact" in words or "approximate" in words, "exact, or approximate and by how much?"
+    assert "Departures" in words, "departures from the paper, or none"
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unrolled.layers.linear_attention import LinearSelfAttention
 from unrolled.layers.mesa import MesaLayer, MesaNetBlock, MesaNetLayer
-from unrolled.theory.in_context import ridge_regression
+from unrolled.theory.in_context import context_weights, least_squares, ridge_regression
 
 LAYERS: dict[str, Any] = {
     "mesa": lambda: MesaLayer(12, 2, dim_head=5, dim_value=3),
@@ -64,7 +64,13 @@ def test_mesanet_equations_step_by_step() -> None:
             gamma[:, :, t, None, None] * s + beta[:, :, t, None, None] * x[:, :, t, :, None] * k[:, :, t, None, :]
             for s, x in ((g, v), (h, k))
         )
-        system = h + torch.diag_embed(0.25 + F.softplus(layer.raw_ridge))
+        ridge = 0.25 + F.softplus(layer.raw_ridge)
+        system = h + torch.diag_embed(ridge)
+        phi = (g @ torch.linalg.inv(system)).detach().requires_grad_()  # where the objective is least
+        pairs = k[:, :, : t + 1].detach(), v[:, :, : t + 1].detach()
+        weights = context_weights(gamma, beta, 11, z)[:, :, t, : t + 1].detach()
+        (gradient,) = torch.autograd.grad(least_squares(phi, *pairs, ridge.detach(), weights).sum(), phi)
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-10)
         o = g @ torch.linalg.solve(system, q[:, :, t])[..., None]
         outputs.append(o[..., 0] * o[..., 0].square().mean(-1, keepdim=True).add(torch.finfo(z.dtype).eps).rsqrt())
     torch.testing.assert_close(layer(z), layer.merge(torch.stack(outputs, 2)))

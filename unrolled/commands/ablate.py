@@ -180,6 +180,22 @@ def _report(result: dict[str, Any], effects: Effects, label: str, seen: str) -> 
             Fact(label="Places", value=str(len(effects)), detail=f"each by itself: {result['change']}"),
         ],
     )
+    report.section("What the columns mean").table(
+        ["column", "what it is (unit)", "direction"],
+        [
+            [
+                "change",
+                f"{label} with the place changed, less without; mean",
+                "far from 0: the place matters, by itself",
+            ],
+            [
+                "95 % interval over samples",
+                "of the change, by bootstrap",
+                "without 0: more than chance, place by place",
+            ],
+            ["random change", "the same of a random change as large", "as far from 0: any change there would do it"],
+        ],
+    )
     section = report.section(
         "Every place",
         f"Change of the {label} when the place becomes {_BECOMES[result['change']]}; below zero, it falls. "

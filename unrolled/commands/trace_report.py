@@ -76,9 +76,10 @@ def _report(result: dict[str, Any], seen: str, samples: str) -> Report:
     )
     report.headline(
         f"{random}The layers{stack} measured on {seen}, {result['protocol']} protocol, beside the same architecture "
-        f"with fresh weights.{apart}"
+        f"with fresh weights.{apart} {_finding(layers, control)}"
     )
     trace_section(report, {"model": result}, images=samples)
+    _explain(report.section("What the columns mean, and what they do not show", _LIMITS))
     numbers = report.section(
         "Numbers", "Mean over samples ± standard error, before the layer, between its halves, after."
     )
@@ -101,8 +102,21 @@ def _report(result: dict[str, Any], seen: str, samples: str) -> Report:
         [[int(a["layer"]), a["incoherence"], b["incoherence"]] for a, b in zip(layers, control, strict=True)],
         caption="Incoherence of the heads' subspaces: 1 when mutually orthogonal, 0 when they coincide",
     )
-    _explain(report.section("What the columns mean, and what they do not show", _LIMITS))
     return report
+
+
+def _finding(layers: list[dict[str, float]], control: list[dict[str, float]]) -> str:
+    """What was seen, before the numbers."""
+
+    def along(rows: list[dict[str, float]], key: str) -> str:
+        return f"{rows[-1][f'{key}_next'] - rows[0][f'{key}_z']:+.3g}"
+
+    return (
+        f"From what enters the first layer to what leaves the last R^c changes by {along(layers, 'subspace_rate')} "
+        f"nats (untrained {along(control, 'subspace_rate')}), R by {along(layers, 'rate')} (untrained "
+        f"{along(control, 'rate')}), the share of entries that are not zero by {along(layers, 'nonzero')} (untrained "
+        f"{along(control, 'nonzero')})."
+    )
 
 
 def _explain(section: Section) -> None:

@@ -100,9 +100,10 @@ def _skips_hooks(module: nn.Module) -> str:
     """What was made of a module, if hooks on the parts of it do not run; else nothing."""
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted"
-    forward: Any = module.forward
+    own = vars(module)  # asking a module for what it does not have is slow, and this is asked of every one
+    forward: Any = own.get("forward", type(module).forward)
     by_hand = hasattr(forward, "_torchdynamo_orig_callable") and not getattr(forward, "_torchdynamo_disable", False)
-    if by_hand or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+    if by_hand or "_orig_mod" in own["_modules"] or own.get("_compiled_call_impl") is not None:
         return "compiled"
     return ""
 
@@ -302,7 +303,7 @@ def _count(names: tuple[str, ...], *places: object) -> int | None:
     """The first of these whole numbers that one of the places has."""
     for place in places:
         for name in names:
-            count = getattr(place, name, None)
+            count = _attribute(place, name)
             if isinstance(count, int) and not isinstance(count, bool):
                 return count
     return None
@@ -324,8 +325,19 @@ def descendant(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 def _get(module: nn.Module, path: str) -> nn.Module | None:
     current: object = module
     for part in path.split("."):
-        current = getattr(current, part, None)
+        current = _attribute(current, part)
     return current if isinstance(current, nn.Module) else None
+
+
+def _attribute(place: object, name: str) -> object:
+    """`getattr(place, name, None)`, without the long way on which a module finds that it has no such thing."""
+    if not isinstance(place, nn.Module):
+        return getattr(place, name, None)
+    own = vars(place)
+    for found in (own.get(name), own["_modules"].get(name)):
+        if found is not None:
+            return found
+    return getattr(place, name, None) if hasattr(type(place), name) else None
 
 
 def _has(module: nn.Module, path: str) -> bool:

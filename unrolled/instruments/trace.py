@@ -32,6 +32,13 @@ def trace(
 ) -> Trace:
     """Record what flows through `model` during the forward calls of a `with` block.
 
+        >>> import torch, unrolled
+        >>> model = unrolled.create_model("crate_nano_patch4_32").eval()
+        >>> with unrolled.trace(model) as t:
+        ...     logits = model(torch.zeros(1, 3, 32, 32))
+        >>> t["block03/half"].shape  # a class token and 64 patches of width 96
+        torch.Size([1, 65, 96])
+
     Names mean the same on white-box models, timm and Hugging Face transformers:
 
     | name                 | tensor                                                                                    |

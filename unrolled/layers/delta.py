@@ -97,7 +97,7 @@ class DeltaLayer(AttentionLayer):
     | beta | sigmoid(`gates(z)`) | [b, heads, n] |
     | S | the state | [b, heads, dim_value, dim_head] |
 
-    S_t is S_{t-1} after one gradient step of size beta_t on 1/2 |v_t - S k_t|^2: the objective of
+    S_t is, exactly, S_{t-1} after one gradient step of size beta_t on 1/2 |v_t - S k_t|^2: the objective of
     `unrolled.theory.in_context.least_squares` with the newest pair alone, where the mesa layer minimises it over all
     pairs and linear attention takes one step on all pairs from zero. It returns the update; the residual is the
     caller's.

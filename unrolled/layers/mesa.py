@@ -204,6 +204,10 @@ class MesaNetLayer(_Mesa):
     | beta, gamma | sigmoids of `gates(z)`, with biases | [b, heads, n] |
     | norm | `head_norm`, an RMSNorm over each head | [dim_value] |
 
+    G_t (H_t + Lambda)^-1 minimises, exactly, `unrolled.theory.in_context.least_squares` of the pairs so far, with ridge
+    Lambda and the weights that beta and gamma give them (`context_weights`). It returns the update; the residual is the
+    caller's.
+
     The decay is capped by the gate, gamma (1 - (1 - 0.9975) beta^2), so that runs of one token do not pile up.
 
     Departures: the paper leaves open whether values pass the convolution; here queries and keys do (`conv_values` adds

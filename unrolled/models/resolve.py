@@ -30,6 +30,11 @@ _FORMS = "a name from `unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR or pack
 def create_model(name: str, pretrained: bool | None = None, **kwargs: Any) -> nn.Module:
     """Build a model by name: `timm.create_model`, with this package's models registered and helpful errors.
 
+        >>> import torch, unrolled
+        >>> model = unrolled.create_model("crate_nano_patch4_32", num_classes=3)
+        >>> model(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 3])
+
     Args:
         name: one of `list_models()`, any other timm name, or another string of `resolve_model`: a run or model folder
             or `local:DIR`, `hf:ORG/NAME`, `timm:NAME`, `package.module:factory`.

@@ -7,10 +7,14 @@ images that come with scikit-learn, 80 % to train on and 20 % to test on, class 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from unrolled.catalogue import catalogue
+from unrolled.plugins import plugins
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.results import NOT_RUN, Results, Values
 from unrolled.studies.study import Above, Budget, Claim, Config, Count, Distinct, Rate, Seeds, Study
@@ -57,8 +61,21 @@ class DemoConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for model in self.models:  # before processes are started for a typo
+            _check_name(model)
         if self.val_fraction >= 1:
             raise ValueError(f"val_fraction={self.val_fraction} must lie between 0 and 1, for the learning curves")
+
+
+def _check_name(model: str) -> None:
+    if not re.fullmatch(r"\w+", model) or model in catalogue() or model in plugins("models"):
+        return
+    import timm
+
+    if not timm.is_model(model):
+        near = get_close_matches(model, catalogue(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "`unrolled list` shows what there is"
+        raise ValueError(f"models: {model!r} is not known; {hint}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,10 +74,9 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
         ValueError: it does not read text.
         MissingData: it, or its tokenizer, is not there.
     """
-    from unrolled.models.encoder import build_language_model, is_language_config, load_language_model
-    from unrolled.models.resolve import model_folder
+    from unrolled.models.encoder import build_language_model
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS, language_config
-    from unrolled.reading import read_json
+    from unrolled.subjects.language import open_ours, source_of
 
     if choice.weights is not None or choice.pretrained:
         raise ValueError("--weights and --pretrained: are for models of images; give a folder or hf:NAME as the model")
@@ -91,23 +90,17 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
         return _ours(build_language_model(config), tokenizer, random=True)
     if choice.model_args:
         raise ValueError(f"--model-args: {choice.model} decides them itself; leave them out")
-    scheme, _, rest = spec.partition(":")
-    if scheme == "local":
-        from unrolled.data.tokens import load_tokenizer
-
-        folder = model_folder(rest)
-        if is_language_config(config := read_json(folder / "config.json")):
-            return _ours(load_language_model(folder), load_tokenizer(folder))
-        if "model_type" in config:
-            scheme, rest = "hf", str(folder)
-    if scheme in ("given", "st"):
+    source, name = source_of(spec)
+    if source == "ours":
+        return _ours(*open_ours(choice.model, name))
+    if source == "transformers":
+        return _hugging_face(choice.model, name, stack)
+    if spec.startswith(("given:", "st:")):
         return _encoder(choice.model, getattr(choice, "data_dir", None))
-    if scheme != "hf":
-        raise ValueError(
-            f"model: {choice.model} does not read text; give a run on text, a language model of `unrolled list`, "
-            "hf:NAME, st:NAME or given:NAME"
-        )
-    return _hugging_face(choice.model, rest, stack)
+    raise ValueError(
+        f"model: {choice.model} does not read text; give a run on text, a language model of `unrolled list`, hf:NAME, "
+        "st:NAME or given:NAME"
+    )
 
 
 def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:

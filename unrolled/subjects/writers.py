@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from unrolled.subjects.runs import named
 
 if TYPE_CHECKING:
     import torch
@@ -57,44 +54,35 @@ def open_writer(spec: str) -> Writer:
         ValueError: it is none, or one that cannot continue a text.
     """
     from unrolled.catalogue import catalogue
-    from unrolled.models.encoder import is_language_config, load_language_model
-    from unrolled.models.resolve import model_folder
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
-    from unrolled.reading import read_object
+    from unrolled.subjects.language import source_of
 
-    scheme, _, rest = named(spec).partition(":")
-    if scheme == "hf" and not Path(rest).expanduser().is_dir():
-        return _of_transformers(spec, rest)
-    if scheme not in ("local", "hf") or not rest:
-        if spec in (*LANGUAGE_MODELS, *ENCODERS):
-            raise ValueError(
-                f"model: {spec} is a size, with random weights and no tokenizer; train one (`unrolled train --task lm "
-                f"--model {spec}`) and give its folder"
-            )
-        if scheme in ("timm", "st") or spec.partition(".")[0] in catalogue():
-            raise ValueError(f"model: {spec} writes no text; give a run on text, or hf:NAME of the Hugging Face hub")
-        raise ValueError(f"model: {spec} is no folder; give that of a run on text, or hf:NAME of the Hugging Face hub")
-    folder = model_folder(rest)
-    config = read_object(folder / "config.json")
-    if not is_language_config(config) and "model_type" in config:
-        return _of_transformers(spec, str(folder))
-    return _of_this_package(spec, load_language_model(folder), folder)
+    source, name = source_of(spec)
+    if source == "ours":
+        return _of_this_package(spec, name)
+    if source == "transformers":
+        return _of_transformers(spec, name)
+    if name:
+        raise ValueError(f"model: {name} holds no language model")
+    if spec in (*LANGUAGE_MODELS, *ENCODERS):
+        raise ValueError(
+            f"model: {spec} is a size, with random weights and no tokenizer; train one (`unrolled train --task lm "
+            f"--model {spec}`) and give its folder"
+        )
+    if spec.startswith(("timm:", "st:")) or spec.partition(".")[0] in catalogue():
+        raise ValueError(f"model: {spec} writes no text; give a run on text, or hf:NAME of the Hugging Face hub")
+    raise ValueError(f"model: {spec} is no folder; give that of a run on text, or hf:NAME of the Hugging Face hub")
 
 
-def _of_this_package(spec: str, model: Any, folder: Path) -> Writer:
+def _of_this_package(spec: str, folder: str) -> Writer:
     import torch
 
-    from unrolled.data.tokens import load_tokenizer
     from unrolled.models.encoder import MaskedLanguageModel
+    from unrolled.subjects.language import open_ours
 
+    model, tokenizer = open_ours(spec, folder)
     if isinstance(model, MaskedLanguageModel):
         raise ValueError(f"model: {spec} fills in masked tokens and cannot continue a text; give one of --task lm")
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"model: {spec} knows {model.config.vocab_size} tokens, its tokenizer.json {tokenizer.vocab_size}: they "
-            "are not of one run"
-        )
     return Writer(
         model,
         model.longest,

@@ -28,6 +28,10 @@ from unrolled.ops.rows import unit_rows
 def coding_rate(z: Tensor, eps: float) -> Tensor:
     r"""R(Z) = 1/2 logdet(I + d / (N eps^2) Z^T Z): nats needed to code all tokens to precision `eps`.
 
+        >>> import torch
+        >>> round(float(coding_rate(torch.eye(4), eps=0.5)), 3)  # four directions: 4 / 2 log(1 + 1 / 0.25)
+        3.219
+
     Args:
         z: tokens `[..., n, d]`.
         eps: distortion, > 0. There is no default: published code differs in whether its constant is eps or eps^2.

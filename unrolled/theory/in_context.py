@@ -72,7 +72,13 @@ def gradient_step(
 
 
 def ridge_regression(keys: Tensor, values: Tensor, ridge: Tensor | float, importance: Tensor | None = None) -> Tensor:
-    """The minimiser of `least_squares`: V^T W K (K^T W K + diag(ridge))^-1, [..., e, d]."""
+    """The minimiser of `least_squares`: V^T W K (K^T W K + diag(ridge))^-1, [..., e, d].
+
+    >>> import torch
+    >>> keys = torch.eye(3)
+    >>> ridge_regression(keys, 2 * keys, ridge=0.0)[0]
+    tensor([2., 0., 0.])
+    """
     weighted = keys if importance is None else keys * importance[..., None]
     gram = weighted.mT @ keys + _diagonal(ridge, keys)
     solution: Tensor = torch.linalg.solve(gram, weighted.mT @ values)

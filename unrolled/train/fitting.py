@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from unrolled.data.sources import existing_folder
 from unrolled.tables import Tabular
 from unrolled.train import engine
 from unrolled.train.checkpoint import checkpoints
@@ -94,6 +95,8 @@ def fit(
         Interrupted: Ctrl-C, SIGTERM or SIGHUP, after saving; the message says how to resume.
     """
     config.check()
+    if data is None and config.data in ("folder", "packed"):
+        existing_folder(config.data_dir, what=config.data)  # before processes wait for each other
     task = task_of(config, data, model)
     with engine.launched(task.config) as fabric:
         return _fit(task, fabric, callbacks)

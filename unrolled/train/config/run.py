@@ -197,6 +197,8 @@ class RunConfig(Output, Machine, Optimisation, Duration, Data, Model):
             self._require(f"must be at least 1, or none {everything}", name, holds=lambda value: value >= 1)
         average = "must lie between 0 and 1, e.g. 0.999; none turns it off"
         self._require(average, "ema", holds=lambda value: 0 < value < 1)
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={tuple(self.betas)} must be at least 0 and below 1, e.g. 0.9 and 0.999")
         self._require("must be positive; none turns clipping off", "clip_grad", holds=lambda value: value > 0)
         if self.eval_every is not None and not self.eval_every > 0:
             raise ValueError(f"eval_every={self.eval_every} must be positive")

@@ -12,7 +12,7 @@ from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.results import Estimate, Results, Values
 from unrolled.studies.study import Claim
 
-_OURS = "a question of ours; ../edit.md has the means"
+_OURS = "a question of ours"
 
 
 def removals(
@@ -173,5 +173,9 @@ CLAIMS = (
         value=lambda results, config: shipped(results, "subspace", "predicts.places_subspace_rate"),
         low=0.0,
         spec="+.2f",
+        detail=lambda results, config: (
+            f"; within layers {shipped(results, 'subspace', 'predicts.places_subspace_rate_within'):+.2f}, of random "
+            f"subspaces {shipped(results, 'subspace', 'predicts.random_subspace_rate_within'):+.2f}"
+        ),
     ),
 )

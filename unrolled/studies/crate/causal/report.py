@@ -11,7 +11,7 @@ from unrolled.studies.crate.causal.claims import CLAIMS, classes, marked, mean_o
 from unrolled.studies.crate.compared import accuracy
 from unrolled.studies.kinds import KINDS as ROSTER
 from unrolled.studies.networks import NAMES
-from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
+from unrolled.studies.results import NOT_RUN, Results, Values
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -30,31 +30,49 @@ def report(report: Report, config: CausalConfig, results: Results[Any]) -> None:
     _limits(report, config, results)
 
 
-def _number(value: Values | Estimate | float, spec: str) -> str:
-    if isinstance(value, float):
-        return NOT_RUN  # only what was not run has no interval
-    return f"{value:{spec}}"
-
-
 def _headline(report: Report, config: CausalConfig, results: Results[Any]) -> None:
     from unrolled.report import Fact
 
-    local = classes(results, config, "crate", "subspace")
-    random = classes(results, config, "crate", "subspace", "classes_random")
-    vit = classes(results, config, "vit", "subspace")
     verdicts = [claim.judge(results, config).verdict for claim in CLAIMS]
     judged = ", ".join(
-        f"{verdicts.count(verdict)} {verdict}" for verdict in ("reproduced", "not reproduced", "undecided", NOT_RUN)
+        f"{verdicts.count(verdict)} {verdict}"
+        for verdict in ("reproduced", "not reproduced", "undecided", "not judged", NOT_RUN)
+        if verdict in verdicts
     )
     report.headline(
-        f"Without a subspace U_k of CRATE the classes hit are {_number(local, '.2f')} of what no preference for "
-        f"classes would give (random subspaces {_number(random, '.2f')}, values of a ViT's heads "
-        f"{_number(vit, '.2f')}); the fall of R^c goes with the rise of the loss at a rank correlation of "
-        f"{_number(predicts(results, config, 'crate'), '+.2f')}. Of {len(verdicts)} expectations: {judged}.",
+        f"{_finding(results, config)} Of {len(verdicts)} expectations: {judged}.",
         [
             Fact(label=ROSTER[kind].words, value=f"{accuracy(results, kind, config.data):.1f} %", detail="accuracy")
             for kind in config.kinds
         ],
+    )
+
+
+def _finding(results: Results[Any], config: CausalConfig) -> str:
+    """One sentence on locality and prediction; of the CRATE that comes with the package where no other was run."""
+    local = classes(results, config, "crate", "subspace")
+    if local:
+        others = [
+            f"{words} {values:.2f}"
+            for words, values in (
+                ("random subspaces", classes(results, config, "crate", "subspace", "classes_random")),
+                ("values of a ViT's heads", classes(results, config, "vit", "subspace")),
+            )
+            if values
+        ]
+        name, numbers = "CRATE", (f"{local:.2f}", ", ".join(others), f"{predicts(results, config, 'crate'):+.2f}")
+    else:
+        found = [
+            shipped(results, "subspace", path)
+            for path in ("classes", "classes_random", "predicts.places_subspace_rate")
+        ]
+        if isinstance(found[0], float):
+            return f"Networks were {NOT_RUN}."
+        name = "the CRATE of 6 layers"
+        numbers = (f"{found[0]:.2f}", f"random subspaces {found[1]:.2f}", f"{found[2]:+.2f}")
+    return (
+        f"Without a subspace U_k of {name} the classes hit are {numbers[0]} of what no preference for classes would "
+        f"give ({numbers[1]}); the fall of R^c goes with the rise of the loss at a rank correlation of {numbers[2]}."
     )
 
 
@@ -101,7 +119,7 @@ def _locality(report: Report, config: CausalConfig, results: Results[Any]) -> No
     )
     _scatter(report, config, results)
     words = [
-        f"{_WORDS[what]} {_number(shipped(results, what, 'classes_more'), '+.3f')}"
+        f"{_WORDS[what]} {shipped(results, what, 'classes_more'):+.3f}"
         for what in WHATS
         if not isinstance(shipped(results, what, "classes_more"), float)
     ]
@@ -191,6 +209,7 @@ def _prediction(report: Report, config: CausalConfig, results: Results[Any]) -> 
 
 
 def _heads(report: Report, config: CausalConfig, results: Results[Any]) -> None:
+    from unrolled.models.registry import CIFAR10
     from unrolled.report import HeatMap
 
     section = report.section(
@@ -228,7 +247,9 @@ def _heads(report: Report, config: CausalConfig, results: Results[Any]) -> None:
                 title="probability of the right class, points",
                 values=values,
                 rows=[f"{place['layer']}.{place['unit']}" for place in places],
-                columns=[str(number) for number in range(values.shape[1])],
+                columns=list(CIFAR10)
+                if config.data == "cifar10"
+                else [str(number) for number in range(values.shape[1])],
                 row_label="layer.head",
                 column_label="class",
                 signed=True,

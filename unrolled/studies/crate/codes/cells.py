@@ -51,7 +51,7 @@ class CodesConfig(NetworksConfig):
     """Training images whose tokens dictionaries are fitted to."""
     tested: Annotated[int, AtLeast(50)] = 600
     """Test images on which everything is measured."""
-    steps: Count = 800
+    steps: Count = 2000
     """Steps of an autoencoder, of 1,024 tokens."""
 
     def __post_init__(self) -> None:

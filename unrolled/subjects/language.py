@@ -1,0 +1,55 @@
+"""Whose language model a string names, and those of this package with their tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unrolled.subjects.runs import named
+
+if TYPE_CHECKING:
+    from unrolled.data.tokens import Tokenizer
+
+
+def source_of(spec: str) -> tuple[Literal["ours", "transformers", "none"], str]:
+    """Who opens the language model that a MODEL argument names, and its folder, or name on the hub.
+
+    "none" is of any other model, with its folder, if it is one; else with an empty name.
+
+    Raises:
+        MissingData: there is no such folder, or no model in it.
+        CorruptFile: its `config.json` cannot be read.
+    """
+    from unrolled.models.encoder import is_language_config
+    from unrolled.models.resolve import model_folder
+    from unrolled.reading import read_object
+
+    scheme, _, rest = named(spec).partition(":")
+    if scheme == "hf" and not Path(rest).expanduser().is_dir():
+        return "transformers", rest
+    if scheme not in ("local", "hf") or not rest:
+        return "none", ""
+    folder = model_folder(rest)
+    config = read_object(folder / "config.json")
+    if is_language_config(config):
+        return "ours", str(folder)
+    return "transformers" if "model_type" in config else "none", str(folder)
+
+
+def open_ours(spec: str, folder: str) -> tuple[Any, Tokenizer]:
+    """The model of this package in a folder, in eval mode, and its tokenizer.
+
+    Raises:
+        MissingData: there is no tokenizer.
+        ValueError: the tokenizer is of another run.
+    """
+    from unrolled.data.tokens import load_tokenizer
+    from unrolled.models.encoder import load_language_model
+
+    model, tokenizer = load_language_model(folder), load_tokenizer(Path(folder))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"model: {spec} knows {model.config.vocab_size} tokens, its tokenizer.json {tokenizer.vocab_size}: they "
+            "are not of one run"
+        )
+    return model, tokenizer
