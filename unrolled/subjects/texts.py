@@ -127,7 +127,7 @@ def _encoder(spec: str, data_dir: Path | None) -> TextReader:
         return ids
 
     def pieces(text: str) -> list[int]:
-        raise ValueError(f"--data: {spec} reads texts by themselves; give --text or --texts")
+        raise ValueError(f"data: {spec} reads texts by themselves; give text= or texts=")
 
     return TextReader(
         module=encoder.module, encode=encode, pieces=pieces, limit=None, argument="input_ids",
