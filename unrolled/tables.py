@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from unrolled.errors import require
 
+_ITEMS = 8  # of a list that is printed
 _ROWS, _COLUMNS = 40, 12  # of a notebook's table; `frame()` has all
 
 
@@ -48,6 +50,27 @@ class Tabular:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.records())} rows)"
+
+
+class Brief:
+    """A dataclass, made with `repr=False`, that prints the shapes of its arrays and the sizes of long lists."""
+
+    def __repr__(self) -> str:
+        shown = (f"{item.name}={_brief(getattr(self, item.name))}" for item in fields(self) if item.repr)  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _brief(value: Any) -> str:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None and len(shape):
+        return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
+    if isinstance(value, Mapping) and len(value) <= _ITEMS:
+        return "{" + ", ".join(f"{key!r}: {_brief(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple) and len(value) <= _ITEMS:
+        return f"[{', '.join(map(_brief, value))}]"
+    if isinstance(value, Mapping | list | tuple):
+        return f"<{len(value)} of {type(next(iter(value))).__name__}>"
+    return repr(value)
 
 
 def _cell(value: Any) -> str:

@@ -33,7 +33,7 @@ class CodesConfig(NetworksConfig):
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
         "quick": {
             **{"data": "digits", "seeds": (0, 1), "images": 1280, "workers": 1, "fitted": 200, "tested": 100},
-            **{"steps": 20, "ks": (4, 16), "wide": 96},
+            **{"steps": 20, "ks": (4, 16), "wide": 192},
         },
         "cpu": {},
         "gpu": {"device": "cuda", "images": 1_280_000, "workers": 1, "fitted": 20_000, "tested": 5000, "steps": 20_000},
