@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,9 @@ MOVED = {("align", "--grid"): "align-grid MODELS.yaml", ("segment", "--eval"): "
 _TRAINING = ("train", "pretrain", "finetune")
 _NO_MEMORY = ("can't allocate memory", "out of memory")  # as PyTorch says it
 _UNWRITABLE = (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+
+# what of a message may name an argument: `name=`, a name with an underscore, or one that the sentence begins with
+_NAMES_SOMETHING = re.compile(r"[=_]|^\w[\w, ]*(?:: | must be )")
 
 _EPILOGUE = (
     "Settings come from flags, then UNROLLED_NAME environment variables, then --config files. "
@@ -165,7 +169,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def in_flags(message: str, app: App | None, tokens: Sequence[str], *, headed: bool = True) -> str:
     """The message of an error, or (not `headed`) a note, with its arguments spelled as flags of the verb that runs."""
-    if app is None:
+    if app is None or not _NAMES_SOMETHING.search(message):
         return message
     from unrolled.commands.spelling import arguments_of, as_flags
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from unrolled.errors import require
-from unrolled.figures.escaping import escape
 
+_ITEMS = 8  # of a list that is printed
 _ROWS, _COLUMNS = 40, 12  # of a notebook's table; `frame()` has all
 
 
@@ -28,6 +29,8 @@ class Tabular:
         return pandas.json_normalize(self.records())
 
     def _repr_html_(self) -> str:
+        from unrolled.figures.escaping import escape  # its package draws, and needs NumPy
+
         records = self.records()
         names = list(dict.fromkeys(name for record in records[:_ROWS] for name in record))
         shown = names[:_COLUMNS]
@@ -47,6 +50,27 @@ class Tabular:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.records())} rows)"
+
+
+class Brief:
+    """A dataclass, made with `repr=False`, that prints the shapes of its arrays and the sizes of long lists."""
+
+    def __repr__(self) -> str:
+        shown = (f"{item.name}={_brief(getattr(self, item.name))}" for item in fields(self) if item.repr)  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _brief(value: Any) -> str:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None and len(shape):
+        return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
+    if isinstance(value, Mapping) and len(value) <= _ITEMS:
+        return "{" + ", ".join(f"{key!r}: {_brief(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple) and len(value) <= _ITEMS:
+        return f"[{', '.join(map(_brief, value))}]"
+    if isinstance(value, Mapping | list | tuple):
+        return f"<{len(value)} of {type(next(iter(value))).__name__}>"
+    return repr(value)
 
 
 def _cell(value: Any) -> str:

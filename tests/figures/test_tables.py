@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import unrolled
 from tests.figures import test_plots as plots
 from unrolled.alignment import compare, prepare_layers
 from unrolled.errors import MissingExtra
-from unrolled.instruments import layerwise
+from unrolled.instruments import Matches, layerwise, read_patches
 from unrolled.instruments.causal import Effect, Effects
 from unrolled.tables import Tabular
 from unrolled.train import TrainConfig, TrainResult
@@ -125,3 +126,16 @@ def test_a_long_trace_keeps_its_ends_on_the_screen() -> None:
 
 def test_prepared_layers_do_not_print_their_tensors() -> None:
     assert len(repr(prepare_layers(torch.randn(50, 3, 8), ["cka"]))) < 200
+
+
+def test_records_of_tensors_print_shapes() -> None:
+    model = unrolled.create_model("crate_nano_patch4_32").eval()
+    found = read_patches(model, torch.rand(2, 3, 32, 32), facets=("token",))
+    said = repr(found)
+    assert "attention=float32[6, 2, 4, 64], features={'token': float32[6, 2, 64, 96]}" in said
+    assert "layers=[0, 1, 2, 3, 4, 5], grid=[8, 8], query='class token'" in said
+    matched = Matches(*(torch.zeros(500) for _ in fields(Matches)))
+    assert repr(matched).count("float32[500]") == len(fields(Matches))
+    many = unrolled.edit(model, {"block*/ista/atom*": lambda x: x})
+    assert len(repr(many)) < 300
+    assert repr(many).endswith("and 568 more)")

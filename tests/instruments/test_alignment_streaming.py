@@ -86,6 +86,7 @@ def test_bad_batches_are_refused_and_not_added() -> None:
         constant.compute()
 
 
+@pytest.mark.slow
 def test_two_processes_see_one_data_set(tmp_path: Path) -> None:
     x, y = pair()
     torch.save((x, y), tmp_path / "data.pt")

@@ -96,6 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_study_trains_compares_and_reports(folder: Path) -> None:
     record = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
     rows = record["results"]["rows"]
@@ -112,6 +113,7 @@ def test_the_study_trains_compares_and_reports(folder: Path) -> None:
     assert record["claims"][-1]["measured"] == "not run"
 
 
+@pytest.mark.slow
 def test_networks_that_are_not_kept_are_not_run(folder: Path, tmp_path: Path) -> None:
     report = STUDY.run(tiny(folder, seeds=(0, 1), out=tmp_path, only_kept=True))
     written = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -119,6 +121,7 @@ def test_networks_that_are_not_kept_are_not_run(folder: Path, tmp_path: Path) ->
     assert report.claims[0].verdict == "undecided"
 
 
+@pytest.mark.slow
 def test_missing_images_leave_out_the_networks_and_measure_the_costs(folder: Path, tmp_path: Path) -> None:
     report = STUDY.run(tiny(folder, data=("cifar10",), data_dir=tmp_path / "nowhere", out=tmp_path))
     assert all(claim.verdict == "not run" for claim in report.claims)

@@ -42,6 +42,7 @@ def model_of(name: str, *, seed: int = 0, table_std: float = 0.02, dim: int = 64
     return new_model(frame_of(name, 4, dim, 4, 128), seed=seed, table_std=table_std)
 
 
+@pytest.mark.slow
 def test_the_study_reports_every_model_beside_its_controls(corpus: Path) -> None:
     assert studies.load("crate-text") is STUDY
     report = STUDY.run(tiny(corpus, table_stds=(0.02,)))

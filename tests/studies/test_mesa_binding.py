@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from unrolled.studies.mesa.binding import STUDY, BindingConfig, attention_maps
@@ -22,6 +23,7 @@ def test_attention_maps_are_causal_and_of_every_head() -> None:
     assert float(maps.triu(1).abs().max()) == 0
 
 
+@pytest.mark.slow
 def test_the_report_sets_trained_beside_untrained_layers(tmp_path: Path) -> None:
     config = BindingConfig(seeds=(0, 1), worlds=("full",), out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
     report = STUDY.run(config)

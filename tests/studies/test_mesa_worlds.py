@@ -38,6 +38,7 @@ def test_lagged_observations_never_look_ahead() -> None:
     assert lagged(states, 3)[0].tolist() == [[1, 0, 0], [2, 1, 0], [3, 2, 1], [4, 3, 2]]
 
 
+@pytest.mark.slow
 def test_the_report_sets_every_stack_beside_its_controls(tmp_path: Path) -> None:
     config = ComparedConfig(seeds=(0,), out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
     report = STUDY.run(config)

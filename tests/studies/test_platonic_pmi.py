@@ -61,6 +61,7 @@ def test_learners_that_learnt_nothing_agree_with_nothing() -> None:
     assert kernel_alignment(same, torch.eye(8, dtype=torch.float64), k=2) == {"cka": 0.0, "knn": 0.0}
 
 
+@pytest.mark.slow
 def test_the_report_holds_the_claims_and_the_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, *_, last = pmi.WORLDS
     monkeypatch.setattr(pmi, "WORLDS", {name: pmi.WORLDS[name] for name in (first, last)})

@@ -21,8 +21,7 @@ from unrolled.train.checkpoint import checkpoints
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
-@pytest.mark.parametrize("step", [6, 8])
+@pytest.mark.parametrize(("optimizer", "step"), [("adamw", 6), ("adamw", 8), ("lion", 6), ("muon", 8)])
 def test_a_crashed_run_resumes_to_the_same_bits(config, splits, tmp_path, optimizer, step):
     straight = config(**EVERYTHING, optimizer=optimizer, out=tmp_path / "straight")
     broken = config(**EVERYTHING, optimizer=optimizer, out=tmp_path / "broken", resume="auto")

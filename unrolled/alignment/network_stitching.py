@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unrolled.alignment.dependence import relabellings
 from unrolled.ops.rows import unit_rows, varies
+from unrolled.tables import Brief
 
 Stage = Callable[[Tensor], Tensor]
 
@@ -125,8 +126,8 @@ class Stitched(nn.Module):
         self.affine.bias.copy_(middle - mean @ weight)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rosetta:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Rosetta(Brief):
     """Units of two networks that are each other's best correlated one.
 
     Attributes:

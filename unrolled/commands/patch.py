@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.options import verb
 from unrolled.commands.patch_options import PatchOptions
-from unrolled.commands.patch_pairs import Pairs, image_pairs, text_pairs
 from unrolled.commands.sweep import add_places, cells_of, kept_for, positions_of
 from unrolled.harness import Run
 from unrolled.terminal import table
 
 if TYPE_CHECKING:
+    from unrolled.commands.patch_pairs import Pairs
     from unrolled.instruments.causal import Effects
     from unrolled.report import Report
 
@@ -34,6 +34,7 @@ def patch(options: PatchOptions) -> None:
         unrolled patch hf:gpt2 --text "Paris is the capital of" --other "Rome is the capital of" --positions each
         unrolled patch hf:gpt2 --texts clean.txt --others corrupted.txt --sender block05/attn/head1
     """
+    from unrolled.commands.patch_pairs import image_pairs, text_pairs
     from unrolled.subjects.texts import reads_text
 
     texts = bool(options.other or options.others) or (options.image is None and reads_text(options))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unrolled.instruments.readouts.probes import widen
 from unrolled.ops.rows import unit_rows, varies
+from unrolled.tables import Brief
 
 
 def explained_variance(x: Tensor, rebuilt: Tensor) -> float:
@@ -52,8 +53,8 @@ def class_selectivity(codes: Tensor, labels: Tensor) -> Tensor:
     return torch.where(varies(widen(codes)), share, torch.nan)
 
 
-@dataclass(frozen=True)
-class Matched:
+@dataclass(frozen=True, repr=False)
+class Matched(Brief):
     """Atoms of two codes, matched one to one so that the sum of correlations is largest.
 
     Attributes:

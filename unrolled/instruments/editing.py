@@ -143,7 +143,8 @@ class Edit:
         return sorted(self._names)
 
     def __repr__(self) -> str:
-        return f"Edit({', '.join(self.names)})"
+        more = f" and {len(self.names) - 8} more" if len(self.names) > 8 else ""
+        return f"Edit({', '.join(self.names[:8])}{more})"
 
     def __enter__(self) -> Edit:
         taken = _active.setdefault(self._model, set())

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from unrolled.instruments.anatomy import Parts, Stack, final_sites, find_parts, unwrap
 from unrolled.instruments.regions.patches import grid_of, main_stack, prefix_of
 from unrolled.instruments.trace import trace
+from unrolled.tables import Brief
 
 _OUTPUTS = ("output", "proj", "out_proj")
 _CLOSE = 1e-5  # of tensors in float64: relative to the largest entry
 
 
-@dataclass(frozen=True, kw_only=True)
-class HalfEvidence:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class HalfEvidence(Brief):
     """What one half of one layer gives to the logit. Tensors are float64 on the CPU."""
 
     layer: int
@@ -43,8 +44,8 @@ class HalfEvidence:
     """Of the attention's output projection."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Explanation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Explanation(Brief):
     """The terms of one logit (or of the difference of two): `constant`, `embed` and `halves` sum to `logit`."""
 
     target: int

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.kinds import KINDS, MASKED, build
 from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
-from unrolled.studies.training import Checkpoint, train_resumable, warmup_cosine
+from unrolled.studies.training import Checkpoint, MeanLoss, train_resumable, warmup_cosine
 
 Data = Literal["cifar10", "tiny-imagenet-32", "digits"]
 Taught = Literal["labels", "half shuffled", "all shuffled"]
@@ -149,7 +149,6 @@ def train(
         [parameter for parameter in model.parameters() if parameter.requires_grad], lr=_PEAK, weight_decay=_WEIGHT_DECAY
     )
     model.train()
-    log = {"loss": 0.0, "steps": 0}
     lessons = cache(read)  # a finished network needs no training images
 
     def loss_at(step: int) -> Tensor:
@@ -170,27 +169,20 @@ def train(
             loss = loss + weight * srr_loss(model, layers, eps=0.5)
         else:
             loss = nn.functional.cross_entropy(model(batch), lesson.labels[rows].to(device))
-        log["loss"] += float(loss.detach())
-        log["steps"] += 1
         return loss
 
-    def look(step: int) -> dict[str, float]:
-        mean = log["loss"] / max(1, log["steps"])
-        log.update(loss=0.0, steps=0)
-        return {"loss": mean}
-
-    often = max(1, steps // 10)
+    often, mean = max(1, steps // 10), MeanLoss(loss_at)
     return train_resumable(
         model,
         optimizer,
-        loss_at,
+        mean.at,
         steps=steps,
         keep=keep,
         rate=warmup_cosine(_PEAK, warmup=max(1, steps // 20), steps=steps),
         clip_norm=1.0,
-        look=look,
+        look=mean.look,
         look_at=range(often, steps + 1, often),
-        every=often,  # the loss since the last look is not kept, so saves coincide with looks
+        every=often,
     )
 
 

@@ -106,6 +106,32 @@ def train_resumable(
     return log
 
 
+class MeanLoss:
+    """`loss_at` of a training, and as `look` the mean of it since the look before.
+
+    What a look has not reported yet is not saved: let every save be at a look.
+
+    Args:
+        loss_at: as in `train_resumable`.
+    """
+
+    def __init__(self, loss_at: Callable[[int], Tensor]) -> None:
+        self._loss_at = loss_at
+        self._losses: list[float] = []
+
+    def at(self, step: int) -> Tensor:
+        """The loss of a step."""
+        loss = self._loss_at(step)
+        self._losses.append(float(loss.detach()))
+        return loss
+
+    def look(self, step: int) -> dict[str, float]:
+        """`loss`, and begin anew."""
+        total, count = sum(self._losses), len(self._losses)
+        self._losses.clear()
+        return {"loss": total / max(1, count)}
+
+
 def warmup_cosine(peak: float, *, warmup: int, steps: int, floor: float = 0.0) -> Callable[[int], float]:
     """`learning_rate` by step: it rises linearly for `warmup` steps, then falls as a cosine to `floor` at `steps`."""
     return partial(learning_rate, peak=peak, warmup=warmup, total=steps, minimum=floor)

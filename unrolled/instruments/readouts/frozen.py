@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from unrolled.instruments.readouts.probes import widen
 from unrolled.ops.neighbours import top_k
 from unrolled.ops.rows import unit_rows
+from unrolled.tables import Brief
 
 LOGISTIC_PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Tried by `logistic`, for a sample's mean loss and standardised features; from strong to weak."""
@@ -27,8 +28,8 @@ _TOLERANCE = 1e-6  # of the gradient; at scikit-learn's 1e-4 a weak penalty hard
 _SCORES = 2**24  # similarities held at a time
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Classified:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Classified(Brief):
     """What a classifier says of the queries.
 
     Attributes:

@@ -13,11 +13,13 @@ from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import maximum_flow
 
+from unrolled.tables import Brief
+
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class BoundaryCounts:
+@dataclass(frozen=True, repr=False)
+class BoundaryCounts(Brief):
     """Counts of one image, each `[thresholds]`; sums over images give the precision and recall of a data set."""
 
     thresholds: NDArray[np.float64]

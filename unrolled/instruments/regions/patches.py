@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from unrolled.instruments.anatomy import Stack, find_parts, find_stacks, unwrap
 from unrolled.instruments.features.pooling import prefix_tokens
 from unrolled.instruments.weights import eva_heads, turned
+from unrolled.tables import Brief
 
 Facet = Literal["key", "query", "value", "token"]
 FACETS = ("key", "query", "value", "token")
@@ -24,8 +25,8 @@ FACETS = ("key", "query", "value", "token")
 _Projected = tuple[Tensor, Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Patches:
+@dataclass(frozen=True, repr=False)
+class Patches(Brief):
     """Records of `read_patches`; prefix tokens are left out of every tensor, patches are in row-major order."""
 
     layers: tuple[int, ...]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unrolled.instruments.regions.spectral import check_features
+from unrolled.tables import Brief
 
 Threshold = Literal["mass", "fraction"]
 
@@ -80,8 +81,8 @@ def upsample(maps: Tensor, grid: tuple[int, int], size: tuple[int, int], *, smoo
     return planes.reshape(*maps.shape[:-1], *size).to(maps.dtype)
 
 
-@dataclass(frozen=True)
-class TokenPCA:
+@dataclass(frozen=True, repr=False)
+class TokenPCA(Brief):
     """Record of `token_pca`."""
 
     scores: Tensor
@@ -135,8 +136,8 @@ def token_pca(features: Tensor, components: int = 3, *, mask: Tensor | None = No
     )
 
 
-@dataclass(frozen=True)
-class PCAColours:
+@dataclass(frozen=True, repr=False)
+class PCAColours(Brief):
     """Record of `pca_colours`."""
 
     foreground: Tensor

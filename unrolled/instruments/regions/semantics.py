@@ -13,12 +13,13 @@ from torch import Tensor
 
 from unrolled.instruments.regions.spectral import check_features
 from unrolled.ops.rows import unit_rows
+from unrolled.tables import Brief
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class HeadSemantics:
+@dataclass(frozen=True, repr=False)
+class HeadSemantics(Brief):
     """Record of `head_semantics`; h heads, p parts."""
 
     lift: Floats
@@ -112,8 +113,8 @@ def head_semantics(
     )
 
 
-@dataclass(frozen=True)
-class Matches:
+@dataclass(frozen=True, repr=False)
+class Matches(Brief):
     """Record of `nearest_patches`, for each patch of the first image."""
 
     index: Tensor

@@ -23,13 +23,16 @@ def report(report: Report, config: AttributionConfig, results: Results[Any]) -> 
 
     own = shipped(results, "all.lost")
     crate, vit = (number(results, config, kind, "all.lost") for kind in ("crate", "vit"))
+    held = shipped(results, "all.held")
     report.headline(
         f"Over all heads and images the exact term ranks with what is lost without the head at {crate:.2f} in small "
-        f"CRATEs and {vit:.2f} in ViTs (shipped CRATE: {_said(own)}); in the last layer at "
+        f"CRATEs and {vit:.2f} in ViTs (shipped CRATE: {_said(own)}): in the last layer at "
         f"{number(results, config, 'crate', 'layers.-1.lost'):.2f} and "
         f"{number(results, config, 'vit', 'layers.-1.lost'):.2f}, in the first at "
         f"{number(results, config, 'crate', 'layers.0.lost'):.2f} and "
-        f"{number(results, config, 'vit', 'layers.0.lost'):.2f}.",
+        f"{number(results, config, 'vit', 'layers.0.lost'):.2f}. They part because later attention reacts: held as it "
+        f"was, {number(results, config, 'crate', 'all.held'):.2f} and "
+        f"{number(results, config, 'vit', 'all.held'):.2f} (shipped CRATE: {_said(held)}).",
         [
             Fact(label="CRATE, all layers", value=f"{crate:.3f}", detail=f"rank correlation, {crate.count}"),
             Fact(label="ViT, all layers", value=f"{vit:.3f}", detail=f"rank correlation, {vit.count}"),

@@ -33,7 +33,7 @@ class CodesConfig(NetworksConfig):
     budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
         "quick": {
             **{"data": "digits", "seeds": (0, 1), "images": 1280, "workers": 1, "fitted": 200, "tested": 100},
-            **{"steps": 20, "ks": (4, 16), "wide": 96},
+            **{"steps": 20, "ks": (4, 16), "wide": 192},
         },
         "cpu": {},
         "gpu": {"device": "cuda", "images": 1_280_000, "workers": 1, "fitted": 20_000, "tested": 5000, "steps": 20_000},
@@ -51,7 +51,7 @@ class CodesConfig(NetworksConfig):
     """Training images whose tokens dictionaries are fitted to."""
     tested: Annotated[int, AtLeast(50)] = 600
     """Test images on which everything is measured."""
-    steps: Count = 800
+    steps: Count = 2000
     """Steps of an autoencoder, of 1,024 tokens."""
 
     def __post_init__(self) -> None:

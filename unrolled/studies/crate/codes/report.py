@@ -61,8 +61,9 @@ def _worth(report: Report, config: CodesConfig, results: Results[Any]) -> None:
     section = report.section(
         "What codes are worth",
         f"Tokens that leave layer {config.layer + 1} of 4, coded with k of 96 numbers not 0. `Own codes` are a token's "
-        "k largest entries: of CRATE they are ISTA's codes, of a ViT any basis' would do. `Random directions` are the "
-        "k largest entries of tokens turned at random. Both are read out by a regression on the tokens that the "
+        "k largest entries: of CRATE they are ISTA's codes, of a ViT entries in a basis like any other. `Random "
+        "directions` are the k largest entries of tokens turned at random; like a ViT's they may be negative, which "
+        "ISTA's codes and an autoencoder's are not. Both are read out by a regression on the tokens that the "
         f"autoencoder is fitted to, of {config.fitted:,} training images; everything is measured on {config.tested:,} "
         "test images. The share of the loss recovered is 1 if the network loses nothing when the rebuilt tokens take "
         "the place of the true ones, and 0 if it loses as much as with the mean token everywhere. Selectivity is the "

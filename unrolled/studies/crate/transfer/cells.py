@@ -17,7 +17,7 @@ from unrolled.studies.kinds import BLOCKS, MASKED, stages
 from unrolled.studies.networks import BATCH, Data, Network, accuracy, images_seen
 from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
 from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate, Seeds
-from unrolled.studies.training import train_resumable, warmup_cosine
+from unrolled.studies.training import MeanLoss, train_resumable, warmup_cosine
 
 HELD_OUT = 0.2  # of the probe images, to choose the layer and the penalty
 _WEIGHT_DECAY = 0.05
@@ -140,7 +140,6 @@ class FineTuned(Transferred):
         train, test = self.split(context, "train"), self.split(context, "test")
         allowed = few_rows(train.labels, self.few) if self.labels == "few" else torch.arange(len(train.labels))
         model = self.classifier(context, len(train.classes)).train()
-        log = {"loss": 0.0, "steps": 0}
 
         def loss_at(step: int) -> Tensor:
             generator = torch.Generator().manual_seed(2_000_003 * (self.seed + 1) + step)
@@ -149,28 +148,20 @@ class FineTuned(Transferred):
             if self.target != "digits-turned":
                 images = augmented(images, generator)
             scores = model(as_input(images).to(context.device))
-            loss = nn.functional.cross_entropy(scores, train.labels[rows].to(context.device))
-            log["loss"] += float(loss.detach())
-            log["steps"] += 1
-            return loss
+            return nn.functional.cross_entropy(scores, train.labels[rows].to(context.device))
 
-        def look(step: int) -> dict[str, float]:
-            mean = log["loss"] / max(1, log["steps"])
-            log.update(loss=0.0, steps=0)
-            return {"loss": mean}
-
-        tenth = max(1, self.steps // 10)
+        tenth, mean = max(1, self.steps // 10), MeanLoss(loss_at)
         curve = train_resumable(
             model,
             torch.optim.AdamW(model.parameters(), lr=self.rate, weight_decay=_WEIGHT_DECAY),
-            loss_at,
+            mean.at,
             steps=self.steps,
             keep=self.checkpoint(context),
             rate=warmup_cosine(self.rate, warmup=tenth, steps=self.steps),
             clip_norm=1.0,
-            look=look,
+            look=mean.look,
             look_at=range(tenth, self.steps + 1, tenth),
-            every=tenth * -(-40 // tenth),  # the loss since the last look is not kept, so saves coincide with looks
+            every=tenth * -(-40 // tenth),
         )
         return {
             "accuracy": accuracy(model.eval(), test),
