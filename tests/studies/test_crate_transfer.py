@@ -118,7 +118,7 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match="data_dir"):
         STUDY.run(config)
     fashion = fine_tuned(Network(kind="crate", **UNTRAINED), target="fashion_mnist")
-    with pytest.raises(MissingData, match="--fashion-dir DIR"):
+    with pytest.raises(MissingData, match="give fashion_dir="):
         fashion.require(TransferConfig(fashion_dir=tmp_path).context)
 
 
