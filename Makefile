@@ -36,8 +36,8 @@ dist: $(VENV)/.installed-dev
 # The tests with the oldest versions that pyproject.toml allows, in an environment of their own: after a change of dependencies.
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
-	$(PYTHON) -m tests.lowest > $(VENV)-lowest/constraints.txt
-	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[hf,test]'
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip install --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[hf,test]'
 	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 $(VENV)/bin/python:

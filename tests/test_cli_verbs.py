@@ -260,7 +260,7 @@ def test_what_is_missing_or_unknown_is_named(
 def test_convert(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = shared / "golden" / "crate_cls.pth.tar"
     assert cli.run(["convert", str(checkpoint), str(tmp_path), "--json"]) == 2
-    assert "heads" in capsys.readouterr().err
+    assert capsys.readouterr().err.rstrip().endswith("; give --heads")
     assert cli.run(["convert", str(checkpoint), str(tmp_path), "--heads", "4", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == 32650

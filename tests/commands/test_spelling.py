@@ -10,6 +10,7 @@ import pytest
 import unrolled
 from unrolled.cli import build, in_flags
 from unrolled.commands.spelling import arguments_of, as_flags
+from unrolled.models.mapping import Options, find_heads
 
 
 def said(message: str, *tokens: str) -> str:
@@ -35,6 +36,9 @@ def said(message: str, *tokens: str) -> str:
         ("width=3 is no flag here", "width=3 is no flag here"),
         ("leave its images out (unknown_classes='skip')", "leave its images out (--unknown-classes skip)"),
         ("give data='hf:o/n,label=a'", "give --data hf:o/n,label=a"),
+        ("model_args={'img_size': 32, 'pre_norm': True} makes one",
+         "--model-args.img-size 32 --model-args.pre-norm true makes one"),
+        ("does not fit; give model_args={'num_classes': ...}", "does not fit; give --model-args.num-classes ..."),
     ],
 )  # fmt: skip
 def test_arguments_are_named_as_flags(message: str, expected: str) -> None:
@@ -59,7 +63,15 @@ def test_notes_begin_with_what_they_are_about() -> None:
     )
 
 
-LIBRARY = ("alignment", "data", "instruments", "layers", "models", "ops", "tasks", "theory", "train", "weights")
+def test_what_convert_needs_to_know_is_a_flag_of_its_own() -> None:
+    with pytest.raises(ValueError, match="is not a published one") as error:
+        find_heads(Options(), 48, 48, {})
+    message = "--heads: the file does not tell, and width 48 is not a published one; give --heads"
+    assert said(str(error.value), "convert", "a.pth", "b") == message
+
+
+LIBRARY = ("alignment", "data", "explorer", "instruments", "layers", "models", "ops", "studies", "subjects", "tasks",
+           "theory", "train", "weights")  # fmt: skip
 
 
 def said_by(tree: ast.Module) -> Iterator[ast.Constant]:
@@ -80,3 +92,4 @@ def test_the_library_speaks_of_arguments(part: str) -> None:
             whole = ast.unparse(joined.get(id(node), node))
             flags = re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"`unrolled [^`]*`", "", whole))
             assert not flags or (path.name == "text.py" and "library_name" in whole), (path, flags)
+            assert not re.search(r"\b[a-z_]+=\.\.\.", whole), (path, "dots would be glued to the flag")

@@ -352,7 +352,7 @@ def test_a_taken_port_is_said_before_models_load() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"--port {port}: is taken"):
+        with pytest.raises(ValueError, match=f"port={port}: is taken"):
             listen("127.0.0.1", port)
     free = listen("127.0.0.1", 0)
     assert free.getsockname()[0] == "127.0.0.1"

@@ -29,7 +29,7 @@ def covered(case: str, metric: al.Metric, sets: int = 60) -> tuple[float, float]
     return float(inside.mean()), float((intervals[:, 1] - intervals[:, 0]).mean() / (2 * 1.96 * scores.std()))
 
 
-@pytest.mark.parametrize("case", ["near the ceiling", "clusters"])
+@pytest.mark.parametrize("case", ["near the ceiling", pytest.param("clusters", marks=pytest.mark.slow)])
 def test_a_share_of_samples_is_covered_near_its_ceiling(case: str) -> None:
     share, _ = covered(case, al.CycleKNN(k=10))
     assert share >= 0.87

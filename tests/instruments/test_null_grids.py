@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -54,8 +56,8 @@ def test_scoring_many_relabellings_at_a_time_equals_scoring_one_by_one(metric: M
 @pytest.mark.parametrize("metric", ["mutual_knn", "cknna", "cka", "unbiased_cka", "rsa", "ridge_predictivity"])
 def test_a_relabelling_that_changes_nothing_reaches_the_score(metric: str) -> None:
     chosen = al.get_metric(metric)
-    for n in (65, 300):
-        left, right = (one_hot(n, seed, 20).float() for seed in (2, 3))
+    for n, seed in itertools.product((65, 500), range(2, 12)):
+        left, right = (one_hot(n, each, 20).float() for each in (seed, seed + 1))
         x, y = (al.prepare_layers(layer, [chosen]).of(chosen) for layer in (left, right))
         among_copies = torch.argsort(right.argmax(1), stable=True)
         order = torch.empty(n, dtype=torch.long)

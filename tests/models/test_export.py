@@ -71,7 +71,9 @@ def check(name: str, model: nn.Module, graph: Callable[..., Any], *others: dict[
         torch.testing.assert_close(graph(*x), model(*x), **close)
 
 
-@pytest.mark.parametrize("name", IMAGES + TEXTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "mesanet" in name else name for name in IMAGES + TEXTS]
+)
 @torch.no_grad()
 def test_torch_export_for_any_batch(name):
     model = build(name)

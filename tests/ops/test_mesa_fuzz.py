@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unrolled.ops import MesaState, mesa
+from unrolled.ops.mesa_solve.condition import trust_each
 
 METHODS = ("reference", "recurrent", "chunk", "cg", "auto")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -300,3 +301,30 @@ def test_where_only_the_bound_of_the_rows_holds_float32_is_kept() -> None:
         out, state = mesa(q.clone().requires_grad_(grad), k, v, 0.25, return_state=True)
         assert state.gram.dtype == torch.float32
         assert_right(out.detach(), mesa(q.double(), k.double(), v.double(), 0.25), grad)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_solutions_that_overflow_are_no_proof_of_themselves(method: str) -> None:
+    """One key whose channels are decades apart, as every query: of some solutions float32 makes 1e20 and more."""
+    answered = 0
+    for seed in range(60):
+        g = torch.Generator().manual_seed(seed)
+        k = torch.randn(5, generator=g) * 10 ** (10 * torch.rand(5, generator=g) - 3)
+        v, c = torch.randn(2, 2, generator=g)
+        ridge = 10 ** (-8 + 2 * torch.rand(5, generator=g))
+        reach = (k.double().square() / ridge.double()).sum()
+        exact = v.double() * float(c[0]) * reach / (1 + reach)
+        q = (c[0] * k)[None, None, None]
+        try:
+            out = mesa(q, k[None, None, None], v[None, None, None], ridge[None], method=method)
+        except ValueError:
+            continue
+        answered += 1
+        torch.testing.assert_close(out[0, 0, 0].double(), exact, rtol=1e-2, atol=0)
+    assert answered
+
+
+def test_infinite_pairs_are_not_trusted() -> None:
+    systems = torch.full((3, 3), 1e6)  # plus a ridge that float32 does not hold
+    for size in (1.0, 1e17, torch.inf, torch.nan):
+        assert not bool(trust_each(systems, torch.full((3,), 1e-12), torch.full((3,), size), False)), size

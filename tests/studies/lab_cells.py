@@ -64,7 +64,7 @@ class NeedsData(Cell):
 
     def require(self, context: Context) -> None:
         if not (context.data_dir / "numbers").is_file():
-            raise MissingData(f"data_dir: there is no numbers in {context.data_dir}; give --data-dir DIR")
+            raise MissingData(f"data_dir: there is no numbers in {context.data_dir}; give data_dir=")
 
     def compute(self, context: Context) -> dict[str, Any]:
         return {"value": 1}

@@ -130,6 +130,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_study_trains_measures_and_reports(folder: Path) -> None:
     record = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
     rows = record["results"]["rows"]
@@ -146,6 +147,7 @@ def test_the_study_trains_measures_and_reports(folder: Path) -> None:
     assert f"{len(SAME_LAYER)} kinds and {len(SAME_LAYER)} networks" in json.dumps(record["sections"])
 
 
+@pytest.mark.slow
 def test_networks_that_are_not_there_are_not_run(folder: Path, tmp_path: Path) -> None:
     report = STUDY.run(tiny(folder, data=("digits", "cifar10"), out=tmp_path, only_kept=True))
     written = (tmp_path / "report.html").read_text("utf-8")

@@ -242,6 +242,6 @@ def test_the_slow_model_gets_fewer_seeds_and_begins() -> None:
 
 
 def test_missing_corpora_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match=r"tinyshakespeare was not found .*; give --data-dir DIR"):
+    with pytest.raises(MissingData, match=r"tinyshakespeare was not found .*; give data_dir="):
         STUDY.run(tiny(tmp_path))
     assert CrateTextConfig.of_budget("quick").workers == 1

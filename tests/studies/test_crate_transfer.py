@@ -75,7 +75,7 @@ def test_networks_that_are_not_kept_are_not_run(ran: tuple[Path, Report], tmp_pa
     rows = {row[1]: row[5:] for row in sections["Fine-tuned"][0]["rows"]}
     assert rows["ViT-MAE of width 48"] == ["not run"] * 6
     assert "not run" not in rows["CRATE"]
-    assert "only-kept" in sections["Not run"][0]["text"]
+    assert "only_kept" in sections["Not run"][0]["text"]
 
 
 def made_up(cell: Cell) -> Row[Any]:
@@ -118,7 +118,7 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match="data_dir"):
         STUDY.run(config)
     fashion = fine_tuned(Network(kind="crate", **UNTRAINED), target="fashion_mnist")
-    with pytest.raises(MissingData, match="--fashion-dir DIR"):
+    with pytest.raises(MissingData, match="give fashion_dir="):
         fashion.require(TransferConfig(fashion_dir=tmp_path).context)
 
 

@@ -101,6 +101,6 @@ def test_the_least_favourable_place_decides_and_all_are_named() -> None:
 
 
 def test_missing_corpora_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match=r"tinyshakespeare was not found .*; give --data-dir DIR"):
+    with pytest.raises(MissingData, match=r"tinyshakespeare was not found .*; give data_dir="):
         STUDY.run(tiny(tmp_path))
     assert MesaTextConfig.of_budget("quick").steps == 100

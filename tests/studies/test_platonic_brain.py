@@ -166,7 +166,7 @@ def test_a_gain_by_training_is_judged_on_equal_resamplings() -> None:
 
 
 def test_missing_and_damaged_records_are_named(made_up: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match=r"brain-92images was not found .*; give --data-dir DIR"):
+    with pytest.raises(MissingData, match=r"brain-92images was not found .*; give data_dir="):
         run(tmp_path / "nowhere", tmp_path)
     path = made_up / "brain-92images" / "brain_92images.npz"
     path.write_bytes(path.read_bytes()[:500])

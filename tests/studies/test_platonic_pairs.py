@@ -164,7 +164,7 @@ def test_no_agreement_is_not_found_where_there_is_none() -> None:
 def test_missing_data_says_which_folder(name: str, tmp_path: Path) -> None:
     study = studies.load(name)
     config = study.config.of_budget("quick", data_dir=tmp_path / "nowhere", out=tmp_path, kept=tmp_path / "kept")
-    with pytest.raises(MissingData, match=r"flickr8k-2000 was not found .*nowhere.*; give --data-dir DIR"):
+    with pytest.raises(MissingData, match=r"flickr8k-2000 was not found .*nowhere.*; give data_dir="):
         study.run(config)
 
 

@@ -133,13 +133,13 @@ def test_missing_images_name_the_flag(tmp_path: Path, capsys: pytest.CaptureFixt
     # no such folder: the study stops before it computes anything, naming the flag that there is
     flags = ["study", "crate-transfer", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
     assert cli.run([*flags, "--kept", str(tmp_path / "kept"), "--targets", "fashion_mnist"]) == 3
-    assert capsys.readouterr().err.rstrip().endswith("give --fashion-dir DIR")
+    assert capsys.readouterr().err.rstrip().endswith("give --fashion-dir")
 
 
 def test_missing_data_are_told_in_one_sentence_with_the_last_flag() -> None:
     inner = MissingData("data_dir: /x does not exist")
     said = data_missing("cifar10", inner)
     said.__cause__ = inner
-    assert str(said) == "data_dir: cifar10 was not found (/x does not exist); give --data-dir DIR"
-    again = data_missing("cifar10", said, flag="--fashion-dir DIR")
-    assert str(again) == "data_dir: cifar10 was not found (/x does not exist); give --fashion-dir DIR"
+    assert str(said) == "data_dir: cifar10 was not found (/x does not exist); give data_dir="
+    again = data_missing("cifar10", said, argument="fashion_dir")
+    assert str(again) == "data_dir: cifar10 was not found (/x does not exist); give fashion_dir="

@@ -15,7 +15,7 @@ from cyclopts import App, Argument
 
 FORMER = {"name": "model", "pattern": "layers", "patterns": "layers"}
 """Arguments of library functions, by the flag that fills them where a verb has no flag of the argument's own name."""
-_VALUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\[[^]]*\]|\([^)]*\)|[^\s,:;()'"]*[^\s,:;()'".]"""
+_VALUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\[[^]]*\]|\([^)]*\)|\{[^}]*\}|[^\s,:;()'"]*[^\s,:;()'".]"""
 
 
 def arguments_of(app: App, tokens: Sequence[str]) -> dict[str, Argument]:
@@ -46,6 +46,9 @@ def as_flags(message: str, arguments: Mapping[str, Argument], tokens: Sequence[s
         name, value = match["name"], match["value"] or ""
         if value == "False":
             return next(iter(arguments[name].negatives), f"{named(name)} false")
+        if value.startswith("{"):
+            entries = ast.literal_eval(value).items()
+            return " ".join(f"{named(name)}.{key.replace('_', '-')} {_word(each)}" for key, each in entries)
         return " ".join((named(name), *(() if value in ("", "True") else _words(value))))
 
     if not arguments:
@@ -66,5 +69,10 @@ def _words(value: str) -> list[str]:
         read = ast.literal_eval(value)
     except (ValueError, SyntaxError):
         read = value
-    parts = read if isinstance(read, list | tuple) else (read,)
-    return [shlex.quote(str(part)) for part in parts]
+    return [_word(part) for part in (read if isinstance(read, list | tuple) else (read,))]
+
+
+def _word(value: object) -> str:
+    if value is ...:  # any value
+        return "..."
+    return str(value).lower() if isinstance(value, bool) else shlex.quote(str(value))

@@ -253,8 +253,8 @@ def _check_weights(spec: str) -> None:
         return  # the error of opening it names the nearest ones
     if not _weights_here(timm.models.get_pretrained_cfg(name)):
         raise MissingData(
-            f"--model {spec}: its pretrained weights are not on this machine, and the explorer asks no network; fetch "
-            f"them once with `unrolled eval {spec} --pretrained`, or leave --pretrained out"
+            f"model={spec!r}: its pretrained weights are not on this machine, and the explorer asks no network; fetch "
+            f"them once with `unrolled eval {spec} --pretrained`, or leave pretrained=True out"
         )
 
 

@@ -68,7 +68,7 @@ class ImageSet:
                 unread.append(str(error))
         if len(images) < FEWEST_IMAGES:
             raise ValueError(
-                f"--images {folder}: {len(images)} pictures can be read, and neighbours need at least {FEWEST_IMAGES}"
+                f"images={str(folder)!r}: {len(images)} pictures can be read; neighbours need at least {FEWEST_IMAGES}"
                 + (f"; the first that cannot: {unread[0]}" if unread else "")
             )
         note = f", {len(unread)} left out that cannot be read" if unread else ""

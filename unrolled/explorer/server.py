@@ -28,7 +28,7 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         why = "is taken" if error.errno == errno.EADDRINUSE else "is not allowed"
-        raise ValueError(f"--port {port}: {why}; give another, or 0 for any that is free") from error
+        raise ValueError(f"port={port}: {why}; give another, or 0 for any that is free") from error
     return listener
 
 

@@ -96,7 +96,7 @@ def read_studies(folder: Path) -> list[Study]:
             raise ValueError(f"{path}: is not a report of `unrolled study`; move it away or write it again")
         studies.append(Study(path.parent.name, report, path.parent))
     if not studies:
-        raise MissingData(f"{folder}: holds no NAME/report.json; give --studies, the folder with reports of studies")
+        raise MissingData(f"{folder}: holds no NAME/report.json; give studies=, the folder with reports of studies")
     order = [*LINES_OF_WORK, _OTHER[0]]
     return sorted(studies, key=lambda study: (order.index(study.line[0]), study.name))
 

@@ -186,10 +186,10 @@ def computed(cell: Cell, context: Context) -> Row[Cell]:
     return Row(cell, result, seconds)
 
 
-def data_missing(data: str, error: MissingData, *, flag: str = "--data-dir DIR") -> MissingData:
-    """One sentence that a study's `data` are not there, why, and the flag that says where they are."""
+def data_missing(data: str, error: MissingData, *, argument: str = "data_dir") -> MissingData:
+    """One sentence that a study's `data` are not there, why, and the argument that says where they are."""
     first = error.__cause__ if isinstance(error.__cause__, MissingData) else error
-    return MissingData(f"data_dir: {data} was not found ({str(first).removeprefix('data_dir: ')}); give {flag}")
+    return MissingData(f"data_dir: {data} was not found ({str(first).removeprefix('data_dir: ')}); give {argument}=")
 
 
 def _is_pair(value: Any) -> bool:

@@ -14,7 +14,7 @@ from unrolled.studies.cells import Cell, Context, Row, computed, stored_row
 from unrolled.studies.fingerprint import vouch
 
 Say = Callable[[str], None]
-NOT_KEPT = "not computed yet; without `--only-kept` it will be"
+NOT_KEPT = "not computed yet, and only what is kept was asked for (only_kept)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,10 @@ def open_marked(data: str, folder: Path | None, *, missing: Literal["error", "sk
     from unrolled.data import open_masks
 
     if folder is None:
-        raise MissingData("--data-dir: is needed, the folder with the annotated photos")
+        raise MissingData("data_dir: is needed, the folder with the annotated photos")
     root = folder.expanduser()
     packed = data == "coco" and (root.is_file() or any(root.glob("coco_panoptic*.npz")))
     try:
         return open_masks(data, data_dir=root, split="all" if packed else "val", missing=missing)
-    except MissingData as error:  # in the words of the command line
-        raise MissingData(str(error).replace("missing='skip' passes", "--on-error skip passes")) from error
+    except MissingData as error:  # in the words of the verbs
+        raise MissingData(str(error).replace("missing='skip' passes", "on_error='skip' passes")) from error

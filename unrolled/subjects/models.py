@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unrolled.subjects.options import Device, OneModelFlags
 from unrolled.subjects.runs import data_of, named, run_of, shipped
-from unrolled.terminal import say
+from unrolled.terminal import as_typed, say
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def choose_device(choice: Device) -> torch.device:
     if choice == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
     if not available[choice]:
-        raise ValueError(f"--device {choice}: torch sees none on this machine; use --device cpu (`unrolled doctor`)")
+        raise ValueError(f"device={choice!r}: torch sees none on this machine; use device='cpu' (`unrolled doctor`)")
     return torch.device(choice)
 
 
@@ -89,23 +89,18 @@ def open_model(choice: OneModelFlags, classes: int | None = None) -> nn.Module:
         choice.pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None
     )
     torch.manual_seed(choice.seed)
-    try:
-        model = resolve_model(spec, pretrained=pretrained, **arguments)
-    except ValueError as error:
-        if not str(error).startswith("model_args: "):
-            raise
-        raise ValueError(f"--model-args{str(error).removeprefix('model_args')}") from error
+    model = resolve_model(spec, pretrained=pretrained, **arguments)
     takes_images(spec, model)
     if weights is not None:
         report = load_weights(model, weights)
         refused = {key: how for key, how in report.reshaped.items() if how.startswith("not loaded")}
         if refused:
             detail = "; ".join(f"{key} {how.removeprefix('not loaded: ')}" for key, how in refused.items())
-            raise ValueError(f"weights: the head does not fit ({detail}); give --model-args.num-classes")
+            raise ValueError(f"weights: the head does not fit ({detail}); give model_args={{'num_classes': ...}}")
         say(f"weights: {report}")
     elif not pretrained and (":" not in spec or spec.startswith("timm:")):
-        advice = "--pretrained, or a folder in place of the name, gives it trained ones"
-        say(f"note: {spec} has random weights; {advice}")
+        advice = "pretrained=True, or a folder in place of the name, gives it trained ones"
+        say(as_typed(f"note: {spec} has random weights; {advice}"))
     return model.eval()
 
 

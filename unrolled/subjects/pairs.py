@@ -66,13 +66,13 @@ def read_texts(path: Path) -> PairSource:
     """
     path = path.expanduser()
     if not path.is_file():
-        raise MissingData(f"--texts: there is no file {path}")
+        raise MissingData(f"texts: there is no file {path}")
     if path.suffix == ".tsv":
         return open_pairs("text", data_dir=path)
     try:
         lines = read_lines(path)
     except CorruptFile as error:
-        raise CorruptFile(f"--texts: {error}") from error
+        raise CorruptFile(f"texts: {error}") from error
     numbers = [f"line {number}" for number in range(1, len(lines) + 1)]
     return PairSource(
         ids=numbers, captions=[[line] for line in lines], description=f"{path.name}, {len(lines):,} texts"

@@ -119,20 +119,20 @@ def prepare(model: nn.Module, *, image_size: int | None, stride: int | None = No
         model.dynamic_img_size, embedding.strict_img_size = True, False
         embedding.flatten, embedding.output_fmt = False, Format.NHWC
     if image_size is not None and image_size < max(patch):
-        raise ValueError(f"--image-size {image_size}: smaller than a patch of {patch[0]} x {patch[1]} pixels")
+        raise ValueError(f"image_size={image_size}: smaller than a patch of {patch[0]} x {patch[1]} pixels")
     expected = model_input(model)["input_size"][1:]
     if not any_size and image_size is not None and (image_size, image_size) != tuple(expected):
-        hint = "; --model-args.dynamic-img-size true makes one that takes any" if isinstance(model, Eva) else ""
+        hint = "; model_args={'dynamic_img_size': True} makes one that takes any" if isinstance(model, Eva) else ""
         raise ValueError(
-            f"--image-size: {type(model).__name__} takes pictures of {expected[0]} x {expected[1]} pixels only{hint}"
+            f"image_size: {type(model).__name__} takes pictures of {expected[0]} x {expected[1]} pixels only{hint}"
         )
     if stride is not None and not 1 <= stride <= min(patch):
-        raise ValueError(f"--stride {stride}: give 1 to {min(patch)}, the side of a patch")
+        raise ValueError(f"stride={stride}: give 1 to {min(patch)}, the side of a patch")
     stem: Any = getattr(embedding, "proj", None)
     apart = getattr(stem, "kernel_size", None) == getattr(stem, "stride", 0) == patch
     if stride is not None and not (any_size and apart):
         reason = "has a stem of overlapping convolutions" if any_size else "takes one size of picture"
-        raise ValueError(f"--stride: {type(model).__name__} {reason}; give a vision transformer with a patch stem")
+        raise ValueError(f"stride: {type(model).__name__} {reason}; give a vision transformer with a patch stem")
 
     def each(values: Sequence[float]) -> tuple[float, ...]:
         expected = tuple(float(value) for value in values)

@@ -54,11 +54,11 @@ def material_for(
     for model in models:
         if model.startswith(_ALONE):
             raise ValueError(
-                f"model: {model} needs to know what it is fed with: add --side image or --side text with paired data "
-                "(--data flickr8k), or --texts FILE"
+                f"model: {model} needs to know what it is fed with: add side='image' or side='text' with paired "
+                "data (data='flickr8k'), or texts=, a file"
             )
     if options.split == "all":
-        raise ValueError("--split all: is for paired data; choose train or test")
+        raise ValueError("split='all' is for paired data; choose train or test")
     data = shared_data_of(models, weights, options)
     everything = images_of(data, options.split, quiet=quiet)
     samples = ImageSamples.drawn(everything, options.images, f"{data.data} ({options.split})")

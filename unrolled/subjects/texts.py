@@ -81,7 +81,7 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
     from unrolled.subjects.language import open_ours, source_of
 
     if choice.weights is not None or choice.pretrained:
-        raise ValueError("--weights and --pretrained: are for models of images; give a folder or hf:NAME as the model")
+        raise ValueError("weights, pretrained: are for models of images; give a folder or hf:NAME as the model")
     spec = named(choice.model)
     torch.manual_seed(choice.seed)
     if spec in (*LANGUAGE_MODELS, *ENCODERS):
@@ -91,7 +91,7 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
         config = language_config(spec, **{**choice.model_args, "vocab_size": tokenizer.vocab_size})
         return _ours(build_language_model(config), tokenizer, random=True)
     if choice.model_args:
-        raise ValueError(f"--model-args: {choice.model} decides them itself; leave them out")
+        raise ValueError(f"model_args: {choice.model} decides them itself; leave them out")
     source, name = source_of(spec)
     if source == "ours":
         return _ours(*open_ours(choice.model, name))
@@ -129,7 +129,7 @@ def _encoder(spec: str, data_dir: Path | None) -> TextReader:
         return ids
 
     def pieces(text: str) -> list[int]:
-        raise ValueError(f"--data: {spec} reads texts by themselves; give --text or --texts")
+        raise ValueError(f"data: {spec} reads texts by themselves; give text= or texts=")
 
     return TextReader(
         module=encoder.module, encode=encode, pieces=pieces, limit=None, argument="input_ids",
@@ -218,7 +218,7 @@ def open_texts(reader: TextReader, options: Any) -> Texts:
     """
     if options.text or options.texts:
         if options.data is not None or (options.text and options.texts):
-            raise ValueError("--text, --texts, --data: are three kinds of text; give one of them")
+            raise ValueError("text, texts, data: are three kinds of text; give one of them")
         return _given(reader, options)
     run = run_settings(options.model)
     if options.data is None:
@@ -226,17 +226,17 @@ def open_texts(reader: TextReader, options: Any) -> Texts:
     data = options.data or run.get("data")
     if data is None:
         raise ValueError(
-            f'model: {options.model} reads text: add --text "...", --texts FILE (one text a line) or --data '
-            "tinyshakespeare --data-dir DIR"
+            f"model: {options.model} reads text: add text=, texts= (a file, one text a line) or data='tinyshakespeare' "
+            "and its data_dir="
         )
     folder = options.data_dir or (run.get("data_dir") if data == run.get("data") else None)
     held_out = run.get("held_out") if data == run.get("data") else None
     part = open_text(data, options.split, data_dir=folder, held_out=held_out)
     ids = torch.tensor(reader.pieces(part.text))
     length = options.length or min(run.get("length") or DEFAULT_LENGTH, reader.limit or DEFAULT_LENGTH)
-    _check_length(length, reader, "--length")
+    _check_length(length, reader, "length")
     if len(ids) < length:
-        raise ValueError(f"--length {length}: {part.description}, is {len(ids):,} tokens; give a smaller length")
+        raise ValueError(f"length={length}: {part.description}, is {len(ids):,} tokens; give a smaller length")
     count = min(options.images, len(ids) // length)
     starts = torch.linspace(0, len(ids) - length, count, dtype=torch.float64).long()
     description = f"{count:,} windows of {length} tokens of {data} ({options.split} split), drawn evenly"
@@ -249,20 +249,20 @@ def _given(reader: TextReader, options: Any) -> Texts:
     if options.texts is not None:
         path: Path = options.texts.expanduser()
         if not path.is_file():
-            raise MissingData(f"--texts: there is no file {path}")
-        texts, flag, name = read_lines(path)[: options.images], "--texts", path.stem
+            raise MissingData(f"texts: there is no file {path}")
+        texts, argument, name = read_lines(path)[: options.images], "texts", path.stem
         description = f"{len(texts):,} texts of {path.name}"
     else:
-        texts, flag, name = list(options.text), "--text", "text"
+        texts, argument, name = list(options.text), "text", "text"
         description = "the text that was given" if len(texts) == 1 else f"the {len(texts)} texts that were given"
     if empty := [str(row + 1) for row, text in enumerate(texts) if not text.strip()]:
-        raise ValueError(f"{flag}: text {', '.join(empty[:5])} is empty; leave it out")
+        raise ValueError(f"{argument}: text {', '.join(empty[:5])} is empty; leave it out")
     ids = []
     for row, text in enumerate(texts):
         tokens = reader.encode(text)
         if options.length is not None:
             tokens = tokens[: options.length]
-        _check_length(len(tokens), reader, f"{flag}: text {row + 1} is too long; --length cuts it: it")
+        _check_length(len(tokens), reader, f"{argument}: text {row + 1} is too long; length= cuts it: it")
         ids.append(torch.tensor(tokens))
     return Texts(ids=ids, name=name, description=description)
 

@@ -82,7 +82,9 @@ def _of_this_package(spec: str, folder: str) -> Writer:
 
     model, tokenizer = open_ours(spec, folder)
     if isinstance(model, MaskedLanguageModel):
-        raise ValueError(f"model: {spec} fills in masked tokens and cannot continue a text; give one of --task lm")
+        raise ValueError(
+            f"model: {spec} fills in masked tokens and cannot continue a text; give one of `unrolled train --task lm`"
+        )
     return Writer(
         model,
         model.longest,

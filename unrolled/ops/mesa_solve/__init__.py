@@ -89,7 +89,9 @@ def mesa(
     to 10 times as much. A returned state is float64 then, so that later steps go on in it. Where float64 does not hold
     a system either (condition numbers beyond 3e11, scaled to a unit diagonal or not) there is no answer but an error,
     unless the residual is asked for, which shows how far off it is. Gradients, and states in float32, depend on more
-    than one query and are held to the condition number alone. Whoever sets `steps` asked for an approximation and gets
+    than one query and are held to the condition number alone. All this is in norm, in the units in which the condition
+    number is small: of a query with one channel far above the others there, an output thousands of times smaller than
+    such queries can read may be percents of itself off. Whoever sets `steps` asked for an approximation and gets
     it. See `mesa_solve.condition`.
 
     In a graph (`torch.export`, `torch.jit.trace`, FX) nothing can be decided by values: there the solve is `steps`

@@ -219,7 +219,9 @@ def certify(segment: Segment, rhs: Tensor, x: Tensor, stable: bool, tolerance: f
         left = left + error
     if not strict:
         inverse = torch.where(wrong * inverse <= CREDIBLE, inverse, 1 / segment.least)
-        trusted = trusted | (left * inverse.sqrt()[..., None] <= most * (x * image).sum(-1).clamp_min(0).sqrt())
+        pairs = (x * image).sum(-1).clamp_min(0).sqrt()
+        # of a solution without meaning this can overflow, and all would be below it
+        trusted = trusted | ((left * inverse.sqrt()[..., None] <= most * pairs) & pairs.isfinite())
     if not bool(trusted.all()):
         raise Imprecise
 

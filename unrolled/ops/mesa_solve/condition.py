@@ -86,7 +86,9 @@ def trust_each(systems: Tensor, ridges: Tensor, x: Tensor, strict: bool, kept: T
     if not strict:
         pairs = (x * (systems @ x[..., None])[..., 0] - ridges * x.square()).sum(-1).clamp_min(0).sqrt()
         size = torch.where(wrong * size <= CREDIBLE, size, (diagonal / ridges).amax(-1))
-        trusted = trusted | (wrong * torch.linalg.vector_norm(x * root, dim=-1) * size.sqrt() <= most * pairs)
+        left = wrong * torch.linalg.vector_norm(x * root, dim=-1)
+        # of a solution without meaning the pairs can overflow, and all would be below them
+        trusted = trusted | ((left * size.sqrt() <= most * pairs) & pairs.isfinite())
     return trusted
 
 

@@ -152,7 +152,7 @@ def _scatter(report: Report, config: CausalConfig, results: Results[Any]) -> Non
             x, y = zip(*points, strict=True)
             title = f"effective number of classes: {what}s"
             panels.append(
-                Scatter(title=title, x_label="probability of the right class, points", x=x, y=y, groups=groups)
+                Scatter(title=title, x_label="change of the right class's probability, points", x=x, y=y, groups=groups)
             )
     if panels:
         report.section("Size and spread of every removal").figure(
@@ -244,7 +244,7 @@ def _heads(report: Report, config: CausalConfig, results: Results[Any]) -> None:
         values = 100 * np.array([place["by_class"] for place in places])
         section.figure(
             HeatMap(
-                title="probability of the right class, points",
+                title="change of the right class's probability, points",
                 values=values,
                 rows=[f"{place['layer']}.{place['unit']}" for place in places],
                 columns=list(CIFAR10)

@@ -114,8 +114,8 @@ class Transferred(Cell):
         try:
             target_pictures(self.target, "test", context.folder(self.target))
         except MissingData as error:
-            flag = "--fashion-dir DIR" if self.target == "fashion_mnist" else "--data-dir DIR"
-            raise data_missing(self.target, error, flag=flag) from error
+            argument = "fashion_dir" if self.target == "fashion_mnist" else "data_dir"
+            raise data_missing(self.target, error, argument=argument) from error
 
     def split(self, context: Context, split: Literal["train", "test"]) -> Pictures:
         """Images of the target; of the test split those that score."""
