@@ -50,7 +50,7 @@ def patch(options: PatchOptions) -> None:
     result: dict[str, Any] = {
         "model": options.model, "data": pairs.name, "weights": pairs.weights, "pairs": pairs.count,
         "score": options.score, "sender": options.sender, "clean": effects.goal, "corrupted": effects.score,
-        "places": effects.records(), **pairs.said,
+        "places": effects.records(), **pairs.details,
         "first_order": None if first_order is None else first_order.records(),
         "agreement": None if agreement is None else dict(zip(_AGREEMENT, agreement, strict=True)),
     }  # fmt: skip
@@ -130,11 +130,12 @@ def _report(
         Fact(label="On the corrupted inputs", value=f"{effects.score:.4f}", detail=str(result["score"])),
     ]
     if result["agreement"] is not None:
-        found = result["agreement"]
+        agreement = result["agreement"]
         facts.append(
             Fact(
-                label="First order ranks places alike", value=f"{found['rank_correlation']:.3f}",
-                detail=f"Spearman's correlation, 95 % interval {found['low']:.3f} to {found['high']:.3f} over pairs",
+                label="First order ranks places alike", value=f"{agreement['rank_correlation']:.3f}",
+                detail=f"Spearman's correlation, 95 % interval {agreement['low']:.3f} to {agreement['high']:.3f} over "
+                "pairs",
             )
         )  # fmt: skip
     report.headline(words, facts)
