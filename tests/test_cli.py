@@ -121,7 +121,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--epoch", "3"], ["--epoch", "--epochs"]),
         (["train", "--epochs", "many"], ["--epochs", "many"]),
         (["train", "--precision", "fp31"], ["--precision", "fp31", "fp32"]),
-        (["train", "digits"], ["unexpected argument: digits"]),
+        (["train", "digits"], ["unexpected argument: digits; name it: --model, --data"]),
         (["train", "--config", "absent.yaml"], ["--config", "absent.yaml"]),
         (["train", "--recipe", "absent"], ["recipe", "absent"]),
         (["train", "--model-args.a.b", "1"], ["--model-args.NAME"]),

@@ -205,11 +205,12 @@ def explain(error: Exception) -> tuple[int, str]:
     message = " ".join(str(error).split())
     if isinstance(error, UnusedCliTokensError):
         left = " ".join(error.unused_tokens or ())
-        return 2, f"unexpected argument: {left}"
+        named = "; name it: --model, --data" if (error.command_chain or ("",))[0] in _TRAINING else ""
+        return 2, f"unexpected argument: {left}{named}"
     if isinstance(error, UnknownOptionError) and (error.command_chain or ("",))[0] in _TRAINING:
         flag = (error.token.keyword or error.token.value).partition("=")[0]
         if tasks := tasks_with(flag.lstrip("-").replace("-", "_")):
-            return 2, f"{flag}: is a flag of other runs (--task {', '.join(tasks)}); leave it out"
+            return 2, f"{flag}: is a flag of other runs; add --task {' or '.join(tasks)}, or leave it out"
     if isinstance(error, CycloptsError):
         return 2, message
     if isinstance(error, MissingExtra | MissingData):

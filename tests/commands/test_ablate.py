@@ -73,6 +73,7 @@ def test_heads_and_the_segmentation_of_photos(tmp_path: Path, capsys: pytest.Cap
         (["--places", "block00/atn"], "nearest are"),
         (["--images", "0"], "--images"),
         (["--change", "nothing"], "--change"),
+        (["--length", "8"], "--length: is of texts"),
     ],
 )
 def test_what_cannot_be_done_is_said(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

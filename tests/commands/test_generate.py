@@ -240,6 +240,14 @@ def hugging_face(folder: Path, kind: str) -> Path:
     return folder
 
 
+def test_a_kind_without_a_head_for_the_next_token_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 30, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).save_pretrained(tmp_path)
+    assert cli.run(["generate", f"hf:{tmp_path}"]) == 2
+    assert "is of the kind T5, of which there is no AutoModelForCausalLM\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "mamba"])
 def test_models_of_transformers(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hugging_face(tmp_path, kind)

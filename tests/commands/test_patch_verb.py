@@ -123,3 +123,15 @@ def test_partners_are_others_of_other_classes() -> None:
     assert (labels[other] != labels).all()
     assert (partners(5, np.zeros(5, int), 0) != np.arange(5)).all()
     assert (partners(4, None, 1) != np.arange(4)).all()
+
+
+def test_one_pair_has_no_interval_and_its_answers_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = ["gpt2_nano", "--text", "ab cd", "--other", "xy cd", "--answer", "e", "--against", "a"]
+    assert cli.run(["patch", *pair, "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "There is one sample, so there are no intervals" in out
+    assert "95 %" not in out
+    page = (tmp_path / "report.html").read_text()
+    assert "&#x27;e&#x27; (token 101)" in page or "'e' (token 101)" in page
+    places = json.loads((tmp_path / "report.json").read_text())["results"]["places"]
+    assert {row["low"] for row in places} == {None}

@@ -146,3 +146,20 @@ def test_what_is_no_file_of_scores_is_said(content: bytes, model: nn.Module, tmp
     (tmp_path / "b").write_bytes(lines[0] + b'[0, "block00", false, "x"]\n')
     with pytest.raises(ValueError, match="is damaged"):
         sweep(tmp_path / "b", model, torch.randn(5, 3, 4))
+
+
+def test_what_fails_before_its_first_score_is_in_no_one_s_way(model: nn.Module, tmp_path: Path) -> None:
+    x, path = torch.randn(5, 3, 4), tmp_path / FILE
+
+    def wrong(out: torch.Tensor, targets: Any) -> torch.Tensor:
+        raise ValueError("targets: there are none")
+
+    for places, score, said in (("blck00", first, "matches no name"), ("block00", wrong, "there are none")):
+        with pytest.raises(ValueError, match=said):
+            causal.ablate(model, [(x, None)], score, places, kept=causal.Kept(path, {"places": places}))
+        assert not path.exists()
+    assert len(causal.ablate(model, [(x, None)], first, "block01", kept=causal.Kept(path, {"places": "block01"}))) == 1
+
+
+def first(out: torch.Tensor, targets: Any) -> torch.Tensor:
+    return out[:, 0, 0]

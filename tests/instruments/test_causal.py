@@ -411,3 +411,23 @@ def test_jaccard_of_the_attention_without_a_head() -> None:
         changed = read_patches(model, x, layers=[1]).attention
     assert changed is not None
     assert not torch.equal(changed, maps)
+
+
+@torch.no_grad()
+def test_one_sample_has_no_interval() -> None:
+    model, x = make("gpt2")
+    one = causal.ablate(model, [(x[:1], None)], first_logit, "block*")
+    assert len(one) > 3
+    assert all(np.isnan(row.low) and np.isnan(row.high) and np.isfinite(row.change) for row in one)
+    rho, low, high = one.agreement(one)
+    assert (rho, np.isnan(low), np.isnan(high)) == (pytest.approx(1), True, True)
+    two = causal.ablate(model, [(x[:2], None)], first_logit, "block*")
+    assert all(row.low <= row.change <= row.high for row in two)
+
+
+@torch.no_grad()
+def test_a_row_that_is_not_there_is_said_with_the_nearest() -> None:
+    model, x = make("gpt2")
+    effects = causal.ablate(model, [(x, None)], first_logit, "block0?")
+    with pytest.raises(KeyError, match="'block0' matches no name; the nearest are block0"):
+        effects["block0"]

@@ -75,7 +75,7 @@ def test_networks_that_are_not_kept_are_not_run(ran: tuple[Path, Report], tmp_pa
     rows = {row[1]: row[5:] for row in sections["Fine-tuned"][0]["rows"]}
     assert rows["ViT-MAE of width 48"] == ["not run"] * 6
     assert "not run" not in rows["CRATE"]
-    assert "only-kept" in sections["Not run"][0]["text"]
+    assert "only_kept" in sections["Not run"][0]["text"]
 
 
 def made_up(cell: Cell) -> Row[Any]:

@@ -136,14 +136,14 @@ def test_what_lacks_its_data_is_left_out_with_all_that_needs_it(context: Context
     found = compute_all([NeedsData(), OnData(), Square(number=2)], context)
     assert [row.cell for row in found.rows] == [Square(number=2)]
     assert set(found.missing) == {NeedsData(), OnData()}
-    assert all("--data-dir" in reason for reason in found.missing.values())
+    assert all("data_dir=" in reason for reason in found.missing.values())
 
 
 def test_only_kept_computes_nothing(context: Context) -> None:
     computed(Square(number=2), context)
     found = compute_all([Square(number=2), Square(number=3)], context, only_kept=True)
     assert [row.result["value"] for row in found.rows] == [4]
-    assert "only-kept" in found.missing[Square(number=3)]
+    assert "only_kept" in found.missing[Square(number=3)]
     assert times(context) == ["square2"]
 
 

@@ -81,9 +81,10 @@ def test_every_setting_stands_under_a_heading(kind: type[RunConfig]) -> None:
 @KINDS
 def test_the_flags_of_another_task_are_unknown(kind: type[RunConfig], capsys: pytest.CaptureFixture[str]) -> None:
     own = {item.name for item in dataclasses.fields(kind)}
-    flag, tasks = ("--mask-ratio", "mae") if "mask_ratio" not in own else ("--tokenizer", "lm, mlm")
+    flag, tasks = ("--mask-ratio", "mae") if "mask_ratio" not in own else ("--tokenizer", "lm or mlm")
     assert cli.run([*COMMANDS[kind], flag, "1"]) == 2
-    assert f"error: {flag}: is a flag of other runs (--task {tasks}); leave it out\n" == capsys.readouterr().err
+    said = f"error: {flag}: is a flag of other runs; add --task {tasks}, or leave it out\n"
+    assert said == capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["flag", "joined", "environment", "file", "two files", "environment over file"])

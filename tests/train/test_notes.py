@@ -63,6 +63,7 @@ def test_images_that_an_epoch_leaves_out_are_noted(
             "of 12 steps is longer than the run of 3: the learning rate ends at 25% of its peak; "
             "give fewer warmup_steps",
         ),
+        ({"steps": 3, "warmup_epochs": 2}, "give fewer warmup_steps"),
         ({"steps": 3, "warmup_steps": 3}, None),
         ({"steps": 12, "warmup_steps": 0}, None),
     ],

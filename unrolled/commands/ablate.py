@@ -14,10 +14,13 @@ from unrolled.commands.sweep import (
     add_places,
     causal_reader,
     cells_of,
+    has_intervals,
+    how_many_are_clear,
     kept_for,
     positions_of,
     predicted,
     score_for,
+    within,
 )
 from unrolled.harness import Run
 from unrolled.subjects.images import batches, images_of
@@ -171,12 +174,11 @@ def _report(result: dict[str, Any], effects: Effects, label: str, seen: str) -> 
 
     report = Report(f"What the parts of {result['model']} cause", question="What does the model need each part for?")
     largest = max(effects, key=lambda row: abs(row.change))
-    clear = [row for row in effects if row.low > 0 or row.high < 0]
     random = "The weights are random: nothing here was learned. " if result["weights"] == "random" else ""
     report.headline(
-        f"{random}{largest.name} matters most: without it the {label} changes by {largest.change:+.4f} "
-        f"[{largest.low:+.4f}, {largest.high:+.4f}], by {largest.control:+.4f} under a random change of that size. "
-        f"{len(clear)} of {len(effects)} places have an interval without 0, each by itself.",
+        f"{random}{largest.name} matters most: without it the {label} changes by {largest.change:+.4f}"
+        f"{within(largest.low, largest.high)}, by {largest.control:+.4f} under a random change of that size. "
+        f"{how_many_are_clear(effects)}",
         [
             Fact(label=f"{label}, unchanged", value=f"{effects.score:.4f}", detail=seen),
             Fact(label="Places", value=str(len(effects)), detail=f"each by itself: {result['change']}"),
@@ -190,11 +192,17 @@ def _report(result: dict[str, Any], effects: Effects, label: str, seen: str) -> 
                 f"{label} with the place changed, less without; mean",
                 "far from 0: the place matters, by itself",
             ],
-            [
-                "95 % interval over samples",
-                "of the change, by bootstrap",
-                "without 0: more than chance, place by place",
-            ],
+            *(
+                [
+                    [
+                        "95 % interval over samples",
+                        "of the change, by bootstrap",
+                        "without 0: more than chance, by itself",
+                    ]
+                ]
+                if has_intervals(effects)
+                else []
+            ),
             ["random change", "the same of a random change as large", "as far from 0: any change there would do it"],
         ],
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.options import verb
 from unrolled.commands.patch_options import PatchOptions
-from unrolled.commands.sweep import add_places, cells_of, kept_for, positions_of
+from unrolled.commands.sweep import add_places, cells_of, how_many_are_clear, kept_for, positions_of, within
 from unrolled.harness import Run
 from unrolled.terminal import table
 
@@ -94,23 +94,22 @@ def _words(
     from unrolled.instruments.causal.scores import SCORES
 
     largest = max(effects, key=lambda row: abs(row.change))
-    clear = [row for row in effects if row.low > 0 or row.high < 0]
     label = SCORES[str(options.score)].words
     through = f"{options.sender} through {largest.name}" if options.sender else largest.name
     text = (
         f"{pairs.random}{label}: {effects.goal:.4f} on the clean inputs, {effects.score:.4f} on the corrupted ones. "
-        f"{through} changes the latter most when it is patched, by {largest.change:+.4f} [{largest.low:+.4f}, "
-        f"{largest.high:+.4f}], {largest.share:.3f} of the difference"
+        f"{through} changes the latter most when it is patched, by {largest.change:+.4f}"
+        f"{within(largest.low, largest.high)}, {largest.share:.3f} of the difference"
     )
     if not math.isnan(largest.control):
         text += f"; a random change as large does {largest.control:+.4f}"
-    text += f". {len(clear)} of {len(effects)} places have an interval without 0, each by itself."
+    text += f". {how_many_are_clear(effects)}"
     if agreement is not None and first_order is not None:
         rho, low, high = agreement
         text += (
             " Too few places differ for a rank correlation with the first order."
             if math.isnan(rho)
-            else f" To first order (gradient times difference) places rank alike: {rho:.3f} [{low:.3f}, {high:.3f}]."
+            else f" To first order (gradient times difference) places rank alike: {rho:.3f}{within(low, high, '.3f')}."
         )
     return text
 
@@ -134,8 +133,7 @@ def _report(
         facts.append(
             Fact(
                 label="First order ranks places alike", value=f"{agreement['rank_correlation']:.3f}",
-                detail=f"Spearman's correlation, 95 % interval {agreement['low']:.3f} to {agreement['high']:.3f} over "
-                "pairs",
+                detail=f"Spearman's correlation{within(agreement['low'], agreement['high'], '.3f')}, over places",
             )
         )  # fmt: skip
     report.headline(words, facts)

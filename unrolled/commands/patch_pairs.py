@@ -224,7 +224,7 @@ def text_pairs(options: PatchOptions) -> Pairs:
         _check_differ(answers, options)
         targets = list(answers.split([len(rows) for rows in groups]))
         rows = [row for group in groups for row in group]
-        table = [[clean_texts[row], corrupted_texts[row], *(f"token {int(i)}" for i in answers[at])]
+        table = [[clean_texts[row], corrupted_texts[row], *(_shown(reader, int(i)) for i in answers[at])]
                  for at, row in enumerate(rows[:_SHOWN])]  # fmt: skip
     shown: list[Batch] = [
         (reader.given(clean.to(where)), reader.given(corrupted.to(where)), target)
@@ -318,6 +318,10 @@ def _class(flag: str, text: str, names: list[str]) -> int:
     number = number_of(flag, text, names)
     assert number is not None
     return number
+
+
+def _shown(reader: Any, token: int) -> str:
+    return f"token {token}" if reader.decode is None else f"{reader.decode([token])!r} (token {token})"
 
 
 def _token(reader: Any, flag: str, text: str) -> int:

@@ -143,17 +143,37 @@ def causal_reader(options: SweepFlags) -> TextReader:
     return reader
 
 
+def has_intervals(effects: Effects) -> bool:
+    """Whether there are intervals: one sample has none."""
+    return not any(math.isnan(row.low) for row in effects)
+
+
+def within(low: float, high: float, form: str = "+.4f") -> str:
+    """An interval to stand behind its number; nothing where there is none."""
+    return "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+
+
+def how_many_are_clear(effects: Effects) -> str:
+    """The sentence on intervals."""
+    if not has_intervals(effects):
+        return "There is one sample, so there are no intervals: others may differ."
+    clear = sum(row.low > 0 or row.high < 0 for row in effects)
+    return f"{clear} of {len(effects)} places have an interval without 0, each by itself."
+
+
 def cells_of(effects: Effects, first_order: Effects | None = None) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table of every place."""
     patches = not math.isnan(effects.goal)
-    columns = ["place", "change", *(["share"] if patches else []), "95 % interval"]
+    intervals = has_intervals(effects)
+    columns = ["place", "change", *(["share"] if patches else []), *(["95 % interval"] if intervals else [])]
     control = any(not math.isnan(row.control) for row in effects)
     columns += ["random change"] if control else []
     columns += ["first order"] if first_order is not None else []
     rows = []
     for row in effects:
         cells = [row.name, f"{row.change:+.4f}", *([f"{row.share:.3f}"] if patches else [])]
-        cells += [f"[{row.low:+.4f}, {row.high:+.4f}]", *([f"{row.control:+.4f}"] if control else [])]
+        cells += [f"[{row.low:+.4f}, {row.high:+.4f}]"] if intervals else []
+        cells += [f"{row.control:+.4f}"] if control else []
         rows.append([*cells, *([f"{first_order[row.name].change:+.4f}"] if first_order is not None else [])])
     return columns, rows
 

@@ -344,6 +344,9 @@ def build_transformers(
                 f"model: hf:{name} comes with code of its own, which is not run; if you trust it, build it in a "
                 "function of yours and give that as package.module:factory"
             ) from error
+        if "Unrecognized configuration class" in str(error):
+            kind = type(config).__name__.removesuffix("Config")
+            raise ValueError(f"model: hf:{name} is of the kind {kind}, of which there is no {auto}") from error
         raise ValueError(f"model: hf:{name} cannot be built: {first_line(error)}") from error
     except OSError as error:
         raise MissingData(

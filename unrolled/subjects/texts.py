@@ -27,6 +27,7 @@ class TextReader:
         module: in eval mode.
         encode: the ids of a text, as the model expects one by itself.
         pieces: the ids of a running text, without marks of its begin and end.
+        decode: the text of ids; None where its tokenizer is asked for whole texts only.
         bytes_of: how many bytes of a text a token stands for; 0 of a mark. None where its tokenizer does not tell.
         limit: the longest sequence it takes; None: any.
         causal: predicts the next token, as logits.
@@ -41,6 +42,7 @@ class TextReader:
     pieces: Callable[[str], list[int]]
     limit: int | None
     causal: bool
+    decode: Callable[[list[int]], str] | None = None
     bytes_of: Callable[[int], int] | None = None
     argument: str = ""
     random: bool = False
@@ -111,7 +113,7 @@ def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:
     limit = model.config.max_length if model.positions is not None else None
     return TextReader(
         module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random,
-        bytes_of=tokenizer.bytes_of,
+        decode=lambda tokens: str(tokenizer.decode(torch.tensor(tokens))), bytes_of=tokenizer.bytes_of,
     )  # fmt: skip
 
 
@@ -162,6 +164,7 @@ def _hugging_face(spec: str, name: str, stack: str | None) -> TextReader:
         pieces=pieces,
         limit=limit,
         causal=causal,
+        decode=lambda tokens: str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)),
         bytes_of=_bytes_of(tokenizer),
         argument="input_ids",
         paired=paired,

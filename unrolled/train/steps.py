@@ -43,7 +43,7 @@ class Schedule(NamedTuple):
     warmup: int
     eval_every: int
     in_steps: bool = False
-    """The warm-up was given in steps."""
+    """The warm-up or the length was given in steps."""
 
     @classmethod
     def of(cls, config: RunConfig, per_epoch: int) -> Schedule:
@@ -56,7 +56,7 @@ class Schedule(NamedTuple):
             last=min(total, config.max_steps or total),
             warmup=round(config.warmup_epochs * per_epoch) if warmup is None else warmup,
             eval_every=config.eval_steps(per_epoch),
-            in_steps=warmup is not None,
+            in_steps=bool(config.steps) or warmup is not None,
         )
 
     def notes(self) -> list[str]:

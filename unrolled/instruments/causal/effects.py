@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unrolled.instruments.regions.overlap import bootstrap_intervals
+from unrolled.instruments.sites import unknown
 from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Effect:
     Attributes:
         name: the place.
         change: mean over samples of the score with the place changed, less the score without.
-        low, high: 95 % bootstrap interval of `change` over samples.
+        low, high: 95 % bootstrap interval of `change` over samples; NaN of one sample, which has none.
         control: the same for a change in a random direction, as large at every token; NaN where none was asked for.
         samples: `change` of every sample.
         control_samples: what the random change did to every sample; None where none was asked for.
@@ -70,7 +71,7 @@ class Effects(Tabular, Sequence[Effect]):
     ) -> Effects:
         """From the changes of every sample by place, those of random changes if there are any, and the scores."""
         table = np.stack(list(changes.values()), axis=1)  # [samples, places]
-        low, high = bootstrap_intervals(table, seed=seed)
+        low, high = bootstrap_intervals(table, seed=seed) if len(table) > 1 else [np.full(len(changes), np.nan)] * 2
         best = _NO_NUMBER if goal is None else float(goal.mean())
         gap = best - float(score.mean())
         rows = tuple(
@@ -84,10 +85,17 @@ class Effects(Tabular, Sequence[Effect]):
         return cls(rows, float(score.mean()), best)
 
     def __getitem__(self, index: Any) -> Any:
-        """One row by number or name, or several by a slice."""
-        if isinstance(index, str):
-            return next(row for row in self.rows if row.name == index)
-        return self.rows[index]
+        """One row by number or name, or several by a slice.
+
+        Raises:
+            KeyError: there is no row of that name.
+        """
+        if not isinstance(index, str):
+            return self.rows[index]
+        names = [row.name for row in self.rows]
+        if index not in names:
+            raise KeyError(unknown(index, names))
+        return self.rows[names.index(index)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,8 +111,8 @@ class Effects(Tabular, Sequence[Effect]):
     def agreement(self, other: Effects, *, seed: int = 0) -> tuple[float, float, float]:
         """Rank correlation (Spearman's) of the changes of the places that both have, with its 95 % interval.
 
-        The interval resamples samples, the same in both, so both must be of the same samples. NaN of fewer than three
-        places, or where one of them changes nothing.
+        The interval resamples samples, the same in both, so both must be of the same samples; of one sample it is NaN.
+        All is NaN of fewer than three places, or where one of them changes nothing.
         """
         from scipy.stats import rankdata
 
@@ -122,7 +130,8 @@ class Effects(Tabular, Sequence[Effect]):
         n = len(tables[0])
         index = np.random.default_rng(seed).integers(n, size=(1000, n))
         drawn = [rho(*(table[rows].mean(0) for table in tables)) for rows in index]
-        low, high = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (_NO_NUMBER, _NO_NUMBER)
+        known = n > 1 and np.isfinite(drawn).any()
+        low, high = np.nanquantile(drawn, [0.025, 0.975]) if known else (_NO_NUMBER, _NO_NUMBER)
         return rho(*(table.mean(0) for table in tables)), float(low), float(high)
 
     def panel(self) -> HeatMap | LineChart:

@@ -35,16 +35,9 @@ class Kept:
         self._found: dict[tuple[int, str, bool], np.ndarray] = {}
         self._seen: dict[int, str] = {}
         self._path = path
-        if path is None:
-            return
-        wanted = json.loads(json.dumps({"format": _FORMAT, **(settings or {})}))
-        if os.path.lexists(path):
-            self._read(path, wanted)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.part")
-            part.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
-            os.replace(part, path)
+        self._settings = json.loads(json.dumps({"format": _FORMAT, **(settings or {})}))
+        if path is not None and os.path.lexists(path):
+            self._read(path, self._settings)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -63,8 +56,6 @@ class Kept:
                 f"model, data: {self._path} has scores of an unfinished sweep of another model or of other data, of "
                 "the same names; remove the file to begin again, or choose another out="
             )
-        if not any(key[0] == batch for key in self._found):
-            self._write([batch, digest])
 
     def has(self, batch: int, name: str, random: bool = False) -> bool:
         """Whether the scores of a batch at a place are known."""
@@ -78,14 +69,20 @@ class Kept:
         """Keep scores; those of a place that is known already are the same."""
         if self.has(batch, name, random):
             return
+        first = not any(key[0] == batch for key in self._found)
         self._found[batch, name, random] = values
         if self._path is not None:
-            self._write([batch, name, random, values.tolist()])  # the text of a float64 is read back to the bit
+            lines: list[Any] = [[batch, name, random, values.tolist()]]  # a float64's text is read back to the bit
+            self._write(self._path, [[batch, self._seen[batch]], *lines] if first else lines)
 
-    def _write(self, line: list[Any]) -> None:
-        assert self._path is not None
-        with self._path.open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
+    def _write(self, path: Path, lines: list[Any]) -> None:
+        if not path.exists():  # a sweep that failed before its first score, such as of a name misspelt, leaves nothing
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.part")
+            part.write_text(json.dumps(self._settings) + "\n", encoding="utf-8")
+            os.replace(part, path)
+        with path.open("ab") as file:
+            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
     def remove(self) -> None:
         """The sweep is done: remove the file."""
