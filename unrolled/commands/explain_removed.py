@@ -38,8 +38,8 @@ def removed_sentence(removed: Removed | None) -> str:
     return (
         f"When each of the {heads.sum()} heads is really removed by itself, what the logit loses ranks like the heads' "
         f"terms with a correlation of {agreement['rank_correlation']:+.2f} (a random change as large: "
-        f"{agreement['random']:+.2f}); signs are equal for {agreement['same_sign']:.0%}. Term and loss are {gap:.3f} apart on "
-        f"average, terms {np.abs(removed.term[heads]).mean():.3f} from 0."
+        f"{agreement['random']:+.2f}); signs are equal for {agreement['same_sign']:.0%}. Term and loss are "
+        f"{gap:.3f} apart on average, terms {np.abs(removed.term[heads]).mean():.3f} from 0."
     )
 
 
