@@ -1,6 +1,7 @@
 """Commit numbers of studies: `python -m tests.study_docs runs/NAME ...` copies reports and rewrites their pages.
 
-Without arguments it only rewrites docs/studies.md and docs/studies/NAME/README.md from the reports beside them.
+Without arguments it only rewrites docs/studies.md and docs/studies/NAME/README.md from the reports beside them, and
+the number of studies in README.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from unrolled.report.gallery import LINES_OF_WORK
 from website.fill import cell, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES, PAGE = ROOT / "docs/studies", ROOT / "docs/studies.md"
+README, STUDIES, PAGE = ROOT / "README.md", ROOT / "docs/studies", ROOT / "docs/studies.md"
+COUNT = re.compile(r"(Of these, )\d+( are \[written up\])")
 _LARGEST = 600_000  # bytes of a figure; larger ones stay in the report that the command writes
 INTRODUCTION = """# Studies
 
@@ -65,9 +67,11 @@ def without_paths(value: Any) -> Any:
 
 
 def pages() -> dict[Path, str]:
-    """Every page that is written from the reports, with its text: the index, and one for each study."""
+    """Every page written from the reports, with its text: README's count, the index, and one for each study."""
     reports = {path.parent.name: json.loads(path.read_text()) for path in sorted(STUDIES.glob("*/report.json"))}
-    return {PAGE: index(reports)} | {STUDIES / name / "README.md": entry(name, reports[name]) for name in reports}
+    written = {STUDIES / name / "README.md": entry(name, reports[name]) for name in reports}
+    readme = COUNT.sub(lambda match: f"{match[1]}{len(reports)}{match[2]}", README.read_text())
+    return {README: readme, PAGE: index(reports)} | written
 
 
 def index(reports: dict[str, dict[str, Any]]) -> str:

@@ -33,6 +33,7 @@ def test_committed_reports_name_no_folder_of_a_machine(path: Path):
 
 
 def test_the_pages_of_studies_are_what_their_reports_say():
+    assert study_docs.COUNT.search(study_docs.README.read_text()), "README.md no longer says how many are written up"
     for page, text in study_docs.pages().items():
         assert page.read_text() == text, f"{page}: run: python -m tests.study_docs"
 

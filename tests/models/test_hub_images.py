@@ -40,9 +40,15 @@ def test_the_mean_and_deviation_are_those_of_its_training(tmp_path: Path, said: 
 
 @pytest.mark.parametrize(
     "said",
-    [{"image_mean": [0.5] * 2, "image_std": [0.5] * 2}, {"image_mean": 1, "image_std": "x"},
-     {"image_mean": [0.5] * 3, "image_std": [0.0] * 3}, '{"image_mean": [NaN], "image_std": [1]}', {"image_mean": [10**400], "image_std": [1]}, "{"],
-)  # fmt: skip
+    [
+        {"image_mean": [0.5] * 2, "image_std": [0.5] * 2},
+        {"image_mean": 1, "image_std": "x"},
+        {"image_mean": [0.5] * 3, "image_std": [0.0] * 3},
+        {"image_mean": [10**400], "image_std": [1]},
+        '{"image_mean": [NaN], "image_std": [1]}',
+        "{",
+    ],
+)
 def test_what_cannot_be_is_said(tmp_path: Path, said: Any) -> None:
     with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
         resolve_model(vit(tmp_path, said), pretrained=True)

@@ -96,8 +96,8 @@ def _ablate_images(options: AblateOptions) -> None:
     loader = batches(network, source, image_size=options.image_size, batch_size=options.batch_size)
     bar = progress(loader, total=-(-len(source) // options.batch_size), what="ablate", quiet=options.quiet)
     shown = ((batch.images.to(where), batch.labels.to(where)) for batch in bar)
-    said = {"data": subject.data, "split": options.split, "images": len(source), "weights": origin(options)}
-    _sweep(options, network, shown, score, said, f"{len(source):,} images of {subject.data} ({options.split} split)")
+    details = {"data": subject.data, "split": options.split, "images": len(source), "weights": origin(options)}
+    _sweep(options, network, shown, score, details, f"{len(source):,} images of {subject.data} ({options.split} split)")
 
 
 def _ablate_masks(options: AblateOptions) -> None:
@@ -122,9 +122,11 @@ def _ablate_masks(options: AblateOptions) -> None:
                 grid = prepared.grid(pixels)
                 yield (pixels, grid), marked(grid, scene.foreground(), scene.ignore)
 
-    said = {"data": options.data, "split": "val", "images": len(rows), "weights": origin(options)}
+    details = {"data": options.data, "split": "val", "images": len(rows), "weights": origin(options)}
     model = Attending(network, prefix=prepared.prefix)
-    _sweep(options, model, shown(), scores.SCORES["jaccard"].score, said, f"{len(rows):,} photos, {source.description}")
+    _sweep(
+        options, model, shown(), scores.SCORES["jaccard"].score, details, f"{len(rows):,} photos, {source.description}"
+    )
 
 
 def _ablate_texts(options: AblateOptions) -> None:
@@ -141,24 +143,24 @@ def _ablate_texts(options: AblateOptions) -> None:
     parts = list(texts.batches(options.batch_size))
     bar = progress(parts, total=len(parts), what="ablate", quiet=options.quiet)
     shown = ((reader.given(ids.to(where)), (ids, factor)) for ids in bar)
-    said = {"data": texts.name, "text": texts.description, "texts": len(texts.ids),
+    details = {"data": texts.name, "text": texts.description, "texts": len(texts.ids),
             "weights": "random" if reader.random else options.model}  # fmt: skip
-    _sweep(options, reader.module.to(where), shown, score, said, texts.description)
+    _sweep(options, reader.module.to(where), shown, score, details, texts.description)
 
 
 def _sweep(
-    options: AblateOptions, network: nn.Module, shown: Iterable[Any], score: Score, said: dict[str, Any], seen: str
+    options: AblateOptions, network: nn.Module, shown: Iterable[Any], score: Score, details: dict[str, Any], seen: str
 ) -> None:
     from unrolled.instruments import causal, edits
 
-    run = Run(options, "ablate", options.model, said["data"])
+    run = Run(options, "ablate", options.model, details["data"])
     kept = kept_for(run, options)
     effects = causal.ablate(
         network, shown, score, options.places, change=edits.zero if options.change == "zero" else edits.token_mean,
         positions=positions_of(options.positions), seed=options.seed, kept=kept,
     )  # fmt: skip
     result = {
-        "model": options.model, **said, "change": options.change, "score": options.score, "unchanged": effects.score,
+        "model": options.model, **details, "change": options.change, "score": options.score, "unchanged": effects.score,
         "places": effects.records(),
     }  # fmt: skip
     label = causal.scores.SCORES[str(options.score)].words

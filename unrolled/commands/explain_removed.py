@@ -31,15 +31,15 @@ def removed_sentence(removed: Removed | None) -> str:
     """What was found, in a sentence or two."""
     if removed is None:
         return "Heads of this model have no names that can be changed, so none was removed."
-    found, heads = removed.agreement(), removed.of_heads()
-    if math.isnan(found["rank_correlation"]):
+    agreement, heads = removed.agreement(), removed.of_heads()
+    if math.isnan(agreement["rank_correlation"]):
         return "This model has too few heads, or their losses are all equal, so terms and losses are not ranked."
     gap = np.abs(removed.term[heads] - removed.lost[heads]).mean()
     return (
         f"When each of the {heads.sum()} heads is really removed by itself, what the logit loses ranks like the heads' "
-        f"terms with a correlation of {found['rank_correlation']:+.2f} (a random change as large: "
-        f"{found['random']:+.2f}); signs are equal for {found['same_sign']:.0%}. Term and loss are {gap:.3f} apart on "
-        f"average, terms {np.abs(removed.term[heads]).mean():.3f} from 0."
+        f"terms with a correlation of {agreement['rank_correlation']:+.2f} (a random change as large: "
+        f"{agreement['random']:+.2f}); signs are equal for {agreement['same_sign']:.0%}. Term and loss are "
+        f"{gap:.3f} apart on average, terms {np.abs(removed.term[heads]).mean():.3f} from 0."
     )
 
 

@@ -50,7 +50,7 @@ def patch(options: PatchOptions) -> None:
     result: dict[str, Any] = {
         "model": options.model, "data": pairs.name, "weights": pairs.weights, "pairs": pairs.count,
         "score": options.score, "sender": options.sender, "clean": effects.goal, "corrupted": effects.score,
-        "places": effects.records(), **pairs.said,
+        "places": effects.records(), **pairs.details,
         "first_order": None if first_order is None else first_order.records(),
         "agreement": None if agreement is None else dict(zip(_AGREEMENT, agreement, strict=True)),
     }  # fmt: skip
@@ -129,11 +129,11 @@ def _report(
         Fact(label="On the corrupted inputs", value=f"{effects.score:.4f}", detail=str(result["score"])),
     ]
     if result["agreement"] is not None:
-        found = result["agreement"]
+        agreement = result["agreement"]
         facts.append(
             Fact(
-                label="First order ranks places alike", value=f"{found['rank_correlation']:.3f}",
-                detail=f"Spearman's correlation{within(found['low'], found['high'], '.3f')}, over places",
+                label="First order ranks places alike", value=f"{agreement['rank_correlation']:.3f}",
+                detail=f"Spearman's correlation{within(agreement['low'], agreement['high'], '.3f')}, over places",
             )
         )  # fmt: skip
     report.headline(words, facts)

@@ -40,7 +40,7 @@ class Pairs:
         seen: what they are, in words.
         weights: where they are from.
         table: clean, corrupted, answers of the first pairs.
-        said: more for `report.json`.
+        details: more for `report.json`.
     """
 
     options: PatchOptions
@@ -53,7 +53,7 @@ class Pairs:
     seen: str
     weights: str
     table: list[list[str]]
-    said: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def random(self) -> str:
@@ -132,7 +132,9 @@ def _data_pairs(options: PatchOptions) -> Pairs:
     if everything.labels is not None:
         known = np.asarray(everything.labels)
         both = [torch.as_tensor(known[rows]) for rows in (clean_rows, other_rows)]
-        _check_differ(torch.stack([_or(value, said) for value, said in zip(fixed, both, strict=True)], dim=1), options)
+        _check_differ(
+            torch.stack([_or(value, answer) for value, answer in zip(fixed, both, strict=True)], dim=1), options
+        )
 
     def make() -> Iterator[Batch]:
         loaders = [batches(network, s, image_size=options.image_size, batch_size=options.batch_size) for s in sides]
@@ -148,20 +150,20 @@ def _data_pairs(options: PatchOptions) -> Pairs:
         options=options, network=network, make=make, score=score_for(options.score or "logit-difference")[0],
         count=count, total=-(-count // options.batch_size), name=subject.data, weights=origin(options),
         seen=f"{count:,} pairs of images of {subject.data} ({options.split} split)",
-        table=[[f"image {a}", f"image {b}", *_said_labels(everything, (a, b), fixed, names)]
+        table=[[f"image {a}", f"image {b}", *_label_names(everything, (a, b), fixed, names)]
                for a, b in list(zip(clean_rows.tolist(), other_rows.tolist(), strict=True))[:_SHOWN]],
-        said={"split": options.split},
+        details={"split": options.split},
     )  # fmt: skip
 
 
-def _said_labels(source: Any, rows: tuple[int, int], fixed: Sequence[int | None], names: list[str]) -> list[str]:
-    said = []
+def _label_names(source: Any, rows: tuple[int, int], fixed: Sequence[int | None], names: list[str]) -> list[str]:
+    shown = []
     for row, value in zip(rows, fixed, strict=True):
         if value is None and source.labels is not None:
-            said.append(str(source.classes[int(source.labels[row])]))
+            shown.append(str(source.classes[int(source.labels[row])]))
         else:
-            said.append("its label" if value is None else named_class(value, names))
-    return said
+            shown.append("its label" if value is None else named_class(value, names))
+    return shown
 
 
 def partners(count: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
@@ -171,22 +173,22 @@ def partners(count: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
     if labels is not None:
         order = order[np.argsort(labels[order], kind="stable")]
         shift = min(int(np.unique(labels, return_counts=True)[1].max()), count - 1)
-    found = np.empty(count, np.int64)
-    found[order] = np.roll(order, -shift)
-    return found
+    partner = np.empty(count, np.int64)
+    partner[order] = np.roll(order, -shift)
+    return partner
 
 
 def _numbers(pairs: Sequence[str], count: int) -> tuple[np.ndarray, np.ndarray]:
-    found = []
+    rows = []
     for text in pairs:
         sides = text.split(":")
         try:
-            found.append([int(side) for side in sides])
+            rows.append([int(side) for side in sides])
         except ValueError:
-            found.append([])
-        if len(found[-1]) != 2 or not all(0 <= side < count for side in found[-1]):
+            rows.append([])
+        if len(rows[-1]) != 2 or not all(0 <= side < count for side in rows[-1]):
             raise ValueError(f"--pairs {text}: give two numbers of images from 0 to {count - 1}, such as 3:17")
-    table = np.array(found, np.int64)
+    table = np.array(rows, np.int64)
     return table[:, 0], table[:, 1]
 
 
@@ -218,10 +220,7 @@ def text_pairs(options: PatchOptions) -> Pairs:
     if score_name not in OF_TEXTS:
         says = [_says(network, [reader.given(ids.to(where)) for ids in side]) for side in sides]
         wanted = [None if text is None else _token(reader, flag, text) for flag, text in _given(options)]
-        columns = [
-            said if token is None else torch.full_like(said, token) for said, token in zip(says, wanted, strict=True)
-        ]
-        answers = torch.stack(columns, dim=1)
+        answers = torch.stack([_or(token, answer) for token, answer in zip(wanted, says, strict=True)], dim=1)
         _check_differ(answers, options)
         targets = list(answers.split([len(rows) for rows in groups]))
         rows = [row for group in groups for row in group]
@@ -231,11 +230,11 @@ def text_pairs(options: PatchOptions) -> Pairs:
         (reader.given(clean.to(where)), reader.given(corrupted.to(where)), target)
         for clean, corrupted, target in zip(*sides, targets, strict=True)
     ]
-    said = "the pair of texts" if len(order) == 1 else f"{len(order):,} pairs of texts"
-    say(f"data: {said}", quiet=options.quiet)
+    seen = "the pair of texts" if len(order) == 1 else f"{len(order):,} pairs of texts"
+    say(f"data: {seen}", quiet=options.quiet)
     return Pairs(
         options=options, network=network, make=lambda: shown, score=score, count=len(order), total=len(shown),
-        name=name, seen=said, weights="random" if reader.random else options.model, table=table,
+        name=name, seen=seen, weights="random" if reader.random else options.model, table=table,
     )  # fmt: skip
 
 
@@ -279,12 +278,12 @@ def _says(network: nn.Module, inputs: Sequence[Any]) -> Tensor:
     from unrolled.instruments.causal.scores import logits_of
     from unrolled.instruments.causal.sweeps import call
 
-    found = []
+    answers = []
     with torch.no_grad():
         for each in inputs:
             logits = logits_of(call(network, each))
-            found.append((logits[:, -1] if logits.dim() == 3 else logits).argmax(-1).cpu())
-    return torch.cat(found)
+            answers.append((logits[:, -1] if logits.dim() == 3 else logits).argmax(-1).cpu())
+    return torch.cat(answers)
 
 
 def _given(options: PatchOptions) -> list[tuple[str, str | None]]:
@@ -294,7 +293,7 @@ def _given(options: PatchOptions) -> list[tuple[str, str | None]]:
 def _answers(options: PatchOptions, names: list[str], right: Tensor, other: Tensor) -> Tensor:
     """What was asked for, else what the model says, `[b, 2]`."""
     wanted = [None if text is None else _class(flag, text, names) for flag, text in _given(options)]
-    return torch.stack([_or(value, said) for value, said in zip(wanted, (right, other), strict=True)], dim=1)
+    return torch.stack([_or(value, answer) for value, answer in zip(wanted, (right, other), strict=True)], dim=1)
 
 
 def _check_differ(answers: Tensor, options: PatchOptions) -> None:
@@ -311,14 +310,14 @@ def _check_differ(answers: Tensor, options: PatchOptions) -> None:
         say(f"note: in {same} of {len(answers)} pairs both answers are the same, and their difference is 0")
 
 
-def _or(value: int | None, said: Tensor) -> Tensor:
-    return said if value is None else torch.full_like(said, value)
+def _or(value: int | None, answer: Tensor) -> Tensor:
+    return answer if value is None else torch.full_like(answer, value)
 
 
 def _class(flag: str, text: str, names: list[str]) -> int:
-    found = number_of(flag, text, names)
-    assert found is not None
-    return found
+    number = number_of(flag, text, names)
+    assert number is not None
+    return number
 
 
 def _shown(reader: Any, token: int) -> str:

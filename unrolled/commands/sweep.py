@@ -70,12 +70,12 @@ def positions_of(given: Sequence[str]) -> list[int] | Literal["each"] | None:
     if list(given) == ["each"]:
         return "each"
     try:
-        found = [int(each) for each in given]
+        positions = [int(each) for each in given]
     except ValueError:
-        found = []
-    if not found or len(set(found)) < len(found):
+        positions = []
+    if not positions or len(set(positions)) < len(positions):
         raise ValueError(f"--positions {' '.join(given)}: give whole numbers, none twice, or the word each")
-    return found
+    return positions
 
 
 def kept_for(run: Run, options: SweepFlags) -> Kept:

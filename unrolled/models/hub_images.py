@@ -8,7 +8,7 @@ from torch import nn
 
 from unrolled.models.building import first_line
 
-_MOST = 1e6
+_MOST = 1e6  # pixels lie between 0 and 1; NaN, infinity and whole numbers too large for a float are not below it
 
 
 def note_normalisation(model: nn.Module, name: str) -> None:

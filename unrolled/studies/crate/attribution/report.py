@@ -21,22 +21,22 @@ def report(report: Report, config: AttributionConfig, results: Results[Any]) -> 
     """Headline, all heads, layers, why, limits."""
     from unrolled.report import Fact
 
-    own = shipped(results, "all.lost")
+    packaged = shipped(results, "all.lost")
     crate, vit = (number(results, config, kind, "all.lost") for kind in ("crate", "vit"))
     held = shipped(results, "all.held")
     report.headline(
         f"Over all heads and images the exact term ranks with what is lost without the head at {crate:.2f} in small "
-        f"CRATEs and {vit:.2f} in ViTs (shipped CRATE: {_said(own)}): in the last layer at "
+        f"CRATEs and {vit:.2f} in ViTs (shipped CRATE: {_to_three(packaged)}): in the last layer at "
         f"{number(results, config, 'crate', 'layers.-1.lost'):.2f} and "
         f"{number(results, config, 'vit', 'layers.-1.lost'):.2f}, in the first at "
         f"{number(results, config, 'crate', 'layers.0.lost'):.2f} and "
         f"{number(results, config, 'vit', 'layers.0.lost'):.2f}. They part because later attention reacts: held as it "
         f"was, {number(results, config, 'crate', 'all.held'):.2f} and "
-        f"{number(results, config, 'vit', 'all.held'):.2f} (shipped CRATE: {_said(held)}).",
+        f"{number(results, config, 'vit', 'all.held'):.2f} (shipped CRATE: {_to_three(held)}).",
         [
             Fact(label="CRATE, all layers", value=f"{crate:.3f}", detail=f"rank correlation, {crate.count}"),
             Fact(label="ViT, all layers", value=f"{vit:.3f}", detail=f"rank correlation, {vit.count}"),
-            Fact(label="Shipped CRATE, all layers", value=_said(own), detail="95 % interval over images"),
+            Fact(label="Shipped CRATE, all layers", value=_to_three(packaged), detail="95 % interval over images"),
         ],
     )
     _all(report, config, results)
@@ -52,7 +52,7 @@ def report(report: Report, config: AttributionConfig, results: Results[Any]) -> 
     )
 
 
-def _said(value: Values | Estimate | float) -> str:
+def _to_three(value: Values | Estimate | float) -> str:
     return NOT_RUN if isinstance(value, float) else f"{value:.3f}"
 
 
@@ -96,10 +96,10 @@ def _layers(report: Report, config: AttributionConfig, results: Results[Any]) ->
 
     def panel(title: str, column: str, names: list[tuple[str, Results[Terms]]]) -> LineChart:
         lines: list[Series] = []
-        for name, found in names:
-            layers = list(range(len(found.first("layers"))))
+        for name, terms in names:
+            layers = list(range(len(terms.first("layers"))))
             lines.append(
-                found.curve(
+                terms.curve(
                     name, lambda result: [layer[column]["value"] for layer in result["layers"]], x=layers,
                     dashed="untrained" in name,
                 )
@@ -123,8 +123,8 @@ def _layers(report: Report, config: AttributionConfig, results: Results[Any]) ->
         caption="Mean size over that of the terms of the layer: 1 means as large as the terms themselves.",
     )
     record = results.of(Terms)
-    own = record.where(kind=SHIPPED) if record else record
-    if own:
+    packaged = record.where(kind=SHIPPED) if record else record
+    if packaged:
         section.table(
             ["layer", "rank correlation", "95 % over images", "later attention held", "random change", "same sign"],
             [
@@ -133,7 +133,7 @@ def _layers(report: Report, config: AttributionConfig, results: Results[Any]) ->
                     f"{layer['lost']['low']:.3f} to {layer['lost']['high']:.3f}", f"{layer['held']['value']:.3f}",
                     f"{layer['random']['value']:+.3f}", f"{layer['same_sign']['value']:.0%}",
                 ]
-                for layer in own.first("layers")
+                for layer in packaged.first("layers")
             ],
             caption="The CRATE that comes with the package.",
         )  # fmt: skip

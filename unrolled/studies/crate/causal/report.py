@@ -62,14 +62,14 @@ def _finding(results: Results[Any], config: CausalConfig) -> str:
         ]
         name, numbers = "CRATE", (f"{local:.2f}", ", ".join(others), f"{predicts(results, config, 'crate'):+.2f}")
     else:
-        found = [
+        packaged = [
             shipped(results, "subspace", path)
             for path in ("classes", "classes_random", "predicts.places_subspace_rate")
         ]
-        if isinstance(found[0], float):
+        if isinstance(packaged[0], float):
             return f"Networks were {NOT_RUN}."
         name = "the CRATE of 6 layers"
-        numbers = (f"{found[0]:.2f}", f"random subspaces {found[1]:.2f}", f"{found[2]:+.2f}")
+        numbers = (f"{packaged[0]:.2f}", f"random subspaces {packaged[1]:.2f}", f"{packaged[2]:+.2f}")
     return (
         f"Without a subspace U_k of {name} the classes hit are {numbers[0]} of what no preference for classes would "
         f"give ({numbers[1]}); the fall of R^c goes with the rise of the loss at a rank correlation of {numbers[2]}."

@@ -26,14 +26,14 @@ def worth(
     trained: bool = True,
 ) -> Values:
     """What codes are worth, by seed; at the k that is judged unless another is given."""
-    found: dict[Hashable, float] = {}
+    by_seed: dict[Hashable, float] = {}
     rows = {row.cell: row.result for row in results.of(Codes)}
     for seed in config.seeds:
         network = config.network(kind, config.data, seed, trained=trained)
         result = rows.get(codes_of(config, network, sort, k or config.k, wide=wide))
         if result is not None and result[key] is not None:
-            found[seed] = float(result[key])
-    return Values(found)
+            by_seed[seed] = float(result[key])
+    return Values(by_seed)
 
 
 def agreement(results: Results[Any], sort: str, kinds: tuple[str, str], coder: Sort, key: str = "above") -> Values:
@@ -46,13 +46,13 @@ def agreement(results: Results[Any], sort: str, kinds: tuple[str, str], coder: S
         coder: whose codes.
         key: `above`, `correlation` or `chance`.
     """
-    found: dict[Hashable, float] = {}
+    by_pair: dict[Hashable, float] = {}
     for row in results.of(Agreement):
         one, other = row.cell.pair
         if (row.cell.sort, (one.network.kind, other.network.kind), one.sort) == (sort, kinds, coder):
             values = {**row.result, "above": row.result["correlation"] - row.result["chance"]}
-            found[f"{one.network.seed}-{other.network.seed}"] = values[key]
-    return Values(found, "pair")
+            by_pair[f"{one.network.seed}-{other.network.seed}"] = values[key]
+    return Values(by_pair, "pair")
 
 
 def lasso(results: Results[Any], config: CodesConfig, key: str, *, trained: bool = True) -> Values:
