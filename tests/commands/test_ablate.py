@@ -98,6 +98,7 @@ def test_a_classifier_of_transformers_comes_with_its_head(tmp_path: Path, capsys
     flags = ["--json", "--device", "cpu", "--out"]
     assert cli.run(["explain", str(tmp_path / "a.png"), "--model", spec, *flags, str(tmp_path / "x")]) == 0
     assert json.loads(capsys.readouterr().out)["logit"] == pytest.approx(float(logits.max()), abs=1e-4)
+    assert "not split into heads" in (tmp_path / "x" / "report.html").read_text()
     digits = ["--data", "digits", "--images", "4", "--places", "block00/attn/head*"]
     assert cli.run(["ablate", spec, *digits, *flags, str(tmp_path / "y")]) == 0
     assert 0 < json.loads(capsys.readouterr().out)["unchanged"] < 1

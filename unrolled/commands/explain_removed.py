@@ -32,6 +32,8 @@ def removed_sentence(removed: Removed | None) -> str:
     if removed is None:
         return "Heads of this model have no names that can be changed, so none was removed."
     agreement, heads = removed.agreement(), removed.of_heads()
+    if not heads.any():
+        return "The terms of this model's attention are not split into heads, so no head was removed by itself."
     if math.isnan(agreement["rank_correlation"]):
         return "This model has too few heads, or their losses are all equal, so terms and losses are not ranked."
     gap = np.abs(removed.term[heads] - removed.lost[heads]).mean()
