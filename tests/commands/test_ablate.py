@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unrolled import cli
@@ -79,3 +80,24 @@ def test_heads_and_the_segmentation_of_photos(tmp_path: Path, capsys: pytest.Cap
 def test_what_cannot_be_done_is_said(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["ablate", *MODEL, *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_classifier_of_transformers_comes_with_its_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(**sizes, image_size=16, patch_size=4, num_labels=10)
+    saved = transformers.ViTForImageClassification(config).eval()
+    saved.save_pretrained(tmp_path / "model")
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    spec = f"hf:{tmp_path / 'model'}"
+    with torch.no_grad():
+        logits = saved(torch.tensor(pixels).permute(2, 0, 1)[None] / 127.5 - 1).logits[0]
+    flags = ["--json", "--device", "cpu", "--out"]
+    assert cli.run(["explain", str(tmp_path / "a.png"), "--model", spec, *flags, str(tmp_path / "x")]) == 0
+    assert json.loads(capsys.readouterr().out)["logit"] == pytest.approx(float(logits.max()), abs=1e-4)
+    digits = ["--data", "digits", "--images", "4", "--places", "block00/attn/head*"]
+    assert cli.run(["ablate", spec, *digits, *flags, str(tmp_path / "y")]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["unchanged"] < 1

@@ -92,7 +92,7 @@ def _ablate_images(options: AblateOptions) -> None:
     where = choose_device(options.device)
     everything = images_of(subject, options.split, quiet=options.quiet)
     source = Subset.evenly(everything, options.images)
-    network = whole_images(open_model(options, classes=len(everything.classes))).to(where)
+    network = whole_images(open_model(options, classes=len(everything.classes), head=True)).to(where)
     loader = batches(network, source, image_size=options.image_size, batch_size=options.batch_size)
     bar = progress(loader, total=-(-len(source) // options.batch_size), what="ablate", quiet=options.quiet)
     shown = ((batch.images.to(where), batch.labels.to(where)) for batch in bar)

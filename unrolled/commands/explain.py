@@ -87,7 +87,7 @@ def explain(options: ExplainOptions) -> None:
 
     picture = read_picture(options.image)
     where = choose_device(options.device)
-    network = open_model(options).to(where)
+    network = open_model(options, head=True).to(where)
     if isinstance(network, MaskedAutoencoder):
         raise ValueError(f"model: {options.model} is a masked autoencoder without a class head; finetune it first")
     names = list(next(iter(class_names(network, options)), ()))

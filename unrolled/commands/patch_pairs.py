@@ -89,7 +89,7 @@ def _two_pictures(options: PatchOptions) -> Pairs:
     assert options.other_image is not None
     pictures = [read_picture(path) for path in (options.image, options.other_image)]
     where = choose_device(options.device)
-    network = whole_images(open_model(options)).to(where)
+    network = whole_images(open_model(options, head=True)).to(where)
     prepared = prepare(network, image_size=options.image_size)
     clean, corrupted = (prepared.tensor(picture).to(where) for picture in pictures)
     if clean.shape != corrupted.shape:
@@ -124,7 +124,7 @@ def _data_pairs(options: PatchOptions) -> Pairs:
         labels = None if everything.labels is None else np.asarray(everything.labels)[clean_rows]
         other_rows = clean_rows[partners(len(clean_rows), labels, options.seed)]
     where = choose_device(options.device)
-    network = whole_images(open_model(options, classes=len(everything.classes))).to(where)
+    network = whole_images(open_model(options, classes=len(everything.classes), head=True)).to(where)
     sides = [Subset(everything, rows) for rows in (clean_rows, other_rows)]
     names = list(next(iter(class_names(network, options)), ()))
     fixed = [None if text is None else _class(flag, text, names) for flag, text in _given(options)]

@@ -189,7 +189,7 @@ def model_input(
     """What a model expects of its images; the one place where training, evaluation and tracing ask.
 
     Args:
-        model: a timm-style model, whose `pretrained_cfg` says it, or any other.
+        model: a timm-style model, whose `pretrained_cfg` says it, one of Hugging Face, or any other.
         native_size: (channels, height, width) of the images, for a model that says nothing; without it, 224 pixels.
         image_size: side in pixels to use instead.
 
@@ -201,7 +201,8 @@ def model_input(
     from timm.data import resolve_data_config
 
     described = bool(getattr(model, "pretrained_cfg", None))
-    given = {} if described or native_size is None else {"input_size": (3, *native_size[1:])}
+    given: dict[str, Any] = {} if described or native_size is None else {"input_size": (3, *native_size[1:])}
+    given |= getattr(model, "normalisation", {})  # Hugging Face's
     config: dict[str, Any] = dict(resolve_data_config(given, model=model))
     channels, height, width = config["input_size"]
     built = getattr(getattr(model, "patch_embed", None), "img_size", None)

@@ -15,6 +15,7 @@ from torch import nn
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
 from unrolled.models.building import check_finite_weights, first_line, no_model, reading_weights, unknown_argument
+from unrolled.models.hub_images import note_normalisation
 from unrolled.models.registry import create_registered, is_registered, names_folder
 from unrolled.network import hub
 from unrolled.reading import read_object
@@ -335,6 +336,7 @@ def build_transformers(
                     name, config=config, ignore_mismatched_sizes="num_labels" in kwargs, use_safetensors=True,
                     trust_remote_code=False,
                 )  # fmt: skip
+                note_normalisation(model, name)
     except UnsafeFile:
         raise
     except (ValueError, ImportError, AttributeError, KeyError, TypeError, RecursionError) as error:

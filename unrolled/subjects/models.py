@@ -61,7 +61,7 @@ def sharing(choice: Device) -> Iterator[tuple[torch.device, Processes]]:
             torch.distributed.destroy_process_group()
 
 
-def open_model(choice: OneModelFlags, classes: int | None = None) -> nn.Module:
+def open_model(choice: OneModelFlags, classes: int | None = None, *, head: bool = False) -> nn.Module:
     """The model that the flags of a verb mean, in eval mode.
 
     Args:
@@ -70,6 +70,7 @@ def open_model(choice: OneModelFlags, classes: int | None = None) -> nn.Module:
             their weights. The global random state is set by its seed.
         classes: outputs of the head of a model that is built from its name and filled with `weights`, where those do
             not say it.
+        head: of a model of transformers also the head that it was saved with to classify images.
 
     Raises:
         ValueError: unknown model, a language model, or `weights` have another head.
@@ -90,6 +91,11 @@ def open_model(choice: OneModelFlags, classes: int | None = None) -> nn.Module:
     )
     torch.manual_seed(choice.seed)
     model = resolve_model(spec, pretrained=pretrained, **arguments)
+    config: Any = getattr(model, "config", None)
+    saved_as = getattr(config, "architectures", None)
+    saved_as = saved_as if isinstance(saved_as, list) else []
+    if head and "num_classes" not in arguments and any(str(n).endswith("ForImageClassification") for n in saved_as):
+        model = resolve_model(spec, pretrained=pretrained, num_classes=config.num_labels, **arguments)
     takes_images(spec, model)
     if weights is not None:
         report = load_weights(model, weights)

@@ -94,7 +94,7 @@ def _network(options: EvalOptions, source: ImageSource) -> tuple[nn.Module, dict
     """The model; of an interrupted run its newest checkpoint, with the step it is of."""
     unfinished = None if options.weights is not None else _unfinished(options.model)
     if unfinished is None:
-        return open_model(options, classes=len(source.classes)), {}
+        return open_model(options, classes=len(source.classes), head=True), {}
     from unrolled.train.unfinished import newest_model
 
     network, step = newest_model(unfinished, source)
