@@ -139,7 +139,7 @@ def test_one_folder_of_classes_is_split_by_seed(image_folder: Path) -> None:
 
 
 def test_missing_and_empty_folders(image_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--data-dir"):
+    with pytest.raises(ValueError, match="data_dir: `folder` needs"):
         open_images("folder", "train")
     with pytest.raises(MissingData, match="does not exist"):
         open_images("folder", "train", data_dir=tmp_path / "nowhere")

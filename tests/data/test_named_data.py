@@ -111,7 +111,7 @@ def test_a_download_is_tried_only_when_needed_and_its_failure_is_explained(
 def test_imagenet_is_a_folder(image_folder: Path) -> None:
     assert len(open_images("imagenet", "train", data_dir=image_folder)) == 9
     assert len(open_images("imagenet", "test", data_dir=image_folder)) == 3
-    with pytest.raises(ValueError, match="--data-dir"):
+    with pytest.raises(ValueError, match="data_dir: `imagenet` needs"):
         open_images("imagenet", "train")
 
 

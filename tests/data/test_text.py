@@ -57,7 +57,7 @@ def test_published_parts_are_used_as_they_are(tmp_path: Path) -> None:
 def test_a_path_for_a_name_is_told_how_to_read_own_files(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text(BOOK)
     for path in (tmp_path, tmp_path / "book.txt"):
-        with pytest.raises(ValueError, match=f"--data folder --data-dir {tmp_path}$"):
+        with pytest.raises(ValueError, match=f"data='folder' and data_dir='{tmp_path}'$"):
             open_text(str(path), "train")
 
 

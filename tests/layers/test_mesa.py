@@ -166,7 +166,7 @@ def test_large_float16_tokens_give_a_finite_update_or_an_error_that_says_overflo
 
 
 def test_an_update_beyond_float16_is_an_error() -> None:
-    layer = MesaLayer(2, 1, dim_head=2, ridge=1e-3).half()
+    layer = MesaLayer(2, 1, dim_head=2, ridge=1.0).half()
     with torch.no_grad():
         for projection in (layer.query, layer.key, layer.value):
             projection.weight.copy_(torch.eye(2))

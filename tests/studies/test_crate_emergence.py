@@ -119,7 +119,7 @@ def test_without_the_images_of_training_the_untrained_are_measured_and_the_other
     assert len(written["claims"]) == len(CLAIMS)
     assert {claim["measured"] for claim in written["claims"]} == {"not run"}
     assert "Not run: CRATE, CRATE-MAE" in written["summary"]
-    assert "--data-dir" in written["sections"][-1]["blocks"][0]["text"]
+    assert "data_dir=" in written["sections"][-1]["blocks"][0]["text"]
     assert {row.get("images") for row in report.results["rows"]} == {None, 0}
     assert "What it looks like" in [section.title for section in report.sections]
 
@@ -167,5 +167,5 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
 
 
 def test_missing_photos_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--data-dir"):
+    with pytest.raises(FileNotFoundError, match="data_dir="):
         coco(tmp_path, 3)

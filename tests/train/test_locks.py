@@ -29,7 +29,7 @@ HOLD = "import sys, time; from unrolled.locks import owned\nwith owned(sys.argv[
 
 LINES = [
     "train --max-steps 1",
-    "train --task lm --data folder --max-steps 1",
+    "train --task lm --data folder --data-dir TEXTS --max-steps 1",
     "pretrain --task simdino --model crate_nano_patch2_8 --data digits --max-steps 1",
     "finetune --weights crate_nano_patch4_32.cifar10 --data digits --max-steps 1",
     "eval crate_nano_patch2_8 --data digits --samples 2",
@@ -103,7 +103,9 @@ def test_every_verb_that_writes_a_folder_respects_its_owner(
         (tmp_path / "set" / part).mkdir(parents=True)
         Image.fromarray(np.eye(32, dtype=np.uint8)).save(tmp_path / "set" / part / "a.png")
     known = {"PICTURE": str(tmp_path / "a.png"), "DOCS": str(ROOT / "docs" / "studies")}
-    known |= {"MODELS": str(tmp_path / "models.yaml"), "MASKS": str(tmp_path / "set")}
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("to be or not to be\n" * 50)
+    known |= {"MODELS": str(tmp_path / "models.yaml"), "MASKS": str(tmp_path / "set"), "TEXTS": str(tmp_path / "texts")}
     words = [known.get(word, word) for word in line.split()]
     assert cli.run([*words, "--quiet", "--out", str(folder)]) == 2
     assert f"in use by process {process.pid} on" in capsys.readouterr().err.splitlines()[-1]

@@ -276,7 +276,7 @@ def test_fine_tuning_takes_the_model_from_the_folder_of_its_weights(config, tmp_
     tuned = fit(settings)
     assert len(tuned.model.blocks) == 2
     assert tuned.model.patch_embed.proj.in_channels == trained.model.patch_embed.proj.in_channels
-    with pytest.raises(ValueError, match="give --model NAME"):
+    with pytest.raises(ValueError, match="give model="):
         fit(replace(settings, weights=tmp_path / "a" / "model" / "model.safetensors", out=tmp_path / "c"))
 
 

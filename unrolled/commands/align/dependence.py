@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unrolled.errors import CorruptFile, MissingData
-from unrolled.terminal import say
+from unrolled.terminal import as_typed, say
 
 if TYPE_CHECKING:
     from unrolled.data.pairs import PairSource
@@ -71,7 +71,7 @@ def noted(notes: list[str], *, quiet: bool) -> Iterator[None]:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         elif str(each.message) not in notes:
             notes.append(str(each.message))
-            say(f"note: {each.message}", quiet=quiet)
+            say(f"note: {as_typed(str(each.message))}", quiet=quiet)
 
 
 def _labels(groups: str, rows: Rows, pairs: PairSource | None) -> Sequence[Any]:
