@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,9 @@ def test_words_come_as_they_are_made(tmp_path: Path) -> None:
     saved(tmp_path, CharacterTokenizer.of("abcdefgh"), layers=("mesa",), positions="none")
     command = [sys.executable, "-m", "unrolled", "generate", str(tmp_path), "--prompt", "ab", "--tokens", "100000000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment
-    ) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    with subprocess.Popen(command, **pipes, cwd=ROOT, env=environment, preexec_fn=default) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
@@ -161,9 +162,9 @@ def test_ctrl_c_ends_it_in_a_line(tmp_path: Path) -> None:
     saved(tmp_path, CharacterTokenizer.of("abcdefgh"), layers=("mesa",), positions="none")
     command = [sys.executable, "-m", "unrolled", "generate", str(tmp_path), "--prompt", "ab", "--tokens", "100000000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment
-    ) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    with subprocess.Popen(command, **pipes, cwd=ROOT, env=environment, preexec_fn=default) as process:
         assert process.stdout is not None
         try:
             process.stdout.read(30)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from train_helpers import EVERYTHING, assert_resumes_after_a_crash, assert_resumes_after_a_kill, assert_same_run
 
 from unrolled.errors import CorruptFile
@@ -57,7 +58,7 @@ def start(config: Any, folder: Path) -> subprocess.Popen[bytes]:
     script, file = folder / "run.py", folder / "run.yaml"
     script.write_text(SCRIPT)
     save_config(config, file)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen([sys.executable, str(script), str(file)], env=environment, stderr=subprocess.PIPE, cwd=ROOT)
 
 

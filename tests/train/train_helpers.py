@@ -103,7 +103,8 @@ def kill_after_a_checkpoint(config: RunConfig, folder: Path, *, steps: int = 3) 
     """
     file = folder / "run.yaml"
     save_config(config, file)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    threads = str(torch.get_num_threads())  # as many as this process has: other sums, other bits
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-c", _RUN, type(config).__name__, str(file)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     deadline, status, first = time.monotonic() + 120, config.out / "status.json", None
