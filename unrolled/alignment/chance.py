@@ -203,7 +203,9 @@ def compare(
         raise ValueError(f"draws must be positive and alpha between 0 and 1, got draws={draws}, alpha={alpha}")
     stored = None
     if not isinstance(features_a, Layers) and not isinstance(features_b, Layers):
-        stored = features_a, features_b = dict(named_layers(features_a)), dict(named_layers(features_b))
+        features_a = dict(named_layers(features_a, "features_a"))
+        features_b = dict(named_layers(features_b, "features_b"))
+        stored = features_a, features_b
     left = features_a if isinstance(features_a, Layers) else prepare_layers(features_a, [chosen])
     right = features_b if isinstance(features_b, Layers) else prepare_layers(features_b, [chosen])
     check_paired(left, right)
