@@ -142,8 +142,8 @@ def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module, *, decoder: b
     Raises:
         ValueError: it is wanted, and of other channels.
     """
-    kept = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
-    state = {**checkpoint_filter_fn(add_registers(state, model), model), **kept}
+    token = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
+    state = {**checkpoint_filter_fn(add_registers(state, model), model), **token}
     own_state = model.state_dict()
     for other, here in (("norm", "fc_norm"), ("fc_norm", "norm")):  # normalised before pooling, or after it
         if f"{here}.weight" in own_state and f"{other}.weight" not in own_state and f"{other}.weight" in state:
