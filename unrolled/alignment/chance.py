@@ -148,8 +148,8 @@ class Comparison(Tabular):
         """One line: score, chance, p and interval, never the score alone."""
         parts = [f"{self.metric} = {self.score:.4g} at {self.best[0]} x {self.best[1]}", f"chance {self.chance:.4g}"]
         if self.p_value is not None:
-            said = p_phrase(self.p_value, self.p_method)
-            parts.append(f"{said} ({self.p_method}, best of {self.scores.numel()} pairs)")
+            phrase = p_phrase(self.p_value, self.p_method)
+            parts.append(f"{phrase} ({self.p_method}, best of {self.scores.numel()} pairs)")
         elif self.p_method:
             parts.append(f"p: {self.p_method}")
         if self.z is not None:
