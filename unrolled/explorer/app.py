@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
 from functools import partial, wraps
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from starlette.staticfiles import StaticFiles
 from unrolled import __version__
 from unrolled.errors import MissingData, MissingExtra
 from unrolled.explorer.guard import Guard, TooLarge, body
-from unrolled.explorer.look import DETAILS, TAU, Looks, Uploads, curves, look_at, objects, similar
+from unrolled.explorer.look import DETAILS, TAU, Look, curves, look_at, objects, similar
 from unrolled.explorer.models import Catalogue
 from unrolled.explorer.neighbours import ImageSet, Neighbours, shared
+from unrolled.explorer.recent import Recent
 from unrolled.explorer.samples import SAMPLES, encode, sample
 from unrolled.explorer.startup import Startup
 from unrolled.explorer.switches import predict_without
@@ -30,6 +33,7 @@ from unrolled.explorer.switches import predict_without
 MAX_UPLOAD = 10 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_JSON = 64 * 2**10
+MOST_LOOKS, MOST_UPLOADS = 12, 8
 STATIC = Path(__file__).parent / "static"
 
 Answer = Callable[[Request], Any]
@@ -77,7 +81,8 @@ class _Pages:
 
     def __init__(self, catalogue: Catalogue, images: Callable[[], ImageSet], startup: Startup) -> None:
         self._catalogue, self._startup = catalogue, startup
-        self._looks, self._uploads = Looks(), Uploads()
+        # in memory only, until newer ones push them out; uploads by what they are, so that none need be sent twice
+        self._looks, self._uploads = Recent[Look](MOST_LOOKS), Recent[bytes](MOST_UPLOADS)
         self._neighbours = Neighbours(images)
 
     async def start(self, request: Request) -> dict[str, Any]:
@@ -118,8 +123,8 @@ class _Pages:
                 picture = read_picture(data, max_bytes=MAX_UPLOAD, max_pixels=MAX_PIXELS)
             with self._catalogue.lock:
                 result = look_at(self._catalogue.open(model), picture, detail)
-            kept = None if data is None else self._uploads.add(data)
-            return {"id": self._looks.add(result), "upload": kept, **result.answer}
+            sent = None if data is None else self._uploads.add(sha256(data).hexdigest()[:24], data)
+            return {"id": self._looks.add(secrets.token_urlsafe(12), result), "upload": sent, **result.answer}
 
         return await run_in_threadpool(work)
 
@@ -195,7 +200,7 @@ class _Pages:
         return _in_memory(self._looks, request.path_params["look"])
 
 
-def _in_memory(store: Looks | Uploads, name: str) -> Any:
+def _in_memory(store: Recent[Any], name: str) -> Any:
     try:
         return store.get(name)
     except KeyError as error:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import base64
-import secrets
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +22,6 @@ if TYPE_CHECKING:
 DETAILS = (1, 2, 3)
 """How many times finer than the model was made for."""
 MOST_PATCHES = 1600
-KEPT = 12
-UPLOADS = 8
 TOP = 5
 TAU = 0.2
 OBJECTS = 3
@@ -35,70 +29,13 @@ OBJECTS = 3
 
 @dataclass(frozen=True)
 class Look:
-    """A pass that was made. It lives in memory only, until newer ones push it out."""
+    """A pass that was made."""
 
     opened: Opened
     pixels: Tensor
     patches: Patches
     facet: str
     answer: dict[str, Any]
-
-
-class Uploads:
-    """The last pictures that were sent, by what they are: a picture can be asked for again without being sent again."""
-
-    def __init__(self, limit: int = UPLOADS) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-
-    def add(self, data: bytes) -> str:
-        """Keep one, forgetting the oldest."""
-        name = sha256(data).hexdigest()[:24]
-        with self._lock:
-            self._kept[name] = data
-            self._kept.move_to_end(name)
-            while len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
-        return name
-
-    def get(self, name: str) -> bytes:
-        """One that was added lately.
-
-        Raises:
-            KeyError: forgotten, or never there.
-        """
-        with self._lock:
-            self._kept.move_to_end(name)
-            return self._kept[name]
-
-
-class Looks:
-    """The last passes, by a random identifier."""
-
-    def __init__(self, limit: int = KEPT) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Look] = OrderedDict()
-
-    def add(self, look: Look) -> str:
-        """Keep one, forgetting the oldest."""
-        name = secrets.token_urlsafe(12)
-        with self._lock:
-            self._kept[name] = look
-            while len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
-        return name
-
-    def get(self, name: str) -> Look:
-        """One that was added lately.
-
-        Raises:
-            KeyError: forgotten, or never there.
-        """
-        with self._lock:
-            self._kept.move_to_end(name)
-            return self._kept[name]
 
 
 def look_at(opened: Opened, picture: Image.Image, detail: int = 1) -> Look:
@@ -180,10 +117,10 @@ def objects(look: Look, layer: int, tau: float = TAU) -> dict[str, Any]:
         return {"labels": [0] * count, "areas": []}
     masks = maskcut(features, look.patches.grid, tau, OBJECTS).flatten(1).numpy()
     labels = np.zeros(count, np.int64)
-    kept = [mask for mask in masks if mask.any()]
-    for number, mask in enumerate(kept, 1):
+    objects = [mask for mask in masks if mask.any()]
+    for number, mask in enumerate(objects, 1):
         labels[mask] = number
-    return {"labels": labels.tolist(), "areas": [round(float(mask.mean()), 4) for mask in kept]}
+    return {"labels": labels.tolist(), "areas": [round(float(mask.mean()), 4) for mask in objects]}
 
 
 def similar(look: Look, layer: int, patch: int) -> dict[str, Any]:
