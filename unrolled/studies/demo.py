@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.catalogue import catalogue
 from unrolled.plugins import plugins
-from unrolled.studies.cells import Cell, Context
+from unrolled.reading import Json
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Above, Budget, Claim, Config, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import Above, Budgets, Claim, Config, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import nn
 
     from unrolled.report import ImageGrid, Report
+    from unrolled.studies.training import Log
 
 _SPLIT_SEED = 0
 
@@ -36,7 +38,7 @@ class DemoConfig(Config):
     has the same recipe; 1e-3 and 5e-4 were worse for it too (84 and 72 %), but it learns more slowly: 96 % after 30.
     """
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"seeds": (0,), "epochs": 2.0},
         "cpu": {},
         "gpu": {},
@@ -95,7 +97,7 @@ class DigitsRun(Cell):
         """The model and the seed."""
         return f"{self.model}, seed {self.seed}"
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`parameters`, `accuracy` on so many test `images`, `images_per_second` of training, and `metrics` by step."""
         from unrolled.data import eval_loader, open_images, steps_per_epoch
         from unrolled.train import Splits, TrainConfig, evaluate, fit
@@ -105,9 +107,9 @@ class DigitsRun(Cell):
             for split in ("train", "val", "test")
         )
         transform = _transform(self.model)
-        curve: list[dict[str, Any]] = []
+        curve: Log = []
 
-        def validate(record: dict[str, Any], network: nn.Module) -> None:
+        def validate(record: Json, network: nn.Module) -> None:
             if record["split"] == "train":
                 scores = evaluate(network, eval_loader(val, transform, batch_size=len(val)))
                 curve.append({"split": "val", "step": record["step"], "epoch": record["epoch"], **scores})
@@ -166,7 +168,7 @@ class DigitsLayers(Cell):
         """In words."""
         return f"layers of {self.run.name}"
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`trace`, beside that of the untrained model, and `attention`, one record a picture."""
         from unrolled.data import eval_loader, open_images
         from unrolled.instruments import trace_report
@@ -204,7 +206,7 @@ def _transform(model: str) -> Callable[[Any], Any]:
     return eval_transform(cfg["input_size"], cfg["mean"], cfg["std"], cfg["interpolation"], cfg["crop_pct"])
 
 
-def attention_maps(model: Any, source: Any, transform: Any, *, classes: int) -> list[dict[str, Any]]:
+def attention_maps(model: Any, source: Any, transform: Any, *, classes: int) -> list[Json]:
     """The class token's attention on the first image of each of the first `classes` classes of `source`.
 
     Returns:

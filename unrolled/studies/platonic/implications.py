@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Columns, Context
 from unrolled.studies.platonic.digits import Perceptrons, digits_split, halvings, train
 from unrolled.studies.platonic.toy import Embeddings, kernel_alignment, learn_expected, learn_from_samples
 from unrolled.studies.results import Results, Values, line
-from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Distinct, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Config, Count, Distinct, Seeds, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -40,7 +40,7 @@ _STATES = 3  # of what only one modality sees
 class ImplicationsConfig(Config):
     """Budgets change the number of seeds and levels."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"seeds": (0,), "training_steps": (0, 300), "starts": 8, "symbols": (12,), "private": (0.0, 0.5, 1.0)},
             **{"network_steps": 100},
@@ -118,13 +118,15 @@ class Translated(Cell):
         }
 
     def _vectors(self, joint: Tensor, seed: int) -> Array:
-        learn: dict[str, Any] = {"loss": "infonce", "seed": seed, "dim": self.events + 1}
+        dim = self.events + 1
         if self.steps is None:
-            learner = learn_expected(joint, **learn)
+            learner = learn_expected(joint, loss="infonce", seed=seed, dim=dim)
         elif self.steps == 0:
-            learner = Embeddings(symbols=self.events, dim=self.events + 1, seed=seed)
+            learner = Embeddings(symbols=self.events, dim=dim, seed=seed)
         else:
-            learner, _ = learn_from_samples(joint, **learn, steps=self.steps, batch_size=self.batch_size)
+            learner, _ = learn_from_samples(
+                joint, loss="infonce", seed=seed, dim=dim, steps=self.steps, batch_size=self.batch_size
+            )
         return learner.features().numpy()
 
 
@@ -261,7 +263,7 @@ class Networks(Cell):
 def cells(config: ImplicationsConfig) -> Iterator[Cell]:
     """The four parts, each for every seed."""
     for seed in config.seeds:
-        world: dict[str, Any] = {"seed": seed, "events": config.events}
+        world: Columns = {"seed": seed, "events": config.events}
         for steps in (*config.training_steps, None):
             yield Translated(**world, steps=steps, batch_size=config.batch_size, starts=config.starts)
         for symbols in config.symbols:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Columns, Context, Result
 from unrolled.studies.platonic.toy import Embeddings, Loss, kernel_alignment, learn_expected, learn_from_samples
 from unrolled.studies.results import NOT_RUN, Results, Values, line
-from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Config, Count, Distinct, Rate, Seeds, Study
 from unrolled.tasks import CooccurrenceWorld
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 _SOURCE = "arXiv 2405.07987, section 4"
 # for the question when one encoder can hold K_PMI
-WORLDS: dict[str, dict[str, Any]] = {
+WORLDS: dict[str, Columns] = {
     "no neighbours (the paper's condition holds)": {"width": 0.1, "skew": 0.0},
     "ring (as in all other sections)": {},
     "clusters": {"layout": "clusters"},
     "ring, wide steps": {"width": 2.0},
     "ring, without itself (an event is not paired with itself at the same time)": {"with_itself": False},
 }
-GROUPS: dict[str, dict[str, Any]] = {
+GROUPS: dict[str, Columns] = {
     "InfoNCE": {"loss": "infonce", "shuffled": False},
     "binary NCE": {"loss": "nce", "shuffled": False},
     "InfoNCE, pairs shuffled": {"loss": "infonce", "shuffled": True},
@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, Any]] = {
 class PmiConfig(Config):
     """Budgets change steps, seeds and the number of levels."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"seeds": (0,), "steps": 1500, "symbols": (24, 12, 6, 3), "noise": (0.0, 0.2, 0.5)},
         "cpu": {},
         "gpu": {"seeds": (0, 1, 2, 3, 4), "steps": 20000, "device": "cuda"},
@@ -121,7 +121,7 @@ class Learnt(Cell):
             channel = bijective(self.events, seed=2 * self.seed + modality).to(context.device)
             vectors: list[Tensor] = []
 
-            def look(learner: Embeddings, channel: Tensor = channel, vectors: list[Tensor] = vectors) -> dict[str, Any]:
+            def look(learner: Embeddings, channel: Tensor = channel, vectors: list[Tensor] = vectors) -> Result:
                 vectors.append(channel @ learner.features())
                 offset, error = offset_and_error(vectors[-1] @ vectors[-1].mT, kernel, weights)
                 return {"offset": offset, "error": error}
@@ -202,7 +202,7 @@ class Reached(Cell):
     seed: int
     dim: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`errors` against K_PMI by loss, share of true pairs and number of encoders, and what theory says.
 
         That is the paper's `condition`, the `smallest_eigenvalue` of K_PMI, and the `smallest_offset` that makes it
@@ -231,7 +231,7 @@ class Reached(Cell):
 
 def cells(config: PmiConfig) -> Iterator[Cell]:
     """Both losses and the control, both ways to lose something, and every world."""
-    shared: dict[str, Any] = {"events": config.events, "dim": config.dim, "neighbours": config.neighbours}
+    shared: Columns = {"events": config.events, "dim": config.dim, "neighbours": config.neighbours}
     names = ("steps", "batch_size", "points", "share_of_true_pairs")
     for group in GROUPS.values():
         for seed in config.seeds:
@@ -377,9 +377,9 @@ def _learning(report: Report, config: PmiConfig, results: Results[Any]) -> None:
     x = looks(config.steps, config.points)
     errors, agree, rows = [], [], []
     for place, (group, which) in enumerate(GROUPS.items()):
-        style: dict[str, Any] = {"color": place, "dashed": which["shuffled"]}
-        errors.append(line(group, x, [learners(results, group, "errors", i) for i in range(len(x))], **style))
-        agree.append(line(group, x, [agreement(results, group, "cka", i) for i in range(len(x))], **style))
+        draw = partial(line, group, x, color=place, dashed=which["shuffled"])
+        errors.append(draw([learners(results, group, "errors", i) for i in range(len(x))]))
+        agree.append(draw([agreement(results, group, "cka", i) for i in range(len(x))]))
         for when, look in (("untrained", 0), (f"{config.steps} steps", -1)):
             error, constant = (learners(results, group, key, look) for key in ("errors", "offsets"))
             cka, knn = (agreement(results, group, key, look) for key in ("cka", "knn"))
