@@ -10,10 +10,10 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from unrolled import __version__, precision
 from unrolled.commands.options import AsJson
+from unrolled.reading import Json
 from unrolled.terminal import show
 
 # importable name -> (extra, what it is for)
@@ -59,7 +59,7 @@ def doctor(*, json: AsJson = False) -> None:
             show(f"  {name:<{width}}  {value}")
 
 
-def examine() -> dict[str, dict[str, Any]]:
+def examine() -> dict[str, Json]:
     """The facts `unrolled doctor` shows, by heading."""
     return {"software": _software(), "machine": _machine(), "extras": _extras(), "caches": _caches()}
 

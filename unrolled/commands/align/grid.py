@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unrolled.commands.align.dependence import dependence, noted
 from unrolled.commands.align.options import CompareFlags
 from unrolled.commands.options import check_counts, verb
-from unrolled.harness import Run, default_folder, settings_of
+from unrolled.harness import Run, default_folder
+from unrolled.reading import Json
 from unrolled.subjects.models import choose_device
-from unrolled.subjects.options import Reading
+from unrolled.subjects.options import Reading, Side
 from unrolled.terminal import say, table
 from unrolled.trust import check_settings, require_typed
 
@@ -26,8 +27,35 @@ if TYPE_CHECKING:
     from unrolled.data.pairs import PairSource
     from unrolled.report import Report, Section
 
-_KEYS = ("model", "group", "competence", "layers", "pool", "pretrained", "side")
 _COLUMNS = ["metric", "A", "B", "score", "chance", "z", "p", "q", "layer of A", "layer of B"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model of the file; what is None is as the flags say.
+
+    Attributes:
+        model: by one string, or a folder or file of features.
+        group: it is drawn with.
+        competence: any number to set the alignment against.
+        layers, pool, pretrained: as the flags.
+        side: of paired data that it is fed with.
+    """
+
+    model: str
+    group: str | None = None
+    competence: float | None = None
+    layers: Sequence[str] | None = None
+    pool: str | None = None
+    pretrained: bool | None = None
+    side: Side | None = None
+
+    def record(self) -> Json:
+        """What the file says of it."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+_KEYS = tuple(item.name for item in fields(Entry))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +110,18 @@ def align_grid(options: AlignGridOptions) -> None:
 
     with _client(options.workers, options.scheduler) as client, noted(notes, quiet=options.quiet):
         result = model_grid(
-            paths, options.metric, options={"k": options.k}, null=options.null, draws=options.draws, **units,
-            seed=options.seed, folder=run.folder / "tiles", client=client, device=str(where), on_progress=progress,
+            paths, options.metric, options={"k": options.k}, null=options.null, draws=options.draws,
+            groups=units.groups, blocks=units.blocks, seed=options.seed, folder=run.folder / "tiles", client=client,
+            device=str(where), on_progress=progress,
         )  # fmt: skip
-    record = {"models": {name: dict(entry) for name, entry in models.items()}, "pairs": _pairs(result), "notes": notes}
+    entries = {name: entry.record() for name, entry in models.items()}
+    record = {"models": entries, "pairs": _pairs(result), "notes": notes}
     text = f"{table(_COLUMNS, _rows(result))}\np: {_p_value_note(result, options.null)}"
-    run.finish(_report(models, result, settings_of(options)), record, text, seeds=[options.seed])
+    run.finish(_report(models, result, options.null), record, text, seeds=[options.seed])
 
 
-def read_models(path: Path) -> dict[str, dict[str, Any]]:
-    """The models a file names, each with at least "model".
+def read_models(path: Path) -> dict[str, Entry]:
+    """The models a file names.
 
     Raises:
         MissingData: there is no such file.
@@ -129,34 +159,33 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
         if isinstance(entry.get("layers"), str):
             entry["layers"] = [entry["layers"]]
         check_settings(entry, f"{path}, {name}")
-        models[str(name)] = entry
+        models[str(name)] = Entry(**entry)
     return models
 
 
 def _features(
-    folder: Path, models: Mapping[str, dict[str, Any]], options: AlignGridOptions, where: torch.device
+    folder: Path, models: Mapping[str, Entry], options: AlignGridOptions, where: torch.device
 ) -> tuple[dict[str, Path], PairSource | None]:
     """Where each model's features lie, computed where they are not given, and the pairs they are of where these are."""
     from unrolled.instruments.features.files import is_feature_file
     from unrolled.subjects.pairs import Paired
     from unrolled.subjects.subject import Subject, material_for
 
-    paths = {name: Path(entry["model"]).expanduser() for name, entry in models.items()}
-    run = [name for name, entry in models.items() if not is_feature_file(entry["model"])]
+    paths = {name: Path(entry.model).expanduser() for name, entry in models.items()}
+    run = {name: entry for name, entry in models.items() if not is_feature_file(entry.model)}
     if not run:
         return paths, None
-    sides = [models[name].get("side") for name in run]
-    material, _ = material_for(
-        [models[name]["model"] for name in run], options, side=next(filter(None, sides), None), quiet=options.quiet
-    )
-    for i, name in enumerate(run):
-        settings = {"pool": options.pool, "pretrained": options.pretrained, "layers": options.layers} | models[name]
+    side = next((entry.side for entry in run.values() if entry.side), None)
+    material, _ = material_for([entry.model for entry in run.values()], options, side=side, quiet=options.quiet)
+    for i, (name, entry) in enumerate(run.items()):
         reading = Reading.of(
-            options, model=settings["model"], layers=tuple(settings["layers"]), pool=settings["pool"],
-            pretrained=settings["pretrained"], seed=options.seed + i, workers=0,
+            options, model=entry.model, layers=tuple(options.layers if entry.layers is None else entry.layers),
+            pool=entry.pool or options.pool,
+            pretrained=options.pretrained if entry.pretrained is None else entry.pretrained,
+            seed=options.seed + i, workers=0,
         )  # fmt: skip
         paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
-        Subject.of(reading, material, where, side=sides[i] or "image").features(paths[name], quiet=options.quiet)
+        Subject.of(reading, material, where, side=entry.side or "image").features(paths[name], quiet=options.quiet)
     return paths, material.pairs if isinstance(material, Paired) else None
 
 
@@ -202,7 +231,7 @@ def _rows(result: ModelGrid) -> list[list[str]]:
     return rows
 
 
-def _report(models: Mapping[str, dict[str, Any]], result: ModelGrid, settings: dict[str, Any]) -> Report:
+def _report(models: Mapping[str, Entry], result: ModelGrid, null: str) -> Report:
     from unrolled.report import Fact, Report
 
     report = Report(f"{len(models)} models compared", question="Which models agree, and is it more than chance?")
@@ -218,7 +247,7 @@ def _report(models: Mapping[str, dict[str, Any]], result: ModelGrid, settings: d
     for metric in result.metrics:
         _section(report.section(metric), metric, models, result)
     how = (
-        f"p-values are {_p_value_note(result, settings['null'])}. z is of the pair of layers alone and takes no "
+        f"p-values are {_p_value_note(result, null)}. z is of the pair of layers alone and takes no "
         "account of the search over layers; it comes from closed-form moments under random pairing, where these are "
         "known."
     )
@@ -232,7 +261,7 @@ def _report(models: Mapping[str, dict[str, Any]], result: ModelGrid, settings: d
     return report
 
 
-def _pairs(result: ModelGrid) -> list[dict[str, Any]]:
+def _pairs(result: ModelGrid) -> list[Json]:
     """Every pair of models by every metric, with its q-value."""
     return [
         {**vars(pair), "q_value": q}
@@ -256,7 +285,7 @@ def _p_value_note(result: ModelGrid, null: str) -> str:
     return f"{counted}; relabelled are {result.units}" if result.units else counted
 
 
-def _section(section: Section, metric: str, models: Mapping[str, dict[str, Any]], result: ModelGrid) -> None:
+def _section(section: Section, metric: str, models: Mapping[str, Entry], result: ModelGrid) -> None:
     """Matrix, clusters, map and trend of one metric."""
     import numpy as np
     from scipy.cluster.hierarchy import linkage
@@ -293,7 +322,7 @@ def _section(section: Section, metric: str, models: Mapping[str, dict[str, Any]]
         + ("" if kind.symmetric else "Rows predict columns."),
         name=f"{metric}-matrix",
     )
-    groups = [str(entry.get("group", "")) for entry in models.values()]
+    groups = ["" if entry.group is None else str(entry.group) for entry in models.values()]
     if len(names) > 3:
         place = _map(far)
         section.figure(
@@ -304,17 +333,17 @@ def _section(section: Section, metric: str, models: Mapping[str, dict[str, Any]]
             caption="Models that agree lie close; two dimensions cannot show all distances.",
             name=f"{metric}-map",
         )  # fmt: skip
-    known = [i for i, entry in enumerate(models.values()) if entry.get("competence") is not None]
+    known = {i: entry.competence for i, entry in enumerate(models.values()) if entry.competence is not None}
     if len(known) > 2:
-        _trend(section, metric, models, both, known, groups)
+        _trend(section, metric, names, both, known, groups)
 
 
 def _trend(
     section: Section,
     metric: str,
-    models: Mapping[str, dict[str, Any]],
+    names: Sequence[str],
     scores: Any,
-    known: list[int],
+    known: Mapping[int, float],
     groups: list[str],
 ) -> None:
     """Alignment with the others (of other groups, where there are groups) against competence."""
@@ -323,13 +352,12 @@ def _trend(
 
     from unrolled.report import Scatter
 
-    names = list(models)
     divided = len(set(groups)) > 1
 
     def others(i: int) -> list[int]:
         return [j for j in range(len(names)) if j != i and (not divided or groups[j] != groups[i])]
 
-    x = [float(models[names[i]]["competence"]) for i in known]
+    x = list(known.values())
     y = [float(np.nanmean(scores[i, others(i)])) for i in known]
     rho = spearmanr(x, y)
     section.figure(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unrolled.alignment import Comparison
+    from unrolled.commands.align.options import AlignOptions
     from unrolled.report import Report
 
 COLUMNS = ["metric", "score", "null", "p", "interval at this n", "z of the pair", "layer of A", "layer of B"]
@@ -31,7 +32,7 @@ def p_value_note(names: tuple[str, ...], results: list[Comparison]) -> str:
     return f"p: {'; '.join(methods) if len(ways) > 1 else ways.pop() or 'none'}{units}"
 
 
-def _how(settings: dict[str, Any], n: int) -> str:
+def _how(options: AlignOptions, n: int) -> str:
     """What null, p and interval of the table mean in this run."""
     from unrolled.alignment.scale import LARGE
 
@@ -42,9 +43,9 @@ def _how(settings: dict[str, Any], n: int) -> str:
             f"drawn above {LARGE:,} samples. {_Z}"
         )
     null = (
-        f"Null: mean of the best pair of layers in {settings['draws']} relabellings of the samples; p: the share of "
+        f"Null: mean of the best pair of layers in {options.draws} relabellings of the samples; p: the share of "
         f"them that reach the score, so the search over layers is corrected. {_Z}"
-        if settings["null"] == "permutation"
+        if options.null == "permutation"
         else "Null and z: of this pair of layers alone, exact under random pairing where a closed form is known; p is "
         "corrected for the search over layers, z is not."
     )
@@ -54,12 +55,12 @@ def _how(settings: dict[str, Any], n: int) -> str:
     )
 
 
-def align_report(settings: dict[str, Any], results: list[Comparison], n: int, notes: list[str]) -> Report:
+def align_report(options: AlignOptions, results: list[Comparison], n: int, notes: list[str]) -> Report:
     """The page of a comparison of two."""
     from unrolled.alignment.significance import p_phrase
     from unrolled.report import Fact, HeatMap, Report
 
-    a, b, named = settings["a"], settings["b"], list(zip(settings["metric"], results, strict=True))
+    a, b, named = options.a, options.b, list(zip(options.metric, results, strict=True))
     report = Report(f"{a} and {b}", question="How far do two representations of the same samples agree?")
     facts = [
         Fact(
@@ -80,7 +81,7 @@ def align_report(settings: dict[str, Any], results: list[Comparison], n: int, no
     section.table(
         COLUMNS,
         [row(name, each) for name, each in named],
-        caption=f"{_how(settings, n)} Found by {p_value_note(settings['metric'], results)}. In full: "
+        caption=f"{_how(options, n)} Found by {p_value_note(options.metric, results)}. In full: "
         + ", ".join(each.metric for each in results)
         + "."
         + "".join(f" Note: {note}." for note in notes),
