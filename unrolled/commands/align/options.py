@@ -59,7 +59,7 @@ class AlignOptions(CompareFlags, PairFlags):
 
     a: str | None = field(default=None, kw_only=False)
     """A run folder or any model by one string, a folder of `unrolled extract`, or an array file: .npy [n, d] or
-    [n, layers, d], .safetensors with one [n, d] a layer."""
+    [n, layers, d], .npz, .safetensors or .pt with one [n, d] a layer."""
     b: str | None = field(default=None, kw_only=False)
     """As A; row i must be the same sample."""
     null: Literal["permutation", "moments"] = "permutation"
@@ -69,6 +69,9 @@ class AlignOptions(CompareFlags, PairFlags):
     """Subsamples for the interval, which is of the score at this many samples, not of a population; 0: none."""
     held_out: bool = False
     """Also choose the layers on one half of the samples and judge them on the other."""
+    control: bool = True
+    """Also compare an untrained twin of each side that is a trained model (the same architecture, fresh weights): once
+    more the time of its features, and a score each."""
     data: str | None = None
     """Data set both models see; default: the one of the first that is a run folder, else digits."""
     side: Side | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import CorruptFile, MissingData, require
-from unrolled.models.weights import read_tensors
+from unrolled.tensors import read_tensors
 
 Tokenizer = Callable[[Sequence[str]], dict[str, Tensor]]
 """From texts to the keyword arguments of a model: `input_ids` and `attention_mask`, int64 [b, n], padded on the right
