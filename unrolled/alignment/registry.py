@@ -19,6 +19,7 @@ from unrolled.alignment.linear import PWCCA, SVCCA, Procrustes
 from unrolled.alignment.metric import Features, Metric, Representation, prepare_features
 from unrolled.alignment.neighbours import CKNNA, LCSKNN, CycleKNN, EditKNN, MutualKNN
 from unrolled.alignment.predictivity import PLSPredictivity, RidgePredictivity, Stitching
+from unrolled.errors import suggestion
 from unrolled.plugins import load_plugin, plugins
 
 METRICS: dict[str, type[Metric]] = {
@@ -59,8 +60,8 @@ def get_metric(metric: str | Metric, **options: Any) -> Metric:
         metric, options = "cka", {"unbiased": True, **options}
     kind = metric_class(metric) if isinstance(metric, str) else None
     if kind is None:
-        known_names = [*METRICS, "unbiased_cka", *plugins("metrics")]
-        raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(known_names)}")
+        hint = suggestion(str(metric), [*METRICS, "unbiased_cka", *plugins("metrics")])
+        raise ValueError(f"metric={metric!r} is not known; {hint}")
     known = list(inspect.signature(kind).parameters)
     for name in options:
         if name not in known:

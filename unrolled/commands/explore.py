@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from unrolled.commands.options import verb
-from unrolled.harness import QuietFlags
+from unrolled.harness import JsonFlags, QuietFlags, print_answer
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.options import Device, MachineFlags
 from unrolled.terminal import say
@@ -20,7 +20,7 @@ HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExploreOptions(MachineFlags, QuietFlags):
+class ExploreOptions(MachineFlags, JsonFlags, QuietFlags):
     """Flags of `unrolled explore`."""
 
     model: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ def explore(options: ExploreOptions) -> None:
     with catalogue.lock:  # libraries load and warm up now, not while somebody waits for the first picture
         look_at(catalogue.open(catalogue.default()[0]), sample("shapes"))
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
-    print(address, flush=True)
+    print_answer("explore", {"address": address}, address, json=options.json)
     say("the page is open until Ctrl-C", quiet=options.quiet)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it is meant to end
         serve(app, listener, when_ready=(lambda: _show(address)) if options.open_ else None)

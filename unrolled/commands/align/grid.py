@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unrolled.commands.align.dependence import dependence, noted
 from unrolled.commands.align.options import CompareFlags
 from unrolled.commands.options import check_counts, verb
+from unrolled.errors import suggestion
 from unrolled.harness import Run, default_folder, settings_of
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.options import Reading
@@ -44,7 +44,7 @@ class AlignGridOptions(CompareFlags):
     scheduler: str | None = None
     """Address of a running Dask scheduler, such as tcp://host:8786, to compare on its workers instead."""
     out: Path | None = None
-    """Where config.yaml, report.html, report.json and features go; default: runs/align-GRID-grid."""
+    """Where config.yaml, report.html, report.json and features go; default: runs/align-grid-GRID."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +71,7 @@ def align_grid(options: AlignGridOptions) -> None:
     for metric in options.metric:
         get_metric(metric)  # before the models run: a wrong name must not cost their features
     where = choose_device(options.device)
-    run = Run(options, "align", options.grid.stem, "grid", keeps_features=True)
+    run = Run(options, "align-grid", options.grid.stem, "", keeps_features=True)
     paths, pairs = _features(run.folder, models, options, where)
     rows = Rows.of(read_features(next(iter(paths.values()))))
     units = dependence(options.groups, options.blocks, rows, pairs, quiet=options.quiet)
@@ -118,9 +118,7 @@ def read_models(path: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
             raise ValueError(f"{path}, {name}: must be a model as text, or a mapping with `model:`")
         for key in set(entry) - set(_KEYS):
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_KEYS)}"
-            raise ValueError(f"{path}, {name}: unknown key {key!r}; {hint}")
+            raise ValueError(f"{path}, {name}: unknown key {key!r}; {suggestion(str(key), _KEYS)}")
         if entry.get("side") not in (None, "image", "text", "text2"):
             raise ValueError(f"{path}, {name}: side must be image, text or text2, not {entry['side']!r}")
         competence = entry.get("competence")
