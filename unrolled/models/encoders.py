@@ -255,7 +255,7 @@ def _check_modules(name: str) -> None:
 
 
 def _resolved(spec: str, kind: Kind, *, pretrained: bool) -> Encoder:
-    from unrolled.models.encoder import LanguageModel
+    from unrolled.models.sequence import LanguageModel
     from unrolled.models.resolve import resolve_model
 
     module = resolve_model(spec, pretrained=pretrained)
