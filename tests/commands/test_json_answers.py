@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,9 @@ def test_a_published_checkpoint(tmp_path: Path, capsys: Shown) -> None:
 
 def test_the_page_says_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:
     pytest.importorskip("starlette")
-    monkeypatch.setattr("unrolled.explorer.server.serve", lambda *_, **__: None)
+    monkeypatch.setattr("unrolled.explorer.server.serving", lambda *_: contextlib.nullcontext(threading.Thread()))
+    monkeypatch.setattr("unrolled.commands.explore._load", lambda *_, **__: None)
+    monkeypatch.setattr(threading.Thread, "join", lambda *_: None)
     assert cli.run(["explore", "--port", "0", "--no-open", "--json", "--quiet", "--device", "cpu"]) == 0
     assert answer_of("explore", capsys.readouterr().out)["address"].startswith("http://127.0.0.1:")
 

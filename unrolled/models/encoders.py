@@ -255,8 +255,8 @@ def _check_modules(name: str) -> None:
 
 
 def _resolved(spec: str, kind: Kind, *, pretrained: bool) -> Encoder:
-    from unrolled.models.sequence import LanguageModel
     from unrolled.models.resolve import resolve_model
+    from unrolled.models.sequence import LanguageModel
 
     module = resolve_model(spec, pretrained=pretrained)
     if kind == "image":
