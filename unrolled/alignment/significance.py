@@ -21,6 +21,8 @@ from unrolled.alignment.metric import Metric
 
 SMALLEST = 1e-300
 """p-values below this are given as this: they are bounds."""
+SHOWN = 1e-6
+"""p-values below this are printed as below this: no tail was held against relabellings further out."""
 
 _BOUND = "a bound"
 _ENOUGH = 10  # relabellings that reach the score, after which no more are drawn
@@ -35,8 +37,8 @@ class PValue:
 
 
 def p_text(p: float, method: str = "") -> str:
-    """A p-value in print; one at `SMALLEST`, or that `method` calls a bound, is a bound."""
-    return f"< {p:.2g}" if p <= SMALLEST or method.endswith(_BOUND) else f"{p:.2g}"
+    """A p-value in print, no smaller than its null supports: a bound below `SHOWN` or where `method` says so."""
+    return f"< {max(p, SHOWN):.2g}" if p < SHOWN or method.endswith(_BOUND) else f"{p:.2g}"
 
 
 def p_phrase(p: float, method: str = "") -> str:

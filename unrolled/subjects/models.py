@@ -166,7 +166,7 @@ def origin(choice: OneModelFlags) -> str:
         return model
     if choice.pretrained or shipped(model) is not None:
         return "pretrained"
-    return "random" if ":" not in model or model.startswith("timm:") else f"whatever {model} gives"
+    return "random" if ":" not in model or model.startswith(("timm:", "tv:")) else f"whatever {model} gives"
 
 
 def class_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ...]]:
