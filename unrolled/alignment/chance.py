@@ -9,7 +9,7 @@ or blocks of them are relabelled, left out and resampled: `groups=` and `blocks=
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 

@@ -63,7 +63,7 @@ def get_metric(metric: str | Metric | Callable[..., float], **options: Any) -> M
         return metric
     if isinstance(metric, type) and issubclass(metric, Metric):
         return metric(**options)
-    if callable(metric):
+    if callable(metric) and not isinstance(metric, type):
         return FunctionMetric(metric, **options)
     if metric == "unbiased_cka":
         metric, options = "cka", {"unbiased": True, **options}
