@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from unrolled.errors import suggestion
 from unrolled.reading import Json
 from unrolled.subjects.options import Side
 from unrolled.trust import check_settings
@@ -68,9 +68,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
         if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
             raise ValueError(f"{path}, {name}: must be a model as text, or a mapping with `model:`")
         for key in set(entry) - set(_KEYS):
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_KEYS)}"
-            raise ValueError(f"{path}, {name}: unknown key {key!r}; {hint}")
+            raise ValueError(f"{path}, {name}: unknown key {key!r}; {suggestion(str(key), _KEYS)}")
         if entry.get("side") not in (None, "image", "text", "text2"):
             raise ValueError(f"{path}, {name}: side must be image, text or text2, not {entry['side']!r}")
         competence = entry.get("competence")

@@ -39,7 +39,7 @@ class AlignGridOptions(CompareFlags):
     scheduler: str | None = None
     """Address of a running Dask scheduler, such as tcp://host:8786, to compare on its workers instead."""
     out: Path | None = None
-    """Where config.yaml, report.html, report.json and features go; default: runs/align-GRID-grid."""
+    """Where config.yaml, report.html, report.json and features go; default: runs/align-grid-GRID."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +66,7 @@ def align_grid(options: AlignGridOptions) -> None:
     for metric in options.metric:
         get_metric(metric)  # before the models run: a wrong name must not cost their features
     where = choose_device(options.device)
-    run = Run(options, "align", options.grid.stem, "grid", keeps_features=True)
+    run = Run(options, "align-grid", options.grid.stem, "", keeps_features=True)
     paths, random, pairs = _features(run.folder, models, options, where)
     rows = Rows.of(read_features(next(iter(paths.values()))))
     units = dependence(options.groups, options.blocks, rows, pairs, quiet=options.quiet)
