@@ -208,6 +208,7 @@ def _shipped() -> list[Choice]:
     import timm
 
     from unrolled.models import list_models
+    from unrolled.subjects.runs import shipped
 
     out = []
     for model in list_models():
@@ -216,7 +217,7 @@ def _shipped() -> list[Choice]:
             if _weights_here(timm.models.get_pretrained_cfg(name)):
                 out.append(
                     Choice(id=f"shipped-{name}", label=name, spec=name, group="Trained, shipped with unrolled",
-                           weights=f"trained on {tag}", trained=True, data=tag)
+                           weights=f"trained on {shipped(name) or tag}", trained=True, data=shipped(name) or tag)
                 )  # fmt: skip
     return out
 
