@@ -190,7 +190,7 @@ def test_models_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "image" / "config.json").write_text(json.dumps({"architecture": "crate_nano_patch2_8"}))
     for spec, code, message in (
         ("crate_gpt_nano", 2, "unrolled train --task lm --model crate_gpt_nano"),
-        ("gpt2", 2, "hf:NAME"),
+        ("gpt2", 2, "did you mean hf:gpt2?"),
         (str(tmp_path / "masked"), 2, "cannot continue a text"),
         ("crate_nano_patch4_32", 2, "writes no text"),
         ("crate_nano_patch4_32.cifar10", 2, "writes no text"),

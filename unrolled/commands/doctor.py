@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json as json_module
 import os
 import platform
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 
 from unrolled import __version__, precision
 from unrolled.commands.options import AsJson
-from unrolled.terminal import show
+from unrolled.harness import print_answer
 
 # importable name -> (extra, what it is for)
 OPTIONAL = {
@@ -49,14 +48,11 @@ def doctor(*, json: AsJson = False) -> None:
         unrolled doctor --json
     """
     facts = examine()
-    if json:
-        print(json_module.dumps(facts, indent=2))
-        return
+    lines = []
     for heading, rows in facts.items():
-        show(heading)
         width = max(map(len, rows), default=0)
-        for name, value in rows.items():
-            show(f"  {name:<{width}}  {value}")
+        lines += [heading, *(f"  {name:<{width}}  {value}" for name, value in rows.items())]
+    print_answer("doctor", facts, "\n".join(lines), json=json)
 
 
 def examine() -> dict[str, dict[str, Any]]:

@@ -74,6 +74,7 @@ def run_training(name: str, config: RunConfig, *, json: bool) -> None:
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     import unrolled.train as training
+    from unrolled.commands.train_report import add_next_commands, next_commands
 
     began = time.perf_counter()
     with saying_how_to_resume(name, config.out, config.model):
@@ -83,6 +84,8 @@ def run_training(name: str, config: RunConfig, *, json: bool) -> None:
     hold(result.run_dir)
     facts = summary(result)
     report, scores = report_of(result, facts, time.perf_counter() - began)
+    steps = next_commands(result)
+    add_next_commands(report, steps)
     page = report.write(result.run_dir).html
     if result.skipped:
         names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
@@ -92,7 +95,8 @@ def run_training(name: str, config: RunConfig, *, json: bool) -> None:
         f"{result.config.model} on {result.config.data}: {scores}, {facts['parameters']:,} parameters, "
         f"{result.steps:,} steps{speed}; the model is in {result.run_dir}"
     )
-    answer(page, facts, text, json=json, quiet=config.quiet)
+    answer(name, page, facts, text, json=json, quiet=config.quiet)
+    say(f"next: {steps[0][0]}", quiet=config.quiet)
 
 
 @contextlib.contextmanager
@@ -112,6 +116,7 @@ def saying_how_to_resume(verb: str, out: Path, model: str) -> Iterator[None]:
 def report_of(result: TrainResult, facts: dict[str, Any], seconds: float) -> tuple[Report, str]:
     """The report of a run, and its scores on the test part in words."""
     from unrolled.commands import pretrain_report, text_report
+    from unrolled.commands.class_report import class_records, class_sections
     from unrolled.report import report_for_run
 
     config = result.config
@@ -129,6 +134,9 @@ def report_of(result: TrainResult, facts: dict[str, Any], seconds: float) -> tup
     report = report_for_run(
         result.run_dir, parameters=facts["parameters"], speed=result.units_per_second, duration=seconds, notes=notes
     )
+    if result.confusion is not None:
+        class_sections(report, result.confusion, result.data.test)
+        report.results |= class_records(result.confusion, result.data.test)
     return report, f"test accuracy {100 * result.test['accuracy']:.2f} %" if result.test else "no test split"
 
 

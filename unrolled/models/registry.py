@@ -146,8 +146,8 @@ def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module, *, decoder: b
     Raises:
         ValueError: it is wanted, and of other channels.
     """
-    kept = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
-    state = {**checkpoint_filter_fn(add_registers(state, model), model), **kept}
+    token = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
+    state = {**checkpoint_filter_fn(add_registers(state, model), model), **token}
     own_state = model.state_dict()
     for other, here in (("norm", "fc_norm"), ("fc_norm", "norm")):  # normalised before pooling, or after it
         if f"{here}.weight" in own_state and f"{other}.weight" not in own_state and f"{other}.weight" in state:
@@ -312,14 +312,18 @@ _OF_THE_HUB = re.compile(
 )
 
 
+def hub_hint(name: str) -> str:
+    """`; did you mean hf:NAME?`, if that is a name as the Hugging Face hub has them; else nothing."""
+    return f"; did you mean hf:{name}?" if _OF_THE_HUB.match(name) else ""
+
+
 def _check_name(name: str, plain: str) -> None:
     if not is_registered(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
         near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
-        near = [f"hf:{name}"] if _OF_THE_HUB.match(name) else near
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
-        raise ValueError(f"model={name!r} is not known{hint}")
+        raise ValueError(f"model={name!r} is not known{hub_hint(name) or hint}")
     tag = name.split(".", 1)[1] if "." in name else None
     if plain in _INFO and tag and tag not in _SHIPPED.get(plain, {}):
         known = ", ".join(f"{plain}.{tag}" for tag in _SHIPPED.get(plain, {}))

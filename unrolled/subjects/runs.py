@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from unrolled.errors import MissingData
 from unrolled.subjects.options import DataFlags, SubjectFlags
 from unrolled.trust import KINDS_OF_MODELS, check
 
@@ -35,6 +36,17 @@ def run_settings(spec: str) -> dict[str, Any]:
     if not spec.startswith("local:") or not os.path.lexists(path):
         return {}
     return run_values(read_settings(path), path)
+
+
+def _check_there(model: str, weights: Path | None) -> None:
+    """Refuse a folder or file that is not there, before data are read for it."""
+    spec = named(model)
+    if spec.startswith("local:") and not os.path.lexists(Path(spec.removeprefix("local:")).expanduser()):
+        from unrolled.models.resolve import model_folder  # with torch, for its message
+
+        model_folder(spec.removeprefix("local:"))
+    if weights is not None and not os.path.lexists(weights.expanduser()) and shipped(str(weights)) is None:
+        raise MissingData(f"weights: there is no folder or file {weights}, nor do weights of that name ship")
 
 
 def run_of(model: str, weights: Path | None = None) -> dict[str, Any]:
@@ -75,8 +87,10 @@ def data_of(
     on.
 
     Raises:
+        MissingData: the model or the weights are a folder or file that is not there.
         UnsafeFile: the run's data are an address, which no file may open.
     """
+    _check_there(model, weights)
     run = run_of(model, weights)
     if not run and (known := shipped(model if weights is None else str(weights))) is not None:
         run = {"data": known}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from unrolled.data.sources import existing_folder
+from unrolled.instruments.readouts.confusion import Confusion
 from unrolled.tables import Tabular
 from unrolled.train import engine
 from unrolled.train.checkpoint import checkpoints
@@ -54,6 +55,8 @@ class TrainResult(Tabular):
     """The step whose weights `model` has: the best on the validation part, or the last."""
     load_report: Any = None
     """What was loaded of the weights it started from, if it did."""
+    confusion: Confusion | None = None
+    """Of a classifier: its decisions on the test part, class by class, and its worst errors."""
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read in training, by name (only with `on_error="skip"`)."""
 
@@ -147,6 +150,7 @@ def _fit(task: Task, fabric: Any, callbacks: Sequence[Callback]) -> TrainResult:
         steps=done.steps,
         chosen_step=done.chosen_step,
         load_report=task.load_report,
+        confusion=task.confusion if done.test else None,
         skipped=state.skipped,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unrolled.commands.class_report import class_records, class_sections
 from unrolled.commands.eval.options import EvalOptions, drawn, of_all
 from unrolled.commands.eval.report import at_bound, eval_report
 from unrolled.harness import Run
@@ -16,13 +17,14 @@ from unrolled.subjects.runs import DataOf, named, run_settings, shipped
 from unrolled.terminal import progress, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor, nn
 
     from unrolled.data import ImageSource
     from unrolled.data.real_labels import RealLabels
+    from unrolled.instruments.readouts.confusion import Confusion
 
 _HELD_OUT = 0.2
 _ENOUGH = 50  # images, below which no temperature is fitted
@@ -83,11 +85,18 @@ def evaluate_classifier(options: EvalOptions) -> None:
             assert isinstance(source, Subset)
             rows = torch.from_numpy(source.indices)[rows]  # of all images, which `real` counts
         result["real"] = _real(options, real, scored.logits, rows)
+    confusion = None
     if bool(torch.isfinite(scored.logits).all()):
         result["calibration"] = _calibrated(options, data, network, names, scored, where)
+        confusion = _confusion(source, next(iter(names), ()), scored)
+    if confusion is not None:
+        result |= class_records(confusion, source)
     if options.robustness:
         result["robustness"] = _corrupted(options, network, source, where)
-    run.finish(eval_report(result, network), result, _line(result), seeds=[options.seed], options=options)
+    report = eval_report(result, network)
+    if confusion is not None:
+        class_sections(report, confusion, source)
+    run.finish(report, result, _line(result), seeds=[options.seed], options=options)
 
 
 def _network(options: EvalOptions, source: ImageSource) -> tuple[nn.Module, dict[str, int]]:
@@ -151,6 +160,20 @@ def _look(options: EvalOptions, network: nn.Module, images: ImageSource, where: 
         network, bar, where, on_logits=lambda z, batch: batches_scored.append((z.cpu(), batch.labels, batch.indices))
     )
     return _Scored(scores, *(torch.cat(parts) for parts in zip(*batches_scored, strict=True)))
+
+
+def _confusion(source: ImageSource, names: Sequence[str], scored: _Scored) -> Confusion | None:
+    """The decisions class by class; None with too many classes. Without names of the model's, those of the images."""
+    from unrolled.instruments.readouts.confusion import MOST_CLASSES, Decisions
+
+    count = scored.logits.shape[1]
+    if count > MOST_CLASSES:
+        return None
+    known = list(names) if len(names) == count else list(source.classes)
+    known = [*known[:count], *(str(number) for number in range(len(known), count))]
+    decisions = Decisions(count)
+    decisions.add(scored.logits, scored.labels, scored.indices)
+    return decisions.result(known)
 
 
 def _real(options: EvalOptions, real: RealLabels, logits: Tensor, indices: Tensor) -> dict[str, Any]:

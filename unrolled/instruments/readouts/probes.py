@@ -345,7 +345,7 @@ def _check(
     if protocol not in ("held-out", "paper"):
         raise ValueError(f"protocol={protocol!r}: choose 'held-out' or 'paper'")
     if protocol == "paper" and kind == "logistic":
-        raise ValueError("protocol='paper' is for ridge probes; use 'held-out'")
+        raise ValueError("protocol='paper' is for ridge probes; use protocol='held-out'")
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction={test_fraction}: must lie between 0 and 1")
     if features.ndim == 2:
