@@ -107,5 +107,5 @@ def test_a_wrong_metric_is_said_before_models_run(tmp_path: Path, capsys: pytest
     (tmp_path / "grid.yaml").write_text("models:\n  a: crate_nano_patch2_8\n  b: vit_nano_patch2_8\n")
     flags = [str(tmp_path / "grid.yaml"), "--metric", "mutual_nn", "--out", str(tmp_path / "out"), "--quiet"]
     assert cli.run(["align-grid", *flags]) == 2
-    assert "choose from mutual_knn" in capsys.readouterr().err
+    assert "--metric mutual_nn is not known; did you mean 'mutual_knn'?" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

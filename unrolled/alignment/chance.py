@@ -9,7 +9,7 @@ or blocks of them are relabelled, left out and resampled: `groups=` and `blocks=
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,8 @@ class Comparison(Tabular):
         p_value: corrected for the search over layers. Null "permutation": share of relabellings whose best value
             reaches `score`, counting the data as one. "moments": see `compare`.
         threshold: the value that relabelled data exceed in a share `alpha` of draws.
-        calibrated: 0 at or below `threshold`, 1 at the best possible value, linear between.
+        calibrated: 0 at or below `threshold`, 1 at the best possible value, linear between; None where that is
+            infinite.
         z: distance of `score` from its own null mean in standard deviations. It takes no account of the search over
             layers and nulls are skewed, so it is no substitute for `p_value`.
         interval: 95 % confidence interval of the best pair's expected score at this many samples (not of a population:
@@ -166,7 +167,7 @@ class Comparison(Tabular):
 def compare(
     features_a: LayerFeatures | Layers,
     features_b: LayerFeatures | Layers,
-    metric: str | Metric = "mutual_knn",
+    metric: str | Metric | Callable[..., float] = "mutual_knn",
     *,
     null: str = "permutation",
     draws: int = 200,
@@ -183,7 +184,9 @@ def compare(
     Args:
         features_a, features_b: one layer [n, d], several [n, layers, d], a mapping or sequence of layers (see
             `prepare_layers`), or `Layers` prepared before (then there is no interval and no held-out selection).
-        metric: name or object; `options` go with a name, e.g. `k=10`.
+        metric: name or object; `options` go with a name, e.g. `k=10`. Or a function of your own that takes features
+            [n, d_x] and [n, d_y], tensors with paired rows, and returns a number; for a distance give
+            `higher_is_closer=False`, other `options` are its keyword arguments.
         null: "permutation" relabels samples `draws` times; the smallest p-value is 1 / (draws + 1). "moments" takes the
             Pearson III tail of the exact first three moments, times the number of layer pairs, where it is above 0.2,
             or below 1e-6 with no sample dominating both sides; else, and where no moments are known, samples are
