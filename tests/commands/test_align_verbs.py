@@ -159,7 +159,7 @@ def test_bad_features_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "cut.npy").write_bytes(a.read_bytes()[:-50])
     assert "cut.npy is truncated" in refused(a, tmp_path / "cut.npy", code=1)
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00\x00")
-    assert "cut.safetensors is truncated" in refused(a, tmp_path / "cut.safetensors", code=1)
+    assert "cut.safetensors: truncated" in refused(a, tmp_path / "cut.safetensors", code=1)
     assert "no such file" in refused(a, tmp_path / "absent.npy", code=3)
     assert not (tmp_path / "o").exists()
 

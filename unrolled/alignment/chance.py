@@ -154,8 +154,8 @@ class Comparison(Tabular):
         """One line: score, chance, p and interval, never the score alone."""
         parts = [f"{self.metric} = {self.score:.4g} at {self.best[0]} x {self.best[1]}", f"chance {self.chance:.4g}"]
         if self.p_value is not None:
-            said = p_phrase(self.p_value, self.p_method)
-            parts.append(f"{said} ({self.p_method}, best of {self.scores.numel()} pairs)")
+            phrase = p_phrase(self.p_value, self.p_method)
+            parts.append(f"{phrase} ({self.p_method}, best of {self.scores.numel()} pairs)")
         elif self.p_method:
             parts.append(f"p: {self.p_method}")
         if self.z is not None:
@@ -209,7 +209,9 @@ def compare(
         raise ValueError(f"draws must be positive and alpha between 0 and 1, got draws={draws}, alpha={alpha}")
     stored = None
     if not isinstance(features_a, Layers) and not isinstance(features_b, Layers):
-        stored = features_a, features_b = dict(named_layers(features_a)), dict(named_layers(features_b))
+        features_a = dict(named_layers(features_a, "features_a"))
+        features_b = dict(named_layers(features_b, "features_b"))
+        stored = features_a, features_b
     left = features_a if isinstance(features_a, Layers) else prepare_layers(features_a, [chosen])
     right = features_b if isinstance(features_b, Layers) else prepare_layers(features_b, [chosen])
     check_paired(left, right)

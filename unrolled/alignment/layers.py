@@ -136,22 +136,38 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> 
     return Layers(names, n, prepared, constant, device)
 
 
-def named_layers(features: LayerFeatures) -> Iterator[tuple[str, Features]]:
-    """Pairs of layer name and features [n, d] from any of the forms `prepare_layers` takes."""
+def named_layers(features: LayerFeatures, what: str = "features") -> Iterator[tuple[str, Features]]:
+    """Pairs of layer name and features [n, d] from any of the forms `prepare_layers` takes.
+
+    Raises:
+        ValueError: none of these forms; it is called `what`, and the line of code that mends it is said.
+    """
     layers: Iterable[Any]
-    check_kind(features, "features")
+    check_kind(features, what)
     if isinstance(features, Mapping):
         layers = features.items()
     elif isinstance(features, Tensor | np.ndarray):
+        if features.ndim not in (2, 3):
+            as_rows(features, what)
         layers = [features[:, i] for i in range(features.shape[1])] if features.ndim == 3 else [features]
     elif isinstance(features, Iterable) and not isinstance(features, str):
+        if isinstance(features, list | tuple) and features and _is_row(features[0]):
+            stack = {Tensor: "torch.stack", np.ndarray: "numpy.stack"}.get(type(features[0]), "numpy.array")
+            raise ValueError(
+                f"{what} is a list of rows, and lists are of layers, [n, d] each: give {stack}({what}) for one layer"
+            )
         layers = features
     else:
-        raise ValueError(
-            f"features must be [n, d], layers of that, or a mapping of them, not {type(features).__name__}"
-        )
+        raise ValueError(f"{what} must be [n, d], layers of that, or a mapping of them, not {type(features).__name__}")
     for i, layer in enumerate(layers):
         yield layer if isinstance(layer, tuple) else (f"layer{i:02d}", layer)
+
+
+def _is_row(layer: Any) -> bool:
+    """Whether this is the features of one sample."""
+    if isinstance(layer, list | tuple):
+        return bool(layer) and isinstance(layer[0], int | float)
+    return getattr(layer, "ndim", 2) == 1
 
 
 def layer_grid(a: Layers, b: Layers, metric: str | Metric) -> Grid:

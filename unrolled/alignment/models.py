@@ -336,10 +336,10 @@ def _stored(store: Path | None, key: str) -> list[dict[str, Any]] | None:
     if store is None or not (store / f"{key}.json").is_file():
         return None
     try:
-        kept: list[dict[str, Any]] = read_json(store / f"{key}.json")
+        rows: list[dict[str, Any]] = read_json(store / f"{key}.json")
     except CorruptFile:  # cut short while it was written
         return None
-    return kept
+    return rows
 
 
 def _keep(store: Path | None, key: str, result: list[dict[str, Any]]) -> None:

@@ -79,10 +79,10 @@ def tail_p_value(score: float, null: Tensor) -> PValue:
     p = permutation_p_value(score, null)
     if p > 1 / (len(null) + 1):
         return PValue(p, f"{len(null)} relabellings")
-    tail, said = min(pareto_tail(score, null.numpy()), p), f"Pareto tail of {len(null)} relabellings, none of which"
+    tail, basis = min(pareto_tail(score, null.numpy()), p), f"Pareto tail of {len(null)} relabellings, none of which"
     if tail < p * p:
-        return PValue(p * p, f"{said} reached the score: {_BOUND}")
-    return PValue(tail, f"{said} reached the score")
+        return PValue(p * p, f"{basis} reached the score: {_BOUND}")
+    return PValue(tail, f"{basis} reached the score")
 
 
 def pareto_tail(score: float, null: np.ndarray) -> float:

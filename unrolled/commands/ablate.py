@@ -16,10 +16,10 @@ from unrolled.commands.sweep import (
     cells_of,
     has_intervals,
     how_many_are_clear,
-    kept_for,
     positions_of,
     predicted,
     score_for,
+    store_of,
     within,
 )
 from unrolled.harness import Run
@@ -154,10 +154,10 @@ def _sweep(
     from unrolled.instruments import causal, edits
 
     run = Run(options, "ablate", options.model, details["data"])
-    kept = kept_for(run, options)
+    store = store_of(run, options)
     effects = causal.ablate(
         network, shown, score, options.places, change=edits.zero if options.change == "zero" else edits.token_mean,
-        positions=positions_of(options.positions), seed=options.seed, kept=kept,
+        positions=positions_of(options.positions), seed=options.seed, store=store,
     )  # fmt: skip
     result = {
         "model": options.model, **details, "change": options.change, "score": options.score, "unchanged": effects.score,
@@ -166,7 +166,7 @@ def _sweep(
     label = causal.scores.SCORES[str(options.score)].words
     text = f"{table(*cells_of(effects))}\n{label} without a change: {effects.score:.4f}"
     run.finish(_report(result, effects, label, seen), result, text, seeds=[options.seed])
-    kept.remove()
+    store.remove()
 
 
 def _report(result: dict[str, Any], effects: Effects, label: str, seen: str) -> Report:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DETAILS = (1, 2, 3)
 """How many times finer than the model was made for."""
 MOST_PATCHES = 1600
-KEPT = 12
+MOST_LOOKS = 12
 TOP = 5
 TAU = 0.2
 OBJECTS = 3
@@ -44,18 +44,18 @@ class Look:
 class Looks:
     """The last passes, by a random identifier."""
 
-    def __init__(self, limit: int = KEPT) -> None:
+    def __init__(self, limit: int = MOST_LOOKS) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Look] = OrderedDict()
+        self._looks: OrderedDict[str, Look] = OrderedDict()
 
     def add(self, look: Look) -> str:
         """Keep one, forgetting the oldest."""
         name = secrets.token_urlsafe(12)
         with self._lock:
-            self._kept[name] = look
-            while len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
+            self._looks[name] = look
+            while len(self._looks) > self._limit:
+                self._looks.popitem(last=False)
         return name
 
     def get(self, name: str) -> Look:
@@ -65,8 +65,8 @@ class Looks:
             KeyError: forgotten, or never there.
         """
         with self._lock:
-            self._kept.move_to_end(name)
-            return self._kept[name]
+            self._looks.move_to_end(name)
+            return self._looks[name]
 
 
 def look_at(opened: Opened, picture: Image.Image, detail: int = 1) -> Look:
@@ -146,10 +146,10 @@ def objects(look: Look, layer: int, tau: float = TAU) -> dict[str, Any]:
         return {"labels": [0] * count, "areas": []}
     masks = maskcut(features, look.patches.grid, tau, OBJECTS).flatten(1).numpy()
     labels = np.zeros(count, np.int64)
-    kept = [mask for mask in masks if mask.any()]
-    for number, mask in enumerate(kept, 1):
+    objects = [mask for mask in masks if mask.any()]
+    for number, mask in enumerate(objects, 1):
         labels[mask] = number
-    return {"labels": labels.tolist(), "areas": [round(float(mask.mean()), 4) for mask in kept]}
+    return {"labels": labels.tolist(), "areas": [round(float(mask.mean()), 4) for mask in objects]}
 
 
 def similar(look: Look, layer: int, patch: int) -> dict[str, Any]:

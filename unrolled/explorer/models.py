@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from unrolled.subjects.pictures import Preparation
 
-KEPT = 6
+MOST_MODELS = 6
 RUNS = 60
 RANDOM = (
     "crate_nano_patch4_32",
@@ -138,7 +138,7 @@ class Catalogue:
             raise ValueError("model: this one is not on the list; reload the page")
         if identifier not in self._opened:
             self._opened[identifier] = self._load(self.choices[identifier])
-            while len(self._opened) > KEPT:
+            while len(self._opened) > MOST_MODELS:
                 self._opened.popitem(last=False)
         self._opened.move_to_end(identifier)
         return self._opened[identifier]

@@ -23,7 +23,7 @@ FEWEST_IMAGES = 20
 DIGITS = 300
 K = 10
 DRAWS = 200
-_SIDE, _BATCH, _KEPT = 256, 32, 6
+_SIDE, _BATCH, _MOST_MODELS = 256, 32, 6
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Neighbours:
         if key not in self._features:
             features = extract(opened.network, self._batches(opened), name=opened.choice.label)
             self._features[key] = {name: features[name] for name in features.layers}
-            while len(self._features) > _KEPT:
+            while len(self._features) > _MOST_MODELS:
                 self._features.popitem(last=False)
         self._features.move_to_end(key)
         return self._features[key]

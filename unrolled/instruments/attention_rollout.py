@@ -79,8 +79,8 @@ def attention_map(
     check_values(inner)
     count, has_class = prefix_of(inner, prefix)
     if pool is None:
-        said = getattr(inner, "global_pool", None)
-        pool = "token" if has_class and said in (None, "", "token", "map") else "avg"
+        pooling = getattr(inner, "global_pool", None)
+        pool = "token" if has_class and pooling in (None, "", "token", "map") else "avg"
     if pool not in ("token", "avg"):
         raise ValueError(f"pool={pool!r}: choose 'token' or 'avg'")
     if pool == "token" and not has_class:

@@ -227,10 +227,10 @@ def incoherence(subspaces: Tensor) -> float:
     """
     u, s, _ = torch.linalg.svd(widen(subspaces), full_matrices=False)
     # weights of float32 have that many digits, whatever they are computed in
-    kept = s > s.amax(-1, keepdim=True) * max(subspaces.shape[-2:]) * torch.finfo(full(subspaces).dtype).eps
-    basis = u * kept[:, None, :]
+    significant = s > s.amax(-1, keepdim=True) * max(subspaces.shape[-2:]) * torch.finfo(full(subspaces).dtype).eps
+    basis = u * significant[:, None, :]
     overlap = torch.einsum("idp,jdq->ijpq", basis, basis).square().sum((-2, -1))
-    rank = kept.sum(-1).clamp_min(1)
+    rank = significant.sum(-1).clamp_min(1)
     cosine = (overlap / torch.minimum(rank[:, None], rank[None, :])).clamp(0, 1).sqrt()
     h = len(cosine)
     if h < 2:

@@ -23,6 +23,7 @@ from unrolled.models.building import create_with_timm
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
+from unrolled.models.stem import stem_named
 from unrolled.models.tost import ToST
 from unrolled.plugins import load_plugin
 
@@ -127,8 +128,8 @@ def _build_tost(**kwargs: Any) -> ToST:
     return ToST(**_rename(kwargs))
 
 
-def _build_vit(**kwargs: Any) -> VisionTransformer:
-    return VisionTransformer(**kwargs)
+def _build_vit(*, stem: str = "linear", **kwargs: Any) -> VisionTransformer:
+    return VisionTransformer(embed_layer=stem_named(stem), **kwargs)
 
 
 def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module, *, decoder: bool = True) -> dict[str, Tensor]:
@@ -142,8 +143,8 @@ def _filter_checkpoint(state: dict[str, Tensor], model: nn.Module, *, decoder: b
     Raises:
         ValueError: it is wanted, and of other channels.
     """
-    kept = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
-    state = {**checkpoint_filter_fn(add_registers(state, model), model), **kept}
+    token = {"mask_token": state["mask_token"]} if "mask_token" in state else {}
+    state = {**checkpoint_filter_fn(add_registers(state, model), model), **token}
     own_state = model.state_dict()
     for other, here in (("norm", "fc_norm"), ("fc_norm", "norm")):  # normalised before pooling, or after it
         if f"{here}.weight" in own_state and f"{other}.weight" not in own_state and f"{other}.weight" in state:

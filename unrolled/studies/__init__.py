@@ -25,6 +25,7 @@ STUDIES: dict[str, str] = {
     "crate-emergence": "crate.emergence",
     "crate-family": "crate.family",
     "crate-mae-layers": "crate.mae_layers",
+    "crate-minutes": "crate.minutes",
     "crate-text": "crate.text",
     "crate-transfer": "crate.transfer",
     "demo": "demo",

@@ -33,7 +33,7 @@ class AlignOptions(CompareFlags, PairFlags):
 
     a: str | None = field(default=None, kw_only=False)
     """A run folder or any model by one string, a folder of `unrolled extract`, or an array file: .npy [n, d] or
-    [n, layers, d], .safetensors with one [n, d] a layer."""
+    [n, layers, d], .npz, .safetensors or .pt with one [n, d] a layer."""
     b: str | None = field(default=None, kw_only=False)
     """As A; row i must be the same sample."""
     null: Literal["permutation", "moments"] = "permutation"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _ROWS = 100
 """Of pictures in one contact sheet, and in the report."""
-_SAID = {
+_CAPTIONS = {
     "attention": "attention of the {query}, averaged over heads, dark to light over its own range; the line encloses "
     "{mass:.0%} of it",
     "pca": "first three principal components of the {facet} features as red, green and blue",
@@ -103,7 +103,8 @@ def segment_report(result: dict[str, Any], views: Sequence[View], options: Segme
     total, views = len(views), _spread(views, _ROWS)
     query = next((view.row["attention_query"] for view in views if "attention_query" in view.row), "class token")
     sentences = [
-        f"{name}: {_SAID[name].format(query=query, mass=options.mass, **_named(options))}" for name in options.methods
+        f"{name}: {_CAPTIONS[name].format(query=query, mass=options.mass, **_named(options))}"
+        for name in options.methods
     ]
     panels = [
         (_caption(view), f"{_caption(view)}: the picture and overlays of {', '.join(view.overlays)}.",

@@ -171,7 +171,7 @@ def _read_vision(folder: Path, entry: _Entry, build: str) -> tuple[nn.Module, di
     from timm.data import create_transform
 
     from unrolled.models.given import vision
-    from unrolled.models.weights import read_tensors
+    from unrolled.tensors import read_tensors
 
     stored = read_tensors(folder / entry.file)
     state: dict[str, Tensor] = {key: value.float() for key, value in stored.items()}

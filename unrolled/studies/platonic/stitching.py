@@ -148,14 +148,14 @@ class Units(OfTwo):
             layers.append(owner)
         pairs = rosetta(sides[0], sides[1], draws=self.draws)
         return {
-            "found": pairs.found,
+            "found": pairs.significant,
             "mutual": len(pairs.pairs),
             "units": pairs.units,
             "threshold": pairs.threshold,
             "median": float(pairs.correlation.median()),
             "best": pairs.correlation[:20].tolist(),
             "null_pairs": float(pairs.null_pairs.double().mean()),
-            "layers": [[layers[0][i], layers[1][j]] for i, j in pairs.pairs[: pairs.found].tolist()],
+            "layers": [[layers[0][i], layers[1][j]] for i, j in pairs.pairs[: pairs.significant].tolist()],
         }
 
 

@@ -58,11 +58,11 @@ class MaskedReconstruction(ImageTask):
             )
         model.normalise_targets(config.norm_pix_loss)
         rows, columns = model.patch_embed.grid_size
-        kept = rows * columns - removed_patches(rows * columns, config.mask_ratio)
-        if not 0 < kept < rows * columns:
+        visible = rows * columns - removed_patches(rows * columns, config.mask_ratio)
+        if not 0 < visible < rows * columns:
             raise ValueError(
-                f"mask_ratio={config.mask_ratio} keeps {kept} of the {rows} x {columns} patches; choose one that keeps "
-                "and removes at least one"
+                f"mask_ratio={config.mask_ratio} keeps {visible} of the {rows} x {columns} patches; choose one that "
+                "keeps and removes at least one"
             )
         return model
 

@@ -285,17 +285,17 @@ def _predicted(
         with torch.no_grad(), trace(model, patterns=["embed", "block??"]) as tokens:
             model(part)
         for sort in losses:
-            found: dict[str, list[Tensor]] = {name: [] for name in PREDICTORS}
+            predictors: dict[str, list[Tensor]] = {name: [] for name in PREDICTORS}
             for place in places:
                 z = tokens[place.name]
                 left = (place.change if sort == "places" else place.random)(z)
                 before, after = normalize_tokens(z), normalize_tokens(left)
                 subspaces = head_subspaces(blocks[place.layer])
                 rates = [subspace_coding_rate(each, subspaces, EPS) for each in (before, after)]
-                found["subspace_rate"].append(rates[0] - rates[1])
-                found["rate"].append(coding_rate(before, EPS) - coding_rate(after, EPS))
-                found["energy"].append(1 - left.square().sum((1, 2)) / z.square().sum((1, 2)))
-            for name, values in found.items():
+                predictors["subspace_rate"].append(rates[0] - rates[1])
+                predictors["rate"].append(coding_rate(before, EPS) - coding_rate(after, EPS))
+                predictors["energy"].append(1 - left.square().sum((1, 2)) / z.square().sum((1, 2)))
+            for name, values in predictors.items():
                 falls[sort][name].append(torch.stack(values).double().cpu())
     result: dict[str, Any] = {}
     for sort, loss in losses.items():
