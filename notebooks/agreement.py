@@ -178,7 +178,7 @@ print(f"shuffled over all        {result.chance:.3f}")
 # ## Another question, another answer
 #
 # Metrics ask different things. k says how near a neighbour must be; CKA looks at large distances
-# most, and its biased form is far from zero by chance. So scores compare only under one metric, at
+# most, and its usual form is above zero by chance. So scores compare only under one metric, at
 # one number of images.
 
 # %%
@@ -199,17 +199,25 @@ LineChart(
 )
 
 # %%
+others = {}
 for metric in ("cka", "unbiased_cka", "procrustes"):
     for name in ("both trained", "both untrained"):
         a, b = pairs[name]
         each = unrolled.compare(features[a], features[b], metric, draws=99, resamples=0)
+        others[metric, name] = each.score
         print(f"{metric:13} {name:15} {each.score:.3f}, chance {each.chance:.3f}")
+
+# %% [markdown]
+# Procrustes is a distance, so less is closer: it and CKA find the untrained pair more alike than the
+# trained one, where neighbourhoods say the opposite.
 
 # %% [markdown]
 # ## What to conclude
 #
 # - The two models agree more than shuffled rows do: the p-value says that, and only that.
 # - How much of it is due to training is the difference from the untrained pairs, with their intervals.
+#   Here what mine learned brings the two together; that the other was trained on photographs adds
+#   nothing that can be seen.
 # - How much is about single images rather than classes is what the shuffle within classes takes away.
 #
 # ## What not to conclude

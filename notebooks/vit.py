@@ -190,6 +190,8 @@ white_box["layers"].panel(quantity="nonzero", label="trained", control=white_box
 # - Any block's halves can be read by name, and they add up.
 # - What training did to the layers is the distance between the two curves, and the draws of the
 #   control say how large a distance is nothing.
+# - Training raised R^c in this ViT and lowered it in the CRATE: that tokens are compressed with depth is
+#   no property of all transformers.
 # - Sparsity of CRATE's tokens is there before any training: ISTA brings it.
 #
 # ## What not to conclude

@@ -110,6 +110,7 @@ def vit(seen: dict[str, Any]) -> None:
     assert seen["accuracy"] > 0.7
     trained = seen["layers"][-1]["subspace_rate"]
     assert max(seen["fresh"][1:]) - min(seen["fresh"][1:]) < 0.2 * abs(trained - max(seen["fresh"][1:]))
+    assert trained > max(seen["fresh"])
     white, control = seen["white_box"]["layers"], seen["white_box"]["control"]
     assert control[-1]["nonzero"] < control[0]["nonzero"] - 0.1, "sparsity of an untrained CRATE"
     assert white[-1]["subspace_rate"] < control[-1]["subspace_rate"]
@@ -121,6 +122,9 @@ def agreement(seen: dict[str, Any]) -> None:
     assert seen["results"]["both trained"].score > seen["results"]["both untrained"].score
     low, high = seen["results"]["other untrained"].interval
     assert low < seen["results"]["both trained"].score < high, "training of the other adds nothing to be seen"
+    assert seen["results"]["mine untrained"].interval[1] < seen["results"]["both trained"].interval[0]
+    for metric, closer in (("cka", 1), ("unbiased_cka", 1), ("procrustes", -1)):
+        assert closer * (seen["others"][metric, "both untrained"] - seen["others"][metric, "both trained"]) > 0
 
 
 def context(seen: dict[str, Any]) -> None:
