@@ -5,6 +5,8 @@
 # shuffled rows, the same networks untrained, and the pixels they all saw.
 
 # %%
+from dataclasses import replace
+
 import timm
 import torch
 import unrolled
@@ -55,7 +57,9 @@ with torch.no_grad():
     accuracy = float((mine.eval()(shown).argmax(1) == answers).float().mean())
 print(f"mine: {accuracy:.0%} of {len(test)} test images right")
 
-other = unrolled.create_model("crate_nano_patch4_32.cifar10", pretrained=True).eval()
+other = unrolled.create_model(
+    "crate_nano_patch4_32.cifar10", pretrained=True
+).eval()
 large = interpolate(shown, size=32, mode="bilinear").expand(-1, 3, -1, -1)
 
 # %% [markdown]
@@ -85,7 +89,8 @@ features = {
 
 # %%
 result = unrolled.compare(features["mine"], features["other"], "mutual_knn", k=10)
-result.panel()
+panel = result.panel()
+replace(panel, title="mutual k-NN", row_label="mine", column_label="other")
 
 # %% [markdown]
 # ## Is it chance?
@@ -96,16 +101,12 @@ result.panel()
 
 # %%
 low, high = result.interval
-draws = len(result.null_best)
-print(
-    f"score     {result.score:.3f}, the best pair: mine {result.best[0]}, other {result.best[1]}"
-)
+draws, largest = len(result.null_best), float(result.null_best.max())
+print(f"score     {result.score:.3f}, at {' and '.join(result.best)}")
 print(f"interval  {low:.3f} to {high:.3f} at this many images")
+print(f"chance    {result.chance:.3f}, at most {largest:.3f} in {draws} shuffles")
 print(
-    f"chance    {result.chance:.3f}, at most {float(result.null_best.max()):.3f} in {draws} shuffles"
-)
-print(
-    f"p         {result.p_value:.3f}; {draws} shuffles cannot say less than 1 / {draws + 1}"
+    f"p         {result.p_value:.3f}, at least 1 / {draws + 1} by {draws} shuffles"
 )
 
 # %% [markdown]
@@ -133,16 +134,15 @@ for name, each in results.items():
     print(f"{name:17} {each.score:.3f} ({low:.3f} to {high:.3f}), {chance}")
 
 # %%
+half = {
+    name: (each.interval[1] - each.interval[0]) / 2
+    for name, each in results.items()
+}
 LineChart(
     title="mutual k-NN, with intervals",
     x_label="k",
     series=[
-        Series(
-            label=name,
-            x=[10],
-            y=[each.score],
-            error=[(each.interval[1] - each.interval[0]) / 2],
-        )
+        Series(label=name, x=[10], y=[each.score], error=[half[name]])
         for name, each in results.items()
     ],
 )
@@ -164,10 +164,15 @@ def within_classes(seed):
     return order
 
 
-mine_best, other_best = features["mine"][result.best[0]], features["other"][result.best[1]]
-whole = mutual_knn(mine_best, other_best, k=10)
+layer_mine, layer_other = result.best
+best_mine, best_other = (
+    features["mine"][layer_mine],
+    features["other"][layer_other],
+)
+whole = mutual_knn(best_mine, best_other, k=10)
 classes = [
-    mutual_knn(mine_best, other_best[within_classes(seed)], k=10) for seed in range(20)
+    mutual_knn(best_mine, best_other[within_classes(seed)], k=10)
+    for seed in range(20)
 ]
 mean = sum(classes) / len(classes)
 print(f"as they are              {whole:.3f}")
@@ -184,7 +189,9 @@ print(f"shuffled over all        {result.chance:.3f}")
 # %%
 sizes = [2, 5, 10, 20, 40]
 curves = {
-    name: [mutual_knn(features[a][layer_a], features[b][layer_b], k=k) for k in sizes]
+    name: [
+        mutual_knn(features[a][layer_a], features[b][layer_b], k=k) for k in sizes
+    ]
     for name, (a, b) in list(pairs.items())[:4]
     for layer_a, layer_b in [results[name].best]
 }
@@ -193,7 +200,10 @@ LineChart(
     title="mutual k-NN by k",
     x_label="k",
     series=[
-        *(Series(label=name, x=sizes, y=values) for name, values in curves.items()),
+        *(
+            Series(label=name, x=sizes, y=values)
+            for name, values in curves.items()
+        ),
         Series(label="chance", x=sizes, y=chance, dashed=True),
     ],
 )
@@ -203,7 +213,9 @@ others = {}
 for metric in ("cka", "unbiased_cka", "procrustes"):
     for name in ("both trained", "both untrained"):
         a, b = pairs[name]
-        each = unrolled.compare(features[a], features[b], metric, draws=99, resamples=0)
+        each = unrolled.compare(
+            features[a], features[b], metric, draws=99, resamples=0
+        )
         others[metric, name] = each.score
         print(f"{metric:13} {name:15} {each.score:.3f}, chance {each.chance:.3f}")
 

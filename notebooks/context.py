@@ -25,8 +25,11 @@ torch.manual_seed(0)
 # the states so far:
 #
 # $$
-# s_{t+1} = W s_t + \text{noise}, \qquad
-# L_t(\Phi) = \tfrac{1}{2} \sum_{t' < t} \lVert s_{t'+1} - \Phi s_{t'} \rVert^2
+# s_{t+1} = W s_t + \text{noise}
+# $$
+#
+# $$
+# L_t(\Phi) = \frac{1}{2} \sum_{t' < t} \| s_{t'+1} - \Phi s_{t'} \|^2
 # $$
 
 # %%
@@ -53,7 +56,9 @@ print(
 # %%
 tokens = constructed_tokens(held_out.inputs)
 step_size = 0.1
-constructed = LinearSelfAttention.gradient_descent(state_dim=dim, step_size=step_size)
+constructed = LinearSelfAttention.gradient_descent(
+    state_dim=dim, step_size=step_size
+)
 with torch.no_grad():
     by_layer = constructed(tokens)[..., :dim]
 by_theory = gradient_descent_predictions(held_out.inputs, step_size)
@@ -68,15 +73,16 @@ sizes = torch.logspace(-2.5, 0, 21)
 losses = [
     float(
         sequence_loss(
-            gradient_descent_predictions(held_out.inputs, float(size)), held_out.targets
+            gradient_descent_predictions(held_out.inputs, size), held_out.targets
         )
     )
-    for size in sizes
+    for size in sizes.tolist()
 ]
 best = min(range(len(sizes)), key=lambda i: losses[i])
-one_step, zero = losses[best], float(sequence_loss(0 * held_out.targets, held_out.targets))
-print(f"loss of predicting zero      {zero:.3f}")
-print(f"of one step, best size {float(sizes[best]):.3f} {one_step:.3f}")
+one_step = losses[best]
+zero = float(sequence_loss(0 * held_out.targets, held_out.targets))
+print(f"loss of predicting zero  {zero:.3f}")
+print(f"of one step of size {float(sizes[best]):.3f} {one_step:.3f}")
 
 # %% [markdown]
 # ## A mesa layer is least squares
@@ -84,8 +90,11 @@ print(f"of one step, best size {float(sizes[best]):.3f} {one_step:.3f}")
 # Instead of a step, the layer can solve the problem at every token:
 #
 # $$
-# \hat\Phi_t = \arg\min_\Phi \; L_t(\Phi) + \frac{1}{2 \lambda} \lVert \Phi \rVert^2,
-# \qquad \hat{s}_{t+1} = \hat\Phi_t s_t
+# \hat\Phi_t = \arg\min_\Phi \; L_t(\Phi) + \frac{1}{2 \lambda} \| \Phi \|^2
+# $$
+#
+# $$
+# \hat{s}_{t+1} = \hat\Phi_t s_t
 # $$
 #
 # Its queries, keys and values read the same parts of a token as the construction above.
@@ -116,7 +125,9 @@ schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 for step in range(steps + 1):
     if step % 30 == 0:
         with torch.no_grad():
-            curve.append(float(sequence_loss(learned(tokens)[..., :dim], held_out.targets)))
+            curve.append(
+                float(sequence_loss(learned(tokens)[..., :dim], held_out.targets))
+            )
     batch = world.sample(64, seed=100 + step)
     loss = sequence_loss(
         learned(constructed_tokens(batch.inputs))[..., :dim], batch.targets
@@ -134,9 +145,14 @@ LineChart(
     series=[
         Series(label="linear attention, trained", x=times, y=curve),
         Series(
-            label="one gradient step", x=[0, steps], y=[one_step, one_step], dashed=True
+            label="one gradient step",
+            x=[0, steps],
+            y=[one_step, one_step],
+            dashed=True,
         ),
-        Series(label="predicting zero", x=[0, steps], y=[zero, zero], dashed=True),
+        Series(
+            label="predicting zero", x=[0, steps], y=[zero, zero], dashed=True
+        ),
     ],
     y_range=(0.0, 1.5 * zero),
 )
@@ -162,15 +178,21 @@ with torch.no_grad():
 
 
 def by_position(predicted):
-    return (0.5 * (predicted - held_out.targets).square().sum(-1).mean(0)).tolist()
+    return (
+        0.5 * (predicted - held_out.targets).square().sum(-1).mean(0)
+    ).tolist()
 
 
-positions = {name: by_position(predicted) for name, predicted in predictions.items()}
+positions = {
+    name: by_position(predicted) for name, predicted in predictions.items()
+}
 LineChart(
     title="loss by tokens seen",
     x_label="tokens seen",
     series=[
-        Series(label=name, x=range(1, length + 1), y=values, dashed="zero" in name)
+        Series(
+            label=name, x=range(1, length + 1), y=values, dashed="zero" in name
+        )
         for name, values in positions.items()
     ],
 )
@@ -182,7 +204,9 @@ LineChart(
 # %%
 seen = [1, dim, 2 * dim, length]
 for name, values in positions.items():
-    print(f"{name:18}", " ".join(f"after {t:2}: {values[t - 1]:.4f}" for t in seen))
+    print(
+        f"{name:18}", " ".join(f"after {t:2}: {values[t - 1]:.4f}" for t in seen)
+    )
 noise_floor = 0.5 * dim * world.noise**2
 print(f"{'the noise alone':18} {noise_floor:.4f}")
 
@@ -200,7 +224,8 @@ for name, layer in {"trained layer": learned, "mesa layer": mesa}.items():
     with torch.no_grad():
         wrong = layer(swapped)[:, -1, :dim]
     misled[name] = float(sequence_loss(wrong, held_out.targets[:, -1]))
-    print(f"{name:15} own context {positions[name][-1]:.3f}, another's {misled[name]:.3f}")
+    right = positions[name][-1]
+    print(f"{name:15} own context {right:.3f}, another's {misled[name]:.3f}")
 print(f"predicting zero             {positions['predicting zero'][-1]:.3f}")
 
 # %% [markdown]

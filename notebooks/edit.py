@@ -83,22 +83,23 @@ score_before = score(model(shown), answers)
 heads = causal.ablate(model, [(shown, answers)], score, "block*/attn/head*")
 heads.panel()
 
+
 # %%
-LineChart(
-    title="change of the logit difference by head",
-    x_label="head, in the order of the model",
-    series=[
-        Series(
-            label="head removed", x=range(len(heads)), y=[each.change for each in heads]
-        ),
-        Series(
-            label="random change",
-            x=range(len(heads)),
-            y=[each.control for each in heads],
-            dashed=True,
-        ),
-    ],
-)
+def beside_random(effects, what):
+    places = range(len(effects))
+    changed = [each.change for each in effects]
+    control = [each.control for each in effects]
+    return LineChart(
+        title="change of the logit difference",
+        x_label=f"{what}, in the order of the model",
+        series=[
+            Series(label="removed", x=places, y=changed),
+            Series(label="random change", x=places, y=control, dashed=True),
+        ],
+    )
+
+
+beside_random(heads, "head")
 
 # %%
 ranked = sorted(heads, key=lambda each: each.change)
@@ -114,11 +115,14 @@ for each in (*ranked[:3], ranked[-1]):
 # images and judge it on the other.
 
 # %%
-halves = [causal.ablate(model, [(shown[i::2], answers[i::2])], score) for i in (0, 1)]
+halves = [
+    causal.ablate(model, [(shown[i::2], answers[i::2])], score) for i in (0, 1)
+]
 picked = min(halves[0], key=lambda each: each.change).name
 judged = halves[1][picked]
+interval = f"{judged.low:+.2f} to {judged.high:+.2f}"
 print(f"{picked}: {halves[0][picked].change:+.2f} where it was picked,")
-print(f"{judged.change:+.2f} ({judged.low:+.2f} to {judged.high:+.2f}) on the other half,")
+print(f"{judged.change:+.2f} ({interval}) on the other half,")
 print(f"where the random change makes {judged.control:+.2f}")
 
 # %% [markdown]
@@ -135,38 +139,23 @@ print(f"where the random change makes {judged.control:+.2f}")
 basis = edits.subspace(model, "block03", 2)
 with unrolled.edit(model, {"block02": edits.project_out(basis)}):
     by_hand = float((score(model(shown), answers) - score_before).mean())
-width, dimensions = basis.shape
-print(
-    f"{dimensions} of {width} dimensions removed from what enters block 3: {by_hand:+.2f}"
-)
+print(f"dimensions removed: {basis.shape[1]} of {basis.shape[0]}")
+print(f"change of the logit difference: {by_hand:+.2f}")
 
 # %% [markdown]
 # The sweep does the same for every head, and beside it the random change of equal size.
 
 # %%
 spaces = causal.ablate(model, [(shown, answers)], score, "block*/subspace*")
-LineChart(
-    title="change of the logit difference by subspace",
-    x_label="subspace, in the order of the model",
-    series=[
-        Series(
-            label="projected out", x=range(len(spaces)), y=[each.change for each in spaces]
-        ),
-        Series(
-            label="random change",
-            x=range(len(spaces)),
-            y=[each.control for each in spaces],
-            dashed=True,
-        ),
-    ],
-)
+beside_random(spaces, "subspace")
 
 # %%
-swept = spaces["block03/subspace2"]
-print(f"{swept.name}: {swept.change:+.2f} ({swept.low:+.2f} to {swept.high:+.2f})")
+swept, head = spaces["block03/subspace2"], heads["block03/attn/head2"]
 print(
-    f"random {swept.control:+.2f}; head 2 of block 3 alone {heads['block03/attn/head2'].change:+.2f}"
+    f"{swept.name}: {swept.change:+.2f} ({swept.low:+.2f} to {swept.high:+.2f})"
 )
+print(f"random change of equal size: {swept.control:+.2f}")
+print(f"removing the head alone: {head.change:+.2f}")
 
 # %% [markdown]
 # ## A part of another image

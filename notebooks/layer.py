@@ -28,11 +28,11 @@ torch.set_default_dtype(torch.float64)
 # the subspaces U of a few heads, and use few coordinates:
 #
 # $$
-# \max_Z \; R(Z) - R^c(Z \mid U) - \lambda \lVert Z \rVert_0
+# \max_Z \; R(Z) - R^c(Z \mid U) - \lambda \| Z \|_0
 # $$
 #
 # $$
-# R^c(Z \mid U) = \sum_k \tfrac{1}{2} \log\det\big(I + \tfrac{p}{N \epsilon^2} (U_k^\top Z)(U_k^\top Z)^\top\big)
+# R^c(Z \mid U) = \sum_k \frac{1}{2} \log\det\big(I + \tfrac{p}{N \epsilon^2} (U_k^\top Z)(U_k^\top Z)^\top\big)
 # $$
 #
 # R^c counts the nats that coding all tokens takes, each head in its own subspace.
@@ -47,7 +47,9 @@ subspaces = torch.stack(frame.split(width // heads, dim=1))  # [heads, width, p]
 home = torch.arange(tokens) % heads
 planes = subspaces @ torch.randn(heads, width // heads, 2)
 inside = torch.einsum("ndp,np->nd", planes[home], torch.randn(tokens, 2))
-start = normalize_tokens(normalize_tokens(inside) + 0.1 * torch.randn(tokens, width))
+start = normalize_tokens(
+    normalize_tokens(inside) + 0.1 * torch.randn(tokens, width)
+)
 
 print(f"R   = {coding_rate(start, eps):.1f} nats")
 print(f"R^c = {subspace_coding_rate(start, subspaces, eps):.1f} nats")
@@ -80,7 +82,12 @@ print(f"largest difference: {difference:.1e}")
 def attention(compression, step=0.3, bases=subspaces):
     options = {"eps": eps} if compression == "exact" else {}
     layer = MSSA(
-        width, heads, compression=compression, output="tied", scale=step, **options
+        width,
+        heads,
+        compression=compression,
+        output="tied",
+        scale=step,
+        **options,
     )
     with torch.no_grad():
         layer.subspaces.weight.copy_(bases.mT.flatten(0, 1))
@@ -138,6 +145,10 @@ LineChart(
 )
 
 # %% [markdown]
+# The exact step compresses: the directions themselves come together. MSSA's derived step is at first
+# mostly the shrinking, and the published one does next to nothing to the directions for several layers.
+
+# %% [markdown]
 # ## Break it
 #
 # The same steps in subspaces that are not those of the tokens, and with the sign turned.
@@ -186,7 +197,9 @@ print(f"layer and theory differ by at most {gap:.1e}")
 def go_on(step_size, sparsity, steps=12):
     codes = [proximal_step(start, start, dictionary, step_size, sparsity)]
     for _ in range(steps - 1):
-        codes.append(proximal_step(codes[-1], start, dictionary, step_size, sparsity))
+        codes.append(
+            proximal_step(codes[-1], start, dictionary, step_size, sparsity)
+        )
     return codes
 
 
@@ -212,7 +225,8 @@ LineChart(
 
 # %%
 nonzero = {
-    label: [float((z > 0).double().mean()) for z in steps] for label, steps in codes.items()
+    label: [float((z > 0).double().mean()) for z in steps]
+    for label, steps in codes.items()
 }
 LineChart(
     title="share of non-zero entries",
@@ -231,20 +245,22 @@ print(f"a step must stay below 2 / |D|^2 = {2 / largest**2:.2f}")
 # %% [markdown]
 # ## The layer
 #
-# One half after the other is the layer, and layers after one another are the network.
+# One half after the other is the layer. Making tokens sparse moves them out of these subspaces,
+# so the next layer comes with its own.
 
 # %%
-half = start + attention("derived")(start[None])[0]
+half = start + attention("exact")(start[None])[0]
 after = ista(normalize_tokens(half)[None])[0]
 for name, z in {"Z": start, "Z+half": half, "Z'": after}.items():
     rate = subspace_coding_rate(normalize_tokens(z), subspaces, eps)
-    print(f"{name:7} R^c {rate:4.1f} nats, {float((z != 0).double().mean()):4.0%} non-zero")
+    share = float((z != 0).double().mean())
+    print(f"{name:7} R^c {rate:.1f} nats at norm one, {share:.0%} non-zero")
 
 # %% [markdown]
 # ## What to conclude
 #
-# - Attention with one projection for query, key and value compresses: its derived form lowers R^c,
-#   and does so in the subspaces where the tokens are.
+# - A gradient step on R^c compresses, and does so in the subspaces where the tokens are. Attention with
+#   one projection for query, key and value points the same way, less exactly.
 # - ISTA does exactly one step on a lasso, and the step size that is safe follows from the dictionary.
 # - Every one of these sentences is a test of the package: a layer is compared with autograd on its objective.
 #

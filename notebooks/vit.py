@@ -46,7 +46,9 @@ model = timm.create_model(
 def fit(model, epochs, rate):
     steps = epochs * -(-len(train) // 64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps
+    )
     for _ in range(epochs):
         for rows in train[torch.randperm(len(train))].split(64):
             loss = cross_entropy(model(images[rows]), labels[rows])
@@ -58,9 +60,9 @@ def fit(model, epochs, rate):
 
 
 fit(model, epochs=16, rate=2e-3)
+shown, answers = images[test], labels[test]
 with torch.no_grad():
-    right = model(images[test]).argmax(1) == labels[test]
-accuracy = float(right.float().mean())
+    accuracy = float((model(shown).argmax(1) == answers).float().mean())
 print(f"{accuracy:.0%} of {len(test)} test images right")
 
 # %% [markdown]
@@ -70,7 +72,6 @@ print(f"{accuracy:.0%} of {len(test)} test images right")
 # timm's, Hugging Face's and our models.
 
 # %%
-shown = images[test]
 with torch.no_grad(), unrolled.trace(model) as t:
     model(shown)
 t
@@ -83,10 +84,13 @@ t
 # $$
 
 # %%
-error = (t["block01"] + t["block02/attn"] + t["block02/mlp"] - t["block02"]).abs().max()
+parts = t["block01"] + t["block02/attn"] + t["block02/mlp"]
+error = (parts - t["block02"]).abs().max()
 print(f"block 2 from its parts: off by at most {error:.1e}")
 for part in ("attn", "mlp"):
-    sizes = [float(t[f"block{n:02d}/{part}"].norm(dim=-1).mean()) for n in range(4)]
+    sizes = [
+        float(t[f"block{n:02d}/{part}"].norm(dim=-1).mean()) for n in range(4)
+    ]
     print(
         f"what {part:4} adds, mean norm by layer:",
         " ".join(f"{size:.2f}" for size in sizes),
@@ -112,14 +116,12 @@ layers.panel(quantity="effective_rank", label="trained", control=control)
 # The direction of a curve alone says little; the distance from the control says what was learned.
 
 # %%
+last, fresh = layers[-1], control[-1]
 for quantity in ("rate", "subspace_rate", "effective_rank"):
-    last, fresh = layers[-1], control[-1]
     apart = last[quantity] - fresh[quantity]
     error = (last[f"{quantity}_se"] ** 2 + fresh[f"{quantity}_se"] ** 2) ** 0.5
-    print(
-        f"{quantity:15} last layer: trained {last[quantity]:.1f}, untrained {fresh[quantity]:.1f};"
-    )
-    print(f"{'':15} apart by {apart:+.1f}, standard error {error:.1f}")
+    values = f"trained {last[quantity]:.1f}, untrained {fresh[quantity]:.1f}"
+    print(f"{quantity:15} {values}, apart by {apart:+.1f} (error {error:.1f})")
 
 # %% [markdown]
 # One fresh network is one draw. How far do others lie from it?
@@ -143,18 +145,22 @@ print(f"trained: {layers[-1]['subspace_rate']:.1f}")
 # four times an even share, so that a flat map looks flat.
 
 # %%
-few = [int(test[int((labels[test] == digit).nonzero()[0, 0])]) for digit in (0, 1, 4, 7)]
+first = [int((answers == digit).nonzero()[0, 0]) for digit in (0, 1, 4, 7)]
+few = shown[first]
 even = 1 / 16
 
 
 def maps(network):
-    return [heat(each.numpy(), 0, 4 * even) for each in attention_map(network, images[few])]
+    attention = attention_map(network, few)
+    return [heat(each.numpy(), 0, 4 * even) for each in attention]
 
 
 ImageGrid(
     title="attention rollout from the class token",
     rows=[
-        ImageRow(label="image", images=[heat(each.numpy()) for each in images[few, 0]]),
+        ImageRow(
+            label="image", images=[heat(each.numpy()) for each in few[:, 0]]
+        ),
         ImageRow(label="trained", images=maps(model)),
         ImageRow(label="untrained", images=maps(untrained_control(model))),
     ],
@@ -168,12 +174,17 @@ ImageGrid(
 # photographs that come with scikit-learn.
 
 # %%
-crate = unrolled.create_model("crate_nano_patch4_32.cifar10", pretrained=True).eval()
-photos = torch.stack([torch.tensor(photo) for photo in load_sample_images().images])
+crate = unrolled.create_model(
+    "crate_nano_patch4_32.cifar10", pretrained=True
+).eval()
+photos = torch.stack(
+    [torch.tensor(photo) for photo in load_sample_images().images]
+)
 tiles = photos.permute(0, 3, 1, 2).unfold(2, 32, 32).unfold(3, 32, 32)
 tiles = tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 32, 32)[::4] / 255
 mean, std = (
-    torch.tensor(crate.pretrained_cfg[key])[:, None, None] for key in ("mean", "std")
+    torch.tensor(crate.pretrained_cfg[key])[:, None, None]
+    for key in ("mean", "std")
 )
 
 white_box = trace_report(crate, (tiles - mean) / std)
@@ -182,7 +193,9 @@ white_box["layers"].panel(
 )
 
 # %%
-white_box["layers"].panel(quantity="nonzero", label="trained", control=white_box["control"])
+white_box["layers"].panel(
+    quantity="nonzero", label="trained", control=white_box["control"]
+)
 
 # %% [markdown]
 # ## What to conclude

@@ -101,7 +101,7 @@ def page(notebook: Any, name: str, out: Path, translated: Callable[[str], str]) 
             parts.append(translated(cell.source))
         else:
             parts.append(f"```python\n{cell.source}\n```")
-            parts += [_shown(output, f"{name}-{number}", out) for output in cell.outputs]
+            parts += [_shown(output, f"{name}-{number}", out) for output in _joined(cell.outputs)]
         if number == 0:
             parts.append(links)
     (out / f"{name}.py").write_text((FOLDER / f"{name}.py").read_text(encoding="utf-8"), encoding="utf-8")
@@ -111,6 +111,18 @@ def page(notebook: Any, name: str, out: Path, translated: Callable[[str], str]) 
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     jupytext.write(notebook, out / f"{name}.ipynb")
     return "\n\n".join(parts) + "\n"
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """The outputs of a cell, with what was printed at several moments in one piece."""
+    joined: list[Any] = []
+    for output in outputs:
+        stream = output.get("name")
+        if joined and stream and joined[-1].get("name") == stream:
+            joined[-1] = output | {"text": joined[-1]["text"] + output["text"]}
+        else:
+            joined.append(output)
+    return joined
 
 
 def _shown(output: Any, name: str, out: Path) -> str:
