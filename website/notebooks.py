@@ -119,7 +119,7 @@ def _joined(outputs: list[Any]) -> list[Any]:
     for output in outputs:
         stream = output.get("name")
         if joined and stream and joined[-1].get("name") == stream:
-            joined[-1] = output | {"text": joined[-1]["text"] + output["text"]}
+            joined[-1] = type(output)(output | {"text": joined[-1]["text"] + output["text"]})
         else:
             joined.append(output)
     return joined
