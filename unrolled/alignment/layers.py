@@ -184,6 +184,13 @@ def layer_grid(a: Layers, b: Layers, metric: str | Metric) -> Grid:
     return Grid(metric.grid(rows, columns), mean, std)
 
 
+def best_pair(scores: Tensor, metric: Metric) -> tuple[int, int]:
+    """Row and column of the closest pair of layers; missing scores are passed over."""
+    toward = scores if metric.higher_is_closer else -scores
+    flat = int(torch.nan_to_num(toward, nan=-math.inf).argmax())
+    return flat // scores.shape[1], flat % scores.shape[1]
+
+
 def check_paired(a: Layers, b: Layers) -> None:
     """Raise ValueError unless both sides have the same number of samples, on one device."""
     if a.n != b.n:
