@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unrolled.studies.cells import Cell, Context
+from unrolled.studies.claim import Claim
 from unrolled.studies.platonic.digits import Perceptrons, digits_split, halvings, train
 from unrolled.studies.platonic.toy import Embeddings, kernel_alignment, learn_expected, learn_from_samples
 from unrolled.studies.results import Results, Values, line
-from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Distinct, Seeds, Study
+from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Seeds, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -309,6 +310,7 @@ CLAIMS = (
         "5, translation",
         value=lambda results, config: at_the_end(results).values("matched"),
         low=0.9,
+        outside="modalities that are matched by chance, 0.06, or after too short a training",
         detail=lambda results, config: f"; chance {1 / config.events:.2f}",
     ),
     _stated(
@@ -316,12 +318,14 @@ CLAIMS = (
         "5, training data can be shared",
         value=gain,
         low=0.0,
+        outside="modalities that lose the same: 0",
     ),
     _stated(
         "Knowing the other modality, matched without pairs, saves bits of prediction (bits against unconditional)",
         "5, conditional against unconditional",
         value=saved,
         low=0.0,
+        outside="modalities that are matched wrongly, which costs bits",
         detail=lambda results, config: " bits",
     ),
     _stated(
@@ -329,6 +333,7 @@ CLAIMS = (
         "6, special-purpose intelligence",
         value=apart,
         low=0.0,
+        outside="one task that teaches as much as ten: 0",
         spec=".3f",
     ),
     _stated(
@@ -336,6 +341,7 @@ CLAIMS = (
         "6, different modalities contain different information",
         value=lambda results, config: results.of(Private).correlation("bits", "cka"),
         high=-0.9,
+        outside="alignment that private bits leave as it is: 0",
     ),
 )
 
