@@ -112,7 +112,7 @@ def test_a_claim_says_what_is_outside_or_why_it_is_not_judged(said: dict[str, An
 
 EVERY = [(name, claim) for name in studies.STUDIES for claim in studies.load(name).claims]
 NO_SOURCE = re.compile(
-    r"^(none|-|not (found|measured|reported|in the paper)|no (value|such control)).*$|this package|of ours"
+    r"^(none|-$|not (found|measured|reported|in the paper)|no (value|such control)).*$|this package|of ours"
 )
 CITED = re.compile(r"arXiv \d{4}\.\d{5}|\b(19|20)\d\d\b|\bbook\b")
 

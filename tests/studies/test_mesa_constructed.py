@@ -124,7 +124,7 @@ def test_the_best_gradient_step_is_a_stationary_point_no_worse_than_one_from_zer
     for slope in torch.autograd.grad(loss, at):
         assert float(slope.abs().max()) < 1e-6
     zero = best_step_size(world, sequences=256)
-    assert float(loss) <= float(sequence_loss(gradient_descent_predictions(states, zero), targets))
+    assert float(loss.detach()) <= float(sequence_loss(gradient_descent_predictions(states, zero), targets))
 
 
 def test_the_best_step_size_is_best() -> None:

@@ -16,7 +16,7 @@ from unrolled.studies.mesa.weights import structure
 def test_the_construction_is_recognised_with_its_step_size(size: float, dim: int) -> None:
     found = structure(LinearSelfAttention.gradient_descent(state_dim=dim, step_size=size), dim)
     assert found.step_size == pytest.approx(size, rel=1e-6)
-    assert found.cosine == found.cosine_with_initial == pytest.approx(1.0)
+    assert (found.cosine, found.cosine_with_initial) == (pytest.approx(1.0), pytest.approx(1.0))
     assert found.initial == 0
     assert found.query_key_on_diagonals == found.output_value_on_diagonals == pytest.approx(1.0)
     # d entries of each of two products of (4 d)^2 entries
