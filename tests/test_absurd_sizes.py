@@ -19,7 +19,7 @@ from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 from unrolled.instruments.features.files import read_features
 from unrolled.models import LanguageModel, create_model, language_config
 from unrolled.models.encoder import build_language_model
-from unrolled.models.weights import read_tensors
+from unrolled.tensors import read_tensors
 
 
 def header(shape: str, kind: str = "<f4") -> bytes:

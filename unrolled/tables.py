@@ -45,8 +45,8 @@ class Tabular:
             if count > limit
         ]
         more = f"<p>{' and '.join(left_out)}: frame()</p>" if left_out else ""
-        said = escape(repr(self).splitlines()[0])
-        return f"<p>{said}</p><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
+        summary = escape(repr(self).splitlines()[0])
+        return f"<p>{summary}</p><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.records())} rows)"

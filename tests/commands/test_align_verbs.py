@@ -80,7 +80,7 @@ def test_align_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     flags = ["--images", "40", "--k", "5", "--draws", "20", "--resamples", "10", "--quiet", "--out", str(tmp_path)]
     assert cli.run(["align", CRATE, VIT, "--metric", "mutual_knn", "--metric", "cka", "--held-out", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:4] == ["metric", "score", "null", "p"]
+    assert lines[0].split()[:4] == ["metric", "score", "chance", "p"]
     assert [line.split()[0] for line in lines[1:]] == ["mutual_knn", "cka", "p:"]
     assert all("block0" in line for line in lines[1:3])
     assert lines[3] == "p: 20 relabellings"
@@ -159,7 +159,7 @@ def test_bad_features_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "cut.npy").write_bytes(a.read_bytes()[:-50])
     assert "cut.npy is truncated" in refused(a, tmp_path / "cut.npy", code=1)
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00\x00")
-    assert "cut.safetensors is truncated" in refused(a, tmp_path / "cut.safetensors", code=1)
+    assert "cut.safetensors: truncated" in refused(a, tmp_path / "cut.safetensors", code=1)
     assert "no such file" in refused(a, tmp_path / "absent.npy", code=3)
     assert not (tmp_path / "o").exists()
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from unrolled import cli
 from unrolled.instruments import causal
-from unrolled.instruments.causal.kept import FILE
+from unrolled.instruments.causal.store import FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["crate_nano_patch2_8", "--data", "digits", "--images", "48", "--batch-size", "8", "--quiet", "--device", "cpu"]
@@ -57,7 +57,7 @@ def test_a_killed_sweep_goes_on(verb: str, tmp_path: Path, capsys: pytest.Captur
 def sweep(path: Path, model: nn.Module, x: torch.Tensor, **settings: Any) -> causal.Effects:
     return causal.ablate(
         model, [(x[:3], None), (x[3:], None)], lambda out, _: out[:, 0, 0], ["block0?", "block*/mlp"],
-        kept=causal.Kept(path, settings),
+        store=causal.ScoreStore(path, settings),
     )  # fmt: skip
 
 
@@ -105,7 +105,9 @@ def test_paths_go_on_too(model: nn.Module, tmp_path: Path) -> None:
 
     def paths(path: Path) -> causal.Effects:
         pairs = [(x[:3], x.flip(0)[:3], None), (x[3:], x.flip(0)[3:], None)]
-        return causal.path_patching(model, pairs, lambda out, _: out[:, 0, 0], "block00/attn", kept=causal.Kept(path))
+        return causal.path_patching(
+            model, pairs, lambda out, _: out[:, 0, 0], "block00/attn", store=causal.ScoreStore(path)
+        )
 
     whole = paths(tmp_path / "whole")
     lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
@@ -155,9 +157,10 @@ def test_what_fails_before_its_first_score_is_in_no_one_s_way(model: nn.Module, 
 
     for places, score, said in (("blck00", first, "matches no name"), ("block00", wrong, "there are none")):
         with pytest.raises(ValueError, match=said):
-            causal.ablate(model, [(x, None)], score, places, kept=causal.Kept(path, {"places": places}))
+            causal.ablate(model, [(x, None)], score, places, store=causal.ScoreStore(path, {"places": places}))
         assert not path.exists()
-    assert len(causal.ablate(model, [(x, None)], first, "block01", kept=causal.Kept(path, {"places": "block01"}))) == 1
+    store = causal.ScoreStore(path, {"places": "block01"})
+    assert len(causal.ablate(model, [(x, None)], first, "block01", store=store)) == 1
 
 
 def first(out: torch.Tensor, targets: Any) -> torch.Tensor:

@@ -81,7 +81,7 @@ def test_pretrained_weights_that_would_need_a_network_are_refused(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(MissingData, match="not on this machine"):
-        Catalogue(specs=["timm:vit_base_patch8_224"], pretrained=True)
+        Catalogue(specs=["timm:vit_base_patch8_224"], pretrained=True).check_weights()
     (tmp_path / "weights.safetensors").touch()
     assert _weights_here(SimpleNamespace(file=str(tmp_path / "weights.safetensors")))
     assert not _weights_here(SimpleNamespace(file=str(tmp_path / "none"), url="https://example.org/w.pth"))

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from tests.files import encoded
 from unrolled.explorer import create_app
-from unrolled.explorer.app import MAX_UPLOAD
+from unrolled.explorer.app import MAX_UPLOAD, STATIC
 from unrolled.explorer.models import Catalogue
 from unrolled.explorer.neighbours import ImageSet
 from unrolled.explorer.samples import SAMPLES
@@ -39,7 +39,7 @@ def catalogue() -> Catalogue:
 def client(catalogue: Catalogue) -> Iterator[TestClient]:
     digits = ImageSet.digits()
     few = ImageSet("forty digits", digits.images[:40], digits.names[:40])
-    with TestClient(create_app(catalogue, few), base_url=LOCAL, raise_server_exceptions=True) as client:
+    with TestClient(create_app(catalogue, lambda: few), base_url=LOCAL, raise_server_exceptions=True) as client:
         yield client
 
 
@@ -65,7 +65,9 @@ def test_the_page_brings_everything_it_needs_and_may_load_nothing_else(client: T
     assert "unsafe" not in policy
     assert page.headers["cache-control"] == "no-store"
     assert "access-control-allow-origin" not in page.headers
-    for part in ("app.js", "images.js", "world.js", "alignment.js", "parts.js", "draw.js", "style.css", "parts.css"):
+    parts = [path.name for path in STATIC.iterdir()]
+    assert {"app.js", "images.js", "world.js", "alignment.js", "style.css"} <= set(parts)
+    for part in parts:
         found = client.get(f"/static/{part}")
         assert found.status_code == 200
         assert "https://" not in found.text
@@ -94,11 +96,12 @@ def test_a_look_has_attention_colours_and_a_guess(client: TestClient) -> None:
     found = look(client, sample="flower")
     rows, columns = found["grid"]
     layers, heads = found["layers"], found["heads"]
-    maps = np.frombuffer(base64.b64decode(found["attention"]["maps"]), np.uint8)
-    maps = maps.reshape(layers, heads + 1, rows * columns)
-    assert (maps.max(-1) == 255).all()
-    assert (maps.min(-1) == 0).all()
-    assert np.array(found["attention"]["peak"]).shape == (layers, heads + 1)
+    maps = np.frombuffer(base64.b64decode(found["attention"]["maps"]), "<u2")
+    peak = np.array(found["attention"]["peak"])
+    assert peak.shape == (layers, heads + 1)
+    shares = maps.reshape(layers, heads + 1, rows * columns) / 65535 * peak[..., None]
+    np.testing.assert_allclose(shares.mean(-1), 1, atol=1e-3)  # multiples of an even share, on one scale
+    np.testing.assert_allclose(shares[:, 1:].mean(1), shares[:, 0], atol=1e-3)
     assert len(base64.b64decode(found["colours"]["maps"])) == layers * rows * columns * 3
     top = [guess["probability"] for guess in found["prediction"]["top"]]
     assert top == sorted(top, reverse=True)

@@ -56,13 +56,13 @@ def test_the_matching_is_a_largest_one(seed: int) -> None:
     near = np.linalg.norm(a[:, None] - b[None], axis=-1) <= reach
     rows, columns = linear_sum_assignment(near, maximize=True)
     counts = boundary_counts(drawn, [labels], tolerance=0.13)
-    assert counts.matched[0] == counts.found[0] == near[rows, columns].sum()
+    assert counts.matched[0] == counts.recalled[0] == near[rows, columns].sum()
 
 
 def test_annotators_add_up() -> None:
     plain = np.zeros((60, 60), np.int64)
     counts = boundary_counts(label_boundary(halves()), [halves(), halves(), plain])
-    assert (counts.matched[0], counts.predicted[0], counts.found[0], counts.annotated[0]) == (60, 60, 120, 120)
+    assert (counts.matched[0], counts.predicted[0], counts.recalled[0], counts.annotated[0]) == (60, 60, 120, 120)
 
 
 def test_best_threshold_of_the_set_and_of_each_image() -> None:

@@ -91,7 +91,7 @@ def test_planted_partners_are_found_and_no_others(seed: int, planted: int) -> No
     b = torch.randn(60, 4, 9, generator=generator)
     b[..., :planted] = 3 * a[..., :planted] + 0.3 * torch.randn(60, 4, planted, generator=generator)
     found = rosetta(a, b, draws=40, seed=seed)
-    assert found.found >= planted
+    assert found.significant >= planted
     assert {tuple(pair) for pair in found.pairs[:planted].tolist()} == {(i, i) for i in range(planted)}
     assert found.correlation[:planted].min() > 0.9
 
@@ -103,7 +103,7 @@ def test_independent_units_rarely_pass_the_threshold() -> None:
         # places favour the same images' corners in both: only the relabelling knows that this says nothing
         corner = torch.linspace(0, 3, 4)[None, :, None]
         a, b = (torch.randn(30, 4, 5, generator=generator) + corner for _ in range(2))
-        passed += rosetta(a, b, draws=39, seed=seed).found > 0
+        passed += rosetta(a, b, draws=39, seed=seed).significant > 0
     assert passed <= 7  # 5 % of 40, with room for chance
 
 

@@ -194,7 +194,8 @@ def test_the_explorer_lists_names_as_data(places: dict[str, Path]) -> None:
     from unrolled.explorer.neighbours import ImageSet
 
     digits = ImageSet.digits()
-    app = create_app(Catalogue(runs=places["root"]), ImageSet(RUN, digits.images[: len(NAMES)], list(NAMES.values())))
+    names = ImageSet(RUN, digits.images[: len(NAMES)], list(NAMES.values()))
+    app = create_app(Catalogue(runs=places["root"]), lambda: names)
     with TestClient(app, base_url="http://127.0.0.1:8765") as client:
         assert MARK not in client.get("/").text
         routes = [

@@ -143,8 +143,8 @@ class Units:
             return Units(len(rows))
         place = torch.full((self.n,), -1)
         place[rows] = torch.arange(len(rows))
-        kept = tuple(place[unit] for unit in self.members if int(place[unit[0]]) >= 0)
-        return Units(len(rows), kept, description=self.description)
+        members = tuple(place[unit] for unit in self.members if int(place[unit[0]]) >= 0)
+        return Units(len(rows), members, description=self.description)
 
     def _rows(self, units: Tensor) -> Tensor:
         return units if self.members is None else torch.cat([self.members[i] for i in units.tolist()])

@@ -64,10 +64,10 @@ def score_interval(
     if len(values) < 2:
         raise ValueError("almost all subsamples are constant: the interval is undefined")
     whole = chosen.for_units(units)
-    score, kept = whole(left, right), units.subsample / units.count
-    spread = float(torch.tensor(values, dtype=torch.float64).var()) * kept / (1 - kept)
+    score, share = whole(left, right), units.subsample / units.count
+    spread = float(torch.tensor(values, dtype=torch.float64).var()) * share / (1 - share)
     if units.members is None:
-        spread = _second_order(whole, left, right, score, spread, kept)
+        spread = _second_order(whole, left, right, score, spread, share)
     quantile = float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor((1 + confidence) / 2)))
     reach = quantile * math.sqrt(spread)
     low, high = score - reach, score + reach
@@ -87,7 +87,7 @@ def _fewest(metric: Metric) -> int:
 
 
 def _second_order(
-    metric: Metric, left: Representation, right: Representation, score: float, spread: float, kept: float
+    metric: Metric, left: Representation, right: Representation, score: float, spread: float, share: float
 ) -> float:
     """`spread` without what the jackknife counts too often where the score is within reach of independent sides."""
     moments = metric.null_moments([metric.prepare(left)], [metric.prepare(right)])
@@ -96,7 +96,7 @@ def _second_order(
     mean, variance = (float(moment) for moment in moments)
     if (score - mean) ** 2 > _BY_CHANCE**2 * variance:
         return spread
-    return max(spread - variance / kept, spread / (1 + 1 / kept))
+    return max(spread - variance / share, spread / (1 + 1 / share))
 
 
 def _wilson(share: float, count: int, quantile: float) -> tuple[float, float]:

@@ -116,9 +116,9 @@ class CKA(EmbeddingMetric):
         if not self.unbiased:
             return None
         n = large[0].x.shape[0]
-        kept = torch.tensor([[a is not None and b is not None for b in columns] for a in rows])
-        nothing = torch.full(kept.shape, math.nan, dtype=torch.float64)
-        return torch.where(kept, 0.0, nothing), torch.where(kept, 2 / (n * (n - 3)), nothing)
+        defined = torch.tensor([[a is not None and b is not None for b in columns] for a in rows])
+        nothing = torch.full(defined.shape, math.nan, dtype=torch.float64)
+        return torch.where(defined, 0.0, nothing), torch.where(defined, 2 / (n * (n - 3)), nothing)
 
     def null_grids(self, rows: Sequence[Any], columns: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
         """`grid` after relabelling all columns alike, once for each order; narrow features do without their kernels."""

@@ -19,6 +19,8 @@ from unrolled.tables import Tabular
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from unrolled.figures import HeatMap
+
 LayerFeatures = Features | Mapping[str, Features] | Iterable[Features | tuple[str, Features]]
 
 
@@ -78,15 +80,19 @@ class Grid(Tabular):
         best = self.scores.nan_to_num(-math.inf).max() if self.scores.numel() else math.nan
         return f"Grid({rows} x {columns} layers, best score {float(best):.4g})"
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the scores as a map, layers counted from 0; see `figures.Panel.plot`."""
+    def panel(self) -> HeatMap:
+        """The scores as a map, layers counted from 0."""
         from unrolled.figures import HeatMap
 
         rows, columns = ([str(i) for i in range(size)] for size in self.scores.shape)
         values = self.scores.double().cpu().numpy()
         return HeatMap(
             title="score", values=values, rows=rows, columns=columns, row_label="layer of a", column_label="layer of b"
-        ).plot(ax)
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw `panel`; see `unrolled.figures.Panel.plot`."""
+        return self.panel().plot(ax)
 
 
 def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> Layers:
@@ -130,22 +136,38 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> 
     return Layers(names, n, prepared, constant, device)
 
 
-def named_layers(features: LayerFeatures) -> Iterator[tuple[str, Features]]:
-    """Pairs of layer name and features [n, d] from any of the forms `prepare_layers` takes."""
+def named_layers(features: LayerFeatures, what: str = "features") -> Iterator[tuple[str, Features]]:
+    """Pairs of layer name and features [n, d] from any of the forms `prepare_layers` takes.
+
+    Raises:
+        ValueError: none of these forms; it is called `what`, and the line of code that mends it is said.
+    """
     layers: Iterable[Any]
-    check_kind(features, "features")
+    check_kind(features, what)
     if isinstance(features, Mapping):
         layers = features.items()
     elif isinstance(features, Tensor | np.ndarray):
+        if features.ndim not in (2, 3):
+            as_rows(features, what)
         layers = [features[:, i] for i in range(features.shape[1])] if features.ndim == 3 else [features]
     elif isinstance(features, Iterable) and not isinstance(features, str):
+        if isinstance(features, list | tuple) and features and _is_row(features[0]):
+            stack = {Tensor: "torch.stack", np.ndarray: "numpy.stack"}.get(type(features[0]), "numpy.array")
+            raise ValueError(
+                f"{what} is a list of rows, and lists are of layers, [n, d] each: give {stack}({what}) for one layer"
+            )
         layers = features
     else:
-        raise ValueError(
-            f"features must be [n, d], layers of that, or a mapping of them, not {type(features).__name__}"
-        )
+        raise ValueError(f"{what} must be [n, d], layers of that, or a mapping of them, not {type(features).__name__}")
     for i, layer in enumerate(layers):
         yield layer if isinstance(layer, tuple) else (f"layer{i:02d}", layer)
+
+
+def _is_row(layer: Any) -> bool:
+    """Whether this is the features of one sample."""
+    if isinstance(layer, list | tuple):
+        return bool(layer) and isinstance(layer[0], int | float)
+    return getattr(layer, "ndim", 2) == 1
 
 
 def layer_grid(a: Layers, b: Layers, metric: str | Metric) -> Grid:
@@ -160,6 +182,13 @@ def layer_grid(a: Layers, b: Layers, metric: str | Metric) -> Grid:
     moments = metric.null_moments(rows, columns)
     mean, std = (None, None) if moments is None else (moments[0], moments[1].sqrt())
     return Grid(metric.grid(rows, columns), mean, std)
+
+
+def best_pair(scores: Tensor, metric: Metric) -> tuple[int, int]:
+    """Row and column of the closest pair of layers; missing scores are passed over."""
+    toward = scores if metric.higher_is_closer else -scores
+    flat = int(torch.nan_to_num(toward, nan=-math.inf).argmax())
+    return flat // scores.shape[1], flat % scores.shape[1]
 
 
 def check_paired(a: Layers, b: Layers) -> None:

@@ -39,8 +39,8 @@ class _CCA(Metric):
         rep = Representation.of(x)
         centred = rep.centred.to(accumulator(rep.x))
         if self.standardize:
-            kept = centred[:, varies(rep.x)]
-            centred = kept / kept.std(0)
+            varying = centred[:, varies(rep.x)]
+            centred = varying / varying.std(0)
         basis, spectrum, axes = torch.linalg.svd(centred, full_matrices=False)
         rank = int((spectrum > spectrum[0] * max(centred.shape) * torch.finfo(rep.x.dtype).eps).sum())
         if isinstance(self.dims, int):
@@ -154,8 +154,8 @@ class Procrustes(Metric):
         centred = centred / centred.norm()
         if self.alpha < 1 or rep.d > rep.n:
             basis, spectrum, _ = torch.linalg.svd(centred, full_matrices=False)
-            kept = spectrum > spectrum[0] * max(centred.shape) * torch.finfo(rep.x.dtype).eps
-            basis, spectrum = basis[:, kept], spectrum[kept]
+            significant = spectrum > spectrum[0] * max(centred.shape) * torch.finfo(rep.x.dtype).eps
+            basis, spectrum = basis[:, significant], spectrum[significant]
             # whitening makes all directions equal; the factor keeps both terms on one scale
             spectrum = self.alpha * spectrum + (1 - self.alpha) * spectrum.norm() / math.sqrt(len(spectrum))
             centred = basis * spectrum

@@ -38,6 +38,8 @@ from unrolled.tables import Tabular
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from unrolled.figures import HeatMap
+
 _VERSION = 2  # of what a tile holds; kept tiles of others are computed anew
 
 
@@ -99,11 +101,10 @@ class ModelGrid(Tabular):
             values = np.where(np.isnan(values), values.T, values)
         return values
 
-    def plot(self, ax: Axes | None = None, *, metric: str = "", quantity: str = "score") -> Axes:
-        """Draw a quantity of all pairs of models as a map.
+    def panel(self, *, metric: str = "", quantity: str = "score") -> HeatMap:
+        """A quantity of all pairs of models as a map.
 
         Args:
-            ax: see `unrolled.figures.Panel.plot`.
             metric: by default the first.
             quantity: as in `matrix`.
         """
@@ -112,7 +113,11 @@ class ModelGrid(Tabular):
         metric = metric or self.metrics[0]
         title = metric if quantity == "score" else f"{metric}, {quantity}"
         values = self.matrix(metric, quantity)
-        return HeatMap(title=title, values=values, rows=self.models, columns=self.models).plot(ax)
+        return HeatMap(title=title, values=values, rows=self.models, columns=self.models)
+
+    def plot(self, ax: Axes | None = None, *, metric: str = "", quantity: str = "score") -> Axes:
+        """Draw `panel`; see `unrolled.figures.Panel.plot`."""
+        return self.panel(metric=metric, quantity=quantity).plot(ax)
 
     def of(self, metric: str) -> list[PairScore]:
         """The pairs under one metric.
@@ -331,10 +336,10 @@ def _stored(store: Path | None, key: str) -> list[dict[str, Any]] | None:
     if store is None or not (store / f"{key}.json").is_file():
         return None
     try:
-        kept: list[dict[str, Any]] = read_json(store / f"{key}.json")
+        rows: list[dict[str, Any]] = read_json(store / f"{key}.json")
     except CorruptFile:  # cut short while it was written
         return None
-    return kept
+    return rows
 
 
 def _keep(store: Path | None, key: str, result: list[dict[str, Any]]) -> None:

@@ -120,7 +120,7 @@ class _ListMetric(Metric):
     def _values(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
         """[m] values for the lists b [n, k] with samples renamed by `place` [m, n]; `table` is of `_places`."""
 
-    def _found(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
+    def _ranks(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
         """[m, n, k] places that the members of each renamed list of b have in the list of its sample; k if none."""
         return _look_up(table, place[:, :, None], place[:, b])
 
@@ -172,9 +172,9 @@ class LCSKNN(_ListMetric):
         return float(total / (a.shape[0] * self.k))
 
     def _values(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
-        found = self._found(table, place, b)
-        lengths = (found < self.k).sum(2).flatten()
-        _correct(lengths, lengths > 1, common_subsequence, found)
+        ranks = self._ranks(table, place, b)
+        lengths = (ranks < self.k).sum(2).flatten()
+        _correct(lengths, lengths > 1, common_subsequence, ranks)
         return lengths.reshape(place.shape).sum(1).double() / (len(b) * self.k)
 
 
@@ -189,9 +189,9 @@ class EditKNN(_ListMetric):
         return float(1 - total / (a.shape[0] * self.k))
 
     def _values(self, table: Tensor, place: Tensor, b: Tensor) -> Tensor:
-        found = self._found(table, place, b)
+        ranks = self._ranks(table, place, b)
         distances = torch.full((place.numel(),), self.k, device=place.device)
-        _correct(distances, (found < self.k).any(2).flatten(), levenshtein, found)
+        _correct(distances, (ranks < self.k).any(2).flatten(), levenshtein, ranks)
         return 1 - distances.reshape(place.shape).sum(1).double() / (len(b) * self.k)
 
 
@@ -207,15 +207,15 @@ def _look_up(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return table.flatten().index_select(0, keys.flatten()).reshape(keys.shape)
 
 
-def _correct(values: Tensor, where: Tensor, function: Callable[[Tensor, Tensor], Tensor], found: Tensor) -> None:
-    """Put what `function` gives for the lists 0 .. k - 1 and `found` [m, n, k] into `values` [m n] where it is needed.
+def _correct(values: Tensor, where: Tensor, function: Callable[[Tensor, Tensor], Tensor], ranks: Tensor) -> None:
+    """Put what `function` gives for the lists 0 .. k - 1 and `ranks` [m, n, k] into `values` [m n] where it is needed.
 
     The result of lists that share no member, or for a subsequence a single one, is known.
     """
-    k = found.shape[2]
+    k = ranks.shape[2]
     needed = where.nonzero()[:, 0]
     for rows in _row_blocks(len(needed), k * k):
-        lists = found.flatten(0, 1)[needed[rows]].long()
+        lists = ranks.flatten(0, 1)[needed[rows]].long()
         values[needed[rows]] = function(torch.arange(k, device=lists.device).expand_as(lists), lists).to(values)
 
 

@@ -145,7 +145,7 @@ class Rosetta(Brief):
     units: tuple[int, int]
 
     @property
-    def found(self) -> int:
+    def significant(self) -> int:
         """Mutual pairs that exceed `threshold`, which corrects for all pairs of units."""
         return int((self.correlation > self.threshold).sum())
 

@@ -199,8 +199,8 @@ def _ridge(x: Tensor, y: Tensor, at: Tensor, alpha: float, *, offset: bool) -> T
     # a smaller penalty is lost in the rounding of the products, and whether a factor exists would hang on that rounding
     system.diagonal().add_(max(alpha, len(system) * torch.finfo(x.dtype).eps * float(system.trace())))
     factor = torch.linalg.cholesky(system)
-    found = at @ torch.cholesky_solve(x.T @ flat, factor) if d <= n else at @ x.T @ torch.cholesky_solve(flat, factor)
-    return found.unflatten(1, y.shape[1:]) + y_mean
+    solved = at @ torch.cholesky_solve(x.T @ flat, factor) if d <= n else at @ x.T @ torch.cholesky_solve(flat, factor)
+    return solved.unflatten(1, y.shape[1:]) + y_mean
 
 
 def _pls(x: Tensor, cross: Tensor, floor: Tensor, components: int) -> Tensor:
@@ -246,8 +246,8 @@ def _leading(matrices: Tensor) -> Tensor:
     from scipy.sparse.linalg import svds
 
     start = np.random.default_rng(0).standard_normal(min(rows, columns))
-    found = [svds(matrix.cpu().numpy(), k=1, v0=start)[0][:, 0].copy() for matrix in matrices]
-    return torch.from_numpy(np.stack(found)).to(matrices)
+    vectors = [svds(matrix.cpu().numpy(), k=1, v0=start)[0][:, 0].copy() for matrix in matrices]
+    return torch.from_numpy(np.stack(vectors)).to(matrices)
 
 
 def _dominant(products: Tensor) -> Tensor:

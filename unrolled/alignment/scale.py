@@ -178,8 +178,8 @@ def relabelled_scores(
     keys = torch.cat([(place * n + columns)[weights > 0] for columns, weights in held]).unique()
     table = torch.zeros(len(keys), len(a), dtype=torch.float64)
     for layer, (columns, weights) in enumerate(held):
-        kept = weights > 0
-        table[torch.searchsorted(keys, (place * n + columns)[kept]), layer] = weights[kept]
+        positive = weights > 0
+        table[torch.searchsorted(keys, (place * n + columns)[positive]), layer] = weights[positive]
     moved = [_entries(each) for each in b]
     norms = [[float(weights.square().sum().sqrt()) for _, weights in side] for side in (held, moved)]
     scale = torch.outer(*(torch.tensor(each, dtype=torch.float64) for each in norms))

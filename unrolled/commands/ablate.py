@@ -16,13 +16,14 @@ from unrolled.commands.sweep import (
     cells_of,
     has_intervals,
     how_many_are_clear,
-    kept_for,
     positions_of,
     predicted,
     score_for,
+    store_of,
     within,
 )
-from unrolled.harness import Run
+from unrolled.harness import Answer, Run
+from unrolled.reading import Json
 from unrolled.subjects.images import batches, images_of
 from unrolled.subjects.models import choose_device, open_model, origin
 from unrolled.subjects.runs import completed
@@ -149,15 +150,15 @@ def _ablate_texts(options: AblateOptions) -> None:
 
 
 def _sweep(
-    options: AblateOptions, network: nn.Module, shown: Iterable[Any], score: Score, details: dict[str, Any], seen: str
+    options: AblateOptions, network: nn.Module, shown: Iterable[Any], score: Score, details: Json, seen: str
 ) -> None:
     from unrolled.instruments import causal, edits
 
     run = Run(options, "ablate", options.model, details["data"])
-    kept = kept_for(run, options)
+    store = store_of(run, options)
     effects = causal.ablate(
         network, shown, score, options.places, change=edits.zero if options.change == "zero" else edits.token_mean,
-        positions=positions_of(options.positions), seed=options.seed, kept=kept,
+        positions=positions_of(options.positions), seed=options.seed, store=store,
     )  # fmt: skip
     result = {
         "model": options.model, **details, "change": options.change, "score": options.score, "unchanged": effects.score,
@@ -166,10 +167,10 @@ def _sweep(
     label = causal.scores.SCORES[str(options.score)].words
     text = f"{table(*cells_of(effects))}\n{label} without a change: {effects.score:.4f}"
     run.finish(_report(result, effects, label, seen), result, text, seeds=[options.seed])
-    kept.remove()
+    store.remove()
 
 
-def _report(result: dict[str, Any], effects: Effects, label: str, seen: str) -> Report:
+def _report(result: Answer, effects: Effects, label: str, seen: str) -> Report:
     from unrolled.report import Fact, Report
 
     report = Report(f"What the parts of {result['model']} cause", question="What does the model need each part for?")

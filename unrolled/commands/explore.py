@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from unrolled.commands.options import verb
-from unrolled.harness import QuietFlags
-from unrolled.subjects.models import choose_device
+from unrolled.harness import JsonFlags, QuietFlags, print_answer
 from unrolled.subjects.options import Device, MachineFlags
 from unrolled.terminal import say
+
+if TYPE_CHECKING:
+    from unrolled.explorer.models import Catalogue
+    from unrolled.explorer.startup import Startup
 
 HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExploreOptions(MachineFlags, QuietFlags):
+class ExploreOptions(MachineFlags, JsonFlags, QuietFlags):
     """Flags of `unrolled explore`."""
 
     model: tuple[str, ...] = ()
@@ -63,25 +68,49 @@ def explore(options: ExploreOptions) -> None:
         require(module, extra="explore", feature="unrolled explore")
 
     from unrolled.explorer import create_app
-    from unrolled.explorer.look import look_at
     from unrolled.explorer.models import Catalogue
-    from unrolled.explorer.neighbours import ImageSet
-    from unrolled.explorer.samples import sample
-    from unrolled.explorer.server import listen, serve
+    from unrolled.explorer.neighbours import ImageSet, pictures_in
+    from unrolled.explorer.server import listen, serving
+    from unrolled.explorer.startup import Startup
 
     listener = listen(HOST, options.port)
     catalogue = Catalogue(
-        specs=options.model, runs=options.runs, pretrained=options.pretrained, device=choose_device(options.device),
-        seed=options.seed,
-    )  # fmt: skip
-    app = create_app(catalogue, None if options.images is None else ImageSet.folder(options.images))
-    with catalogue.lock:  # libraries load and warm up now, not while somebody waits for the first picture
-        look_at(catalogue.open(catalogue.default()[0]), sample("shapes"))
+        specs=options.model, runs=options.runs, pretrained=options.pretrained, device=options.device, seed=options.seed
+    )
+    images = ImageSet.digits
+    if options.images is not None:
+        pictures_in(options.images)  # a wrong folder is said now, and decoded when it is asked for
+        images = partial(ImageSet.folder, options.images)
+    startup = Startup()
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
-    print(address, flush=True)
-    say("the page is open until Ctrl-C", quiet=options.quiet)
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how it is meant to end
-        serve(app, listener, when_ready=(lambda: _show(address)) if options.open_ else None)
+    # Ctrl-C is how it is meant to end
+    with contextlib.suppress(KeyboardInterrupt), serving(create_app(catalogue, images, startup), listener) as server:
+        print_answer("explore", {"address": address}, address, json=options.json)
+        if options.open_:
+            _show(address)
+        with startup.running():
+            _load(catalogue, startup, quiet=options.quiet)
+        say("ready; the page is open until Ctrl-C", quiet=options.quiet)
+        server.join()
+
+
+def _load(catalogue: Catalogue, startup: Startup, *, quiet: bool) -> None:
+    """Import the libraries and warm them up now, not while somebody waits for the first picture."""
+
+    def step(what: str) -> None:
+        startup.step(what)
+        say(f"{what} ...", quiet=quiet)
+
+    step("importing torch and timm")
+    importlib.import_module("unrolled.models.resolve")  # brings both
+    from unrolled.explorer.look import look_at
+    from unrolled.explorer.samples import sample
+
+    catalogue.check_weights()
+    first = catalogue.default()[0]
+    step(f"opening {catalogue.choices[first].label}")
+    with catalogue.lock:
+        look_at(catalogue.open(first), sample("shapes"))
 
 
 def _show(address: str) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.options import verb
 from unrolled.commands.patch_options import PatchOptions
-from unrolled.commands.sweep import add_places, cells_of, how_many_are_clear, kept_for, positions_of, within
-from unrolled.harness import Run
+from unrolled.commands.sweep import add_places, cells_of, how_many_are_clear, positions_of, store_of, within
+from unrolled.harness import Answer, Run
 from unrolled.terminal import table
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def patch(options: PatchOptions) -> None:
     pairs = text_pairs(options) if texts else image_pairs(options)
     options = replace(pairs.options, score=options.score or "logit-difference")
     run = Run(options, "patch", options.model, pairs.name)
-    kept = kept_for(run, options)
-    exact, first_order = _effects(options, pairs, kept)
+    store = store_of(run, options)
+    exact, first_order = _effects(options, pairs, store)
     effects = exact if exact is not None else first_order
     assert effects is not None
     beside = first_order if exact is not None else None
     agreement = None if beside is None or exact is None else exact.agreement(beside, seed=options.seed)
-    result: dict[str, Any] = {
+    result: Answer = {
         "model": options.model, "data": pairs.name, "weights": pairs.weights, "pairs": pairs.count,
         "score": options.score, "sender": options.sender, "clean": effects.goal, "corrupted": effects.score,
         "places": effects.records(), **pairs.details,
@@ -59,10 +59,10 @@ def patch(options: PatchOptions) -> None:
         _report(options, result, effects, beside, words, pairs), result,
         f"{table(*cells_of(effects, beside))}\n{words}", seeds=[options.seed],
     )  # fmt: skip
-    kept.remove()
+    store.remove()
 
 
-def _effects(options: PatchOptions, pairs: Pairs, kept: Any) -> tuple[Effects | None, Effects | None]:
+def _effects(options: PatchOptions, pairs: Pairs, store: Any) -> tuple[Effects | None, Effects | None]:
     """Exact effects, and those to first order, as far as they are asked for."""
     from unrolled.instruments import causal
 
@@ -70,13 +70,13 @@ def _effects(options: PatchOptions, pairs: Pairs, kept: Any) -> tuple[Effects | 
     if options.sender is not None:
         shown = pairs.batches("path patching")
         return causal.path_patching(
-            pairs.network, shown, pairs.score, options.sender, options.places, seed=options.seed, kept=kept
+            pairs.network, shown, pairs.score, options.sender, options.places, seed=options.seed, store=store
         ), None
     exact = first_order = None
     if options.method != "attribution":
         exact = causal.patching(
             pairs.network, pairs.batches("patch"), pairs.score, options.places, positions=positions,
-            seed=options.seed, kept=kept,
+            seed=options.seed, store=store,
         )  # fmt: skip
     if options.method != "activation" and options.score != "accuracy":
         first_order = causal.attribution(
@@ -115,7 +115,7 @@ def _words(
 
 
 def _report(
-    options: PatchOptions, result: dict[str, Any], effects: Effects, first_order: Effects | None, words: str,
+    options: PatchOptions, result: Answer, effects: Effects, first_order: Effects | None, words: str,
     pairs: Pairs,
 ) -> Report:  # fmt: skip
     from unrolled.report import Fact, Report

@@ -16,7 +16,7 @@ from unrolled.terminal import say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unrolled.instruments.causal import Effects, Kept, Score
+    from unrolled.instruments.causal import Effects, Score, ScoreStore
     from unrolled.report import Section
     from unrolled.subjects.texts import TextReader
 
@@ -78,16 +78,16 @@ def positions_of(given: Sequence[str]) -> list[int] | Literal["each"] | None:
     return positions
 
 
-def kept_for(run: Run, options: SweepFlags) -> Kept:
+def store_of(run: Run, options: SweepFlags) -> ScoreStore:
     """The scores that an unfinished sweep left in the folder of a run; what it has of other settings is refused."""
     from unrolled.harness import plain_settings
-    from unrolled.instruments.causal import Kept
-    from unrolled.instruments.causal.kept import FILE
+    from unrolled.instruments.causal import ScoreStore
+    from unrolled.instruments.causal.store import FILE
 
-    kept = Kept(run.folder / FILE, plain_settings(settings_of(options)))
-    if len(kept):
-        say(f"note: {run.folder} has {len(kept):,} scores of a sweep that was stopped; it goes on", quiet=options.quiet)
-    return kept
+    store = ScoreStore(run.folder / FILE, plain_settings(settings_of(options)))
+    if count := len(store):
+        say(f"note: {run.folder} has {count:,} scores of a sweep that was stopped; it goes on", quiet=options.quiet)
+    return store
 
 
 def score_for(name: str, counts: Callable[[bool], list[int]] | None = None) -> tuple[Score, float]:

@@ -27,10 +27,10 @@ class Relabelled(Subset):
         if base.labels is None:
             raise ValueError(f"{base.description}: its labels are not known beforehand, so it cannot be relabelled")
         labels = numbers[base.labels]
-        kept = np.flatnonzero(labels >= 0)
-        super().__init__(base, kept, description=base.description)
+        rows = np.flatnonzero(labels >= 0)
+        super().__init__(base, rows, description=base.description)
         self.classes = list(classes)
-        self.labels = labels[kept]
+        self.labels = labels[rows]
 
     def load(self, index: int) -> tuple[Picture, int]:
         """Image of the base source, and its label elsewhere."""

@@ -61,7 +61,7 @@ class HubSource(ImageSource):
         if values.dtype.kind not in "iu" and len(values):  # words, numbered in their order
             present, values = np.unique(values.astype(str), return_inverse=True)
             named = [str(name) for name in present]
-        kept = np.arange(len(values))
+        rows = np.arange(len(values))
         if classes is None:
             classes = named or [str(label) for label in range(int(values.max(initial=0)) + 1)]
         elif named is not None and list(named) != list(classes):
@@ -75,13 +75,13 @@ class HubSource(ImageSource):
                     "same names, or leave out the images of such classes (unknown_classes='skip')"
                 )
             values = numbers[values]
-            kept = np.flatnonzero(values >= 0)
+            rows = np.flatnonzero(values >= 0)
             if lost:
-                self.passed_over = f"{len(values) - len(kept):,} images of classes that training lacks ({listed(lost)})"
+                self.passed_over = f"{len(values) - len(rows):,} images of classes that training lacks ({listed(lost)})"
         self.classes = list(classes)
-        self.labels = check_labels(values[kept], count=len(kept), classes=len(self.classes), what=title)
-        self.description = f"{title}, {len(kept):,} images"
-        self._title, self._image, self._rows = title, image, kept
+        self.labels = check_labels(values[rows], count=len(rows), classes=len(self.classes), what=title)
+        self.description = f"{title}, {len(rows):,} images"
+        self._title, self._image, self._rows = title, image, rows
         self._data = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
 
     def __len__(self) -> int:

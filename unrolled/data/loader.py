@@ -323,11 +323,11 @@ class _Cached:
     def __init__(self, source: ImageSource, transform: ImageTransform) -> None:
         assert source.labels is not None
         self.source, self.transform, self.labels = source, transform, source.labels
-        kept = _tensors.setdefault(source, {})
-        if transform.spec not in kept:
+        cached = _tensors.setdefault(source, {})
+        if transform.spec not in cached:
             room = torch.zeros((len(source), *transform.spec.input_size))
-            kept[transform.spec] = room, np.zeros(len(source), bool), {}
-        self.images, self.ready, self.bad = kept[transform.spec]
+            cached[transform.spec] = room, np.zeros(len(source), bool), {}
+        self.images, self.ready, self.bad = cached[transform.spec]
 
     def __call__(self, indices: np.ndarray, epoch: int) -> _Gathered:
         for index in indices[~self.ready[indices]]:

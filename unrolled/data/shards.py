@@ -128,8 +128,8 @@ def open_shards(pattern: str, data_dir: Path | None, *, split: str, val_fraction
     if count >= len(shards):
         raise ValueError(f"val_fraction: cannot hold {count} of {len(shards)} shards out; use more or smaller shards")
     held = np.random.default_rng(np.random.SeedSequence((seed, 1))).permutation(len(shards))[:count]
-    kept = [shard for number, shard in enumerate(shards) if (number in held) == (split == "val")]
-    return {f"{split} held": _source(kept, f"wds:{train} ({split})", data_dir, also=shards)}
+    chosen = [shard for number, shard in enumerate(shards) if (number in held) == (split == "val")]
+    return {f"{split} held": _source(chosen, f"wds:{train} ({split})", data_dir, also=shards)}
 
 
 def expand_shards(pattern: str, data_dir: Path | None = None) -> list[str]:

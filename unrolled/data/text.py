@@ -202,11 +202,11 @@ def _complete(parts: dict[Split, str], held_out: float) -> dict[Split, str]:
     """Parts that are missing are cut from the training part, which loses them."""
     if missing := [part for part in ("val", "test") if part not in parts]:
         cut = divide(parts["train"], fraction=held_out)
-        kept: Any = {"train": cut["train"], **{part: cut[part] for part in missing}}  # type: ignore[index]
+        parted: Any = {"train": cut["train"], **{part: cut[part] for part in missing}}  # type: ignore[index]
         if len(missing) == 1:  # only one is needed: the other stays in training
             other: Any = "test" if missing == ["val"] else "val"
-            kept["train"] += cut[other]  # type: ignore[index]
-        parts = {**parts, **kept}
+            parted["train"] += cut[other]  # type: ignore[index]
+        parts = {**parts, **parted}
     return parts
 
 

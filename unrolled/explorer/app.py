@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +21,52 @@ from starlette.staticfiles import StaticFiles
 
 from unrolled import __version__
 from unrolled.errors import MissingData, MissingExtra
-from unrolled.explorer import worlds
 from unrolled.explorer.guard import Guard, TooLarge, body
-from unrolled.explorer.look import DETAILS, TAU, Looks, curves, look_at, objects, similar
+from unrolled.explorer.look import DETAILS, TAU, Look, curves, look_at, objects, similar
 from unrolled.explorer.models import Catalogue
 from unrolled.explorer.neighbours import ImageSet, Neighbours, shared
+from unrolled.explorer.recent import Recent
 from unrolled.explorer.samples import SAMPLES, encode, sample
+from unrolled.explorer.startup import Startup
+from unrolled.explorer.switches import predict_without
 
 MAX_UPLOAD = 10 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_JSON = 64 * 2**10
+MOST_LOOKS, MOST_UPLOADS = 12, 8
 STATIC = Path(__file__).parent / "static"
 
 Answer = Callable[[Request], Any]
 
 
-def create_app(catalogue: Catalogue, images: ImageSet | None = None) -> Starlette:
+def create_app(
+    catalogue: Catalogue, images: Callable[[], ImageSet] = ImageSet.digits, startup: Startup | None = None
+) -> Starlette:
     """The explorer as an ASGI application.
 
     Args:
         catalogue: models to choose from.
-        images: the set whose neighbours are compared; default scikit-learn's digits.
+        images: reads the set whose neighbours are compared.
+        startup: what answers that need models wait for.
     """
-    pages = _Pages(catalogue, images or ImageSet.digits())
+    startup = Startup(done=True) if startup is None else startup
+    pages = _Pages(catalogue, images, startup)
+    needs_models = partial(_answer, startup=startup)
     routes = [
         Route("/", lambda request: FileResponse(STATIC / "index.html")),
         Route("/api/start", _answer(pages.start)),
+        Route("/api/startup", _answer(pages.startup)),
         Route("/api/sample/{name}", _answer(pages.sample)),
-        Route("/api/look", _answer(pages.look), methods=["POST"]),
-        Route("/api/look/{look}/objects", _answer(pages.objects)),
-        Route("/api/look/{look}/similar", _answer(pages.similar)),
-        Route("/api/look/{look}/curves", _answer(pages.curves)),
-        Route("/api/world", _answer(pages.world), methods=["POST"]),
+        Route("/api/look", needs_models(pages.look), methods=["POST"]),
+        Route("/api/look/{look}/objects", needs_models(pages.objects)),
+        Route("/api/look/{look}/similar", needs_models(pages.similar)),
+        Route("/api/look/{look}/curves", needs_models(pages.curves)),
+        Route("/api/look/{look}/without", needs_models(pages.without), methods=["POST"]),
+        Route("/api/world", needs_models(pages.world), methods=["POST"]),
+        Route("/api/set", _answer(pages.images)),
         Route("/api/set/{image:int}", _answer(pages.image)),
-        Route("/api/agreement", _answer(pages.agreement), methods=["POST"]),
-        Route("/api/neighbours", _answer(pages.neighbours)),
+        Route("/api/agreement", needs_models(pages.agreement), methods=["POST"]),
+        Route("/api/neighbours", needs_models(pages.neighbours)),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     return Starlette(
@@ -66,13 +79,14 @@ def create_app(catalogue: Catalogue, images: ImageSet | None = None) -> Starlett
 class _Pages:
     """What is asked for, by name."""
 
-    def __init__(self, catalogue: Catalogue, images: ImageSet) -> None:
-        self._catalogue = catalogue
-        self._looks = Looks()
+    def __init__(self, catalogue: Catalogue, images: Callable[[], ImageSet], startup: Startup) -> None:
+        self._catalogue, self._startup = catalogue, startup
+        # in memory only, until newer ones push them out; uploads by what they are, so that none need be sent twice
+        self._looks, self._uploads = Recent[Look](MOST_LOOKS), Recent[bytes](MOST_UPLOADS)
         self._neighbours = Neighbours(images)
 
     async def start(self, request: Request) -> dict[str, Any]:
-        images, default = self._neighbours.set, self._catalogue.default()
+        default = self._catalogue.default()
         return {
             "version": __version__,
             "models": [choice.shown() for choice in self._catalogue.choices.values()],
@@ -81,8 +95,10 @@ class _Pages:
             "samples": [{"name": name, "title": title} for name, title in SAMPLES.items()],
             "details": list(DETAILS),
             "limits": {"bytes": MAX_UPLOAD},
-            "set": {"title": images.title, "names": list(images.names), "k": self._neighbours.k},
         }
+
+    async def startup(self, request: Request) -> dict[str, Any]:
+        return self._startup.shown()
 
     async def sample(self, request: Request) -> Response:
         picture = await run_in_threadpool(sample, request.path_params["name"])
@@ -91,7 +107,12 @@ class _Pages:
 
     async def look(self, request: Request) -> dict[str, Any]:
         model, detail, name = _text(request, "model"), _whole(request, "detail", 1), request.query_params.get("sample")
-        data = None if name is not None else await body(request, MAX_UPLOAD)
+        upload = request.query_params.get("upload")
+        data = None
+        if upload is not None:
+            data = _in_memory(self._uploads, upload)
+        elif name is None:
+            data = await body(request, MAX_UPLOAD)
 
         def work() -> dict[str, Any]:
             from unrolled.data.pictures import read_picture
@@ -102,7 +123,8 @@ class _Pages:
                 picture = read_picture(data, max_bytes=MAX_UPLOAD, max_pixels=MAX_PIXELS)
             with self._catalogue.lock:
                 result = look_at(self._catalogue.open(model), picture, detail)
-            return {"id": self._looks.add(result), **result.answer}
+            sent = None if data is None else self._uploads.add(sha256(data).hexdigest()[:24], data)
+            return {"id": self._looks.add(secrets.token_urlsafe(12), result), "upload": sent, **result.answer}
 
         return await run_in_threadpool(work)
 
@@ -123,16 +145,36 @@ class _Pages:
 
         return await run_in_threadpool(work)
 
+    async def without(self, request: Request) -> dict[str, Any]:
+        look, off = self._look_in_memory(request), await _sent(request, "off")
+        if not isinstance(off, list) or not all(isinstance(name, str) for name in off):
+            raise ValueError("off: expected a list of names")
+
+        def work() -> dict[str, Any]:
+            with self._catalogue.lock:
+                return predict_without(look.opened, look.pixels, off)
+
+        return await run_in_threadpool(work)
+
     async def world(self, request: Request) -> dict[str, Any]:
-        data = await body(request, MAX_JSON)
-        try:
-            asked = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise ValueError("world: the request is not JSON") from error
-        return await run_in_threadpool(worlds.run, worlds.World.from_request(asked))
+        asked = await _sent(request, "world")
+
+        def work() -> dict[str, Any]:
+            from unrolled.explorer import worlds
+
+            return worlds.run(worlds.World.from_request(asked))
+
+        return await run_in_threadpool(work)
+
+    async def images(self, request: Request) -> dict[str, Any]:
+        def work() -> dict[str, Any]:
+            images = self._neighbours.set
+            return {"title": images.title, "names": list(images.names), "k": self._neighbours.k}
+
+        return await run_in_threadpool(work)
 
     async def image(self, request: Request) -> Response:
-        return _png(await run_in_threadpool(self._neighbours.set.thumbnail, request.path_params["image"]))
+        return _png(await run_in_threadpool(lambda: self._neighbours.set.thumbnail(request.path_params["image"])))
 
     async def agreement(self, request: Request) -> dict[str, Any]:
         a, b = _text(request, "a"), _text(request, "b")
@@ -155,17 +197,37 @@ class _Pages:
         return await run_in_threadpool(work)
 
     def _look_in_memory(self, request: Request) -> Any:
-        try:
-            return self._looks.get(request.path_params["look"])
-        except KeyError as error:
-            raise HTTPException(410, "this picture is no longer in memory; choose it again") from error
+        return _in_memory(self._looks, request.path_params["look"])
 
 
-def _answer(work: Answer) -> Any:
-    """A route: what `work` returns as JSON, and what a person did wrong as a sentence."""
+def _in_memory(store: Recent[Any], name: str) -> Any:
+    try:
+        return store.get(name)
+    except KeyError as error:
+        raise HTTPException(410, "this picture is no longer in memory; choose it again") from error
+
+
+async def _sent(request: Request, name: str) -> Any:
+    """The JSON that a request brings, called `name` where it is none."""
+    data = await body(request, MAX_JSON)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: the request is not JSON") from error
+
+
+def _answer(work: Answer, startup: Startup | None = None) -> Any:
+    """A route: what `work` returns as JSON, and what a person did wrong as a sentence.
+
+    Args:
+        work: asked when `startup` is over.
+        startup: default nothing that is waited for.
+    """
 
     @wraps(work)
     async def route(request: Request) -> Response:
+        if startup is not None:
+            await run_in_threadpool(startup.wait)
         try:
             result = await work(request)
         except TooLarge as error:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import secrets
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +12,7 @@ from PIL import Image
 
 from unrolled.explorer.models import Opened, prepared
 from unrolled.explorer.samples import encode
+from unrolled.explorer.switches import switches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 DETAILS = (1, 2, 3)
 """How many times finer than the model was made for."""
 MOST_PATCHES = 1600
-KEPT = 12
 TOP = 5
 TAU = 0.2
 OBJECTS = 3
@@ -32,41 +29,13 @@ OBJECTS = 3
 
 @dataclass(frozen=True)
 class Look:
-    """A pass that was made. It lives in memory only, until newer ones push it out."""
+    """A pass that was made."""
 
     opened: Opened
     pixels: Tensor
     patches: Patches
     facet: str
     answer: dict[str, Any]
-
-
-class Looks:
-    """The last passes, by a random identifier."""
-
-    def __init__(self, limit: int = KEPT) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Look] = OrderedDict()
-
-    def add(self, look: Look) -> str:
-        """Keep one, forgetting the oldest."""
-        name = secrets.token_urlsafe(12)
-        with self._lock:
-            self._kept[name] = look
-            while len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
-        return name
-
-    def get(self, name: str) -> Look:
-        """One that was added lately.
-
-        Raises:
-            KeyError: forgotten, or never there.
-        """
-        with self._lock:
-            self._kept.move_to_end(name)
-            return self._kept[name]
 
 
 def look_at(opened: Opened, picture: Image.Image, detail: int = 1) -> Look:
@@ -117,12 +86,14 @@ def look_at(opened: Opened, picture: Image.Image, detail: int = 1) -> Look:
         "features": {"key": "keys", "token": "tokens"}[facet],
         "blank": blank,
         "prediction": None,
+        "switches": [],
         "attention": None,
         "attention_note": why,
         "colours": None,
     }
     if opened.head and logits and isinstance(logits[-1], torch.Tensor) and logits[-1].dim() == 2:
         answer["prediction"] = _prediction(opened, logits[-1][0])
+        answer["switches"] = switches(opened)
     if not blank:
         if patches.attention is not None:
             answer["attention"] = _attention(patches.attention[:, 0].cpu())
@@ -146,10 +117,10 @@ def objects(look: Look, layer: int, tau: float = TAU) -> dict[str, Any]:
         return {"labels": [0] * count, "areas": []}
     masks = maskcut(features, look.patches.grid, tau, OBJECTS).flatten(1).numpy()
     labels = np.zeros(count, np.int64)
-    kept = [mask for mask in masks if mask.any()]
-    for number, mask in enumerate(kept, 1):
+    objects = [mask for mask in masks if mask.any()]
+    for number, mask in enumerate(objects, 1):
         labels[mask] = number
-    return {"labels": labels.tolist(), "areas": [round(float(mask.mean()), 4) for mask in kept]}
+    return {"labels": labels.tolist(), "areas": [round(float(mask.mean()), 4) for mask in objects]}
 
 
 def similar(look: Look, layer: int, patch: int) -> dict[str, Any]:
@@ -160,10 +131,10 @@ def similar(look: Look, layer: int, patch: int) -> dict[str, Any]:
     """
     from unrolled.ops.rows import unit_rows
 
-    features = unit_rows(_features(look, layer).float())
+    features = unit_rows(_features(look, layer).double())
     if not 0 <= patch < len(features):
         raise ValueError(f"patch={patch}: there are patches 0 to {len(features) - 1}")
-    return {"values": [round(float(value), 4) for value in features @ features[patch]]}
+    return {"values": [round(float(value), 9) for value in features @ features[patch]]}
 
 
 def curves(look: Look) -> dict[str, Any]:
@@ -185,8 +156,8 @@ def curves(look: Look) -> dict[str, Any]:
     return {"note": None, "model": columns(report["layers"]), "untrained": columns(report["control"])}
 
 
-def pack(values: NDArray[np.uint8]) -> str:
-    """Bytes as text."""
+def pack(values: NDArray[Any]) -> str:
+    """The bytes of an array as text."""
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
 
 
@@ -218,29 +189,26 @@ def _features(look: Look, layer: int) -> Tensor:
 def _prediction(opened: Opened, logits: Tensor) -> dict[str, Any]:
     shares = logits.double().softmax(-1)
     order = shares.argsort(descending=True)[:TOP].tolist()
-    names = opened.classes
     return {
         "classes": len(shares),
-        "top": [
-            {"name": names[i] if names else f"class {i}", "probability": round(float(shares[i]), 5)} for i in order
-        ],
+        "top": [{"name": opened.name_of(i), "probability": round(float(shares[i]), 5)} for i in order],
     }
 
 
 def _attention(maps: Tensor) -> dict[str, Any]:
-    """`[layers, heads, n]` -> bytes `[layers, 1 + heads, n]`, the mean of the heads first, each over its own range.
+    """`[layers, heads, n]` -> 16-bit words `[layers, 1 + heads, n]`, the mean of the heads first.
 
-    `peak` says how often the strongest patch gets its fair share, 1 / n.
+    65535 stands for `peak`: how often the strongest patch of that map gets an even share, 1 / n; 0 stands for nothing.
+    So every map can be put on one scale.
     """
     import torch
 
-    maps = torch.cat([maps.mean(1, keepdim=True), maps], 1)
+    maps = torch.cat([maps.mean(1, keepdim=True), maps], 1) * maps.shape[-1]
     peak = maps.amax(-1, keepdim=True)
-    low = maps.amin(-1, keepdim=True)
-    scaled = ((maps - low) / (peak - low).clamp(min=1e-12) * 255).round().byte()
+    scaled = (maps / peak.clamp(min=1e-12) * 65535).round().numpy().astype("<u2")
     return {
-        "maps": pack(scaled.numpy()),
-        "peak": [[_plain(value * maps.shape[-1]) for value in row] for row in peak[..., 0].tolist()],
+        "maps": pack(scaled),
+        "peak": [[_plain(value) for value in row] for row in peak[..., 0].tolist()],
     }
 
 

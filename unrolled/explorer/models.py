@@ -9,19 +9,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unrolled.errors import MissingData
-from unrolled.reading import read_json
+from unrolled.reading import printable, read_json
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
+    from unrolled.instruments.editing import Places
+    from unrolled.subjects.options import Device
     from unrolled.subjects.pictures import Preparation
 
-KEPT = 6
+GIVEN = "Given at the start"
+MOST_MODELS = 6
 RUNS = 60
 RANDOM = (
     "crate_nano_patch4_32",
@@ -73,6 +76,20 @@ class Opened:
     head: bool
     """Whether it was made to name classes."""
 
+    @cached_property
+    def places(self) -> Places:
+        """What `unrolled.edit` may change in it; nothing where its parts are not understood."""
+        from unrolled.instruments.editing import places_of
+
+        try:
+            return places_of(self.network)
+        except ValueError:
+            return {}
+
+    def name_of(self, index: int) -> str:
+        """What a class is called."""
+        return self.classes[index] if self.classes else f"class {index}"
+
 
 class Catalogue:
     """The list, and the models of it that are open.
@@ -81,7 +98,7 @@ class Catalogue:
         specs: models by string, as the other verbs take them, put first.
         runs: folder whose subfolders may be runs; need not exist.
         pretrained: give `specs` their weights where they are on this machine.
-        device: where models run.
+        device: where models run, as `--device` takes it; looked for when the first one is opened.
         seed: of random weights.
     """
 
@@ -91,7 +108,7 @@ class Catalogue:
         specs: Sequence[str] = (),
         runs: Path | None = None,
         pretrained: bool = False,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         seed: int = 0,
     ) -> None:
         given = [_given(spec, pretrained) for spec in specs]
@@ -104,6 +121,16 @@ class Catalogue:
         """Held while a model runs: hooks belong to one pass at a time, and two passes would share the cores anyway."""
         self._device, self._seed = device, seed
         self._opened: OrderedDict[str, Opened] = OrderedDict()
+
+    def check_weights(self) -> None:
+        """Whether models given at the start have the weights they are to have.
+
+        Raises:
+            MissingData: one would need the network.
+        """
+        for choice in self.choices.values():
+            if choice.group == GIVEN and choice.trained and ":" not in choice.spec.removeprefix("timm:"):
+                _check_weights(choice.spec)
 
     def default(self) -> list[str]:
         """The two models a page begins with: a white-box one that was trained, if there is one, and one to compare.
@@ -138,7 +165,7 @@ class Catalogue:
             raise ValueError("model: this one is not on the list; reload the page")
         if identifier not in self._opened:
             self._opened[identifier] = self._load(self.choices[identifier])
-            while len(self._opened) > KEPT:
+            while len(self._opened) > MOST_MODELS:
                 self._opened.popitem(last=False)
         self._opened.move_to_end(identifier)
         return self._opened[identifier]
@@ -148,7 +175,7 @@ class Catalogue:
 
         from unrolled.models import MaskedAutoencoder
         from unrolled.models.resolve import resolve_model
-        from unrolled.subjects.models import known_names
+        from unrolled.subjects.models import choose_device, known_names
         from unrolled.subjects.options import OneModelFlags
 
         with torch.random.fork_rng(devices=[]):
@@ -160,7 +187,7 @@ class Catalogue:
         classes = int(getattr(network, "num_classes", 0) or 0)
         namings = known_names(network, OneModelFlags(model=choice.spec, pretrained=choice.trained))
         names = namings[0] if namings and choice.trained else ()
-        return Opened(choice, network.eval().to(self._device), names, classes > 0 and not masked)
+        return Opened(choice, network.eval().to(choose_device(self._device)), names, classes > 0 and not masked)
 
 
 def prepared(opened: Opened, detail: int) -> Preparation:
@@ -184,14 +211,12 @@ def _given(spec: str, pretrained: bool) -> Choice:
 
     full = named(spec)
     folder = full.startswith("local:")
-    label = Path(full.removeprefix("local:")).name if folder else spec
+    label = printable(Path(full.removeprefix("local:")).name if folder else spec)
     trained = folder or pretrained
-    if pretrained and not folder and not full.startswith("hf:") and ":" not in full.removeprefix("timm:"):
-        _check_weights(full)
     data = str(run_settings(spec).get("data") or "")
     weights = (f"trained on {data}" if data else "as saved") if folder else "pretrained" if trained else "random"
     return Choice(
-        id=f"given-{label}", label=label, spec=full, group="Given at the start", weights=weights, trained=trained,
+        id=f"given-{label}", label=label, spec=full, group=GIVEN, weights=weights, trained=trained,
         data=data,
     )  # fmt: skip
 
@@ -205,20 +230,16 @@ def _random(name: str) -> Choice:
 
 
 def _shipped() -> list[Choice]:
-    import timm
+    """Of the table that comes with the package: neither torch nor timm is imported."""
+    from unrolled.catalogue import catalogue
+    from unrolled.subjects.runs import shipped
 
-    from unrolled.models import list_models
-
-    out = []
-    for model in list_models():
-        for tag in filter(None, model.weights.split(", ")):
-            name = f"{model.name}.{tag}"
-            if _weights_here(timm.models.get_pretrained_cfg(name)):
-                out.append(
-                    Choice(id=f"shipped-{name}", label=name, spec=name, group="Trained, shipped with unrolled",
-                           weights=f"trained on {tag}", trained=True, data=tag)
-                )  # fmt: skip
-    return out
+    names = [f"{row.name}.{tag}" for row in catalogue().values() for tag in filter(None, row.weights.split(", "))]
+    return [
+        Choice(id=f"shipped-{name}", label=name, spec=name, group="Trained, shipped with unrolled",
+               weights=f"trained on {tag}", trained=True, data=tag)
+        for name in names if (tag := shipped(name))
+    ]  # fmt: skip
 
 
 def _weights_here(config: Any) -> bool:
@@ -260,7 +281,6 @@ def _check_weights(spec: str) -> None:
 
 def _runs(folder: Path) -> list[Choice]:
     """Run folders and saved image models directly in `folder`, newest first."""
-    from unrolled.models.resolve import model_folder
     from unrolled.subjects.runs import run_settings
 
     if not folder.is_dir():
@@ -269,16 +289,16 @@ def _runs(folder: Path) -> list[Choice]:
     runs = []
     for place in places:
         try:
-            config = model_folder(place) / "config.json"
+            config = next(file for file in (place / "config.json", place / "model" / "config.json") if file.is_file())
             read = read_json(config)
             data = str(run_settings(str(place)).get("data") or "")
-        except (MissingData, OSError, ValueError):
+        except (StopIteration, OSError, ValueError):
             continue  # most folders of runs are reports, or runs that go on: they are simply not offered
         if isinstance(read, dict) and "architecture" in read and ":" not in str(read["architecture"]):
             runs.append((config.stat().st_mtime, place, str(read["architecture"]), data))
     out = []
     for _, place, architecture, data in sorted(runs, key=lambda entry: -entry[0])[:RUNS]:
-        label = place.resolve().name
+        label = printable(place.resolve().name)
         out.append(
             Choice(id=f"run-{label}", label=label, spec=f"local:{place}", group="Your runs", data=data, trained=True,
                    weights=f"trained on {data}" if data else "as saved",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from PIL import Image
 
 from unrolled.data.sources import evenly
 from unrolled.explorer.models import Opened, prepared
-from unrolled.explorer.samples import encode
+from unrolled.explorer.samples import digits, encode
+from unrolled.reading import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +25,7 @@ FEWEST_IMAGES = 20
 DIGITS = 300
 K = 10
 DRAWS = 200
-_SIDE, _BATCH, _KEPT = 256, 32, 6
+_SIDE, _BATCH, _MOST_MODELS = 256, 32, 6
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,11 @@ class ImageSet:
     @classmethod
     def digits(cls) -> ImageSet:
         """300 of scikit-learn's handwritten digits, thirty of each."""
-        from unrolled.data.builtin import digits
-
-        source = digits()
-        assert source.labels is not None
-        chosen = [np.flatnonzero(source.labels == number)[: DIGITS // 10] for number in range(10)]
-        order = np.stack(chosen, 1).ravel()
-        images = [Image.fromarray(np.asarray(source.load(int(i))[0])[..., 0]).convert("RGB") for i in order]
-        names = [f"a handwritten {source.labels[i]}" for i in order]
-        return cls(f"{DIGITS} handwritten digits (scikit-learn)", tuple(images), tuple(names))
+        images, labels = digits()
+        chosen = [np.flatnonzero(labels == number)[: DIGITS // 10] for number in range(10)]
+        order = np.stack(chosen, 1).ravel().tolist()
+        names = [f"a handwritten {labels[i]}" for i in order]
+        return cls(f"{DIGITS} handwritten digits (scikit-learn)", tuple(images[i] for i in order), tuple(names))
 
     @classmethod
     def folder(cls, folder: Path) -> ImageSet:
@@ -55,24 +53,25 @@ class ImageSet:
             MissingData: no such folder, or no pictures in it.
             ValueError: fewer than 20 that can be read.
         """
-        from unrolled.data.pictures import find_pictures, read_picture
+        from unrolled.data.pictures import read_picture
 
-        paths = find_pictures([folder])
+        paths = pictures_in(folder)
         paths = [paths[i] for i in evenly(MOST_IMAGES, len(paths))]
         images, names, unread = [], [], []
         for path in paths:
             try:
                 images.append(_square(read_picture(path)))
-                names.append(path.stem)
+                names.append(printable(path.stem))
             except (ValueError, OSError) as error:
                 unread.append(str(error))
         if len(images) < FEWEST_IMAGES:
             raise ValueError(
-                f"images={str(folder)!r}: {len(images)} pictures can be read; neighbours need at least {FEWEST_IMAGES}"
-                + (f"; the first that cannot: {unread[0]}" if unread else "")
+                f"images={str(folder)!r}: {len(images)} pictures can be read; neighbours need at least "
+                f"{FEWEST_IMAGES}; the first that cannot: {unread[0]}"
             )
         note = f", {len(unread)} left out that cannot be read" if unread else ""
-        return cls(f"{len(images)} pictures of {folder.resolve().name}{note}", tuple(images), tuple(names))
+        title = f"{len(images)} pictures of {printable(folder.resolve().name)}{note}"
+        return cls(title, tuple(images), tuple(names))
 
     def thumbnail(self, index: int) -> bytes:
         """PNG of one image.
@@ -89,17 +88,52 @@ class ImageSet:
         return encode(image, side=112)
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """What a set may be made of, before anything is decoded.
+
+    Raises:
+        MissingData: no such folder, or no pictures in it.
+        ValueError: fewer than 20.
+    """
+    from unrolled.data.pictures import find_pictures
+
+    paths = find_pictures([folder])
+    if len(paths) < FEWEST_IMAGES:
+        raise ValueError(
+            f"images={str(folder)!r}: {len(paths)} pictures are in it; neighbours need at least {FEWEST_IMAGES}"
+        )
+    return paths
+
+
 class Neighbours:
     """Features of the set in the models that were asked for lately.
 
     Args:
-        images: the set.
+        images: reads the set, when it is first asked for: decoding a folder takes seconds.
     """
 
-    def __init__(self, images: ImageSet) -> None:
-        self.set = images
-        self.k = min(K, len(images.images) // 3)
+    def __init__(self, images: Callable[[], ImageSet]) -> None:
+        self._read = images
+        self._reading = threading.Lock()
+        self._set: ImageSet | None = None
         self._features: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+
+    @property
+    def set(self) -> ImageSet:
+        """The images.
+
+        Raises:
+            MissingData, ValueError: as `ImageSet.folder`.
+        """
+        with self._reading:
+            if self._set is None:
+                self._set = self._read()
+            return self._set
+
+    @property
+    def k(self) -> int:
+        """How many neighbours are compared."""
+        return min(K, len(self.set.images) // 3)
 
     def features(self, opened: Opened) -> dict[str, Tensor]:
         """Layer -> `[n, d]`, tokens averaged. The catalogue's lock must be held."""
@@ -109,7 +143,7 @@ class Neighbours:
         if key not in self._features:
             features = extract(opened.network, self._batches(opened), name=opened.choice.label)
             self._features[key] = {name: features[name] for name in features.layers}
-            while len(self._features) > _KEPT:
+            while len(self._features) > _MOST_MODELS:
                 self._features.popitem(last=False)
         self._features.move_to_end(key)
         return self._features[key]
@@ -148,12 +182,12 @@ class Neighbours:
             raise ValueError(f"layer={layer}: there are layers 0 to {len(features) - 1}")
         if not 0 <= image < len(self.set.images):
             raise ValueError(f"image={image}: there are images 0 to {len(self.set.images) - 1}")
-        rows = unit_rows(features[layer].float())
+        rows = unit_rows(features[layer].double())  # neighbours are told apart where all cosines are nearly 1
         similarity = rows @ rows[image]
         similarity[image] = -2.0
         best = similarity.topk(self.k)
         return [
-            {"image": index, "name": self.set.names[index], "similarity": _plain(value)}
+            {"image": index, "name": self.set.names[index], "similarity": _plain(value, 12)}
             for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
@@ -177,5 +211,5 @@ def shared(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> list[int
     return sorted({row["image"] for row in a} & {row["image"] for row in b})
 
 
-def _plain(value: float) -> float | None:
-    return None if value != value else float(f"{value:.5g}")
+def _plain(value: float, digits: int = 5) -> float | None:
+    return None if value != value else float(f"{value:.{digits}g}")

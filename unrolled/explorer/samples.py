@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 SAMPLES = {
@@ -29,18 +32,29 @@ def sample(name: str) -> Image.Image:
     if name not in SAMPLES:
         raise ValueError(f"sample: there is none called {name[:40]!r}; there are {', '.join(SAMPLES)}")
     if name in ("flower", "temple", "roof"):
-        from sklearn.datasets import load_sample_image
-
-        photo = Image.fromarray(load_sample_image("flower.jpg" if name == "flower" else "china.jpg"))
+        photo = Image.open(_bundled("images", "flower.jpg" if name == "flower" else "china.jpg")).convert("RGB")
         boxes = {"flower": (60, 0, 620, 420), "temple": (100, 20, 620, 410), "roof": (120, 130, 340, 295)}
         return photo.crop(boxes[name])
     if name == "shapes":
         return _shapes()
-    from sklearn.datasets import load_digits
+    images, labels = digits()
+    return images[int(np.flatnonzero(labels == (3 if name == "three" else 8))[4])]
 
-    data = load_digits()
-    index = int(np.flatnonzero(data.target == (3 if name == "three" else 8))[4])
-    return Image.fromarray(np.rint(data.images[index] * (255 / 16)).astype(np.uint8)).convert("RGB")
+
+@cache
+def digits() -> tuple[list[Image.Image], NDArray[np.int64]]:
+    """Scikit-learn's 1,797 handwritten digits, RGB of 8 x 8 pixels, as `unrolled.data` has them, and what they are."""
+    rows = np.loadtxt(_bundled("data", "digits.csv.gz"), delimiter=",")
+    pixels = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return [Image.fromarray(image).convert("RGB") for image in pixels], rows[:, -1].astype(np.int64)
+
+
+def _bundled(*parts: str) -> Path:
+    """A file of scikit-learn's data sets where it lies: importing them takes longer than a first picture may."""
+    spec = find_spec("sklearn")
+    origin = None if spec is None else spec.origin
+    assert origin is not None  # a dependency
+    return Path(origin).parent.joinpath("datasets", *parts)
 
 
 def encode(picture: Image.Image, *, side: int | None = None, format: str = "PNG") -> bytes:

@@ -1,10 +1,13 @@
-"""Serving the explorer on loopback until it is stopped."""
+"""Serving the explorer on loopback."""
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -32,27 +35,31 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: Any, listener: socket.socket, *, when_ready: Callable[[], None] | None = None) -> None:
-    """Answer requests until Ctrl-C or SIGTERM.
+@contextmanager
+def serving(app: Any, listener: socket.socket) -> Iterator[threading.Thread]:
+    """Answer requests in a thread during a block, whose own thread stays free to load models; closed at the end.
 
     Args:
         app: an ASGI application.
         listener: from `listen`; closed at the end.
-        when_ready: called once, when requests are answered.
+
+    Yields:
+        the thread, which ends only by a fault of the server.
     """
     import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if when_ready is not None:
-                when_ready()
 
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2, lifespan="off",
         h11_max_incomplete_event_size=16 * 2**10,
     )  # fmt: skip
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="explorer", daemon=True)
+    thread.start()
     try:
-        Server(settings).run(sockets=[listener])
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield thread
     finally:
+        server.should_exit = True
+        thread.join(5)
         listener.close()

@@ -49,7 +49,7 @@ class _Renderer(RendererBase):
         self._shapes: list[tuple[str, str]] = []  # look, commands
         self._texts: list[str] = []
         self._groups: list[bool] = []
-        self._said: str | None = None
+        self._description: str | None = None
 
     def text(self) -> str:
         """All elements; neighbours of one look are one path."""
@@ -82,8 +82,8 @@ class _Renderer(RendererBase):
 
     def open_group(self, s: str, gid: str | None = None) -> None:
         """What an artist's `gid` says is shown when it is pointed at."""
-        self._said = gid if s == "QuadMesh" else None
-        self._groups.append(gid is not None and self._said is None)
+        self._description = gid if s == "QuadMesh" else None
+        self._groups.append(gid is not None and self._description is None)
         if self._groups[-1]:
             self._shapes.append(("", f"<g><title>{escape(str(gid))}</title>"))
 
@@ -141,7 +141,7 @@ class _Renderer(RendererBase):
         """Level cells of a grid; each line of the mesh's `gid` is what one of them says when it is pointed at."""
         corners = master_transform.transform(np.asarray(coordinates).reshape(-1, 2)).reshape(*coordinates.shape[:2], 2)
         xs, ys = corners[0, :, 0], self._size[1] - corners[:, 0, 1]
-        words = self._said.split("\n") if self._said else []
+        words = self._description.split("\n") if self._description else []
         cells = []
         for n, (i, j) in enumerate(np.ndindex(meshHeight, meshWidth)):
             if facecolors[n][3] > 0:

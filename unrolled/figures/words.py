@@ -59,8 +59,8 @@ def shortened(text: str, room: float, *, bold: bool = False) -> str:
     text = in_print(text)
     if width(text, bold=bold) <= room:
         return text
-    for kept in range(len(text) - 1, 0, -1):
-        short = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+    for length in range(len(text) - 1, 0, -1):
+        short = f"{text[: (length + 1) // 2]}…{text[len(text) - length // 2 :]}"
         if width(short, bold=bold) <= room:
             return short
     return "…"
@@ -119,10 +119,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def apart(ticks: Sequence[float], room: float) -> list[float]:
     """Those of evenly spread ticks whose numbers stand beside each other on an axis `room` long."""
-    kept = list(ticks)
-    while len(kept) > 2 and max(map(width, labels(kept))) + 10 > room / (len(kept) - 1):
-        kept = kept[::2]
-    return kept
+    spread = list(ticks)
+    while len(spread) > 2 and max(map(width, labels(spread))) + 10 > room / (len(spread) - 1):
+        spread = spread[::2]
+    return spread
 
 
 def spread_out(places: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:

@@ -100,10 +100,10 @@ def _skips_hooks(module: nn.Module) -> str:
     """What was made of a module, if hooks on the parts of it do not run; else nothing."""
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted"
-    own = vars(module)  # asking a module for what it does not have is slow, and this is asked of every one
-    forward: Any = own.get("forward", type(module).forward)
+    attributes = vars(module)  # asking a module for what it does not have is slow, and this is asked of every one
+    forward: Any = attributes.get("forward", type(module).forward)
     by_hand = hasattr(forward, "_torchdynamo_orig_callable") and not getattr(forward, "_torchdynamo_disable", False)
-    if by_hand or "_orig_mod" in own["_modules"] or own.get("_compiled_call_impl") is not None:
+    if by_hand or "_orig_mod" in attributes["_modules"] or attributes.get("_compiled_call_impl") is not None:
         return "compiled"
     return ""
 
@@ -333,10 +333,10 @@ def _attribute(place: object, name: str) -> object:
     """`getattr(place, name, None)`, without the long way on which a module finds that it has no such thing."""
     if not isinstance(place, nn.Module):
         return getattr(place, name, None)
-    own = vars(place)
-    for found in (own.get(name), own["_modules"].get(name)):
-        if found is not None:
-            return found
+    attributes = vars(place)
+    for value in (attributes.get(name), attributes["_modules"].get(name)):
+        if value is not None:
+            return value
     return getattr(place, name, None) if hasattr(type(place), name) else None
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import check_values, unwrap
-from unrolled.instruments.readouts.probes import evaluating
 from unrolled.instruments.regions.patches import grid_of, main_stack, prefix_of
 from unrolled.instruments.trace import trace
+from unrolled.modes import evaluating
 
 Fusion = Literal["mean", "max", "min"]
 _FUSE = {"mean": lambda a: a.mean(1), "max": lambda a: a.amax(1), "min": lambda a: a.amin(1)}
@@ -79,8 +79,8 @@ def attention_map(
     check_values(inner)
     count, has_class = prefix_of(inner, prefix)
     if pool is None:
-        said = getattr(inner, "global_pool", None)
-        pool = "token" if has_class and said in (None, "", "token", "map") else "avg"
+        pooling = getattr(inner, "global_pool", None)
+        pool = "token" if has_class and pooling in (None, "", "token", "map") else "avg"
     if pool not in ("token", "avg"):
         raise ValueError(f"pool={pool!r}: choose 'token' or 'avg'")
     if pool == "token" and not has_class:

@@ -53,10 +53,10 @@ def _rebuilt(model: nn.Module) -> nn.Module | None:
     if not any(base.__module__ == "transformers.modeling_utils" for base in type(model).__mro__):
         return None
     fresh = type(model)(copy.deepcopy(config))
-    there = dict(model.named_modules())
-    for path in [path for path, _ in fresh.named_modules() if path not in there]:
+    present = dict(model.named_modules())
+    for path in [path for path, _ in fresh.named_modules() if path not in present]:
         parent, _, name = path.rpartition(".")
-        if parent in there:  # left out when it was built, as a pooler is
+        if parent in present:  # left out when it was built, as a pooler is
             setattr(fresh.get_submodule(parent), name, None)
     for tensors in (nn.Module.parameters, nn.Module.buffers):
         for new, old in zip(tensors(fresh), tensors(model), strict=True):

@@ -164,7 +164,7 @@ class _Run:
         self.stack: Stack = main_stack(model)
         self.parts = [find_parts(block) for _, block in self.stack.blocks]
         self.norms = [module for name, module in final_sites(model, [self.stack]) if name.endswith("norm")]
-        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.passed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         """Input and output of attention layers, their output projections and the final norms."""
         listened = list(self.norms)
         for parts in self.parts:
@@ -179,13 +179,13 @@ class _Run:
         if logits.dim() != 2 or logits.shape[1] < 1:
             raise ValueError(f"model: {type(model).__name__} does not return logits [b, classes]; it has no class head")
         self.values, self.logits = values, logits[0]
-        self.norms = [norm for norm in self.norms if norm in self.kept]
+        self.norms = [norm for norm in self.norms if norm in self.passed]
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         read = args[0] if args else kwargs.get("hidden_states")
         given = out if isinstance(out, Tensor) else out[0]
         if isinstance(read, Tensor):
-            self.kept[module] = (read.clone(), given.clone())
+            self.passed[module] = (read.clone(), given.clone())
 
     def tail(self, target: int, against: int | None) -> tuple[float, float, Tensor]:
         """The logit, what of it does not depend on the last tokens, and its derivative `[n, d]` by them."""
@@ -198,7 +198,7 @@ class _Run:
             )
         ]
         for norm in self.norms:
-            frozen = _frozen(norm, self.kept[norm][0])
+            frozen = _frozen(norm, self.passed[norm][0])
             handles.append(norm.register_forward_hook(lambda _, args, out, frozen=frozen: frozen(args[0])))
         try:
             with torch.enable_grad():
@@ -272,15 +272,15 @@ class _Run:
         whole = (g * added).sum(-1)
         term = partial(_term, index, "attn", whole)
         layer = self.parts[index].attention
-        if layer is None or layer not in self.kept:
+        if layer is None or layer not in self.passed:
             return term()
-        read, gave = (value[0] for value in self.kept[layer])
+        read, gave = (value[0] for value in self.passed[layer])
         scale = getattr(self.stack.blocks[index][1], "ls1", None) or nn.Identity()
         if read.shape != gave.shape or not _same(scale(gave.clone()), added):
             return term()
         g = scale(g.clone())  # layer scale is diagonal
         for split in (_by_source, _by_head):
-            result = split(layer, read, g, self.kept)
+            result = split(layer, read, g, self.passed)
             if result is not None:
                 heads, sources, bias = result
                 if abs(float(heads.sum()) + bias - float(whole.sum())) <= _CLOSE * max(1.0, float(whole.abs().sum())):
@@ -291,7 +291,7 @@ class _Run:
 _Split = tuple[Tensor, Tensor | None, float]
 
 
-def _by_source(layer: Any, read: Tensor, g: Tensor, kept: dict[nn.Module, Any]) -> _Split | None:
+def _by_source(layer: Any, read: Tensor, g: Tensor, passed: dict[nn.Module, Any]) -> _Split | None:
     """By head and attended token, for softmax attention whose weights, values and output are known.
 
     With a the weights, v the values and W_k the output of head k: token s gives sum_t a_kts <W_k^T g_t, v_ks>.
@@ -324,13 +324,13 @@ def _is_softmax(layer: Any) -> bool:
     return callable(method) and "query" in getattr(getattr(method, "__code__", None), "co_varnames", ())
 
 
-def _by_head(layer: Any, read: Tensor, g: Tensor, kept: dict[nn.Module, Any]) -> _Split | None:
+def _by_head(layer: Any, read: Tensor, g: Tensor, passed: dict[nn.Module, Any]) -> _Split | None:
     """By head, from what the output projection reads: heads side by side."""
     projection = _projection(layer)
     heads = getattr(layer, "heads", None) or getattr(layer, "num_heads", None)
-    if projection is None or projection not in kept or not isinstance(heads, int):
+    if projection is None or projection not in passed or not isinstance(heads, int):
         return None
-    y = kept[projection][0][0]
+    y = passed[projection][0][0]
     if y.shape[-1] % heads or y.shape[0] != g.shape[0]:
         return None
     parts = (g @ projection.weight * y).unflatten(-1, (heads, -1)).sum((0, 2))

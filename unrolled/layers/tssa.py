@@ -52,7 +52,7 @@ class TSSA(SubspaceAttention):
         `forward`.
         """
         squares = self.subspaces(z).square()
-        return self._membership(squares, self._own(squares))
+        return self._membership(squares, self._directions(squares))
 
     def _membership(self, squares: Tensor, directions: Tensor) -> Tensor:
         """From w^2 `[b, n, h * p]`: pi `[b, h, n]`."""
@@ -62,7 +62,7 @@ class TSSA(SubspaceAttention):
         logits = squares @ (inverse.to(squares.dtype) * directions).transpose(-2, -1)
         return logits.transpose(-2, -1).contiguous().softmax(-2)  # heads last would be several times slower
 
-    def _own(self, like: Tensor) -> Tensor:
+    def _directions(self, like: Tensor) -> Tensor:
         """`[h, h * p]`, 1 where a direction belongs to the head."""
         return own_directions(self.heads, self.dim_head, like)
 
@@ -83,7 +83,7 @@ class TSSA(SubspaceAttention):
         self.refuse_masks(attn_mask, is_causal, "token statistics know no mask; use CausalTSSA, or MSSA")
         w = self.subspaces(z)
         squares = w.square()
-        directions = self._own(squares)
+        directions = self._directions(squares)
         pi = self._membership(squares, directions)
         size = above_zero(pi.sum(-1, keepdim=True))
         moments = ((pi.to(squares.dtype) @ squares) * (directions / size)).sum(-2, keepdim=True)

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from unrolled.layers.blocks import CRATEBlock
 from unrolled.layers.cbsa import CBSA
 from unrolled.models.hub import HubMixin
-from unrolled.models.stem import ConvStem, LayerNormStem, LinearStem
+from unrolled.models.stem import stem_named
 from unrolled.ops.recording import sizes
 
-STEMS = {"layernorm": LayerNormStem, "linear": LinearStem, "conv": ConvStem}
 POOLS = {"cls": "token", "mean": "avg", "token": "token", "avg": "avg", "max": "max", "avgmax": "avgmax", "": ""}
 
 
@@ -91,8 +90,7 @@ class CRATE(HubMixin, VisionTransformer):
             ValueError: sizes do not fit, or an option is unknown; the message names the argument.
         """
         check_image_size(image_size, patch_size)
-        if stem not in STEMS:
-            raise ValueError(f"stem={stem!r}: choose one of {sorted(STEMS)}")
+        embed_layer = stem_named(stem)
         if pool not in POOLS:
             raise ValueError(f"pool={pool!r}: choose 'cls' or 'mean', or one of timm's {sorted(set(POOLS.values()))}")
         if depth < 1:
@@ -129,7 +127,7 @@ class CRATE(HubMixin, VisionTransformer):
             drop_rate=drop_rate,
             pos_drop_rate=emb_dropout,
             drop_path_rate=drop_path_rate,
-            embed_layer=STEMS[stem],
+            embed_layer=embed_layer,
             norm_layer=partial(nn.LayerNorm, eps=head_norm_eps),
             block_fn=block,  # type: ignore[arg-type]
         )

@@ -28,13 +28,13 @@ def note_normalisation(model: nn.Module, name: str) -> None:
     if getattr(model, "main_input_name", "") != "pixel_values":
         return
     try:
-        said: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(name)[0]
+        settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(name)[0]
     except OSError as error:
         if "valid JSON" in str(error):
             raise ValueError(f"preprocessor_config.json: {first_line(error)}") from error
         return
-    mean, std = said.get("image_mean"), said.get("image_std")
-    if said.get("do_normalize") is False:
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    if settings.get("do_normalize") is False:
         mean, std = [0.0], [1.0]
     if mean is None or std is None:
         return

@@ -163,9 +163,9 @@ class MaskedAutoencoder(CRATE):
         x = self.patch_embed(images)
         rows, columns = sizes(x, 1, 2)
         x, positions = x.flatten(1, 2), self._positions(rows, columns)
-        order, restore, kept = draw_order(x, rows * columns, mask_ratio, noise)
-        mask = (restore >= kept).to(x.dtype)
-        latent = self._encode(x, positions, order[:, :kept], restore)
+        order, restore, visible = draw_order(x, rows * columns, mask_ratio, noise)
+        mask = (restore >= visible).to(x.dtype)
+        latent = self._encode(x, positions, order[:, :visible], restore)
         prediction = self.decode(latent)
         return Completion(self.loss(images, prediction, mask), prediction, mask)
 
@@ -272,8 +272,8 @@ class MaskedAutoencoder(CRATE):
 def draw_order(x: Tensor, n: int, mask_ratio: float, noise: Tensor | None) -> tuple[Tensor, Tensor, int]:
     """The `n` patches in order of their noise, the rank of each, both `[b, n]`, and how many of them are kept."""
     b = x.shape[0]
-    kept = n - removed_patches(n, mask_ratio) if 0 < mask_ratio < 1 else 0
-    if not 0 < kept < n:
+    visible = n - removed_patches(n, mask_ratio) if 0 < mask_ratio < 1 else 0
+    if not 0 < visible < n:
         raise ValueError(f"mask_ratio={mask_ratio}: must keep and remove at least one of the {n} patches")
     if noise is None:
         noise = torch.rand(b, n, device=x.device)
@@ -284,9 +284,9 @@ def draw_order(x: Tensor, n: int, mask_ratio: float, noise: Tensor | None) -> tu
         tied = noise.unsqueeze(1) == noise.unsqueeze(2)
         position = torch.arange(n, device=x.device)
         rank = (before | (tied & (position < position.unsqueeze(1)))).sum(2)
-        return rank.topk(n, dim=1, largest=False).indices, rank, kept
+        return rank.topk(n, dim=1, largest=False).indices, rank, visible
     order = noise.argsort(dim=1, stable=True)
-    return order, order.argsort(1), kept
+    return order, order.argsort(1), visible
 
 
 @torch.fx.wrap

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unrolled.errors import CorruptFile
 from unrolled.models.layouts import LAYOUTS
 from unrolled.models.mapping import LoadReport, Options, StateDict, fill
-from unrolled.models.weights import read_tensors
+from unrolled.tensors import read_tensors
 
 __all__ = ["LAYOUTS", "LoadReport", "StateDict", "fill", "load_published", "unwrap"]
 
@@ -43,7 +43,7 @@ def load_published(
         pool: `"cls"` (default) or `"mean"`, which the file does not tell.
         step_size: eta of ISTA; default 0.1, as published.
         sparsity: lambda of ISTA; default as published: 0.5 for masked autoencoders, else 0.1.
-        allow: names from `weights.ALLOWED_GLOBALS` that the file may construct besides tensors.
+        allow: names from `tensors.ALLOWED_GLOBALS` that the file may construct besides tensors.
 
     Returns:
         The model, in eval mode; `model.load_report` is a `LoadReport`.

@@ -121,3 +121,17 @@ class ConvStem(LinearStem):
         if patch_size is not None and to_2tuple(patch_size) != tuple(self.patch_size):
             raise ValueError("patch_size: cannot change on a convolutional stem; build a model with stem='linear'")
         super().set_input_size(img_size=img_size)
+
+
+_STEMS: dict[str, type[LinearStem]] = {"layernorm": LayerNormStem, "linear": LinearStem, "conv": ConvStem}
+
+
+def stem_named(stem: str) -> type[LinearStem]:
+    """The class of `layernorm`, `linear` or `conv`.
+
+    Raises:
+        ValueError: there is no such stem.
+    """
+    if stem not in _STEMS:
+        raise ValueError(f"stem={stem!r}: choose one of {sorted(_STEMS)}")
+    return _STEMS[stem]

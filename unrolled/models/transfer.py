@@ -15,8 +15,8 @@ from unrolled.errors import MissingData
 from unrolled.models.crate import add_registers
 from unrolled.models.published import LAYOUTS, LoadReport, StateDict, fill, load_published, unwrap
 from unrolled.models.registry import shipped_weights
-from unrolled.models.weights import read_tensors
 from unrolled.reading import read_json
+from unrolled.tensors import read_tensors
 
 MASKED = "a masked autoencoder"
 LANGUAGE = "a language model (or another model of sequences)"
@@ -58,7 +58,7 @@ def load_weights(model: nn.Module, path: str | Path, *, head: bool = True) -> Lo
 
     Raises:
         ValueError: the weights belong to another architecture; the message lists what differs.
-        MissingData, UnsafeFile, CorruptFile: as in `weights.read_tensors`.
+        MissingData, UnsafeFile, CorruptFile: as in `tensors.read_tensors`.
     """
     loaded, report = _read(model, Path(path))
     state = add_registers(loaded, model)

@@ -128,7 +128,7 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def shuffled_ties(x: Rows, k: int, found: Neighbours, *, tolerance: float | None = None) -> Tensor:
+def shuffled_ties(x: Rows, k: int, neighbours: Neighbours, *, tolerance: float | None = None) -> Tensor:
     """[n, k] neighbours by cosine, ties in an order that has nothing to do with the samples' own.
 
     Rows with scores within `tolerance` of each other are searched again among the samples in a random order. Its seed
@@ -138,16 +138,16 @@ def shuffled_ties(x: Rows, k: int, found: Neighbours, *, tolerance: float | None
     Args:
         x: [n, d], as in `nearest_neighbours`.
         k: neighbours.
-        found: of `nearest_neighbours(x, min(k + 1, n - 1))`.
+        neighbours: of `nearest_neighbours(x, min(k + 1, n - 1))`.
         tolerance: as in `membership`.
     """
-    scores = found.scores
+    scores = neighbours.scores
     tied = ((scores[:, :-1] - scores[:, 1:]) <= _slack(scores, tolerance)).any(1).nonzero()[:, 0]
-    lists = found.indices[:, :k].contiguous()
+    lists = neighbours.indices[:, :k].contiguous()
     if not tied.numel():
         return lists
     n, device = len(lists), lists.device
-    digest = hashlib.sha256(found.indices.cpu().numpy().tobytes()).digest()
+    digest = hashlib.sha256(neighbours.indices.cpu().numpy().tobytes()).digest()
     order = torch.randperm(n, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))).to(device)
     mixed = x[order.to(x.device)] if isinstance(x, Tensor) else np.asarray(x[order.cpu().numpy()])
     again = nearest_neighbours(mixed, k, queries=torch.argsort(order)[tied], device=device)

@@ -72,8 +72,8 @@ class Factors:
 
     def squares(self, v: Tensor) -> Tensor:
         """[n] products of the matrix of squared entries with v [n]."""
-        found = ((self.left @ (self.right.T @ (v[:, None] * self.right))) * self.left).sum(1)
-        return found - self.on.square() * v if self.hollow else found
+        product = ((self.left @ (self.right.T @ (v[:, None] * self.right))) * self.left).sum(1)
+        return product - self.on.square() * v if self.hollow else product
 
 
 def orbit_sums(matrix: Tensor | Factors | Any, *, symmetric: bool) -> OrbitSums:
@@ -311,8 +311,8 @@ class _Factored:
         return torch.zeros_like(self._on) if self._a.hollow else self._on
 
     def product(self, v: Tensor, *, transposed: bool) -> Tensor:
-        found: Tensor = self._a.left @ (self._a.right.T @ v)
-        return found - self._on * v if self._a.hollow else found
+        product: Tensor = self._a.left @ (self._a.right.T @ v)
+        return product - self._on * v if self._a.hollow else product
 
     def parallel(self, forward: int, backward: int, left: Tensor, right: Tensor) -> float:
         if forward + backward < 3:

@@ -87,9 +87,7 @@ def as_rows(x: Any, name: str = "x") -> Tensor:
     """
     tensor = as_floats(x, name)
     if tensor.ndim != 2 or tensor.shape[1] == 0:
-        raise ValueError(
-            f"{name} must be [n, d] with d >= 1, got shape {tuple(tensor.shape)}: pool tokens or flatten first"
-        )
+        raise ValueError(f"{name} must be [n, d] with d >= 1, got shape {tuple(tensor.shape)}: {_two_axes(x, name)}")
     # one sum finds any NaN or infinity; only then is it worth looking for the rows
     if not bool(torch.isfinite(tensor.sum())) and not bool((finite := torch.isfinite(tensor).all(1)).all()):
         bad = (~finite).nonzero()[:, 0].tolist()
@@ -99,6 +97,17 @@ def as_rows(x: Any, name: str = "x") -> Tensor:
             "drop these samples on both sides"
         )
     return tensor
+
+
+def _two_axes(x: Any, name: str) -> str:
+    """The line of code that makes features [n, d] of something else."""
+    shape = np.shape(x)
+    if len(shape) < 2:
+        return f"give one row a sample, {name}[:, None] if that is one number of each"
+    if shape[-1] == 0:
+        return "it has no columns"
+    pooled = "mean(1), of tokens" if len(shape) == 3 else f"mean({tuple(range(2, len(shape)))}), of channels at places"
+    return f"give {name}.{pooled}, or all of it as {name}.reshape(len({name}), -1)"
 
 
 def unit_rows(x: Tensor) -> Tensor:

@@ -1,15 +1,45 @@
 // Maps of patches painted over the picture.
 
-import { bytes, palette } from "./parts.js";
+import { bytes, cosines, number, palette, words } from "./parts.js";
 
 // Okabe and Ito's colours, told apart by colour-blind eyes
 const LABELS = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [204, 121, 167]];
 
 const unpacked = new WeakMap();
-function maps(record) {
-  if (!unpacked.has(record)) unpacked.set(record, bytes(record.maps));
+function maps(record, unpack) {
+  if (!unpacked.has(record)) unpacked.set(record, unpack(record.maps));
   return unpacked.get(record);
 }
+
+// Attention of one head (0: their average) in multiples of an even share
+export function attentionOf(card, layer, head) {
+  const n = card.grid[0] * card.grid[1], from = (layer * (card.heads + 1) + head) * n, peak = card.attention.peak[layer][head];
+  return Array.from(maps(card.attention, words).subarray(from, from + n), (word) => (word / 65535) * peak);
+}
+
+// Red, green and blue of every patch, 0 to 255
+export function coloursOf(card, layer) {
+  const n = card.grid[0] * card.grid[1] * 3;
+  return maps(card.colours, bytes).subarray(layer * n, (layer + 1) * n);
+}
+
+// The scale that the maps of all models share, or null where colours are no numbers
+export function scaleOf(cards, { view, map }) {
+  const seen = cards.filter((card) => !card.blank && (view !== "attention" || card.attention));
+  if (!seen.length || (view !== "attention" && view !== "similar")) return null;
+  if (view === "attention") {
+    // all heads of the layer; a map in which every patch gets about the same is to look like that
+    const high = Math.max(2, ...seen.flatMap((card) => card.attention.peak[card.layer]));
+    return { low: 0, high, map, title: "Attention, as a multiple of an even share", ticks: [[0, "0"], [1, "1: even"], [high, number(high, 2)]] };
+  }
+  const low = Math.min(0, ...seen.flatMap((card) => card.values.values));
+  return { low, high: 1, map, title: "Cosine similarity to the patch", ticks: [[low, cosines([low])[0]], ...(low < 0 ? [[0, "0"]] : []), [0.5, "0.5"], [1, "1"]] };
+}
+
+const shaded = (scale) => {
+  const table = palette(scale.map);
+  return (value) => table[Math.round(255 * Math.min(1, Math.max(0, (value - scale.low) / (scale.high - scale.low))))];
+};
 
 function gridCanvas([rows, columns], colourAt) {
   const canvas = document.createElement("canvas");
@@ -39,25 +69,22 @@ function overlay(card, grid, strength, smooth) {
   return context;
 }
 
-const at = (card, layer, head) => (layer * (card.heads + 1) + head) * card.grid[0] * card.grid[1];
-
-export function drawMap(card, what, { strength, map }) {
-  const table = palette(map), { grid, canvas } = card;
-  if (what.kind === "attention") {
-    const values = maps(card.attention), from = at(card, what.layer, what.head);
-    overlay(card, gridCanvas(grid, (i) => [...table[values[from + i]], 255]), strength, true);
-  } else if (what.kind === "colours") {
-    const values = maps(card.colours), from = what.layer * grid[0] * grid[1] * 3;
-    overlay(card, gridCanvas(grid, (i) => [...values.subarray(from + i * 3, from + i * 3 + 3), 255]), strength, true);
-  } else if (what.kind === "objects") {
-    const context = overlay(card, gridCanvas(grid, (i) => (what.labels[i] ? [...LABELS[(what.labels[i] - 1) % 4], 190] : [12, 16, 20, 200])), strength, false);
-    outline(context, card, what.labels);
+export function drawMap(card, { view, head, strength, scale }) {
+  const { grid, canvas, layer } = card;
+  if (view === "attention") {
+    const values = attentionOf(card, layer, Math.min(head, card.heads)), shade = shaded(scale);
+    overlay(card, gridCanvas(grid, (i) => [...shade(values[i]), 255]), strength, true);
+  } else if (view === "colours") {
+    const values = coloursOf(card, layer);
+    overlay(card, gridCanvas(grid, (i) => [...values.subarray(i * 3, i * 3 + 3), 255]), strength, true);
+  } else if (view === "objects") {
+    const { labels } = card.values;
+    const context = overlay(card, gridCanvas(grid, (i) => (labels[i] ? [...LABELS[(labels[i] - 1) % 4], 190] : [12, 16, 20, 200])), strength, false);
+    outline(context, card, labels);
   } else {
-    const others = what.values.filter((_, i) => i !== what.patch);
-    const low = Math.min(...others), range = Math.max(...others) - low || 1;
-    const shade = (value) => table[Math.round(255 * Math.min(1, Math.max(0, (value - low) / range)))];
-    const context = overlay(card, gridCanvas(grid, (i) => [...shade(what.values[i]), 255]), strength, true);
-    frame(context, canvas, grid, what.patch);
+    const { values, patch } = card.values, shade = shaded(scale);
+    const context = overlay(card, gridCanvas(grid, (i) => [...shade(values[i]), 255]), strength, true);
+    frame(context, canvas, grid, patch);
   }
 }
 
@@ -85,9 +112,9 @@ function outline(context, { canvas, grid: [rows, columns] }, labels) {
   context.stroke();
 }
 
-export function drawHead(canvas, card, layer, head, map) {
-  const table = palette(map), values = maps(card.attention), from = at(card, layer, head);
+export function drawHead(canvas, card, head, { scale }) {
+  const values = attentionOf(card, card.layer, head), shade = shaded(scale);
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = true;
-  context.drawImage(gridCanvas(card.grid, (i) => [...table[values[from + i]], 255]), 0, 0, canvas.width, canvas.height);
+  context.drawImage(gridCanvas(card.grid, (i) => [...shade(values[i]), 255]), 0, 0, canvas.width, canvas.height);
 }

@@ -1,24 +1,26 @@
-// The first tab: one picture in one or two models.
+// The first tab: which picture, which models, and what of them is shown. What a model's card holds is in cards.js.
 
-import { ask, byId, chart, el, fail, fillModels, forgive, group, key, number, query } from "./parts.js";
-import { drawHead, drawMap, drawPlain } from "./draw.js";
+import { ask, byId, el, fail, fillModels, forgive, group, named, number, query, short } from "./parts.js";
+import { describes, note, whole } from "./address.js";
+import { cardOf, refusalOf, show } from "./cards.js";
+import { colourBar, fitted } from "./charts.js";
+import { scaleOf } from "./draw.js";
+import { figureOf, rowsOf } from "./picture_files.js";
+import { savers } from "./save.js";
+import { offerSwitches } from "./switches.js";
 
-const VIEWS = {
-  attention: "Attention",
-  colours: "Colours",
-  objects: "Objects",
-  similar: "Look-alikes",
-};
+const VIEWS = { attention: "Attention", colours: "Colours", objects: "Objects", similar: "Look-alikes" };
 const EXPLAIN = {
-  attention: "Attention says from where a layer collects information into its summary of the picture (the class token). Bright patches count most. Every layer has several heads that look in their own ways; choose one below the picture, or see their average.",
+  attention: "Attention says from where a layer collects information into its summary of the picture (the class token). Both models and all heads of a layer are on one scale: 1 is what a patch gets if all get the same.",
   colours: "The three directions in which the patches differ most, shown as red, green and blue (principal components). Patches of one colour are alike to the model; the colours themselves have no meaning.",
   objects: "MaskCut joins patches that the model finds alike and cuts out the group that stands apart, up to three times. No labels are used. Nothing outlined means that no group stands apart at this layer.",
-  similar: "Choose a patch in a picture: bright patches are those that this layer holds to be most like it (cosine similarity). Arrow keys move the choice.",
+  similar: "Choose a patch in a picture: bright patches are those that this layer holds to be most like it (cosine similarity, both models on one scale). Arrow keys move the choice.",
 };
 const state = {
-  source: null, models: ["", ""], detail: 1, view: "attention", layer: null, head: 0, at: [0.5, 0.5], strength: 0.7,
-  map: "viridis", tau: 0.2, cards: [],
+  source: null, models: ["", ""], off: [[], []], detail: 1, view: "attention", layer: null, head: 0, at: [0.5, 0.5],
+  strength: 0.7, map: "viridis", tau: 0.2, cards: [], depth: 1,
 };
+const files = new Map(); // what was sent in this page, by the name the server has for it
 let known, markView, stop = null;
 
 export async function startImages(start) {
@@ -26,32 +28,65 @@ export async function startImages(start) {
   for (const { name, title } of known.samples) {
     const button = el("button", { type: "button", "aria-pressed": "false", title }, el("img", { src: `/api/sample/${name}`, alt: title }));
     button.dataset.sample = name;
-    button.addEventListener("click", () => choose({ sample: name }));
+    button.addEventListener("click", () => choose({ sample: name, title }));
     byId("samples").append(button);
   }
   for (const [name, title] of Object.entries(VIEWS)) {
-    const button = el("button", { type: "button", role: "radio", onclick: () => setView(name) }, title);
+    const button = el("button", { type: "button", role: "radio", onclick: () => chooseView(name) }, title);
     button.dataset.view = name;
     byId("views").append(button);
   }
-  markView = group(byId("views"), "aria-checked", (button) => setView(button.dataset.view));
-  state.models = [known.default[0], known.default[1] ?? ""];
-  fillModels(byId("model-a"), known.models, state.models[0]);
-  fillModels(byId("model-b"), known.models, state.models[1], "no other model");
+  markView = group(byId("views"), "aria-checked", (button) => chooseView(button.dataset.view));
   const names = { 1: "as the model was made", 2: "twice as fine", 3: "three times as fine" };
   byId("detail").append(...known.details.map((d) => el("option", { value: d }, names[d] ?? `${d} times`)));
   for (const [i, id] of ["model-a", "model-b"].entries())
-    byId(id).addEventListener("change", (event) => { state.models[i] = event.target.value; look([i]); });
-  byId("detail").addEventListener("change", (event) => { state.detail = Number(event.target.value); look(); });
-  byId("file").addEventListener("change", (event) => { const file = event.target.files[0]; event.target.value = ""; if (file) choose({ file }); });
+    byId(id).addEventListener("change", (event) => { state.models[i] = event.target.value; state.off[i] = []; note(); look([i]); });
+  byId("detail").addEventListener("change", (event) => { state.detail = Number(event.target.value); note(); look(); });
+  byId("file").addEventListener("change", (event) => { const file = event.target.files[0]; event.target.value = ""; if (file) choose({ file, title: file.name }); });
   listenForDrops();
-  const slider = (id, set) => byId(id).addEventListener("input", (event) => { set(Number(event.target.value)); refresh(); });
-  slider("layer", (value) => { state.layer = value - 1; });
+  const slider = (id, set, kind) => byId(id).addEventListener("input", (event) => { set(Number(event.target.value)); refresh(); if (kind) note(kind); });
+  slider("layer", (value) => { state.layer = value; }, "layer");
   slider("strength", (value) => { state.strength = value / 100; });
-  slider("tau", (value) => { state.tau = value; });
+  slider("tau", (value) => { state.tau = value; }, "tau");
   byId("map").addEventListener("change", (event) => { state.map = event.target.value; refresh(); });
-  setView("attention");
-  await choose({ sample: known.sample });
+  savers(byId("save-images"), { name: () => `unrolled-${state.view}-layer${state.layer}`, figure: () => figureOf(shown(), state), rows: () => rowsOf(shown(), state) });
+  describes("images", () => ({
+    picture: state.source?.sample ?? (state.source?.upload ? `upload-${state.source.upload}` : null),
+    a: state.models[0], b: state.models[1] || "none", detail: state.detail === 1 ? null : state.detail, view: state.view,
+    layer: state.layer, head: state.head ? state.head - 1 : null, tau: state.view === "objects" ? state.tau : null,
+    at: state.view === "similar" ? state.at.map((v) => v.toFixed(3)).join(",") : null,
+    off_a: state.off[0].join(","), off_b: state.off[1].join(","),
+  }));
+}
+
+const listed = (id) => known.models.some((model) => model.id === id);
+
+// What an address says, and what a page begins with where it says nothing
+export async function restoreImages(said) {
+  const missing = ["a", "b"].map((name) => said.get(name)).filter((id) => id && id !== "none" && !listed(id));
+  state.models = ["a", "b"].map((name, i) => {
+    const id = said.get(name);
+    return i && id === "none" ? "" : listed(id) ? id : known.default[i] ?? "";
+  });
+  fillModels(byId("model-a"), known.models, state.models[0]);
+  fillModels(byId("model-b"), known.models, state.models[1], "no other model");
+  state.detail = known.details.includes(Number(said.get("detail"))) ? Number(said.get("detail")) : 1;
+  byId("detail").value = state.detail;
+  state.layer = whole(said.get("layer"), 0, 999);
+  state.head = (whole(said.get("head"), 0, 998) ?? -1) + 1;
+  state.off = ["off_a", "off_b"].map((name) => (said.get(name) ?? "").split(",").filter(Boolean));
+  const at = (said.get("at") ?? "").split(",").map(Number);
+  state.at = at.length === 2 && at.every((v) => v >= 0 && v <= 1) ? at : [0.5, 0.5];
+  const tau = Number(said.get("tau"));
+  state.tau = tau > 0 && tau < 1 ? tau : 0.2;
+  byId("tau").value = state.tau;
+  setView(said.get("view") in VIEWS ? said.get("view") : "attention");
+  const picture = said.get("picture"), upload = picture?.startsWith("upload-") ? picture.slice(7) : null;
+  const sample = known.samples.find(({ name }) => name === picture) ?? known.samples.find(({ name }) => name === known.sample);
+  const source = upload ? { upload, file: files.get(upload) ?? null, title: files.get(upload)?.name ?? "your picture", noted: true } : { sample: sample.name, title: sample.title };
+  setSource(source);
+  await look();
+  if (missing.length) fail(new Error(`This address names a model that is not on the list: ${missing.map((id) => named(short(id))).join(", ")}. Another one is shown.`));
 }
 
 function listenForDrops() {
@@ -63,21 +98,22 @@ function listenForDrops() {
     event.preventDefault();
     root.classList.remove("over");
     const file = event.dataTransfer?.files[0];
-    if (file && here()) choose({ file });
+    if (file && here()) choose({ file, title: file.name });
   });
   addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])][0];
-    if (file && here()) choose({ file });
+    if (file && here()) choose({ file, title: file.name });
   });
 }
 
-async function choose(source) {
-  if (source.file && source.file.size > known.limits.bytes) {
-    fail(new Error(`${source.file.name} has ${number(source.file.size / 2 ** 20)} MB; at most ${known.limits.bytes / 2 ** 20} MB can be sent. Make it smaller first.`));
-    return;
-  }
+function setSource(source) {
   state.source = source;
   for (const button of byId("samples").children) button.setAttribute("aria-pressed", String(button.dataset.sample === source.sample));
+}
+
+async function choose(source) {
+  setSource(source);
+  if (source.sample) note();
   await look();
 }
 
@@ -88,18 +124,37 @@ async function look(which = [0, 1]) {
     stop.abort();
     which = [0, 1];
   }
-  const own = (stop = new AbortController()), signal = own.signal, began = performance.now();
+  const own = (stop = new AbortController()), signal = own.signal, began = performance.now(), { source } = state;
+  const name = source.sample ? source.title : named(short(source.title));
   forgive();
   byId("results").classList.add("busy");
-  byId("status").textContent = "Looking …";
+  byId("status").textContent = `Looking at ${name} …`;
   try {
+    const refused = [];
     await Promise.all(which.map(async (i) => {
       const model = state.models[i];
-      state.cards[i] = model ? await passOf(model, signal) : null;
+      if (!model) { state.cards[i] = null; return; }
+      try {
+        state.cards[i] = { ...(await passOf(model, source, signal)), slot: i, source };
+      } catch (error) {
+        if (error.name === "AbortError") throw error;
+        // what was seen before is not what was asked for now
+        state.cards[i] = { refused: error.message, model: known.models.find(({ id }) => id === model), slot: i };
+        refused.push(error);
+      }
     }));
-    byId("status").textContent = `Looked at the picture in ${((performance.now() - began) / 1000).toFixed(1)} s.`;
+    if (source.upload) files.set(source.upload, source.file);
+    byId("status").textContent = shown().length ? `Looked at ${name} in ${((performance.now() - began) / 1000).toFixed(1)} s.` : "";
     build();
-    await Promise.all(which.map((i) => state.cards[i] && curvesOf(state.cards[i], signal)));
+    if (refused.length) fail(refused[0]);
+    note(null, { complete: !source.file || source.noted });
+    source.noted = true;
+    await Promise.all(which.map(async (i) => {
+      const card = state.cards[i];
+      if (!card || card.refused) return;
+      card.curves = await card.more("curves", { signal });
+      refresh();
+    }));
   } catch (error) {
     if (stop === own) byId("status").textContent = "";
     fail(error);
@@ -111,97 +166,53 @@ async function look(which = [0, 1]) {
   }
 }
 
-async function passOf(model, signal) {
-  const { sample, file } = state.source;
-  const asked = { model, detail: state.detail, ...(sample ? { sample } : {}) };
+const shown = () => state.cards.filter((card) => card && !card.refused);
+
+async function passOf(model, source, signal) {
+  const { sample, file } = source;
+  if (file && file.size > known.limits.bytes)
+    throw new Error(`${named(short(file.name))} has ${number(file.size / 2 ** 20)} MB; at most ${known.limits.bytes / 2 ** 20} MB can be sent. Make it smaller first.`);
+  const asked = { model, detail: state.detail, ...(sample ? { sample } : !file ? { upload: source.upload } : {}) };
   const found = await ask(`/api/look?${query(asked)}`, { method: "POST", body: file ?? "", signal });
+  if (found.upload) source.upload = found.upload;
   const picture = new Image();
   picture.src = found.picture;
   await picture.decode();
-  return { ...found, image: picture, objects: {}, similar: {} };
-}
-
-async function curvesOf(card, signal) {
-  card.curves = await ask(`/api/look/${card.id}/curves`, { signal });
-  refresh();
+  const card = { ...found, image: picture, objects: {}, similar: {} };
+  let renewed = null;
+  // More about this pass. If other pages pushed it out of the server's memory meanwhile, it is made again
+  card.more = async (what, options = {}) => {
+    try {
+      return await ask(`/api/look/${found.id}/${what}`, options);
+    } catch (error) {
+      if (error.status !== 410) throw error;
+    }
+    renewed ??= passOf(model, source).then((again) => { found.id = again.id; }).finally(() => { renewed = null; });
+    await renewed;
+    return ask(`/api/look/${found.id}/${what}`, options);
+  };
+  return card;
 }
 
 function build() {
-  const cards = state.cards.filter(Boolean);
-  const depth = Math.max(1, ...cards.map((card) => card.layers));
-  const slider = byId("layer");
-  slider.max = depth;
-  if (state.layer === null) state.layer = Math.max(0, depth - 2); // the papers look at the last layer but one
-  state.layer = Math.min(state.layer, depth - 1);
-  slider.value = state.layer + 1;
-  state.head = Math.min(state.head, Math.max(0, ...cards.map((card) => card.heads)));
+  const cards = state.cards.filter(Boolean), depth = Math.max(1, ...shown().map((card) => card.layers)), slider = byId("layer");
+  if (shown().length) {
+    state.depth = depth;
+    slider.max = depth - 1;
+    state.layer ??= Math.max(0, depth - 2); // the papers look at the last layer but one
+    state.layer = Math.min(state.layer, depth - 1);
+    slider.value = state.layer;
+    state.head = Math.min(state.head, Math.max(0, ...shown().map((card) => card.heads)));
+  }
   const results = byId("results");
   results.classList.toggle("one", cards.length === 1);
-  results.replaceChildren(...cards.map(cardOf));
+  results.replaceChildren(...cards.map((card) => (card.refused ? refusalOf(card) : cardOf(card, {
+    chooseHead: (head) => { state.head = head; refresh(); note(); },
+    pick,
+    patchAt,
+  }))));
+  for (const card of shown()) offerSwitches(card, state.off[card.slot], (off) => { state.off[card.slot] = off; note(); });
   refresh();
-}
-
-function cardOf(card) {
-  const canvas = el("canvas", { tabIndex: 0, width: card.image.naturalWidth, height: card.image.naturalHeight });
-  canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-roledescription", "picture of patches");
-  canvas.addEventListener("click", (event) => {
-    const box = canvas.getBoundingClientRect();
-    pick((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
-  });
-  canvas.addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Enter: [0, 0], " ": [0, 0] }[event.key];
-    if (!move) return;
-    event.preventDefault();
-    const [rows, columns] = card.grid, patch = patchAt(card);
-    const column = Math.min(columns - 1, Math.max(0, (patch % columns) + move[0]));
-    const row = Math.min(rows - 1, Math.max(0, Math.floor(patch / columns) + move[1]));
-    pick((column + 0.5) / columns, (row + 0.5) / rows);
-  });
-  card.canvas = canvas;
-  card.caption = el("p", { class: "caption", "aria-live": "polite" });
-  card.heads_row = el("div", { class: "heads", role: "radiogroup", "aria-label": "Attention head" });
-  card.plots = el("div", { class: "plots" });
-  const [rows, columns] = card.grid;
-  return el("article", { class: "card", "aria-label": card.model.label },
-    el("h3", {}, card.model.label),
-    el("div", { class: "head-line" },
-      el("span", { class: card.model.trained ? "badge" : "badge random" }, card.model.trained ? card.model.weights : "random weights"),
-      el("small", {}, `${card.model.architecture ? `${card.model.architecture}, ` : ""}${rows} × ${columns} patches`)),
-    el("div", { class: "stage" }, canvas),
-    card.caption,
-    headsOf(card),
-    ...predictionOf(card),
-    card.plots);
-}
-
-function headsOf(card) {
-  card.head_canvases = [];
-  if (!card.attention || card.heads < 2) return card.heads_row;
-  const choose = (button) => { state.head = Number(button.dataset.head); refresh(); };
-  for (let head = 0; head <= card.heads; head++) {
-    const canvas = el("canvas", { width: card.grid[1] * 4, height: card.grid[0] * 4 });
-    const button = el("button", { type: "button", role: "radio", "aria-label": head ? `Head ${head}` : "All heads, averaged" }, canvas, head ? String(head) : "all");
-    button.dataset.head = head;
-    button.addEventListener("click", () => choose(button));
-    card.head_canvases.push(canvas);
-    card.heads_row.append(button);
-  }
-  card.mark_head = group(card.heads_row, "aria-checked", choose);
-  return card.heads_row;
-}
-
-function predictionOf(card) {
-  if (!card.prediction) return [el("h4", {}, "Its guess"), el("p", { class: "hint" }, "This model names no classes.")];
-  const rows = card.prediction.top.map(({ name, probability }) => {
-    const bar = el("span");
-    bar.style.width = `${(probability * 100).toFixed(1)}%`;
-    return el("li", {}, el("span", { class: "name", title: name }, name), el("span", { class: "bar", "aria-hidden": "true" }, bar),
-      el("span", { class: "value" }, `${(probability * 100).toFixed(1)} %`));
-  });
-  const out = [el("h4", {}, `Its guess, of ${card.prediction.classes} classes${card.model.data ? ` (${card.model.data})` : ""}`), el("ol", { class: "guesses" }, ...rows)];
-  if (!card.model.trained) out.push(el("p", { class: "warn" }, "Nothing was learned: the guess is noise, and what the maps show comes from the picture and the architecture."));
-  return out;
 }
 
 function setView(name) {
@@ -210,93 +221,56 @@ function setView(name) {
   byId("explain").textContent = EXPLAIN[name];
   byId("tau-control").hidden = name !== "objects";
   byId("map-control").hidden = name === "colours" || name === "objects";
+}
+
+function chooseView(name) {
+  setView(name);
   refresh();
+  note();
 }
 
 function pick(x, y) {
   state.at = [x, y];
   if (state.view !== "similar") setView("similar");
-  else refresh();
+  refresh();
+  note("patch");
 }
 
 const patchAt = ({ grid: [rows, columns] }) =>
   Math.min(rows - 1, Math.floor(state.at[1] * rows)) * columns + Math.min(columns - 1, Math.floor(state.at[0] * columns));
 
 // Where a model of fewer layers stands when the slider counts those of a deeper one
-function layerOf(card) {
-  const most = Number(byId("layer").max);
-  return most > 1 ? Math.round((state.layer / (most - 1)) * (card.layers - 1)) : 0;
-}
+const layerOf = (card) => (state.depth > 1 ? Math.round((state.layer / (state.depth - 1)) * (card.layers - 1)) : 0);
 
-function refresh() {
-  const cards = state.cards.filter(Boolean);
-  byId("layer-out").textContent = `${state.layer + 1} of ${byId("layer").max}`;
+let round = 0;
+async function refresh() {
+  const own = ++round, cards = shown();
+  byId("layer-out").textContent = `${state.layer ?? 0} of 0 to ${state.depth - 1}`;
   byId("strength-out").textContent = `${Math.round(state.strength * 100)} %`;
   byId("tau-out").textContent = state.tau.toFixed(2);
-  for (const card of cards) if (card.canvas) show(card).catch(fail);
+  byId("save-images").hidden = !cards.length;
+  try {
+    for (const card of cards) card.layer = layerOf(card);
+    const wanted = await Promise.all(cards.map((card) => valuesOf(card)));
+    if (own !== round) return; // something newer was chosen meanwhile
+    cards.forEach((card, i) => { card.values = wanted[i]; });
+    state.scale = scaleOf(cards, state);
+    for (const card of cards) show(card, state);
+  } catch (error) {
+    fail(error);
+  }
+  const bar = byId("scale");
+  bar.hidden = !state.scale;
+  if (state.scale) fitted(bar, (width) => colourBar(state.scale, width));
 }
 
-async function show(card) {
-  const layer = layerOf(card), view = state.view, place = `Layer ${layer + 1} of ${card.layers}`;
-  const said = (text) => {
-    card.caption.textContent = text;
-    card.canvas.setAttribute("aria-label", `${text} Arrow keys choose a patch to see its look-alikes.`);
-  };
-  plots(card, layer);
-  heads(card, layer, view);
-  if (card.blank) {
-    drawPlain(card);
-    return said("This picture has one colour: there is nothing to tell apart.");
-  }
-  if (view === "attention") {
-    if (!card.attention) { drawPlain(card); return said(card.attention_note); }
-    const head = Math.min(state.head, card.heads), peak = card.attention.peak[layer][head];
-    drawMap(card, { kind: "attention", layer, head }, state);
-    const who = head ? `head ${head}` : "average of the heads";
-    return said(`${place}, ${who}: the brightest patch gets ${number(peak, 2)} times an even share${card.query === "class token" ? "" : ` (asked by the ${card.query})`}.`);
-  }
-  if (view === "colours") {
-    drawMap(card, { kind: "colours", layer }, state);
-    return said(`${place}: three directions hold ${Math.round(card.colours.explained[layer] * 100)} % of how its patches differ.`);
-  }
-  const ask_for = view === "objects" ? `${layer}/${state.tau}` : `${layer}/${patchAt(card)}`;
-  const values = view === "objects" ? { layer, tau: state.tau } : { layer, patch: patchAt(card) };
-  card.wanted = `${view}/${ask_for}`;
-  card[view][ask_for] ??= ask(`/api/look/${card.id}/${view}?${query(values)}`).catch((error) => { delete card[view][ask_for]; throw error; });
-  const found = await card[view][ask_for];
-  if (card.wanted !== `${view}/${ask_for}` || state.view !== view) return; // something newer was chosen meanwhile
-  if (view === "objects") {
-    drawMap(card, { kind: "objects", labels: found.labels }, state);
-    const areas = found.areas.map((area) => `${Math.round(area * 100)} %`).join(", ");
-    return said(`${place}: ${found.areas.length ? `${found.areas.length} group${found.areas.length > 1 ? "s" : ""}, ${areas} of the picture` : "no group stands apart"}.`);
-  }
-  const patch = patchAt(card), columns = card.grid[1];
-  drawMap(card, { kind: "similar", values: found.values, patch }, state);
-  const others = found.values.filter((_, i) => i !== patch);
-  said(`${place}, patch in row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}: its nearest has similarity ${number(Math.max(...others), 2)}, its farthest ${number(Math.min(...others), 2)}.`);
+// What a view needs that is not in the pass itself
+async function valuesOf(card) {
+  if (card.blank || (state.view !== "objects" && state.view !== "similar")) return null;
+  const { layer } = card, patch = patchAt(card);
+  const key = state.view === "objects" ? `${layer}/${state.tau}` : `${layer}/${patch}`;
+  const asked = state.view === "objects" ? { layer, tau: state.tau } : { layer, patch }, kept = card[state.view];
+  kept[key] ??= card.more(`${state.view}?${query(asked)}`).catch((error) => { delete kept[key]; throw error; });
+  return { ...(await kept[key]), patch };
 }
 
-function heads(card, layer, view) {
-  card.heads_row.hidden = view !== "attention" || card.blank;
-  if (card.heads_row.hidden || !card.head_canvases.length) return;
-  card.head_canvases.forEach((canvas, head) => drawHead(canvas, card, layer, head, state.map));
-  card.mark_head(card.heads_row.children[Math.min(state.head, card.heads)]);
-}
-
-function plots(card, layer) {
-  const box = card.plots, found = card.curves;
-  if (!found) { box.replaceChildren(el("p", { class: "hint" }, "Measuring its layers …")); return; }
-  if (!found.model) { box.replaceChildren(el("h4", {}, "What each layer does"), el("p", { class: "hint" }, found.note)); return; }
-  const lines = (name) => [
-    ...(found.untrained ? [{ values: found.untrained[name], colour: "var(--guide)", dash: "4 4", name: "the same model untrained", dots: false }] : []),
-    { values: found.model[name], colour: "var(--a)", name: "this model" },
-  ];
-  const plot = (title, name) => el("div", {}, el("h4", {}, title), chart(lines(name), { label: `${title}, by layer`, now: layer, zero: true }));
-  box.replaceChildren(
-    el("div", { class: "pair" },
-      plot("Description length in the heads' subspaces", "subspace_rate"),
-      plot("Share of non-zero entries", "nonzero")),
-    found.untrained ? el("ul", { class: "legend" }, key("this model", "var(--a)"), key("the same, untrained", "var(--guide)", "4 4")) : "",
-    el("details", {}, el("summary", {}, "What do these curves say?"),
-      el("p", { class: "explain" }, "Left: the coding rate R^c, in nats: how much it takes to describe the patches when each head sees them through its own subspace. CRATE's attention is built to lower it: falling means compressing. Right: how many entries of the patches' descriptions are not zero after the layer. CRATE's second half is built to make them sparse; in an ordinary transformer all are non-zero. Only what goes beyond the untrained model was learned.")));
-}

@@ -1,4 +1,4 @@
-// What the tabs share: elements, requests, colours, charts, keyboard groups.
+// What the tabs share: elements, requests, words, colours, keyboard groups.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -31,7 +31,7 @@ export async function ask(path, options = {}) {
     throw new Error("The explorer does not answer. Is `unrolled explore` still running?");
   }
   const found = await answer.json().catch(() => ({ error: `The explorer answered with status ${answer.status}.` }));
-  if (!answer.ok) throw new Error(found.error);
+  if (!answer.ok) throw Object.assign(new Error(found.error), { status: answer.status });
   return found;
 }
 
@@ -47,6 +47,7 @@ export function fail(error) {
 export const forgive = () => { byId("error").hidden = true; };
 
 export const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+export const words = (text) => new Uint16Array(bytes(text).buffer);
 
 const STOPS = {
   viridis: ["440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"],
@@ -72,6 +73,24 @@ export function number(value, digits = 3) {
   return String(Number(value.toPrecision(digits)));
 }
 
+// Cosines with as many digits as tell the nearest from 1: where all are nearly 1, "1.000" says nothing
+export function cosines(values) {
+  const gaps = values.filter((v) => v !== null && v < 1 - 1e-9).map((v) => 1 - v);
+  const digits = gaps.length ? Math.min(8, Math.max(2, Math.ceil(-Math.log10(Math.min(...gaps))) + 1)) : 2;
+  return values.map((v) => (v === null ? "–" : v > 1 - 1e-9 ? "1" : v.toFixed(digits)));
+}
+
+// A name that is not ours, within a sentence: no mark in it turns the direction of what stands around it, and none is unseen
+export const named = (text) => `\u2068${printable(text)}\u2069`;
+export function printable(text) {
+  return String(text).replace(/(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
+}
+// Its beginning and its end, where it is long
+export function short(text, most = 60) {
+  const letters = [...printable(text)];
+  return letters.length <= most ? letters.join("") : `${letters.slice(0, most - 16).join("")}…${letters.slice(-15).join("")}`;
+}
+
 // Options under the headings of their groups
 export function fillModels(select, models, chosen, none = null) {
   select.replaceChildren();
@@ -79,7 +98,7 @@ export function fillModels(select, models, chosen, none = null) {
   const groups = new Map();
   for (const model of models) {
     if (!groups.has(model.group)) groups.set(model.group, el("optgroup", { label: model.group }));
-    groups.get(model.group).append(el("option", { value: model.id }, model.label));
+    groups.get(model.group).append(el("option", { value: model.id }, short(model.label)));
   }
   select.append(...groups.values());
   select.value = chosen ?? "";
@@ -106,46 +125,6 @@ export function group(container, attribute, choose, keys = ["ArrowRight", "Arrow
       button.tabIndex = button === on ? 0 : -1;
     }
   };
-}
-
-// Lines over layers. lines: [{values, colour, dash, width, name}]; y from the values, or from 0
-export function chart(lines, { label, now = null, zero = false, width = 320, height = 150, from = 1, x = "layer" }) {
-  const known = lines.flatMap((line) => line.values).filter(Number.isFinite);
-  let low = Math.min(...known), high = Math.max(...known);
-  if (zero) low = Math.min(0, low);
-  if (high - low < 1e-12) { high += 0.5; low -= 0.5; }
-  const count = Math.max(...lines.map((line) => line.values.length));
-  const left = 44, right = 10, top = 10, bottom = 24;
-  const px = (i) => left + (width - left - right) * (count > 1 ? i / (count - 1) : 0.5);
-  const py = (v) => top + (height - top - bottom) * (1 - (v - low) / (high - low));
-  const said = lines.map((line) => `${line.name}: ${line.values.map((v) => number(v)).join(", ")}`).join("; ");
-  const out = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${label}. ${said}` });
-  for (const value of [low, (low + high) / 2, high]) {
-    out.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: py(value), y2: py(value) }));
-    const text = svg("text", { x: left - 6, y: py(value) + 4, "text-anchor": "end" });
-    text.textContent = number(value);
-    out.append(text);
-  }
-  const step = Math.max(1, Math.ceil(count / (width / 34)));
-  for (let i = 0; i < count; i += step) {
-    const text = svg("text", { x: px(i), y: height - 6, "text-anchor": "middle" });
-    text.textContent = i === 0 && from === 1 ? `${x} 1` : String(i + from);
-    out.append(text);
-  }
-  if (now !== null) out.append(svg("line", { class: "now", x1: px(now), x2: px(now), y1: top - 4, y2: height - bottom }));
-  for (const line of lines) {
-    const path = line.values.map((v, i) => `${i ? "L" : "M"}${px(i).toFixed(1)} ${py(v).toFixed(1)}`).join("");
-    const look = `stroke:${line.colour};stroke-width:${line.width ?? 2};fill:none`;
-    const drawn = svg("path", { d: path, "stroke-dasharray": line.dash ?? null });
-    drawn.style.cssText = look;
-    out.append(drawn);
-    if (now !== null && line.values.length > now && line.dots !== false) {
-      const dot = svg("circle", { cx: px(now), cy: py(line.values[now]), r: 4 });
-      dot.style.fill = line.colour;
-      out.append(dot);
-    }
-  }
-  return out;
 }
 
 // A short line as a legend's key

@@ -5,8 +5,8 @@ from __future__ import annotations
 from unrolled.instruments.causal import scores
 from unrolled.instruments.causal.attending import Attending, marked
 from unrolled.instruments.causal.effects import Effect, Effects
-from unrolled.instruments.causal.kept import Kept
 from unrolled.instruments.causal.paths import attribution, logit_lens, path_patching
+from unrolled.instruments.causal.store import ScoreStore
 from unrolled.instruments.causal.sweeps import Score, ablate, patching
 from unrolled.instruments.causal.terms import Removed, removed
 
@@ -14,9 +14,9 @@ __all__ = [
     "Attending",
     "Effect",
     "Effects",
-    "Kept",
     "Removed",
     "Score",
+    "ScoreStore",
     "ablate",
     "attribution",
     "logit_lens",

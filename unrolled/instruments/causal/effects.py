@@ -143,10 +143,10 @@ class Effects(Tabular, Sequence[Effect]):
             (r"(.*block\d+)/subspace(\d+)", "subspace"),
             (r"(.*)@(-?\d+)", "position"),
         ):
-            found = [re.fullmatch(pattern, row.name) for row in self.rows]
-            if not all(found):
+            matches = [re.fullmatch(pattern, row.name) for row in self.rows]
+            if not all(matches):
                 continue
-            places = [(match[1], int(match[2])) for match in found if match]
+            places = [(match[1], int(match[2])) for match in matches if match]
             lines = list(dict.fromkeys(line for line, _ in places))
             columns = sorted({column for _, column in places}, key=lambda at: (at < 0, at))
             values = np.full((len(lines), len(columns)), np.nan)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import find_stacks, unwrap
 from unrolled.instruments.causal.effects import Effects
-from unrolled.instruments.causal.kept import Kept
 from unrolled.instruments.causal.spots import HALVES, Positions, at_positions, order, spots_of
+from unrolled.instruments.causal.store import ScoreStore
 from unrolled.instruments.causal.sweeps import (
     CLEAN,
     PLAIN,
@@ -27,8 +27,8 @@ from unrolled.instruments.causal.sweeps import (
 )
 from unrolled.instruments.editing import Change, Edit, places_of
 from unrolled.instruments.edits import patch
-from unrolled.instruments.readouts.probes import evaluating
 from unrolled.instruments.trace import trace
+from unrolled.modes import evaluating
 
 
 def attribution(
@@ -72,8 +72,8 @@ def attribution(
                 raise ValueError("score: has no gradient; take one that is smooth, such as a logit or a probability")
             wholes = list(here.whole.values())
             slopes = torch.autograd.grad(values.sum(), wholes, allow_unused=True)
-            found = [torch.zeros_like(x) if g is None else g for g, x in zip(slopes, wholes, strict=True)]
-            gradients = PlaceValues(known, dict(zip(here.whole, found, strict=True)))
+            filled = [torch.zeros_like(x) if g is None else g for g, x in zip(slopes, wholes, strict=True)]
+            gradients = PlaceValues(known, dict(zip(here.whole, filled, strict=True)))
             spots = at_positions(wide, positions, wholes[0].shape[1] if positions is not None else 0)
             for spot in spots:
                 moved = spot.of(source[spot.place] - here[spot.place].detach())
@@ -96,7 +96,7 @@ def path_patching(
     *,
     together: bool = False,
     seed: int = 0,
-    kept: Kept | None = None,
+    store: ScoreStore | None = None,
 ) -> Effects:
     """What `sender` does to the score through each receiver alone.
 
@@ -104,7 +104,7 @@ def path_patching(
     receiver, stays as it was; what the receiver then is, is patched into a run of its own.
 
     Args:
-        model, batches, score, seed, kept: as in `patching`.
+        model, batches, score, seed, store: as in `patching`.
         sender: a place, such as a head.
         receivers: places behind it; of patterns with wildcards those that are.
         together: all receivers at once, as one row.
@@ -129,7 +129,7 @@ def path_patching(
     named = {" + ".join(group): group for group in groups}
     halves = [n for n in known if re.fullmatch(r".*block\d+/(attn|cross|mlp|ista)", n)]
     frozen = [n for n in halves if not _same_half(n, start.place)]
-    scores = Scores(model, Kept() if kept is None else kept)
+    scores = Scores(model, ScoreStore() if store is None else store)
     with torch.no_grad(), evaluating(model):
         for clean, corrupted, targets in batches:
             if scores.has(clean, corrupted, targets, [PLAIN, CLEAN, *named]):

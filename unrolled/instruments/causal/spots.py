@@ -39,10 +39,10 @@ class Spot:
 
     def change(self, change: Change) -> Change:
         """`change` at this spot."""
-        found = bound(change, self.place)
+        changed = bound(change, self.place)
         if self.basis is not None:
-            found = within(found, self.basis)
-        return found if self.position is None else at(found, self.position)
+            changed = within(changed, self.basis)
+        return changed if self.position is None else at(changed, self.position)
 
     def of(self, value: Tensor) -> Tensor:
         """What of a difference at the place is of this spot."""
@@ -58,22 +58,22 @@ def spots_of(model: nn.Module, known: Places, places: str | Sequence[str]) -> li
         ValueError: a pattern matches nothing, but for one of `HALVES`; the nearest names are given.
     """
     patterns = [places] if isinstance(places, str) else list(places)
-    found = {name: Spot(name, name) for name in known if _matches(name, patterns)}
+    spots = {name: Spot(name, name) for name in known if _matches(name, patterns)}
     if any("subspace" in pattern for pattern in patterns):
         for spot in _subspaces(model):
             if _matches(spot.name, patterns):
-                found[spot.name] = spot
+                spots[spot.name] = spot
     for pattern in patterns or [""]:
-        missing = not any(fnmatchcase(name, pattern) for name in found)
-        if missing and not (found and tuple(patterns) == HALVES):  # models have one kind of second half or the other
+        missing = not any(fnmatchcase(name, pattern) for name in spots)
+        if missing and not (spots and tuple(patterns) == HALVES):  # models have one kind of second half or the other
             if "subspace" in pattern:
                 raise ValueError(f"places: {pattern!r} matches no subspace; they are called block00/subspace0")
             try:  # a module's path, or says what is near
                 paths = Edit(model, {pattern: zero}, places=known).names
             except ValueError as error:
                 raise ValueError(f"places: {str(error).removeprefix('edits: ')}") from None
-            found |= {name: Spot(name, name) for name in paths}
-    return sorted(found.values(), key=lambda spot: order(spot.name))
+            spots |= {name: Spot(name, name) for name in paths}
+    return sorted(spots.values(), key=lambda spot: order(spot.name))
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

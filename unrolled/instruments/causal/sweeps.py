@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.causal.effects import Effects
-from unrolled.instruments.causal.kept import Kept
 from unrolled.instruments.causal.prefix import Prefix
 from unrolled.instruments.causal.spots import HALVES, Positions, Spot, at_positions, spots_of
+from unrolled.instruments.causal.store import ScoreStore
 from unrolled.instruments.editing import Change, Edit, Places, places_of
 from unrolled.instruments.edits import bound, patch, zero
 from unrolled.instruments.features.extraction import tensors_checksum, weights_checksum
-from unrolled.instruments.readouts.probes import evaluating
+from unrolled.modes import evaluating
 
 Score = Callable[[Any, Any], Tensor]
 """(what the model returns, the targets of the batch) -> one number a sample, [b]."""
@@ -37,7 +37,7 @@ def ablate(
     control: bool = True,
     seed: int = 0,
     reuse: bool = True,
-    kept: Kept | None = None,
+    store: ScoreStore | None = None,
 ) -> Effects:
     """Change places one at a time and see what that does to a score.
 
@@ -55,13 +55,13 @@ def ablate(
         control: also change every place in a random direction, by as much at every token.
         seed: of the random directions and of the bootstrap.
         reuse: keep what comes before a place; False computes everything every time.
-        kept: where scores are kept as they are found, so that a sweep that was stopped goes on.
+        store: where scores are kept as they are found, so that a sweep that was stopped goes on.
 
     Raises:
         ValueError: no batch, a score that is not one number a sample, no such position, and what `unrolled.edit`
             refuses.
     """
-    sweep = _Sweep(model, score, places, positions, control, seed, reuse, kept)
+    sweep = _Sweep(model, score, places, positions, control, seed, reuse, store)
     with torch.no_grad(), evaluating(model):
         for inputs, targets in batches:
             sweep.add(inputs, targets, change)
@@ -78,13 +78,13 @@ def patching(
     control: bool = True,
     seed: int = 0,
     reuse: bool = True,
-    kept: Kept | None = None,
+    store: ScoreStore | None = None,
 ) -> Effects:
     """Activation patching: bring what the clean run has in a place into the corrupted run, one place at a time.
 
     Args:
         batches: of (clean inputs, corrupted inputs of the same shape, targets).
-        model, score, places, positions, control, seed, reuse, kept: as in `ablate`. The control moves the place as far
+        model, score, places, positions, control, seed, reuse, store: as in `ablate`. The control moves the place as far
             as the patch does at every token, in a random direction.
 
     Returns:
@@ -93,7 +93,7 @@ def patching(
     Raises:
         ValueError: as `ablate`; inputs of two shapes.
     """
-    sweep = _Sweep(model, score, places, positions, control, seed, reuse, kept)
+    sweep = _Sweep(model, score, places, positions, control, seed, reuse, store)
     with torch.no_grad(), evaluating(model):
         for clean, corrupted, targets in batches:
             sweep.add(corrupted, targets, None, clean=clean)
@@ -105,31 +105,31 @@ class Scores:
 
     Args:
         model: which they are of.
-        kept: where they are.
+        store: where they are.
     """
 
-    def __init__(self, model: nn.Module, kept: Kept) -> None:
-        self._model, self._kept = model, kept
+    def __init__(self, model: nn.Module, store: ScoreStore) -> None:
+        self._model, self._store = model, store
         self.batch = -1
         """Number of the batch that is looked at."""
 
     def has(self, inputs: Any, others: Any, targets: Any, names: Iterable[str], random: Iterable[str] = ()) -> bool:
         """Go to the next batch, which is checked to be the one it was; whether all of its scores are known."""
         self.batch += 1
-        self._kept.check(self.batch, lambda: tensors_checksum(_tensors((self._weights, inputs, others, targets))))
+        self._store.check(self.batch, lambda: tensors_checksum(_tensors((self._weights, inputs, others, targets))))
         return all(self.known(name) for name in names) and all(self.known(name, True) for name in random)
 
     def known(self, name: str, random: bool = False) -> bool:
         """Whether the scores of a place are known for this batch."""
-        return self._kept.has(self.batch, name, random)
+        return self._store.has(self.batch, name, random)
 
     def add(self, name: str, values: np.ndarray, random: bool = False) -> None:
         """Keep the scores of a place for this batch."""
-        self._kept.add(self.batch, name, random, values)
+        self._store.add(self.batch, name, random, values)
 
     def count(self) -> int:
         """How many samples this batch has."""
-        return len(self._kept.get(self.batch, PLAIN))
+        return len(self._store.get(self.batch, PLAIN))
 
     def column(self, name: str, random: bool = False) -> np.ndarray:
         """The scores of a place for all samples.
@@ -139,7 +139,7 @@ class Scores:
         """
         if self.batch < 0:
             raise ValueError("batches: holds none; give at least one")
-        return np.concatenate([self._kept.get(number, name, random) for number in range(self.batch + 1)])
+        return np.concatenate([self._store.get(number, name, random) for number in range(self.batch + 1)])
 
     @cached_property
     def _weights(self) -> str:
@@ -151,11 +151,11 @@ class _Sweep:
 
     def __init__(
         self, model: nn.Module, score: Score, places: str | Sequence[str], positions: Positions, control: bool,
-        seed: int, reuse: bool, kept: Kept | None,
+        seed: int, reuse: bool, store: ScoreStore | None,
     ) -> None:  # fmt: skip
         self._model, self._score, self._positions = model, score, positions
         self._control, self._seed, self._reuse = control, seed, reuse
-        self._scores = Scores(model, Kept() if kept is None else kept)
+        self._scores = Scores(model, ScoreStore() if store is None else store)
         self._places = places_of(model)
         self._wide = spots_of(model, self._places, places)
         self._spots: list[Spot] = self._wide if positions is None else []
@@ -213,20 +213,20 @@ class _Sweep:
 @contextmanager
 def _counted(model: nn.Module, known: Places, positions: Positions) -> Iterator[list[int]]:
     """How many tokens enter the blocks, in a list, where positions are asked for."""
-    found: list[int] = []
+    counts: list[int] = []
     if positions is None:
-        yield found
+        yield counts
         return
     place = next((name for name in known if name.endswith("embed")), None)
     if place is None:
         raise ValueError("positions: this model has no stack of blocks that tokens enter")
 
     def count(x: Tensor) -> Tensor:
-        found.append(x.shape[1])
+        counts.append(x.shape[1])
         return x
 
     with Edit(model, {place: count}, places=known):
-        yield found
+        yield counts
 
 
 def values_at(
@@ -234,13 +234,13 @@ def values_at(
 ) -> tuple[Any, PlaceValues]:
     """What the model returns, and what it has in places of `unrolled.edit`; as leaves or nodes of a graph."""
     targets = {id(known[place][0]): known[place][0] for place in places}
-    found: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
 
     def reading(key: int) -> Change:
         def read(x: Tensor) -> Tensor:
             if leaves:
                 x = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
-            found[key] = x
+            values[key] = x
             return x
 
         return read
@@ -248,7 +248,7 @@ def values_at(
     whole: Places = {str(key): (target, None) for key, target in targets.items()}
     with Edit(model, {str(key): reading(key) for key in targets}, places=whole):
         out = call(model, inputs)
-    return out, PlaceValues(known, found)
+    return out, PlaceValues(known, values)
 
 
 class PlaceValues(Mapping[str, Tensor]):
@@ -305,10 +305,10 @@ def as_scores(values: Any) -> np.ndarray:
     Raises:
         ValueError: it is not one number a sample.
     """
-    found = torch.as_tensor(values).detach().double().cpu()
-    if found.dim() != 1:
-        raise ValueError(f"score: must return one number a sample, [b], not {list(found.shape)}")
-    return np.asarray(found.numpy())
+    scores = torch.as_tensor(values).detach().double().cpu()
+    if scores.dim() != 1:
+        raise ValueError(f"score: must return one number a sample, [b], not {list(scores.shape)}")
+    return np.asarray(scores.numpy())
 
 
 @dataclass(frozen=True)

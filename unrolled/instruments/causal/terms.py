@@ -102,8 +102,10 @@ def removed(model: nn.Module, image: Tensor, explanation: Explanation, *, seed: 
     )
 
 
-def parted(found: Removed) -> list[tuple[int, int, float, float]]:
+def parted(removed: Removed) -> list[tuple[int, int, float, float]]:
     """Heads (layer, head, term, lost) in the order of how far term and loss are apart, the farthest first."""
-    heads = np.flatnonzero(found.of_heads())
-    order = heads[np.argsort(-np.abs(found.term[heads] - found.lost[heads]), kind="stable")]
-    return [(found.layer[i], int(found.head[i] or 0), float(found.term[i]), float(found.lost[i])) for i in order]
+    heads = np.flatnonzero(removed.of_heads())
+    order = heads[np.argsort(-np.abs(removed.term[heads] - removed.lost[heads]), kind="stable")]
+    return [
+        (removed.layer[i], int(removed.head[i] or 0), float(removed.term[i]), float(removed.lost[i])) for i in order
+    ]

@@ -21,8 +21,8 @@ from unrolled.checksums import file_digest, is_whole, sealed
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.anatomy import unwrap
 from unrolled.instruments.features.pooling import Pooling, as_tokens, get_pooling, prefix_tokens
-from unrolled.instruments.readouts.probes import evaluating
 from unrolled.instruments.trace import trace
+from unrolled.modes import evaluating
 from unrolled.ops.rows import as_floats
 from unrolled.precision import note_if_slow
 from unrolled.reading import read_json
@@ -297,7 +297,7 @@ def extract(
             return FeatureSet.load(Path(cache) / key[:32])
     count, has_class = prefix_tokens(unwrap(model), prefix)
     source: Iterable[Any] = images.split(batch_size) if isinstance(images, Tensor) else images
-    kept: dict[str, list[Tensor]] = {layer: [] for layer in chosen}
+    pooled: dict[str, list[Tensor]] = {layer: [] for layer in chosen}
     details: dict[str, list[Tensor]] = {"indices": [], "labels": []}
     skipped: list[str] = []
     current: dict[str, Any] = {}
@@ -326,14 +326,14 @@ def extract(
                 values = recorded.get(layer, [])
                 if len(values) != 1:
                     raise ValueError(f"layers: {layer} ran {len(values)} times in a forward pass; leave it out")
-                kept[layer].append(values[0])
+                pooled[layer].append(values[0])
             recorded.clear()
             for about, values in details.items():
                 if isinstance(value := getattr(batch, about, None), Tensor):  # a tensor's `indices` is a method
                     values.append(value.cpu())
-    if not kept[chosen[0]]:
+    if not pooled[chosen[0]]:
         raise ValueError("images: there is not one sample")
-    features = {layer: torch.cat(kept.pop(layer)) for layer in chosen}
+    features = {layer: torch.cat(pooled.pop(layer)) for layer in chosen}
     for layer, value in features.items():
         check_finite(value, layer, "use another precision, or look at these samples")
     result = FeatureSet(

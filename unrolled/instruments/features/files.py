@@ -1,19 +1,31 @@
-"""Features in files, whoever made them: folders of `unrolled extract`, `.npy` and `.safetensors`."""
+"""Features in files, whoever made them: folders of `unrolled extract`, `.npy`, `.npz`, `.safetensors` and `.pt`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unrolled.arrays import read_npy
+from unrolled.arrays import read_npy, read_npz
+from unrolled.ops.rows import as_floats
+from unrolled.tensors import read_tensors
 
 _MAPPED = 2**30
-ARRAY_SUFFIXES = (".npy", ".safetensors")
+_OTHERS = {  # of files that are refused: how their numbers come into an array
+    ".parquet": "pandas.read_parquet({}).to_numpy()",
+    ".feather": "pandas.read_feather({}).to_numpy()",
+    ".csv": 'numpy.loadtxt({}, delimiter=",")',
+    ".h5": "h5py.File({})[NAME][:]",
+    ".hdf5": "h5py.File({})[NAME][:]",
+    ".mat": "scipy.io.loadmat({})[NAME]",
+    ".pkl": "features",
+    ".pickle": "features",
+}
+ARRAY_SUFFIXES = (".npy", ".npz", ".pt", ".safetensors", *_OTHERS)
 
 
 def is_feature_file(path: str | Path) -> bool:
@@ -28,14 +40,14 @@ def read_features(path: str | Path) -> Mapping[str, Tensor | np.ndarray]:
     """Layers by name, [n, d] each. A `.npy` file [n, d] of a GiB or more is mapped, not read.
 
     Args:
-        path: a folder of `unrolled extract`, a `.npy` file [n, d] or [n, layers, d], or a `.safetensors` file with one
-            [n, d] a layer.
+        path: a folder of `unrolled extract`, a `.npy` file [n, d] or [n, layers, d], a `.npz` or `.safetensors` file
+            with one [n, d] a layer, or a `.pt` file of a tensor or of tensors by name.
 
     Raises:
         MissingData: there is no such file.
         CorruptFile: it is truncated or not what its name says.
         UnsafeFile: reading it would unpickle objects.
-        ValueError: its arrays are not features.
+        ValueError: its arrays are not features; or a file of another kind, with the line of code that saves it anew.
     """
     from unrolled.errors import MissingData
     from unrolled.instruments.features.extraction import FeatureSet
@@ -45,7 +57,17 @@ def read_features(path: str | Path) -> Mapping[str, Tensor | np.ndarray]:
         return FeatureSet.load(path)
     if not path.is_file():
         raise MissingData(f"{path}: there is no such file")
-    return _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
+    if path.suffix in _OTHERS:
+        array = _OTHERS[path.suffix].format(repr(path.name))
+        raise ValueError(
+            f"{path}: {path.suffix} files are not read; save the numbers [n, d] by "
+            f"numpy.save({path.with_suffix('.npy').name!r}, {array}) and give that file"
+        )
+    if path.suffix == ".npy":
+        return _read_npy(path)
+    if path.suffix == ".npz":
+        return _layers(path, {name: as_floats(array, f"{path}: {name}") for name, array in read_npz(path).items()})
+    return _layers(path, read_tensors(path))
 
 
 def features_digest(path: str | Path) -> str:
@@ -101,23 +123,28 @@ def _read_npy(path: Path) -> Mapping[str, Tensor | np.ndarray]:
         raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}")
     if large and array.ndim == 2 and array.dtype.kind == "f":
         return {path.stem: array}
-    values = torch.from_numpy(array.astype(np.float64 if array.dtype == np.float64 else np.float32))
-    if values.dim() == 2:
-        return {path.stem: values}
-    return {f"layer{i:02d}": values[:, i] for i in range(values.shape[1])}
+    return _layers(path, torch.from_numpy(array.astype(np.float64 if array.dtype == np.float64 else np.float32)))
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from unrolled.errors import CorruptFile
-
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptFile(f"{path} is truncated or not a .safetensors file: {error}") from error
-    wrong = {name: list(value.shape) for name, value in arrays.items() if value.dim() != 2}
-    if wrong or not arrays:
-        raise ValueError(f"{path}: every tensor must be the features [n, d] of one layer, not {wrong or 'empty'}")
-    return arrays
+def _layers(path: Path, content: Any) -> Mapping[str, Tensor]:
+    """Layers by name of what a file holds: tensors [n, d] by name, or one [n, d] or [n, layers, d]."""
+    if isinstance(content, Mapping) and len(content) == 1 and getattr(next(iter(content.values())), "ndim", 0) == 3:
+        content = next(iter(content.values()))
+    if isinstance(content, Tensor):
+        content = {path.stem: content} if content.dim() != 3 else dict(enumerate(content.unbind(1)))
+    elif isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: needs a tensor, or tensors by name, not {type(content).__name__}")
+    wrong = {
+        str(name): list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        for name, value in content.items()
+        if not isinstance(value, Tensor) or value.dim() != 2
+    }
+    if wrong or not content:
+        shown = ", ".join(f"{name} {shape}" for name, shape in list(wrong.items())[:5]) or "nothing"
+        raise ValueError(f"{path}: every tensor must be the features [n, d] of one layer; there is {shown}")
+    return {
+        f"layer{name:02d}" if isinstance(name, int) else str(name): as_floats(value, f"{path}: {name}")
+        for name, value in content.items()
+    }

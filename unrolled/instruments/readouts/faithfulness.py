@@ -18,25 +18,25 @@ Row = dict[str, Any]
 
 
 @torch.no_grad()
-def logits_without(model: nn.Module, image: Tensor, removed: Tensor, found: Explanation) -> Tensor:
+def logits_without(model: nn.Module, image: Tensor, removed: Tensor, explanation: Explanation) -> Tensor:
     """The explained logit when patches become the mean colour, and the network runs again.
 
     Args:
         model: a classifier.
         image: normalised, `[1, c, h, w]`; 0 is the mean colour.
         removed: boolean `[k, n]`, k sets of patches.
-        found: the explanation, for its grid, target and `against`.
+        explanation: of the logit, for its grid, target and `against`.
 
     Returns:
         float64 `[k]` on the CPU.
     """
     weight = next(model.parameters())
-    rows, columns = found.grid
+    rows, columns = explanation.grid
     mask = removed.view(-1, 1, rows, columns)
     mask = mask.repeat_interleave(image.shape[2] // rows, 2).repeat_interleave(image.shape[3] // columns, 3)
     out = model(image.masked_fill(mask, 0.0).to(weight))
     logits = (out if isinstance(out, Tensor) else out.logits).double().cpu()
-    return logits[:, found.target] - (logits[:, found.against] if found.against is not None else 0)
+    return logits[:, explanation.target] - (logits[:, explanation.against] if explanation.against is not None else 0)
 
 
 def faithfulness(

@@ -26,7 +26,7 @@ class BoundaryCounts(Brief):
     matched: NDArray[np.int64]
     """Predicted boundary pixels that some annotator drew."""
     predicted: NDArray[np.int64]
-    found: NDArray[np.int64]
+    recalled: NDArray[np.int64]
     """Annotated pixels that were predicted, summed over annotators."""
     annotated: NDArray[np.int64]
 
@@ -92,12 +92,12 @@ def boundary_counts(
         drawn = predicted.astype(np.float64) >= threshold
         size = int(drawn.sum())
         if last is None or last[0] != size:  # equal sizes are equal sets: cuts of one map are nested
-            hit, found = np.zeros_like(drawn), 0
+            hit, count = np.zeros_like(drawn), 0
             for truth in truths:
                 ours, theirs = match(drawn, truth, reach)
                 hit |= ours
-                found += int(theirs.sum())
-            last = size, np.array([hit.sum(), size, found, annotated])
+                count += int(theirs.sum())
+            last = size, np.array([hit.sum(), size, count, annotated])
         counts[:, index] = last[1]
     return BoundaryCounts(np.asarray(thresholds, np.float64), *counts)
 
@@ -117,7 +117,7 @@ def boundary_f(counts: Iterable[BoundaryCounts]) -> dict[str, float]:
         raise ValueError("counts: is empty")
     if any(not np.array_equal(item.thresholds, items[0].thresholds) for item in items):
         raise ValueError("counts: images were counted at different thresholds")
-    table = np.array([[c.matched, c.predicted, c.found, c.annotated] for c in items], np.float64)
+    table = np.array([[c.matched, c.predicted, c.recalled, c.annotated] for c in items], np.float64)
     precision, recall, f = _scores(table.sum(0))
     best = int(np.nanargmax(f)) if not np.isnan(f).all() else 0
     each = np.array([_scores(row)[2] for row in table])
@@ -145,7 +145,7 @@ def boundary_interval(
         raise ValueError(f"level={level}: must lie between 0 and 1")
     best = boundary_f(items)["ods_threshold"]
     chosen = int(np.argmin(np.abs(items[0].thresholds - best)))
-    table = np.array([[c.matched, c.predicted, c.found, c.annotated] for c in items], np.float64)[..., chosen]
+    table = np.array([[c.matched, c.predicted, c.recalled, c.annotated] for c in items], np.float64)[..., chosen]
     index = np.random.default_rng(seed).integers(len(table), size=(draws, len(table)))
     low, high = np.nanquantile(_scores(table[index].sum(1).T)[2], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -153,10 +153,10 @@ def boundary_interval(
 
 def _scores(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Precision, recall and F `[thresholds]` of counts `[4, thresholds]`; drawing nothing has F 0."""
-    matched, predicted, found, annotated = table
+    matched, predicted, recalled, annotated = table
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(predicted > 0, matched / predicted, np.nan)
-        recall = np.where(annotated > 0, found / annotated, np.nan)
+        recall = np.where(annotated > 0, recalled / annotated, np.nan)
         f = 2 * precision * recall / (precision + recall)
     f = np.where((precision == 0) | (recall == 0) | ((predicted == 0) & (annotated > 0)), 0.0, f)
     return precision, recall, f

@@ -83,7 +83,7 @@ class ObjectScorer:
         self._confidence = confidence
         self._images: list[dict[str, Any]] = []
         self._truths: list[dict[str, Any]] = []
-        self._found: list[dict[str, Any]] = []
+        self._predictions: list[dict[str, Any]] = []
 
     def add(
         self, masks: Tensor, instances: Tensor, *, crowd: Sequence[bool] | None = None, scores: Tensor | None = None
@@ -105,7 +105,9 @@ class ObjectScorer:
             if bool(mask.any()):
                 fields = {"id": len(self._truths) + 1, "iscrowd": int(flag), "ignore": 0}
                 self._truths.append(_record(mask, number) | fields)
-        self._found += [_record(m, number) | {"score": s} for m, s in zip(masks, sure, strict=True) if bool(m.any())]
+        self._predictions += [
+            _record(m, number) | {"score": s} for m, s in zip(masks, sure, strict=True) if bool(m.any())
+        ]
 
     def result(
         self, *, kinds: Sequence[Literal["bbox", "segm"]] = ("bbox", "segm"), draws: int = 0, seed: int = 0
@@ -120,15 +122,15 @@ class ObjectScorer:
         """
         instances = sum(not truth["iscrowd"] for truth in self._truths)
         rule = CONFIDENCE[self._confidence] if self._confidence else "scores given by the caller"
-        out: dict[str, Any] = {"confidence": rule, "images": len(self._images), "predicted": len(self._found)}
+        out: dict[str, Any] = {"confidence": rule, "images": len(self._images), "predicted": len(self._predictions)}
         out["instances"] = instances
         for kind in kinds:
             if not instances:
                 out[kind] = dict.fromkeys(_STATS, float("nan"))
-            elif not self._found:  # pycocotools does not take an empty list
+            elif not self._predictions:  # pycocotools does not take an empty list
                 out[kind] = dict.fromkeys(_STATS, 0.0)
             else:
-                out[kind] = _evaluate(self._images, self._truths, self._found, kind, draws, seed)
+                out[kind] = _evaluate(self._images, self._truths, self._predictions, kind, draws, seed)
             if draws > 0 and "interval" not in out[kind]:
                 out[kind]["interval"] = {name: (out[kind][name],) * 2 for name in ("AP", "AP50")}
         return out

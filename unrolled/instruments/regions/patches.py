@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from unrolled.instruments.anatomy import Stack, find_parts, find_stacks, unwrap
 from unrolled.instruments.features.pooling import prefix_tokens
 from unrolled.instruments.weights import eva_heads, turned
+from unrolled.modes import evaluating
 from unrolled.tables import Brief
 
 Facet = Literal["key", "query", "value", "token"]
@@ -97,11 +98,10 @@ def read_patches(
         raise ValueError(f"facet_layers={list(detailed)}: must be among layers={list(chosen)}")
     prefix, has_class = prefix_of(inner, prefix)
     attend: dict[int, Tensor] = {}
-    kept: dict[tuple[str, int], Tensor] = {}
+    features: dict[tuple[str, int], Tensor] = {}
     handles: list[RemovableHandle] = []
     projected = bool({"key", "query", "value"} & set(facets))
     weight = next(inner.parameters())
-    training = inner.training
     try:
         for index in chosen:
             block = stack.blocks[index][1]
@@ -116,30 +116,32 @@ def read_patches(
                         attend[index] = _attend(*pair, scale, prefix, has_class)
                     for facet, value in zip(("query", "key", "value"), (q, k, v), strict=True):
                         if facet in facets and index in detailed:
-                            kept[facet, index] = value[..., prefix:, :].transpose(-3, -2).flatten(-2)
+                            features[facet, index] = value[..., prefix:, :].transpose(-3, -2).flatten(-2)
 
                 handles.append(read(listen))
             if "token" in facets and index in detailed:
                 handles.append(
                     block.register_forward_hook(
-                        lambda _, args, out, index=index: kept.__setitem__(
+                        lambda _, args, out, index=index: features.__setitem__(
                             ("token", index), (out if isinstance(out, Tensor) else out[0])[:, prefix:].clone()
                         )
                     )
                 )
-        inner.eval()
-        inner(images.to(weight))
+        with evaluating(inner):
+            inner(images.to(weight))
     finally:
-        inner.train(training)
         for handle in handles:
             handle.remove()
-    count = next(iter(attend.values())).shape[-1] if attend else next(iter(kept.values())).shape[1] if kept else 0
+    if attend:
+        count = next(iter(attend.values())).shape[-1]
+    else:
+        count = next(iter(features.values())).shape[1] if features else 0
     return Patches(
         layers=chosen,
         grid=grid_of(count, images.shape[-2:], grid),
         query="class token" if has_class else "mean of patch tokens",
         attention=torch.stack([attend[i] for i in chosen]) if attention else None,
-        features={facet: torch.stack([kept[facet, i] for i in detailed]) for facet in facets},
+        features={facet: torch.stack([features[facet, i] for i in detailed]) for facet in facets},
         feature_layers=detailed if facets else (),
         blank=of_one_colour(images),
     )

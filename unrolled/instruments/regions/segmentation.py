@@ -49,10 +49,10 @@ def threshold_attention(attention: Tensor, keep: float = 0.6, *, by: Threshold) 
     n = ordered.shape[-1]
     if by == "mass":
         # rounding must not drop an entry more than the sum allows
-        kept = ordered.cumsum(-1) > (1 - keep) * ordered.sum(-1, keepdim=True) * (1 + 1e-9)
+        chosen = ordered.cumsum(-1) > (1 - keep) * ordered.sum(-1, keepdim=True) * (1 + 1e-9)
     else:
-        kept = (torch.arange(n, device=values.device) >= n - max(1, round(keep * n))).expand_as(ordered)
-    mask = torch.zeros_like(kept).scatter(-1, index, kept)
+        chosen = (torch.arange(n, device=values.device) >= n - max(1, round(keep * n))).expand_as(ordered)
+    mask = torch.zeros_like(chosen).scatter(-1, index, chosen)
     flat = ordered[..., -1:] - ordered[..., :1] <= 1e-6 * ordered[..., -1:]
     return mask & ~flat
 

@@ -17,8 +17,8 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     Rows are taken some at a time, so that beside the logits there is no second tensor of their size, in any precision.
     """
     flat, wanted = logits.flatten(0, -2), targets.flatten()
-    found = [
+    losses = [
         F.cross_entropy(rows.float(), ids, ignore_index=IGNORED, reduction="none")
         for rows, ids in zip(flat.split(_ROWS), wanted.split(_ROWS), strict=True)
     ]
-    return torch.cat(found).reshape(targets.shape)
+    return torch.cat(losses).reshape(targets.shape)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import CorruptFile, MissingData, require
-from unrolled.models.weights import read_tensors
+from unrolled.tensors import read_tensors
 
 Tokenizer = Callable[[Sequence[str]], dict[str, Tensor]]
 """From texts to the keyword arguments of a model: `input_ids` and `attention_mask`, int64 [b, n], padded on the right
@@ -54,15 +54,15 @@ class StoriesTokenizer:
         # nothing is merged across a space unless some token has one inside
         spaced = any(b" " in piece[1:] for piece in pieces)
         self._words = re.compile(r".+" if spaced else r" ?[^ ]+| ", re.DOTALL)
-        self._kept: dict[str, list[int]] = {}
+        self._merged: dict[str, list[int]] = {}
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Token ids of a text, with `bos_id` in front."""
         ids = [self.bos_id] if bos else []
         for word in self._words.findall(f" {text}" if text else ""):
-            if word not in self._kept:
-                self._kept[word] = self._merge(word)
-            ids += self._kept[word]
+            if word not in self._merged:
+                self._merged[word] = self._merge(word)
+            ids += self._merged[word]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -86,8 +86,8 @@ class Solver:
         systems = segment.systems()
         x = solve_each(systems, rhs)
         if self.guard:
-            kept = None if segment.forgotten is None else segment.forgotten[..., None]
-            if not bool(trust_each(systems, segment.ridges, x, self.strict, kept).all()):
+            replaced = None if segment.forgotten is None else segment.forgotten[..., None]
+            if not bool(trust_each(systems, segment.ridges, x, self.strict, replaced).all()):
                 raise Imprecise
         return x
 

@@ -60,7 +60,7 @@ def solve_each(systems: Tensor, rhs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def trust_each(systems: Tensor, ridges: Tensor, x: Tensor, strict: bool, kept: Tensor | None = None) -> Tensor:
+def trust_each(systems: Tensor, ridges: Tensor, x: Tensor, strict: bool, replaced: Tensor | None = None) -> Tensor:
     """Which of the solutions of `solve_each` are trusted, [...]: the bounds of the module by an inverse each, for the
     systems as they are or scaled to a unit diagonal, as channels of other units would have them.
 
@@ -69,7 +69,7 @@ def trust_each(systems: Tensor, ridges: Tensor, x: Tensor, strict: bool, kept: T
         ridges: [..., d], of their diagonals.
         x: [..., d].
         strict: x itself must be right, not only what is read off it.
-        kept: [...], where the ridges stand for smaller ones, so that they must not matter; None for nowhere.
+        replaced: [...], where the ridges stand for smaller ones, so that they must not matter; None for nowhere.
     """
     eps, most = torch.finfo(x.dtype).eps, share(x.dtype)
     diagonal = systems.diagonal(dim1=-2, dim2=-1)
@@ -79,9 +79,9 @@ def trust_each(systems: Tensor, ridges: Tensor, x: Tensor, strict: bool, kept: T
     inverse = torch.linalg.inv_ex(scaled)[0]
     size, plain = _norm(inverse), _norm(inverse / outer)
     wrong, plainly = eps * _norm(scaled), eps * _norm(systems)
-    if kept is not None:
-        wrong = wrong + kept * (ridges / diagonal).amax(-1)
-        plainly = plainly + kept * ridges.amax(-1)
+    if replaced is not None:
+        wrong = wrong + replaced * (ridges / diagonal).amax(-1)
+        plainly = plainly + replaced * ridges.amax(-1)
     trusted = (wrong * size <= most) | (plainly * plain <= most)
     if not strict:
         pairs = (x * (systems @ x[..., None])[..., 0] - ridges * x.square()).sum(-1).clamp_min(0).sqrt()

@@ -117,8 +117,8 @@ def decode_step(
         if rhs.dtype != torch.float64:
             raise Imprecise  # in float64 the next steps are cheap again
         systems = segment.systems()
-        kept = None if segment.forgotten is None else segment.forgotten[..., None]
-        if not bool(trust_each(systems, segment.ridges, x, False, kept).all()):
+        replaced = None if segment.forgotten is None else segment.forgotten[..., None]
+        if not bool(trust_each(systems, segment.ridges, x, False, replaced).all()):
             raise Imprecise
     return segment.read(x)[:, 0], x[:, 0], after, inverse
 

@@ -13,12 +13,12 @@ from operator import truediv
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.claim import Claim
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import Stack, StacksConfig
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
-from unrolled.studies.study import AtLeast, Budget, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ WIDTHS = (4, 6, 10, 20, 40, 60)
 class LineariseConfig(StacksConfig):
     """Budgets change the widths, the effort of the trainings, and the steps of distillation."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"effort": "quick", "widths": (4, 6), "distil_steps": 60, "test_sequences": 256},
         "cpu": {},
         "gpu": {
@@ -75,7 +75,7 @@ class Linearised(Cell):
     distil_rate: float
     test_sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Losses of the stack, `untrained` and of `zero`; of each of `layers` the ratios and what was unexplained."""
         from unrolled.studies.mesa.distil import distil, silent
 
@@ -188,26 +188,37 @@ def _beside_others_words(results: Results[Any], config: LineariseConfig) -> str:
     return f" ({first.mean:.2f} / {others.mean:.2f}, width {config.widths[-1]})"
 
 
-def _kernel_ratio(name: str) -> dict[str, Any]:
-    """The error at the widest state over that at the narrowest, and both in words."""
+def _kernel_ends(results: Results[Any]) -> list[Results[Kernels]]:
+    return [results.of(Kernels, width=width) for width in (WIDTHS[-1], WIDTHS[0])]
 
-    def ends(results: Results[Any]) -> list[Results[Kernels]]:
-        return [results.of(Kernels, width=width) for width in (WIDTHS[-1], WIDTHS[0])]
 
-    def value(results: Results[Any], config: LineariseConfig) -> Estimate | Values:
-        if not all(ends(results)):
-            return Values()
-        large, small = (rows.first(name) for rows in ends(results))
-        shares = [rows.first(f"{name}_standard_error") / rows.first(name) for rows in ends(results)]
-        ratio = large / small
-        half = 1.96 * ratio * sum(share**2 for share in shares) ** 0.5
-        return Estimate(ratio, ratio - half, ratio + half, "standard error over sequences")
+def _kernel_value(results: Results[Any], name: str) -> Estimate | Values:
+    """The error at the widest state over that at the narrowest."""
+    ends = _kernel_ends(results)
+    if not all(ends):
+        return Values()
+    large, small = (rows.first(name) for rows in ends)
+    shares = [rows.first(f"{name}_standard_error") / rows.first(name) for rows in ends]
+    ratio = large / small
+    half = 1.96 * ratio * sum(share**2 for share in shares) ** 0.5
+    return Estimate(ratio, ratio - half, ratio + half, "standard error over sequences")
 
+
+def _kernel_ratio(name: str, words: str, published: str, control: str, **judged: Any) -> Claim:
     def detail(results: Results[Any], config: LineariseConfig) -> str:
-        large, small = (rows.first(name) for rows in ends(results))
+        large, small = (rows.first(name) for rows in _kernel_ends(results))
         return f" ({large:.4f} / {small:.4f})"
 
-    return {"value": value, "detail": detail}
+    return Claim(
+        statement=f"{words}: error at width 60 over that at width 4",
+        source=_FIVE,
+        published=published,
+        value=lambda results, config: _kernel_value(results, name),
+        control=lambda results, config: _kernel_value(results, control),
+        spec=".2f",
+        detail=detail,
+        **judged,
+    )
 
 
 CLAIMS = (
@@ -244,25 +255,15 @@ CLAIMS = (
         spec=".2f",
         detail=_beside_others_words,
     ),
-    Claim(
-        statement="Least squares: error at width 60 over that at width 4",
-        source=_FIVE,
-        published="0.022 / 0.033 = 0.67",
-        high=1.0,
+    _kernel_ratio(
+        *("least_squares", "Least squares", "0.022 / 0.033 = 0.67", "softmax_kernel"),
         outside="regression by a softmax kernel, which gets worse",
-        control=_kernel_ratio("softmax_kernel")["value"],
-        spec=".2f",
-        **_kernel_ratio("least_squares"),
+        high=1.0,
     ),
-    Claim(
-        statement="Softmax-kernel regression: error at width 60 over that at width 4",
-        source=_FIVE,
-        published="0.115 / 0.080 = 1.44",
-        low=1.0,
+    _kernel_ratio(
+        *("softmax_kernel", "Softmax-kernel regression", "0.115 / 0.080 = 1.44", "least_squares"),
         outside="least squares, which gets better",
-        control=_kernel_ratio("least_squares")["value"],
-        spec=".2f",
-        **_kernel_ratio("softmax_kernel"),
+        low=1.0,
     ),
 )
 

@@ -25,13 +25,13 @@ def report(report: Report, config: CodesConfig, results: Results[Any]) -> None:
     """Answer, worth, agreement, lasso, limits."""
     from unrolled.report import Fact
 
-    own, fitted = (
+    crate, fitted = (
         [worth(results, config, "crate", sort, key) for key in ("variance", "recovered")]
         for sort in ("own", "autoencoder")
     )
     report.headline(
-        f"{answer(results, config)} With {config.k} of 96 codes a token, CRATE's own rebuild {own[0]:.2f} of the "
-        f"variance of its tokens and bring back {own[1]:.2f} of the loss, an autoencoder's {fitted[0]:.2f} and "
+        f"{answer(results, config)} With {config.k} of 96 codes a token, CRATE's own rebuild {crate[0]:.2f} of the "
+        f"variance of its tokens and bring back {crate[1]:.2f} of the loss, an autoencoder's {fitted[0]:.2f} and "
         f"{fitted[1]:.2f}.",
         [
             *(

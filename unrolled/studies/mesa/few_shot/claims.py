@@ -13,7 +13,7 @@ from unrolled.studies.results import Estimate, Results, Values
 CLEAN, OVERLAPPING = "least squares on clean pairs", "least squares on overlapping pairs"
 MARK = 30  # the pair that claims are judged at
 _SOURCE = "arXiv 2309.05858, figures 8 and 18; means of the released results"
-_OWN = "not in the paper; its best is 0.55 to 0.59"
+_UNPUBLISHED = "not in the paper; its best is 0.55 to 0.59"
 _RAW = "raw prompts: 0.77"
 
 
@@ -48,7 +48,7 @@ def _at_mark(
 def _left(statement: str, name: str, **limit: Any) -> Claim:
     return Claim(
         statement=f"{statement}: share left",
-        source=_OWN,
+        source=_UNPUBLISHED,
         published="no value",
         unjudged=NOBODY,
         value=lambda results, config: share_left(results, name),

@@ -17,7 +17,7 @@ FILE = "scores.jsonl"
 _FORMAT = "unrolled.sweep/1"
 
 
-class Kept:
+class ScoreStore:
     """Scores of samples by batch and place; in memory, and with a file also there.
 
     The file is a line of settings, then a line for each batch, with a digest of what the model was shown, and for each
@@ -32,7 +32,7 @@ class Kept:
     """
 
     def __init__(self, path: Path | None = None, settings: Mapping[str, Any] | None = None) -> None:
-        self._found: dict[tuple[int, str, bool], np.ndarray] = {}
+        self._scores: dict[tuple[int, str, bool], np.ndarray] = {}
         self._seen: dict[int, str] = {}
         self._path = path
         self._settings = json.loads(json.dumps({"format": _FORMAT, **(settings or {})}))
@@ -40,7 +40,7 @@ class Kept:
             self._read(path, self._settings)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._scores)
 
     def check(self, batch: int, shown: Callable[[], str]) -> None:
         """Whether a batch is the one that scores are kept of; `shown` is its digest, which is not asked without a file.
@@ -59,18 +59,18 @@ class Kept:
 
     def has(self, batch: int, name: str, random: bool = False) -> bool:
         """Whether the scores of a batch at a place are known."""
-        return (batch, name, random) in self._found
+        return (batch, name, random) in self._scores
 
     def get(self, batch: int, name: str, random: bool = False) -> np.ndarray:
         """They are, float64 [b]."""
-        return self._found[batch, name, random]
+        return self._scores[batch, name, random]
 
     def add(self, batch: int, name: str, random: bool, values: np.ndarray) -> None:
         """Keep scores; those of a place that is known already are the same."""
         if self.has(batch, name, random):
             return
-        first = not any(key[0] == batch for key in self._found)
-        self._found[batch, name, random] = values
+        first = not any(key[0] == batch for key in self._scores)
+        self._scores[batch, name, random] = values
         if self._path is not None:
             lines: list[Any] = [[batch, name, random, values.tolist()]]  # a float64's text is read back to the bit
             self._write(self._path, [[batch, self._seen[batch]], *lines] if first else lines)
@@ -100,11 +100,11 @@ class Kept:
                 batch, name, *rest = json.loads(line)
                 if rest:
                     random, values = rest
-                    self._found[int(batch), str(name), bool(random)] = np.array(values, np.float64).reshape(-1)
+                    self._scores[int(batch), str(name), bool(random)] = np.array(values, np.float64).reshape(-1)
                 else:
                     self._seen[int(batch)] = str(name)
             sizes: dict[int, int] = {}
-            if any(sizes.setdefault(key[0], len(values)) != len(values) for key, values in self._found.items()):
+            if any(sizes.setdefault(key[0], len(values)) != len(values) for key, values in self._scores.items()):
                 raise ValueError("a batch of several sizes")
         except (ValueError, TypeError, RecursionError) as error:
             raise CorruptFile(f"{path}: is damaged; remove it to begin again") from error
@@ -113,14 +113,15 @@ class Kept:
         for key in [*wanted, *(key for key in known if key not in wanted)]:
             if known.get(key) != wanted.get(key):
                 raise ValueError(
-                    f"{key.replace('_', '-')}: {path} has scores of an unfinished sweep with {_said(known.get(key))}, "
-                    f"not {_said(wanted.get(key))}; give what it began with, remove the file, or choose another out="
+                    f"{key.replace('_', '-')}: {path} has scores of an unfinished sweep with "
+                    f"{_quoted(known.get(key))}, not {_quoted(wanted.get(key))}; give what it began with, "
+                    "remove the file, or choose another out="
                 )
         if len(whole) < len(data):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
 
 
-def _said(value: Any) -> str:
+def _quoted(value: Any) -> str:
     text = printable(json.dumps(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""Reading files of tensors without running anything in them, and starting a model from them."""
+"""Reading files of tensors without running anything in them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,68 @@
+"""Minutes become whole epochs by pace, the rate is chosen on held-out images, and every family begins alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unrolled.models import create_model
+from unrolled.models.stem import ConvStem
+from unrolled.studies.cells import Cell, Context
+from unrolled.studies.crate.minutes import STUDY
+from unrolled.studies.crate.minutes import cells as minutes
+from unrolled.studies.crate.minutes.cells import FAMILIES, MinutesConfig, Scored, Trial, epochs
+
+
+def test_a_slower_network_sees_fewer_images_in_the_same_time() -> None:
+    assert epochs("crate", "cifar10", 60) == 32
+    assert epochs("vit", "cifar10", 60) < epochs("crate", "cifar10", 60)
+    assert epochs("tost", "cifar10", 0.01) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_begins_with_convolutions_and_fits_the_digits(family: str) -> None:
+    model = create_model(FAMILIES[family].model, **{**FAMILIES[family].arguments, "in_chans": 1, "img_size": 8})
+    assert isinstance(model.patch_embed, ConvStem)
+
+
+def test_the_rate_with_the_best_held_out_accuracy_is_tested_and_nothing_is_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, float]] = []
+
+    class Stop(Exception):
+        pass
+
+    def fit(self: Any, context: Context, **asking: float) -> Any:
+        asked.append(asking)
+        raise Stop
+
+    scores = {3e-3: 0.5, 1e-2: 0.7, 2e-2: 0.1}
+    monkeypatch.setattr(minutes.Trained, "fit", fit)
+    monkeypatch.setattr(Context, "result", lambda self, trial: {"accuracy": scores[trial.rate]})
+    cell = Scored(family="crate", data="cifar10", seed=1, epochs=32, minutes=60.0, rates=tuple(scores), trial_epochs=2)
+    with pytest.raises(Stop):
+        cell.compute(Context(store=tmp_path))
+    assert asked == [{"rate": 1e-2, "held_out": 0.0}]
+
+
+def test_all_families_have_as_many_trials_of_as_many_minutes() -> None:
+    cells: list[Cell] = list(STUDY.cells(MinutesConfig(families=tuple(FAMILIES), seeds=(0, 1))))
+    trials = {cell for cell in cells if isinstance(cell, Trial)}
+    for family in FAMILIES:
+        assert len([trial for trial in trials if trial.family == family]) == 4
+    assert all(need in trials for cell in cells for need in cell.needs)
+
+
+def test_an_unknown_family_is_named() -> None:
+    with pytest.raises(ValueError, match="families: 'crat' is none of crate"):
+        MinutesConfig(families=("crat",))
+
+
+def test_a_vit_takes_a_stem_by_name() -> None:
+    model = create_model("vit_nano_patch4_32", stem="conv", embed_dim=56, depth=1)
+    assert isinstance(model.patch_embed, ConvStem)
+    with pytest.raises(ValueError, match="stem='wide'"):
+        create_model("vit_nano_patch4_32", stem="wide")

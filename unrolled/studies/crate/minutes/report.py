@@ -1,0 +1,128 @@
+"""The page of `crate-minutes`: accuracy by core-minutes, the trials behind it, and training curves over time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unrolled.studies.crate.minutes.cells import BATCH, FAMILIES, HELD_OUT, MinutesConfig, Scored, Trial
+from unrolled.studies.crate.minutes.claims import accuracy
+from unrolled.studies.networks import NAMES
+from unrolled.studies.results import NOT_RUN, Results, line
+
+if TYPE_CHECKING:
+    from unrolled.report import Report
+
+
+def report(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
+    """Headline, accuracies, trials, curves, limits."""
+    _headline(report, config, results)
+    _accuracies(report, config, results)
+    _trials(report, config, results)
+    _curves(report, config, results)
+    report.section(
+        "What this does not show",
+        f"Networks of {_sizes(results)} parameters on small images, one recipe in which only the rate was tuned, "
+        f"with {len(config.rates)} trials for every family alike. "
+        + ("One seed has no error bar. " if len(config.seeds) == 1 else "")
+        + "Minutes are images divided by the pace of one processor, measured once: on another one, or on a GPU, "
+        "the same networks stand at other times, and wide products gain more there than narrow ones. The images are "
+        "CIFAR-10 re-encoded as JPEG at quality 75, which costs trained networks about 10 points.",
+    )
+
+
+def _headline(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
+    from unrolled.report import Fact
+
+    minutes = max(config.minutes)
+    scores = {family: values for family in config.families if (values := accuracy(results, family, minutes))}
+    if not scores:
+        report.headline(f"No network of {minutes:g} core-minutes is kept: accuracies are {NOT_RUN}.")
+        return
+    best = max(scores, key=lambda family: scores[family].mean)
+    report.headline(
+        f"After {minutes:g} core-minutes on {NAMES[config.data]}, {FAMILIES[best].words} is the most accurate of "
+        f"{len(scores)}: {scores[best]:.1f} %.",
+        [
+            Fact(label=FAMILIES[family].words, value=f"{values:.1f} %", detail=f"{values.count}, {minutes:g} minutes")
+            for family, values in scores.items()
+        ],
+    )
+
+
+def _accuracies(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
+    lengths = sorted(config.minutes)
+    table = []
+    for family in config.families:
+        rows = results.of(Scored, family=family)
+        table.append(
+            [
+                FAMILIES[family].words,
+                f"{rows.first('parameters'):,}" if rows else NOT_RUN,
+                f"{rows.first('flops') / 1e6:.1f}" if rows else NOT_RUN,
+                f"{FAMILIES[family].pace:,}",
+                *(f"{accuracy(results, family, minutes):.1f}" for minutes in lengths),
+            ]
+        )
+    section = report.section(
+        "Accuracy by core-minutes",
+        "Per cent of all test images, mean and standard deviation over seeds. Every network begins with the same kind "
+        f"of convolutions and is trained by Muon on batches of {BATCH}; minutes are whole epochs at the pace of the "
+        "network, one thread in fp32.",
+    ).table(
+        ["network", "parameters", "MFLOPs", "images a minute", *(f"{minutes:g} min" for minutes in lengths)],
+        table,
+        caption="MFLOPs of one image's forward pass, two operations a multiply-add.",
+    )
+    if len(lengths) > 1:
+        from unrolled.report import LineChart
+
+        lines = [
+            line(FAMILIES[family].words, lengths, [accuracy(results, family, minutes) for minutes in lengths])
+            for family in config.families
+        ]
+        section.figure(
+            [LineChart(title="test accuracy, %", x_label="core-minutes", series=lines)],
+            name="minutes",
+            caption="Bars are one standard deviation over seeds where there are several.",
+        )
+
+
+def _trials(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
+    if not results.of(Trial):
+        return
+    table = []
+    for family in config.families:
+        scores = [100 * results.of(Trial, family=family, rate=rate).values("accuracy") for rate in config.rates]
+        chosen = results.of(Scored, family=family).first("rate")
+        table.append(
+            [FAMILIES[family].words, *(f"{values:.1f}" for values in scores), f"{chosen:g}" if chosen else NOT_RUN]
+        )
+    report.section(
+        "How the rates were chosen",
+        f"Per cent of the {100 * HELD_OUT:g} % of the training images held out, after about {config.trial:g} "
+        "core-minutes, one seed; the best goes on to the test.",
+    ).table(["network", *(f"rate {rate:g}" for rate in config.rates), "chosen"], table)
+
+
+def _curves(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
+    from unrolled.report import LineChart
+
+    longest = max(config.minutes)
+    lines = []
+    for place, family in enumerate(config.families):
+        rows = results.of(Scored, family=family, minutes=longest)
+        if rows:
+            epoch = longest / rows[0].cell.epochs
+            x = [epoch * point["epoch"] for point in rows.first("curve")]
+            lines.append(rows.curve(FAMILIES[family].words, "curve", "loss", x=x, color=place))
+    if lines:
+        report.section("During training").figure(
+            [LineChart(title="training loss, nats", x_label="core-minutes", series=lines)],
+            name="training",
+            caption="Mean of the augmented batches since the point before, with smoothed labels.",
+        )
+
+
+def _sizes(results: Results[Any]) -> str:
+    sizes = sorted(row.result["parameters"] for row in results.of(Scored))
+    return f"{sizes[0]:,} to {sizes[-1]:,}" if sizes else "few"
