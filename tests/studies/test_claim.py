@@ -35,7 +35,7 @@ def claim(value: Any, low: float = 0.0, high: float = math.inf, *, budget: str =
         (WIDE, "undecided", "0.067 ± 0.950", "over 3 seeds"),
         (Values({0: 1.0}), "undecided", "1.000", "one seed decides nothing"),
         (Values({"a": 1.0}, "image network"), "undecided", "1.000", "one image network decides nothing"),
-        (Values({0: 1.0, 1: math.inf}), "undecided", "inf", "decides nothing"),
+        (Values({0: 1.0, 1: math.inf}), "undecided", "inf", "a value that is not finite decides nothing"),
         (Values(), "not run", "not run", ""),
         (Estimate(1.0, 0.5, 1.5, "bootstrap over 98 photos"), "reproduced", "1.000 [0.500, 1.500]", ""),
         (Estimate(1.0, -0.5, 1.5, "bootstrap over 98 photos"), "undecided", "1.000", "over 98 photos"),
@@ -65,6 +65,12 @@ def test_a_large_p_value_contradicts_nothing() -> None:
     assert claim(PValue(0.01), low=-math.inf, high=0.05).verdict == "reproduced"
     large = claim(PValue(0.4), low=-math.inf, high=0.05)
     assert (large.verdict, large.measured) == ("undecided", "0.400")
+
+
+@pytest.mark.parametrize(("p", "verdict"), [(0.4, "reproduced"), (0.001, "controls do the same")])
+def test_a_control_with_a_large_p_value_does_not_do_the_same(p: float, verdict: str) -> None:
+    beside = {"control": lambda results, config: PValue(p)}
+    assert claim(PValue(0.01), low=-math.inf, high=0.05, **beside).verdict == verdict
 
 
 @pytest.mark.parametrize(

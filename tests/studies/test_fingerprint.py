@@ -145,12 +145,18 @@ def test_modules_that_are_not_read_do_not_count(lab: Callable[..., str]) -> None
 
 
 def test_claims_pages_and_the_list_of_studies_do_not_count() -> None:
+    from unrolled.studies.crate.attribution.cells import Terms  # by way of `compared`, which also makes claims
     from unrolled.studies.crate.family.cells import Readout
 
-    below = modules_below(Readout)
-    assert "unrolled.studies.networks" in below
-    assert not below & {"unrolled.studies", "unrolled.studies.crate.family"}
-    assert not any(name.endswith((".claims", ".report")) for name in below)
+    for cell in (Readout, Terms):
+        below = modules_below(cell)
+        assert "unrolled.studies.networks" in below
+        assert not below & {"unrolled.studies", "unrolled.studies.crate.family"}
+        assert not any(name.endswith((".claim", ".claims", ".report")) for name in below)
+
+
+def test_modules_that_do_not_count_are_there() -> None:
+    assert [name for name in module.NO_NUMBERS if module._file(name) is None] == []
 
 
 def test_packages_of_studies_compute_nothing() -> None:

@@ -158,16 +158,22 @@ class Claim:
     def _interval(self, value: Measured) -> tuple[Interval, str]:
         """The interval, and what it is over or would have been."""
         if isinstance(value, Values):
-            ends = value.interval()
-            return _finite(ends), f"one {value.unit}" if ends is None else f"over {value.count}"
+            if (ends := value.interval()) is None:
+                return None, f"one {value.unit}"
+            known = _finite(ends)
+            return known, "a value that is not finite" if known is None else f"over {value.count}"
         if isinstance(value, Estimate):
             return _finite((value.low, value.high)), value.basis
         return (_finite((value, value)), "") if self.point else (None, "a number without an interval")
 
     def _control(self, results: Results[Any], config: Any) -> Interval:
+        from unrolled.studies.statistics import PValue
+
         value = None if self.control is None else self.control(results, config)
         if value is None or not _measured(value):
             return None
+        if isinstance(value, PValue):  # never outside a range: nothing could be reproduced beside it
+            value = value.value
         mean = value.mean if isinstance(value, Values) else value.value if isinstance(value, Estimate) else value
         return self._interval(value)[0] or _finite((mean, mean))
 

@@ -23,7 +23,7 @@ NO_NUMBERS = (
     *("unrolled.figures", "unrolled.report", "unrolled.commands", "unrolled.explorer", "unrolled.cli"),
     *("unrolled.provenance", "unrolled.errors", "unrolled.locks", "unrolled.reading", "unrolled.trust"),
     *("unrolled.harness", "unrolled.terminal"),
-    *(f"unrolled.studies.{name}" for name in ("base", "cells", "fingerprint", "results", "runner", "study")),
+    *(f"unrolled.studies.{name}" for name in ("cells", "claim", "fingerprint", "results", "runner", "study")),
 )
 """Modules that show, describe or keep results."""
 

@@ -216,7 +216,7 @@ def _more(way: Way) -> Claim:
         published="rises, values in the figure only",
         value=lambda results, config: ratio(results, way),
         low=1.0,
-        outside="four captions of other photos beside one of its own: 0.4 and less",
+        outside="four captions of other photos beside one of its own: 0.3 and less",
         control=lambda results, config: ratio(results, "foreign"),
         spec=".2f",
         detail=lambda results, config: _span(results, way),
