@@ -97,6 +97,28 @@ def layer_table(explanation: Explanation, *, text: bool = False) -> tuple[list[s
     return columns, rows
 
 
+_FEW, _UNSURE = 0.05, 0.5  # share of the data's images below which, and probability under which, it is said
+
+
+def among_sentence(result: dict[str, Any]) -> str:
+    """That probably nothing like the picture is among the classes, in a paragraph; nothing where that is not to see.
+
+    The sign is the highest probability: against those of the data's own test images where they are at hand (the
+    baseline of arXiv 1610.02136), else by itself.
+    """
+    among = result["among"]
+    if result["weights"] == "random":
+        return ""
+    said = f"the {among['classes']:,} classes of this model: the highest probability is {among['probability']:.1%}"
+    advice = "; what follows explains the best of wrong answers then, not the picture.\n\n"
+    if among["lower"] is not None:
+        if among["lower"] > _FEW:
+            return ""
+        more = f"of {among['images']:,} test images of {among['data']} {1 - among['lower']:.0%} get as much or more"
+        return f"Probably nothing like the picture is among {said}, and {more}{advice}"
+    return f"Perhaps nothing like the picture is among {said}{advice}" if among["probability"] < _UNSURE else ""
+
+
 def explain_report(
     result: dict[str, Any], explanation: Explanation, views: Sequence[View], removed: Removed | None
 ) -> Report:
@@ -113,7 +135,7 @@ def explain_report(
     if result["weights"] == "random":
         summary += "The weights are random: nothing here was learned."
     else:
-        summary += f"Weights: {result['weights']}."
+        summary += f"Weights: {result['weights']}. {among_sentence(result)}".rstrip()
     attention = sum(half.total for half in explanation.halves if half.kind == "attn")
     second = sum(half.total for half in explanation.halves if half.kind != "attn")
     random = removals["random"]
