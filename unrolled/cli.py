@@ -72,6 +72,7 @@ VERBS = {
     "study": Verb("unrolled.commands.study:list_studies", "Run a published claim and judge what came out."),
     "gallery": Verb("unrolled.commands.gallery:gallery", "A static site of what studies claimed and found."),
     "list": Verb("unrolled.commands.list:list_", "Models with their parameters, source and weights."),
+    "completion": Verb("unrolled.commands.completion:completion", "Install the completion of words by Tab in a shell."),
     "doctor": Verb("unrolled.commands.doctor:doctor", "What of this machine will be used, and what is missing."),
 }
 
