@@ -15,7 +15,7 @@ from unrolled.commands.options import verb
 from unrolled.harness import Run, settings_of
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.options import PairFlags, Reading, Side
-from unrolled.terminal import say, table
+from unrolled.terminal import progress, say, table
 
 if TYPE_CHECKING:
     import torch
@@ -208,4 +208,5 @@ def _compare(
         return [compare_large(left, right, metric, **common) for metric in metrics]
     first, second = ({name: torch.as_tensor(value).to(where) for name, value in side.items()} for side in (left, right))
     common |= {"null": options.null, "resamples": options.resamples, "select_held_out": options.held_out}
-    return [compare(first, second, metric, **common) for metric in metrics]
+    bar = progress(metrics, total=len(metrics), what="compare", quiet=options.quiet, unit="metric")
+    return [compare(first, second, metric, **common) for metric in bar]
