@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unrolled.locks import hold
+from unrolled.reading import Json
 from unrolled.subjects.runs import named
 from unrolled.terminal import say, show
 
 if TYPE_CHECKING:
     from unrolled.report import Report
+
+Answer = Json
+"""What came out of a verb: `--json` prints it, `report.json` holds it, and the page is laid out from it."""
+Settings = dict[str, Any]
+"""Flags by name, as `config.yaml` holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +132,7 @@ def print_answer(verb: str, facts: Mapping[str, Any], text: str, *, json: bool) 
     print(json_module.dumps({"format": ANSWER, "verb": verb, **values}, indent=2), flush=True)
 
 
-def settings_of(options: Any) -> dict[str, Any]:
+def settings_of(options: Any) -> Settings:
     """The flags of a verb that are settings, in the order of `--help`."""
     return {
         item.name: getattr(options, item.name) for item in flags_in_order(type(options)) if item.name not in _OUTPUT
@@ -174,7 +180,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _subject_in(folder: Path) -> dict[str, Any]:
+def _subject_in(folder: Path) -> Settings:
     from unrolled.errors import CorruptFile
     from unrolled.reading import read_settings
 
@@ -183,7 +189,7 @@ def _subject_in(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _subject(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _subject(settings: Mapping[str, Any]) -> Settings:
     """What was looked at; what is not said and what is nothing are the same."""
     return {key: plain_settings(settings[key]) for key in _SUBJECT if settings.get(key)}
 

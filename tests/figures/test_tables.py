@@ -52,7 +52,7 @@ def confusion() -> Confusion:
 
 def explanation() -> Explanation:
     model = unrolled.create_model("crate_nano_patch2_8", depth=4)
-    return explain_logit(model.eval(), plots.images()[0][:1], target=1)
+    return explain_logit(model.eval(), plots.images()[:1], target=1)
 
 
 def comparison(**options: Any) -> Any:

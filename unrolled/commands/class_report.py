@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unrolled.reading import Json
+
 if TYPE_CHECKING:
     from unrolled.data import ImageSource
     from unrolled.instruments.readouts.confusion import Confusion
@@ -13,7 +15,7 @@ _ROWS = 60  # of a table and a map; with more classes the table has those with t
 _SIDE = 160  # pixels of an image on the page
 
 
-def class_records(confusion: Confusion, source: ImageSource) -> dict[str, Any]:
+def class_records(confusion: Confusion, source: ImageSource) -> Json:
     """What an answer says of classes: `classes`, which are `Confusion.records`, `confused`, and `worst` by name."""
     worst = [
         {

@@ -9,11 +9,11 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from unrolled import __version__, precision
 from unrolled.commands.options import AsJson
 from unrolled.harness import print_answer
+from unrolled.reading import Json
 
 # importable name -> (extra, what it is for)
 OPTIONAL = {
@@ -55,7 +55,7 @@ def doctor(*, json: AsJson = False) -> None:
     print_answer("doctor", facts, "\n".join(lines), json=json)
 
 
-def examine() -> dict[str, dict[str, Any]]:
+def examine() -> dict[str, Json]:
     """The facts `unrolled doctor` shows, by heading."""
     return {"software": _software(), "machine": _machine(), "extras": _extras(), "caches": _caches()}
 

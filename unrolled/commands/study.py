@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from unrolled.report import Report
     from unrolled.studies.study import Config, Study
 
+OUTSIDE_TOLERANCE = 4
+"""Exit code of a study of which a claim came out outside its tolerance."""
+
 
 def app(names: Sequence[str]) -> App:
     """`unrolled study` with the flags of the study that is named, if one is: each has its own.
@@ -62,14 +65,14 @@ def list_studies(*, json: AsJson = False) -> None:
     print_answer("study", {"studies": rows}, text, json=json)
 
 
-def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -> Callable[..., bool | None]:
+def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -> Callable[..., int]:
     """The function that runs a study from its flags.
 
     Args:
         name: of the study.
         config: its settings.
         help_: the docstring of the verb.
-        judges: answer whether everything came out within its tolerance.
+        judges: exit with 4 if something came out outside its tolerance.
     """
     flags = open_flags_of(config, without=("budget",))
 
@@ -80,12 +83,12 @@ def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -
         config_: ConfigFiles = (),
         json: AsJson = False,
         quiet: Quiet = False,
-    ) -> bool | None:
+    ) -> int:
         from unrolled.studies import load
 
         chosen = config.of_budget(budget, **given(settings))
         report = run_study(load(name), chosen, verb="study" if judges else name, json=json, quiet=quiet)
-        return report.reproduced if judges else None
+        return OUTSIDE_TOLERANCE if judges and report.reproduced is False else 0
 
     run.__annotations__["settings"] = Annotated[flags, Parameter(name="*")]
     run.__doc__ = help_

@@ -1,22 +1,39 @@
-"""What the reports of runs say alike: parameters, speed, and what to type next."""
+"""What the reports of runs say alike: parameters, speed, all that came out as plain values, and what to type next."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
 
+from unrolled.reading import Json
 from unrolled.report import Fact, Report
 from unrolled.train import TrainResult
 
 
 def size_and_speed(result: TrainResult) -> list[Fact]:
     """Parameters of the model, and units a second; a run that was finished before has no speed."""
-    count = sum(parameter.numel() for parameter in result.model.parameters())
-    facts = [Fact(label="Parameters", value=f"{count:,}")]
+    facts = [Fact(label="Parameters", value=f"{result.parameters:,}")]
     if result.units_per_second:
         speed = f"{result.units_per_second:,.0f} {result.unit}/s"
         facts.append(Fact(label="Training speed", value=speed, detail=f"{result.steps:,} steps"))
     return facts
+
+
+def summary(result: TrainResult) -> Json:
+    """What came out of a run, for `report.json` and `--json`."""
+    return {
+        "run": str(result.run_dir),
+        "task": result.config.task,
+        "model": result.config.model,
+        "data": result.config.data,
+        "parameters": result.parameters,
+        "steps": result.steps,
+        "chosen_step": result.chosen_step,
+        f"{result.unit}_per_second": result.units_per_second,
+        "test": result.test,
+        "validation": result.validation,
+        "skipped": result.skipped,
+    }
 
 
 def next_commands(result: TrainResult) -> list[tuple[str, str]]:

@@ -73,7 +73,10 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 # arguments they were trained with where those differ from the name's (what they were trained on: see their cards)
 _SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
-    "crate_nano_patch4_32": {"cifar10": {"label_names": CIFAR10}},
+    "crate_nano_patch4_32": {
+        "cifar10": {"label_names": CIFAR10},
+        "cifar10_conv": {"label_names": CIFAR10, "arch": {"stem": "conv", "compression": "derived"}},
+    },
     "crate_mae_nano_patch4_32": {"cifar10": {"arch": {"encoder": "visible"}}},
 }
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"

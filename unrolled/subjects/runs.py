@@ -55,10 +55,10 @@ def run_of(model: str, weights: Path | None = None) -> dict[str, Any]:
 
 
 def shipped(spec: str) -> str | None:
-    """The tag of weights that ship with this package, if `spec` names them: what they were trained on."""
+    """What weights that ship with this package were trained on, if `spec` names them: their tag, up to a `_`."""
     name = spec.removeprefix("timm:")
     is_there = "/" not in name and (Path(__file__).resolve().parents[1] / "weights" / f"{name}.safetensors").is_file()
-    return name.split(".", 1)[1] if is_there else None
+    return name.split(".", 1)[1].partition("_")[0] if is_there else None
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def data_of(
     """
     _check_there(model, weights)
     run = run_of(model, weights)
-    if not run and (tag := shipped(model if weights is None else str(weights))) is not None:
-        run = {"data": tag}
+    if not run and (known := shipped(model if weights is None else str(weights))) is not None:
+        run = {"data": known}
     if data is None:
         check("data", run.get("data"), f"the config.yaml of {model if weights is None else weights}")
     chosen = data or run.get("data") or "digits"

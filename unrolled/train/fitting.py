@@ -13,6 +13,7 @@ from torch import nn
 
 from unrolled.data.sources import existing_folder
 from unrolled.instruments.readouts.confusion import Confusion
+from unrolled.reading import Json
 from unrolled.tables import Tabular
 from unrolled.train import engine
 from unrolled.train.checkpoint import checkpoints
@@ -43,8 +44,8 @@ class TrainResult(Tabular):
     data: Any
     """What it was trained on: `Splits` of images, or a `Corpus` of text, which has its `tokenizer`."""
     run_dir: Path
-    metrics: list[dict[str, Any]]
-    test: dict[str, Any] | None
+    metrics: list[Json]
+    test: Json | None
     """Scores on the test part; None where there is none."""
     unit: str
     """What speed counts: images or tokens."""
@@ -60,7 +61,17 @@ class TrainResult(Tabular):
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read in training, by name (only with `on_error="skip"`)."""
 
-    def records(self) -> list[dict[str, Any]]:
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def validation(self) -> list[Json]:
+        """The entries of `metrics` on the validation part."""
+        return [entry for entry in self.metrics if entry["split"] == "val"]
+
+    def records(self) -> list[Json]:
         """`metrics`."""
         return self.metrics
 

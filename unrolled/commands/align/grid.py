@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unrolled.commands.align.dependence import dependence, noted
+from unrolled.commands.align.entries import Entry, read_entries
 from unrolled.commands.align.grid_report import COLUMNS, grid_report, p_value_note, pair_records, pair_rows
 from unrolled.commands.align.options import CompareFlags
 from unrolled.commands.options import check_counts, verb
-from unrolled.errors import suggestion
-from unrolled.harness import Run, default_folder, settings_of
+from unrolled.harness import Run, default_folder
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.options import Reading
 from unrolled.terminal import say, table
-from unrolled.trust import check_settings, require_typed
+from unrolled.trust import require_typed
 
 if TYPE_CHECKING:
     import torch
 
     from unrolled.data.pairs import PairSource
-
-_KEYS = ("model", "group", "competence", "layers", "pool", "pretrained", "side")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ def align_grid(options: AlignGridOptions) -> None:
     from unrolled.instruments.features.files import Rows, read_features
     from unrolled.train.log import duration
 
-    models = read_models(options.grid)
+    models = read_entries(options.grid)
     for metric in options.metric:
         get_metric(metric)  # before the models run: a wrong name must not cost their features
     where = choose_device(options.device)
@@ -86,84 +84,43 @@ def align_grid(options: AlignGridOptions) -> None:
 
     with _client(options.workers, options.scheduler) as client, noted(notes, quiet=options.quiet):
         result = model_grid(
-            paths, options.metric, options={"k": options.k}, null=options.null, draws=options.draws, **units,
-            seed=options.seed, folder=run.folder / "tiles", client=client, device=str(where), on_progress=progress,
+            paths, options.metric, options={"k": options.k}, null=options.null, draws=options.draws,
+            groups=units.groups, blocks=units.blocks, seed=options.seed, folder=run.folder / "tiles", client=client,
+            device=str(where), on_progress=progress,
         )  # fmt: skip
     record = {
-        "models": {name: {**entry, "random": name in random} for name, entry in models.items()},
+        "models": {name: {**entry.record(), "random": name in random} for name, entry in models.items()},
         "pairs": pair_records(result), "notes": notes,
     }  # fmt: skip
     text = f"{table(COLUMNS, pair_rows(result, random))}\np: {p_value_note(result, options.null)}"
-    report = grid_report(models, result, settings_of(options), random=random)
+    report = grid_report(models, result, options.null, random=random)
     run.finish(report, record, text, seeds=[options.seed])
 
 
-def read_models(path: Path) -> dict[str, dict[str, Any]]:
-    """The models a file names, each with at least "model".
-
-    Raises:
-        MissingData: there is no such file.
-        ValueError: it is not YAML of that form; what is wrong is named.
-        UnsafeFile: a model names code.
-    """
-    from unrolled.errors import CorruptFile, MissingData
-    from unrolled.reading import read_yaml
-
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give the YAML file that names the models")
-    if not path.exists():
-        raise MissingData(f"{path}: there is no such file")
-    try:
-        content = read_yaml(path)
-    except CorruptFile as error:
-        raise ValueError(str(error)) from error
-    entries = content.get("models") if isinstance(content, dict) else None
-    if not isinstance(entries, dict) or len(entries) < 2:
-        raise ValueError(f"{path}: needs `models:` with at least two lines `NAME: MODEL` below it")
-    models = {}
-    for name, entry in entries.items():
-        entry = {"model": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
-            raise ValueError(f"{path}, {name}: must be a model as text, or a mapping with `model:`")
-        for key in set(entry) - set(_KEYS):
-            raise ValueError(f"{path}, {name}: unknown key {key!r}; {suggestion(str(key), _KEYS)}")
-        if entry.get("side") not in (None, "image", "text", "text2"):
-            raise ValueError(f"{path}, {name}: side must be image, text or text2, not {entry['side']!r}")
-        competence = entry.get("competence")
-        if competence is not None and not isinstance(competence, int | float):
-            raise ValueError(f"{path}, {name}: competence must be a number, not {competence!r}")
-        if isinstance(entry.get("layers"), str):
-            entry["layers"] = [entry["layers"]]
-        check_settings(entry, f"{path}, {name}")
-        models[str(name)] = entry
-    return models
-
-
 def _features(
-    folder: Path, models: Mapping[str, dict[str, Any]], options: AlignGridOptions, where: torch.device
+    folder: Path, models: Mapping[str, Entry], options: AlignGridOptions, where: torch.device
 ) -> tuple[dict[str, Path], list[str], PairSource | None]:
     """Where each model's features lie, computed where they are not given; which have random weights; and the pairs."""
     from unrolled.instruments.features.files import is_feature_file
     from unrolled.subjects.pairs import Paired
     from unrolled.subjects.subject import Subject, material_for
 
-    paths = {name: Path(entry["model"]).expanduser() for name, entry in models.items()}
-    run = [name for name, entry in models.items() if not is_feature_file(entry["model"])]
+    paths = {name: Path(entry.model).expanduser() for name, entry in models.items()}
+    run = {name: entry for name, entry in models.items() if not is_feature_file(entry.model)}
     if not run:
         return paths, [], None
-    sides = [models[name].get("side") for name in run]
-    material, _ = material_for(
-        [models[name]["model"] for name in run], options, side=next(filter(None, sides), None), quiet=options.quiet
-    )
+    side = next((entry.side for entry in run.values() if entry.side), None)
+    material, _ = material_for([entry.model for entry in run.values()], options, side=side, quiet=options.quiet)
     random = []
-    for i, name in enumerate(run):
-        settings = {"pool": options.pool, "pretrained": options.pretrained, "layers": options.layers} | models[name]
+    for i, (name, entry) in enumerate(run.items()):
         reading = Reading.of(
-            options, model=settings["model"], layers=tuple(settings["layers"]), pool=settings["pool"],
-            pretrained=settings["pretrained"], seed=options.seed + i, workers=0,
+            options, model=entry.model, layers=tuple(options.layers if entry.layers is None else entry.layers),
+            pool=entry.pool or options.pool,
+            pretrained=options.pretrained if entry.pretrained is None else entry.pretrained,
+            seed=options.seed + i, workers=0,
         )  # fmt: skip
         paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
-        subject = Subject.of(reading, material, where, side=sides[i] or "image")
+        subject = Subject.of(reading, material, where, side=entry.side or "image")
         subject.features(paths[name], quiet=options.quiet)
         random += [name] * subject.random
     return paths, random, material.pairs if isinstance(material, Paired) else None

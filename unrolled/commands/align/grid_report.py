@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.align.words import FIRST_LAYERS, RANDOM
+from unrolled.reading import Json
 
 if TYPE_CHECKING:
     from unrolled.alignment.models import ModelGrid, PairScore
+    from unrolled.commands.align.entries import Entry
     from unrolled.report import Report, Section
 
 COLUMNS = ["metric", "A", "B", "score", "chance", "z", "p", "q", "layer of A", "layer of B"]
@@ -35,15 +37,13 @@ def pair_rows(result: ModelGrid, random: Sequence[str] = ()) -> list[list[str]]:
     return rows
 
 
-def grid_report(
-    models: Mapping[str, dict[str, Any]], result: ModelGrid, settings: dict[str, Any], *, random: Sequence[str] = ()
-) -> Report:
+def grid_report(models: Mapping[str, Entry], result: ModelGrid, null: str, *, random: Sequence[str] = ()) -> Report:
     """The page of all pairs.
 
     Args:
         models: what the file says of each.
         result: the pairs.
-        settings: of the run.
+        null: what p-values are from.
         random: models whose weights were drawn and not trained; every figure names them so.
     """
     from unrolled.report import Fact, Report
@@ -59,7 +59,7 @@ def grid_report(
     for metric in result.metrics:
         _section(report.section(metric), metric, models, names, result)
     how = (
-        f"p-values are {p_value_note(result, settings['null'])}. z is of the pair of layers alone and takes no "
+        f"p-values are {p_value_note(result, null)}. z is of the pair of layers alone and takes no "
         "account of the search over layers; it comes from closed-form moments under random pairing, where these are "
         "known."
     )
@@ -73,7 +73,7 @@ def grid_report(
     return report
 
 
-def pair_records(result: ModelGrid) -> list[dict[str, Any]]:
+def pair_records(result: ModelGrid) -> list[Json]:
     """Every pair of models by every metric, with its q-value."""
     return [
         {**vars(pair), "q_value": q}
@@ -127,9 +127,7 @@ def _beyond(pairs: Sequence[tuple[PairScore, float]]) -> str:
     return f"{sum(q <= 0.05 for _, q in pairs)} of {len(pairs)}"
 
 
-def _section(
-    section: Section, metric: str, models: Mapping[str, dict[str, Any]], names: list[str], result: ModelGrid
-) -> None:
+def _section(section: Section, metric: str, models: Mapping[str, Entry], names: list[str], result: ModelGrid) -> None:
     """Matrix, clusters, map and trend of one metric; `names` are those that figures show."""
     import numpy as np
     from scipy.cluster.hierarchy import linkage
@@ -164,7 +162,7 @@ def _section(
         + f"{matrix.scale_words()} {FIRST_LAYERS}; the table below says which layers they are.",
         name=f"{metric}-matrix",
     )
-    groups = [str(entry.get("group", "")) for entry in models.values()]
+    groups = ["" if entry.group is None else str(entry.group) for entry in models.values()]
     if len(names) > 3:
         place = _map(far)
         section.figure(
@@ -175,18 +173,17 @@ def _section(
             caption="Models that agree lie close; two dimensions cannot show all distances.",
             name=f"{metric}-map",
         )  # fmt: skip
-    known = [i for i, entry in enumerate(models.values()) if entry.get("competence") is not None]
+    known = {i: entry.competence for i, entry in enumerate(models.values()) if entry.competence is not None}
     if len(known) > 2:
-        _trend(section, metric, models, names, both, known, groups)
+        _trend(section, metric, names, both, known, groups)
 
 
 def _trend(
     section: Section,
     metric: str,
-    models: Mapping[str, dict[str, Any]],
     names: list[str],
     scores: Any,
-    known: list[int],
+    known: Mapping[int, float],
     groups: list[str],
 ) -> None:
     """Alignment with the others (of other groups, where there are groups) against competence."""
@@ -200,8 +197,7 @@ def _trend(
     def others(i: int) -> list[int]:
         return [j for j in range(len(names)) if j != i and (not divided or groups[j] != groups[i])]
 
-    entries = list(models.values())
-    x = [float(entries[i]["competence"]) for i in known]
+    x = list(known.values())
     y = [float(np.nanmean(scores[i, others(i)])) for i in known]
     rho = spearmanr(x, y)
     section.figure(

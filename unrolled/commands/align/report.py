@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unrolled.alignment import Comparison
+    from unrolled.commands.align.options import AlignOptions
     from unrolled.commands.align.twins import Twin
     from unrolled.report import Report
 
@@ -48,7 +49,7 @@ def _tiny(result: Comparison) -> bool:
     return result.p_value is not None and result.p_value < SHOWN
 
 
-def _how(settings: dict[str, Any], n: int) -> str:
+def _how(options: AlignOptions, n: int) -> str:
     """What chance, p and interval of the table mean in this run."""
     from unrolled.alignment.scale import LARGE
 
@@ -59,9 +60,9 @@ def _how(settings: dict[str, Any], n: int) -> str:
             f"are not drawn above {LARGE:,} samples. {_Z}"
         )
     chance = (
-        f"Chance: mean of the best pair of layers in {settings['draws']} relabellings of the samples; p: the share of "
+        f"Chance: mean of the best pair of layers in {options.draws} relabellings of the samples; p: the share of "
         f"them that reach the score, so the search over layers is corrected. {_Z}"
-        if settings["null"] == "permutation"
+        if options.null == "permutation"
         else "Chance and z: of this pair of layers alone, exact under random pairing where a closed form is known; p "
         "is corrected for the search over layers, z is not."
     )
@@ -72,13 +73,13 @@ def _how(settings: dict[str, Any], n: int) -> str:
 
 
 def align_report(
-    settings: dict[str, Any], results: list[Comparison], n: int, notes: list[str], *,
+    options: AlignOptions, results: list[Comparison], n: int, notes: list[str], *,
     twins: Sequence[Twin] = (), random: Sequence[str] = (),
 ) -> Report:  # fmt: skip
     """The page of a comparison of two.
 
     Args:
-        settings: of the run.
+        options: of the run.
         results: a metric each.
         n: samples.
         notes: on them.
@@ -89,8 +90,9 @@ def align_report(
     from unrolled.commands.align.words import layer_words, training_words
     from unrolled.report import Fact, HeatMap, Report
 
-    a, b = (settings[side.lower()] + (" (random weights)" if side in random else "") for side in "AB")
-    named = list(zip(settings["metric"], results, strict=True))
+    specs = {"A": options.a, "B": options.b}
+    a, b = (f"{spec}{' (random weights)' if side in random else ''}" for side, spec in specs.items())
+    named = list(zip(options.metric, results, strict=True))
     report = Report(f"{a} and {b}", question="How far do two representations of the same samples agree?")
     facts = [
         Fact(
@@ -114,8 +116,8 @@ def align_report(
         if words := training_words(each, name, i, twins, random):
             section.text(words)
     section.table(
-        *score_table(settings["metric"], results, twins),
-        caption=f"{_how(settings, n)} {p_value_note(settings['metric'], results)}. In full: "
+        *score_table(options.metric, results, twins),
+        caption=f"{_how(options, n)} {p_value_note(options.metric, results)}. In full: "
         + ", ".join(each.metric for each in results)
         + "."
         + (" Untrained: the best pair of layers with fresh weights on that side." if twins else "")

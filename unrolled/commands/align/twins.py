@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unrolled.alignment import Metric
+    from unrolled.commands.align.dependence import Dependence
+    from unrolled.reading import Json
     from unrolled.subjects.subject import Subject
 
     Features = Mapping[str, Tensor | ndarray]
@@ -26,7 +28,7 @@ class Twin:
     scores: list[float]
     layers: list[tuple[str, str]]
 
-    def record(self, metrics: Sequence[str]) -> dict[str, Any]:
+    def record(self, metrics: Sequence[str]) -> Json:
         """For `report.json`."""
         rows = zip(metrics, self.scores, self.layers, strict=True)
         return {"side": self.side, "scores": [{"metric": m, "score": s, "best": list(pair)} for m, s, pair in rows]}
@@ -34,7 +36,7 @@ class Twin:
 
 def untrained_twins(
     subjects: Mapping[int, Subject], sides: Sequence[Features], metrics: Sequence[Metric], *,
-    folder: Path, groups: dict[str, Any], where: torch.device, seed: int, quiet: bool,
+    folder: Path, dependence: Dependence, where: torch.device, seed: int, quiet: bool,
 ) -> tuple[list[Twin], list[str]]:  # fmt: skip
     """A twin of each side that is a model with trained weights, and why there is none of another.
 
@@ -43,7 +45,7 @@ def untrained_twins(
         sides: features of A and of B.
         metrics: to compare by.
         folder: where features are kept, so that they are computed once.
-        groups: `groups` or `blocks` of the rows.
+        dependence: of the rows.
         where: the device.
         seed: of the fresh weights.
         quiet: show no progress.
@@ -69,7 +71,7 @@ def untrained_twins(
         left, right = (
             prepare_layers({layer: torch.as_tensor(x).to(where) for layer, x in side.items()}, metrics) for side in pair
         )
-        units = Units.of(left.n, **groups)
+        units = Units.of(left.n, dependence.groups, dependence.blocks)
         scores, layers = [], []
         for metric in (metric.for_units(units) for metric in metrics):
             grid = layer_grid(left, right, metric).scores

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unrolled.commands.class_report import class_records, class_sections
 from unrolled.commands.eval.options import EvalOptions, drawn, of_all
 from unrolled.commands.eval.report import at_bound, eval_report
-from unrolled.harness import Run
+from unrolled.harness import Answer, Run
+from unrolled.reading import Json
 from unrolled.subjects.images import batches, say_data
 from unrolled.subjects.models import by_class_names, choose_device, class_names, open_trained
 from unrolled.subjects.runs import DataOf, run_settings, shipped
@@ -35,7 +36,7 @@ _TEMPERATURES = (0.01, 100.0)  # the range it is looked for in
 class _Scored:
     """Scores of images, and [n] logits, labels and numbers of them."""
 
-    scores: dict[str, Any]
+    scores: Json
     logits: Tensor
     labels: Tensor
     indices: Tensor
@@ -161,7 +162,7 @@ def _confusion(source: ImageSource, names: Sequence[str], scored: _Scored) -> Co
     return decisions.result(known)
 
 
-def _real(options: EvalOptions, real: RealLabels, logits: Tensor, indices: Tensor) -> dict[str, Any]:
+def _real(options: EvalOptions, real: RealLabels, logits: Tensor, indices: Tensor) -> Json:
     """How many predictions are among the labels of ImageNet ReaL; `indices` are of all images."""
     real.check_classes(logits.shape[1])
     right, judged = real.score(logits.argmax(1), indices)
@@ -177,7 +178,7 @@ def _calibrated(
     names: list[tuple[str, ...]],
     scored: _Scored,
     where: torch.device,
-) -> dict[str, Any]:
+) -> Json:
     """`calibration` with a temperature fitted on validation images, where there are some that were not looked at."""
     validation = None
     if options.split in ("train", "test"):
@@ -212,9 +213,7 @@ def _validation(
     return source if samples is None else Subset.evenly(source, max(samples, _ENOUGH))
 
 
-def calibration(
-    logits: Tensor, labels: Tensor, *, fit_on: tuple[Tensor, Tensor] | None = None, seed: int = 0
-) -> dict[str, Any]:
+def calibration(logits: Tensor, labels: Tensor, *, fit_on: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> Json:
     """Calibration of all samples, and before and after a temperature, on samples it was not fitted on.
 
     Args:
@@ -261,7 +260,7 @@ def calibration(
     }  # fmt: skip
 
 
-def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, where: torch.device) -> dict[str, Any]:
+def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, where: torch.device) -> Json:
     from unrolled.data import eval_loader, eval_transform, model_input
     from unrolled.data.sources import Subset
     from unrolled.train.robustness import corruption_errors, relative_errors
@@ -277,7 +276,7 @@ def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, wh
     return {**errors, "relative": relative_errors(errors)}
 
 
-def _line(result: dict[str, Any]) -> str:
+def _line(result: Answer) -> str:
     unread = f", {result['skipped']} unreadable" if result["skipped"] else ""
     unread += f", {result['unknown']:,} of classes it does not know left out" if "unknown" in result else ""
     text = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.trace import trace
+from unrolled.modes import evaluating
 
 Record = dict[str, Any]
 Kind = Literal["ridge", "logistic"]
@@ -192,18 +192,6 @@ def check_batches(count: int, batch_size: int | None) -> int:
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1, or None for all sequences at once")
     return batch_size or count
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def fit_readout(x: Tensor, y: Tensor, *, penalties: Sequence[float] = PENALTIES, groups: int | None = None) -> Readout:
