@@ -96,11 +96,11 @@ def _names() -> dict[str, tuple[str, ...]]:
     shipped = sorted(path.stem for path in (Path(__file__).parents[1] / "weights").glob("*.safetensors"))
     models = (*shipped, *catalogue(), *plugins("models"))
     data = dict.fromkeys(name for name in [*dataset_names(), *pair_names()] if ":" not in name)
-    found = {
+    by_flag = {
         **dict.fromkeys(("model", "a", "b", "pattern", "compare"), models), "data": data,
         "metric": (*METRICS, "unbiased_cka", *plugins("metrics")), "recipe": recipes(), "name": study_names(),
     }  # fmt: skip
-    return {flag: tuple(names) for flag, names in found.items()}
+    return {flag: tuple(names) for flag, names in by_flag.items()}
 
 
 def _app(names: dict[str, tuple[str, ...]]) -> App:
@@ -126,14 +126,14 @@ def _all_flags(which: Verb, names: dict[str, tuple[str, ...]], *, study: bool) -
             first = get_args(parameter.annotation)[0] if get_origin(parameter.annotation) is Annotated else None
             if first is not None and dataclasses.is_dataclass(first):
                 for item in dataclasses.fields(first):
-                    kept = field(default=None, kw_only=item.kw_only)
-                    specs.setdefault(item.name, (item.type, kept))
+                    empty = field(default=None, kw_only=item.kw_only)
+                    specs.setdefault(item.name, (item.type, empty))
             else:
                 specs.setdefault(parameter.name, (parameter.annotation, field(default=None, kw_only=True)))
     if tasks and "task" in specs:
-        hint, kept = specs["task"]
-        specs["task"] = (Annotated[Literal[(*_choices(hint), *tasks)], Parameter(help="What is trained.")], kept)  # type: ignore[valid-type]
-    suggested = [(name, _with(hint, names.get(name, ())), kept) for name, (hint, kept) in specs.items()]
+        hint, empty = specs["task"]
+        specs["task"] = (Annotated[Literal[(*_choices(hint), *tasks)], Parameter(help="What is trained.")], empty)  # type: ignore[valid-type]
+    suggested = [(name, _with(hint, names.get(name, ())), empty) for name, (hint, empty) in specs.items()]
     flags = dataclasses.make_dataclass("Flags", suggested)
     flags.__module__ = __name__
 

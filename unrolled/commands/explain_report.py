@@ -112,14 +112,14 @@ def among_sentence(result: Answer) -> str:
     among = result["among"]
     if result["weights"] == "random":
         return ""
-    said = f"the {among['classes']:,} classes of this model: the highest probability is {among['probability']:.1%}"
+    highest = f"the {among['classes']:,} classes of this model: the highest probability is {among['probability']:.1%}"
     advice = "; what follows explains the best of wrong answers then, not the picture.\n\n"
     if among["lower"] is not None:
         if among["lower"] > _FEW:
             return ""
         more = f"of {among['images']:,} test images of {among['data']} {1 - among['lower']:.0%} get as much or more"
-        return f"Probably nothing like the picture is among {said}, and {more}{advice}"
-    return f"Perhaps nothing like the picture is among {said}{advice}" if among["probability"] < _UNSURE else ""
+        return f"Probably nothing like the picture is among {highest}, and {more}{advice}"
+    return f"Perhaps nothing like the picture is among {highest}{advice}" if among["probability"] < _UNSURE else ""
 
 
 def explain_report(result: Answer, explanation: Explanation, views: Sequence[View], removed: Removed | None) -> Report:

@@ -101,8 +101,8 @@ def probe(options: ProbeOptions) -> None:
     widths = widths_of(network, splits["train"].source, options.layers, options.image_size) if len(pools) > 1 else None
 
     def parts(who: str) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-        found = _parts(features[who, "train"], features[who, "test"], pools, widths)
-        return progress(found, total=len(found), what=f"probe, {who}", quiet=options.quiet, unit="layer")
+        layers = _parts(features[who, "train"], features[who, "test"], pools, widths)
+        return progress(layers, total=len(layers), what=f"probe, {who}", quiet=options.quiet, unit="layer")
 
     probes = [
         Probe(who=who, layer=name, pooling=used, score=score)
