@@ -25,7 +25,7 @@ from unrolled.terminal import say
 if TYPE_CHECKING:
     from cyclopts import App
 
-    from unrolled.cli import Verb
+    from unrolled.commands.verbs import Verb
 
 Shell = Literal["bash", "zsh", "fish", "powershell"]
 
@@ -107,7 +107,7 @@ def _app(names: dict[str, tuple[str, ...]]) -> App:
     """The command line as the script is to know it: every verb with the flags of all its tasks."""
     from cyclopts import App
 
-    from unrolled.cli import VERBS
+    from unrolled.commands.verbs import VERBS
 
     app = App(name="unrolled")
     for name, each in VERBS.items():
