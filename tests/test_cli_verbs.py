@@ -23,7 +23,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "6,090,856" in rows["crate_tiny_patch16_224"]
     assert "2306.01129" in rows["crate_tiny_patch16_224"]
     assert cli.run(["list", "crate_large*", "--json"]) == 0
-    models = json.loads(capsys.readouterr().out)
+    models = json.loads(capsys.readouterr().out)["models"]
     assert {model["name"] for model in models} == {"crate_large_patch16_224", "crate_large_patch8_224"}
     assert models[0]["parameters"] == 77641192
 
@@ -37,7 +37,7 @@ def test_list_has_the_language_models(capsys: pytest.CaptureFixture[str]) -> Non
     assert rows["crate_gpt_base"].split()[1:3] == ["60,665,088", "21,281,280"]  # without the vocabulary of GPT-2
     assert rows["crate_nano_patch2_8"].split()[2] == "-"
     assert cli.run(["list", "*gpt*", "--json"]) == 0
-    models = json.loads(capsys.readouterr().out)
+    models = json.loads(capsys.readouterr().out)["models"]
     assert {model["name"] for model in models} == {name for name in LANGUAGE_MODELS if "gpt" in name}
     assert all(model["source"].startswith("text: ") for model in models)
 

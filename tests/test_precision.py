@@ -97,9 +97,9 @@ def test_whoever_chooses_bf16_is_told_once(
 def test_refusing_fp16_recommends_what_is_fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     config = TrainConfig(precision="fp16", accelerator="cpu", out=tmp_path)
     use(monkeypatch, CPUS["EPYC 7003"])
-    with pytest.raises(ValueError, match=r"'fp16' needs a GPU.*use 'fp32' \(this CPU only emulates bf16\)"):
+    with pytest.raises(ValueError, match=r"'fp16' needs a GPU.*use precision='fp32' \(this CPU only emulates bf16\)"):
         launch(config)
     precision.in_hardware.cache_clear()
     use(monkeypatch, CPUS["EPYC 9004"])
-    with pytest.raises(ValueError, match=r"'fp16' needs a GPU.*use 'bf16' or 'fp32'"):
+    with pytest.raises(ValueError, match=r"'fp16' needs a GPU.*use precision='fp32' or precision='bf16'"):
         launch(config)

@@ -127,9 +127,7 @@ def build(tokens: Sequence[str] = ()) -> App:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code.
-
-    A verb returns False if what it reproduces came out outside its tolerance.
+    """Run one command line and return its exit code: what the verb says, if it says one.
 
     Args:
         arguments: what follows `unrolled`; default: those of this process.
@@ -164,7 +162,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code
     finally:
         release_held()
-    return 4 if result is False else 0
+    return result or 0
 
 
 def in_flags(message: str, app: App | None, tokens: Sequence[str], *, headed: bool = True) -> str:

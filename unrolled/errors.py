@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -40,6 +42,27 @@ def check_finite(value: Any, name: str) -> None:
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
     for item in parts:
         check_finite(item, name)
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """What of `known` may be meant by `name`: the same but for case and signs, one that is a part of the other, or
+    that is spelled alike."""
+    plain = {each: re.sub(r"[\W_]+", "", each.lower()) for each in known}
+    wanted = re.sub(r"[\W_]+", "", name.lower())
+    if wanted and (same := [each for each, letters in plain.items() if letters == wanted]):
+        return same[:most]
+    parts = {each: re.split(r"[\W_]+", each.lower()) for each in [name, *plain]}
+    if held := [each for each in plain if each.lower() in parts[name] or name.lower() in parts[each]]:
+        return held[:most]
+    lower = {each.lower(): each for each in plain}
+    return [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n=most)]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'a'?`, or what is known where nothing is near."""
+    names = list(known)
+    near = nearest(name, names)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
 
 
 def require(module: str, *, extra: str, feature: str) -> ModuleType:

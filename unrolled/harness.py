@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unrolled.locks import hold
+from unrolled.reading import Json
 from unrolled.subjects.runs import named
 from unrolled.terminal import say, show
 
 if TYPE_CHECKING:
     from unrolled.report import Report
+
+Answer = Json
+"""What came out of a verb: `--json` prints it, `report.json` holds it, and the page is laid out from it."""
+Settings = dict[str, Any]
+"""Flags by name, as `config.yaml` holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,10 @@ class OutputFlags(JsonFlags, QuietFlags):
     """Where config.yaml, report.html and report.json go."""
 
 
+ANSWER = "unrolled.answer/1"
+"""The `format` of what `--json` prints. Its number goes up when a documented key changes its name or its meaning;
+docs/howto/json.md has the keys of every verb."""
+
 _OUTPUT = {item.name for item in dataclasses.fields(OutputFlags)}
 _SUBJECT = (
     *("image", "images", "model", "weights", "pretrained", "model_args"),
@@ -63,7 +73,8 @@ class Run:
 
     Args:
         options: the flags of the verb, completed.
-        verb, model, data: what the folder is called after, without `--out`; see `default_folder`.
+        verb: whose run it is.
+        model, data: with the verb, what the folder is called after, without `--out`; see `default_folder`.
         keeps_features: whatever the folder holds, it is the one to use: features in it that fit are used again.
 
     Raises:
@@ -74,7 +85,7 @@ class Run:
         subject = None if keeps_features else settings_of(options)
         self.folder = options.out or default_folder(verb, model, data, subject)
         hold(self.folder)
-        self.options = options
+        self.options, self.verb = options, verb
         self._began = time.perf_counter()
 
     @property
@@ -100,26 +111,28 @@ class Run:
         report.results = dict(results)
         report.provenance = Provenance.collect(config=settings, seeds=seeds, duration=self.seconds)
         write_settings(self.folder, settings)
-        answer(report.write(self.folder).html, results, text, json=self.options.json, quiet=self.options.quiet)
+        page = report.write(self.folder).html
+        answer(self.verb, page, results, text, json=self.options.json, quiet=self.options.quiet)
 
 
-def answer(page: Path, facts: Mapping[str, Any], text: str, *, json: bool, quiet: bool) -> None:
-    """Say on stderr where the report is, and print what came out: as JSON, or as text."""
+def answer(verb: str, page: Path, facts: Mapping[str, Any], text: str, *, json: bool, quiet: bool) -> None:
+    """Say on stderr where the report is, and print what came out as `print_answer` does."""
     say(f"report: {page}", quiet=quiet)
-    print_answer({**facts, "report": str(page)}, text, json=json)
+    print_answer(verb, {**facts, "report": str(page)}, text, json=json)
 
 
-def print_answer(facts: Any, text: str, *, json: bool) -> None:
-    """Print what came out: as JSON, or as text."""
+def print_answer(verb: str, facts: Mapping[str, Any], text: str, *, json: bool) -> None:
+    """Print what came out: as text, or as one JSON object, with `format`, see `ANSWER`, and `verb` before the rest."""
     if not json:
         show(text)
         return
     from unrolled.report.provenance import plain
 
-    print(json_module.dumps(plain(facts), indent=2))
+    values = {**plain(facts), "format": ANSWER, "verb": verb}
+    print(json_module.dumps({"format": ANSWER, "verb": verb, **values}, indent=2), flush=True)
 
 
-def settings_of(options: Any) -> dict[str, Any]:
+def settings_of(options: Any) -> Settings:
     """The flags of a verb that are settings, in the order of `--help`."""
     return {
         item.name: getattr(options, item.name) for item in flags_in_order(type(options)) if item.name not in _OUTPUT
@@ -145,13 +158,14 @@ def default_folder(verb: str, model: str, data: str, subject: Mapping[str, Any] 
     Args:
         verb: of the command.
         model: its MODEL argument.
-        data: what it looks at.
+        data: what it looks at, where the model's name does not say it all.
         subject: settings, of which those of the model and of what it looks at count. Where that folder holds the
             result of others, because names in different folders are alike, the next free one is taken: `...-2`.
     """
     spec = named(model)
     parts = [Path(spec.removeprefix("local:")).name if spec.startswith("local:") else spec, data]
-    name = "-".join([verb, *(_short(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.")) for part in parts)])
+    parts = [_short(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.")) for part in parts if part]
+    name = "-".join([verb, *parts])
     folder, number = Path("runs") / name, 1
     if subject is not None:
         wanted = _subject(subject)
@@ -166,7 +180,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 80 else f"{name[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _subject_in(folder: Path) -> dict[str, Any]:
+def _subject_in(folder: Path) -> Settings:
     from unrolled.errors import CorruptFile
     from unrolled.reading import read_settings
 
@@ -175,7 +189,7 @@ def _subject_in(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _subject(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _subject(settings: Mapping[str, Any]) -> Settings:
     """What was looked at; what is not said and what is nothing are the same."""
     return {key: plain_settings(settings[key]) for key in _SUBJECT if settings.get(key)}
 

@@ -15,6 +15,8 @@ from unicodedata import category
 
 from unrolled.errors import CorruptFile, MissingData
 
+Json = dict[str, Any]
+"""An object of JSON, as a file holds it or will: plain values by name."""
 SETTINGS_BYTES = 2**18
 """No file of settings is larger."""
 _VALUES = 100_000
@@ -86,7 +88,7 @@ def read_json(path: Path | str) -> Any:
         raise CorruptFile(f"{path}: is not valid JSON: {error}") from error  # a number of too many digits
 
 
-def read_object(path: Path | str) -> dict[str, Any]:
+def read_object(path: Path | str) -> Json:
     """What a JSON file holds, which must be an object.
 
     Raises:

@@ -46,7 +46,7 @@ def say(text: str, *, quiet: bool = False) -> None:
 
 def show(text: str) -> None:
     """Lines on stdout."""
-    print(printable(text, keep="\n\t"))
+    print(printable(text, keep="\n\t"), flush=True)
 
 
 def table(columns: list[str], rows: list[list[str]], *, left: int = 1) -> str:

@@ -82,7 +82,9 @@ def test_what_cannot_be_done_is_said(flags: list[str], message: str, capsys: pyt
     assert message in capsys.readouterr().err
 
 
-def test_a_classifier_of_transformers_comes_with_its_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_classifier_of_transformers_comes_with_its_head_and_is_read_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -96,7 +98,18 @@ def test_a_classifier_of_transformers_comes_with_its_head(tmp_path: Path, capsys
     with torch.no_grad():
         logits = saved(torch.tensor(pixels).permute(2, 0, 1)[None] / 127.5 - 1).logits[0]
     flags = ["--json", "--device", "cpu", "--out"]
+    loaded = []
+    kind = transformers.AutoModelForImageClassification
+    load = kind.from_pretrained
+
+    def counted(*args: object, **options: object) -> object:
+        loaded.append(args)
+        return load(*args, **options)
+
+    monkeypatch.setattr(kind, "from_pretrained", counted)
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", counted)
     assert cli.run(["explain", str(tmp_path / "a.png"), "--model", spec, *flags, str(tmp_path / "x")]) == 0
+    assert len(loaded) == 1
     assert json.loads(capsys.readouterr().out)["logit"] == pytest.approx(float(logits.max()), abs=1e-4)
     assert "not split into heads" in (tmp_path / "x" / "report.html").read_text()
     digits = ["--data", "digits", "--images", "4", "--places", "block00/attn/head*"]

@@ -120,7 +120,7 @@ def test_texts_that_repeat_are_relabelled_together(tmp_path: Path, capsys: pytes
     from unrolled.subjects.pairs import read_texts
 
     found = dependence(None, None, Rows(60, "", None), read_texts(tmp_path / "texts.tsv"), quiet=False)
-    assert np.unique(found["groups"], return_counts=True)[1].tolist() == [5] * 12
+    assert np.unique(found.groups, return_counts=True)[1].tolist() == [5] * 12
     assert "relabelled together: 12 groups of 5 rows" in capsys.readouterr().err
 
 
@@ -149,11 +149,11 @@ def test_labels_of_all_rows_are_taken_by_the_rows_that_features_are_of(tmp_path:
     (tmp_path / "photos").write_text("".join(f"{i // 8}\n" for i in range(96)))
     rows = Rows(48, "digits", torch.arange(0, 96, 2))
     found = dependence(str(tmp_path / "photos"), None, rows, None, quiet=True)
-    assert found["groups"] == [str(i // 8) for i in range(0, 96, 2)]
+    assert found.groups == [str(i // 8) for i in range(0, 96, 2)]
 
 
 def test_pairs_that_cannot_trade_places_are_taken_for_independent(capsys: pytest.CaptureFixture[str]) -> None:
-    from unrolled.commands.align.dependence import dependence
+    from unrolled.commands.align.dependence import Dependence, dependence
     from unrolled.instruments.features.files import Rows
 
     pairs = PairSource(
@@ -162,5 +162,5 @@ def test_pairs_that_cannot_trade_places_are_taken_for_independent(capsys: pytest
         others=[f"text {i}" for i in range(12)],
         description="d",
     )
-    assert dependence(None, None, Rows(12, "", None), pairs, quiet=False) == {}
+    assert dependence(None, None, Rows(12, "", None), pairs, quiet=False) == Dependence()
     assert "p-values take them for independent" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_align_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     flags = ["--images", "40", "--k", "5", "--draws", "20", "--resamples", "10", "--quiet", "--out", str(tmp_path)]
     assert cli.run(["align", CRATE, VIT, "--metric", "mutual_knn", "--metric", "cka", "--held-out", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:4] == ["metric", "score", "null", "p"]
+    assert lines[0].split()[:4] == ["metric", "score", "chance", "p"]
     assert [line.split()[0] for line in lines[1:]] == ["mutual_knn", "cka", "p:"]
     assert all("block0" in line for line in lines[1:3])
     assert lines[3] == "p: 20 relabellings"

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,22 @@ def saved(folder: Path, tokenizer: Any = None, **changes: Any) -> Path:
     LanguageModel(LanguageConfig(**config)).save_pretrained(folder / "model")
     tokenizer.save(folder / "model" / "tokenizer.json")
     return folder
+
+
+@contextmanager
+def writing_without_end(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real process that writes a hundred million letters, or until it is stopped."""
+    saved(folder, CharacterTokenizer.of("abcdefgh"), layers=("mesa",), positions="none")
+    command = [sys.executable, "-m", "unrolled", "generate", str(folder), "--prompt", "ab", "--tokens", "100000000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment, preexec_fn=default
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:
@@ -81,21 +99,13 @@ def test_a_seed_gives_one_text_and_another_another(tmp_path: Path, capsys: pytes
 
 def test_words_come_as_they_are_made(tmp_path: Path) -> None:
     """In a real process, which is stopped long before it would be done."""
-    saved(tmp_path, CharacterTokenizer.of("abcdefgh"), layers=("mesa",), positions="none")
-    command = [sys.executable, "-m", "unrolled", "generate", str(tmp_path), "--prompt", "ab", "--tokens", "100000000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
-    with subprocess.Popen(command, **pipes, cwd=ROOT, env=environment, preexec_fn=default) as process:
+    with writing_without_end(tmp_path) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        try:
-            start = process.stdout.read(30)
-            process.stdout.close()  # as `| head` does
-            error = process.stderr.read()
-            assert process.wait(60) == 0
-        finally:
-            process.kill()
+        start = process.stdout.read(30)
+        process.stdout.close()  # as `| head` does
+        error = process.stderr.read()
+        assert process.wait(60) == 0
     assert start.startswith(b"ab")
     assert len(start) == 30
     assert set(start) <= set(b"abcdefgh")
@@ -159,19 +169,11 @@ def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytes
 
 
 def test_ctrl_c_ends_it_in_a_line(tmp_path: Path) -> None:
-    saved(tmp_path, CharacterTokenizer.of("abcdefgh"), layers=("mesa",), positions="none")
-    command = [sys.executable, "-m", "unrolled", "generate", str(tmp_path), "--prompt", "ab", "--tokens", "100000000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
-    with subprocess.Popen(command, **pipes, cwd=ROOT, env=environment, preexec_fn=default) as process:
+    with writing_without_end(tmp_path) as process:
         assert process.stdout is not None
-        try:
-            process.stdout.read(30)
-            process.send_signal(signal.SIGINT)
-            _, error = process.communicate(timeout=60)
-        finally:
-            process.kill()
+        process.stdout.read(30)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in error
     assert error.count(b"\n") <= 1
@@ -190,7 +192,7 @@ def test_models_that_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "image" / "config.json").write_text(json.dumps({"architecture": "crate_nano_patch2_8"}))
     for spec, code, message in (
         ("crate_gpt_nano", 2, "unrolled train --task lm --model crate_gpt_nano"),
-        ("gpt2", 2, "hf:NAME"),
+        ("gpt2", 2, "did you mean hf:gpt2?"),
         (str(tmp_path / "masked"), 2, "cannot continue a text"),
         ("crate_nano_patch4_32", 2, "writes no text"),
         ("crate_nano_patch4_32.cifar10", 2, "writes no text"),

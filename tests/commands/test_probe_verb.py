@@ -99,12 +99,12 @@ def test_probes_of_pixels_beat_chance_and_shuffled_labels_do_not() -> None:
         return torch.stack([transform(p).flatten() for p, _ in pairs]), torch.tensor([label for _, label in pairs])
 
     (x, y), (queries, truth) = pixels(train, 400), pixels(test, 150)
-    for record in classify(x, y, queries, truth, methods=("linear", "knn", "ridge")):
-        assert record["accuracy"] > 0.85, record["method"]
-        assert abs(record["held_out"] - record["accuracy"]) < 0.1
+    for score in classify(x, y, queries, truth, methods=("linear", "knn", "ridge")):
+        assert score.accuracy > 0.85, score.method
+        assert abs(score.held_out - score.accuracy) < 0.1
     shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))]
-    for record in classify(x, shuffled, queries, truth, methods=("knn", "ridge")):
-        assert record["accuracy"] < 0.3, record["method"]
+    for score in classify(x, shuffled, queries, truth, methods=("knn", "ridge")):
+        assert score.accuracy < 0.3, score.method
 
 
 @pytest.mark.parametrize(

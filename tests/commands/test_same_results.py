@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from tests.answers import answer_of
 from unrolled import cli
 from unrolled.instruments import FeatureSet
 
@@ -102,7 +103,7 @@ NAMES = sorted(commands(Path("data")))
 def result(command: list[str], out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
     capsys.readouterr()
     assert cli.run([*command, "--out", str(out), "--device", "cpu", "--quiet", "--json", *more]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = answer_of(command[0], capsys.readouterr().out)
     if command[0] == "extract":
         kept = FeatureSet.load(out)
         found["kept"] = {name: value.tolist() for name, value in kept.items()}

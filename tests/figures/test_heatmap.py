@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -67,3 +68,15 @@ def test_zero_is_pale_and_signs_have_their_colours() -> None:
 def test_values_that_do_not_fit_their_names_are_refused() -> None:
     with pytest.raises(ValueError, match="'t'"):
         HeatMap(title="t", values=VALUES, rows=["a"], columns=["b"])
+
+
+def test_a_narrow_range_has_the_whole_palette_and_a_bar_that_tells_its_ends_apart() -> None:
+    values = np.linspace(0.60701, 0.60704, 12).reshape(3, 4)
+    drawing = HeatMap(title="scores", values=values, rows=list("abc"), columns=list("wxyz"))
+    assert drawing.scale_words() == "Colours run from 0.60701 to 0.60704, the range of what is shown."
+    svg = drawing.svg("a", standalone=True)
+    assert ">0.60701<" in svg
+    assert ">0.60704<" in svg
+    wide = HeatMap(title="scores", values=np.linspace(0, 1, 12).reshape(3, 4), rows=list("abc"), columns=list("wxyz"))
+    colours = [re.findall(r'<rect[^>]*fill="(#\w+)"', each.svg("a", standalone=True)) for each in (drawing, wide)]
+    assert colours[0] == colours[1]

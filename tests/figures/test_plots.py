@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from subprocess import run
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
@@ -17,7 +18,9 @@ import unrolled
 from unrolled.alignment import compare, get_metric, layer_grid, prepare_layers
 from unrolled.alignment.models import ModelGrid, PairScore
 from unrolled.figures import plot_metrics
-from unrolled.instruments import layerwise
+from unrolled.figures.escaping import escape, typeset
+from unrolled.figures.style import WIDTH
+from unrolled.instruments import layerwise, trace_report
 from unrolled.studies.cells import Cell, Row
 from unrolled.studies.results import Results
 
@@ -122,6 +125,30 @@ def test_it_draws_on_new_axes_and_on_given_ones(case: str) -> None:
     file = io.BytesIO()
     figure.savefig(file, format="pdf")
     assert file.getvalue().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("case", ["trace", "layers", "comparison", "grid", "models"])
+def test_what_it_draws_can_be_had_as_a_panel_that_a_notebook_shows(case: str) -> None:
+    make, title, names = CASES[case]
+    panel = make().__self__.panel()  # type: ignore[attr-defined]
+    assert title in typeset(panel.title)
+    assert names is None or {series.label for series in panel.series} == set(names)
+    drawing = panel._repr_svg_()
+    root = ElementTree.fromstring(drawing)
+    assert root.tag.endswith("svg")
+    assert float(root.attrib["width"]) > WIDTH, "else it would be as wide as the notebook"
+    assert "prefers-color-scheme:dark" in drawing
+    assert escape(typeset(panel.description())) in drawing
+
+
+def test_layers_and_their_control_are_one_figure() -> None:
+    model = unrolled.create_model("crate_nano_patch2_8")
+    report = trace_report(model, images())
+    panel = report["layers"].panel(quantity="nonzero", label="trained", control=report["control"])
+    assert [(line.label, line.dashed) for line in panel.series] == [("trained", False), ("untrained", True)]
+    for line, rows in zip(panel.series, (report["layers"], report["control"]), strict=True):
+        assert line.y == [row["nonzero"] for row in rows]
+        assert line.error == [row["nonzero_se"] for row in rows]
 
 
 def test_what_cannot_be_drawn_is_named() -> None:

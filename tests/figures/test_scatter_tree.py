@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import linkage
 
-from tests.figures.drawing import SVG, faults
+from tests.figures.drawing import SVG, boxes, faults
 from unrolled.figures import Scatter, Tree
 from unrolled.report import Report
 
@@ -84,3 +84,11 @@ def test_a_tree_puts_like_beside_like() -> None:
     assert len(tree.data()[1]) == 4
     with pytest.raises(ValueError, match="merges"):
         Tree(title="t", merges=np.zeros((3, 4)), leaves=["a", "b"], x_label="x")
+
+
+def test_long_names_of_points_are_shortened_in_the_middle_not_left_out() -> None:
+    long = "a_model_with_a_very_long_name_that_goes_on_and_on_patch4_32"
+    drawing = Scatter(title="map", x_label="x", x=[0, 1, 1], y=[0, 1, 0.4], names=["one", "two", long], equal=True)
+    texts = [text for text, _ in boxes(ET.fromstring(drawing.svg("a", standalone=True)))]
+    assert any(text.startswith("a_m") and text.endswith("_32") and "…" in text for text in texts)
+    assert faults(drawing.svg("a", standalone=True)) == []

@@ -21,6 +21,7 @@ from unrolled.alignment import compare, prepare_layers
 from unrolled.errors import MissingExtra
 from unrolled.instruments import Matches, layerwise, read_patches
 from unrolled.instruments.causal import Effect, Effects
+from unrolled.instruments.readouts.confusion import Confusion
 from unrolled.tables import Tabular
 from unrolled.train import TrainConfig, TrainResult
 
@@ -42,6 +43,11 @@ def trained() -> TrainResult:
     )  # fmt: skip
 
 
+def confusion() -> Confusion:
+    counts = torch.tensor([[5, 1, 0], [0, 4, 2], [0, 0, 9]])
+    return Confusion(["cat", "dog", HOSTILE], counts, [])
+
+
 def comparison(**options: Any) -> Any:
     many = {f"layer{i}": torch.randn(30, 4, generator=torch.Generator().manual_seed(i)) for i in range(8)}
     return compare(many, {**many, HOSTILE: many["layer0"]}, "cka", resamples=0, **options)
@@ -57,6 +63,7 @@ RESULTS: dict[str, tuple[Callable[[], Any], int | None]] = {
     "ModelGrid": (plots.models, 3),
     "Results": (plots.results, 12),
     "TrainResult": (trained, 3),
+    "Confusion": (confusion, 3),
 }
 DRAWN_BY = {"Results": lambda result, ax: result.plot("accuracy", x="width", by="kind", ax=ax)}
 

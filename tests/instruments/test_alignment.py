@@ -172,7 +172,7 @@ def test_bad_options_are_named() -> None:
         al.mutual_knn(x, y, k=40)
     with pytest.raises(ValueError, match="at least 4"):
         al.cka(x[:3], y[:3], unbiased=True)
-    with pytest.raises(ValueError, match=r"unknown metric 'mutual'.*mutual_knn"):
+    with pytest.raises(ValueError, match=r"metric='mutual' is not known; did you mean 'mutual_knn'"):
         al.get_metric("mutual")
     with pytest.raises(ValueError, match="cka has no option 'k': it has unbiased, kernel, sigma"):
         al.get_metric("unbiased_cka", k=3)

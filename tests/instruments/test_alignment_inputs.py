@@ -337,7 +337,7 @@ def test_streams_refuse_what_rounding_alone_makes_vary() -> None:
         (lambda x, y: al.mutual_knn(x, y, k=True), "k must be a whole number"),
         (lambda x, y: al.ridge_predictivity(x, y, folds=2.5), "folds must be a whole number"),  # type: ignore[arg-type]
         (lambda x, y: al.pls_predictivity(x, y, components=2.5), "components must be"),  # type: ignore[arg-type]
-        (lambda x, y: al.get_metric(["cka"]), "unknown metric"),  # type: ignore[arg-type]
+        (lambda x, y: al.get_metric(["cka"]), "is not known"),  # type: ignore[arg-type]
         (lambda x, y: al.compare_rdms(np.ma.masked_less(x[:5, :5], 0), x[:5, :5]), "a is a masked array"),
         (lambda x, y: al.mutual_knn_sampled(x.tolist(), y, 3), "x must be a tensor or an array"),  # type: ignore[arg-type]
         (lambda x, y: al.compare(None, y), "features_a must be"),  # type: ignore[arg-type]

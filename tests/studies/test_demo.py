@@ -12,7 +12,7 @@ import torch
 
 from unrolled import studies
 from unrolled.studies.cells import computed
-from unrolled.studies.demo import STUDY, DemoConfig, DigitsRun
+from unrolled.studies.demo import RECIPES, STUDY, DemoConfig, DigitsRun
 from unrolled.studies.results import Results
 
 
@@ -66,6 +66,14 @@ def test_the_same_run_comes_out_the_same(tmp_path: Path) -> None:
 def test_without_a_crate_nothing_is_claimed(tmp_path: Path) -> None:
     config = DemoConfig(models=("vit_nano_patch2_8",), out=tmp_path, kept=tmp_path)
     assert STUDY.claims[0].judge(Results([]), config).measured == "there is no CRATE among the models"
+
+
+def test_each_model_has_the_recipe_chosen_for_it_unless_one_is_given() -> None:
+    def recipes(config: DemoConfig) -> dict[str, tuple[float, float]]:
+        return {run.model: (run.lr, run.warmup_epochs) for run in STUDY.cells(config) if isinstance(run, DigitsRun)}
+
+    assert recipes(DemoConfig()) == dict(RECIPES)
+    assert set(recipes(DemoConfig(lr=1e-2, warmup_epochs=0.0)).values()) == {(1e-2, 0.0)}
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled.report import Report
-from unrolled.studies.platonic.implications import STUDY, ImplicationsConfig, match_kernels, retrieved
+from unrolled.studies.platonic.implications import STUDY
+from unrolled.studies.platonic.implications.cells import ImplicationsConfig
+from unrolled.studies.platonic.implications.matching import match_kernels, retrieved
 
 TINY: dict[str, Any] = {
     "seeds": (0,), "events": 6, "training_steps": (0, 5), "batch_size": 32, "starts": 3, "symbols": (3,),

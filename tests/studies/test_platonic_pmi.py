@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from unrolled.studies.platonic import pmi
-from unrolled.studies.platonic.pmi import STUDY, PmiConfig
+from unrolled.studies.platonic.pmi import STUDY
+from unrolled.studies.platonic.pmi.cells import PmiConfig
 from unrolled.studies.platonic.toy import kernel_alignment, learn_expected, learn_from_samples
 from unrolled.tasks import CooccurrenceWorld
 from unrolled.theory import nce_offset, offset_and_error, pointwise_mutual_information

@@ -85,7 +85,7 @@ def test_a_gpu_that_is_not_there_is_refused(config, splits):
 
 
 def test_half_precision_on_a_cpu_is_refused(config, splits):
-    with pytest.raises(ValueError, match=r"'fp16' needs a GPU.*'fp32'"):
+    with pytest.raises(ValueError, match=r"'fp16' needs a GPU.*precision='fp32'"):
         fit(config(precision="fp16"), data=splits)
 
 

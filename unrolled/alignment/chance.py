@@ -23,6 +23,7 @@ from unrolled.alignment.layers import (
     Grid,
     LayerFeatures,
     Layers,
+    best_pair,
     check_paired,
     layer_grid,
     named_layers,
@@ -31,6 +32,7 @@ from unrolled.alignment.layers import (
 from unrolled.alignment.metric import Features, Metric, Representation
 from unrolled.alignment.registry import get_metric
 from unrolled.alignment.significance import (
+    SHOWN,
     SMALLEST,
     PValue,
     calibrate,
@@ -44,9 +46,11 @@ from unrolled.tables import Tabular
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from unrolled.figures import HeatMap
+
 _MOST = 999  # relabellings where "moments" has to draw: enough for p = 0.001
 _DOMINANT = 5.0  # standard deviations that one sample may move a score by
-_SURE = (1e-6, 0.2)  # outside of these a tail by three moments is taken as it is
+_SURE = (SHOWN, 0.2)  # outside of these a tail by three moments is taken as it is
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class Comparison(Tabular):
         p_value: corrected for the search over layers. Null "permutation": share of relabellings whose best value
             reaches `score`, counting the data as one. "moments": see `compare`.
         threshold: the value that relabelled data exceed in a share `alpha` of draws.
-        calibrated: 0 at or below `threshold`, 1 at the best possible value, linear between.
+        calibrated: 0 at or below `threshold`, 1 at the best possible value, linear between; None where that is
+            infinite.
         z: distance of `score` from its own null mean in standard deviations. It takes no account of the search over
             layers and nulls are skewed, so it is no substitute for `p_value`.
         interval: 95 % confidence interval of the best pair's expected score at this many samples (not of a population:
@@ -129,8 +134,8 @@ class Comparison(Tabular):
         """Everything as plain Python values, ready for JSON."""
         return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in asdict(self).items()}
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the scores of all pairs of layers as a map, with a frame around the best; see `figures.Panel.plot`."""
+    def panel(self) -> HeatMap:
+        """The scores of all pairs of layers as a map, with a frame around the best."""
         from unrolled.figures import HeatMap
 
         rows, columns = self.layers
@@ -142,7 +147,11 @@ class Comparison(Tabular):
             row_label="a",
             column_label="b",
             mark=(rows.index(self.best[0]), columns.index(self.best[1])),
-        ).plot(ax)
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw `panel`; see `unrolled.figures.Panel.plot`."""
+        return self.panel().plot(ax)
 
     def summary(self) -> str:
         """One line: score, chance, p and interval, never the score alone."""
@@ -157,14 +166,14 @@ class Comparison(Tabular):
         if self.calibrated is not None:
             parts.append(f"calibrated {self.calibrated:.4g}")
         if self.interval is not None:
-            parts.append(f"interval at this n {self.interval[0]:.4g} to {self.interval[1]:.4g}")
+            parts.append(f"95 % interval of the score at this n {self.interval[0]:.4g} to {self.interval[1]:.4g}")
         return f"{'; '.join(parts)}; n = {self.n}" + (f" in {self.units}" if self.units else "")
 
 
 def compare(
     features_a: LayerFeatures | Layers,
     features_b: LayerFeatures | Layers,
-    metric: str | Metric = "mutual_knn",
+    metric: str | Metric | Callable[..., float] = "mutual_knn",
     *,
     null: str = "permutation",
     draws: int = 200,
@@ -181,7 +190,9 @@ def compare(
     Args:
         features_a, features_b: one layer [n, d], several [n, layers, d], a mapping or sequence of layers (see
             `prepare_layers`), or `Layers` prepared before (then there is no interval and no held-out selection).
-        metric: name or object; `options` go with a name, e.g. `k=10`.
+        metric: name or object; `options` go with a name, e.g. `k=10`. Or a function of your own that takes features
+            [n, d_x] and [n, d_y], tensors with paired rows, and returns a number; for a distance give
+            `higher_is_closer=False`, other `options` are its keyword arguments.
         null: "permutation" relabels samples `draws` times; the smallest p-value is 1 / (draws + 1). "moments" takes the
             Pearson III tail of the exact first three moments, times the number of layer pairs, where it is above 0.2,
             or below 1e-6 with no sample dominating both sides; else, and where no moments are known, samples are
@@ -217,7 +228,7 @@ def compare(
     grid = layer_grid(left, right, chosen)
     if units.description:  # closed forms are of single rows
         grid = Grid(grid.scores, None, None)
-    row, column = _best(grid.scores, chosen)
+    row, column = best_pair(grid.scores, chosen)
     score = float(grid.scores[row, column])
     names = left.names[row], right.names[column]
     z = None
@@ -282,7 +293,7 @@ def held_out(
     picked, judged = ([{name: _rows(layer, part) for name, layer in side.items()} for side in sides] for part in parts)
     first, second = (prepare_layers(side, [chosen]) for side in picked)
     scores = layer_grid(first, second, chosen.for_units(units.of_rows(parts[0]))).scores
-    row, column = _best(scores, chosen)
+    row, column = best_pair(scores, chosen)
     pair = list(sides[0])[row], list(sides[1])[column]
     left, right = (prepare_layers({name: side[name]}, [chosen]) for name, side in zip(pair, judged, strict=True))
     rest = units.of_rows(parts[1])
@@ -316,10 +327,10 @@ def _quick_p_value(
     if grid.null_mean is None or grid.null_std is None:
         drawn: list[float] = []
         values = (drawn.append(value) or value for value in _null_values(left, right, metric, orders))  # type: ignore[func-returns-value]
-        score = float(grid.scores[_best(grid.scores, metric)])
+        score = float(grid.scores[best_pair(grid.scores, metric)])
         return resolved_p_value(score, values, higher_is_closer=metric.higher_is_closer), sum(drawn) / len(drawn)
     mean, std = grid.null_mean, grid.null_std.clamp_min(1e-300)
-    row, column = _best(grid.scores, metric)
+    row, column = best_pair(grid.scores, metric)
     chance = float(mean[row, column])
     z = ((grid.scores - mean) / std).nan_to_num(nan=-math.inf)
     shapes = metric.null_shapes(left.of(metric), right.of(metric))
@@ -344,13 +355,7 @@ def _null(a: Layers, b: Layers, metric: Metric, units: Units, draws: int, seed: 
 def _null_values(a: Layers, b: Layers, metric: Metric, orders: Iterable[Tensor]) -> Iterator[float]:
     """Best value over the grid for each order of the samples of b."""
     for grid in metric.null_grids(a.of(metric), b.of(metric), orders):
-        yield float(grid[_best(grid, metric)])
-
-
-def _best(scores: Tensor, metric: Metric) -> tuple[int, int]:
-    sign: Callable[[Tensor], Tensor] = (lambda t: t) if metric.higher_is_closer else torch.neg
-    flat = int(torch.nan_to_num(sign(scores), nan=-math.inf).argmax())
-    return flat // scores.shape[1], flat % scores.shape[1]
+        yield float(grid[best_pair(grid, metric)])
 
 
 def _rows(layer: Features, rows: Tensor) -> Features:

@@ -11,14 +11,17 @@ follows the device of the input.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from unrolled.alignment import legacy
+from unrolled.alignment.function import FunctionMetric
 from unrolled.alignment.kernels import CKA, RSA, compare_rdms, rdm
 from unrolled.alignment.linear import PWCCA, SVCCA, Procrustes
 from unrolled.alignment.metric import Features, Metric, Representation, prepare_features
 from unrolled.alignment.neighbours import CKNNA, LCSKNN, CycleKNN, EditKNN, MutualKNN
 from unrolled.alignment.predictivity import PLSPredictivity, RidgePredictivity, Stitching
+from unrolled.errors import suggestion
 from unrolled.plugins import load_plugin, plugins
 
 METRICS: dict[str, type[Metric]] = {
@@ -44,8 +47,11 @@ def metric_class(name: str) -> type[Metric] | None:
     return added
 
 
-def get_metric(metric: str | Metric, **options: Any) -> Metric:
+def get_metric(metric: str | Metric | Callable[..., float], **options: Any) -> Metric:
     """Metric object from a name such as "mutual_knn" ("unbiased_cka" is "cka" with unbiased=True) and its options.
+
+    A function of your own, of features [n, d_x] and [n, d_y], is taken as `FunctionMetric`; `options` are its keyword
+    arguments, and `higher_is_closer=False` says that it is a distance.
 
     Raises:
         ValueError: unknown name (the known ones are listed), options the metric does not have, or options given with
@@ -55,12 +61,16 @@ def get_metric(metric: str | Metric, **options: Any) -> Metric:
         if options:
             raise ValueError(f"options {sorted(options)} given with a metric object: set them when making it")
         return metric
+    if isinstance(metric, type) and issubclass(metric, Metric):
+        return metric(**options)
+    if callable(metric) and not isinstance(metric, type):
+        return FunctionMetric(metric, **options)
     if metric == "unbiased_cka":
         metric, options = "cka", {"unbiased": True, **options}
     kind = metric_class(metric) if isinstance(metric, str) else None
     if kind is None:
-        known_names = [*METRICS, "unbiased_cka", *plugins("metrics")]
-        raise ValueError(f"unknown metric {metric!r}: choose from {', '.join(known_names)}")
+        hint = suggestion(str(metric), [*METRICS, "unbiased_cka", *plugins("metrics")])
+        raise ValueError(f"metric={metric!r} is not known; {hint}")
     known = list(inspect.signature(kind).parameters)
     for name in options:
         if name not in known:

@@ -21,6 +21,8 @@ from unrolled.alignment.metric import Metric
 
 SMALLEST = 1e-300
 """p-values below this are given as this: they are bounds."""
+SHOWN = 1e-6
+"""p-values below this are printed as below this: no tail was held against relabellings further out."""
 
 _BOUND = "a bound"
 _ENOUGH = 10  # relabellings that reach the score, after which no more are drawn
@@ -35,8 +37,8 @@ class PValue:
 
 
 def p_text(p: float, method: str = "") -> str:
-    """A p-value in print; one at `SMALLEST`, or that `method` calls a bound, is a bound."""
-    return f"< {p:.2g}" if p <= SMALLEST or method.endswith(_BOUND) else f"{p:.2g}"
+    """A p-value in print, no smaller than its null supports: a bound below `SHOWN` or where `method` says so."""
+    return f"< {max(p, SHOWN):.2g}" if p < SHOWN or method.endswith(_BOUND) else f"{p:.2g}"
 
 
 def p_phrase(p: float, method: str = "") -> str:
@@ -114,8 +116,9 @@ def pearson_tail(z: np.ndarray, skewness: np.ndarray) -> np.ndarray:
     return tail
 
 
-def calibrate(score: float, null: Tensor, metric: Metric, *, alpha: float = 0.05) -> tuple[float, float]:
-    """Threshold at level alpha, and the score rescaled so that the threshold is 0 and the best possible value 1.
+def calibrate(score: float, null: Tensor, metric: Metric, *, alpha: float = 0.05) -> tuple[float, float | None]:
+    """Threshold at level alpha, and the score rescaled so that the threshold is 0 and the best possible value 1; None
+    where no value is the best.
 
     The threshold is the ceil((1 - alpha)(draws + 1))-th smallest of the null values and the score together (for
     distances: largest), as in arXiv 2602.14486.
@@ -124,6 +127,8 @@ def calibrate(score: float, null: Tensor, metric: Metric, *, alpha: float = 0.05
     together = torch.cat([sign * null.double(), torch.tensor([sign * score], dtype=torch.float64)]).sort().values
     threshold = float(together[min(len(together), math.ceil((1 - alpha) * len(together))) - 1])
     best = sign * metric.range[1 if metric.higher_is_closer else 0]
+    if math.isinf(best):
+        return sign * threshold, None
     room = best - threshold
     return sign * threshold, max(0.0, (sign * score - threshold) / room) if room > 0 else 0.0
 

@@ -22,7 +22,8 @@ from unrolled.commands.sweep import (
     store_of,
     within,
 )
-from unrolled.harness import Run
+from unrolled.harness import Answer, Run
+from unrolled.reading import Json
 from unrolled.subjects.images import batches, images_of
 from unrolled.subjects.models import choose_device, open_model, origin
 from unrolled.subjects.runs import completed
@@ -149,7 +150,7 @@ def _ablate_texts(options: AblateOptions) -> None:
 
 
 def _sweep(
-    options: AblateOptions, network: nn.Module, shown: Iterable[Any], score: Score, details: dict[str, Any], seen: str
+    options: AblateOptions, network: nn.Module, shown: Iterable[Any], score: Score, details: Json, seen: str
 ) -> None:
     from unrolled.instruments import causal, edits
 
@@ -169,7 +170,7 @@ def _sweep(
     store.remove()
 
 
-def _report(result: dict[str, Any], effects: Effects, label: str, seen: str) -> Report:
+def _report(result: Answer, effects: Effects, label: str, seen: str) -> Report:
     from unrolled.report import Fact, Report
 
     report = Report(f"What the parts of {result['model']} cause", question="What does the model need each part for?")

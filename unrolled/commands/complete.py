@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.options import verb
-from unrolled.harness import OutputFlags, Run
+from unrolled.harness import Answer, OutputFlags, Run
+from unrolled.reading import Json
 from unrolled.subjects.models import choose_device, open_model, origin
 from unrolled.subjects.options import PictureFlags
 from unrolled.terminal import table
@@ -79,7 +80,7 @@ def complete(options: CompleteOptions) -> None:
     prepared = prepare(network, image_size=options.image_size)
     subject = paths[0].stem if len(paths) == 1 else f"{len(paths)}-pictures"
     run = Run(options, "complete", options.model, subject)
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     shown: list[tuple[str, list[Pixels]]] = []
     for path, name in zip(paths, stems(paths), strict=True):
         pixels = prepared.tensor(read_picture(path))
@@ -96,9 +97,7 @@ def complete(options: CompleteOptions) -> None:
     run.finish(_report(result, shown, flattered), result, text, seeds=[options.seed])
 
 
-def completion_of(
-    network: Any, pixels: Tensor, mask_ratio: float, seed: int, back: Any
-) -> tuple[list[Pixels], dict[str, Any]]:
+def completion_of(network: Any, pixels: Tensor, mask_ratio: float, seed: int, back: Any) -> tuple[list[Pixels], Json]:
     """Input, mask, completion and prediction, and the numbers, of one picture `[1, c, h, w]`.
 
     Args:
@@ -153,7 +152,7 @@ def _psnr(true: Any, guess: Any) -> float | None:
     return None if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def _numbers(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _numbers(result: Answer) -> tuple[list[str], list[list[str]]]:
     columns = ["image", "patches", "removed", "loss", "PSNR dB", "PSNR dB of the mean colour"]
     rows = [
         [
@@ -168,7 +167,7 @@ def _numbers(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def _report(result: dict[str, Any], shown: list[tuple[str, list[Pixels]]], normalised: bool) -> Report:
+def _report(result: Answer, shown: list[tuple[str, list[Pixels]]], normalised: bool) -> Report:
     from unrolled.commands.sheets import grid_section
     from unrolled.report import Report
 

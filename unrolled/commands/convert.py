@@ -76,7 +76,8 @@ def convert(options: ConvertOptions) -> None:
         "ignored": report.ignored,  # type: ignore[union-attr]
         "reshaped": report.reshaped,  # type: ignore[union-attr]
     }
-    print_answer(facts, f"{options.out}: {parameters:,} parameters; use it as local:{options.out}", json=options.json)
+    text = f"{options.out}: {parameters:,} parameters; use it as local:{options.out}"
+    print_answer("convert", facts, text, json=options.json)
 
 
 def parse_size(text: str | None) -> int | tuple[int, int] | None:

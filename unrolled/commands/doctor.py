@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json as json_module
 import os
 import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from unrolled import __version__, precision
 from unrolled.commands.options import AsJson
-from unrolled.terminal import show
+from unrolled.harness import print_answer
+from unrolled.reading import Json
 
 # importable name -> (extra, what it is for)
 OPTIONAL = {
@@ -49,17 +48,14 @@ def doctor(*, json: AsJson = False) -> None:
         unrolled doctor --json
     """
     facts = examine()
-    if json:
-        print(json_module.dumps(facts, indent=2))
-        return
+    lines = []
     for heading, rows in facts.items():
-        show(heading)
         width = max(map(len, rows), default=0)
-        for name, value in rows.items():
-            show(f"  {name:<{width}}  {value}")
+        lines += [heading, *(f"  {name:<{width}}  {value}" for name, value in rows.items())]
+    print_answer("doctor", facts, "\n".join(lines), json=json)
 
 
-def examine() -> dict[str, dict[str, Any]]:
+def examine() -> dict[str, Json]:
     """The facts `unrolled doctor` shows, by heading."""
     return {"software": _software(), "machine": _machine(), "extras": _extras(), "caches": _caches()}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unrolled.commands.options import check_counts, verb
 from unrolled.commands.settings import did_you_mean
 from unrolled.harness import OutputFlags, Run
+from unrolled.reading import Json
 from unrolled.subjects.images import batches, images_of
 from unrolled.subjects.models import choose_device, class_names, open_model, origin
 from unrolled.subjects.options import PictureFlags, SubjectFlags
@@ -136,7 +137,7 @@ def named_class(number: int, names: list[str]) -> str:
     return f"{number} ({names[number]})" if number < len(names) and names[number] != str(number) else str(number)
 
 
-def _removals(network: nn.Module, pixels: Tensor, explanation: Explanation, seed: int) -> dict[str, Any]:
+def _removals(network: nn.Module, pixels: Tensor, explanation: Explanation, seed: int) -> Json:
     """The logit when a tenth of the patches become the mean colour: those with most evidence, and random ones."""
     import torch
 
@@ -158,7 +159,7 @@ def _removals(network: nn.Module, pixels: Tensor, explanation: Explanation, seed
     }
 
 
-def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> dict[str, Any] | None:
+def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> Json | None:
     """`faithfulness` on test images of the data that was asked for, or of the run's; None where there are none."""
     from unrolled.data.sources import Subset
     from unrolled.errors import MissingData, MissingExtra
@@ -180,12 +181,12 @@ def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> di
     return {"data": data.data, "images": rows[0]["images"], "rows": rows}
 
 
-def _record(explanation: Explanation, names: list[str]) -> dict[str, Any]:
+def _record(explanation: Explanation, names: list[str]) -> Json:
     probabilities = explanation.logits.softmax(-1)
     order = explanation.logits.argsort(descending=True).tolist()
     best = [{"class": i, "name": named_class(i, names), "logit": float(explanation.logits[i])} for i in order[:5]]
 
-    def class_record(number: int) -> dict[str, Any]:
+    def class_record(number: int) -> Json:
         return {
             "class": number,
             "name": named_class(number, names),

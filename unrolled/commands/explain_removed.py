@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from unrolled.reading import Json
 
 if TYPE_CHECKING:
     from unrolled.instruments.causal import Removed
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 _MOST = 5  # heads that are told as having parted
 
 
-def removed_record(removed: Removed | None) -> dict[str, Any] | None:
+def removed_record(removed: Removed | None) -> Json | None:
     """For `report.json`: a row for each head and half, and how well terms and losses agree."""
     if removed is None:
         return None

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unrolled.commands.explain_removed import add_removed
+from unrolled.harness import Answer
+from unrolled.reading import Json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from unrolled.instruments.causal import Removed
-    from unrolled.instruments.explain import Explanation
+    from unrolled.instruments.explain import Explanation, HalfEvidence
     from unrolled.report import ImageRow, Report
     from unrolled.subjects.pictures import Pixels
 
@@ -71,7 +73,7 @@ def _evidence(values: Tensor, original: Pixels, scale: float) -> Pixels:
 
 def layer_table(explanation: Explanation, *, text: bool = False) -> tuple[list[str], list[list[Any]]]:
     """A row for each layer: its heads, the rest of its attention, its second half."""
-    by_layer: dict[int, dict[str, Any]] = {}
+    by_layer: dict[int, dict[str, HalfEvidence]] = {}
     for half in explanation.halves:
         by_layer.setdefault(half.layer, {})["attn" if half.kind == "attn" else "second"] = half
     heads = max((len(half.heads) for half in explanation.halves if half.heads is not None), default=0)
@@ -97,9 +99,7 @@ def layer_table(explanation: Explanation, *, text: bool = False) -> tuple[list[s
     return columns, rows
 
 
-def explain_report(
-    result: dict[str, Any], explanation: Explanation, views: Sequence[View], removed: Removed | None
-) -> Report:
+def explain_report(result: Answer, explanation: Explanation, views: Sequence[View], removed: Removed | None) -> Report:
     """The page of one decision."""
     from unrolled.report import Fact, HeatMap, ImageGrid, LineChart, Report, Series
 
@@ -207,7 +207,7 @@ def explain_report(
     return report
 
 
-def faithfulness_sentence(many: dict[str, Any] | None) -> str:
+def faithfulness_sentence(many: Json | None) -> str:
     """What removal does on many images, in a sentence."""
     if many is None:
         return "Over many images: not run; --data NAME --data-dir DIR measures it."
@@ -283,6 +283,6 @@ def _words(explanation: Explanation, second: float) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _what(result: dict[str, Any]) -> str:
+def _what(result: Answer) -> str:
     target, against = result["target"]["name"], result["against"]
     return f"class {target}" if against is None else f"class {target} against class {against['name']}"

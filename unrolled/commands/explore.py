@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from unrolled.commands.options import verb
-from unrolled.harness import QuietFlags
+from unrolled.harness import JsonFlags, QuietFlags, print_answer
 from unrolled.subjects.options import Device, MachineFlags
 from unrolled.terminal import say
 
@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExploreOptions(MachineFlags, QuietFlags):
+class ExploreOptions(MachineFlags, JsonFlags, QuietFlags):
     """Flags of `unrolled explore`."""
 
     model: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ def explore(options: ExploreOptions) -> None:
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
     # Ctrl-C is how it is meant to end
     with contextlib.suppress(KeyboardInterrupt), serving(create_app(catalogue, images, startup), listener) as server:
-        print(address, flush=True)
+        print_answer("explore", {"address": address}, address, json=options.json)
         if options.open_:
             _show(address)
         with startup.running():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json as json_module
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from unrolled.commands.options import check_counts, verb
-from unrolled.harness import OutputFlags, default_folder, settings_of, write_settings
+from unrolled.harness import OutputFlags, default_folder, print_answer, settings_of, write_settings
 from unrolled.locks import hold
 from unrolled.subjects.models import sharing
 from unrolled.subjects.options import FeatureFlags, LoaderFlags, OneModelFlags, PairFlags, Reading, SampleFlags, Side
-from unrolled.terminal import say, show, table
+from unrolled.terminal import say, table
 
 if TYPE_CHECKING:
     import torch
@@ -77,15 +76,13 @@ def extract(options: ExtractOptions) -> None:
     if processes.rank > 0:
         return
     write_settings(folder, settings_of(options))
-    if options.json:
-        result = {
-            "model": options.model, "data": features.data, "pooling": features.pooling, "samples": features.samples,
-            "layers": {name: value.shape[1] for name, value in features.items()}, "skipped": features.skipped,
-            "checksum": features.checksum, "reused": reused, "seconds": seconds, "folder": str(folder),
-        }  # fmt: skip
-        print(json_module.dumps(result, indent=2))
-        return
-    show(table(["layer", "samples", "dim"], [[name, f"{len(x)}", f"{x.shape[1]}"] for name, x in features.items()]))
+    result = {
+        "model": options.model, "data": features.data, "pooling": features.pooling, "samples": features.samples,
+        "layers": {name: value.shape[1] for name, value in features.items()}, "skipped": features.skipped,
+        "checksum": features.checksum, "reused": reused, "seconds": seconds, "folder": str(folder),
+    }  # fmt: skip
+    rows = [[name, f"{len(x)}", f"{x.shape[1]}"] for name, x in features.items()]
+    print_answer("extract", result, table(["layer", "samples", "dim"], rows), json=options.json)
     for name in features.skipped:
         say(f"skipped: {name}", quiet=quiet)
     say(f"features: {folder}{' (were there already)' if reused else ''}", quiet=quiet)

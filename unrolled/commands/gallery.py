@@ -43,4 +43,4 @@ def gallery(options: GalleryOptions) -> None:
     index = write_gallery(reports, out, notes=notes, pictures=[] if docs is None else screenshots(docs))
     if options.json or not options.quiet:
         facts = {"index": str(index), "studies": [study.name for study in reports]}
-        print_answer(facts, f"{len(reports)} studies: {index}", json=options.json)
+        print_answer("gallery", facts, f"{len(reports)} studies: {index}", json=options.json)

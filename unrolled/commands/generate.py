@@ -77,7 +77,7 @@ def generate(options: GenerateOptions) -> None:
         "model": options.model, "prompt": options.prompt, "text": text, "tokens": len(ids),
         "temperature": options.temperature, "top_k": options.top_k, "seed": options.seed,
     }  # fmt: skip
-    print_answer(facts, "", json=options.json)
+    print_answer("generate", facts, "", json=options.json)
 
 
 def _encoded(encode: Callable[[str], list[int]], prompt: str) -> list[int]:

@@ -79,7 +79,7 @@ def list_(options: ListOptions) -> None:
             f"{model.name:<{width}}  {model.parameters:>11,}{f'  {inner:>18}' if texts else ''}  "
             f"{model.weights or '-':<8}  {model.source}"
         )
-    print_answer([model._asdict() for model in models], "\n".join(lines), json=options.json)
+    print_answer("list", {"models": [model._asdict() for model in models]}, "\n".join(lines), json=options.json)
 
 
 def _added(pattern: str) -> list[ModelInfo]:
@@ -141,4 +141,4 @@ def _compare(options: ListOptions) -> None:
         "device": str(where), "machine": machine, "batch_size": options.batch_size, "precision": "fp32",
         "match": options.match, "models": [row._asdict() for row in rows],
     }  # fmt: skip
-    print_answer(facts, text, json=options.json)
+    print_answer("list", facts, text, json=options.json)

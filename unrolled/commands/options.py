@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_ori
 from cyclopts import Group, Parameter, Token, convert
 
 from unrolled.errors import check_finite
-from unrolled.harness import JsonFlags, QuietFlags, flags_in_order
+from unrolled.harness import JsonFlags, QuietFlags, Settings, flags_in_order
 from unrolled.train.config import HEADINGS, RunConfig
 
 ConfigFiles = Annotated[
@@ -70,7 +70,7 @@ def flags_of(config: type[T]) -> type[T]:
 
     A class has a `heading` for the fields that it declares; what has only one value is not shown.
     """
-    hints: dict[str, Any] = get_type_hints(config, include_extras=True)
+    hints = get_type_hints(config, include_extras=True)
     docs = _field_docs(config)
     specs: list[tuple[str, Any, Any]] = []
     in_order = dataclasses.fields(config) if issubclass(config, RunConfig) else flags_in_order(config)
@@ -104,7 +104,7 @@ def open_flags_of(config: type[Any], without: Sequence[str] = ()) -> type[Any]:
 
     So a verb can tell what was given from what was not, and put a preset below it: see `given`.
     """
-    hints: dict[str, Any] = get_type_hints(config, include_extras=True)
+    hints = get_type_hints(config, include_extras=True)
     specs: list[tuple[str, Any, Any]] = []
     docs = _field_docs(config)
     for item in dataclasses.fields(config):
@@ -130,7 +130,7 @@ def _shown(default: Any, _: Any = None) -> str:
     return shown_default(tuple(value for part in default for value in part) if nested else default) or ""
 
 
-def given(flags: Any) -> dict[str, Any]:
+def given(flags: Any) -> Settings:
     """What was set of an instance of `open_flags_of(...)`."""
     values = ((item.name, getattr(flags, item.name)) for item in dataclasses.fields(flags))
     return {name: value for name, value in values if value is not None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unrolled.commands.options import verb
 from unrolled.commands.patch_options import PatchOptions
 from unrolled.commands.sweep import add_places, cells_of, how_many_are_clear, positions_of, store_of, within
-from unrolled.harness import Run
+from unrolled.harness import Answer, Run
 from unrolled.terminal import table
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def patch(options: PatchOptions) -> None:
     assert effects is not None
     beside = first_order if exact is not None else None
     agreement = None if beside is None or exact is None else exact.agreement(beside, seed=options.seed)
-    result: dict[str, Any] = {
+    result: Answer = {
         "model": options.model, "data": pairs.name, "weights": pairs.weights, "pairs": pairs.count,
         "score": options.score, "sender": options.sender, "clean": effects.goal, "corrupted": effects.score,
         "places": effects.records(), **pairs.details,
@@ -115,7 +115,7 @@ def _words(
 
 
 def _report(
-    options: PatchOptions, result: dict[str, Any], effects: Effects, first_order: Effects | None, words: str,
+    options: PatchOptions, result: Answer, effects: Effects, first_order: Effects | None, words: str,
     pairs: Pairs,
 ) -> Report:  # fmt: skip
     from unrolled.report import Fact, Report

@@ -11,6 +11,7 @@ import torch
 
 from unrolled.commands.explain import named_class, number_of
 from unrolled.commands.sweep import OF_TEXTS, causal_reader, predicted, score_for
+from unrolled.reading import Json
 from unrolled.subjects.models import choose_device, class_names, open_model, origin
 from unrolled.subjects.runs import completed
 from unrolled.terminal import progress, say
@@ -53,7 +54,7 @@ class Pairs:
     seen: str
     weights: str
     table: list[list[str]]
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Json = field(default_factory=dict)
 
     @property
     def random(self) -> str:

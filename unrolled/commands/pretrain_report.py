@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from unrolled.commands.eval.options import of_all
-from unrolled.commands.train_report import size_and_speed
+from unrolled.commands.train_report import size_and_speed, summary
 from unrolled.data import ImageSource
+from unrolled.harness import Answer
 from unrolled.report import Fact, LineChart, Provenance, Report, Series
 from unrolled.train import TrainResult
 from unrolled.train.config import MaskedConfig, PretrainConfig
@@ -67,7 +68,7 @@ def words(task: str, scores: Mapping[str, Any]) -> str:
     )
 
 
-def run_report(result: TrainResult, facts: dict[str, Any], seconds: float) -> Report:
+def run_report(result: TrainResult, seconds: float) -> Report:
     """The report of a run of pretraining."""
     config = result.config
     masked = isinstance(config, MaskedConfig)
@@ -77,19 +78,19 @@ def run_report(result: TrainResult, facts: dict[str, Any], seconds: float) -> Re
         else "Do views of an image agree, and is there more than one feature?"
     )
     report = Report(f"{config.model} pretrained on {config.data}", question=question)
-    scores = result.test or next((entry for entry in reversed(facts["validation"])), None)
+    scores = result.test or next((entry for entry in reversed(result.validation)), None)
     held_out = "test" if result.test else "validation"
     shown = [] if scores is None else _facts(config.task, scores, held_out)
     shown += size_and_speed(result)
-    summary = "Nothing was held out to measure."
+    headline = "Nothing was held out to measure."
     if scores is not None:
-        summary = f"On {held_out} images: {words(config.task, scores)}.{_verdict(config.task, scores)}"
-    report.headline(summary, shown)
+        headline = f"On {held_out} images: {words(config.task, scores)}.{_verdict(config.task, scores)}"
+    report.headline(headline, shown)
     charts = _charts(config.task, result.metrics)
     if charts:
         chosen = (
             f" The weights of step {result.chosen_step} were kept, the best on the validation images."
-            if masked and facts["validation"]
+            if masked and result.validation
             else ""
         )
         few = "" if config.eval_samples is None else f" Validation is on {config.eval_samples:,} images, drawn evenly."
@@ -102,7 +103,7 @@ def run_report(result: TrainResult, facts: dict[str, Any], seconds: float) -> Re
     source = result.data.test or result.data.val
     if isinstance(config, MaskedConfig) and source is not None:
         _pictures(report, config, result.model, source, held_out)
-    report.results = {**facts, "metrics": result.metrics}
+    report.results = {**summary(result), "metrics": result.metrics}
     report.provenance = Provenance.collect(config=config, seeds=[config.seed], duration=seconds)
     return report
 
@@ -111,7 +112,7 @@ def evaluation_report(
     config: PretrainConfig,
     model: nn.Module,
     source: ImageSource,
-    result: dict[str, Any],
+    result: Answer,
 ) -> Report:
     """The report of `unrolled eval` of such a run."""
     report = Report(f"{result['model']} on {config.data}", question=f"How good is it on the {result['split']} split?")

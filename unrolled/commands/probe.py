@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from unrolled.commands.options import check_counts, verb
-from unrolled.commands.probe_report import probe_report
-from unrolled.harness import OutputFlags, Run, settings_of
+from unrolled.commands.probe_report import Probe, Probed, Score, probe_report
+from unrolled.harness import OutputFlags, Run
 from unrolled.subjects.images import batches, say_data
 from unrolled.subjects.models import choose_device, encoder_of, open_body
 from unrolled.subjects.options import LayerFlags, LoaderFlags, Reading, SubjectFlags
@@ -99,20 +99,19 @@ def probe(options: ProbeOptions) -> None:
     features, reused = _features(options, networks, splits, "+".join(pools), run.folder / "features", where)
     train, test = (_labels(features["model", split]) for split in ("train", "test"))
     widths = widths_of(network, splits["train"].source, options.layers, options.image_size) if len(pools) > 1 else None
-    records = [
-        {"who": who, "layer": name, "pooling": used, **record}
+    probes = [
+        Probe(who=who, layer=name, pooling=used, score=score)
         for who in networks
         for name, used, x, queries in _parts(features[who, "train"], features[who, "test"], pools, widths)
-        for record in classify(x, train, queries, test, methods=options.method, k=options.k, seed=options.seed)
+        for score in classify(x, train, queries, test, methods=options.method, k=options.k, seed=options.seed)
     ]
-    result = {
-        "model": options.model, "data": data.data, "train": len(train), "test": len(test),
-        "classes": splits["train"].classes, "held_out": HELD_OUT, "seed": options.seed, **chance(train, test),
-        "skipped": [name for split in splits for name in features["model", split].skipped], "probes": records,
-        "best": best_of([r for r in records if r["who"] == "model"]), "reused_features": reused,
-    }  # fmt: skip
-    report = probe_report(settings_of(options), result)
-    run.finish(report, result, _table(result), seeds=[options.seed], options=options)
+    result = Probed(
+        model=options.model, data=data.data, train=len(train), test=len(test), classes=splits["train"].classes,
+        held_out=HELD_OUT, seed=options.seed, chance=chance(train, test),
+        skipped=[name for split in splits for name in features["model", split].skipped], probes=probes, reused=reused,
+        partial=options.samples is not None or options.test_samples is not None,
+    )  # fmt: skip
+    run.finish(probe_report(result), result.record(), _table(result), seeds=[options.seed], options=options)
 
 
 def _splits(options: ProbeOptions, data: DataOf) -> dict[str, ImageSamples]:
@@ -121,14 +120,11 @@ def _splits(options: ProbeOptions, data: DataOf) -> dict[str, ImageSamples]:
     from unrolled.data.classes import one_class_note
     from unrolled.subjects.samples import ImageSamples
 
-    common: dict[str, Any] = {
-        "data_dir": data.data_dir, "seed": data.split_seed,
-        "unknown_classes": options.unknown_classes or data.unknown_classes,
-    }  # fmt: skip
-    parts = {
-        "train": open_images(data.data, "train", val_fraction=data.val_fraction, **common),
-        "test": open_images(data.data, "test", **common),
-    }
+    opened = partial(
+        open_images, data.data, data_dir=data.data_dir, seed=data.split_seed,
+        unknown_classes=options.unknown_classes or data.unknown_classes,
+    )  # fmt: skip
+    parts = {"train": opened("train", val_fraction=data.val_fraction), "test": opened("test")}
     say_data(quiet=options.quiet, **parts)
     most = {"train": options.samples, "test": options.test_samples}
     splits = {
@@ -211,8 +207,8 @@ def widths_of(network: nn.Module, source: ImageSource, layers: Sequence[str], im
 
 def classify(
     x: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, *, methods: Sequence[Method], k: int = 20, seed: int = 0
-) -> list[dict[str, Any]]:
-    """One record for each classifier: accuracy on the queries with its bootstrap interval, and what was chosen."""
+) -> list[Score]:
+    """Of each classifier: accuracy on the queries with its bootstrap interval, and what was chosen."""
     import torch
 
     from unrolled.data.sources import stratified_split
@@ -227,28 +223,24 @@ def classify(
             f"knn {k}, plain": partial(neighbours, k=k, temperature=None),
         },
     }
-    records = []
+    scores = []
     for method in dict.fromkeys(methods):
         for name, classifier in known[method].items():
             result = classifier(x, labels, torch.from_numpy(held), queries)
             right = int((result.predicted == truth).sum())
             low, high = accuracy_interval(right, len(truth))
-            records.append({
-                "method": name, "accuracy": right / len(truth), "low": low, "high": high, "held_out": result.held_out,
-                "setting": result.setting, "tried": result.tried, "converged": result.converged,
-            })  # fmt: skip
-    return records
+            scores.append(
+                Score(
+                    method=name, accuracy=right / len(truth), low=low, high=high, held_out=result.held_out,
+                    setting=result.setting, tried=result.tried, converged=result.converged,
+                )
+            )  # fmt: skip
+    return scores
 
 
-def chance(labels: Tensor, truth: Tensor) -> dict[str, float]:
+def chance(labels: Tensor, truth: Tensor) -> float:
     """Accuracy on the test split of always naming the training split's commonest class."""
-    return {"chance": float((truth == labels.bincount().argmax()).double().mean())}
-
-
-def best_of(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each method the layer and pooling of the highest held-out accuracy."""
-    methods = dict.fromkeys(record["method"] for record in records)
-    return {m: max((r for r in records if r["method"] == m), key=lambda r: r["held_out"]) for m in methods}
+    return float((truth == labels.bincount().argmax()).double().mean())
 
 
 def _parts(
@@ -267,17 +259,15 @@ def _parts(
     return parts
 
 
-def _table(result: dict[str, Any]) -> str:
-    fresh = {(r["layer"], r["pooling"], r["method"]): r for r in result["probes"] if r["who"] == "untrained"}
+def _table(result: Probed) -> str:
     rows = []
-    for record in result["probes"]:
-        if record["who"] == "model":
-            beside = fresh.get((record["layer"], record["pooling"], record["method"]))
-            rows.append([
-                record["layer"], record["pooling"], record["method"], f"{100 * record['accuracy']:.2f}",
-                f"{100 * record['low']:.2f} to {100 * record['high']:.2f}",
-                "not run" if beside is None else f"{100 * beside['accuracy']:.2f}",
-            ])  # fmt: skip
+    for probe in result.of_model:
+        score, beside = probe.score, result.untrained(probe)
+        rows.append([
+            probe.layer, probe.pooling, score.method, f"{100 * score.accuracy:.2f}",
+            f"{100 * score.low:.2f} to {100 * score.high:.2f}",
+            "not run" if beside is None else f"{100 * beside.accuracy:.2f}",
+        ])  # fmt: skip
     text = table(["layer", "pooling", "method", "accuracy %", "95 % interval", "untrained %"], rows, left=3)
-    chosen = "; ".join(f"{m}: {r['layer']}, {r['pooling']}" for m, r in result["best"].items())
-    return f"{text}\nchance {100 * result['chance']:.2f} %; best on held-out training images: {chosen}"
+    chosen = "; ".join(f"{method}: {best.layer}, {best.pooling}" for method, best in result.best.items())
+    return f"{text}\nchance {100 * result.chance:.2f} %; best on held-out training images: {chosen}"

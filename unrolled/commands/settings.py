@@ -17,6 +17,7 @@ from cyclopts import CycloptsError, Token
 from cyclopts.config import Dict, Env
 
 from unrolled.errors import CorruptFile, MissingData
+from unrolled.harness import Settings
 from unrolled.reading import read_settings
 from unrolled.train.config_files import of_this_kind, recipe, recipes
 from unrolled.trust import check, check_model_args
@@ -52,7 +53,7 @@ def layered(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) 
         Dict(layer, source=source, use_commands_as_keys=False)(app, commands, arguments)
 
 
-def read_yaml(path: str, arguments: ArgumentCollection, verb: str) -> dict[str, Any]:
+def read_yaml(path: str, arguments: ArgumentCollection, verb: str) -> Settings:
     """The mapping in a YAML file, every key checked against the verb's flags and spelled with underscores."""
     try:
         data = read_settings(Path(path).expanduser())
@@ -136,9 +137,9 @@ def _take_tokens(argument: Argument | None) -> list[Token]:
     return tokens
 
 
-def _merge_model_args(argument: Argument, layers: list[dict[str, Any] | None], flags: list[Token]) -> None:
+def _merge_model_args(argument: Argument, layers: list[Settings | None], flags: list[Token]) -> None:
     """Make one typed mapping of `--model-args`: cyclopts would let any flag hide the whole mapping of a file."""
-    merged: dict[str, Any] = {}
+    merged: Settings = {}
     for layer in reversed(layers):
         for key, value in (layer or {}).items():
             merged[str(key).replace("-", "_")] = literal(value) if isinstance(value, str) else value

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from cyclopts import App, Argument
 
-FORMER = {"name": "model", "pattern": "layers", "patterns": "layers"}
+FORMER = {"name": "model", "pattern": "layers", "patterns": "layers", "pooling": "pool"}
 """Arguments of library functions, by the flag that fills them where a verb has no flag of the argument's own name."""
 _VALUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\[[^]]*\]|\([^)]*\)|\{[^}]*\}|[^\s,:;()'"]*[^\s,:;()'".]"""
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from unrolled.commands.options import AsJson, ConfigFiles, Quiet, given, open_flags_of
-from unrolled.harness import answer, write_settings
+from unrolled.harness import answer, print_answer, write_settings
 from unrolled.locks import hold
 from unrolled.studies.demo import DemoConfig
 from unrolled.studies.study import Budget
-from unrolled.terminal import say, show, table
+from unrolled.terminal import say, table
 
 if TYPE_CHECKING:
     from cyclopts import App
 
     from unrolled.report import Report
     from unrolled.studies.study import Config, Study
+
+OUTSIDE_TOLERANCE = 4
+"""Exit code of a study of which a claim came out outside its tolerance."""
 
 
 def app(names: Sequence[str]) -> App:
@@ -58,21 +60,19 @@ def list_studies(*, json: AsJson = False) -> None:
     from unrolled.studies import load, study_names
 
     studies = [load(name) for name in study_names()]
-    if json:
-        rows = [{"name": study.name, "title": study.title, "citation": study.citation} for study in studies]
-        print(json_module.dumps(rows, indent=2))
-    else:
-        show(table(["name", "claim"], [[study.name, study.title] for study in studies], left=2))
+    rows = [{"name": study.name, "title": study.title, "citation": study.citation} for study in studies]
+    text = table(["name", "claim"], [[study.name, study.title] for study in studies], left=2)
+    print_answer("study", {"studies": rows}, text, json=json)
 
 
-def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -> Callable[..., bool | None]:
+def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -> Callable[..., int]:
     """The function that runs a study from its flags.
 
     Args:
         name: of the study.
         config: its settings.
         help_: the docstring of the verb.
-        judges: answer whether everything came out within its tolerance.
+        judges: exit with 4 if something came out outside its tolerance.
     """
     flags = open_flags_of(config, without=("budget",))
 
@@ -83,24 +83,26 @@ def _verb(name: str, config: type[Config], help_: str, *, judges: bool = True) -
         config_: ConfigFiles = (),
         json: AsJson = False,
         quiet: Quiet = False,
-    ) -> bool | None:
+    ) -> int:
         from unrolled.studies import load
 
-        report = run_study(load(name), config.of_budget(budget, **given(settings)), json=json, quiet=quiet)
-        return report.reproduced if judges else None
+        chosen = config.of_budget(budget, **given(settings))
+        report = run_study(load(name), chosen, verb="study" if judges else name, json=json, quiet=quiet)
+        return OUTSIDE_TOLERANCE if judges and report.reproduced is False else 0
 
     run.__annotations__["settings"] = Annotated[flags, Parameter(name="*")]
     run.__doc__ = help_
     return run
 
 
-def run_study(study: Study, config: Config, *, json: bool, quiet: bool) -> Report:
-    """Run a study with progress on stderr, and print its answer."""
+def run_study(study: Study, config: Config, *, verb: str, json: bool, quiet: bool) -> Report:
+    """Run a study with progress on stderr, and print its answer as that of `verb`."""
     folder = study.folder(config)
     hold(folder)
     report = study.run(config, on_progress=None if quiet else say)
     write_settings(folder, vars(config))
-    answer(folder / "report.html", report.to_dict(), _text(report), json=json, quiet=quiet)
+    facts = {"study": study.name, **report.to_dict()}
+    answer(verb, folder / "report.html", facts, _text(report), json=json, quiet=quiet)
     return report
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unrolled.commands.train_report import size_and_speed
+from unrolled.commands.train_report import size_and_speed, summary
 from unrolled.report import Fact, Provenance, Report, learning_curves
 from unrolled.train import TextConfig, TrainResult
 
@@ -32,7 +32,7 @@ def facts_of(scores: Mapping[str, Any]) -> list[Fact]:
     return facts
 
 
-def run_report(result: TrainResult, facts: dict[str, Any], seconds: float) -> Report:
+def run_report(result: TrainResult, seconds: float) -> Report:
     """The report of a run."""
     config = result.config
     assert isinstance(config, TextConfig)
@@ -65,7 +65,7 @@ def run_report(result: TrainResult, facts: dict[str, Any], seconds: float) -> Re
             f"What the model writes after the first words of the test part, drawn at temperature {_TEMPERATURE}: "
             f"`{_sample(result)}` `unrolled generate` writes more.",
         )
-    report.results = {**facts, "metrics": result.metrics}
+    report.results = {**summary(result), "metrics": result.metrics}
     report.provenance = Provenance.collect(config=config, seeds=[config.seed], duration=seconds)
     return report
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unrolled.commands.trace_text import context_sentences
+from unrolled.harness import Answer
 from unrolled.terminal import table
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def legend() -> str:
     return "\n".join([*lines, "  0: the same architecture with untrained weights, on the same samples"])
 
 
-def table_of(result: dict[str, Any]) -> str:
+def table_of(result: Answer) -> str:
     """Of a terminal: a line for each layer."""
     columns = ["layer", *(name for heading, *_ in _COLUMNS.values() for name in (heading, f"{heading} 0"))]
     rows = []
@@ -45,7 +46,7 @@ def table_of(result: dict[str, Any]) -> str:
     return table(columns, rows)
 
 
-def image_report(result: dict[str, Any]) -> Report:
+def image_report(result: Answer) -> Report:
     """Of a model of images."""
     return _report(
         result, f"{result['images']:,} images of {result['data']} ({result['split']} split)",
@@ -53,7 +54,7 @@ def image_report(result: dict[str, Any]) -> Report:
     )  # fmt: skip
 
 
-def text_report(result: dict[str, Any]) -> Report:
+def text_report(result: Answer) -> Report:
     """Of a language model: also by position, and what its context does."""
     report = _report(result, f"{result['text']}, {result['tokens']:,} tokens", "texts")
     _by_position(report, result)
@@ -61,7 +62,7 @@ def text_report(result: dict[str, Any]) -> Report:
     return report
 
 
-def _report(result: dict[str, Any], seen: str, samples: str) -> Report:
+def _report(result: Answer, seen: str, samples: str) -> Report:
     from unrolled.report import Report, trace_section
 
     layers, control = result["layers"], result["control"]
@@ -125,7 +126,7 @@ def _explain(section: Section) -> None:
     section.table(["column", "what it is (unit)", "direction"], rows)
 
 
-def _by_position(report: Report, result: dict[str, Any]) -> None:
+def _by_position(report: Report, result: Answer) -> None:
     from unrolled.figures.lines import LineChart, Series
 
     count = len(result["layers"])
@@ -161,7 +162,7 @@ def _by_position(report: Report, result: dict[str, Any]) -> None:
     )
 
 
-def _context(report: Report, result: dict[str, Any]) -> None:
+def _context(report: Report, result: Answer) -> None:
     from unrolled.figures.lines import LineChart, Series
 
     section = report.section("What the context does", " ".join(f"{each}." for each in context_sentences(result)))

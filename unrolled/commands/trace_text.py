@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from unrolled.harness import Answer
+from unrolled.reading import Json
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +17,7 @@ _WIDEST = 256  # the exact minimiser of every context is a solve in this dimensi
 _PAIRS, _MOST = 4, 64
 
 
-def in_context(reader: TextReader, texts: Texts, where: torch.device, batch_size: int) -> dict[str, Any]:
+def in_context(reader: TextReader, texts: Texts, where: torch.device, batch_size: int) -> Json:
     """`in_context_score` and `mesa_descent` where they apply, under `context` and `descent`; else `..._note`, why not.
 
     The score compares the loss in the tenth part of the sequence that follows the first with that in its last tenth.
@@ -35,7 +38,7 @@ def in_context(reader: TextReader, texts: Texts, where: torch.device, batch_size
     tenth = max(1, length // 10)
     late = length - 1 - tenth
     scores = in_context_score(model, ids, early=tenth, late=late, window=tenth, batch_size=batch_size)
-    result: dict[str, Any] = {"context": {**scores, "early_position": tenth, "late_position": late}}
+    result: Answer = {"context": {**scores, "early_position": tenth, "late_position": late}}
     width = next((part.embedding_dim for part in model.modules() if isinstance(part, nn.Embedding)), 0)
     if width > _WIDEST:
         return {**result, "descent_note": f"tokens of width {width} are more than the {_WIDEST} it is computed for"}
@@ -46,7 +49,7 @@ def in_context(reader: TextReader, texts: Texts, where: torch.device, batch_size
     return result
 
 
-def context_sentences(result: dict[str, Any]) -> list[str]:
+def context_sentences(result: Answer) -> list[str]:
     """The findings in words."""
     sentences = []
     if (context := result.get("context")) is not None:

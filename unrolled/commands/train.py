@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unrolled.commands.options import AsJson, RecipeName, verb
 from unrolled.harness import answer
@@ -74,6 +74,7 @@ def run_training(name: str, config: RunConfig, *, json: bool) -> None:
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     import unrolled.train as training
+    from unrolled.commands.train_report import add_next_commands, next_commands, summary
 
     began = time.perf_counter()
     with saying_how_to_resume(name, config.out, config.model):
@@ -81,18 +82,20 @@ def run_training(name: str, config: RunConfig, *, json: bool) -> None:
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
     hold(result.run_dir)
-    facts = summary(result)
-    report, scores = report_of(result, facts, time.perf_counter() - began)
+    report, scores = report_of(result, time.perf_counter() - began)
+    steps = next_commands(result)
+    add_next_commands(report, steps)
     page = report.write(result.run_dir).html
     if result.skipped:
         names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
         say(f"{len(result.skipped)} images could not be read and were left out: {names}")
     speed = f", {result.units_per_second:,.0f} {result.unit}/s" if result.units_per_second else ""
     text = (
-        f"{result.config.model} on {result.config.data}: {scores}, {facts['parameters']:,} parameters, "
+        f"{result.config.model} on {result.config.data}: {scores}, {result.parameters:,} parameters, "
         f"{result.steps:,} steps{speed}; the model is in {result.run_dir}"
     )
-    answer(page, facts, text, json=json, quiet=config.quiet)
+    answer(name, page, summary(result), text, json=json, quiet=config.quiet)
+    say(f"next: {steps[0][0]}", quiet=config.quiet)
 
 
 @contextlib.contextmanager
@@ -109,41 +112,28 @@ def saying_how_to_resume(verb: str, out: Path, model: str) -> Iterator[None]:
         raise Interrupted(f"{stop}, or: {command}") from None
 
 
-def report_of(result: TrainResult, facts: dict[str, Any], seconds: float) -> tuple[Report, str]:
+def report_of(result: TrainResult, seconds: float) -> tuple[Report, str]:
     """The report of a run, and its scores on the test part in words."""
     from unrolled.commands import pretrain_report, text_report
+    from unrolled.commands.class_report import class_records, class_sections
     from unrolled.report import report_for_run
 
     config = result.config
     if isinstance(config, TextConfig):
         assert result.test is not None
-        return text_report.run_report(result, facts, seconds), f"test {text_report.words(result.test)}"
+        return text_report.run_report(result, seconds), f"test {text_report.words(result.test)}"
     if not isinstance(config, TrainConfig):
         scores = f"test {pretrain_report.words(config.task, result.test)}" if result.test else "no test split"
-        return pretrain_report.run_report(result, facts, seconds), scores
+        return pretrain_report.run_report(result, seconds), scores
     notes = {}
     if result.load_report is not None:
         notes["Weights it started from"] = f"`{config.weights}`: {result.load_report}"
     if config.eval_samples is not None:
         notes["Validation"] = f"On {config.eval_samples:,} of the held-out images, drawn evenly; the test is on all."
     report = report_for_run(
-        result.run_dir, parameters=facts["parameters"], speed=result.units_per_second, duration=seconds, notes=notes
+        result.run_dir, parameters=result.parameters, speed=result.units_per_second, duration=seconds, notes=notes
     )
+    if result.confusion is not None:
+        class_sections(report, result.confusion, result.data.test)
+        report.results |= class_records(result.confusion, result.data.test)
     return report, f"test accuracy {100 * result.test['accuracy']:.2f} %" if result.test else "no test split"
-
-
-def summary(result: TrainResult) -> dict[str, Any]:
-    """What came out of a run, as plain values."""
-    return {
-        "run": str(result.run_dir),
-        "task": result.config.task,
-        "model": result.config.model,
-        "data": result.config.data,
-        "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
-        "steps": result.steps,
-        "chosen_step": result.chosen_step,
-        f"{result.unit}_per_second": result.units_per_second,
-        "test": result.test,
-        "validation": [entry for entry in result.metrics if entry["split"] == "val"],
-        "skipped": result.skipped,
-    }

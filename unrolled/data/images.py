@@ -6,7 +6,6 @@ WebDataset shards; `dataset_names` lists the names.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,7 @@ from unrolled.data.loader import Batch, eval_loader, steps_per_epoch, train_load
 from unrolled.data.sources import BadImage, ImageSource, Subset, stratified_split
 from unrolled.data.torchvision_sets import TORCHVISION_NAMES, open_torchvision
 from unrolled.data.transforms import eval_transform, train_transform
-from unrolled.errors import MissingData
+from unrolled.errors import MissingData, suggestion
 from unrolled.plugins import load_plugin, plugins
 
 __all__ = [
@@ -147,11 +146,7 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
         return dict(opener(folder))
     if Path(name).is_dir():
         raise ValueError(f"data: {name!r} is a folder; give data='folder' and data_dir={name!r}")
-    near = difflib.get_close_matches(name, dataset_names(), n=1) or difflib.get_close_matches(
-        plain, dataset_names(), n=1
-    )
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(dataset_names())}"
-    raise ValueError(f"data: unknown data set {name!r}; {hint}")
+    raise ValueError(f"data: unknown data set {name!r}; {suggestion(name, dataset_names())}")
 
 
 def _existing(splits: Splits, split: str, name: str) -> ImageSource:

@@ -15,7 +15,7 @@ from unrolled.figures.escaping import in_print
 from unrolled.figures.images import heat
 from unrolled.figures.panel import Frame, Panel
 from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, size_of
-from unrolled.figures.words import number, shortened, width, wrapped
+from unrolled.figures.words import labels, number, shortened, width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +62,11 @@ class HeatMap(Panel):
         ]
         return [self.row_label or "row", *self.columns], rows
 
+    def scale_words(self) -> str:
+        """What the colours mean, for a caption: they run over the values shown and no further."""
+        low, high = self._key_words()
+        return f"Colours run from {low} to {high}, the range of what is shown."
+
     def _ends(self) -> tuple[float, float]:
         known = self.values[np.isfinite(self.values)]
         return (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
@@ -72,11 +77,20 @@ class HeatMap(Panel):
         far = max(abs(low), abs(high))
         return (-far, far) if self.signed else (low, high)
 
+    def _key_words(self) -> tuple[str, str]:
+        """The values at the ends of the colours, with as many digits as tell them apart."""
+        low, high = self._scale()
+        if number(low) != number(high) or low == high:
+            return number(low), number(high)
+        least, most = labels([low, high])
+        return least, most
+
     def _draw(self, ax: Axes, frame: Frame | None) -> None:
         (n, m), (low, high) = self.values.shape, self._scale()
         row_names = [shortened(name, 0.42 * WIDTH) for name in self.rows]
         column_names = [shortened(name, 0.34 * WIDTH) for name in self.columns]
-        key = [number(high), *(["0"] if self.signed else []), number(low)]
+        least, most = self._key_words()
+        key = [most, *(["0"] if self.signed else []), least]
         wide_names, long = max(map(width, row_names)), max(map(width, column_names))
         left = 10 + max(28.0, wide_names)
         right = 18 + _KEY + 6 + max(map(width, key)) + 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from unrolled.figures.style import DARK_VARIABLES, FIGURE_CSS, HEIGHT, LIGHT, LI
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_SHOWN = 1.4  # pixels a unit in a notebook, whose letters are then as large as its text
 
 
 class Panel:
@@ -53,6 +56,12 @@ class Panel:
         """The drawing as SVG, `WIDTH` units wide; `ident` makes its element ids unique on a page."""
         width, height, body = self._body
         return svg_element(body, ident, self.title, self.description(), width, height, standalone=standalone)
+
+    def _repr_svg_(self) -> str:
+        """What a notebook shows of a panel at the end of a cell: the drawing, light or dark as its page is."""
+        width, _, body = self._body
+        drawing = self.svg(f"figure{zlib.crc32(body.encode())}", standalone=True)
+        return drawing.replace("<svg ", f'<svg width="{_SHOWN * width:g}" ', 1)
 
     @cached_property
     def _body(self) -> tuple[float, float, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from unrolled.figures.escaping import in_print
 from unrolled.figures.lines import mark, name_beside
 from unrolled.figures.panel import Frame, Panel
 from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, colour, size_of
-from unrolled.figures.words import apart, labels, number, ticks, width, wrapped
+from unrolled.figures.words import apart, labels, number, shortened, ticks, width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ _Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter(Panel):
-    """One panel. Groups differ in colour and in the shape of their marks; names that would collide are left out.
+    """One panel. Groups differ in colour and in their marks; names that would collide are shortened or left out.
 
     Args:
         title: names the vertical quantity and its unit.
@@ -134,7 +134,7 @@ class Scatter(Panel):
         self, ax: Axes, shown: list[int], xs: tuple[float, float], ys: tuple[float, float], size: tuple[float, float],
         frame: Frame | None,
     ) -> None:  # fmt: skip
-        """Names beside their points, in the first of four places that is free; none where all are taken."""
+        """Names beside their points, in the first of four free places; shortened, or none, where all are taken."""
         if not self.names:
             return
         wide, tall = size
@@ -144,12 +144,11 @@ class Scatter(Panel):
         }
         taken: list[_Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()]
         for i, (x, y) in at.items():
-            name = in_print(self.names[i])
-            if "\n" in name:
+            if "\n" in in_print(self.names[i]):
                 continue
-            long = width(name)
-            for left, low in ((x + 7, y - 6), (x - 7 - long, y - 6), (x - long / 2, y + 7), (x - long / 2, y - 19)):
-                box = (left, low, left + long, low + 12)
+            names = dict.fromkeys(shortened(self.names[i], room) for room in (WIDTH, 0.4 * WIDTH, 0.25 * WIDTH))
+            for name, (left, low) in ((each, corner) for each in names for corner in _corners(x, y, width(each))):
+                box = (left, low, left + width(name), low + 12)
                 if left < -4 or box[2] > wide + 8 or low < 0 or box[3] > tall + 8:
                     continue
                 if any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
@@ -160,6 +159,11 @@ class Scatter(Panel):
                     size=None if frame is None else SIZE,
                 )  # fmt: skip
                 break
+
+
+def _corners(x: float, y: float, long: float) -> Iterator[tuple[float, float]]:
+    """Where a name may begin: to the right of its point, to the left, above, below."""
+    yield from ((x + 7, y - 6), (x - 7 - long, y - 6), (x - long / 2, y + 7), (x - long / 2, y - 19))
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

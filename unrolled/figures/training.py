@@ -37,7 +37,7 @@ def plot_metrics(metrics: Sequence[Record], ax: Axes | None = None, *, quantity:
 
 
 def learning_curves(runs: Mapping[str, Sequence[Sequence[Record]]]) -> list[LineChart]:
-    """Charts of validation accuracy and of the losses against epochs.
+    """Charts of accuracy and of the losses against epochs; of several runs only the accuracy on validation images.
 
     Args:
         runs: label -> the metrics of one run, or of several seeds; seeds become a mean with one standard deviation.
@@ -45,8 +45,13 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[Record]]]) -> list[Line
     Returns:
         The charts for which there are points.
     """
+    accuracy: tuple[str, tuple[tuple[str, str, float, str], ...], bool]
+    accuracy = ("Validation accuracy (%)", (("val", "accuracy", 100.0, ""),), False)
+    if list(runs) == [""] and any(r.get("split") == "train" and "accuracy" in r for seed in runs[""] for r in seed):
+        both = (("train", "accuracy", 100.0, "training"), ("val", "accuracy", 100.0, "validation"))
+        accuracy = ("Accuracy (%)", both, False)
     wanted = [
-        ("Validation accuracy (%)", (("val", "accuracy", 100.0, ""),), False),
+        accuracy,
         ("Loss (nats)", (("train", "loss", 1.0, "training"), ("val", "loss", 1.0, "validation")), True),
     ]
     charts = []

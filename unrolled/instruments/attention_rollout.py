@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import check_values, unwrap
-from unrolled.instruments.readouts.probes import evaluating
 from unrolled.instruments.regions.patches import grid_of, main_stack, prefix_of
 from unrolled.instruments.trace import trace
+from unrolled.modes import evaluating
 
 Fusion = Literal["mean", "max", "min"]
 _FUSE = {"mean": lambda a: a.mean(1), "max": lambda a: a.amax(1), "min": lambda a: a.amin(1)}

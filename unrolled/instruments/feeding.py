@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from unrolled.modes import evaluating
 
 CHUNK = 32
 _IDS = ("input_ids", "tokens")
@@ -163,17 +165,15 @@ class Spread:
 @contextmanager
 def settled(models: list[nn.Module], device: torch.device | str | None) -> Iterator[None]:
     """Models in eval mode and on `device`; afterwards as they were, module by module."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
     homes = [next((p.device for p in model.parameters()), None) for model in models]
-    try:
-        for model in models:
-            model.eval()
-            if device is not None:
-                model.to(device)
-        yield
-    finally:
-        for model, home in zip(models, homes, strict=True):
-            if device is not None and home is not None:
-                model.to(home)
-        for module, mode in modes:
-            module.training = mode
+    with ExitStack() as modes:
+        try:
+            for model in models:
+                modes.enter_context(evaluating(model))
+                if device is not None:
+                    model.to(device)
+            yield
+        finally:
+            for model, home in zip(models, homes, strict=True):
+                if device is not None and home is not None:
+                    model.to(home)

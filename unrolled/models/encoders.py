@@ -256,15 +256,19 @@ def _check_modules(name: str) -> None:
 
 def _resolved(spec: str, kind: Kind, *, pretrained: bool) -> Encoder:
     from unrolled.models.resolve import resolve_model
+    from unrolled.models.sequence import LanguageModel
 
     module = resolve_model(spec, pretrained=pretrained)
     if kind == "image":
         return Encoder(name=spec, module=module, kind=kind)
     collate = getattr(module, "tokenizer", None)
-    if kind != "text" or not callable(collate):
+    if kind == "audio":
+        raise ValueError(f"model: {spec} is not known to take sounds; give hf:ORG/NAME")
+    if not callable(collate):
+        is_text = "brings no `tokenizer` that turns texts into its arguments"
+        what = is_text if isinstance(module, LanguageModel) else "is a model of images, and these are texts"
         raise ValueError(
-            f"model: {spec} is not known to take side={kind!r}; give hf:ORG/NAME, hf:FOLDER, st:NAME or given:NAME, or "
-            "a module with a `tokenizer` that turns texts into its keyword arguments"
+            f"model: {spec} {what}; give one of texts, hf:ORG/NAME, hf:FOLDER, st:NAME or given:NAME, or images instead"
         )
     return Encoder(name=spec, module=module, kind=kind, collate=collate)
 

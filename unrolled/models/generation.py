@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from unrolled.modes import evaluating
 
 _COLD = 1e-5  # below it logits over temperature overflow, and the likeliest token is certain
 
@@ -37,7 +38,7 @@ def extend(
     seen, state, new = start, None, start
     for _ in range(steps):
         window = seen if longest is None else seen[:, -longest:]
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             if cache and window.shape[1] == seen.shape[1]:
                 out, state = model(new, state=state, return_state=True)
             else:
@@ -114,14 +115,3 @@ def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], *, after: 
         ids, known = ids[known:], len(ids) - known
     if rest := decode(ids)[len(decode(ids[:known])) :]:
         yield rest
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -73,7 +73,10 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 # arguments they were trained with where those differ from the name's (what they were trained on: see their cards)
 _SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
-    "crate_nano_patch4_32": {"cifar10": {"label_names": CIFAR10}},
+    "crate_nano_patch4_32": {
+        "cifar10": {"label_names": CIFAR10},
+        "cifar10_conv": {"label_names": CIFAR10, "arch": {"stem": "conv", "compression": "derived"}},
+    },
     "crate_mae_nano_patch4_32": {"cifar10": {"arch": {"encoder": "visible"}}},
 }
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
@@ -309,14 +312,18 @@ _OF_THE_HUB = re.compile(
 )
 
 
+def hub_hint(name: str) -> str:
+    """`; did you mean hf:NAME?`, if that is a name as the Hugging Face hub has them; else nothing."""
+    return f"; did you mean hf:{name}?" if _OF_THE_HUB.match(name) else ""
+
+
 def _check_name(name: str, plain: str) -> None:
     if not is_registered(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
         near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
-        near = [f"hf:{name}"] if _OF_THE_HUB.match(name) else near
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
-        raise ValueError(f"model={name!r} is not known{hint}")
+        raise ValueError(f"model={name!r} is not known{hub_hint(name) or hint}")
     tag = name.split(".", 1)[1] if "." in name else None
     if plain in _INFO and tag and tag not in _SHIPPED.get(plain, {}):
         known = ", ".join(f"{plain}.{tag}" for tag in _SHIPPED.get(plain, {}))

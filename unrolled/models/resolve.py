@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def create_model(name: str, pretrained: bool | None = None, **kwargs: Any) -> nn
     return resolve_model(name, pretrained=pretrained, **kwargs)
 
 
-def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def resolve_model(
+    spec: str, *, num_classes: int | None = None, pretrained: bool = False, head: bool = False, **kwargs: Any
+) -> nn.Module:
     """Build the model a string names.
 
     Args:
@@ -74,6 +77,7 @@ def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool
             so name only code you trust. No file may name it, see `unrolled.trust`.
         num_classes: outputs of the head; default: what the model comes with. A head of another size is drawn anew.
         pretrained: load the weights that belong to `spec`; otherwise only its architecture is used.
+        head: of a model of transformers also the head that it was saved with to classify images.
         **kwargs: the model's own arguments (`img_size`, `in_chans`, `step_size`, ...).
 
     Raises:
@@ -98,9 +102,9 @@ def resolve_model(spec: str, *, num_classes: int | None = None, pretrained: bool
     if not colon or scheme == "timm":
         build, name = _build_registered, rest if colon else spec
     elif scheme == "hf":
-        build, name = build_transformers, rest
+        build, name = partial(build_transformers, classifier=head), rest
     elif scheme == "local":
-        build, name = _build_local, rest
+        build, name = partial(_build_local, classifier=head), rest
     elif _is_import_path(scheme) and _is_import_path(rest) and scheme not in _TIMM_SOURCES:
         build, name = _build_factory, spec
     else:
@@ -250,7 +254,7 @@ def _build_registered(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn
     return create_registered(name, pretrained=pretrained, **kwargs)
 
 
-def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any], *, classifier: bool = False) -> nn.Module:
     from unrolled.models.encoder import build_language_model, is_language_config, load_language_model
 
     path = model_folder(folder)
@@ -265,7 +269,7 @@ def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         is_registered(config["architecture"])
         return create_registered(f"local-dir:{path}", pretrained=pretrained, **kwargs)
     if "model_type" in config:
-        return build_transformers(str(path), pretrained, kwargs)
+        return build_transformers(str(path), pretrained, kwargs, classifier=classifier)
     raise ValueError(
         f"model: {path / 'config.json'} names neither an `architecture` (timm) nor a `model_type` (transformers)"
     )
@@ -295,8 +299,9 @@ def hugging_face_text(name: str, *, pretrained: bool = True) -> nn.Module:
 
 
 def build_transformers(
-    name: str, pretrained: bool, kwargs: dict[str, Any], *, auto: str = "AutoModel", causal: bool = False
-) -> nn.Module:
+    name: str, pretrained: bool, kwargs: dict[str, Any], *, auto: str = "AutoModel", causal: bool = False,
+    classifier: bool = False,
+) -> nn.Module:  # fmt: skip
     """A model of transformers by its name on the hub or its folder; no code that comes with it is run.
 
     Args:
@@ -305,6 +310,7 @@ def build_transformers(
         kwargs: of its configuration; `num_classes` gives it a head for images.
         auto: the class of transformers that chooses the head.
         causal: the head that predicts the next token, if the model was saved with one.
+        classifier: the head that classifies images, likewise.
 
     Raises:
         MissingExtra: transformers is not installed.
@@ -325,10 +331,12 @@ def build_transformers(
             if "/" in str(getattr(config, "_attn_implementation", "")):  # a repository of compiled code
                 reason = f"wants the attention of {config._attn_implementation}, which is code"
                 raise UnsafeFile(f"model: hf:{name} {reason}")
-            if causal and any(
-                each.endswith(("ForCausalLM", "LMHeadModel")) for each in getattr(config, "architectures", None) or ()
-            ):
+            saved_as = getattr(config, "architectures", None)
+            saved_as = [str(each) for each in saved_as] if isinstance(saved_as, list) else []
+            if causal and any(each.endswith(("ForCausalLM", "LMHeadModel")) for each in saved_as):
                 loader = transformers.AutoModelForCausalLM
+            if classifier and any(each.endswith("ForImageClassification") for each in saved_as):
+                loader = transformers.AutoModelForImageClassification
             if not pretrained:
                 model = loader.from_config(config, trust_remote_code=False)
             else:

@@ -63,7 +63,8 @@ def report_for_run(
             panels,
             name="curves",
             caption="One run. The training loss is what was minimised, with any label smoothing or mixing, averaged "
-            "since the point before." + (" Dotted: validation images, never trained on." if held_out else ""),
+            "since the point before, and so is the accuracy on training images, as they were cut and changed."
+            + (" Dotted: validation images, never trained on." if held_out else ""),
         )
     if trace is not None:
         trace_section(report, {"trained": trace}, images="images")

@@ -6,10 +6,10 @@ it computes, its claims and its report. They are found by name: `unrolled.studie
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING
 
+from unrolled.errors import suggestion
 from unrolled.plugins import load_plugin, plugins
 
 if TYPE_CHECKING:
@@ -73,7 +73,5 @@ def load(name: str) -> Study:
         return study
     added: Study | None = load_plugin("studies", name)
     if added is None:
-        near = difflib.get_close_matches(name, study_names(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(study_names())}"
-        raise ValueError(f"study: unknown study {name!r}; {hint}")
+        raise ValueError(f"study: unknown study {name!r}; {suggestion(name, study_names())}")
     return added

@@ -19,11 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from unrolled.errors import MissingData
-from unrolled.reading import read_json
+from unrolled.reading import Json, read_json
 from unrolled.studies.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from unrolled.studies.training import Checkpoint
+
+Result = Json
+"""What a cell computes, as the store holds it."""
+Columns = dict[str, Any]
+"""Fields of cells by name: what rows are selected by, and what cells are made of that have them in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,7 @@ class Context:
     device: str = "cpu"
     """Where to compute; a result differs by rounding between devices and stands for all."""
 
-    def result(self, cell: Cell) -> Mapping[str, Any]:
+    def result(self, cell: Cell) -> Result:
         """What was computed of a cell, such as one that the asking cell `needs`.
 
         Raises:
@@ -71,7 +76,7 @@ class Cell(ABC):
     """Whether it measures time, and so is computed in the study's own process while no other cell is."""
 
     @abstractmethod
-    def compute(self, context: Context) -> Mapping[str, Any]:
+    def compute(self, context: Context) -> Result:
         """The result: plain values by name, which follow from the fields alone."""
 
     @property
@@ -93,13 +98,13 @@ class Cell(ABC):
         """Raise `MissingData`, naming folder and flag, where the cell cannot be computed; the study goes on without."""
 
     @cached_property
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         """The fields by name; those of a nested record stand beside the others.
 
         Raises:
             ValueError: two nested records have a field of one name and differ in it.
         """
-        flat: dict[str, Any] = {}
+        flat: Columns = {}
         for each in fields(self):
             value = getattr(self, each.name)
             part = _fields_of(value) if is_dataclass(value) else {each.name: value}
@@ -115,7 +120,7 @@ class Cell(ABC):
         return sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
-    def key(self) -> dict[str, Any]:
+    def key(self) -> Json:
         """What `digest` is of, plain values."""
         return {
             "cell": _plain(self),
@@ -156,7 +161,7 @@ class Row(NamedTuple, Generic[CellT]):
     """A cell, its result, and the seconds it took when it was computed, without what it needs."""
 
     cell: CellT
-    result: Mapping[str, Any]
+    result: Result
     seconds: float
 
 
@@ -201,7 +206,7 @@ def _is_short(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
-def _fields_of(record: Any) -> dict[str, Any]:
+def _fields_of(record: Any) -> Columns:
     if isinstance(record, Cell):
         return record.columns
     return {each.name: getattr(record, each.name) for each in fields(record)}

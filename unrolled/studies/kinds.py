@@ -81,15 +81,15 @@ def build(network: Any, *, classes: int, channels: int = 3, side: int = 32) -> n
     """The untrained network of a `kind` and a `seed`, from which its weights follow."""
     kind = KINDS[network.kind]
     fine = side < 32
-    options: dict[str, Any] = {"depth": DEPTH, "in_chans": channels, "img_size": side, "patch_size": kind.patch[fine]}
-    options |= {**kind.options, **({} if network.kind in MASKED else {"num_classes": classes})}
+    frame = {"depth": DEPTH, "in_chans": channels, "img_size": side, "patch_size": kind.patch[fine]}
+    head = {} if network.kind in MASKED else {"num_classes": classes}
     from unrolled.models import create_model
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(network.seed)
         if kind.model == "SmallResNet":
             return SmallResNet(**kind.options, channels=channels, classes=classes, stride=1 if fine else 2)
-        return create_model(kind.model, **options)
+        return create_model(kind.model, **{**frame, **kind.options, **head})
 
 
 def stages(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:

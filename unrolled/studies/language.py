@@ -20,10 +20,10 @@ from unrolled.data.tokens import ByteTokenizer, token_batches
 from unrolled.errors import MissingData
 from unrolled.instruments.sequences.context import score_of, token_losses
 from unrolled.models.encoder import build_language_model, parameters
-from unrolled.studies.cells import Cell, Context, data_missing
+from unrolled.studies.cells import Cell, Context, Result, data_missing
 from unrolled.studies.results import Values
 from unrolled.studies.study import AtLeast, Config, Count, Seeds
-from unrolled.studies.training import train_resumable, warmup_cosine
+from unrolled.studies.training import Log, train_resumable, warmup_cosine
 
 if TYPE_CHECKING:
     from unrolled.models import LanguageConfig
@@ -75,7 +75,7 @@ class Windows:
     late: int
     window: int
 
-    def of(self, losses: Tensor) -> dict[str, Any]:
+    def of(self, losses: Tensor) -> Result:
         """Losses [b, length] in nats, in numbers.
 
         `loss`, their mean; `score`, the loss late in the context less that early, negative if a longer context helps;
@@ -89,7 +89,7 @@ class Windows:
             "curve": score["curve"],
         }
 
-    def read(self, model: nn.Module, rows: Tensor) -> dict[str, Any]:
+    def read(self, model: nn.Module, rows: Tensor) -> Result:
         """The same of a model that predicts excerpts [b, length + 1], but for the first byte of each."""
         return self.of(token_losses(model, rows[:, :-1], rows[:, 1:], batch_size=BATCH))
 
@@ -194,7 +194,7 @@ class ByteModel(OfCorpus):
         """The trials."""
         return self.trials
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`rate` and `table_std`, as chosen; `width`, `parameters`; `validation`, the loss there at every look.
 
         Losses are in nats per predicted byte. Parameters are counted in all and `without_embeddings`.
@@ -232,7 +232,7 @@ class ByteModel(OfCorpus):
         """What is read of excerpts [b, length + 1], and what is to be said: [b, length] each, -100 where nothing is."""
         return rows[:, :-1], rows[:, 1:]
 
-    def _trained(self, context: Context) -> tuple[nn.Module, list[dict[str, Any]]]:
+    def _trained(self, context: Context) -> tuple[nn.Module, Log]:
         device, steps = context.device, self.steps
         rate, std = self.chosen(context)
         model = new_model(self.frame, seed=self.seed, table_std=std).to(device)
@@ -293,7 +293,7 @@ class Predicted(Cell):
         """In words."""
         return f"test of {self.network.name}{', disordered' * self.disordered}"
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `Windows.of`."""
         rows = excerpts(self.network.text(context)["test"], self.network.length, self.test_bytes)
         if self.disordered:

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.kinds import KINDS, MASKED, build
 from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
-from unrolled.studies.training import Checkpoint, MeanLoss, train_resumable, warmup_cosine
+from unrolled.studies.training import Checkpoint, Log, MeanLoss, train_resumable, warmup_cosine
 
 Data = Literal["cifar10", "tiny-imagenet-32", "digits"]
 Taught = Literal["labels", "half shuffled", "all shuffled"]
@@ -77,7 +77,7 @@ class Network(Cell):
         """The images it is trained and tested on."""
         pictures(self.data, "test", context.data_dir)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`parameters`, `curve` (training loss, mean since the point before), and its score on test images.
 
         The score is the `accuracy` on all of them (of its classes), or of a masked autoencoder its `loss` on the first
@@ -93,7 +93,7 @@ class Network(Cell):
         """The network, in eval mode; from the store if it was trained before."""
         return self._trained(context)[0]
 
-    def _trained(self, context: Context) -> tuple[nn.Module, list[dict[str, Any]]]:
+    def _trained(self, context: Context) -> tuple[nn.Module, Log]:
         test = pictures(self.data, "test", context.data_dir)
         channels, side = test.images.shape[1], test.images.shape[-1]
         model = build(self, classes=len(test.classes), channels=channels, side=side).to(context.device)
@@ -135,9 +135,7 @@ def images_seen(images: int, data: Data) -> int:
     return round(1.5 * images) if data == "tiny-imagenet-32" else images
 
 
-def train(
-    network: Any, model: nn.Module, read: Callable[[], Pictures], keep: Checkpoint | None
-) -> list[dict[str, Any]]:
+def train(network: Any, model: nn.Module, read: Callable[[], Pictures], keep: Checkpoint | None) -> Log:
     """Train `model` in place on `network.images` images; the mean loss since the look before, at ten looks."""
     from unrolled.instruments.trace import trace
     from unrolled.train.regularise import srr_loss

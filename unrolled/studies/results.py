@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from unrolled.reading import Json
 from unrolled.studies.cells import Cell, CellT, Row
 from unrolled.tables import Tabular
 
@@ -239,7 +240,7 @@ class Results(Tabular, Sequence[Row[CellT]]):
             lines.append(line(str(value) if by else title or str(path), places, means))
         return LineChart(title=title or str(path), x_label=x, series=lines).plot(ax)
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Json]:
         """Every row as plain values: its cell's class, the columns, the result, the seconds; for `report.json`."""
         return [
             {"cell": type(row.cell).__name__, **row.cell.columns, **row.result, "seconds": row.seconds}

@@ -20,6 +20,9 @@ Budget = Literal["quick", "cpu", "gpu"]
 """`quick` (to see that it runs), `cpu` (a laptop) or `gpu`."""
 QUICK_NOTICE = "Quick budget: checks that the study runs; too small to support any conclusion."
 """What every report of the `quick` budget opens with."""
+Overrides = dict[str, Any]
+"""Settings by name that are not the defaults."""
+Budgets = dict[Budget, Overrides]
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not run", "not judged"]
 
 
@@ -54,7 +57,7 @@ class Config:
     What can be said of one field is said in its type (`Count`, `Rate`, `Seeds`, `Literal`) and checked here.
     """
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {}
+    budgets: ClassVar[Budgets] = {}
 
     budget: Budget = "cpu"
     """The budget that the settings come from; `quick` judges nothing."""

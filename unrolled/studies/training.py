@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unrolled.reading import Json
 from unrolled.train.schedule import learning_rate
 
-Look = Callable[[int], Mapping[str, Any] | None]
+Log = list[Json]
+"""What was seen in a training, look by look: its "step", and what the look returned."""
+Look = Callable[[int], Json | None]
 
 
 class Checkpoint(NamedTuple):
@@ -37,7 +40,7 @@ def train_resumable(
     look: Look | None = None,
     look_at: Iterable[int] = (),
     every: int = 250,
-) -> list[dict[str, Any]]:
+) -> Log:
     """Train `model` in place for `steps` steps, saving to `keep` so that a second call goes on from there.
 
     A finished file is simply loaded, which is how studies share trained models. On one device and with as many threads
@@ -61,7 +64,7 @@ def train_resumable(
     """
     key = "" if keep is None else json.dumps([keep.key, steps])
     looks = set(look_at)
-    log: list[dict[str, Any]] = []
+    log: Log = []
     begin = 0
     device = next(model.parameters()).device
     checkpoint = None if keep is None else _load(keep.path, key, device)

@@ -90,12 +90,7 @@ def open_model(choice: OneModelFlags, classes: int | None = None, *, head: bool 
         choice.pretrained or spec.startswith(("local:", "hf:")) or shipped(spec) is not None
     )
     torch.manual_seed(choice.seed)
-    model = resolve_model(spec, pretrained=pretrained, **arguments)
-    config: Any = getattr(model, "config", None)
-    saved_as = getattr(config, "architectures", None)
-    saved_as = saved_as if isinstance(saved_as, list) else []
-    if head and "num_classes" not in arguments and any(str(n).endswith("ForImageClassification") for n in saved_as):
-        model = resolve_model(spec, pretrained=pretrained, num_classes=config.num_labels, **arguments)
+    model = resolve_model(spec, pretrained=pretrained, head=head, **arguments)
     takes_images(spec, model)
     if weights is not None:
         report = load_weights(model, weights)
@@ -171,7 +166,7 @@ def origin(choice: OneModelFlags) -> str:
         return model
     if choice.pretrained or shipped(model) is not None:
         return "pretrained"
-    return "random" if ":" not in model or model.startswith("timm:") else f"whatever {model} gives"
+    return "random" if ":" not in model or model.startswith(("timm:", "tv:")) else f"whatever {model} gives"
 
 
 def class_names(network: nn.Module, choice: OneModelFlags) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from unrolled.errors import MissingData
 from unrolled.subjects.options import DataFlags, SubjectFlags
 from unrolled.trust import KINDS_OF_MODELS, check
 
@@ -37,16 +38,27 @@ def run_settings(spec: str) -> dict[str, Any]:
     return run_values(read_settings(path), path)
 
 
+def _check_there(model: str, weights: Path | None) -> None:
+    """Refuse a folder or file that is not there, before data are read for it."""
+    spec = named(model)
+    if spec.startswith("local:") and not os.path.lexists(Path(spec.removeprefix("local:")).expanduser()):
+        from unrolled.models.resolve import model_folder  # with torch, for its message
+
+        model_folder(spec.removeprefix("local:"))
+    if weights is not None and not os.path.lexists(weights.expanduser()) and shipped(str(weights)) is None:
+        raise MissingData(f"weights: there is no folder or file {weights}, nor do weights of that name ship")
+
+
 def run_of(model: str, weights: Path | None = None) -> dict[str, Any]:
     """The `config.yaml` of the run that the weights are from: `weights`, or those of the model; empty if of none."""
     return (run_settings(str(weights)) if weights is not None else {}) or run_settings(model)
 
 
 def shipped(spec: str) -> str | None:
-    """The tag of weights that ship with this package, if `spec` names them: what they were trained on."""
+    """What weights that ship with this package were trained on, if `spec` names them: their tag, up to a `_`."""
     name = spec.removeprefix("timm:")
     is_there = "/" not in name and (Path(__file__).resolve().parents[1] / "weights" / f"{name}.safetensors").is_file()
-    return name.split(".", 1)[1] if is_there else None
+    return name.split(".", 1)[1].partition("_")[0] if is_there else None
 
 
 @dataclass(frozen=True)
@@ -75,11 +87,13 @@ def data_of(
     on.
 
     Raises:
+        MissingData: the model or the weights are a folder or file that is not there.
         UnsafeFile: the run's data are an address, which no file may open.
     """
+    _check_there(model, weights)
     run = run_of(model, weights)
-    if not run and (tag := shipped(model if weights is None else str(weights))) is not None:
-        run = {"data": tag}
+    if not run and (known := shipped(model if weights is None else str(weights))) is not None:
+        run = {"data": known}
     if data is None:
         check("data", run.get("data"), f"the config.yaml of {model if weights is None else weights}")
     chosen = data or run.get("data") or "digits"

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from unrolled.errors import CorruptFile, MissingData
+from unrolled.instruments.control import untrained_control
 from unrolled.instruments.features import FeatureSet, read_descriptors
 from unrolled.instruments.features.parts import Processes, extract_in_parts
 from unrolled.models.encoders import Encoder, Kind, open_encoder
 from unrolled.models.masked import whole_images
 from unrolled.subjects.images import images_of
-from unrolled.subjects.models import open_model
+from unrolled.subjects.models import open_model, origin
 from unrolled.subjects.options import Reading, SampleFlags, Side
 from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
 from unrolled.subjects.runs import data_of, shared_data_of
@@ -111,6 +112,24 @@ class Subject:
     def model(self) -> nn.Module:
         """In eval mode, on its device."""
         return self.encoder.module
+
+    @property
+    def random(self) -> bool:
+        """Whether its weights were drawn and not trained."""
+        return origin(self.reading) == "random"
+
+    def untrained(self, seed: int) -> Subject:
+        """The same architecture with fresh weights, shown the same samples.
+
+        Raises:
+            ValueError: not all of its weights can be drawn anew.
+        """
+        fixed = (each for each in self.model.buffers() if each.dtype not in (torch.bool, torch.int64))  # no masks, ids
+        if sum(each.numel() for each in self.model.parameters()) <= sum(each.numel() for each in fixed):
+            raise ValueError(f"model: {self.reading.model} keeps its weights as constants, which no seed draws anew")
+        module = untrained_control(self.model, seed)
+        reading = replace(self.reading, model=f"{self.reading.model}, untrained")
+        return replace(self, encoder=replace(self.encoder, module=module), reading=reading)
 
     def features(
         self, folder: Path, *, processes: Processes | None = None, quiet: bool = False

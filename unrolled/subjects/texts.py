@@ -77,6 +77,7 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
         MissingData: it, or its tokenizer, is not there.
     """
     from unrolled.models.encoder import build_language_model
+    from unrolled.models.registry import hub_hint
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS, language_config
     from unrolled.subjects.language import open_ours, source_of
 
@@ -99,10 +100,8 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
         return _hugging_face(choice.model, name, stack)
     if spec.startswith(("given:", "st:")):
         return _encoder(choice.model, getattr(choice, "data_dir", None))
-    raise ValueError(
-        f"model: {choice.model} does not read text; give a run on text, a language model of `unrolled list`, hf:NAME, "
-        "st:NAME or given:NAME"
-    )
+    others = "; give a run on text, a language model of `unrolled list`, hf:NAME, st:NAME or given:NAME"
+    raise ValueError(f"model: {choice.model} does not read text{hub_hint(choice.model) or others}")
 
 
 def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:

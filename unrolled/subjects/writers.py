@@ -71,7 +71,10 @@ def open_writer(spec: str) -> Writer:
         )
     if spec.startswith(("timm:", "st:")) or spec.partition(".")[0] in catalogue():
         raise ValueError(f"model: {spec} writes no text; give a run on text, or hf:NAME of the Hugging Face hub")
-    raise ValueError(f"model: {spec} is no folder; give that of a run on text, or hf:NAME of the Hugging Face hub")
+    from unrolled.models.registry import hub_hint  # with timm
+
+    others = "; give that of a run on text, or hf:NAME of the Hugging Face hub"
+    raise ValueError(f"model: {spec} is no folder{hub_hint(spec) or others}")
 
 
 def _of_this_package(spec: str, folder: str) -> Writer:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
-from unrolled.errors import CorruptFile
+from unrolled.errors import CorruptFile, suggestion
 from unrolled.train.config import HEADINGS, RunConfig, TrainConfig, heading_of, kinds
 from unrolled.trust import check_model_args, check_settings
 
@@ -34,10 +34,7 @@ def recipe(name: str) -> Path:
     """
     known = recipes()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ValueError(
-            f"recipe {name!r} is not known; " + (f"did you mean {near[0]!r}?" if near else ", ".join(known))
-        )
+        raise ValueError(f"recipe {name!r} is not known; {suggestion(name, known)}")
     return known[name]
 
 

@@ -68,10 +68,12 @@ def launch(config: RunConfig) -> Any:
         nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     accelerator = pick_accelerator(config.accelerator, devices)
     if config.precision == "fp16" and accelerator == "cpu":
-        others = "'bf16' or 'fp32'" if in_hardware("bf16") else "'fp32' (this CPU only emulates bf16)"
+        others = "precision='fp32'" + (
+            " or precision='bf16'" if in_hardware("bf16") else " (this CPU only emulates bf16)"
+        )
         raise ValueError(f"precision='fp16' needs a GPU: CPUs lack the loss scaling it depends on; use {others}")
     if config.precision == "fp16" and config.strategy == "fsdp":
-        raise ValueError("precision='fp16' is not supported with strategy='fsdp'; use 'bf16'")
+        raise ValueError("precision='fp16' is not supported with strategy='fsdp'; use precision='bf16'")
     world = devices * nodes
     if config.batch_size % world:
         raise ValueError(f"batch_size={config.batch_size} must be a multiple of the number of processes, {world}")
@@ -102,7 +104,7 @@ def pick_accelerator(wanted: str, devices: int = 1) -> str:
     if wanted not in available:
         raise ValueError(f"accelerator={wanted!r} is not one of auto, cpu, cuda, mps")
     if available[wanted] == 0:
-        raise ValueError(f"accelerator={wanted!r} was asked for, but torch finds none here; use 'auto' or 'cpu'")
+        raise ValueError(f"accelerator={wanted!r} was asked for, but torch finds none here; use accelerator='auto'")
     if available[wanted] < devices:
         raise ValueError(f"devices={devices} {wanted} devices were asked for, but torch finds {available[wanted]}")
     return wanted

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.modes import evaluating
+
 
 def check_labels(labels: Tensor, indices: Tensor, classes: int) -> None:
     """Refuse labels outside `0 .. classes - 1`.
@@ -58,10 +60,8 @@ def evaluate(
     Raises:
         ValueError: a label outside the classes, or nothing to evaluate.
     """
-    was_training = model.training
-    model.eval()
     sums = torch.zeros(5, dtype=torch.float64)  # images, top-1, top-5, loss, skipped
-    try:
+    with evaluating(model):
         for batch in loader:
             sums[4] += len(batch.skipped)
             if collective and len(batch.labels) == 0:
@@ -79,8 +79,6 @@ def evaluate(
                     on_logits(logits, batch)
             if on_batch is not None:
                 on_batch()
-    finally:
-        model.train(was_training)
     images, top1, top5, total, skipped = (reduce(sums) if reduce is not None else sums).tolist()
     if images == 0:
         raise ValueError("nothing to evaluate: the split is empty or no image in it could be read")

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from unrolled.data.sources import existing_folder
+from unrolled.instruments.readouts.confusion import Confusion
+from unrolled.reading import Json
 from unrolled.tables import Tabular
 from unrolled.train import engine
 from unrolled.train.checkpoint import checkpoints
@@ -42,8 +44,8 @@ class TrainResult(Tabular):
     data: Any
     """What it was trained on: `Splits` of images, or a `Corpus` of text, which has its `tokenizer`."""
     run_dir: Path
-    metrics: list[dict[str, Any]]
-    test: dict[str, Any] | None
+    metrics: list[Json]
+    test: Json | None
     """Scores on the test part; None where there is none."""
     unit: str
     """What speed counts: images or tokens."""
@@ -54,10 +56,22 @@ class TrainResult(Tabular):
     """The step whose weights `model` has: the best on the validation part, or the last."""
     load_report: Any = None
     """What was loaded of the weights it started from, if it did."""
+    confusion: Confusion | None = None
+    """Of a classifier: its decisions on the test part, class by class, and its worst errors."""
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read in training, by name (only with `on_error="skip"`)."""
 
-    def records(self) -> list[dict[str, Any]]:
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def validation(self) -> list[Json]:
+        """The entries of `metrics` on the validation part."""
+        return [entry for entry in self.metrics if entry["split"] == "val"]
+
+    def records(self) -> list[Json]:
         """`metrics`."""
         return self.metrics
 
@@ -147,6 +161,7 @@ def _fit(task: Task, fabric: Any, callbacks: Sequence[Callback]) -> TrainResult:
         steps=done.steps,
         chosen_step=done.chosen_step,
         load_report=task.load_report,
+        confusion=task.confusion if done.test else None,
         skipped=state.skipped,
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from unrolled.modes import evaluating
 from unrolled.train.evaluation import check_labels, logits_of
 
 
@@ -51,9 +52,7 @@ def corruption_errors(
     def guess(pixels: Tensor) -> Tensor:
         return logits_of(model(((pixels - shift) / scale).to(device))).float().cpu()
 
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in loader:
             if not len(batch.labels):
                 continue
@@ -71,8 +70,6 @@ def corruption_errors(
                     ]
                     pixels = torch.stack(changed).permute(0, 3, 1, 2).float().div_(255)
                     wrong[name][at] += int((guess(pixels).argmax(1) != batch.labels).sum())
-    finally:
-        model.train(was_training)
     if not images:
         raise ValueError("nothing to evaluate: no image could be read")
     shares = {name: [count / images for count in counts] for name, counts in wrong.items()}

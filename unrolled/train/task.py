@@ -48,6 +48,8 @@ class Task:
     """How many units a step takes, all processes together."""
     steps_per_epoch: int
     load_report: Any = None
+    confusion: Any = None
+    """Of a classifier, once it was measured: a `Confusion` of the images it was last measured on."""
     fabric: Any
     model: nn.Module
     result: nn.Module

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unrolled.checksums import write_sums
 from unrolled.data.tokens import IGNORED, Tokenizer, mask_each, masked_windows, open_tokenizer, token_windows
+from unrolled.modes import evaluating
 from unrolled.train.config import TextConfig
 from unrolled.train.evaluation import logits_of
 
@@ -154,11 +155,9 @@ def evaluate_text(
     if stride is not None and (config.task != "lm" or samples is not None):
         raise ValueError(f"stride={stride}: is for a language model on a whole part; leave it out")
     check_excerpts(corpus, split, config.length, samples, f"samples={samples}")
-    was_training = model.training
-    model.eval()
     total, hits, count, predicted = 0.0, 0, 0, 0
     tokens, tokenizer = corpus.tokens[split], corpus.tokenizer
-    try:
+    with evaluating(model):
         drawn = None if samples is None else _excerpts(tokens, config.length, samples)
         if config.task == "mlm":
             windows = _masked(tokens, drawn, tokenizer, config)
@@ -177,8 +176,6 @@ def evaluate_text(
             count += int(known.sum())
             if on_batch is not None:
                 on_batch()
-    finally:
-        model.train(was_training)
     scores: dict[str, Any] = {"loss": total / count, "accuracy": hits / count, "tokens": count}
     if config.task == "lm":
         scores["perplexity"] = math.exp(min(total / count, 700.0))

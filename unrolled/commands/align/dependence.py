@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,23 @@ from unrolled.errors import CorruptFile, MissingData
 from unrolled.terminal import as_typed, say
 
 if TYPE_CHECKING:
+    from unrolled.alignment.dependence import Blocks, Groups
     from unrolled.data.pairs import PairSource
     from unrolled.instruments.features.files import Rows
 
 
+@dataclass(frozen=True)
+class Dependence:
+    """Which samples depend on each other: `groups` and `blocks` of `compare`, at most one of them."""
+
+    groups: Groups | None = None
+    blocks: Blocks | None = None
+
+
 def dependence(
     groups: str | None, blocks: str | None, rows: Rows, pairs: PairSource | None, *, quiet: bool
-) -> dict[str, Any]:
-    """`groups` and `blocks` for `compare`, from flags or from what the pairs say of themselves.
+) -> Dependence:
+    """From flags, or from what the pairs say of themselves.
 
     Args:
         groups: a file with one label a line (or a .npy file [n]), for these samples or for all rows of the data they
@@ -41,23 +51,23 @@ def dependence(
         if blocks is not None:
             size: Any = int(blocks) if blocks.isdecimal() else blocks
             Units.of(rows.samples, blocks=size)
-            return {"blocks": size}
+            return Dependence(blocks=size)
         if groups is not None:
             labels = _labels(groups, rows, pairs)
             Units.of(rows.samples, labels)
-            return {"groups": labels}
+            return Dependence(groups=labels)
     except ValueError as error:
         raise ValueError(f"--{error}" if str(error).startswith(("groups", "blocks")) else str(error)) from error
     dependent = None if pairs is None else pairs.dependent()
     if dependent is None:
-        return {}
+        return Dependence()
     try:
         units = Units.of(rows.samples, dependent)
     except ValueError as error:
         say(f"note: pairs share photos or texts, but {error}; p-values take them for independent", quiet=quiet)
-        return {}
+        return Dependence()
     say(f"note: pairs that share a photo or a text are relabelled together: {units.description}", quiet=quiet)
-    return {"groups": dependent}
+    return Dependence(groups=dependent)
 
 
 @contextmanager

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from unrolled.commands.align.dependence import dependence, noted
-from unrolled.commands.align.options import CompareFlags, metric_named
-from unrolled.commands.align.report import COLUMNS, align_report, p_value_note, row
+from unrolled.commands.align.dependence import Dependence, dependence, noted
+from unrolled.commands.align.options import AlignOptions, metric_named
+from unrolled.commands.align.report import align_report, p_value_note, score_table
+from unrolled.commands.align.twins import Twin, untrained_twins
 from unrolled.commands.options import verb
-from unrolled.harness import Run, settings_of
+from unrolled.harness import Run
 from unrolled.subjects.models import choose_device
-from unrolled.subjects.options import PairFlags, Reading, Side
-from unrolled.terminal import table
+from unrolled.subjects.options import Reading, Side
+from unrolled.terminal import say, table
 
 if TYPE_CHECKING:
     import torch
@@ -23,39 +24,9 @@ if TYPE_CHECKING:
 
     from unrolled.alignment import Comparison, Metric
     from unrolled.data.pairs import PairSource
+    from unrolled.subjects.subject import Subject
 
     Features = Mapping[str, Tensor | ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignOptions(CompareFlags, PairFlags):
-    """Flags of `unrolled align`."""
-
-    a: str | None = field(default=None, kw_only=False)
-    """A run folder or any model by one string, a folder of `unrolled extract`, or an array file: .npy [n, d] or
-    [n, layers, d], .npz, .safetensors or .pt with one [n, d] a layer."""
-    b: str | None = field(default=None, kw_only=False)
-    """As A; row i must be the same sample."""
-    null: Literal["permutation", "moments"] = "permutation"
-    """`permutation` relabels samples; `moments` takes the tail of three exact moments where that is safe and relabels
-    until p is resolved elsewhere; the result says which."""
-    resamples: int = 100
-    """Subsamples for the interval, which is of the score at this many samples, not of a population; 0: none."""
-    held_out: bool = False
-    """Also choose the layers on one half of the samples and judge them on the other."""
-    data: str | None = None
-    """Data set both models see; default: the one of the first that is a run folder, else digits."""
-    side: Side | None = None
-    """What A is fed with of paired data (flickr8k, coco, wit, folder, packed, hf:ORG/NAME@REVISION, text): the image,
-    its captions as one text, or of pairs of texts the first (text) or the second (text2); default: image."""
-    side_b: Side | None = None
-    """The same for B; default: text."""
-    texts: Path | None = None
-    """A file with one text a line, or a .tsv of two columns, for two text models."""
-    layers_b: tuple[str, ...] | None = None
-    """The same as `--layers` for B alone; default: as for A."""
-    out: Path | None = None
-    """Where config.yaml, report.html, report.json and features go; default: runs/align-A-B."""
 
 
 @verb
@@ -82,36 +53,60 @@ def align(options: AlignOptions) -> None:
         raise ValueError(
             "give two models, feature folders or arrays; or many in a file: unrolled align-grid MODELS.yaml"
         )
+    from unrolled.alignment.scale import LARGE
     from unrolled.instruments.features.files import Rows, check_same_samples
 
     metrics = [metric_named(name, options.k) for name in options.metric]
     where = choose_device(options.device)
     run = Run(options, "align", _stem(a), _stem(b), keeps_features=True)
-    options, (left, right), pairs = _features(options, (a, b), run.folder, where)
+    sides = _features(options, (a, b), run.folder, where)
+    options, (left, right) = sides.options, sides.features
     rows = Rows.of(left)
     check_same_samples(rows, Rows.of(right), a, b)
     _check_neighbours(metrics, options.k, rows.samples)
-    units = dependence(options.groups, options.blocks, rows, pairs, quiet=options.quiet)
+    units = dependence(options.groups, options.blocks, rows, sides.pairs, quiet=options.quiet)
     notes: list[str] = []
     with noted(notes, quiet=options.quiet):
         results = _compare(options, metrics, left, right, units, where)
-    report = align_report(settings_of(options), results, rows.samples, notes)
-    record = {"a": a, "b": b, "n": rows.samples, "comparisons": [each.to_dict() for each in results], "notes": notes}
-    scores = table(COLUMNS, [row(name, each) for name, each in zip(options.metric, results, strict=True)])
+    twins: list[Twin] = []
+    without: list[str] = []
+    if options.control and rows.samples <= LARGE:
+        twins, without = untrained_twins(
+            sides.subjects, sides.features, metrics, folder=run.folder / "features", dependence=units, where=where,
+            seed=options.seed + 1, quiet=options.quiet,
+        )  # fmt: skip
+    for note in without:
+        say(f"note: {note}", quiet=options.quiet)
+    notes += without
+    random = ["AB"[i] for i, subject in sides.subjects.items() if subject.random]
+    report = align_report(options, results, rows.samples, notes, twins=twins, random=random)
+    record = {
+        "a": a, "b": b, "n": rows.samples, "comparisons": [each.to_dict() for each in results], "random": random,
+        "untrained": [twin.record(options.metric) for twin in twins], "notes": notes,
+    }  # fmt: skip
+    scores = table(*score_table(options.metric, results, twins))
     text = f"{scores}\n{p_value_note(options.metric, results)}"
     run.finish(report, record, text, seeds=[options.seed], options=options)
 
 
-def _features(
-    options: AlignOptions, specs: tuple[str, str], folder: Path, where: torch.device
-) -> tuple[AlignOptions, list[Features], PairSource | None]:
+@dataclass(frozen=True, kw_only=True)
+class _Sides:
+    """A and B: their features, and the models among them by number."""
+
+    options: AlignOptions
+    features: list[Features]
+    subjects: dict[int, Subject]
+    pairs: PairSource | None
+
+
+def _features(options: AlignOptions, specs: tuple[str, str], folder: Path, where: torch.device) -> _Sides:
     """Features of A and of B, read from files or computed; the options completed; the pairs, if they are of pairs."""
     from unrolled.instruments.features.files import is_feature_file, read_features
     from unrolled.subjects.pairs import Paired
     from unrolled.subjects.subject import Subject, material_for
 
     features: dict[int, Features] = {i: read_features(spec) for i, spec in enumerate(specs) if is_feature_file(spec)}
-    pairs = None
+    pairs, subjects = None, {}
     if models := [spec for i, spec in enumerate(specs) if i not in features]:
         material, options = material_for(
             models, options, side=options.side or options.side_b, texts=options.texts, quiet=options.quiet
@@ -121,9 +116,10 @@ def _features(
         for i in (i for i in (0, 1) if i not in features):
             # another seed for B: A and B must not be one model by accident
             reading = Reading.of(options, model=specs[i], layers=layers[i], seed=options.seed + i)
-            subject = Subject.of(reading, material, where, side=_side(i, options))
-            features[i], _ = subject.features(folder / "features" / "ab"[i], quiet=options.quiet)
-    return options, [_checked(features[i], spec) for i, spec in enumerate(specs)], pairs
+            subjects[i] = Subject.of(reading, material, where, side=_side(i, options))
+            features[i], _ = subjects[i].features(folder / "features" / "ab"[i], quiet=options.quiet)
+    checked = [_checked(features[i], spec) for i, spec in enumerate(specs)]
+    return _Sides(options=options, features=checked, subjects=subjects, pairs=pairs)
 
 
 def _side(i: int, options: AlignOptions) -> Side:
@@ -161,7 +157,7 @@ def _compare(
     metrics: list[Metric],
     left: Features,
     right: Features,
-    units: dict[str, Any],
+    units: Dependence,
     where: torch.device,
 ) -> list[Comparison]:
     """All layers of A with all layers of B by every metric; of many samples, an estimate from some."""
@@ -171,11 +167,20 @@ def _compare(
     from unrolled.alignment.scale import LARGE, compare_large
     from unrolled.instruments.features.files import Rows
 
-    common: dict[str, Any] = {"draws": options.draws, "seed": options.seed, **units}
     if (n := Rows.of(left).samples) > LARGE:
         if options.held_out:
             raise ValueError(f"--held-out: needs at most {LARGE:,} samples, not {n:,}; leave it out or give fewer")
-        return [compare_large(left, right, metric, **common) for metric in metrics]
+        return [
+            compare_large(
+                left, right, metric, draws=options.draws, groups=units.groups, blocks=units.blocks, seed=options.seed
+            )
+            for metric in metrics
+        ]
     first, second = ({name: torch.as_tensor(value).to(where) for name, value in side.items()} for side in (left, right))
-    common |= {"null": options.null, "resamples": options.resamples, "select_held_out": options.held_out}
-    return [compare(first, second, metric, **common) for metric in metrics]
+    return [
+        compare(
+            first, second, metric, null=options.null, draws=options.draws, resamples=options.resamples,
+            groups=units.groups, blocks=units.blocks, select_held_out=options.held_out, seed=options.seed,
+        )
+        for metric in metrics
+    ]  # fmt: skip

@@ -5,24 +5,27 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from unrolled.commands.class_report import class_records, class_sections
 from unrolled.commands.eval.options import EvalOptions, drawn, of_all
 from unrolled.commands.eval.report import at_bound, eval_report
-from unrolled.harness import Run
+from unrolled.harness import Answer, Run
+from unrolled.reading import Json
 from unrolled.subjects.images import batches, say_data
 from unrolled.subjects.models import by_class_names, choose_device, class_names, open_model
 from unrolled.subjects.runs import DataOf, named, run_settings, shipped
 from unrolled.terminal import progress, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor, nn
 
     from unrolled.data import ImageSource
     from unrolled.data.real_labels import RealLabels
+    from unrolled.instruments.readouts.confusion import Confusion
 
 _HELD_OUT = 0.2
 _ENOUGH = 50  # images, below which no temperature is fitted
@@ -33,7 +36,7 @@ _TEMPERATURES = (0.01, 100.0)  # the range it is looked for in
 class _Scored:
     """Scores of images, and [n] logits, labels and numbers of them."""
 
-    scores: dict[str, Any]
+    scores: Json
     logits: Tensor
     labels: Tensor
     indices: Tensor
@@ -83,11 +86,18 @@ def evaluate_classifier(options: EvalOptions) -> None:
             assert isinstance(source, Subset)
             rows = torch.from_numpy(source.indices)[rows]  # of all images, which `real` counts
         result["real"] = _real(options, real, scored.logits, rows)
+    confusion = None
     if bool(torch.isfinite(scored.logits).all()):
         result["calibration"] = _calibrated(options, data, network, names, scored, where)
+        confusion = _confusion(source, next(iter(names), ()), scored)
+    if confusion is not None:
+        result |= class_records(confusion, source)
     if options.robustness:
         result["robustness"] = _corrupted(options, network, source, where)
-    run.finish(eval_report(result, network), result, _line(result), seeds=[options.seed], options=options)
+    report = eval_report(result, network)
+    if confusion is not None:
+        class_sections(report, confusion, source)
+    run.finish(report, result, _line(result), seeds=[options.seed], options=options)
 
 
 def _network(options: EvalOptions, source: ImageSource) -> tuple[nn.Module, dict[str, int]]:
@@ -153,7 +163,21 @@ def _look(options: EvalOptions, network: nn.Module, images: ImageSource, where: 
     return _Scored(scores, *(torch.cat(parts) for parts in zip(*batches_scored, strict=True)))
 
 
-def _real(options: EvalOptions, real: RealLabels, logits: Tensor, indices: Tensor) -> dict[str, Any]:
+def _confusion(source: ImageSource, names: Sequence[str], scored: _Scored) -> Confusion | None:
+    """The decisions class by class; None with too many classes. Without names of the model's, those of the images."""
+    from unrolled.instruments.readouts.confusion import MOST_CLASSES, Decisions
+
+    count = scored.logits.shape[1]
+    if count > MOST_CLASSES:
+        return None
+    known = list(names) if len(names) == count else list(source.classes)
+    known = [*known[:count], *(str(number) for number in range(len(known), count))]
+    decisions = Decisions(count)
+    decisions.add(scored.logits, scored.labels, scored.indices)
+    return decisions.result(known)
+
+
+def _real(options: EvalOptions, real: RealLabels, logits: Tensor, indices: Tensor) -> Json:
     """How many predictions are among the labels of ImageNet ReaL; `indices` are of all images."""
     real.check_classes(logits.shape[1])
     right, judged = real.score(logits.argmax(1), indices)
@@ -169,7 +193,7 @@ def _calibrated(
     names: list[tuple[str, ...]],
     scored: _Scored,
     where: torch.device,
-) -> dict[str, Any]:
+) -> Json:
     """`calibration` with a temperature fitted on validation images, where there are some that were not looked at."""
     validation = None
     if options.split in ("train", "test"):
@@ -204,9 +228,7 @@ def _validation(
     return source if samples is None else Subset.evenly(source, max(samples, _ENOUGH))
 
 
-def calibration(
-    logits: Tensor, labels: Tensor, *, fit_on: tuple[Tensor, Tensor] | None = None, seed: int = 0
-) -> dict[str, Any]:
+def calibration(logits: Tensor, labels: Tensor, *, fit_on: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> Json:
     """Calibration of all samples, and before and after a temperature, on samples it was not fitted on.
 
     Args:
@@ -264,7 +286,7 @@ def _unfinished(model: str) -> Path | None:
     return folder if is_unfinished(folder) else None
 
 
-def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, where: torch.device) -> dict[str, Any]:
+def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, where: torch.device) -> Json:
     from unrolled.data import eval_loader, eval_transform, model_input
     from unrolled.data.sources import Subset
     from unrolled.train.robustness import corruption_errors, relative_errors
@@ -280,7 +302,7 @@ def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, wh
     return {**errors, "relative": relative_errors(errors)}
 
 
-def _line(result: dict[str, Any]) -> str:
+def _line(result: Answer) -> str:
     unread = f", {result['skipped']} unreadable" if result["skipped"] else ""
     unread += f", {result['unknown']:,} of classes it does not know left out" if "unknown" in result else ""
     text = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from unrolled.commands.eval.options import of_all
+from unrolled.harness import Answer
+from unrolled.reading import Json
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -23,7 +25,7 @@ _SCORES = {
 }
 
 
-def eval_report(result: dict[str, Any], network: Any) -> Report:
+def eval_report(result: Answer, network: Any) -> Report:
     """The page of a run of `unrolled eval` of a classifier."""
     from unrolled.report import Fact, Report
 
@@ -78,7 +80,7 @@ def eval_report(result: dict[str, Any], network: Any) -> Report:
     return report
 
 
-def at_bound(fitted: dict[str, Any]) -> str:
+def at_bound(fitted: Json) -> str:
     """What it means that the temperature ended at a bound of its range."""
     if fitted["bound"] == "high":
         return (
@@ -99,7 +101,7 @@ def at_bound(fitted: dict[str, Any]) -> str:
     )
 
 
-def _calibration(report: Report, calibration: dict[str, Any]) -> None:
+def _calibration(report: Report, calibration: Json) -> None:
     from unrolled.report import LineChart, Series
 
     section = report.section(
@@ -124,7 +126,7 @@ def _calibration(report: Report, calibration: dict[str, Any]) -> None:
     section.figure(LineChart(title="Accuracy", x_label="Confidence", series=series, y_range=(0, 1)), caption=caption,
                    name="reliability")  # fmt: skip
 
-    def cell(scores: dict[str, Any], key: str) -> str:
+    def cell(scores: Json, key: str) -> str:
         return f"{100 * scores[key]:.2f}" if "ece" in key else f"{scores[key]:.4f}"
 
     columns = ["", f"all {calibration['samples']:,} images"]
@@ -147,13 +149,13 @@ def _calibration(report: Report, calibration: dict[str, Any]) -> None:
     )
 
 
-def _fitted_on(after: dict[str, Any]) -> str:
+def _fitted_on(after: Json) -> str:
     """Which images a temperature was fitted on."""
     where = "validation images" if after["validation"] else "images of the evaluated split"
     return f"{after['fitted_on']:,} {where}"
 
 
-def _curve(label: str, bins: list[dict[str, Any]], color: int) -> Any:
+def _curve(label: str, bins: list[Json], color: int) -> Any:
     from unrolled.report import Series
 
     return Series(
@@ -165,7 +167,7 @@ def _curve(label: str, bins: list[dict[str, Any]], color: int) -> Any:
     )
 
 
-def _robustness(report: Report, errors: dict[str, Any]) -> None:
+def _robustness(report: Report, errors: Json) -> None:
     from unrolled.report import LineChart, Series
 
     section = report.section(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from unrolled.commands.eval.options import EvalOptions, drawn, of_all
-from unrolled.harness import Run
+from unrolled.harness import Run, Settings
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.runs import run_settings
 from unrolled.terminal import say
@@ -27,7 +26,7 @@ def evaluate_text_run(options: EvalOptions) -> None:
         raise ValueError("--split all, --labels and --robustness are for images; leave them out")
     options.refuse("image_size", "pretrained", "model_args", "weights")
     folder = Path(options.model.removeprefix("local:")).expanduser()
-    changes: dict[str, Any] = {"accumulate": 1, "devices": 1, "num_nodes": 1, "eval_every": None}
+    changes: Settings = {"accumulate": 1, "devices": 1, "num_nodes": 1, "eval_every": None}
     given = {"data": options.data, "data_dir": options.data_dir, "batch_size": options.batch_size}
     changes |= {name: value for name, value in given.items() if value is not None}
     if options.data not in (None, run_settings(options.model).get("data")):

@@ -36,6 +36,7 @@ from unrolled.instruments import (
 from unrolled.instruments.regions.emergence import by_shape, centre_prior, in_order, patch_colours
 from unrolled.instruments.regions.overlap import matched_boundary
 from unrolled.instruments.regions.patches import of_one_colour
+from unrolled.reading import Json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from unrolled.subjects.pictures import Preparation
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
-Row = dict[str, Any]
+Row = Json
 _SIDE = 512  # longer side at which regions are compared
 _REGIONS = ("covering", "miou", "boundary_jaccard")
 _DRAWS = 200  # bootstrap samples of average precision, each of which costs a whole evaluation

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unrolled.reading import Json
 from unrolled.subjects.pictures import Pixels, Preparation, canvas
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ COLOURS = np.array(
 
 @dataclass(frozen=True)
 class View:
-    """One picture at one layer."""
+    """One picture at one layer; `row` is its entry in `report.json`."""
 
     name: str
     layer: int
-    row: dict[str, Any]
+    row: Json
     original: Pixels
     overlays: dict[str, Pixels]
     heads: list[Pixels]
@@ -108,56 +109,58 @@ def _views(patches: Patches, place: int, shot: Shot, prepared: Preparation, opti
     original = np.asarray(canvas(shot.picture))
     views = []
     for index, layer in enumerate(alone.layers):
-        row: dict[str, Any] = {"image": str(shot.path), "layer": layer, "size": list(prepared.size_of(shot.picture))}
+        blank = bool(alone.blank[0])
+        row: Json = {"image": str(shot.path), "layer": layer, "size": list(prepared.size_of(shot.picture))}
         row |= {} if shot.frame is None else {"frame": shot.frame}
-        row |= {"grid": list(alone.grid), "blank": bool(alone.blank[0]), "files": {}}
+        row |= {"grid": list(alone.grid), "blank": blank}
+        row["files"] = {method: f"{shot.name}-layer{layer:02d}-{method}.png" for method in options.methods}
         overlays: dict[str, Pixels] = {}
         for method in options.methods:
-            row["files"][method] = f"{shot.name}-layer{layer:02d}-{method}.png"
-            if row["blank"]:
+            if blank:
                 overlays[method] = original  # its patches differ by position alone
             else:
-                overlays[method] = _PAINTERS[method](alone, index, original, options, row)
-        heads = _heads(alone, index, original) if alone.attention is not None and not row["blank"] else []
+                overlays[method], numbers = _PAINTERS[method](alone, index, original, options)
+                row |= numbers
+        heads = _heads(alone, index, original) if alone.attention is not None and not blank else []
         views.append(View(shot.name, layer, row, original, overlays, heads))
     return views
 
 
-def _attention(patches: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
-
+def _attention(patches: Patches, index: int, original: Pixels, options: SegmentOptions) -> tuple[Pixels, Json]:
     from unrolled.instruments import threshold_attention
     from unrolled.report import heat
 
     assert patches.attention is not None
     mean = patches.attention[index, 0].mean(0).cpu()
     inside = threshold_attention(mean, options.mass, by="mass")
-    # 1 is uniform attention, which shows nothing
-    row |= {"attention_query": patches.query, "attention_peak": float(mean.max() * len(mean))}
-    row["attention_area"] = float(inside.float().mean())
     values = _enlarge(mean, patches.grid, original)
     low, high = float(mean.min()), float(mean.max())
     share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
     painted = blend(faded(original, 0.35), heat(values, low, high), 0.25 + 0.6 * share)
     edge = _enlarge(inside.float(), patches.grid, original) > 0.5
-    return _outline(painted, edge)
+    return _outline(painted, edge), {
+        "attention_query": patches.query,
+        "attention_peak": float(mean.max() * len(mean)),  # 1 is uniform attention, which shows nothing
+        "attention_area": float(inside.float().mean()),
+    }
 
 
-def _pca(patches: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
+def _pca(patches: Patches, index: int, original: Pixels, options: SegmentOptions) -> tuple[Pixels, Json]:
     import torch
 
     from unrolled.instruments import token_pca
 
     features = patches.features[options.facet][index, 0].float().cpu()
     record = token_pca(features, min(3, *features.shape))
-    row["pca_explained"] = [float(value) for value in record.explained]
     low, high = (record.scores.quantile(q, 0) for q in (0.02, 0.98))
     scaled = torch.where(high > low, (record.scores - low) / (high - low).clamp(min=1e-12), 0.5).clamp(0, 1)
     planes = [_enlarge(scaled[:, c], patches.grid, original) for c in range(scaled.shape[1])]
     planes += [np.full_like(planes[0], 0.5)] * (3 - len(planes))
-    return blend(original, np.stack(planes, -1) * 255, 0.8)
+    painted = blend(original, np.stack(planes, -1) * 255, 0.8)
+    return painted, {"pca_explained": [float(value) for value in record.explained]}
 
 
-def _maskcut(patches: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
+def _maskcut(patches: Patches, index: int, original: Pixels, options: SegmentOptions) -> tuple[Pixels, Json]:
     import torch
 
     from unrolled.instruments import maskcut, refine_mask
@@ -169,26 +172,26 @@ def _maskcut(patches: Patches, index: int, original: Pixels, options: SegmentOpt
         image = torch.from_numpy(original.astype(np.float32) / 255).permute(2, 0, 1)
         radius = max(2, max(original.shape[:2]) // max(patches.grid))
         planes = list(refine_mask(torch.from_numpy(np.stack(planes)), image, radius=radius).numpy())
-    row["objects"] = [float(plane.mean()) for plane in planes if plane.any()]
     labels = np.zeros(original.shape[:2], np.int64)
     for number, plane in reversed(list(enumerate(planes, 1))):  # the first found stays on top
         labels[plane] = number
-    return paint_labels(original, labels, background=0)
+    painted = paint_labels(original, labels, background=0)
+    return painted, {"objects": [float(plane.mean()) for plane in planes if plane.any()]}
 
 
-def _cluster(patches: Patches, index: int, original: Pixels, options: SegmentOptions, row: dict[str, Any]) -> Pixels:
-
+def _cluster(patches: Patches, index: int, original: Pixels, options: SegmentOptions) -> tuple[Pixels, Json]:
     from unrolled.instruments import cluster_tokens
 
     features = patches.features[options.facet][index, 0].float().cpu()
     labels = cluster_tokens(features, min(options.clusters, len(features)), seed=options.seed)
     count = int(labels.max()) + 1
-    row["clusters"] = [float((labels == label).float().mean()) for label in range(count)]
     planes = [_enlarge((labels == label).float(), patches.grid, original) for label in range(count)]
-    return paint_labels(original, np.stack(planes).argmax(0))
+    painted = paint_labels(original, np.stack(planes).argmax(0))
+    return painted, {"clusters": [float((labels == label).float().mean()) for label in range(count)]}
 
 
-_PAINTERS: dict[str, Callable[[Patches, int, Pixels, SegmentOptions, dict[str, Any]], Pixels]] = {
+# the picture painted over, and what of it goes into `report.json`
+_PAINTERS: dict[str, Callable[[Patches, int, Pixels, SegmentOptions], tuple[Pixels, Json]]] = {
     "attention": _attention,
     "pca": _pca,
     "maskcut": _maskcut,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from unrolled.harness import Answer
+from unrolled.reading import Json
 
 if TYPE_CHECKING:
     from unrolled.commands.segment.options import SegmentOptions
@@ -39,7 +42,7 @@ def _caption(view: View) -> str:
     return caption + (", one colour: nothing to tell apart" if view.row["blank"] else "")
 
 
-def numbers(result: dict[str, Any], options: SegmentOptions) -> tuple[list[str], list[list[str]]]:
+def numbers(result: Answer, options: SegmentOptions) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table of all pictures."""
     columns = ["image", "layer", "patches", *(_COLUMNS[method].name for method in options.methods)]
     rows = [
@@ -57,7 +60,7 @@ def numbers(result: dict[str, Any], options: SegmentOptions) -> tuple[list[str],
 class _Column(NamedTuple):
     name: str
     words: str
-    cell: Callable[[dict[str, Any]], str]
+    cell: Callable[[Json], str]
 
 
 _COLUMNS = {
@@ -86,7 +89,7 @@ def words(options: SegmentOptions) -> list[tuple[str, str]]:
     return [*first, *(_COLUMNS[method][:2] for method in options.methods)]
 
 
-def segment_report(result: dict[str, Any], views: Sequence[View], options: SegmentOptions) -> Report:
+def segment_report(result: Answer, views: Sequence[View], options: SegmentOptions) -> Report:
     """The page: contact sheet, heads, numbers."""
     from unrolled.commands.sheets import grid_section
     from unrolled.report import Report
@@ -102,10 +105,7 @@ def segment_report(result: dict[str, Any], views: Sequence[View], options: Segme
     report.headline(headline)
     total, views = len(views), _spread(views, _ROWS)
     query = next((view.row["attention_query"] for view in views if "attention_query" in view.row), "class token")
-    sentences = [
-        f"{name}: {_CAPTIONS[name].format(query=query, mass=options.mass, **_named(options))}"
-        for name in options.methods
-    ]
+    sentences = [f"{name}: {_CAPTIONS[name].format(query=query, **vars(options))}" for name in options.methods]
     panels = [
         (_caption(view), f"{_caption(view)}: the picture and overlays of {', '.join(view.overlays)}.",
          [view.original, *view.overlays.values()], ["picture", *view.overlays])
@@ -124,8 +124,8 @@ def segment_report(result: dict[str, Any], views: Sequence[View], options: Segme
         for view in views if view.heads
     ]  # fmt: skip
     if with_heads:
-        said_of_heads = f"Attention of the {query} in every head, counted from 0; dark to light over each map's range."
-        grid_section(report, "Attention by head", with_heads, said_of_heads, largest=128)
+        of_heads = f"Attention of the {query} in every head, counted from 0; dark to light over each map's range."
+        grid_section(report, "Attention by head", with_heads, of_heads, largest=128)
     meanings = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in words(options))
     report.section("Numbers").table(*numbers(result, options), caption=meanings)
     if result["skipped"]:
@@ -138,10 +138,6 @@ def _spread(views: Sequence[View], count: int) -> Sequence[View]:
     from unrolled.data.sources import evenly
 
     return [views[place] for place in evenly(count, len(views))]
-
-
-def _named(options: SegmentOptions) -> dict[str, Any]:
-    return {"facet": options.facet, "tau": options.tau, "clusters": options.clusters}
 
 
 def _layers(views: Sequence[View]) -> list[int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unrolled.commands.options import verb
 from unrolled.commands.segment.options import SegmentEvalOptions
-from unrolled.harness import Run
+from unrolled.harness import Answer, Run
 from unrolled.subjects.masks import open_marked
 from unrolled.subjects.models import choose_device, origin
 from unrolled.terminal import progress, say, table
@@ -62,7 +62,7 @@ def _open(options: SegmentEvalOptions) -> MaskSource:
     return open_marked(options.data, options.data_dir, missing="skip" if options.on_error == "skip" else "error")
 
 
-def _report(result: dict[str, Any], asked: SegmentEvalOptions) -> Report:
+def _report(result: Answer, asked: SegmentEvalOptions) -> Report:
     from unrolled.report import Report
 
     report = Report(
@@ -236,7 +236,7 @@ def _heat_maps(rows: Sequence[Row]) -> list[HeatMap]:
     return panels
 
 
-def terminal_text(result: dict[str, Any], asked: SegmentEvalOptions, *, words: bool) -> str:
+def terminal_text(result: Answer, asked: SegmentEvalOptions, *, words: bool) -> str:
     """Every table that was made under its title, in the order of the report, then what rows and columns mean."""
     parts = []
     for name, (title, unit, _) in _TABLES.items():
@@ -253,13 +253,13 @@ def terminal_text(result: dict[str, Any], asked: SegmentEvalOptions, *, words: b
     return "\n\n".join(parts)
 
 
-def _systems(result: dict[str, Any]) -> list[tuple[str, str]]:
+def _systems(result: Answer) -> list[tuple[str, str]]:
     """What is scored in some table, in words."""
     present = {row["system"] for name in _TABLES for row in result.get(name, [])}
     return [(name, meaning) for name, meaning in _SYSTEMS.items() if name in present]
 
 
-def _used(result: dict[str, Any], asked: SegmentEvalOptions) -> dict[str, dict[str, str]]:
+def _used(result: Answer, asked: SegmentEvalOptions) -> dict[str, dict[str, str]]:
     """What `_glossary` says of the columns that are there."""
     present = {name: score_table(result, name)[0] for name in _TABLES if name in result}
     anywhere = [column for columns in present.values() for column in columns]
@@ -274,7 +274,7 @@ def _used(result: dict[str, Any], asked: SegmentEvalOptions) -> dict[str, dict[s
     return {name: words for name, words in used.items() if words}
 
 
-def score_table(result: dict[str, Any], name: str) -> Table:
+def score_table(result: Answer, name: str) -> Table:
     """Columns and cells of one table of the result."""
     return _TABLES[name][2](result[name])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from unrolled.data.pairs.files import (
     open_packed_pairs,
     open_text_pairs,
 )
+from unrolled.errors import suggestion
 
 Part = Literal["all", "train", "test"]
 
@@ -61,11 +61,9 @@ def open_pairs(name: str, split: Part = "all", *, data_dir: str | Path | None = 
     if name.startswith("hf:"):
         return open_hub_pairs(name[3:], folder, split)
     if name not in _NAMES:
-        near = difflib.get_close_matches(name, _NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(pair_names())}"
-        raise ValueError(f"data: unknown paired data {name!r}; {hint}")
+        raise ValueError(f"data: unknown paired data {name!r}; {suggestion(name, pair_names())}")
     if name != "flickr8k" and split != "all":
-        raise ValueError(f"split={split!r}: {name} pairs are not divided; use 'all'")
+        raise ValueError(f"split={split!r}: {name} pairs are not divided; use split='all'")
     if name == "flickr8k":
         return open_flickr8k(folder, split)
     readers = {

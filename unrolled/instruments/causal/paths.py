@@ -27,8 +27,8 @@ from unrolled.instruments.causal.sweeps import (
 )
 from unrolled.instruments.editing import Change, Edit, places_of
 from unrolled.instruments.edits import patch
-from unrolled.instruments.readouts.probes import evaluating
 from unrolled.instruments.trace import trace
+from unrolled.modes import evaluating
 
 
 def attribution(

@@ -19,7 +19,7 @@ from unrolled.instruments.causal.store import ScoreStore
 from unrolled.instruments.editing import Change, Edit, Places, places_of
 from unrolled.instruments.edits import bound, patch, zero
 from unrolled.instruments.features.extraction import tensors_checksum, weights_checksum
-from unrolled.instruments.readouts.probes import evaluating
+from unrolled.modes import evaluating
 
 Score = Callable[[Any, Any], Tensor]
 """(what the model returns, the targets of the batch) -> one number a sample, [b]."""

@@ -21,8 +21,8 @@ from unrolled.checksums import file_digest, is_whole, sealed
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.anatomy import unwrap
 from unrolled.instruments.features.pooling import Pooling, as_tokens, get_pooling, prefix_tokens
-from unrolled.instruments.readouts.probes import evaluating
 from unrolled.instruments.trace import trace
+from unrolled.modes import evaluating
 from unrolled.ops.rows import as_floats
 from unrolled.precision import note_if_slow
 from unrolled.reading import read_json

@@ -37,7 +37,9 @@ Pooling = Callable[[Tokens], Tensor]
 
 def _cls(tokens: Tokens) -> Tensor:
     if not tokens.class_token:
-        raise ValueError(f"pooling='cls': {tokens.name} has no class token; use 'mean', or say prefix=1 if it has one")
+        raise ValueError(
+            f"pooling='cls': {tokens.name} has no class token; use pooling='mean', or say prefix=1 if it has one"
+        )
     return tokens.values[:, 0]
 
 
@@ -73,7 +75,7 @@ def spatial_grid(cells: int = 4) -> Pooling:
 
     def pool(tokens: Tokens) -> Tensor:
         if tokens.grid is None:
-            raise ValueError(f"pooling='grid': the tokens of {tokens.name} form no grid; use 'mean'")
+            raise ValueError(f"pooling='grid': the tokens of {tokens.name} form no grid; use pooling='mean'")
         image = tokens.values[:, tokens.prefix :].mT.unflatten(2, tokens.grid)
         return nn.functional.adaptive_avg_pool2d(image, cells).flatten(2).mT.flatten(1)
 

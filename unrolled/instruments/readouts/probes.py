@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.trace import trace
+from unrolled.modes import evaluating
 
 Record = dict[str, Any]
 Kind = Literal["ridge", "logistic"]
@@ -194,18 +194,6 @@ def check_batches(count: int, batch_size: int | None) -> int:
     return batch_size or count
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def fit_readout(x: Tensor, y: Tensor, *, penalties: Sequence[float] = PENALTIES, groups: int | None = None) -> Readout:
     """Ridge regression with an intercept, its penalty chosen on the last quarter of the samples.
 
@@ -345,7 +333,7 @@ def _check(
     if protocol not in ("held-out", "paper"):
         raise ValueError(f"protocol={protocol!r}: choose 'held-out' or 'paper'")
     if protocol == "paper" and kind == "logistic":
-        raise ValueError("protocol='paper' is for ridge probes; use 'held-out'")
+        raise ValueError("protocol='paper' is for ridge probes; use protocol='held-out'")
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction={test_fraction}: must lie between 0 and 1")
     if features.ndim == 2:

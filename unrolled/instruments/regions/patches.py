@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from unrolled.instruments.anatomy import Stack, find_parts, find_stacks, unwrap
 from unrolled.instruments.features.pooling import prefix_tokens
 from unrolled.instruments.weights import eva_heads, turned
+from unrolled.modes import evaluating
 from unrolled.tables import Brief
 
 Facet = Literal["key", "query", "value", "token"]
@@ -101,7 +102,6 @@ def read_patches(
     handles: list[RemovableHandle] = []
     projected = bool({"key", "query", "value"} & set(facets))
     weight = next(inner.parameters())
-    training = inner.training
     try:
         for index in chosen:
             block = stack.blocks[index][1]
@@ -127,10 +127,9 @@ def read_patches(
                         )
                     )
                 )
-        inner.eval()
-        inner(images.to(weight))
+        with evaluating(inner):
+            inner(images.to(weight))
     finally:
-        inner.train(training)
         for handle in handles:
             handle.remove()
     if attend:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrolled.instruments.readouts.probes import evaluating
 from unrolled.instruments.sequences.losses import IGNORED, token_nats
+from unrolled.modes import evaluating
 
 
 def bits_per_byte(

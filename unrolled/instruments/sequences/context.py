@@ -22,13 +22,13 @@ from unrolled.instruments.readouts.probes import (
     Record,
     activations,
     check_batches,
-    evaluating,
     fit_readout,
     probe,
     run,
     widen,
 )
 from unrolled.instruments.sequences.parts import last_token_attention, last_token_sensitivity
+from unrolled.modes import evaluating
 from unrolled.theory.in_context import ridge_regression
 
 # penalties of the in-context least squares, relative to the mean square of the context's keys

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import find_stacks, unwrap
-from unrolled.instruments.readouts.probes import evaluating, run, widen
+from unrolled.instruments.readouts.probes import run, widen
 from unrolled.instruments.trace import trace
+from unrolled.modes import evaluating
 
 
 def last_token_attention(model: nn.Module, inputs: Tensor, layer: str, batch_size: int | None) -> Tensor:

@@ -6,7 +6,6 @@ as tensors only.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from unrolled.errors import CorruptFile, MissingData
+from unrolled.errors import CorruptFile, MissingData, suggestion
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -145,9 +144,7 @@ def open_given(name: str, weights_dir: str | Path) -> GivenModel:
         MissingExtra: transformers or tokenizers is needed and not installed.
     """
     if name not in GIVEN:
-        near = difflib.get_close_matches(name, GIVEN, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(GIVEN)}"
-        raise ValueError(f"model: unknown given model {name!r}; {hint}")
+        raise ValueError(f"model: unknown given model {name!r}; {suggestion(name, GIVEN)}")
     folder, entry = Path(weights_dir).expanduser(), GIVEN[name]
     if not (folder / entry.file).is_file():
         raise MissingData(f"weights_dir: {folder} has no {entry.file}")

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unrolled.models.compare import count_flops
+from unrolled.studies.cells import Result
 
 
 def best_seconds(calls: Mapping[str, Callable[[], Any]], *, rounds: int, device: str = "cpu") -> dict[str, float]:
@@ -36,7 +37,7 @@ def best_seconds(calls: Mapping[str, Callable[[], Any]], *, rounds: int, device:
 
 def costs(
     models: Mapping[str, nn.Module], images: Tensor, labels: Tensor, *, rounds: int, device: str = "cpu"
-) -> dict[str, Any]:
+) -> Result:
     """Parameters, operations, speed and memory of classifiers under the same conditions.
 
     Args:
@@ -102,7 +103,7 @@ def by_size(
     rounds: int,
     channels: int = 3,
     device: str = "cpu",
-) -> dict[str, Any]:
+) -> Result:
     """Operations and seconds of one image's forward pass as the image, and so the number of tokens, grows.
 
     Args:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from unrolled.instruments.anatomy import head_subspaces
 from unrolled.layers import CRATEDecoderBlock
 from unrolled.models.masked import removed_patches
-from unrolled.studies.cells import Context
+from unrolled.studies.cells import Context, Result
 from unrolled.studies.networks import OfNetwork
 from unrolled.studies.pictures import as_input, pictures
 from unrolled.theory import normalize_tokens, subspace_coding_rate, subspace_coding_rate_gradient
@@ -34,7 +34,7 @@ class MaskedLayers(OfNetwork):
 
     measured: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `measure` says."""
         test = pictures(self.network.data, "test", context.data_dir)
         return measure(self.network.load(context), test.images[: self.measured])
@@ -45,7 +45,7 @@ def fixed_noise(count: int, patches: int) -> Tensor:
     return torch.rand(count, patches, generator=torch.Generator().manual_seed(0))
 
 
-def measure(model: nn.Module, images: Tensor) -> dict[str, Any]:
+def measure(model: nn.Module, images: Tensor) -> Result:
     """Every layer of a masked autoencoder on `images`, uint8 `[n, c, h, w]`, three quarters of the patches removed.
 
     Returns:
@@ -73,7 +73,7 @@ def measure(model: nn.Module, images: Tensor) -> dict[str, Any]:
                 for row, block, z, after in zip(rows, blocks, states[stack], states[stack][1:], strict=False):  # type: ignore[arg-type]
                     for key, value in measure_layer(block, z, after).items():
                         row[key] = row.get(key, 0.0) + value * len(part) / len(images)
-    result: dict[str, Any] = {**totals, "mirror": None}
+    result: Result = {**totals, "mirror": None}
     if encoder[0][0].shape[1] == decoder[0][0].shape[1]:
         n = noise.shape[1]
         visible = noise.argsort(dim=1, stable=True).argsort(1) < n - removed_patches(n, _MASK_RATIO)
@@ -126,7 +126,7 @@ def measure_layer(block: nn.Module, z: Tensor, after_layer: Tensor) -> dict[str,
     return values
 
 
-def mirrored(encoder: Sequence[Tensor], decoder: Sequence[Tensor], visible: Tensor) -> dict[str, Any]:
+def mirrored(encoder: Sequence[Tensor], decoder: Sequence[Tensor], visible: Tensor) -> Result:
     """How alike encoder and decoder layers are, and whether mirrored ones are more alike than others.
 
     Tokens `[b, 1 + n, d]` without the class token; the mean over images is subtracted at every position, so that what
@@ -144,7 +144,7 @@ def mirrored(encoder: Sequence[Tensor], decoder: Sequence[Tensor], visible: Tens
     """
     from unrolled.alignment import cka
 
-    result: dict[str, Any] = {}
+    result: Result = {}
     flat = visible.flatten().to(encoder[0].device)
     for name, rows in (("all", torch.arange(len(flat), device=flat.device)), ("visible", flat.nonzero()[:, 0])):
         # at random: every so many rows would be the same few patches of every image

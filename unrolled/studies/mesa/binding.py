@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.held_out import TEST_SEED
 from unrolled.studies.mesa.stacks import LAGS, TITLES, Kind, Place, Stack, WorldsConfig
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Budget, Claim, Distinct, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Distinct, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -35,7 +35,7 @@ PUBLISHED = {
 class BindingConfig(WorldsConfig):
     """Budgets change the effort of the trainings, which four studies share, and the numbers of seeds and sequences."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"effort": "quick", "seeds": (0,), "sequences": 256},
         "cpu": {},
         "gpu": {"effort": "gpu", "seeds": (0, 1, 2, 3, 4), "one_seed": (), "device": "cuda"},
@@ -54,7 +54,7 @@ class FirstLayer(Cell):
     stack: Stack
     sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """What the last token holds of earlier ones, `trained` and `untrained`, a record a lag; also in `training`.
 
         And `attention`, the maps of every head; None of a mesa layer.

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.constructed import Constructed, ModelsConfig, columns_of, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, Predictor, mean_loss
 from unrolled.studies.mesa.weights import products
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Budget, Claim, Count, Distinct, Study
+from unrolled.studies.study import Budgets, Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class CompressedConfig(ModelsConfig):
     Settings of models that both studies use are equal at every budget.
     """
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"seeds": (0,), "models": ("1", "2"), "steps": (400, 500), "test_sequences": 512, "retraining": 50},
         "cpu": {},
         "gpu": {
@@ -64,7 +64,7 @@ class Compressed(Cell):
     retraining: int
     test_sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Losses of every variant, shares of the squared norm that are `kept`, and the numbers themselves."""
         import torch
 

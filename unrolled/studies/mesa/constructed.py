@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Columns, Context, Result
 from unrolled.studies.mesa.held_out import LOOK_SEED, mean_loss
 from unrolled.studies.study import Config, Count, Seeds
-from unrolled.studies.training import Checkpoint, train_resumable, warmup_cosine
+from unrolled.studies.training import Checkpoint, Log, train_resumable, warmup_cosine
 from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
 from unrolled.tasks.dynamics import Teacher
 
@@ -94,7 +94,7 @@ def constructed_recipe(name: str, *, steps: int, batch_size: int, published: boo
     """
     if name not in PAPER_STEPS:
         raise ValueError(f"name={name!r}: choose one of {', '.join(PAPER_STEPS)}")
-    shape: dict[str, Any] = {**columns_of(name), "heads": 2 if name == "1" else 4}
+    shape: Columns = {**columns_of(name), "heads": 2 if name == "1" else 4}
     if published:
         return Recipe(steps=steps, batch_size=batch_size, lr=4e-4 if name == "mesa" else 1e-4, **shape)
     lr, clip_value, init_std = FAST[name]
@@ -109,7 +109,7 @@ def constructed_recipe(name: str, *, steps: int, batch_size: int, published: boo
     )
 
 
-def columns_of(name: str) -> dict[str, Any]:
+def columns_of(name: str) -> Columns:
     """The columns in which rows of a model differ from those of the others."""
     return {"kind": "mesa", "layers": 1} if name == "mesa" else {"kind": "linear", "layers": int(name)}
 
@@ -155,7 +155,7 @@ class ModelsConfig(Config):
     @property
     def networks(self) -> list[Constructed]:
         """Every model of every seed."""
-        sizes: dict[str, Any] = {"batch_size": self.batch_size, "published": self.published}
+        sizes: Columns = {"batch_size": self.batch_size, "published": self.published}
         return [
             Constructed(recipe=constructed_recipe(name, steps=steps, **sizes), seed=seed)
             for seed in self.seeds
@@ -198,7 +198,7 @@ class Constructed(Cell):
         """Numbers of steps done at each look."""
         return sorted({round(self.recipe.steps * point / self.points) for point in range(self.points + 1)})
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`curve`, its loss on 1024 sequences of their own at every look, and the number of `parameters`."""
         model, curve = self._trained(context, self.checkpoint(context))
         return {"curve": curve, "parameters": sum(parameter.numel() for parameter in model.parameters())}
@@ -221,11 +221,11 @@ class Constructed(Cell):
     def _moment(self, context: Context, step: int) -> Path:
         return self.file(context, f"-{step}.pt")
 
-    def _trained(self, context: Context, keep: Checkpoint | None) -> tuple[SequenceRegressor, list[dict[str, Any]]]:
+    def _trained(self, context: Context, keep: Checkpoint | None) -> tuple[SequenceRegressor, Log]:
         sample = self.world.sample(1024, seed=LOOK_SEED)
         inputs, targets = sample.inputs.to(context.device), sample.targets.to(context.device)
 
-        def look(step: int, model: SequenceRegressor) -> dict[str, Any]:
+        def look(step: int, model: SequenceRegressor) -> Result:
             if self.moments:
                 path = self._moment(context, step)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,9 +264,9 @@ def train(
     seed: int,
     device: str = "cpu",
     keep: Checkpoint | None = None,
-    look: Callable[[int, SequenceRegressor], dict[str, Any]] | None = None,
+    look: Callable[[int, SequenceRegressor], Result] | None = None,
     look_at: Iterable[int] = (),
-) -> tuple[SequenceRegressor, list[dict[str, Any]]]:
+) -> tuple[SequenceRegressor, Log]:
     """Train on sequences of `world`.
 
     Args:

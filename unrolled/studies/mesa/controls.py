@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.constructed import Constructed, columns_of, constructed_recipe, model_predictions, words
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss
 from unrolled.studies.mesa.weights import structure
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Budget, Claim, Config, Count, Distinct, Seeds, Study
+from unrolled.studies.study import Budgets, Claim, Config, Count, Distinct, Seeds, Study
 from unrolled.tasks.dynamics import Teacher
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ControlsConfig(Config):
     teacher's layer at 0.74 times the gradient step's loss and still falling. The bounds of 0.8 are this package's.
     """
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             "seeds": (0,),
             "steps": 1000,
@@ -97,7 +97,7 @@ class InWorld(Cell):
     network: Constructed
     test_sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`loss`, and those of other predictors; `structure` of one linear layer; `curve`, during training."""
         from unrolled.theory.in_context import gradient_descent_predictions, least_squares_predictions
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.results import NOT_RUN, Results
-from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Config, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ TRAINED = {"1": "0.894", "2": "0.430", "4": "0.236", "6": "0.216"}
 class FloorsConfig(Config):
     """Budgets change how many sequences there are."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"seeds": (0, 1), "sequences": 1024},
         "cpu": {},
         "gpu": {},
@@ -97,7 +97,7 @@ class Tested(Cell):
     seed: int
     tuned: Tuned
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """For each predictor its `loss` and the loss `by_position`; the `floor` that the noise sets."""
         from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
         from unrolled.tasks import LinearDynamics

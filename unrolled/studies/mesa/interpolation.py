@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.constructed import Constructed, Recipe
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss
 from unrolled.studies.mesa.weights import folded, products
 from unrolled.studies.results import Results, Values
-from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Config, Count, Seeds, Study
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ PUBLISHED = {"trained": "0.892", "mixed": "0.892", "constructed": "0.890 to 0.89
 class InterpolationConfig(Config):
     """Budgets change the number of steps, sequences and seeds; the rate is the paper's for this experiment."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"seeds": (0,), "steps": 1000, "batch_size": 32, "test_sequences": 1024, "points": 10},
         "cpu": {},
         "gpu": {"seeds": (0, 1, 2, 3, 4), "batch_size": 512, "device": "cuda"},
@@ -61,7 +61,7 @@ class Mixed(Cell):
     test_sequences: int
     coefficients: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`curve` of the losses halfway, and those of every share of the way at its end."""
         import torch
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 import torch
 
 from unrolled.models.sequence_config import LanguageConfig
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.language import (
     ByteModel,
     Counts,
@@ -26,7 +26,7 @@ from unrolled.studies.language import (
     least_favourable,
 )
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report
@@ -42,7 +42,7 @@ _BIN = 8
 class MesaTextConfig(TextConfig):
     """Budgets change sizes, steps and seeds. The first corpus and depth get every model and seed, the rest a few."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"corpora": ("tinyshakespeare",), "depths": (2,), "models": ("softmax", "hybrid-linear", "hybrid-mesa")},
             **{"seeds": (0,), "steps": 100, "test_bytes": 20_000},
@@ -133,7 +133,7 @@ class Layered(ByteModel):
 class Tables(Counts):
     """What has no context beyond one byte, on the test part: how often a byte comes, and how often after another."""
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`unigram` and `bigram`, each as `Windows.of`; `sizes` of the parts."""
         train, rows, sizes = self.parts(context)
         single = torch.bincount(train, minlength=256).double() + 1

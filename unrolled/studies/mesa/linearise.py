@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import inf
 from operator import truediv
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import Stack, StacksConfig
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
-from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +33,7 @@ WIDTHS = (4, 6, 10, 20, 40, 60)
 class LineariseConfig(StacksConfig):
     """Budgets change the widths, the effort of the trainings, and the steps of distillation."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"effort": "quick", "widths": (4, 6), "distil_steps": 60, "test_sequences": 256},
         "cpu": {},
         "gpu": {
@@ -74,7 +75,7 @@ class Linearised(Cell):
     distil_rate: float
     test_sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Losses of the stack, `untrained` and of `zero`; of each of `layers` the ratios and what was unexplained."""
         from unrolled.studies.mesa.distil import distil, silent
 
@@ -187,8 +188,8 @@ def _beside_others_words(results: Results[Any], config: LineariseConfig) -> str:
     return f" ({first.mean:.2f} / {others.mean:.2f}, width {config.widths[-1]})"
 
 
-def _kernel_ratio(name: str) -> dict[str, Any]:
-    """The error at the widest state over that at the narrowest, and both in words."""
+def _kernel_ratio(name: str, words: str, published: str, *, low: float = -inf, high: float = inf) -> Claim:
+    """On the error at the widest state over that at the narrowest."""
 
     def ends(results: Results[Any]) -> list[Results[Kernels]]:
         return [results.of(Kernels, width=width) for width in (WIDTHS[-1], WIDTHS[0])]
@@ -206,7 +207,16 @@ def _kernel_ratio(name: str) -> dict[str, Any]:
         large, small = (rows.first(name) for rows in ends(results))
         return f" ({large:.4f} / {small:.4f})"
 
-    return {"value": value, "detail": detail}
+    return Claim(
+        statement=f"{words}: error at width 60 over that at width 4",
+        source=_FIVE,
+        published=published,
+        value=value,
+        low=low,
+        high=high,
+        spec=".2f",
+        detail=detail,
+    )
 
 
 CLAIMS = (
@@ -239,22 +249,8 @@ CLAIMS = (
         spec=".2f",
         detail=_beside_others_words,
     ),
-    Claim(
-        statement="Least squares: error at width 60 over that at width 4",
-        source=_FIVE,
-        published="0.022 / 0.033 = 0.67",
-        high=1.0,
-        spec=".2f",
-        **_kernel_ratio("least_squares"),
-    ),
-    Claim(
-        statement="Softmax-kernel regression: error at width 60 over that at width 4",
-        source=_FIVE,
-        published="0.115 / 0.080 = 1.44",
-        low=1.0,
-        spec=".2f",
-        **_kernel_ratio("softmax_kernel"),
-    ),
+    _kernel_ratio("least_squares", "Least squares", "0.022 / 0.033 = 0.67", high=1.0),
+    _kernel_ratio("softmax_kernel", "Softmax-kernel regression", "0.115 / 0.080 = 1.44", low=1.0),
 )
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.constructed import Constructed, Recipe, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss, position_losses
 from unrolled.studies.mesa.weights import structure
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Config, Count, Seeds, Study
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report
@@ -28,7 +28,7 @@ _SOURCE = "arXiv 2309.05858, figures 3B and 4"
 class OneStepConfig(Config):
     """Budgets change the number of steps, sequences and seeds, never the recipe, which is the published code's."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"seeds": (0,), "steps": 800, "batch_size": 64, "sizes": ((4, 10),), "test_sequences": 1024},
         "cpu": {},
         "gpu": {"seeds": (0, 1, 2, 3, 4), "sizes_batch_size": 256, "device": "cuda"},
@@ -57,7 +57,7 @@ class Layer(Cell):
     network: Constructed
     test_sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Losses of the layer and of the gradient step, what the weights hold, and `curve`, both during training."""
         from unrolled.theory.in_context import gradient_descent_predictions
 

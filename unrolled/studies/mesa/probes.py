@@ -12,11 +12,12 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.reading import Json
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, position_losses
 from unrolled.studies.mesa.stacks import Kind, Stack, StacksConfig, tokens_of
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ POSITION = 29
 class ProbesConfig(StacksConfig):
     """Budgets change the effort of the trainings, which four studies share, and the numbers of seeds and sequences."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"effort": "quick", "seeds": (0,), "sequences": 512, "positions": (4, 14, 29, 49)},
         "cpu": {},
         "gpu": {"effort": "gpu", "seeds": (0, 1, 2, 3, 4), "device": "cuda"},
@@ -73,7 +74,7 @@ class Probed(Cell):
     positions: tuple[int, ...]
     iterations: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`layers` by name; scores and errors of every target, `held_out`, `untrained` and by the `paper`'s protocol.
 
         By layer and position; the last two at the paper's position alone. `ridge` is that of the preconditioned input.
@@ -92,7 +93,7 @@ class Probed(Cell):
         }
         trained, untrained = self.stack.load(context).cpu(), self.stack.untrained(context).cpu()
 
-        def probes(model: Any, count: int, **options: Any) -> dict[str, list[dict[str, Any]]]:
+        def probes(model: Any, count: int, **options: Any) -> dict[str, list[Json]]:
             inputs = tokens_of(self.stack.recipe, states[:count])
             keys = ("layer", "position", "score", "error", "baseline", "control")
             return {

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from unrolled.ops import mesa
+from unrolled.studies.cells import Result
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, position_losses
 from unrolled.studies.mesa.stacks import Place, recipe, world_of
 from unrolled.tasks import LinearDynamics
@@ -56,7 +57,7 @@ def lagged(states: Tensor, lags: int) -> Tensor:
     return torch.cat([pad(states, (0, 0, lag, 0))[:, :count] for lag in range(lags)], dim=-1)
 
 
-def references(world: Place, sequences: int, *, lags: Iterable[int], depths: Iterable[int]) -> dict[str, Any]:
+def references(world: Place, sequences: int, *, lags: Iterable[int], depths: Iterable[int]) -> Result:
     """Losses of what needs no training, its settings chosen on sequences of their own.
 
     Args:

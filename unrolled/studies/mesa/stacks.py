@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from unrolled.instruments import token_binding
 from unrolled.models import RegressorConfig, SequenceRegressor
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.held_out import TUNE_SEED, position_losses
 from unrolled.studies.study import Config, Count, Distinct, Seeds
-from unrolled.studies.training import Checkpoint, train_resumable, warmup_cosine
+from unrolled.studies.training import Checkpoint, Log, train_resumable, warmup_cosine
 from unrolled.tasks import LinearDynamics, NonlinearDynamics, PartialDynamics, constructed_tokens, sequence_loss
 
 RawKind = Literal["softmax", "hybrid", "mesa"]
@@ -266,7 +266,7 @@ class Stack(Cell):
         """What the sequences are of."""
         return world_of(self.recipe)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`curve`: at moments of the training, on sequences of its own, "step", "loss", "late" (of the last position).
 
         For models of raw observations also how well the first layer's last token yields earlier ones, and how sensitive
@@ -282,15 +282,15 @@ class Stack(Cell):
         """The stack in evaluation mode, from the store if it was trained before."""
         return self._trained(context)[0].eval()
 
-    def _trained(self, context: Context) -> tuple[SequenceRegressor, list[dict[str, Any]]]:
+    def _trained(self, context: Context) -> tuple[SequenceRegressor, Log]:
         recipe, world, device = self.recipe, self.world, context.device
         model = self.untrained(context)
         sample = world.sample(recipe.validation, seed=_LOOK_SEED)
         inputs, targets = sample.inputs.to(device), sample.targets.to(device)
 
-        def look(_: int) -> dict[str, Any]:
+        def look(_: int) -> Result:
             losses = position_losses(predictor(recipe, model), inputs, targets)
-            entry: dict[str, Any] = {"loss": float(losses.mean()), "late": float(losses[-1])}
+            entry: Result = {"loss": float(losses.mean()), "late": float(losses[-1])}
             if recipe.kind != "linear":
                 records = token_binding(model, inputs, lags=min(LAGS, inputs.shape[1] - 1))
                 entry["binding"] = [record["error"] for record in records]
@@ -314,7 +314,7 @@ class Stack(Cell):
 
 def fit(
     model: nn.Module, recipe: Recipe, loss_at: Callable[[int], Tensor], keep: Checkpoint | None = None, **looks: Any
-) -> list[dict[str, Any]]:
+) -> Log:
     """Train in place as a recipe says; arguments and what is returned are those of `train_resumable`."""
     steps = recipe.steps
     return train_resumable(

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import TITLES, Place, Stack, WorldsConfig, predictor
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Budget, Claim, Count, Distinct, Study
+from unrolled.studies.study import Budgets, Claim, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report, Section
@@ -26,7 +26,7 @@ _RELEASED = "released results of arXiv 2309.05858"
 class ComparedConfig(WorldsConfig):
     """Budgets change the effort of the trainings, which four studies share, and the numbers of seeds and sequences."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"effort": "quick", "seeds": (0,), "test_sequences": 128, "lags": (1, 4)},
         "cpu": {},
         "gpu": {"effort": "gpu", "seeds": (0, 1, 2, 3, 4), "one_seed": (), "device": "cuda"},
@@ -45,7 +45,7 @@ class HeldOut(Cell):
     stack: Stack
     test_sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`loss`, also `by_position` and `late` (the last); `untrained` and `untrained_late`; `curve`, in training."""
         test = self.stack.world.sample(self.test_sequences, seed=TEST_SEED)
         inputs, targets = test.inputs.to(context.device), test.targets.to(context.device)
@@ -74,7 +74,7 @@ class Controls(Cell):
     lags: tuple[int, ...]
     depths: tuple[int, ...]
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """By predictor, as `references` gives them."""
         from unrolled.studies.mesa.regression import references
 

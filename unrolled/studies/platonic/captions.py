@@ -15,7 +15,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from unrolled.data.sources import evenly
-from unrolled.studies.cells import Cell, Context, Row
+from unrolled.reading import Json
+from unrolled.studies.cells import Cell, Context, Result, Row
 from unrolled.studies.platonic.photos import (
     CAPTIONS,
     NETS,
@@ -27,7 +28,7 @@ from unrolled.studies.platonic.photos import (
     open_photos,
 )
 from unrolled.studies.results import NOT_RUN, Results
-from unrolled.studies.study import Budget, Claim, Config, Count, Distinct, Study
+from unrolled.studies.study import Budgets, Claim, Config, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,7 @@ WAYS: tuple[Way, ...] = ("averaged", "joined", "foreign")
 class CaptionsConfig(Config):
     """Budgets change the number of photos and models."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             "pairs": 128, "photos": 128, "images": ("given:mobilenet_v1_075", "given:squeezenet1_1"), "draws": 50,
             "texts": ("given:glove", "given:stories260k"),
@@ -107,7 +108,7 @@ class Density(Cell):
         """The features, of the joined captions too."""
         return (*super().needs, *self.joined)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`scores`, as the function; the mean number of `words` read with 1 to 5 captions; `n`, the photos compared."""
         import torch
 
@@ -155,7 +156,7 @@ def averaged_columns(each: Tensor, order: Tensor) -> dict[Way, list[list[Tensor]
 
 def scores(
     image: Tensor, columns: dict[Way, list[list[Tensor]]], *, k: int, draws: int, seed: int
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Result]]:
     """way -> for 1, 2, ... captions the score (mean over choices of captions), its spread, chance and p-value.
 
     Args:
@@ -169,7 +170,7 @@ def scores(
     metric = get_metric("mutual_knn", k=k)
     left = Representation(image, "image")
 
-    def entry(choices: list[Tensor]) -> dict[str, Any]:
+    def entry(choices: list[Tensor]) -> Result:
         values = [metric(left, Representation(choice, "text")) for choice in choices]
         judged = compare({"image": image}, {"text": choices[0]}, metric, draws=draws, resamples=0, seed=seed)
         return {
@@ -270,7 +271,7 @@ def _headline(report: Report, config: CaptionsConfig, results: Results[Density])
 
 
 def _pairs(report: Report, config: CaptionsConfig, results: Results[Density]) -> None:
-    def score(entry: dict[str, Any]) -> str:
+    def score(entry: Json) -> str:
         return f"{entry['score']:.4f}" + ("" if entry["std"] is None else f" ± {entry['std']:.4f}")
 
     rows: list[list[str]] = []

@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Columns, Context
 from unrolled.studies.platonic.digits import Perceptrons, accuracies, digits_split, halvings, train
 from unrolled.studies.platonic.toy import kernel_alignment
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values, line
-from unrolled.studies.study import AtLeast, Budget, Claim, Config, Count, Rate, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Config, Count, Rate, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -39,7 +39,7 @@ _NOTHING = float("nan")
 class CausesConfig(Config):
     """Budgets change the number of levels, pairs and steps."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"pairs": 3, "steps": 150, "tasks": (1, 4, 16), "widths": (8, 32), "decays": (0.0, 3e-3)},
             **{"scales": (0.3, 3.0), "default_width": 32},
@@ -135,9 +135,9 @@ class Pairs(Cell):
         return {key: [score[key] for score in scores] for key in ("knn", "cka")}
 
 
-def setting(config: CausesConfig, cause: Cause, level: float) -> dict[str, Any]:
+def setting(config: CausesConfig, cause: Cause, level: float) -> Columns:
     """What the networks at a level of a cause are: the columns of their row, but for the labels."""
-    plain: dict[str, Any] = {"tasks": 0, "width": config.default_width, "decay": _DECAY, "scale": 1.0}
+    plain: Columns = {"tasks": 0, "width": config.default_width, "decay": _DECAY, "scale": 1.0}
     if cause == "scale":
         plain["decay"] = 0.0
     return {**plain, cause: level}
@@ -146,7 +146,7 @@ def setting(config: CausesConfig, cause: Cause, level: float) -> dict[str, Any]:
 def cells(config: CausesConfig) -> Iterator[Pairs]:
     """Every level of every cause with true and with random labels."""
     names = ("pairs", "steps", "learning_rate", "neighbours", "seed")
-    shared: dict[str, Any] = {name: getattr(config, name) for name in names}
+    shared: Columns = {name: getattr(config, name) for name in names}
     for cause in WORDS:
         for labels in ("true", "random"):
             for level in config.levels(cause):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.networks import OfNetwork, probe_accuracy
 from unrolled.studies.pictures import unseen_pictures
 from unrolled.studies.platonic.given import IMAGENET, WORDS, GivenFeatures
@@ -36,7 +37,7 @@ from unrolled.studies.platonic.zoo import (
 )
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 from unrolled.studies.statistics import Array, correlation, number
-from unrolled.studies.study import Budget, Claim, Count, Study
+from unrolled.studies.study import Budgets, Claim, Count, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -62,7 +63,7 @@ _SOURCE = "arXiv 2405.07987, figure 4: alignment of language models with DINOv2"
 class DownstreamConfig(AlignedConfig):
     """Budgets change the zoo's training."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {"quick": {**QUICK, "samples": 300}, "cpu": {}, "gpu": GPU}
+    budgets: ClassVar[Budgets] = {"quick": {**QUICK, "samples": 300}, "cpu": {}, "gpu": GPU}
 
     k: Count = 10
     """Neighbours, of images and of classes."""
@@ -94,7 +95,7 @@ class Tasks(OfNetwork):
         """The features."""
         return (Unseen(network=self.network),)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Accuracies by the names of `TASKS`, but for the probe."""
         images, seen = unseen_pictures(context.data_dir), Unseen(network=self.network).load(context)
         half, labels, classes = len(images.labels) // 2, images.labels, len(images.classes)
@@ -161,7 +162,7 @@ def tasks(results: Results[Any], config: DownstreamConfig) -> ByName:
     return {name: by_network(of, result, config.zoo) for name, (of, result) in rows.items()}
 
 
-def _selections(config: DownstreamConfig) -> dict[str, Any]:
+def _selections(config: DownstreamConfig) -> dict[str, NDArray[np.bool_]]:
     selections = {
         "all": np.ones(len(config.zoo), dtype=bool),
         "true labels, all classes": np.array([network.sound for network in config.zoo]),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData, MissingExtra
-from unrolled.studies.cells import Cell, Context, data_missing
+from unrolled.studies.cells import Cell, Context, Result, data_missing
 from unrolled.studies.networks import Data
 from unrolled.studies.pictures import pictures
 
@@ -60,7 +60,7 @@ class GivenFeatures(Cell):
         pictures(self.data, "test", context.data_dir)
         open_model(self.given, context)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """The names of the `layers`."""
         return {"layers": list(self.load(context))}
 

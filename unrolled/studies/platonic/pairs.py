@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.platonic.given import GivenFeatures
 from unrolled.studies.platonic.zoo import Features
 from unrolled.studies.results import Results
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unrolled.alignment.metric import Metric
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-_OPTIONS: dict[str, dict[str, Any]] = {"rsa": {"dissimilarity": "cosine"}}
+_OPTIONS = {"rsa": {"dissimilarity": "cosine"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class PairScores(Cell):
     last: bool = False
     draws: int = 0
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`score`, `chance` and `p_value` of `Pairs`, as lists."""
         from unrolled.alignment.registry import get_metric
 

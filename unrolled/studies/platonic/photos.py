@@ -7,14 +7,14 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from unrolled.data.sources import evenly
 from unrolled.errors import CorruptFile, MissingData, MissingExtra
-from unrolled.studies.cells import Cell, Context, data_missing
+from unrolled.studies.cells import Cell, Context, Result, data_missing
 
 if TYPE_CHECKING:
     from unrolled.data.pairs import PairSource
@@ -124,7 +124,7 @@ class Features(Cell):
     def extract(self, context: Context) -> FeatureSet:
         """Run the model."""
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """The names of the `layers`, in the order of the model, and the number of `rows`."""
         features = self.load(context)
         return {"layers": list(features), "rows": features.samples}

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.reading import Json
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.networks import Network
 from unrolled.studies.pictures import Pictures, pictures
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, LastLayer, ZooConfig, family
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Budget, Claim, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Study
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report, Series
@@ -33,7 +35,7 @@ Splits = tuple[Literal["test", "train"], ...]
 class SamplesConfig(ZooConfig):
     """Budgets change the zoo, the gallery and how far the simulation goes."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {**QUICK, "sizes": (100, 200, 359), "simulated": (1000, 2000), "queries": 100},
         "cpu": {},
         "gpu": {**GPU, "simulated": (200_000, 1_000_000, 5_000_000)},
@@ -91,23 +93,27 @@ class Curves(Cell):
             return f"two seeds of the {FAMILIES[family(one)]}"
         return f"{'untrained ' * (not one.images)}{FAMILIES[family(one)]} and {FAMILIES[family(other)]}"
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `curves` says."""
         x, y = (gallery.load(context) for gallery in self.galleries)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))  # the parts mixed
         return curves(x[order], y[order], self.sizes, self.simulated, self.queries)
 
 
-def curves(x: Tensor, y: Tensor, sizes: Sequence[int], simulated: Sequence[int], queries: int) -> dict[str, Any]:
+def curves(x: Tensor, y: Tensor, sizes: Sequence[int], simulated: Sequence[int], queries: int) -> Result:
     """Points at growing n by the score's name; those of a Gaussian twin have `, simulated` after it."""
     from unrolled.alignment.registry import cka
     from unrolled.alignment.scale import mutual_knn_curve
 
     sizes = [size for size in sizes if size < len(x)] + [len(x)] * (sizes[-1] >= len(x))
-    near: dict[str, dict[str, Any]] = {ONE: {"k": 1}, TEN: {"k": 10}, SHARED: {"k": None, "share": SHARE}}
-    points: dict[str, Any] = {}
-    for words, options in near.items():
-        points[words] = [asdict(point) for point in mutual_knn_curve(x, y, sizes, queries=queries, **options)]
+    curve_of = {
+        ONE: partial(mutual_knn_curve, k=1),
+        TEN: partial(mutual_knn_curve, k=10),
+        SHARED: partial(mutual_knn_curve, k=None, share=SHARE),
+    }
+    points: Result = {}
+    for words, curve in curve_of.items():
+        points[words] = [asdict(point) for point in curve(x, y, sizes, queries=queries)]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     points[KERNEL] = [{"n": size, "score": cka(x[order[:size]], y[order[:size]], unbiased=True)} for size in sizes]
     if simulated:
@@ -115,8 +121,7 @@ def curves(x: Tensor, y: Tensor, sizes: Sequence[int], simulated: Sequence[int],
         a, b = gaussian_twin(x, y, twin[-1])
         # long lists of neighbours are what costs
         for words, some in ((TEN, queries), (SHARED, max(2, queries // 4))):
-            curve = mutual_knn_curve(a, b, twin, queries=some, **near[words])
-            points[f"{words}, simulated"] = [asdict(point) for point in curve]
+            points[f"{words}, simulated"] = [asdict(point) for point in curve_of[words](a, b, twin, queries=some)]
     return points
 
 
@@ -232,7 +237,7 @@ def report(report: Report, config: SamplesConfig, results: Results[Curves]) -> N
     )
 
 
-def _line(label: str, points: list[dict[str, Any]], color: int, *, y: str = "score", dashed: bool = False) -> Series:
+def _line(label: str, points: list[Json], color: int, *, y: str = "score", dashed: bool = False) -> Series:
     from unrolled.report import Series
 
     error = [point["standard_error"] for point in points] if y == "score" and "standard_error" in points[0] else None

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.kinds import stages
 from unrolled.studies.networks import BATCH, Network, accuracy
 from unrolled.studies.pictures import as_input, pictures
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, ZooConfig, family, full_name
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Budget, Claim, Count, Distinct, Study
+from unrolled.studies.study import AtLeast, Budgets, Claim, Count, Distinct, Study
 from unrolled.studies.training import train_resumable
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Cut = Literal[1, 2, 3]
 class StitchingConfig(ZooConfig):
     """Budgets change the zoo and the steps of the stitching maps."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {**QUICK, "stitch_steps": 8, "cuts": (1, 2), "units": 80, "draws": 19},
         "cpu": {},
         "gpu": {**GPU, "stitch_steps": 2000},
@@ -85,7 +85,7 @@ class Stitch(OfTwo):
     matched: int
     tested: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Accuracy on held-out images, `regressed` and of the trained map.
 
         Beside `accuracy`: that of the back's own network, `reference`, and how many `weights` the map has.
@@ -129,7 +129,7 @@ class Units(OfTwo):
     images: int
     draws: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """How many `mutual` pairs there are and how many are `found` above the `threshold`; `layers` of these."""
         from unrolled.alignment.network_stitching import Layout, layer_values, on_grid, rosetta
 

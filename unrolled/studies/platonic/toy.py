@@ -6,12 +6,15 @@ Every symbol of a modality has a vector of its own, so that nothing but the obje
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from unrolled.reading import Json
+from unrolled.studies.training import Log
 
 Loss = Literal["infonce", "nce"]
 
@@ -52,9 +55,9 @@ def learn_from_samples(
     learning_rate: float = 0.03,
     share_of_true_pairs: float = 0.9,
     shuffled: bool = False,
-    look: Callable[[Embeddings], Mapping[str, Any]] | None = None,
+    look: Callable[[Embeddings], Json] | None = None,
     look_at: Iterable[int] = (),
-) -> tuple[Embeddings, list[dict[str, Any]]]:
+) -> tuple[Embeddings, Log]:
     """Stochastic descent (Adam) on pairs drawn from `joint` [n, n]; InfoNCE's negatives are the rest of the batch.
 
     Args:

@@ -25,7 +25,7 @@ from unrolled.studies.platonic.words import NearWords
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, AlignedConfig, Features, by_network, family, short_name
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 from unrolled.studies.statistics import Array, Mask, Places, number
-from unrolled.studies.study import Budget, Claim, Rate, Study
+from unrolled.studies.study import Budgets, Claim, Rate, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -46,7 +46,7 @@ GROUPS = {"CRATE-CRATE": (True, True), "ViT-ViT": (False, False), "CRATE-ViT": (
 class WhiteboxConfig(AlignedConfig):
     """Budgets change the zoo's training."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {"quick": {**QUICK, "samples": 300}, "cpu": {}, "gpu": GPU}
+    budgets: ClassVar[Budgets] = {"quick": {**QUICK, "samples": 300}, "cpu": {}, "gpu": GPU}
 
     within: Rate = 0.02
     """Two members have equal accuracy if it differs by no more."""
@@ -265,19 +265,17 @@ def _closer(target: str) -> Callable[[Results[Any], WhiteboxConfig], Estimate | 
     return value
 
 
-_NOBODY: dict[str, Any] = {"source": "nobody has measured this", "published": "none", "spec": "+.3f"}
+_unpublished = partial(Claim, source="nobody has measured this", published="none", spec="+.3f")
 CLAIMS = (
-    Claim(
+    _unpublished(
         statement="CRATE and ViT are as close to each other as seeds of one kind (mean of the two floors less "
         "CRATE-ViT)",
         value=_gap,
-        **_NOBODY,
     ),
     *(
-        Claim(
+        _unpublished(
             statement=f"CRATE is closer to {words} than a ViT of equal accuracy (CRATE less ViT)",
             value=_closer(target),
-            **_NOBODY,
         )
         for target, words in TARGETS.items()
     ),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.networks import OfNetwork
 from unrolled.studies.pictures import unseen_pictures
 from unrolled.studies.platonic.given import open_model
@@ -42,7 +41,7 @@ class NearWords(OfNetwork):
         unseen_pictures(context.data_dir)
         open_model(self.words, context)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`gain`, the score above chance; None where too few names have a vector. How many `classes` have one."""
         from unrolled.alignment.registry import get_metric
         from unrolled.models.given import find_weights

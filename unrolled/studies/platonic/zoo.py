@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.kinds import stages
 from unrolled.studies.networks import BATCH, Network, OfNetwork, Taught, probe_accuracy
 from unrolled.studies.pictures import as_input, pictures, unseen_pictures
 from unrolled.studies.results import Results
-from unrolled.studies.study import AtLeast, Config, Count
+from unrolled.studies.study import AtLeast, Config, Count, Overrides
 
 if TYPE_CHECKING:
     from unrolled.instruments.features import FeatureSet
@@ -30,8 +30,8 @@ FAMILIES = {"crate": "CRATE", "vit": "ViT", "cnn": "CNN"}
 Images = Literal["held-out", "unseen"]
 IMAGES: tuple[Images, ...] = get_args(Images)
 Array = np.ndarray[Any, np.dtype[np.float64]]
-QUICK: dict[str, Any] = {"data": "digits", "members": "few", "images": 60 * BATCH, "workers": 1}
-GPU: dict[str, Any] = {"images": 20_000 * BATCH, "device": "cuda", "workers": 1}
+QUICK: Overrides = {"data": "digits", "members": "few", "images": 60 * BATCH, "workers": 1}
+GPU: Overrides = {"images": 20_000 * BATCH, "device": "cuda", "workers": 1}
 _PROBED, _FITTED = 6000, 4000  # held-out images of a probe
 
 
@@ -146,7 +146,7 @@ class LastLayer(OfNetwork):
         """What they are of, uint8 [n, c, h, w]."""
         raise NotImplementedError
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """How many `images` they are of."""
         return {"images": len(self.load(context))}
 
@@ -192,7 +192,7 @@ class Probe(OfNetwork):
         """The training, and the features of unseen images."""
         return (Unseen(network=self.network),) if self.on == "unseen" else super().needs
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`accuracy`, and how many images it was `fitted` and `scored` on."""
         if self.on == "unseen":
             images, rows = unseen_pictures(context.data_dir), Unseen(network=self.network).load(context)
@@ -212,7 +212,7 @@ class Features(OfNetwork):
 
     samples: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """The names of the `layers`."""
         return {"layers": list(self.load(context))}
 

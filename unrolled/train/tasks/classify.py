@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import find_stacks
+from unrolled.instruments.readouts.confusion import MOST_CLASSES, Confusion, Decisions
 from unrolled.instruments.trace import trace
 from unrolled.models import MaskedAutoencoder
 from unrolled.train.config import FinetuneConfig, TrainConfig
@@ -27,6 +28,7 @@ class Classify(ImageTask):
 
     classifies = True
     config: TrainConfig
+    confusion: Confusion | None = None
 
     def __init__(self, config: TrainConfig, data: Any = None, model: nn.Module | None = None) -> None:
         if isinstance(config, FinetuneConfig) and config.model == "auto" and model is None:
@@ -83,23 +85,41 @@ class Classify(ImageTask):
         numbers: Numbers = {}
         if config.srr_weight:
             with trace(self.model, patterns=self.traced, grad=True) as traced:
-                loss = self._cross_entropy(wrapped, images, targets)
+                loss = self._cross_entropy(wrapped, images, targets, numbers)
             term = srr_loss(self.model, traced, eps=config.srr_eps, layers=config.srr_layers)
             loss, numbers["srr"] = loss + config.srr_weight * term, -term.detach()
         else:
-            loss = self._cross_entropy(wrapped, images, targets)
+            loss = self._cross_entropy(wrapped, images, targets, numbers)
         if config.orthogonality_weight:
             term = orthogonality_loss(self.model)
             loss, numbers["orthogonality"] = loss + config.orthogonality_weight * term, term.detach()
         return loss, numbers
 
-    def _cross_entropy(self, wrapped: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def _cross_entropy(self, wrapped: nn.Module, images: Tensor, targets: Tensor, numbers: Numbers) -> Tensor:
         logits = logits_of(wrapped(images)).float()
+        if targets.ndim == 1:  # mixed images have no one class
+            numbers["accuracy"] = (logits.detach().argmax(-1) == targets).float().mean()
         return F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
 
     def scores(self, wrapped: nn.Module, loader: Iterable[Any], on_batch: Callable[[], None]) -> dict[str, Any]:
-        """Accuracy and plain cross-entropy."""
-        return evaluate(wrapped, loader, self.device, reduce=self.reduce, on_batch=on_batch, collective=self.collective)
+        """Accuracy and plain cross-entropy; `confusion` is then of the same images."""
+        names = self.data.train.classes
+        decisions = Decisions(len(names)) if len(names) <= MOST_CLASSES else None
+
+        def decide(logits: Tensor, batch: Any) -> None:
+            if decisions is not None and logits.shape[-1] == len(names):
+                decisions.add(logits, batch.labels, batch.indices)
+
+        scores = evaluate(
+            wrapped, loader, self.device, reduce=self.reduce, on_batch=on_batch, on_logits=decide,
+            collective=self.collective,
+        )  # fmt: skip
+        if decisions is not None:
+            fabric = self.fabric
+            self.confusion = decisions.result(
+                names, reduce=self.reduce, rank=fabric.global_rank, world=fabric.world_size
+            )
+        return scores
 
     def goodness(self, scores: dict[str, Any]) -> Any:
         """Accuracy first, then loss."""

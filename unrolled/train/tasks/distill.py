@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.models import MaskedAutoencoder
+from unrolled.modes import evaluating
 from unrolled.theory import coding_rate
 from unrolled.train.config import DistillConfig
 from unrolled.train.evaluation import logits_of
@@ -219,10 +220,8 @@ class SelfDistillation(ImageTask):
             ValueError: nothing to evaluate.
         """
         config = self.config
-        was_training = wrapped.training
-        wrapped.eval()
         counts, second = torch.zeros(3, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-        try:
+        with evaluating(wrapped):
             for batch in loader:
                 images = batch.images.to(self.device, non_blocking=True)
                 if len(images) == 0:  # then the others wait in their forward pass
@@ -239,8 +238,6 @@ class SelfDistillation(ImageTask):
                         counts[1] += distance(student, teacher).double().cpu() * len(images)
                         second = second + moment
                 on_batch()
-        finally:
-            wrapped.train(was_training)
         sums = self.reduce(torch.cat([counts, second.flatten()]))
         count, apart, skipped = sums[:3].tolist()
         if count == 0:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unrolled.models import MaskedAutoencoder
 from unrolled.models.masked import removed_patches
+from unrolled.modes import evaluating
 from unrolled.train.config import MaskedConfig
 from unrolled.train.task import Numbers
 from unrolled.train.tasks.images import HELD_OUT_SEED, ImageTask
@@ -125,12 +126,10 @@ def evaluate_masked(
     Raises:
         ValueError: nothing to evaluate.
     """
-    was_training = wrapped.training
-    wrapped.eval()
     channels = model.decoder_pred.out_features // (model.patch_embed.patch_size[0] * model.patch_embed.patch_size[1])
     patches = model.patch_embed.grid_size[0] * model.patch_embed.grid_size[1]
     sums = torch.zeros(5 + 2 * channels, dtype=torch.float64)  # images, skipped, loss, visible mean, values, t, t^2
-    try:
+    with evaluating(wrapped):
         for batch in loader:
             sums[1] += len(batch.skipped)
             if collective and len(batch.indices) == 0:
@@ -150,8 +149,6 @@ def evaluate_masked(
                 sums[5:] += torch.cat([(target * gone).sum((0, 1, 2)), (target.square() * gone).sum((0, 1, 2))]).cpu()
             if on_batch is not None:
                 on_batch()
-    finally:
-        wrapped.train(was_training)
     if reduce is not None:
         sums = reduce(sums)
     count, skipped, total, visible, values = sums[:5].tolist()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.compared import ComparedConfig
 from unrolled.studies.networks import OfNetwork
-from unrolled.studies.study import AtLeast, Budget, Rate
+from unrolled.studies.study import AtLeast, Budgets, Rate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +28,7 @@ KINDS = (
 class AblationsConfig(ComparedConfig):
     """Budgets change the images; networks are those of the shared roster."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"data": ("digits",), "seeds": (0,), "images": 1280, "workers": 1},
             **{"samples": 32, "draws": 500},
@@ -52,7 +52,7 @@ class Layers(OfNetwork):
     samples: int
     eps: float
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """By layer: `rate` R, `subspace_rate` R^c, `orthonormal` R^c with orthonormal bases, and `nonzero` entries.
 
         Rates are in nats an image, on l2-normalised tokens at Z+half; `nonzero` is a fraction, at Z+1.

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.causal.cells import Shipped, inputs
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.networks import Data, Network
 from unrolled.studies.pictures import pictures
 from unrolled.studies.statistics import rank_correlations
-from unrolled.studies.study import AtLeast, Budget, Distinct
+from unrolled.studies.study import AtLeast, Budgets, Distinct
 
 KINDS = ("crate", "vit")
 _BATCH, _DRAWS = 50, 400
@@ -28,7 +28,7 @@ Table = NDArray[np.float64]
 class AttributionConfig(NetworksConfig):
     """Networks are the roster's, trained once for all studies."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"data": "digits", "seeds": (0,), "images": 1280, "workers": 1, "tested": 20},
         "cpu": {},
         "gpu": {"device": "cuda", "images": 1_280_000, "workers": 1, "tested": 2000},
@@ -57,7 +57,7 @@ class Terms(Cell):
         """The images."""
         self.network.require(context)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`all` heads and those of each of the `layers`: see `agreement`, with 95 % bootstrap intervals over images."""
         test = pictures(self.network.data, "test", context.data_dir).first(self.tested)
         model = self.network.load(context)
@@ -130,13 +130,13 @@ def removed_with_attention_held(model: nn.Module, images: Tensor, target: Tensor
     return np.concatenate(parts).reshape(len(images), len(layers), heads)
 
 
-def judged(tables: Mapping[str, Table]) -> dict[str, Any]:
+def judged(tables: Mapping[str, Table]) -> Result:
     """`agreement` of tables [n, heads], and the interval of each number, resampling images."""
     count = len(tables["term"])
     drawn = np.random.default_rng(0).integers(count, size=(_DRAWS, count))
     whole = agreement(tables)
     draws: Sequence[dict[str, float]] = [agreement({k: table[rows] for k, table in tables.items()}) for rows in drawn]
-    result: dict[str, Any] = {}
+    result: Result = {}
     for name, value in whole.items():
         low, high = np.nanquantile([draw[name] for draw in draws], [0.025, 0.975])
         result[name] = {"value": value, "low": float(low), "high": float(high)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.reading import Json
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.causal.locality import (
     class_means,
     class_numbers,
@@ -25,7 +27,7 @@ from unrolled.studies.kinds import BLOCKS, MASKED
 from unrolled.studies.networks import Data, Network
 from unrolled.studies.pictures import as_input, pictures
 from unrolled.studies.statistics import spearman
-from unrolled.studies.study import AtLeast, Budget, Count, Distinct
+from unrolled.studies.study import AtLeast, Budgets, Count, Distinct
 
 if TYPE_CHECKING:
     from unrolled.instruments.editing import Edit
@@ -43,7 +45,7 @@ _BATCH = 250
 class CausalConfig(NetworksConfig):
     """Networks are the roster's, trained once for all studies."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"data": "digits", "seeds": (0,), "images": 1280, "workers": 1, "tested": 100, "atoms": 1},
         "cpu": {},
         "gpu": {"device": "cuda", "images": 1_280_000, "workers": 1, "tested": 10_000, "atoms": 16},
@@ -84,7 +86,7 @@ class Shipped(Cell):
 
         return unrolled.create_model(self.kind, pretrained=True).eval().to(context.device)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`parameters` and `accuracy`."""
         test = pictures(self.data, "test", context.data_dir)
         model = self.load(context)
@@ -143,7 +145,7 @@ class Removal(Cell):
         """The images."""
         self.network.require(context)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`places` and `random`, one record a place, and what is said of all places, with jackknife errors over images.
 
         These are `classes`, `classes_random` and their difference `classes_more` (see `locality.classes_left`); of
@@ -160,7 +162,7 @@ class Removal(Cell):
         known = places_of(model)
         places = list(_places(model, self.what, self.atoms))
         sorts = {"places": [each.change for each in places], "random": [each.random for each in places]}
-        records: dict[str, list[dict[str, Any]]] = {sort: [] for sort in sorts}
+        records: dict[str, list[Json]] = {sort: [] for sort in sorts}
         losses, effects = ({sort: plain.scores.new_zeros(len(places), len(images)) for sort in sorts} for _ in range(2))
         for sort, changes in sorts.items():
             for number, (place, change) in enumerate(zip(places, changes, strict=True)):
@@ -178,7 +180,7 @@ class Removal(Cell):
                         "by_class": class_means(effects[sort][number], test.labels, count).tolist(),
                     }
                 )
-        result: dict[str, Any] = {**records, **_locality(effects, records, test.labels)}
+        result: Result = {**records, **_locality(effects, records, test.labels)}
         if self.what == "subspace":
             result["predicts"] = _predicted(model, images, places, losses, records)
         if self.what == "head":
@@ -187,7 +189,7 @@ class Removal(Cell):
 
 
 def _locality(
-    effects: dict[str, Tensor], records: dict[str, list[dict[str, Any]]], labels: Tensor
+    effects: dict[str, Tensor], records: dict[str, list[Json]], labels: Tensor
 ) -> dict[str, dict[str, float | None]]:
     """How many classes are hit, over all places; of every single one it is added to the records."""
     for sort, table in effects.items():
@@ -272,8 +274,8 @@ def _predicted(
     images: Tensor,
     places: Sequence[Place],
     losses: dict[str, Tensor],
-    records: dict[str, list[dict[str, Any]]],
-) -> dict[str, Any]:
+    records: dict[str, list[Json]],
+) -> Result:
     """Rank correlations over places of the change of loss with the fall of R^c, of R, and the share of energy taken."""
     from unrolled.instruments.anatomy import find_stacks, head_subspaces
     from unrolled.instruments.trace import trace
@@ -297,7 +299,7 @@ def _predicted(
                 predictors["energy"].append(1 - left.square().sum((1, 2)) / z.square().sum((1, 2)))
             for name, values in predictors.items():
                 falls[sort][name].append(torch.stack(values).double().cpu())
-    result: dict[str, Any] = {}
+    result: Result = {}
     for sort, loss in losses.items():
         for name in PREDICTORS:
             table = torch.cat(falls[sort][name], 1)  # [places, images]
@@ -321,7 +323,7 @@ def _ranks(table: Tensor, loss: Tensor, layers: Tensor | None = None) -> Callabl
     return within
 
 
-def _marked(model: nn.Module, images: Tensor, effects: Tensor, labels: Tensor, count: int) -> dict[str, Any]:
+def _marked(model: nn.Module, images: Tensor, effects: Tensor, labels: Tensor, count: int) -> Result:
     """`marked_classes`: marks on one half of the images, falls on the other.
 
     The mark is the share of the class token's attention that goes to patches, in log.
@@ -353,15 +355,15 @@ def _finite(value: Any) -> float | None:
 
 def cells(config: CausalConfig) -> Iterator[Cell]:
     """Removals of all networks, of subspaces of untrained CRATEs, and of the shipped one."""
-    every: dict[str, Any] = {"tested": config.tested, "atoms": config.atoms}
+    removal = partial(Removal, tested=config.tested, atoms=config.atoms)
     for seed in config.seeds:
         for kind in config.kinds:
             network = config.network(kind, config.data, seed)
             yield network
             for what in WHATS:
-                yield Removal(network=network, what=what, **every)
-        yield Removal(network=config.network("crate", config.data, seed, trained=False), what="subspace", **every)
+                yield removal(network=network, what=what)
+        yield removal(network=config.network("crate", config.data, seed, trained=False), what="subspace")
     if config.data == "cifar10":
         yield Shipped()
         for what in WHATS:
-            yield Removal(network=Shipped(), what=what, **every)
+            yield removal(network=Shipped(), what=what)

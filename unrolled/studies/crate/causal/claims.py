@@ -7,6 +7,7 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
+from unrolled.reading import Json
 from unrolled.studies.crate.causal.cells import SHIPPED, CausalConfig, Removal, What
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.results import Estimate, Results, Values
@@ -32,7 +33,7 @@ def patches(results: Results[Any], config: CausalConfig, kind: str, what: What, 
     return removals(results, config, kind, what).values(lambda result: 100 * mean_of(result[sort], "patches"))
 
 
-def mean_of(places: list[dict[str, Any]], key: str) -> float:
+def mean_of(places: list[Json], key: str) -> float:
     """Mean over places of what is defined: a removal that changes nothing hits no class."""
     values = [place[key] for place in places if place[key] is not None]
     return fmean(values) if values else math.nan

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from unrolled.studies.cells import Result
 
 Floats = NDArray[np.float64]
 _FOLDS, _SHUFFLES, _RELABELLINGS = 20, 20, 2000
@@ -71,7 +72,7 @@ def jackknife(statistic: Callable[[Tensor], float], samples: int, folds: int = _
     return statistic(every), error
 
 
-def marked_classes(marks: Floats, falls: Floats, seed: int = 0) -> dict[str, Any]:
+def marked_classes(marks: Floats, falls: Floats, seed: int = 0) -> Result:
     """Whether the class that a head marks most is the one that falls when the head is removed.
 
     Heads that matter to all classes, and classes that suffer from every removal, are taken out first: rows and columns

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.autoencoder import SparseAutoencoder, fit_autoencoder, largest
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.kinds import DEPTH
 from unrolled.studies.networks import Data, Network, OfNetwork
 from unrolled.studies.pictures import Pictures, as_input, pictures
-from unrolled.studies.study import AtLeast, Budget, Count, Distinct
+from unrolled.studies.study import AtLeast, Budgets, Count, Distinct
 
 KINDS = ("crate", "vit")
 Sort = Literal["own", "random", "autoencoder"]
@@ -30,7 +30,7 @@ _WIDTH = 96  # of the tokens of these kinds
 class CodesConfig(NetworksConfig):
     """Networks are the roster's, trained once for all studies."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"data": "digits", "seeds": (0, 1), "images": 1280, "workers": 1, "fitted": 200, "tested": 100},
             **{"steps": 20, "ks": (4, 16), "wide": 192},
@@ -93,7 +93,7 @@ class Codes(OfNetwork):
     steps: int
     draw: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """What the codes are worth on test images.
 
         `variance`: of the tokens that is rebuilt (`plain`: with what is left out set to 0, of own codes); `recovered`:
@@ -233,7 +233,7 @@ class Lasso(OfNetwork):
     layer: int
     tested: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`variance` of X that D A explains, `loss`, the lasso's of A over that of X itself, and share of `nonzero`.
 
         At its start, A = X, the step's lasso has the value that `loss` is relative to; below 1 the step descends.
@@ -274,7 +274,7 @@ class Agreement(Cell):
         for each in self.pair:
             each.require(context)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`correlation`, mean over matched atoms, and `chance`: the other's codes are of other images, places kept."""
         from unrolled.instruments.codes import match_atoms
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from unrolled.studies.cells import Cell
+from unrolled.studies.cells import Cell, Columns
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.crate.denoising.steps import Stack, Steps
 from unrolled.studies.crate.masked import MaskedLayers
 from unrolled.studies.networks import Data
-from unrolled.studies.study import AtLeast, Budget, Count, Distinct, Rate, Seeds
+from unrolled.studies.study import AtLeast, Budgets, Count, Distinct, Rate, Seeds
 
 
 @dataclass(kw_only=True)
 class DenoisingConfig(NetworksConfig):
     """Synthetic tokens cost seconds; the trained networks are the roster's, trained once for all studies."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"seeds": (0,), "tokens": 256, "sets": 1, "rates": (0.3, 1.0)},
             **{"data": "digits", "images": 6400, "measured": 64, "workers": 1},
@@ -78,7 +78,7 @@ def cells(config: DenoisingConfig) -> Iterator[Cell]:
             yield MaskedLayers(network=network, measured=config.measured)
 
 
-def points(config: DenoisingConfig) -> list[dict[str, Any]]:
+def points(config: DenoisingConfig) -> list[Columns]:
     """Where steps are compared: one sweep along each axis through `base`."""
     here = base(config)
     places = [here]
@@ -91,13 +91,13 @@ def points(config: DenoisingConfig) -> list[dict[str, Any]]:
     return [place for i, place in enumerate(places) if place not in places[:i]]
 
 
-def base(config: DenoisingConfig) -> dict[str, Any]:
+def base(config: DenoisingConfig) -> Columns:
     """The setting that the claims are judged at."""
     shared = {name: getattr(config, name) for name in ("heads", "dim", "dim_head", "noise", "tokens")}
     return {**shared, "orthogonal": True, "temperature": 1.0, "eps": 1.0}
 
 
-def stack(config: DenoisingConfig, rate: float) -> dict[str, Any]:
+def stack(config: DenoisingConfig, rate: float) -> Columns:
     """The settings of a stack."""
     shared = {name: getattr(config, name) for name in ("heads", "dim", "dim_head", "tokens", "sets", "layers")}
     return {**shared, "noise": config.layer_noise, "rate": rate}

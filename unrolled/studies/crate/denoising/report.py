@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import log2
 from typing import TYPE_CHECKING, Any
 
+from unrolled.studies.cells import Columns
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.crate.denoising.cells import DenoisingConfig, base, points
 from unrolled.studies.crate.denoising.claims import at, cosine, left, stacks, undone, where
@@ -375,7 +376,7 @@ def _error(values: Values) -> str:
     return "< 0.0001" if max(values) < 1e-4 else f"{values:.4f}"
 
 
-def _changed(config: DenoisingConfig, place: dict[str, Any]) -> str:
+def _changed(config: DenoisingConfig, place: Columns) -> str:
     """How a setting differs from that of the first table, in words."""
     usual = base(config)
     words = []

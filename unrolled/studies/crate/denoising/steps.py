@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from unrolled.layers.mssa import MSSA
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.theory import subspace_coding_rate_gradient
 from unrolled.theory.denoising import SubspaceMixture, random_subspaces
 
@@ -101,7 +100,7 @@ class Steps(Cell):
     temperature: float = 1.0
     eps: float = 1.0
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """How each step compares.
 
         Returns:
@@ -196,11 +195,11 @@ class Stack(Cell):
     layers: int
     rate: float
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`denoised`, and `reversed` as `reverse`."""
         return {**self.denoised(), "reverse": self.reversed()}
 
-    def denoised(self) -> dict[str, Any]:
+    def denoised(self) -> Result:
         """How far tokens are from the clean ones after each of `layers` steps, for every stack.
 
         Returns:
@@ -221,7 +220,7 @@ class Stack(Cell):
         best = known.denoised(z)
         return {"stacks": stacks, "best": _error(best, clean), "best_outside": _outside(best, subspaces)}
 
-    def reversed(self, iterations: tuple[int, ...] = (2, 5, 20)) -> dict[str, Any]:
+    def reversed(self, iterations: tuple[int, ...] = (2, 5, 20)) -> Result:
         """The published encoder's steps Z + MSSA(LN Z), and the decoder's Y - MSSA(LN Y) back through its subspaces.
 
         The decoder's step is the first iteration Y_1 of Y_{i+1} = Z' - MSSA(LN Y_i), Y_0 = Z', whose fixed point is the

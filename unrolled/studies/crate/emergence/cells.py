@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import nn
 
 from unrolled.data.masks import Scene
 from unrolled.models.masked import whole_images
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Columns, Context, Result
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.crate.emergence import maps
 from unrolled.studies.crate.emergence.photos import Halves, bsds, coco, generated, samples
 from unrolled.studies.kinds import BLOCKS, DEPTH, KINDS, MASKED, build
 from unrolled.studies.networks import Data, Network
-from unrolled.studies.study import AtLeast, Budget, Seeds
+from unrolled.studies.study import AtLeast, Budgets, Seeds
 
 PENULTIMATE = DEPTH - 2
 _CLASSES = 200
@@ -27,7 +27,7 @@ Source = Literal["coco", "generated"]
 class EmergenceConfig(NetworksConfig):
     """Networks are the roster's, trained once for all studies; `quick` needs no photos, and their images if it can."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"source": "generated", "photos": 12, "border_photos": 6, "seeds": (0,), "images": 1280, "workers": 1},
             **{"kinds": ("crate", "vit", "mae"), "changes": ("registers",), "other_sides": (32,)},
@@ -113,7 +113,7 @@ class Segmentation(OnPhotos):
 
     network: Network
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `maps.segmentation` says."""
         return maps.segmentation(loaded(self.network, context), self.halves(context), self.side)
 
@@ -124,7 +124,7 @@ class Baselines(OnPhotos):
 
     network: None = None
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `maps.segmentation_baselines` says."""
         return dict(maps.segmentation_baselines(self.scenes(context), self.side, 4))
 
@@ -135,7 +135,7 @@ class Objects(OnPhotos):
 
     layer: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `maps.objects` says."""
         return maps.objects(self.model(context), self.scenes(context), self.side, self.layer)
 
@@ -155,7 +155,7 @@ class Borders(OnPhotos):
         halves = generated(self.of)
         return (*halves.choose, *halves.report)[-self.photos :]
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `maps.borders` says."""
         return maps.borders(self.model(context), self.scenes(context), self.side, self.layer)
 
@@ -168,7 +168,7 @@ class Parts(OnPhotos):
     layer: int
     parts: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `maps.consistency` says."""
         name = map_of(self.network.kind)
         model = loaded(self.network, context)
@@ -186,7 +186,7 @@ class Shown(Cell):
         """The choice, and the training."""
         return (self.segmentation, *self.segmentation.needs)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`layer`, `head` of how many `heads`, and by photo the `maps` and what is `kept` of them, both `[h, w]`."""
         cell = self.segmentation
         measured = context.result(cell)
@@ -211,9 +211,9 @@ def map_of(kind: str) -> str:
 def cells(config: EmergenceConfig) -> Iterator[Cell]:
     """Every network on every size, some in every way, beside what needs no model."""
     sides = (config.side, *config.other_sides)
-    photos: dict[str, Any] = {"source": config.source, "photos": config.photos}
-    edges: dict[str, Any] = {"source": config.source, "photos": config.border_photos, "of": config.photos}
-    here: dict[str, Any] = {"side": config.side, "layer": PENULTIMATE}
+    photos: Columns = {"source": config.source, "photos": config.photos}
+    edges: Columns = {"source": config.source, "photos": config.border_photos, "of": config.photos}
+    here: Columns = {"side": config.side, "layer": PENULTIMATE}
     for side in sides:
         yield Baselines(**photos, side=side)
     yield Objects(network=None, **photos, side=config.side, layer=0)

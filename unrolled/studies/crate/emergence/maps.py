@@ -18,6 +18,7 @@ from unrolled.instruments.regions.emergence import Photo, centre_prior, emergenc
 from unrolled.instruments.regions.overlap import pixels_in_patches
 from unrolled.instruments.regions.patches import Patches, read_patches
 from unrolled.instruments.regions.segmentation import Threshold, threshold_attention, upsample
+from unrolled.studies.cells import Result
 from unrolled.studies.crate.emergence.photos import Halves, as_square, commonest, ignored, parts, things
 from unrolled.studies.pictures import as_input
 
@@ -99,7 +100,7 @@ def jaccard_of(maps: Tensor, rule: Threshold, things: Tensor, area: Tensor) -> T
     return both / (size + things.double().sum(1)[:, None, None] - both).clamp(min=1)
 
 
-def segmentation(model: nn.Module, photos: Halves, side: int) -> dict[str, Any]:
+def segmentation(model: nn.Module, photos: Halves, side: int) -> Result:
     """Jaccard with things by map, rule, layer and head; layer and head are chosen on one half of the photos.
 
     Returns:
@@ -127,7 +128,7 @@ def segmentation(model: nn.Module, photos: Halves, side: int) -> dict[str, Any]:
                 tables.setdefault((name, rule), []).append(pair)
         count += len(batch)
     choose = torch.arange(count) < len(photos.choose)
-    out: dict[str, dict[str, Any]] = {name: {} for name in MAPS}
+    out: dict[str, Result] = {name: {} for name in MAPS}
     for (name, rule), pairs in tables.items():
         scores, chance = map(torch.cat, zip(*pairs, strict=True))
         means = scores[choose].mean(0)
@@ -181,7 +182,7 @@ def _ceiling(things: Tensor, area: Tensor) -> float:
     return float((both / (size + things.sum() - both).clamp(min=1)).max())
 
 
-def objects(model: nn.Module | None, scenes: Sequence[Scene], side: int, layer: int) -> dict[str, Any]:
+def objects(model: nn.Module | None, scenes: Sequence[Scene], side: int, layer: int) -> Result:
     """Class-agnostic average precision of MaskCut's objects, on the keys of one layer; None cuts patches' colours."""
     from unrolled.instruments.regions.detection import ObjectScorer
     from unrolled.instruments.regions.spectral import maskcut
@@ -195,16 +196,14 @@ def objects(model: nn.Module | None, scenes: Sequence[Scene], side: int, layer: 
         shift = tuple(int(random.integers(length)) for length in scene.size)
         moved.add(masks.roll(shift, (-2, -1)), torch.from_numpy(instances), crowd=crowds)
     result, chance = scorer.result(), moved.result()
-    out: dict[str, Any] = {"scored": result["images"], **{key: result[key] for key in ("predicted", "instances")}}
+    out: Result = {"scored": result["images"], **{key: result[key] for key in ("predicted", "instances")}}
     for kind in ("bbox", "segm"):
         out[kind] = {name: result[kind][name] for name in ("AP50", "AP75", "AP", "AR100")}
         out[f"{kind}_moved"] = {name: chance[kind][name] for name in ("AP50", "AP75", "AP", "AR100")}
     return out
 
 
-def borders(
-    model: nn.Module | None, scenes: Sequence[Scene], side: int, layer: int, clusters: int = 5
-) -> dict[str, Any]:
+def borders(model: nn.Module | None, scenes: Sequence[Scene], side: int, layer: int, clusters: int = 5) -> Result:
     """F-measure of the borders between k-means clusters of the keys against those people drew; None takes colours."""
     from unrolled.instruments.regions.boundaries import boundary_counts, boundary_f, boundary_interval, label_boundary
     from unrolled.instruments.regions.spectral import cluster_tokens
@@ -228,9 +227,7 @@ def borders(
     }
 
 
-def consistency(
-    model: nn.Module, scenes: Sequence[Scene], side: int, layer: int, count: int, name: str
-) -> dict[str, Any]:
+def consistency(model: nn.Module, scenes: Sequence[Scene], side: int, layer: int, count: int, name: str) -> Result:
     """Whether heads keep to their part across photos: the maps `name` of one layer, and `count` parts.
 
     Parts are COCO's commonest categories, things and stuff. Null `heads` shuffles the heads of every photo; null
@@ -247,7 +244,7 @@ def consistency(
         grid = patches.grid
         attention += list(maps)
         labels += [pool_labels(parts(scene, names), grid) for scene in batch]
-    out: dict[str, Any] = {"parts": list(names)}
+    out: Result = {"parts": list(names)}
     for null in ("heads", "images"):
         record = head_semantics(attention, labels, names=len(names), null=null, draws=_DRAWS)  # type: ignore[arg-type]
         out |= {

@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import nn
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Columns, Context, Result
 from unrolled.studies.crate.compared import ComparedConfig
 from unrolled.studies.kinds import build
 from unrolled.studies.networks import OfNetwork
-from unrolled.studies.study import Budget, Count, Distinct
+from unrolled.studies.study import Budgets, Count, Distinct
 
 CONTROLS = ("crate-conv", "vit-48", "vit-52")  # CRATE with CBT's stem; ViTs of CRATE's parameters, and operations
 FAMILY = ("crate", "overcomplete", "decoupled", "alpha", "tost", "cbt", "attention-only", "vit", *CONTROLS)
@@ -24,7 +24,7 @@ FAMILY = ("crate", "overcomplete", "decoupled", "alpha", "tost", "cbt", "attenti
 class FamilyConfig(ComparedConfig):
     """Budgets change the images; networks are those of the shared roster."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"data": ("digits",), "seeds": (0,), "images": 1280, "workers": 1},
             **{"rounds": 1, "batch": 16, "sides": (8, 16)},
@@ -60,7 +60,7 @@ class Readout(OfNetwork):
     fit: int
     held_out: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`accuracy`, and how many images it was fitted and scored on."""
         from unrolled.studies.networks import probe_accuracy
         from unrolled.studies.pictures import as_input, pictures
@@ -93,7 +93,7 @@ class Cost(Cell):
     where: str
     threads: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `unrolled.studies.crate.costs.costs` says."""
         from unrolled.studies.crate.costs import costs
 
@@ -116,7 +116,7 @@ class Growth(Cell):
     where: str
     threads: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `unrolled.studies.crate.costs.by_size` says."""
         from unrolled.studies.crate.costs import by_size
 
@@ -135,7 +135,7 @@ def untrained(kind: str, *, channels: int = 3, side: int) -> nn.Module:
 
 def cells(config: FamilyConfig) -> Iterator[Cell]:
     """All networks, readouts of the first seed beside the untrained ones, and what they cost."""
-    machine: dict[str, Any] = {"where": config.device, "threads": torch.get_num_threads()}
+    machine: Columns = {"where": config.device, "threads": torch.get_num_threads()}
     channels, side = (1, 8) if config.data[0] == "digits" else (3, 32)
     yield Cost(kinds=FAMILY, channels=channels, side=side, rounds=config.rounds, batch=config.batch, **machine)
     kinds = tuple(kind for kind in FAMILY if kind not in CONTROLS)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.reading import Json
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.crate.mae_layers.completion import (
     baseline_scores,
@@ -26,7 +27,7 @@ from unrolled.studies.crate.masked import MaskedLayers
 from unrolled.studies.kinds import MASKED
 from unrolled.studies.networks import Data, OfNetwork
 from unrolled.studies.pictures import as_input, pictures
-from unrolled.studies.study import Budget, Count, Seeds
+from unrolled.studies.study import Budgets, Count, Seeds
 
 # the registered models of the claim about size
 BASE, VIT_BASE = "crate_mae_base_patch16_224", "vit_mae_base_patch16_224"
@@ -37,7 +38,7 @@ SIZES = (*(f"crate_mae_{size}_patch16_224" for size in ("tiny", "small", "base",
 class MaeLayersConfig(NetworksConfig):
     """Networks are the roster's, trained once for all studies; measuring them takes minutes."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"seeds": (0,), "data": "digits", "images": 1280, "workers": 1},
             **{"measured": 64, "tested": 200, "lessons": 100},
@@ -68,7 +69,7 @@ class Completed(OfNetwork):
     lessons: int
     shown: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """As `model_scores` says, `parameters` that train, and `pictures`, completed without help."""
         test, lessons = images(self.network.data, context, self.tested, self.lessons)
         model: Any = self.network.load(context)
@@ -96,7 +97,7 @@ class Baselines(Cell):
         """The images."""
         pictures(self.data, "test", context.data_dir)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`scores` as `baseline_scores` says, and `pictures`: the images, what is visible, and completions."""
         test, lessons = images(self.data, context, self.tested, self.lessons)
         patch = 2 if test.shape[-1] < 32 else 4
@@ -181,7 +182,7 @@ def images(data: Data, context: Context, tested: int, lessons: int) -> tuple[Ten
     return test[:tested], train[:lessons]
 
 
-def packed(patches: Tensor, patch: int, like: Tensor) -> dict[str, Any]:
+def packed(patches: Tensor, patch: int, like: Tensor) -> Json:
     """Patches `[n, m, p * p * c]` in the networks' unit as pictures `[n, h, w, c]` of bytes, in base 64."""
     whole = images_of(patches, patch, (like.shape[2], like.shape[3])).mul(64).add(127.5).round().clamp(0, 255)
     pixels = whole.to(torch.uint8).movedim(1, -1).cpu().numpy()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from unrolled.studies.cells import Cell, Context
-from unrolled.studies.study import Budget, Config, Distinct, Rate, Seeds
+from unrolled.studies.cells import Cell, Context, Result
+from unrolled.studies.study import Budgets, Config, Distinct, Rate, Seeds
 
 if TYPE_CHECKING:
     from unrolled.train.fitting import TrainResult
@@ -62,7 +63,7 @@ class MinutesConfig(Config):
     a core: `--families` all, `--trial 6 --minutes 20 60 240 --seeds 0 1 2`.
     """
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"data": "digits", "rates": (1e-2,), "trial": 0.05, "minutes": (0.05,), "seeds": (0,)},
         "cpu": {},
         "gpu": {"device": "cuda", "families": tuple(FAMILIES), "minutes": (20.0, 60.0, 240.0), "seeds": (0, 1, 2)},
@@ -146,7 +147,7 @@ class Trial(Trained):
 
     rate: float
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`accuracy` and `loss` on the images held out; a run that diverged has chance."""
         from unrolled.errors import TrainingStopped
 
@@ -174,10 +175,10 @@ class Scored(Trained):
     @property
     def needs(self) -> Sequence[Trial]:
         """The trials."""
-        same: dict[str, Any] = {"family": self.family, "data": self.data, "epochs": self.trial_epochs, "seed": 0}
-        return [Trial(rate=rate, **same) for rate in self.rates]
+        trial = partial(Trial, family=self.family, data=self.data, epochs=self.trial_epochs, seed=0)
+        return [trial(rate=rate) for rate in self.rates]
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`parameters`, `flops` of an image, `rate`, `images` seen, `accuracy`, `loss`, and the training `curve`."""
         import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unrolled.data.tokens import ByteTokenizer, mask_tokens
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Columns, Context, Result
 from unrolled.studies.crate.text.frames import MASK, MASKED_MODELS, MODELS, frame_of, operations
 from unrolled.studies.language import (
     BATCH,
@@ -24,7 +25,7 @@ from unrolled.studies.language import (
     new_model,
     opened,
 )
-from unrolled.studies.study import Budget, Count, Distinct, Rate
+from unrolled.studies.study import Budgets, Count, Distinct, Rate
 
 if TYPE_CHECKING:
     from unrolled.models import LanguageConfig
@@ -39,7 +40,7 @@ Part = Literal["full", "untrained", "shuffled"]
 class CrateTextConfig(TextConfig):
     """Budgets change sizes, steps and seeds; every model sees GPT-2's bytes and, but for one, has its parameters."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"seeds": (0,), "depth": 2, "dim": 32, "rates": (3e-3, 1e-2), "length": 64, "batch_size": 8},
             **{"steps": 60, "trial_steps": 15, "masked_steps": 40, "masked_trial_steps": 10},
@@ -96,7 +97,7 @@ class CrateTextConfig(TextConfig):
         models = sorted((*MODELS, *MASKED_MODELS), key=lambda model: model != SLOW)
         return [(model, seed) for model in models for seed in self.seeds[: counts.get(model)]]
 
-    def columns(self, model: str, part: Part = "full") -> dict[str, Any]:
+    def columns(self, model: str, part: Part = "full") -> Columns:
         """The fields, but for the seed, of a model: trained, untrained, or trained on shuffled bytes."""
         masked = model in MASKED_MODELS
         trial_steps = self.masked_trial_steps if masked else self.trial_steps
@@ -144,7 +145,7 @@ class Filled(Cell):
         """In words."""
         return f"test of {self.network.name}"
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Mean `loss` in nats and `accuracy` over the masked bytes."""
         model = self.network.load(context).eval()
         text = self.network.text(context)["test"]
@@ -170,7 +171,7 @@ class Written(Cell):
         """In words."""
         return f"sample of {self.network.name}"
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`prompt` and `text`, drawn at temperature 0.8."""
         length = self.network.length
         prompt = self.network.text(context)["test"][: min(_PROMPT, length // 2)]
@@ -185,7 +186,7 @@ class Written(Cell):
 class Counted(Counts):
     """What counting bytes of the training part in a row predicts of the test part."""
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`ngrams` by order; `masked`, the unigram on what is masked for the masked models; `sizes` of the parts."""
         from unrolled.studies.crate.text.ngrams import NGrams
 
@@ -215,7 +216,7 @@ class Cost(OfCorpus):
     batch_size: int
     where: str
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """By model.
 
         `operations` per byte; `bytes_per_second` in training; `cached_ms` and `recomputed_ms` per byte in decoding;
@@ -226,9 +227,7 @@ class Cost(OfCorpus):
         text = opened(self.corpus, context.data_dir)["val"]
         rows = excerpts(text, self.length, len(text)).repeat(self.batch_size, 1)[: self.batch_size].to(self.where)
         sizes = (self.depth, self.dim, self.heads, self.length)
-        networks: dict[str, Any] = {
-            model: new_model(frame_of(model, *sizes), table_std=0.02).to(self.where) for model in MODELS
-        }
+        networks = {model: new_model(frame_of(model, *sizes), table_std=0.02).to(self.where) for model in MODELS}
         steps = {model: _step(network, rows) for model, network in networks.items()}
         decodes = {
             f"{model} {name}": _decode(network, rows[:1, :1], self.length - 1, cache)
@@ -257,19 +256,19 @@ class Cost(OfCorpus):
 
 def cells(config: CrateTextConfig) -> Iterator[Cell]:
     """Every model trained, tested beside itself untrained and on bytes without order; counts; costs; samples."""
-    test: dict[str, Any] = {"test_bytes": config.test_bytes, "windows": config.windows}
+    predicted = partial(Predicted, test_bytes=config.test_bytes, windows=config.windows)
     for model, seed in config.plan:
         network, untrained = (Sized(**config.columns(model, part), seed=seed) for part in ("full", "untrained"))
         yield from network.trials
         yield network
         for each in (network, untrained):
-            yield Filled(network=each, test_bytes=config.test_bytes) if each.masked else Predicted(network=each, **test)
+            yield Filled(network=each, test_bytes=config.test_bytes) if each.masked else predicted(network=each)
         if not network.masked:
-            yield Predicted(network=network, **test, disordered=True)
+            yield predicted(network=network, disordered=True)
             yield Written(network=network)
     for model in MODELS:
-        yield Predicted(network=Sized(**config.columns(model, "shuffled"), seed=0), **test)
-    yield Counted(corpus=config.corpus, length=config.length, **test)
+        yield predicted(network=Sized(**config.columns(model, "shuffled"), seed=0))
+    yield Counted(corpus=config.corpus, length=config.length, test_bytes=config.test_bytes, windows=config.windows)
     names = ("corpus", "depth", "dim", "heads", "length", "batch_size")
     yield Cost(**{name: getattr(config, name) for name in names}, where=config.device)
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.errors import MissingData
-from unrolled.studies.cells import Cell, Context, data_missing
+from unrolled.reading import Json
+from unrolled.studies.cells import Cell, Columns, Context, Result, data_missing
 from unrolled.studies.kinds import BLOCKS, MASKED, stages
 from unrolled.studies.networks import BATCH, Data, Network, accuracy, images_seen
 from unrolled.studies.pictures import Pictures, as_input, augmented, pictures
-from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate, Seeds
+from unrolled.studies.study import AtLeast, Budgets, Config, Count, Distinct, Rate, Seeds
 from unrolled.studies.training import MeanLoss, train_resumable, warmup_cosine
 
 HELD_OUT = 0.2  # of the probe images, to choose the layer and the penalty
@@ -29,7 +30,7 @@ Labels = Literal["all", "few"]
 class TransferConfig(Config):
     """Networks come from the shared roster; budgets change sizes, never the recipe."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             **{"source": "digits", "targets": ("digits-turned",), "kinds": ("crate", "vit-48", "mae", "vit-mae")},
             **{"images": 2560, "seeds": (0,), "steps": 20, "longer": 40, "few": 10, "rates": (5e-4,)},
@@ -131,7 +132,7 @@ class FineTuned(Transferred):
     rate: float
     steps: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Accuracy on the target's test images after the last step.
 
         Beside `accuracy`: `chance` (always naming the commonest training class), `parameters`, `images_seen`,
@@ -199,7 +200,7 @@ class Probed(Transferred):
 
     probe_images: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Accuracies with all labels of the probe images and with few.
 
         `ridge` and `knn` are each `{"all": ..., "few": ...}` of `accuracy`, `held_out`, the `site` (layer and pooling)
@@ -214,7 +215,7 @@ class Probed(Transferred):
             features = partial(frozen_features, self.network.load(context), device=context.device)
         x, queries = features(train.images), features(test.images)
         used: dict[str, int] = {}
-        probes: dict[str, dict[str, Any]] = {"ridge": {}, "knn": {}}
+        probes: dict[str, Json] = {"ridge": {}, "knn": {}}
         for amount in ("all", "few"):
             rows = few_rows(train.labels, self.few) if amount == "few" else torch.arange(len(train.labels))
             labels = train.labels[rows]
@@ -237,7 +238,7 @@ def cells(config: TransferConfig) -> Iterator[Transferred]:
     """Pretrained networks, the untrained ones beside them, the pixels, and the checks of rate and length."""
     first_seed = config.seeds[0]
     for target in config.targets:
-        shared: dict[str, Any] = {"target": target, "few": config.few, "test_images": config.test_images}
+        shared: Columns = {"target": target, "few": config.few, "test_images": config.test_images}
         probe = partial(Probed, **shared, probe_images=config.probe_images)
         tune = partial(FineTuned, **{**shared, "labels": "all", "rate": config.rate, "steps": config.steps})
         for seed in config.seeds if target == config.targets[0] else config.seeds[: config.seeds_others]:
@@ -262,7 +263,7 @@ def networks(config: TransferConfig, kinds: Iterable[str], seed: int) -> Iterato
             yield Network(**network_columns(config, kind, False), seed=seed)
 
 
-def network_columns(config: TransferConfig, kind: str, trained: bool) -> dict[str, Any]:
+def network_columns(config: TransferConfig, kind: str, trained: bool) -> Columns:
     """The fields, but for the seed, of a pretrained network, or of the untrained one beside it.
 
     What an encoder is shown in pretraining changes no weight of the untrained one.

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from unrolled.studies.cells import Columns
 from unrolled.studies.crate.transfer.cells import (
     HELD_OUT,
     FineTuned,
@@ -357,7 +358,7 @@ def _length(report: Report, view: View) -> None:
     for target, kind in product(view.targets, [kind for kind in config.longer_kinds if kind in config.kinds]):
         row = [TITLES[target], *_names(kind)]
         for steps in (config.steps, config.longer):
-            which: dict[str, Any] = {"target": target, "steps": steps, "seed": seed}
+            which: Columns = {"target": target, "steps": steps, "seed": seed}
             row += [f"{view.accuracy(kind, state, **which):.1f}" for state in (True, False)]
             row.append(f"{view.gain(kind, **which):+.1f}")
         rows.append(row)

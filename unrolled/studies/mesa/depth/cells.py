@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Columns, Context, Result
 from unrolled.studies.mesa.constructed import Constructed, ModelsConfig, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, losses, mean_loss, position_losses
-from unrolled.studies.study import Budget, Count, Distinct, Rate
+from unrolled.studies.study import Budgets, Count, Distinct, Rate
 from unrolled.tasks import LinearDynamics
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ CLIP = 4.0
 class DepthConfig(ModelsConfig):
     """Only `gpu` has the paper's recipe. The others train with a rate that rises higher and falls, for fewer steps."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             "seeds": (0,),
             "models": ("1", "2", "mesa"),
@@ -63,7 +63,7 @@ class Model(Cell):
     network: Constructed
     test_sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`loss`, also `by_position`, and `untrained_loss`; `curve`, during training, by `share` of it in percent."""
         test = self.network.world.sample(self.test_sequences, seed=TEST_SEED)
         inputs, targets = test.inputs.to(context.device), test.targets.to(context.device)
@@ -89,7 +89,7 @@ class Solved(Cell):
     tuning_sequences: int
     test_sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`loss` and its 95 % `interval` over sequences, the loss `by_position`, the `setting` in words."""
         import torch
 
@@ -129,7 +129,7 @@ class Iterated(Cell):
     tuning_sequences: int
     test_sequences: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`loss`, `by_position` and `setting` of settings for `all` positions, and of settings for `each` position."""
         import torch
 
@@ -156,7 +156,7 @@ class Iterated(Cell):
 
 def cells(config: DepthConfig) -> Iterator[Cell]:
     """The algorithms, then every model of every seed."""
-    sizes: dict[str, Any] = {name: getattr(config, name) for name in ("tuning_sequences", "test_sequences")}
+    sizes: Columns = {name: getattr(config, name) for name in ("tuning_sequences", "test_sequences")}
     for method in ("zero", "exact ridge", "without newest pair"):
         yield Solved(method=method, ridges=config.ridges, **sizes)  # type: ignore[arg-type]
     for iterations in DEPTHS:

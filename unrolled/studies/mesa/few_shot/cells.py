@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.mesa.few_shot.prompts import (
     Gate,
     Tuned,
@@ -22,7 +22,7 @@ from unrolled.studies.mesa.few_shot.prompts import (
 )
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import Recipe, Stack
-from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate, Seeds
+from unrolled.studies.study import AtLeast, Budgets, Config, Count, Distinct, Rate, Seeds
 from unrolled.tasks import FewShotRegression
 
 
@@ -77,7 +77,7 @@ class FewShotConfig(Config):
     The gate by squares was added after that trial, because a linear one did little; it has no bound.
     """
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             "seeds": (0,),
             "tokens": 110,
@@ -174,7 +174,7 @@ class Learned(Cell):
     def load(self, context: Context) -> tuple[nn.Module, Tuned]:
         """The model and the tokens to ask it with, from the store if they were learned before."""
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`eos_norm`, and the `weights` of a gate by position; None where there is none."""
         tuned = self.load(context)[1]
         logits: Any = getattr(tuned.gate, "logits", None)
@@ -234,7 +234,7 @@ class Asked(Cell):
         label = next(name for name, way in WAYS.items() if way == self.learned.way)
         return f"{label}, seed {self.learned.stack.seed}"
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`losses` by pair, those with `shuffled` answers, and of the `untrained` model with the same tuned tokens.
 
         And what was learned, and losses on `dynamics`, by position; None where a gate was put in for prompts alone.
@@ -262,7 +262,7 @@ class LeastSquares(Cell):
     ridges: tuple[float, ...]
     test_prompts: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`losses` by pair, their `standard_errors` over prompts, and the `ridge` that is best on other prompts."""
         losses, ridge = least_squares_losses(
             prompts_of(self.tokens),
@@ -284,7 +284,7 @@ class TwoTasks(Cell):
     stack: Stack
     test_prompts: int
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`losses` by pair, and the first pair of the second task, `switch`, counted from 1."""
         tokens = self.stack.world.steps
         world = prompts_of(tokens, switch_at=round(tokens * 81 / 228))  # the paper's 81 of 228 tokens, as a share

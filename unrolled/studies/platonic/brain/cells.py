@@ -6,13 +6,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Columns, Context, Result
 from unrolled.studies.networks import BATCH, Network
 from unrolled.studies.pictures import as_input
 from unrolled.studies.platonic.given import CIFAR, open_model
@@ -30,7 +30,7 @@ from unrolled.studies.platonic.human import (
 )
 from unrolled.studies.platonic.photos import NETS, drawn_anew
 from unrolled.studies.platonic.zoo import GPU, ZooConfig, family, full_name
-from unrolled.studies.study import AtLeast, Budget, Config
+from unrolled.studies.study import AtLeast, Budgets, Config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +45,7 @@ RECORDED = ("monkeyIT", "animacy", "HMAX", "V1", "Silhouette")
 class BrainConfig(Config):
     """Budgets change which networks are measured and how often images are resampled."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"draws": 50, "networks": NETS[-1:], "members": 0, "concepts": 150},
         "cpu": {},
         "gpu": {"draws": 1000, "concepts": 1000, "images": GPU["images"], "device": "cuda"},
@@ -80,7 +80,7 @@ class Ceiling(Cell):
         """The records."""
         brains(context.data_dir)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """`ceiling`: bounds of what a perfect model can score on human IT; `monkey`: what monkey IT scores."""
         records = brains(context.data_dir)
         human = unit_ranks(upper(records.human.mean(0)))
@@ -123,7 +123,7 @@ class BesideBrains(Cell):
         """The records."""
         brains(context.data_dir)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """How the `best` layer agrees with human IT, as `Agreement` says it, and every layer; and with `monkey` IT."""
         records = brains(context.data_dir)
         layers = self.dissimilarities(context)
@@ -260,7 +260,7 @@ class Judged(Cell):
         if self.vectors in TEXTS:
             open_model(self.vectors, context)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Agreement of the `n` names that have a vector, and the people's noise `ceiling`."""
         from unrolled.models.given import find_weights
 
@@ -300,7 +300,7 @@ class Colours(Judged):
 
 def cells(config: BrainConfig) -> Iterator[Cell]:
     """The records; models that came with them, controls, given networks, members of the zoo; names."""
-    shared: dict[str, Any] = {"draws": config.draws, "drawn": config.seed}
+    shared: Columns = {"draws": config.draws, "drawn": config.seed}
     yield Ceiling()
     yield from (Recorded(what=what, **shared) for what in RECORDED)
     yield from (Control(what=what, **shared) for what in CONTROLS)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 
 from unrolled.errors import MissingData
-from unrolled.studies.cells import Cell, Context, data_missing
+from unrolled.studies.cells import Cell, Columns, Context, Result, data_missing
 from unrolled.studies.platonic.colour.layouts import (
     Array,
     Zeros,
@@ -25,7 +25,7 @@ from unrolled.studies.platonic.colour.layouts import (
 )
 from unrolled.studies.platonic.given import open_model
 from unrolled.studies.platonic.human import colours, named_colours, read_arrays, unit_ranks, upper, word_vectors
-from unrolled.studies.study import AtLeast, Budget, Config, Count, Seeds
+from unrolled.studies.study import AtLeast, Budgets, Config, Count, Seeds
 
 if TYPE_CHECKING:
     from unrolled.data import ImageSource
@@ -46,7 +46,7 @@ _PEOPLE = "human-similarity"
 class ColourConfig(Config):
     """Budgets change how many pairs of pixels and permutations there are, and the table of choices."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {"images": 1000, "pairs": 100_000, "seeds": (0,), "permutations": 200, "fits": 2, "all_bins": (4,)},
         "cpu": {},
         "gpu": {"images": 50_000, "seeds": (0, 1, 2, 3, 4), "fits": 50},
@@ -94,7 +94,7 @@ class Counted(Cell):
         if self.source != "made-up":
             _cifar10(context)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """Symmetric `counts` [k, k] of pairs of colours, and the `middles` of their bins [k, 3] in [0, 1]."""
         generator = np.random.default_rng(self.seed)
         images = self._images(context, generator)
@@ -141,7 +141,7 @@ class Layout(Cell):
     permutations: int
     seed: int
 
-    def score(self, distances: Array, lab: Array, observed: Array | None = None) -> dict[str, Any]:
+    def score(self, distances: Array, lab: Array, observed: Array | None = None) -> Result:
         """Of `n` colours Procrustes `r2`, its mean over permutations (`null`), deviation (`spread`) and `p`.
 
         Also `spearman`, between the distances [k, k] and those in CIELAB, and the points: `placed` and `lab` [k, 3].
@@ -170,7 +170,7 @@ class ByPixels(Layout):
     counted: Counted
     zeros: Zeros
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """The score, and `never`, the share of pairs of colours that never occur."""
         counts, middles = self.counted.load(context)
         distances, observed = dissimilarities(counts, self.zeros)
@@ -223,7 +223,7 @@ class ByWords(Layout):
         named_colours(context.data_dir / _PEOPLE / "xkcd_colours.tsv")
         open_model(self.model, context)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """The score, and the `words`."""
         from unrolled.models.given import find_weights
 
@@ -245,7 +245,7 @@ class ByPeople(Layout):
         """The ratings."""
         colours(context.data_dir)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """The score."""
         people = colours(context.data_dir)
         distances = people.together.copy()
@@ -253,7 +253,7 @@ class ByPeople(Layout):
         return self.score((distances + distances.T) / 2, people.lab)
 
 
-def chosen(config: ColourConfig) -> dict[str, Any]:
+def chosen(config: ColourConfig) -> Columns:
     """The free choices that claims are judged at, as columns."""
     return {"radius": config.radius, "bins": config.bins, "zeros": config.zeros}
 
@@ -261,11 +261,11 @@ def chosen(config: ColourConfig) -> dict[str, Any]:
 def cells(config: ColourConfig) -> Iterator[Cell]:
     """Made-up images, photographs and their control, the table of choices, words, people."""
     first = config.seeds[0]
-    layouts: list[tuple[Source, int, dict[str, Any]]] = [("made-up", first, {})]
+    layouts: list[tuple[Source, int, Columns]] = [("made-up", first, {})]
     layouts += [(source, seed, {}) for source in ("cifar10", "shuffled") for seed in config.seeds]
     layouts += [("cifar10", first, {"bins": b, "zeros": z}) for b in config.all_bins for z in get_args(Zeros)]
     layouts += [("cifar10", first, {"radius": radius}) for radius in (1.0, 2.0, 8.0)]
-    how: dict[str, Any] = {"fits": config.fits, "permutations": config.permutations}
+    how: Columns = {"fits": config.fits, "permutations": config.permutations}
     for source, seed, changed in layouts:
         choice = {**chosen(config), **changed}
         zeros = choice.pop("zeros")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from unrolled.studies.cells import Cell
 from unrolled.studies.platonic.given import GIVEN_VISION, GivenFeatures
 from unrolled.studies.platonic.pairs import PairScores
 from unrolled.studies.platonic.zoo import GPU, QUICK, AlignedConfig, Features, zoo_cells
-from unrolled.studies.study import AtLeast, Budget, Count
+from unrolled.studies.study import AtLeast, Budgets, Count
 
 # compared at the last layers, all against mutual k-NN at the last layers
 METRICS = ("mutual_knn", "unbiased_cka", "cka", "cknna", "lcs_knn", "rsa", "svcca")
@@ -21,7 +21,7 @@ _NEAR = ("mutual_knn", "cknna", "lcs_knn")
 class VisionConfig(AlignedConfig):
     """Budgets change the zoo's training and the draws."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {**QUICK, "samples": 300, "draws": 39},
         "cpu": {},
         "gpu": {**GPU, "draws": 999},

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.errors import MissingData
-from unrolled.studies.cells import Cell, Context, data_missing
+from unrolled.studies.cells import Cell, Context, Result, data_missing
 from unrolled.studies.platonic.photos import NETS, OfCaptions, OfPhotos, TextModel, opened
-from unrolled.studies.study import AtLeast, Budget, Config, Count, Distinct, Rate
+from unrolled.studies.study import AtLeast, Budgets, Config, Count, Distinct, Rate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ Models = Annotated[tuple[str, ...], Distinct()]
 class VisionLanguageConfig(Config):
     """Budgets change the number of photos, models and relabellings."""
 
-    budgets: ClassVar[dict[Budget, dict[str, Any]]] = {
+    budgets: ClassVar[Budgets] = {
         "quick": {
             "pairs": 128, "images": ("given:mobilenet_v1_075", "given:squeezenet1_1"), "draws": 50, "resamples": 20,
             "untrained_images": ("given:squeezenet1_1",), "damages": (0.2,), "corpus_bytes": 4000,
@@ -99,7 +99,7 @@ class Compared(Cell):
         """What progress calls it."""
         return " with ".join(self.labels)
 
-    def compute(self, context: Context) -> dict[str, Any]:
+    def compute(self, context: Context) -> Result:
         """What `compare_layers` says; of captions the mean is taken, which for neighbours by cosine is as good as their
         sum.
         """
@@ -111,7 +111,7 @@ class Compared(Cell):
 
 def compare_layers(
     images: Mapping[str, Tensor], texts: Mapping[str, Tensor], *, k: int, draws: int, resamples: int, seed: int
-) -> dict[str, Any]:
+) -> Result:
     """Two models: the best layers with everything `compare` says, and the last layers in several metrics.
 
     Args:
@@ -125,7 +125,7 @@ def compare_layers(
     knn = get_metric("mutual_knn", k=k)
     best = compare(images, texts, knn, draws=draws, resamples=resamples, select_held_out=True, seed=seed).to_dict()
     x, y = list(images.values())[-1], list(texts.values())[-1]
-    last: dict[str, Any] = {}
+    last: Result = {}
     metrics = {"mutual_knn": knn, "unbiased_cka": get_metric("unbiased_cka"), "cknna": get_metric("cknna", k=k)}
     for name, metric in metrics.items():
         one = compare({"x": x}, {"y": y}, metric, draws=draws, resamples=0, seed=seed)

@@ -1,0 +1,60 @@
+"""A plain function of two sets of features as a metric."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from unrolled.alignment.metric import Features, Metric, Representation
+
+
+class FunctionMetric(Metric):
+    """`function(x, y)` of features [n, d_x] and [n, d_y], tensors with paired rows, which returns a number.
+
+    Chance, p-value and interval come as for any metric: the rows of y are relabelled, and the function is called for
+    each relabelling and pair of layers. A `Metric` of your own, whose `prepare` does what concerns one side only once,
+    is faster.
+
+    Args:
+        function: with these two arguments by place; its own name is the metric's.
+        higher_is_closer: False for a distance.
+        options: keyword arguments of every call.
+    """
+
+    range = (-math.inf, math.inf)
+    symmetric = False  # not known
+    name = "function"
+
+    def __init__(self, function: Callable[..., float], *, higher_is_closer: bool = True, **options: Any) -> None:
+        self.function, self.options = function, options
+        self.name = getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]
+        self.higher_is_closer = higher_is_closer  # type: ignore[misc]
+
+    def prepare(self, x: Features | Representation) -> Tensor:
+        """The features themselves."""
+        return Representation.of(x).x
+
+    def compare(self, a: Tensor, b: Tensor) -> float:
+        """What the function returns.
+
+        Raises:
+            ValueError: it is no number.
+        """
+        value = self.function(a, b, **self.options)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise ValueError(f"metric: {self.name} returned a {type(value).__name__}; return a number")
+        return float(value)
+
+    def relabel(self, prepared: Tensor, order: Tensor) -> Tensor:
+        """The rows in that order."""
+        return prepared[order]
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{self.name}({options})"

@@ -1,0 +1,80 @@
+"""What `platonic-implications` judges, and how it is read off the results."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+from typing import Any
+
+from unrolled.studies.platonic.implications.cells import ImplicationsConfig, Joined, Networks, Private, Translated
+from unrolled.studies.results import Results, Values
+from unrolled.studies.study import Claim
+
+
+def at_the_end(results: Results[Any]) -> Results[Translated]:
+    """Modalities after unlimited training."""
+    return results.of(Translated, steps=None)
+
+
+def saved(results: Results[Any], config: ImplicationsConfig) -> Values:
+    """Bits of prediction that the other modality saves."""
+    return at_the_end(results).values("unconditional") - at_the_end(results).values("bits")
+
+
+def gain(results: Results[Any], config: ImplicationsConfig) -> Values:
+    """CKA with the events' kernel of both modalities together less that of the better one, mean over `symbols`."""
+    each = [
+        results.of(Joined, symbols=symbols).values(lambda cka: cka["together"] - max(cka["one"], cka["other"]))
+        for symbols in config.symbols
+    ]
+    return reduce(add, each) / len(each)
+
+
+def apart(results: Results[Any], config: ImplicationsConfig) -> Values:
+    """How much further specialists are from generalists than they from each other."""
+    networks = results.of(Networks)
+    among, between = (networks.values(f"alignment.generalist and {other}") for other in ("generalist", "specialist"))
+    return among - between
+
+
+def _stated(statement: str, section: str, **judged: Any) -> Claim:
+    source, published = f"arXiv 2405.07987, section {section}", "stated, no number"
+    return Claim(**{"statement": statement, "source": source, "published": published, "spec": ".2f", **judged})
+
+
+CLAIMS = (
+    _stated(
+        "Two modalities are matched without pairs by the structure of their kernels (share of events, trained to the "
+        "end)",
+        "5, translation",
+        value=lambda results, config: at_the_end(results).values("matched"),
+        low=0.9,
+        detail=lambda results, config: f"; chance {1 / config.events:.2f}",
+    ),
+    _stated(
+        "Two lossy modalities together come closer to the events' kernel than the better one (difference of CKA)",
+        "5, training data can be shared",
+        value=gain,
+        low=0.0,
+    ),
+    _stated(
+        "Knowing the other modality, matched without pairs, saves bits of prediction (bits against unconditional)",
+        "5, conditional against unconditional",
+        value=saved,
+        low=0.0,
+        detail=lambda results, config: " bits",
+    ),
+    _stated(
+        "A network taught one task is further from generalists than they from each other (difference of mutual 10-NN)",
+        "6, special-purpose intelligence",
+        value=apart,
+        low=0.0,
+        spec=".3f",
+    ),
+    _stated(
+        "What only one modality sees lowers alignment (rank correlation of CKA with private bits)",
+        "6, different modalities contain different information",
+        value=lambda results, config: results.of(Private).correlation("bits", "cka"),
+        high=-0.9,
+    ),
+)
