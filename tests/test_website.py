@@ -44,6 +44,7 @@ def test_links_are_those_of_the_site() -> None:
     assert seen("[`r`](pyproject.toml)") == "`r`"
     assert seen("[a](https://example.org)") == "[a](https://example.org)"
     assert seen("```text\n[a](none)\n```\n") == "```text\n[a](none)\n```\n"
+    assert seen("R^c and `R^c`, R^2\n```text\nR^c\n```\n") == "Rᶜ and `R^c`, R²\n```text\nR^c\n```\n"
 
 
 def test_the_reference_has_every_package_and_every_flag() -> None:

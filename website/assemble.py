@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from unrolled.figures.escaping import typeset
 from website import api, commands, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +102,12 @@ def translate(text: str, path: Path, place: str, places: dict[Path, str]) -> str
         return f"{match['mark']}[{match['text']}]({relative}{fragment}{match['title']})"
 
     parts = _FENCE.split(_without_front_matter(text))
-    return "".join(part if part.startswith("```") else _LINK.sub(link, part) for part in parts)
+    return "".join(part if part.startswith("```") else _printed(_LINK.sub(link, part)) for part in parts)
+
+
+def _printed(prose: str) -> str:
+    """As figures print it, `R^c` with its sign raised; code stays as it is typed."""
+    return "".join(piece if piece.startswith("`") else typeset(piece) for piece in re.split(r"(`[^`\n]+`)", prose))
 
 
 def navigation(written: list[str], generated: list[str]) -> list[Any]:

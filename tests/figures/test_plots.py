@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import unrolled
+from tests.figures.drawing import faults_of_figure
 from unrolled.alignment import compare, get_metric, layer_grid, prepare_layers
 from unrolled.alignment.models import ModelGrid, PairScore
 from unrolled.figures import plot_metrics
@@ -56,9 +57,9 @@ def models() -> ModelGrid:
             a=a, b=b, metric="cka", n=9, score=0.5, chance=0.1, p_value=0.2, z=None, calibrated=0.3,
             layers=("x", "y"), p_method="exact",
         )
-        for a, b in (("one", "two"), ("one", "three"), ("two", "three"))
+        for a, b in (("one", "two"), ("one", LONG), ("two", LONG))
     ]  # fmt: skip
-    return ModelGrid(["one", "two", "three"], ["cka"], pairs)
+    return ModelGrid(["one", "two", LONG], ["cka"], pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ def results() -> Results[Any]:
     return Results(rows)
 
 
+LONG = "a_model_with_a_very_long_name_that_goes_on_and_on_patch4_32"
 METRICS = [
     {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0},
     {"step": 2, "epoch": 1.0, "split": "train", "loss": 1.0},
@@ -113,13 +115,16 @@ def test_it_draws_on_new_axes_and_on_given_ones(case: str) -> None:
     own = plot()
     try:
         assert title in "".join(text.get_text() for text in own.texts) or title in own.get_title()
+        assert faults_of_figure(own.get_figure()) == []
     finally:
         pyplot.close(own.get_figure())
     figure = Figure(layout="constrained")
     left, right = figure.subplots(1, 2)
     assert plot(left) is left
-    assert title.split(",")[0] in left.get_title()
+    assert title.split(",")[0] in left.get_title().replace("\n", " ")
     assert not right.lines
+    right.set_axis_off()
+    assert faults_of_figure(figure) == []
     if names is not None:
         assert {text.get_text() for text in left.texts} == set(names)
     file = io.BytesIO()

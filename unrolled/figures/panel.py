@@ -7,7 +7,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from unrolled.figures.escaping import escape, typeset
-from unrolled.figures.style import DARK_VARIABLES, FIGURE_CSS, HEIGHT, LIGHT, LIGHT_VARIABLES, SIZE, TITLE, WIDTH
+from unrolled.figures.style import (
+    DARK_VARIABLES,
+    FIGURE_CSS,
+    HEIGHT,
+    LIGHT,
+    LIGHT_VARIABLES,
+    SIZE,
+    TITLE,
+    WIDTH,
+    size_of,
+)
+from unrolled.figures.words import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +43,12 @@ class Panel:
     def _draw(self, ax: Axes, frame: Frame | None) -> None:
         """Draw on axes; `frame` is there where they are alone in a figure of the house style."""
         raise NotImplementedError
+
+    def _head(self, ax: Axes) -> None:
+        """The title over axes of others, in lines no wider than they are."""
+        size = float(ax.title.get_fontsize())
+        title = wrapped(self.title, size_of(ax)[0], size=size)
+        ax.set_title(title, parse_math=False)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw with Matplotlib.
