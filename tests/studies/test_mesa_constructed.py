@@ -11,8 +11,8 @@ import torch
 from unrolled.studies.cells import Context
 from unrolled.studies.mesa import constructed
 from unrolled.studies.mesa.constructed import FAST, PAPER_STEPS, Constructed, Recipe, constructed_recipe, train
-from unrolled.studies.mesa.held_out import TUNE_SEED, best_step_size
-from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
+from unrolled.studies.mesa.held_out import TUNE_SEED, best_gradient_step, best_step_size
+from unrolled.tasks import LinearDynamics, Sequences, constructed_tokens, sequence_loss
 from unrolled.theory.in_context import gradient_descent_predictions
 
 NETWORK = Constructed(recipe=Recipe(steps=8, batch_size=4), seed=0, dim=3, points=2, moments=True)
@@ -27,6 +27,12 @@ def test_recipes_have_the_published_shapes_and_rates() -> None:
     assert (six.layers, six.heads, six.dim_head) == (6, 4, 20)
     assert "paper: 15000 of 256" in six.extent
     assert "warm-up" in six.extent
+    two = constructed_recipe("2", steps=1000, batch_size=256)
+    assert (two.optimizer, two.lr, two.clip_value) == ("muon", 1e-2, 0.1)
+    assert two.extent.startswith("1000 steps of 256 by Muon (paper: 5000 of 256)")
+    for name, batch in (("2", 32), ("6", 256)):
+        assert constructed_recipe(name, steps=10, batch_size=batch).optimizer == "adamw"
+    assert constructed_recipe("2", steps=10, batch_size=256, published=True).optimizer == "adamw"
     with pytest.raises(ValueError, match="name='3'"):
         constructed_recipe("3", steps=1, batch_size=1)
 
@@ -95,6 +101,45 @@ def test_a_trained_model_is_taken_from_the_store(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(constructed, "sequence_loss", untaken)
     assert NETWORK.compute(context) == result
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), NETWORK.load(context).parameters(), strict=True))
+
+
+def test_a_recipe_with_muon_moves_every_matrix_by_its_rate_alone() -> None:
+    world = LinearDynamics(dim=3, steps=8)
+    recipe = Recipe(steps=1, batch_size=4, layers=2, lr=1e-2, weight_decay=0.0, init_std=0.02, optimizer="muon")
+    before, (after, _) = constructed.new_model(world, recipe, seed=0), train(world, recipe, seed=0)
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        step = torch.linalg.matrix_norm((new - old).detach(), 2)
+        assert float(step) == pytest.approx(0.2 * max(old.shape) ** 0.5 * recipe.lr, rel=0.05)
+
+
+class Moved:
+    """A world in which one gradient step from weights that are not zero predicts the next state exactly."""
+
+    dim, size = 3, 0.02
+    initial = torch.tensor([[0.5, 0.2, 0.0], [0.0, -0.4, 0.1], [0.3, 0.0, 0.7]], dtype=torch.float64)
+
+    def sample(self, count: int, *, seed: int) -> Sequences:
+        inputs = torch.randn(count, 6, self.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return Sequences(inputs, gradient_descent_predictions(inputs, self.size, self.initial), self.initial)
+
+
+def test_the_best_gradient_step_is_found_with_its_initial_weights() -> None:
+    size, initial = best_gradient_step(Moved(), sequences=64, rounds=60)  # type: ignore[arg-type]
+    assert size == pytest.approx(Moved.size, rel=1e-6)
+    torch.testing.assert_close(initial, Moved.initial, rtol=1e-6, atol=1e-8)
+
+
+def test_the_best_gradient_step_is_a_stationary_point_no_worse_than_one_from_zero() -> None:
+    world = LinearDynamics(dim=4, steps=20)
+    sample = world.sample(256, seed=TUNE_SEED)
+    states, targets = sample.inputs.double(), sample.targets.double()
+    size, initial = best_gradient_step(world, sequences=256)
+    at = torch.tensor(size, dtype=torch.float64, requires_grad=True), initial.clone().requires_grad_()
+    loss = sequence_loss(gradient_descent_predictions(states, *at), targets)  # type: ignore[arg-type]
+    for slope in torch.autograd.grad(loss, at):
+        assert float(slope.abs().max()) < 1e-6
+    zero = best_step_size(world, sequences=256)
+    assert float(loss.detach()) <= float(sequence_loss(gradient_descent_predictions(states, zero), targets))
 
 
 def test_the_best_step_size_is_best() -> None:
