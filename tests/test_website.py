@@ -44,6 +44,7 @@ def test_links_are_those_of_the_site() -> None:
     assert seen("[`r`](pyproject.toml)") == "`r`"
     assert seen("[a](https://example.org)") == "[a](https://example.org)"
     assert seen("```text\n[a](none)\n```\n") == "```text\n[a](none)\n```\n"
+    assert seen("R^c and `R^c`, R^2\n```text\nR^c\n```\n") == "Rᶜ and `R^c`, R²\n```text\nR^c\n```\n"
 
 
 def test_the_reference_has_every_package_and_every_flag() -> None:
@@ -65,6 +66,8 @@ def test_the_checks_see_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "b.html").write_text('<h1 id="there">b</h1>')
     (tmp_path / "a.css").write_text("@font-face{src:url(https://fonts.example/f.woff)}")
     assert checks.broken(tmp_path) == ["a.html: b.html#gone", "a.html: c.html", "a.html: ../x.png"]
+    (tmp_path / "b.html").write_text("<math><mi>x</mi><mi>\\arg</mi></math>")
+    assert checks.untranslated(tmp_path) == ["b.html: \\arg"]
     assert checks.asked_of_others(tmp_path) == [
         "a.html: https://elsewhere.example/a.js",
         "a.css: https://fonts.example/f.woff",

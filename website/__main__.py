@@ -21,7 +21,10 @@ _MATH = re.compile(r"<(div|span) class=\"arithmatex\">\\(?:\[|\()(.*?)\\(?:\]|\)
 def build(out: Path, work: Path = ROOT / "build/website") -> list[str]:
     """Build the site at `out`; what is wrong with it, a line each."""
     work.mkdir(parents=True, exist_ok=True)
-    config = assemble(work / "pages")
+    try:
+        config = assemble(work / "pages", run=True)
+    except ValueError as error:
+        return [str(error)]
     config |= {"site_dir": "site"}
     config["plugins"][-1]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT)]
     (work / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -32,7 +35,7 @@ def build(out: Path, work: Path = ROOT / "build/website") -> list[str]:
     if ran.returncode or any("warning" in line.lower() for line in said):
         return said
     finish(work / "site")
-    wrong = checks.broken(work / "site") + checks.asked_of_others(work / "site")
+    wrong = [*checks.broken(work / "site"), *checks.asked_of_others(work / "site"), *checks.untranslated(work / "site")]
     if not wrong:
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(work / "site", out)
@@ -46,6 +49,7 @@ def finish(site: Path) -> None:
     def formula(match: re.Match[str]) -> str:
         display = "block" if match[1] == "div" else "inline"
         tex = match[2].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+        tex = tex.replace(r"\arg", r"\mathrm{arg}\,")  # which the converter does not know
         return f'<{match[1]} class="formula">{convert(tex, display=display)}</{match[1]}>'
 
     for path in site.rglob("*.html"):

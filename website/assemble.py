@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from website import api, commands
+from unrolled.figures.escaping import typeset
+from website import api, commands, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, HERE = ROOT / "docs", Path(__file__).parent
@@ -34,12 +36,21 @@ def pages() -> dict[Path, str]:
         if place.startswith("studies/") and path.name == "README.md":
             found[path] = place.removesuffix("README.md") + "index.md"
     found |= {ROOT / name: place for name, place in ELSEWHERE.items() if (ROOT / name).is_file()}
+    found |= {path: f"notebooks/{path.stem}.md" for path in notebooks.scripts()}
     cards = sorted((ROOT / "unrolled/weights").glob("*.md"))
     return found | {card: f"reference/weights/{card.name}" for card in cards}
 
 
-def assemble(out: Path) -> dict[str, Any]:
-    """Write all pages and their pictures below `out`; the configuration of the generator for them."""
+def assemble(out: Path, *, run: bool = False) -> dict[str, Any]:
+    """Write all pages and their pictures below `out`; the configuration of the generator for them.
+
+    Args:
+        out: a folder, emptied first.
+        run: the notebooks too; without, their pages have the cells alone.
+
+    Raises:
+        ValueError: a link leads to no file, or a notebook fails.
+    """
     shutil.rmtree(out, ignore_errors=True)
     written = pages()
     for path in sorted(DOCS.rglob("*")):
@@ -49,8 +60,14 @@ def assemble(out: Path) -> dict[str, Any]:
         _copy(path, out / "assets" / path.name)
     generated = {**api.pages(ROOT), **commands.pages()}
     places = {**written, **api.homes(ROOT), ROOT / "README.md": "index.md"}
+    scripts = notebooks.scripts()
+    ran = notebooks.run(scripts) if run else {path: notebooks.read(path) for path in scripts}
     for path, place in written.items():
-        _write(out / place, translate(path.read_text(encoding="utf-8"), path, place, places))
+        here = partial(translate, path=path, place=place, places=places)
+        if path in ran:
+            _write(out / place, notebooks.page(ran[path], path.stem, (out / place).parent, here))
+        else:
+            _write(out / place, here(path.read_text(encoding="utf-8")))
     for place, text in generated.items():
         _write(out / place, text)
     return yaml.safe_load((HERE / "config.yml").read_text()) | {
@@ -85,7 +102,12 @@ def translate(text: str, path: Path, place: str, places: dict[Path, str]) -> str
         return f"{match['mark']}[{match['text']}]({relative}{fragment}{match['title']})"
 
     parts = _FENCE.split(_without_front_matter(text))
-    return "".join(part if part.startswith("```") else _LINK.sub(link, part) for part in parts)
+    return "".join(part if part.startswith("```") else _printed(_LINK.sub(link, part)) for part in parts)
+
+
+def _printed(prose: str) -> str:
+    """As figures print it, `R^c` with its sign raised; code stays as it is typed."""
+    return "".join(piece if piece.startswith("`") else typeset(piece) for piece in re.split(r"(`[^`\n]+`)", prose))
 
 
 def navigation(written: list[str], generated: list[str]) -> list[Any]:

@@ -59,3 +59,12 @@ def asked_of_others(site: Path) -> list[str]:
     for path in sorted(site.rglob("*.css")):
         found += [f"{path.name}: {each}" for each in re.findall(r"url\([\"']?(https?://[^)\"']+)", path.read_text())]
     return found
+
+
+def untranslated(site: Path) -> list[str]:
+    """Commands of TeX that were left in formulas, as "page: command"."""
+    return [
+        f"{path.relative_to(site)}: {command}"
+        for path in sorted(site.rglob("*.html"))
+        for command in re.findall(r"<m\w+>(\\\w+)</m", path.read_text(encoding="utf-8"))
+    ]

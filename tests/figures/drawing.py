@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from unrolled.figures import LineChart, Series
 from unrolled.figures.style import SIZE, TITLE
 from unrolled.figures.words import width
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 SVG = "{http://www.w3.org/2000/svg}"
 _SLACK = 1.0
@@ -50,7 +54,11 @@ def faults(drawing: str) -> list[str]:
     """Texts that leave the drawing, and pairs that overlap."""
     root = ElementTree.fromstring(drawing)
     _, _, wide, tall = map(float, root.get("viewBox", "").split())
-    texts = boxes(root)
+    return faults_of(boxes(root), wide, tall)
+
+
+def faults_of(texts: list[tuple[str, Box]], wide: float, tall: float) -> list[str]:
+    """The same, of texts with their boxes in a drawing so wide and tall."""
     cut = [
         f"{text!r} is cut"
         for text, (left, top, right, bottom) in texts
@@ -63,3 +71,34 @@ def faults(drawing: str) -> list[str]:
         if min(a[2], b[2]) - max(a[0], b[0]) > _SLACK and min(a[3], b[3]) - max(a[1], b[1]) > _SLACK
     ]
     return cut + over
+
+
+def faults_of_figure(figure: Figure) -> list[str]:
+    """The same, of a figure of Matplotlib as its window shows it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = []
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip() and _drawn(text):
+            box = text.get_window_extent(canvas.get_renderer())
+            shrunk = 72 / figure.dpi  # to points, of which the slack is one
+            texts.append((text.get_text(), (box.x0 * shrunk, box.y0 * shrunk, box.x1 * shrunk, box.y1 * shrunk)))
+    wide, tall = figure.get_size_inches() * 72
+    return faults_of(texts, wide, tall)
+
+
+def _drawn(text: Text) -> bool:
+    """Whether it is on the page: ticks outside of an axis are objects, but are not drawn."""
+    axes = text.axes
+    if axes is None or not axes.axison:
+        return axes is None or text in axes.texts or text is axes.title
+    for axis in (axes.xaxis, axes.yaxis):
+        labels = [
+            label for tick in axis.get_major_ticks() + axis.get_minor_ticks() for label in (tick.label1, tick.label2)
+        ]
+        if text in labels:
+            return text in [label for tick in axis._update_ticks() for label in (tick.label1, tick.label2)]
+    return True

@@ -8,16 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from subprocess import run
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
 import torch
 
 import unrolled
+from tests.figures.drawing import faults_of_figure
 from unrolled.alignment import compare, get_metric, layer_grid, prepare_layers
 from unrolled.alignment.models import ModelGrid, PairScore
 from unrolled.figures import plot_metrics
-from unrolled.instruments import layerwise
+from unrolled.figures.escaping import escape, typeset
+from unrolled.figures.style import WIDTH
+from unrolled.instruments import layerwise, trace_report
 from unrolled.studies.cells import Cell, Row
 from unrolled.studies.results import Results
 
@@ -53,9 +57,9 @@ def models() -> ModelGrid:
             a=a, b=b, metric="cka", n=9, score=0.5, chance=0.1, p_value=0.2, z=None, calibrated=0.3,
             layers=("x", "y"), p_method="exact",
         )
-        for a, b in (("one", "two"), ("one", "three"), ("two", "three"))
+        for a, b in (("one", "two"), ("one", LONG), ("two", LONG))
     ]  # fmt: skip
-    return ModelGrid(["one", "two", "three"], ["cka"], pairs)
+    return ModelGrid(["one", "two", LONG], ["cka"], pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,7 @@ def results() -> Results[Any]:
     return Results(rows)
 
 
+LONG = "a_model_with_a_very_long_name_that_goes_on_and_on_patch4_32"
 METRICS = [
     {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0},
     {"step": 2, "epoch": 1.0, "split": "train", "loss": 1.0},
@@ -110,18 +115,45 @@ def test_it_draws_on_new_axes_and_on_given_ones(case: str) -> None:
     own = plot()
     try:
         assert title in "".join(text.get_text() for text in own.texts) or title in own.get_title()
+        assert faults_of_figure(own.get_figure()) == []
     finally:
         pyplot.close(own.get_figure())
     figure = Figure(layout="constrained")
     left, right = figure.subplots(1, 2)
     assert plot(left) is left
-    assert title.split(",")[0] in left.get_title()
+    assert title.split(",")[0] in left.get_title().replace("\n", " ")
     assert not right.lines
+    right.set_axis_off()
+    assert faults_of_figure(figure) == []
     if names is not None:
         assert {text.get_text() for text in left.texts} == set(names)
     file = io.BytesIO()
     figure.savefig(file, format="pdf")
     assert file.getvalue().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("case", ["trace", "layers", "comparison", "grid", "models"])
+def test_what_it_draws_can_be_had_as_a_panel_that_a_notebook_shows(case: str) -> None:
+    make, title, names = CASES[case]
+    panel = make().__self__.panel()  # type: ignore[attr-defined]
+    assert title in typeset(panel.title)
+    assert names is None or {series.label for series in panel.series} == set(names)
+    drawing = panel._repr_svg_()
+    root = ElementTree.fromstring(drawing)
+    assert root.tag.endswith("svg")
+    assert float(root.attrib["width"]) > WIDTH, "else it would be as wide as the notebook"
+    assert "prefers-color-scheme:dark" in drawing
+    assert escape(typeset(panel.description())) in drawing
+
+
+def test_layers_and_their_control_are_one_figure() -> None:
+    model = unrolled.create_model("crate_nano_patch2_8")
+    report = trace_report(model, images())
+    panel = report["layers"].panel(quantity="nonzero", label="trained", control=report["control"])
+    assert [(line.label, line.dashed) for line in panel.series] == [("trained", False), ("untrained", True)]
+    for line, rows in zip(panel.series, (report["layers"], report["control"]), strict=True):
+        assert line.y == [row["nonzero"] for row in rows]
+        assert line.error == [row["nonzero_se"] for row in rows]
 
 
 def test_what_cannot_be_drawn_is_named() -> None:

@@ -46,6 +46,8 @@ from unrolled.tables import Tabular
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from unrolled.figures import HeatMap
+
 _MOST = 999  # relabellings where "moments" has to draw: enough for p = 0.001
 _DOMINANT = 5.0  # standard deviations that one sample may move a score by
 _SURE = (SHOWN, 0.2)  # outside of these a tail by three moments is taken as it is
@@ -132,8 +134,8 @@ class Comparison(Tabular):
         """Everything as plain Python values, ready for JSON."""
         return {key: value.tolist() if isinstance(value, Tensor) else value for key, value in asdict(self).items()}
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the scores of all pairs of layers as a map, with a frame around the best; see `figures.Panel.plot`."""
+    def panel(self) -> HeatMap:
+        """The scores of all pairs of layers as a map, with a frame around the best."""
         from unrolled.figures import HeatMap
 
         rows, columns = self.layers
@@ -145,7 +147,11 @@ class Comparison(Tabular):
             row_label="a",
             column_label="b",
             mark=(rows.index(self.best[0]), columns.index(self.best[1])),
-        ).plot(ax)
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw `panel`; see `unrolled.figures.Panel.plot`."""
+        return self.panel().plot(ax)
 
     def summary(self) -> str:
         """One line: score, chance, p and interval, never the score alone."""

@@ -19,6 +19,8 @@ from unrolled.tables import Tabular
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from unrolled.figures import HeatMap
+
 LayerFeatures = Features | Mapping[str, Features] | Iterable[Features | tuple[str, Features]]
 
 
@@ -78,15 +80,19 @@ class Grid(Tabular):
         best = self.scores.nan_to_num(-math.inf).max() if self.scores.numel() else math.nan
         return f"Grid({rows} x {columns} layers, best score {float(best):.4g})"
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the scores as a map, layers counted from 0; see `figures.Panel.plot`."""
+    def panel(self) -> HeatMap:
+        """The scores as a map, layers counted from 0."""
         from unrolled.figures import HeatMap
 
         rows, columns = ([str(i) for i in range(size)] for size in self.scores.shape)
         values = self.scores.double().cpu().numpy()
         return HeatMap(
             title="score", values=values, rows=rows, columns=columns, row_label="layer of a", column_label="layer of b"
-        ).plot(ax)
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw `panel`; see `unrolled.figures.Panel.plot`."""
+        return self.panel().plot(ax)
 
 
 def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> Layers:

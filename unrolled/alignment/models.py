@@ -38,6 +38,8 @@ from unrolled.tables import Tabular
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from unrolled.figures import HeatMap
+
 _VERSION = 2  # of what a tile holds; kept tiles of others are computed anew
 
 
@@ -99,11 +101,10 @@ class ModelGrid(Tabular):
             values = np.where(np.isnan(values), values.T, values)
         return values
 
-    def plot(self, ax: Axes | None = None, *, metric: str = "", quantity: str = "score") -> Axes:
-        """Draw a quantity of all pairs of models as a map.
+    def panel(self, *, metric: str = "", quantity: str = "score") -> HeatMap:
+        """A quantity of all pairs of models as a map.
 
         Args:
-            ax: see `unrolled.figures.Panel.plot`.
             metric: by default the first.
             quantity: as in `matrix`.
         """
@@ -112,7 +113,11 @@ class ModelGrid(Tabular):
         metric = metric or self.metrics[0]
         title = metric if quantity == "score" else f"{metric}, {quantity}"
         values = self.matrix(metric, quantity)
-        return HeatMap(title=title, values=values, rows=self.models, columns=self.models).plot(ax)
+        return HeatMap(title=title, values=values, rows=self.models, columns=self.models)
+
+    def plot(self, ax: Axes | None = None, *, metric: str = "", quantity: str = "score") -> Axes:
+        """Draw `panel`; see `unrolled.figures.Panel.plot`."""
+        return self.panel(metric=metric, quantity=quantity).plot(ax)
 
     def of(self, metric: str) -> list[PairScore]:
         """The pairs under one metric.

@@ -63,6 +63,7 @@ def text_report(result: Answer) -> Report:
 
 
 def _report(result: Answer, seen: str, samples: str) -> Report:
+    from unrolled.figures.words import with_error
     from unrolled.report import Report, trace_section
 
     layers, control = result["layers"], result["control"]
@@ -89,11 +90,7 @@ def _report(result: Answer, seen: str, samples: str) -> Report:
         rows: list[list[int | str]] = [
             [
                 int(a["layer"]),
-                *(
-                    f"{r[f'{key}_{at}']:.4g} ± {r[f'{key}_{at}_se']:.1g}"
-                    for r in (a, b)
-                    for at in ("z", "half", "next")
-                ),
+                *(with_error(r[f"{key}_{at}"], r[f"{key}_{at}_se"]) for r in (a, b) for at in ("z", "half", "next")),
             ]
             for a, b in zip(layers, control, strict=True)
         ]

@@ -104,7 +104,7 @@ class HeatMap(Panel):
         down = range(0, n, max(1, int(np.ceil(13.0 / (cell if frame is not None else tall / n)))))
         beneath = (long if upright else SIZE) + 12
         if frame is None:
-            ax.set_title(in_print(self.title), parse_math=False)
+            self._head(ax)
             ax.set_ylabel(in_print(self.row_label), parse_math=False)
             ax.set_xlabel(in_print(self.column_label), parse_math=False)
         else:

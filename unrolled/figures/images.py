@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled.figures.escaping import in_print
 from unrolled.figures.panel import Frame, Panel
 from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH
 from unrolled.figures.words import shortened, wrapped
@@ -149,7 +148,7 @@ class ImageGrid(Panel):
         ax.set_ylim(y, 0)
         if frame is None:
             ax.set_aspect("equal")
-            ax.set_title(in_print(self.title), parse_math=False)
+            self._head(ax)
         else:
             ax.set_aspect("auto")
             title = wrapped(self.title, WIDTH, size=TITLE, bold=True)

@@ -114,7 +114,7 @@ class LineChart(Panel):
         ax.set_yticks([], minor=True)
         if frame is None:
             wide, tall = size_of(ax)
-            ax.set_title(in_print(self.title), parse_math=False)
+            self._head(ax)
             ax.set_xlabel(in_print(self.x_label), parse_math=False)
         else:
             tall = max(_INNER, sum(heights.values()) + 4)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from unrolled.figures.escaping import escape, typeset
-from unrolled.figures.style import DARK_VARIABLES, FIGURE_CSS, HEIGHT, LIGHT, LIGHT_VARIABLES, SIZE, TITLE, WIDTH
+from unrolled.figures.style import (
+    DARK_VARIABLES,
+    FIGURE_CSS,
+    HEIGHT,
+    LIGHT,
+    LIGHT_VARIABLES,
+    SIZE,
+    TITLE,
+    WIDTH,
+    size_of,
+)
+from unrolled.figures.words import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_SHOWN = 1.4  # pixels a unit in a notebook, whose letters are then as large as its text
 
 
 class Panel:
@@ -29,6 +43,12 @@ class Panel:
     def _draw(self, ax: Axes, frame: Frame | None) -> None:
         """Draw on axes; `frame` is there where they are alone in a figure of the house style."""
         raise NotImplementedError
+
+    def _head(self, ax: Axes) -> None:
+        """The title over axes of others, in lines no wider than they are."""
+        size = float(ax.title.get_fontsize())
+        title = wrapped(self.title, size_of(ax)[0], size=size)
+        ax.set_title(title, parse_math=False)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw with Matplotlib.
@@ -53,6 +73,12 @@ class Panel:
         """The drawing as SVG, `WIDTH` units wide; `ident` makes its element ids unique on a page."""
         width, height, body = self._body
         return svg_element(body, ident, self.title, self.description(), width, height, standalone=standalone)
+
+    def _repr_svg_(self) -> str:
+        """What a notebook shows of a panel at the end of a cell: the drawing, light or dark as its page is."""
+        width, _, body = self._body
+        drawing = self.svg(f"figure{zlib.crc32(body.encode())}", standalone=True)
+        return drawing.replace("<svg ", f'<svg width="{_SHOWN * width:g}" ', 1)
 
     @cached_property
     def _body(self) -> tuple[float, float, str]:

@@ -80,7 +80,7 @@ class Scatter(Panel):
         words = [] if self.equal else labels(ticks(*ys))
         if frame is None:
             wide, tall = size_of(ax)
-            ax.set_title(in_print(self.title), parse_math=False)
+            self._head(ax)
             ax.set_ylabel(in_print(self.y_label), parse_math=False)
             ax.set_xlabel(in_print(self.x_label), parse_math=False)
         else:

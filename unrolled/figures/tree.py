@@ -63,7 +63,7 @@ class Tree(Panel):
         high = low + ((max(heights) - low) or 1.0)
         names = [shortened(self.leaves[leaf], 0.5 * WIDTH) for leaf in order]
         if frame is None:
-            ax.set_title(in_print(self.title), parse_math=False)
+            self._head(ax)
             ax.set_xlabel(in_print(self.x_label), parse_math=False)
         else:
             left, right = 12 + max(map(width, names)), 16.0

@@ -33,9 +33,10 @@ def _advance(letter: str, bold: bool) -> float:
 @cache
 def _font(bold: bool) -> FT2Font:
     from matplotlib import get_data_path
-    from matplotlib.font_manager import get_font
+    from matplotlib.ft2font import FT2Font
 
-    font = get_font(f"{get_data_path()}/fonts/ttf/DejaVuSans{'-Bold' if bold else ''}.ttf")
+    # not `font_manager.get_font`: Matplotlib sets the size of that one to whatever it draws
+    font = FT2Font(f"{get_data_path()}/fonts/ttf/DejaVuSans{'-Bold' if bold else ''}.ttf")
     font.set_size(_UNITS, 72)
     return font
 
@@ -78,6 +79,15 @@ def number(value: float) -> str:
     digits = max(0, 3 - 1 - math.floor(math.log10(size)))
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def with_error(value: float, error: float) -> str:
+    """`130.0 ± 0.5`: as many decimals as the error has a digit for, and one more where that digit is 1."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{number(value)} ± {number(error)}"
+    first, exponent = f"{error:.0e}".split("e")
+    digits = max(0, (first == "1") - int(exponent))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def short(value: float) -> str:

@@ -23,6 +23,7 @@ The effective rank is Roy and Vetterli's (2007).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,8 @@ from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from unrolled.figures import LineChart, Series
 
 POINTS = ("z", "half", "next")
 # where the key without a suffix is taken from
@@ -75,24 +78,44 @@ class LayerRows(Tabular, list[Row]):
         values = [f"{key} {self[0][key]:.4g} to {self[-1][key]:.4g}" for key in PLAIN if key in self[0]]
         return f"LayerRows({len(self)} layers{unit}; first to last layer: {', '.join(values)})"
 
-    def plot(self, ax: Axes | None = None, *, quantity: str = "subspace_rate", label: str = "model") -> Axes:
-        """Draw a quantity against the layers, with one standard error of the mean over images as bars.
+    def panel(
+        self, *, quantity: str = "subspace_rate", label: str = "model", control: LayerRows | None = None
+    ) -> LineChart:
+        """A quantity against the layers, with one standard error of the mean over images as bars.
 
         Args:
-            ax: see `unrolled.figures.Panel.plot`; drawn on twice, it shows two models.
             quantity: a key of the rows.
             label: name of the line.
+            control: rows of the untrained control, drawn beside it.
 
         Raises:
             ValueError: the rows do not have the quantity.
         """
-        from unrolled.figures import LineChart, Series
+        from unrolled.figures import LineChart
+
+        series = [self._series(quantity, label)]
+        if control is not None:
+            series.append(replace(control._series(quantity, "untrained"), dashed=True))
+        return LineChart(title=_TITLES.get(quantity, quantity), x_label="layer", series=series)
+
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        quantity: str = "subspace_rate",
+        label: str = "model",
+        control: LayerRows | None = None,
+    ) -> Axes:
+        """Draw `panel`; see `unrolled.figures.Panel.plot`. Axes that are drawn on twice show two models."""
+        return self.panel(quantity=quantity, label=label, control=control).plot(ax)
+
+    def _series(self, quantity: str, label: str) -> Series:
+        from unrolled.figures import Series
 
         if not self or quantity not in self[0]:
             raise ValueError(f"quantity={quantity!r}: choose one of {', '.join(self[0]) if self else 'none, no rows'}")
         error = [row[f"{quantity}_se"] for row in self] if f"{quantity}_se" in self[0] else None
-        line = Series(label=label, x=[row["layer"] for row in self], y=[row[quantity] for row in self], error=error)
-        return LineChart(title=_TITLES.get(quantity, quantity), x_label="layer", series=[line]).plot(ax)
+        return Series(label=label, x=[row["layer"] for row in self], y=[row[quantity] for row in self], error=error)
 
 
 def layerwise(

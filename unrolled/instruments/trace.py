@@ -17,6 +17,8 @@ from unrolled.tables import Tabular
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from unrolled.figures import LineChart
+
 Reduce = Callable[[str, Tensor], Any]
 _SCREEN = 22  # lines of names that one screen shows
 
@@ -155,11 +157,10 @@ class Trace(Tabular, Mapping[str, Any]):
             rows.append(row)
         return rows
 
-    def plot(self, ax: Axes | None = None, *, measure: Callable[[Tensor], float] | None = None) -> Axes:
-        """Draw one number of every recorded tensor against the layers, a line for each place in them.
+    def panel(self, *, measure: Callable[[Tensor], float] | None = None) -> LineChart:
+        """One number of every recorded tensor against the layers, a line for each place in them.
 
         Args:
-            ax: see `unrolled.figures.Panel.plot`.
             measure: number of a tensor, such as the share of its entries that are not zero; by default the root mean
                 square of its entries. Of what `reduce=` made it gets the list.
 
@@ -180,7 +181,11 @@ class Trace(Tabular, Mapping[str, Any]):
             raise ValueError("the trace has no recorded layers to draw: run the model within it")
         series = [Series(label=k, x=[x for x, _ in v], y=[y for _, y in v]) for k, v in lines.items()]
         title = "root mean square of the activations" if measure is None else getattr(measure, "__name__", "")
-        return LineChart(title=title.replace("<lambda>", "measure"), x_label="layer", series=series).plot(ax)
+        return LineChart(title=title.replace("<lambda>", "measure"), x_label="layer", series=series)
+
+    def plot(self, ax: Axes | None = None, *, measure: Callable[[Tensor], float] | None = None) -> Axes:
+        """Draw `panel`; see `unrolled.figures.Panel.plot`."""
+        return self.panel(measure=measure).plot(ax)
 
     def __repr__(self) -> str:
         lines = [f"  {r['name']}  {r['shape'] or 'reduced'} {r['dtype']}".rstrip() for r in self.records()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.figures.escaping import escape, typeset
 from unrolled.figures.style import DARK_VARIABLES, FIGURE_CSS, LIGHT_VARIABLES
-from unrolled.report.parts import Cell, cell_text, config_lines
+from unrolled.report.parts import Cell, column_texts, config_lines
 from unrolled.report.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "breakable": breakable,
-        "cells": lambda row: [_cell(cell) for cell in row],
         "code": code,
         "columns": _columns,
         "longest_word": lambda text: max(map(len, re.split(r"\s+", text))),
         "numeric": lambda rows, count: [_is_numeric([row[i] for row in rows]) for i in range(count)],
         "paragraphs": lambda text: [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()],
+        "texts": _texts,
         "verdict": verdict_word,
     }
     return environment
@@ -127,8 +127,8 @@ def _columns(count: int) -> int:
     return min((4, 3), key=lambda columns: (count % columns == 1, count % columns != 0))
 
 
-def _cell(cell: Cell) -> str:
-    return "–" if isinstance(cell, float) and cell != cell else cell_text(cell)
+def _texts(rows: Sequence[Sequence[Cell]]) -> list[tuple[str, ...]]:
+    return list(zip(*map(column_texts, zip(*rows, strict=True)), strict=True))
 
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -214,6 +215,27 @@ def cell_text(cell: Cell) -> str:
     if isinstance(cell, int):
         return f"{cell:,}".replace(",", "\u202f") if abs(cell) >= 10_000 else str(cell)
     return number(cell) if isinstance(cell, float) else cell
+
+
+def column_texts(cells: Sequence[Cell]) -> list[str]:
+    """How the cells of a column read: fractions with one number of decimals, so that they can be compared by eye.
+
+    A column whose small entries would then read as zero keeps short numbers, unless some are below 0 and some above.
+    """
+    texts = ["–" if isinstance(cell, float) and cell != cell else cell_text(cell) for cell in cells]
+    values = [cell for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
+    largest = max(map(abs, values), default=0.0)
+    if not 1e-4 <= largest < 1e6:
+        return texts
+    wanted = max(len(number(value).partition(".")[2]) for value in values if "e" not in number(value))
+    digits = min(wanted, max(0, 3 - math.floor(math.log10(largest))))
+    vanish = any(value and abs(value) < 0.5 * 10**-digits for value in values)
+    if vanish and not min(values) < 0 < max(values):
+        return texts
+    return [
+        f"{cell + 0.0:.{digits}f}" if isinstance(cell, float) and math.isfinite(cell) else text
+        for cell, text in zip(cells, texts, strict=True)
+    ]
 
 
 def config_lines(config: Mapping[str, Any]) -> list[tuple[str, str]]:
