@@ -1,7 +1,8 @@
 """Commit numbers of studies: `python -m tests.study_docs runs/NAME ...` copies reports and rewrites their pages.
 
 Without arguments it only rewrites docs/studies.md and docs/studies/NAME/README.md from the reports beside them, and
-the number of studies in README.md.
+the number of studies in README.md. First it judges what the reports measured by the present rule and ranges: a report
+keeps the interval of every claim and of its control, so nothing is computed for that.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from unrolled import studies
 from unrolled.report.gallery import LINES_OF_WORK
 from website.fill import cell, verdict
 
@@ -27,12 +30,18 @@ Published claims, run here: a page for each study, written by `python -m tests.s
 it, with every claim, the published value, ours, and the command that repeats it. `DATA` is a folder with the data sets
 the study names.
 
-*Reproduced* and *not reproduced* compare with a range that stood in the study's source before the run shown here; where
-trial runs had been seen when it was set, the source says so. At the `cpu` budget the latter often means fewer training
-steps than the paper's: the report says how many. *Undecided*: the interval over seeds, or over what the report says,
-reaches across an end of the range, or one seed has none (so far in mesa-stability; the other verdicts compare a point).
-*No range*: nothing was judged, because the source gives no number, or a control does the same (a rule added after
-review, see [LOG.md](../LOG.md)).
+A claim is judged if its value could have come out outside its range (its source, `outside`, says by what), if
+somebody else published it, and by a 95 % interval over seeds, images or models. *Reproduced*: the interval lies
+inside the range; *not reproduced*: outside it, which at the `cpu` budget often means fewer training steps than the
+paper's: the report says how many. *Undecided*: it reaches across an end, or there is none, as of one seed. *Controls
+do the same*: an untrained network, shuffled labels or a guess lies in the range too. *Not judged*: nobody else
+published a number that could fail; the page says whether it came out as was expected before.
+
+Ranges stood in the studies' sources before the runs, but for those changed after a review: the mesa layer's of
+`mesa-depth` began below the exact solution's loss, MesaNet's of `crate-text` had no lower end, and those of
+`mesa-language` (level), `mesa-worlds` (fully and partially observed) and `platonic-vision` (metrics) are gone. Most
+of the reports were written before claims kept intervals: these were computed afterwards from the values by seed that
+the reports hold, and all verdicts are by the present rule, as the end of each page says ([LOG.md](../LOG.md)).
 
 At the `cpu` budget all mesa studies together took about 65 minutes of one core and all Platonic ones about 50, the zoo
 of models included. Those of white-box transformers took about 155, of which transfer and text 125, and the 98 trained
@@ -66,6 +75,29 @@ def without_paths(value: Any) -> Any:
     return value
 
 
+def judged_again(name: str, claims: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The claims of a report by the present rule; one that is not made any more, or otherwise, is not judged."""
+    present = {claim.statement: claim for claim in studies.load(name).claims}
+    gone = {"verdict": "not judged", "why": "claimed otherwise now", "reproduced": None}
+    return [
+        present[claim["statement"]].judged_again(claim) if claim["statement"] in present else claim | gone
+        for claim in claims
+    ]
+
+
+def rejudge() -> None:
+    """Write the verdicts of the present rule into the reports that have others, with the revision that has the rule."""
+    for path in sorted(STUDIES.glob("*/report.json")):
+        report = json.loads(path.read_text())
+        claims = judged_again(path.parent.name, report["claims"])
+        if claims != report["claims"]:
+            decided = [claim["reproduced"] for claim in claims if claim["reproduced"] is not None]
+            report |= {"claims": claims, "reproduced": all(decided) if decided else None}
+            head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+            report["provenance"]["judged"] = head.stdout[:12]
+            path.write_text(json.dumps(report, separators=(",", ":"), ensure_ascii=False) + "\n")
+
+
 def pages() -> dict[Path, str]:
     """Every page written from the reports, with its text: README's count, the index, and one for each study."""
     reports = {path.parent.name: json.loads(path.read_text()) for path in sorted(STUDIES.glob("*/report.json"))}
@@ -89,7 +121,7 @@ def index(reports: dict[str, dict[str, Any]]) -> str:
 
 def counted(report: dict[str, Any]) -> str:
     """How many claims of a study came out how."""
-    counts = Counter(verdict(claim).strip("*") for claim in report["claims"])
+    counts = Counter(claim["verdict"] for claim in report["claims"])
     return ", ".join(f"{count} {word}" for word, count in counts.most_common()) or "none"
 
 
@@ -116,8 +148,9 @@ def entry(name: str, report: dict[str, Any]) -> str:
     lines.append("## How it was run\n")
     lines.append(
         f"`{command}`: {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
-        f"torch {record['versions']['torch']}, revision {record['versions'].get('revision', '?')}. "
-        f"[All numbers](report.json).\n"
+        f"torch {record['versions']['torch']}, revision {record['versions'].get('revision', '?')}"
+        + (f"; judged again by the rule and ranges of revision {record['judged']}" if "judged" in record else "")
+        + ". [All numbers](report.json).\n"
     )
     return "\n".join(lines)
 
@@ -154,5 +187,6 @@ def figures(name: str, report: dict[str, Any]) -> list[Path]:
 if __name__ == "__main__":
     for each in sys.argv[1:]:
         add(Path(each))
+    rejudge()
     for page, text in pages().items():
         page.write_text(text)

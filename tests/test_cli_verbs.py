@@ -71,8 +71,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 def fake_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A study that takes no time and misses its target; its configurations are recorded."""
     from unrolled import studies
+    from unrolled.studies.claim import Claim
     from unrolled.studies.demo import DemoConfig
-    from unrolled.studies.study import Claim, Study
+    from unrolled.studies.study import Study
 
     class Slow(Study):
         def run(self, config: Any, *, on_progress: Any = None) -> Any:
@@ -82,7 +83,9 @@ def fake_study(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             return super().run(config)
 
     seen: list[Any] = []
-    claim = Claim(statement="It works", source="nobody", published="1.0", value=lambda r, c: 0.5, low=1.0)
+    claim = Claim(
+        statement="It works", source="nobody", published="1.0", value=lambda r, c: 0.5, low=1.0, outside="0", point=True
+    )
     study = Slow(
         name="demo",
         title="A study",

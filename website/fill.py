@@ -56,9 +56,9 @@ def pages() -> list[Path]:
 
 
 def verdict(claim: dict[str, Any]) -> str:
-    """How a claim came out, in words."""
-    said = {True: "reproduced", False: "**not reproduced**", None: "no range"}[claim["reproduced"]]
-    return claim["verdict"] if claim.get("verdict") in ("undecided", "not run") else said
+    """How a claim came out, in words, and why neither one way nor the other."""
+    word = f"**{claim['verdict']}**" if claim["verdict"] == "not reproduced" else claim["verdict"]
+    return f"{word}: {claim['why']}" if claim["why"] else word
 
 
 def cell(text: object) -> str:

@@ -66,7 +66,7 @@ def test_the_study_fits_splices_and_matches(study: tuple[CodesConfig, dict[str, 
     assert 0 < own[4]["nonzero"] < 96
     assert own[4]["variance"] < own[16]["variance"]
     assert sum(row["cell"] == "Agreement" for row in rows) == len(list(pairs(config))) == 4 + 4 + 4
-    assert all(claim["verdict"] in ("undecided", "reproduced", "not reproduced") for claim in record["claims"])
+    assert all(claim["verdict"] == "not judged" for claim in record["claims"])
     assert "Do CRATE's own codes make a sparse autoencoder unnecessary?" in record["summary"]
 
 

@@ -167,14 +167,14 @@ def test_a_tiny_study_reports(tmp_path: Path) -> None:
     ]
 
 
-def test_a_fall_that_the_untrained_network_has_too_is_not_judged() -> None:
+def test_a_fall_that_the_untrained_network_has_too_is_not_reproduced() -> None:
     def layers(ratio: float, **columns: int) -> Row[Cell]:
         ends = [{"rate_after": 2.0, "nonzero": 0.5}, {"rate_after": 2.0 * ratio, "nonzero": 0.4}]
         return Row(MaskedLayers(network=network(**columns), measured=4), {"encoder": ends, "decoder": ends}, 1.0)
 
     trained = [layers(0.5 - seed / 100, seed=seed, images=128) for seed in (0, 1)]
     config = MaeLayersConfig(**{**TINY, "seeds": (0, 1)})
-    for control, verdict in ((0.9, "reproduced"), (0.2, "not judged")):
+    for control, verdict in ((1.1, "reproduced"), (0.9, "controls do the same")):
         claim = CLAIMS[0].judge(Results([*trained, layers(control)]), config)
         assert claim.verdict == verdict
         assert claim.measured.startswith(f"-0.505 ± 0.007; untrained {control - 1:.3f}")
@@ -184,5 +184,7 @@ def test_a_ratio_of_one_seed_decides_nothing() -> None:
     config = MaeLayersConfig(**TINY)
     loss = Row(Completed(network=network(images=128), tested=4, lessons=4, shown=0), {"loss": 0.5}, 1.0)
     seen = Row(Baselines(data="digits", tested=4, lessons=4, shown=1), {"scores": {BASELINES[2]: {"loss": 0.25}}}, 1.0)
-    measured = [claim.judge(Results([loss, seen]), config).measured for claim in CLAIMS]  # type: ignore[list-item]
-    assert measured[4:] == ["not run", "2.000; one seed decides nothing", "not run"]
+    claims = [claim.judge(Results([loss, seen]), config) for claim in CLAIMS]  # type: ignore[list-item]
+    assert [claim.measured for claim in claims[4:]] == ["not run", "2.000", "not run"]
+    assert claims[5].over == "one seed"
+    assert claims[5].why.endswith("undecided")

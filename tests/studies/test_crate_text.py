@@ -198,7 +198,8 @@ def test_claims_compare_models_of_one_seed_and_the_worst_decides_over_all(tmp_pa
     rows = [made_up(cell, losses) for cell in dict.fromkeys(cells(config)) if not isinstance(cell, Counted | Cost)]
     results = Results(rows)
     claims = [claim.judge(results, config) for claim in STUDY.claims]
-    assert [claim.verdict for claim in claims] == ["reproduced"] * 6 + ["not judged"]
+    verdicts = ["reproduced", "not judged", "reproduced", "reproduced", "not reproduced", "not judged", "not judged"]
+    assert [claim.verdict for claim in claims] == verdicts  # a lead of half a bit is not level
     assert claims[0].measured == "0.500 ± 0.000 (3 seeds)"
     assert claims[4].measured == "-0.500 ± 0.000 (2 seeds)"
     assert claims[5].measured.startswith("-0.144 ± 0.000 (GPT-2, 3 seeds); -0.144 ± 0.000 (CRATE-GPT, 3 seeds)")

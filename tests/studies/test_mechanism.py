@@ -19,10 +19,11 @@ from lab_cells import Fails, NeedsData, OfSum, OnData, Square, Sum
 
 from unrolled.errors import MissingData
 from unrolled.studies.cells import Cell, Context, Row, computed, stored_row
+from unrolled.studies.claim import Claim
 from unrolled.studies.networks import Network, OfNetwork
-from unrolled.studies.results import Estimate, Results, Values, line
+from unrolled.studies.results import Results, Values, line
 from unrolled.studies.runner import compute_all
-from unrolled.studies.study import Claim, Config, Count, Rate, Seeds, Study
+from unrolled.studies.study import Config, Count, Rate, Seeds, Study
 
 
 def times(context: Context) -> list[str]:
@@ -259,7 +260,7 @@ def test_correlations_are_of_ranks_and_within_a_seed() -> None:
 def test_a_diverged_training_is_shown_and_decides_nothing(lost: float) -> None:
     values = Values({0: 1.0, 1: lost})
     assert f"{values:.1f}" == f"{lost} ± nan"
-    assert claim(values).verdict == "undecided"
+    assert "nan" in f"{values.interval()}"
     one, other = (row.cell for row in rows((0, 1), (1, 3)))
     results = Results([Row(one, {"curve": [1.0, 2.0]}, 1.0), Row(other, {"curve": [1.0, lost]}, 1.0)])
     curve = results.curve("a", "curve", x=[0, 1])
@@ -302,50 +303,6 @@ def test_values_read_as_a_reader_expects() -> None:
     assert f"{Values():.2f}" == "not run"
 
 
-def claim(value: Any, low: float = 0.0, high: float = math.inf, budget: str = "cpu", **more: Any) -> Any:
-    made = Claim(statement="s", source="p", published="1", value=lambda r, c: value, low=low, high=high, **more)
-    return made.judge(Results([]), Config.of_budget(budget))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("value", "verdict", "words"),
-    [
-        (Values({0: 1.0, 1: 1.1, 2: 1.05}), "reproduced", "1.050 ± 0.050"),
-        (Values({0: -1.0, 1: -1.1, 2: -1.05}), "not reproduced", "-1.050 ± 0.050"),
-        (Values({0: 1.0, 1: -0.9, 2: 0.1}), "undecided", "95 % interval over 3 seeds"),
-        (Values({0: 1.0}), "undecided", "one seed decides nothing"),
-        (Values(), "not run", "not run"),
-        (Estimate(1.0, 0.5, 1.5, "bootstrap over 98 photos"), "reproduced", "1.000 [0.500, 1.500]"),
-        (Estimate(1.0, -0.5, 1.5, "bootstrap over 98 photos"), "undecided", "over 98 photos"),
-        (Estimate(1.0, math.nan, math.nan, "3 kinds"), "undecided", "1.000 (no interval)"),
-        (Estimate(math.nan, math.nan, math.nan, "5 kinds"), "undecided", "undefined"),
-        (1.0, "reproduced", "1.000"),
-        (-1.0, "not reproduced", "-1.000"),
-        (math.nan, "not run", "not run"),
-    ],
-)
-def test_a_verdict_needs_an_interval_inside_or_outside_the_range(value: Any, verdict: str, words: str) -> None:
-    judged = claim(value)
-    assert judged.verdict == verdict
-    assert words in judged.measured
-    assert judged.reproduced is {"reproduced": True, "not reproduced": False}.get(verdict)
-
-
-def test_without_a_range_and_at_quick_nothing_is_judged() -> None:
-    assert claim(1.0, low=-math.inf).verdict == "not judged"
-    assert claim(1.0, budget="quick").verdict == "not judged"
-    assert claim(1.0, unless=lambda config: "not run on CIFAR-10").measured == "not run on CIFAR-10"
-
-
-def test_what_a_control_does_as_well_is_not_judged() -> None:
-    def moot(results: Any, config: Any) -> str:
-        return "so does the control"
-
-    assert claim(1.0, moot=moot).measured == "1.000; so does the control"
-    assert claim(1.0, moot=moot).verdict == claim(-1.0, moot=moot).verdict == "not judged"
-    assert claim(Values(), moot=moot).measured == "not run"
-
-
 @dataclass(kw_only=True)
 class Settings(Config):
     """Of a study of squares."""
@@ -367,7 +324,14 @@ STUDY = Study(
     config=Settings,
     cells=lambda config: [*(Square(number=config.number, seed=seed) for seed in config.seeds), NeedsData()],
     claims=(
-        Claim(statement="It is", source="-", published="yes", value=lambda r, c: r.of(Square).values("value"), low=0.0),
+        Claim(
+            statement="It is",
+            source="-",
+            published="yes",
+            value=lambda r, c: r.of(Square).values("value"),
+            low=0.0,
+            outside="roots of negative numbers",
+        ),
     ),
     report=lambda report, config, results: report.headline(f"{results.of(Square).values('value'):.0f}"),
 )

@@ -11,8 +11,8 @@ import torch
 from unrolled.studies.cells import Context
 from unrolled.studies.mesa import constructed
 from unrolled.studies.mesa.constructed import FAST, PAPER_STEPS, Constructed, Recipe, constructed_recipe, train
-from unrolled.studies.mesa.held_out import TUNE_SEED, best_step_size
-from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
+from unrolled.studies.mesa.held_out import TUNE_SEED, best_gradient_step, best_step_size
+from unrolled.tasks import LinearDynamics, Sequences, constructed_tokens, sequence_loss
 from unrolled.theory.in_context import gradient_descent_predictions
 
 NETWORK = Constructed(recipe=Recipe(steps=8, batch_size=4), seed=0, dim=3, points=2, moments=True)
@@ -95,6 +95,36 @@ def test_a_trained_model_is_taken_from_the_store(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(constructed, "sequence_loss", untaken)
     assert NETWORK.compute(context) == result
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), NETWORK.load(context).parameters(), strict=True))
+
+
+class Moved:
+    """A world in which one gradient step from weights that are not zero predicts the next state exactly."""
+
+    dim, size = 3, 0.02
+    initial = torch.tensor([[0.5, 0.2, 0.0], [0.0, -0.4, 0.1], [0.3, 0.0, 0.7]], dtype=torch.float64)
+
+    def sample(self, count: int, *, seed: int) -> Sequences:
+        inputs = torch.randn(count, 6, self.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return Sequences(inputs, gradient_descent_predictions(inputs, self.size, self.initial), self.initial)
+
+
+def test_the_best_gradient_step_is_found_with_its_initial_weights() -> None:
+    size, initial = best_gradient_step(Moved(), sequences=64, rounds=60)  # type: ignore[arg-type]
+    assert size == pytest.approx(Moved.size, rel=1e-6)
+    torch.testing.assert_close(initial, Moved.initial, rtol=1e-6, atol=1e-8)
+
+
+def test_the_best_gradient_step_is_a_stationary_point_no_worse_than_one_from_zero() -> None:
+    world = LinearDynamics(dim=4, steps=20)
+    sample = world.sample(256, seed=TUNE_SEED)
+    states, targets = sample.inputs.double(), sample.targets.double()
+    size, initial = best_gradient_step(world, sequences=256)
+    at = torch.tensor(size, dtype=torch.float64, requires_grad=True), initial.clone().requires_grad_()
+    loss = sequence_loss(gradient_descent_predictions(states, *at), targets)  # type: ignore[arg-type]
+    for slope in torch.autograd.grad(loss, at):
+        assert float(slope.abs().max()) < 1e-6
+    zero = best_step_size(world, sequences=256)
+    assert float(loss.detach()) <= float(sequence_loss(gradient_descent_predictions(states, zero), targets))
 
 
 def test_the_best_step_size_is_best() -> None:

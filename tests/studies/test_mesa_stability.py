@@ -12,6 +12,7 @@ from unrolled.ops import mesa
 from unrolled.ops import mesa_solve as solver
 from unrolled.studies.cells import Context
 from unrolled.studies.mesa.stability import STUDY, Case, Solved, StabilityConfig, cases, draw, on_any_processor, truth
+from unrolled.studies.results import Estimate
 
 TINY = {"seeds": (0,), "steps": 24, "width": 6, "contexts": (40,)}
 
@@ -39,7 +40,7 @@ def test_every_case_is_finite_and_reported(tmp_path: Path) -> None:
     config = StabilityConfig(out=tmp_path, kept=tmp_path / "kept", **TINY)  # type: ignore[arg-type]
     report = STUDY.run(config)
     assert report.claims[0].measured == "0"
-    assert report.claims[0].verdict == "reproduced"
+    assert report.claims[0].why == "a target of this package; as expected"
     assert len(report.results["rows"]) == len(cases(config))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "does not apply" in page
@@ -64,13 +65,14 @@ def test_a_method_that_breaks_is_counted_and_named(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(solver, "mesa", broken)
     report = STUDY.run(StabilityConfig(out=tmp_path, kept=tmp_path / "kept", **TINY))  # type: ignore[arg-type]
-    assert [claim.verdict for claim in report.claims] == ["not reproduced"] * 3
+    assert report.claims[0].why.endswith("; not as expected")
     assert "not finite" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert report.reproduced is False
 
 
 @pytest.mark.parametrize(
-    ("error", "verdict"), [(1e-5, "reproduced"), (8.4e-5, "undecided"), (1.4e-4, "undecided"), (1e-3, "not reproduced")]
+    ("error", "place"), [(1e-5, "inside"), (8.4e-5, "undecided"), (1.4e-4, "undecided"), (1e-3, "outside")]
 )
-def test_no_verdict_hangs_on_a_processors_rounding(error: float, verdict: str) -> None:
-    assert STUDY.claims[1]._verdict(on_any_processor(error)) == verdict
+def test_nothing_hangs_on_a_processors_rounding(error: float, place: str) -> None:
+    range_ = on_any_processor(error)
+    assert isinstance(range_, Estimate)
+    assert STUDY.claims[1].place((range_.low, range_.high)) == place

@@ -43,8 +43,8 @@ def test_the_report_sets_every_stack_beside_its_controls(tmp_path: Path) -> None
     config = ComparedConfig(seeds=(0,), out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
     report = STUDY.run(config)
     assert len(report.claims) == 5
-    # one seed has no interval
-    assert {claim.verdict for claim in report.claims} == {"undecided"}
+    # one seed has no interval, and of Proposition 2 the published curve is another algorithm's
+    assert [claim.verdict for claim in report.claims] == ["not judged"] * 2 + ["undecided"] * 3
     rows = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["results"]["rows"]
     controls = {row["world"]: row for row in rows if row["cell"] == "Controls"}
     assert controls["full"]["loss"]["exact ridge"] == pytest.approx(0.186, abs=0.02)

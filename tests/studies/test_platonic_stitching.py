@@ -46,7 +46,8 @@ def planted(config: StitchingConfig, shares: dict[str, float], *, slope: float =
             rows.append(Row(cell, {"regressed": 0.1, "accuracy": 0.8 * share, "reference": 0.8}, 0.0))
         elif isinstance(cell, Units):
             rest = {"mutual": 30, "units": [100, 80], "best": [0.9], "median": 0.5, "threshold": 0.4}
-            rows.append(Row(cell, {"found": 20 + place, **rest}, 0.0))
+            found = 0 if cell.sort == "untrained" and shares["untrained"] < 0.5 else 20 + place % 3
+            rows.append(Row(cell, {"found": found, **rest}, 0.0))
     return Results(rows)
 
 
@@ -54,10 +55,13 @@ def test_what_is_kept_is_judged_beside_its_controls() -> None:
     config = StitchingConfig(members="few")
     good = {"itself": 1.0, "another seed": 0.97, "another kind": 0.9, "untrained": 0.3}
     claims = [claim.judge(planted(config, good, slope=0.01), config) for claim in STUDY.claims]
-    assert [claim.verdict for claim in claims] == ["reproduced"] * 4
+    assert [claim.verdict for claim in claims] == ["reproduced", "not judged", "reproduced", "reproduced"]
     bad = {"itself": 1.0, "another seed": 0.4, "another kind": 0.4, "untrained": 0.6}
     claims = [claim.judge(planted(config, bad, slope=-0.01), config) for claim in STUDY.claims]
-    assert [claim.verdict for claim in claims] == ["not reproduced"] * 3 + ["reproduced"]
+    assert [claim.verdict for claim in claims] == [
+        *("not reproduced", "not judged", "not reproduced", "controls do the same")
+    ]
+    assert claims[1].why.endswith("not as expected")
     assert kept_accuracy(planted(config, good), "another seed", unit="kind").count == "3 kinds"
     one = StitchingConfig(members="few", cuts=(2,))
     early = STUDY.claims[2].judge(planted(one, good), one)

@@ -157,7 +157,7 @@ def test_a_trend_with_competence_is_found_and_its_reverse_refuted() -> None:
         assert view.trend(view.pairs(config.best), ALL).value == pytest.approx(  # type: ignore[arg-type]
             sign, abs=0.01
         )
-        assert [claim.judge(results, config).verdict for claim in STUDY.claims] == [verdict, verdict, "not run"]
+        assert [claim.judge(results, config).verdict for claim in STUDY.claims] == [verdict, "not judged", "not run"]
         gains = [view.bin(view.calibrated()["mutual k-NN"], places, ALL).gain for places in view.bins()]
         assert gains == sorted(gains, reverse=sign < 0)
 

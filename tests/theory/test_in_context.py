@@ -40,8 +40,10 @@ def test_predictions_from_the_objective() -> None:
         k, v = s[:, :t], s[:, 1 : t + 1]
         step = gradient_step(torch.zeros(3, 4, 4, dtype=torch.float64), k, v, 0.1)
         best = ridge_regression(k, v, 0.3)
+        initial = torch.randn(4, 4, dtype=torch.float64)
         for phi, predicted in (
             (step, gradient_descent_predictions(s, 0.1)),
+            (gradient_step(initial, k, v, 0.1), gradient_descent_predictions(s, 0.1, initial)),
             (best, least_squares_predictions(s, 0.3)),
         ):
             torch.testing.assert_close(predicted[:, t], (phi @ s[:, t, :, None])[..., 0])

@@ -115,6 +115,7 @@ def _text(report: Report) -> str:
         verdict = claim.verdict.replace("not reproduced", "NOT reproduced")
         if report.notice and verdict == "not judged":
             verdict += " at this budget"
+        verdict += f": {claim.why}" * bool(claim.why)
         parts = {"here": claim.measured, "published": f"{claim.published} ({claim.source})", "verdict": verdict}
         lines += [f"\n{claim.statement}", *(f"  {name + ':':<11}{text}" for name, text in parts.items())]
     return "\n".join(lines)

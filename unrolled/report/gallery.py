@@ -155,7 +155,9 @@ def _index(studies: Sequence[Study], notes: Sequence[Note], pictures: Sequence[t
         Fact(label="Studies", value=str(len(studies))),
         Fact(label="Claims met", value=str(claims.count(True)), detail="within the range declared for them"),
         Fact(label="Claims not met", value=str(claims.count(False)), detail="each report says the likely reason"),
-        Fact(label="Claims not judged", value=str(claims.count(None)), detail="no range was declared"),
+        Fact(
+            label="Claims open", value=str(claims.count(None)), detail="undecided, not judged, or controls do the same"
+        ),
     ]
     lines = dict(study.line for study in studies)
     filters = [

@@ -60,7 +60,12 @@ class Fact:
 class Claim:
     """What a source says beside what came out here; `reproduced` is None where nothing is judged or decided.
 
-    `verdict` is one of "reproduced", "not reproduced", "undecided", "not run" and "not judged".
+    Attributes:
+        verdict: "reproduced", "not reproduced", "undecided", "controls do the same", "not run" or "not judged".
+        why: why it is none of the first two.
+        interval: what the verdict rests on, 95 %; None where there is none.
+        over: what it is over, or what there was one of.
+        control: the same of what must not have the value.
     """
 
     statement: str
@@ -69,6 +74,10 @@ class Claim:
     measured: str
     reproduced: bool | None = None
     verdict: str = ""
+    why: str = ""
+    interval: tuple[float, float] | None = None
+    over: str = ""
+    control: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.verdict:

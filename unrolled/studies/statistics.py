@@ -87,6 +87,19 @@ def classical_mds(distance: Array, dims: int = 2) -> tuple[Array, float]:
     return points, float(positive[top].sum() / positive.sum()) if positive.sum() > 0 else 0.0
 
 
+class PValue(Estimate):
+    """A p-value as it is judged: inside a range that ends at it or above, and never outside one.
+
+    A large p does not say that nothing is there.
+    """
+
+    def __init__(self, value: float) -> None:
+        super().__init__(value, 0.0, value, "up to a p-value, which says nothing where it is large")
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}}"
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number with so many decimals, `not run` for None and `undefined` for NaN."""
     if value is None:

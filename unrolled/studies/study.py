@@ -10,10 +10,10 @@ from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from unrolled.studies.cells import Cell, Context
-from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
+from unrolled.studies.claim import Claim
+from unrolled.studies.results import Results
 
 if TYPE_CHECKING:
-    from unrolled import report as reports
     from unrolled.report import Report
 
 Budget = Literal["quick", "cpu", "gpu"]
@@ -23,7 +23,6 @@ QUICK_NOTICE = "Quick budget: checks that the study runs; too small to support a
 Overrides = dict[str, Any]
 """Settings by name that are not the defaults."""
 Budgets = dict[Budget, Overrides]
-Verdict = Literal["reproduced", "not reproduced", "undecided", "not run", "not judged"]
 
 
 @dataclass(frozen=True)
@@ -120,93 +119,6 @@ def _check_bound(name: str, value: Any, bound: Any) -> None:
         raise ValueError(f"{name}={value}: must be at least {bound.low:g}")
     elif isinstance(bound, Above) and not (value > bound.low and math.isfinite(value)):
         raise ValueError(f"{name}={value}: must be more than {bound.low:g}, and finite")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A published statement, how its value is read off the results, and the range that counts as reproducing it.
-
-    Without a range nothing is judged. With one, the 95 % interval of the value lies inside it (reproduced), outside it
-    (not reproduced) or across an end of it (undecided). The interval is over seeds where `value` gives `Values`, and
-    the one that an `Estimate` brings; one seed alone has none and decides nothing. A plain number is exact, such as a
-    count of operations, and judged as a point.
-
-    Attributes:
-        statement: what is claimed, with the quantity and its unit.
-        source: citation with the figure or table.
-        published: the source's value, as a reader wants to see it.
-        value: what was measured, from the results and the configuration; no `Values` at all mean `not run`.
-        low, high: the range, ends included.
-        spec: how the value is written.
-        detail: words after the value.
-        unless: why a configuration cannot judge it, such as other data than the claim names; "" if it can.
-        moot: why what came out cannot judge it, such as a control that does as much; "" if it can.
-    """
-
-    statement: str
-    source: str
-    published: str
-    value: Callable[[Results[Any], Any], Values | Estimate | float]
-    low: float = -math.inf
-    high: float = math.inf
-    spec: str = ".3f"
-    detail: Callable[[Results[Any], Any], str] = lambda results, config: ""
-    unless: Callable[[Any], str] = lambda config: ""
-    moot: Callable[[Results[Any], Any], str] = lambda results, config: ""
-
-    def judge(self, results: Results[Any], config: Config) -> reports.Claim:
-        """The claim beside what was measured."""
-        from unrolled import report as reports
-
-        reason = self.unless(config)
-        value = Values() if reason else self.value(results, config)
-        verdict = self._verdict(value)
-        if verdict == "not run":
-            measured = reason or NOT_RUN
-        else:
-            moot = self.moot(results, config)
-            if moot or config.budget == "quick":
-                verdict = "not judged"
-            doubt = f"; {moot}" if moot else self._doubt(value, verdict)
-            measured = f"{value:{self.spec}}{self.detail(results, config)}{doubt}"
-        return reports.Claim(
-            statement=self.statement,
-            source=self.source,
-            published=self.published,
-            measured=measured,
-            reproduced={"reproduced": True, "not reproduced": False}.get(verdict),
-            verdict=verdict,
-        )
-
-    def _verdict(self, value: Values | Estimate | float) -> Verdict:
-        if (isinstance(value, Values) and not value) or (isinstance(value, float) and math.isnan(value)):
-            return "not run"
-        if math.isinf(self.low) and math.isinf(self.high):
-            return "not judged"
-        ends = self._interval(value)
-        if ends is None:
-            return "undecided"
-        if self.low <= ends[0] and ends[1] <= self.high:
-            return "reproduced"
-        return "not reproduced" if ends[1] < self.low or ends[0] > self.high else "undecided"
-
-    def _interval(self, value: Values | Estimate | float) -> tuple[float, float] | None:
-        if isinstance(value, Values):
-            return value.interval()
-        if isinstance(value, Estimate):
-            return value.low, value.high
-        return value, value
-
-    def _doubt(self, value: Values | Estimate | float, verdict: Verdict) -> str:
-        """Why nothing is decided."""
-        if verdict != "undecided":
-            return ""
-        if isinstance(value, Values):
-            ends = value.interval()
-            if ends is None:
-                return f"; one {value.unit} decides nothing"
-            return f"; 95 % interval over {value.count} {ends[0]:{self.spec}} to {ends[1]:{self.spec}}"
-        return f"; interval: {value.basis}" if isinstance(value, Estimate) else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,14 +99,23 @@ def in_context_loss(weights: Tensor, states: Tensor) -> Tensor:
     return 0.5 * torch.nn.functional.pad(error.cumsum(-1), (1, 0))
 
 
-def gradient_descent_predictions(states: Tensor, step_size: float) -> Tensor:
-    """s_{t+1} predicted by Phi_t = one gradient step from zero on the mesa-objective of s_0..s_t: [..., t, d].
+def gradient_descent_predictions(states: Tensor, step_size: float, initial: Tensor | None = None) -> Tensor:
+    """s_{t+1} predicted by Phi_t = one gradient step from Phi_0 on the mesa-objective of s_0..s_t: [..., t, d].
 
-    Phi_t s_t = step_size * sum_{t' < t} s_{t'+1} (s_{t'} . s_t): what Proposition 1's linear attention computes.
+    Phi_t s_t = Phi_0 s_t + step_size * sum_{t' < t} (s_{t'+1} - Phi_0 s_{t'}) (s_{t'} . s_t): what the linear attention
+    of Proposition 1 (arXiv 2309.05858) computes, on tokens that hold Phi_0 s_t as well. The paper compares a trained
+    layer with the step whose size and initial weights (Phi_0; W_0 in its first version) are learned too.
+
+    Args:
+        states: [..., t, d].
+        step_size: of the gradient step.
+        initial: Phi_0, [..., d, d]; zero if None.
     """
     before, after = states[..., :-1, :], states[..., 1:, :]
     scores = (states @ before.mT).tril(-1)  # [..., t, t-1]: pair t' may be used from step t'+1 on
-    return step_size * (scores @ after)
+    if initial is None:
+        return step_size * (scores @ after)
+    return states @ initial.mT + step_size * (scores @ (after - before @ initial.mT))
 
 
 def least_squares_predictions(states: Tensor, ridge: float, *, include_newest: bool = True) -> Tensor:

@@ -8,8 +8,9 @@ import numpy as np
 
 from unrolled.report import Report
 from unrolled.studies.cells import Cell, Context, Result
+from unrolled.studies.claim import Claim
 from unrolled.studies.results import Results
-from unrolled.studies.study import Budgets, Claim, Config, Count, Seeds, Study
+from unrolled.studies.study import Budgets, Config, Count, Seeds, Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ STUDY = Study(
             published="0.798",
             low=0.75,
             high=0.85,
+            outside="walks that have a direction, or signs that are not independent",
             value=lambda results, config: results.of(Walk).values("distance"),
         ),
     ),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from unrolled.studies.claim import Claim
 from unrolled.studies.networks import BATCH, NAMES, Data, Network, images_seen
 from unrolled.studies.results import OtherT, Results, Values
-from unrolled.studies.study import AtLeast, Claim, Config, Count, Distinct, Seeds
+from unrolled.studies.study import AtLeast, Config, Count, Distinct, Seeds
 
 
 @dataclass(kw_only=True)
@@ -69,8 +70,9 @@ def difference_claim(
     published: str,
     low: float = -math.inf,
     high: float = math.inf,
+    **judged: Any,
 ) -> Claim:
-    """About `difference`, judged on the first data set; the others stand behind it."""
+    """About `difference`, judged on the first data set; the others stand behind it. `judged`: see `Claim`."""
 
     def detail(results: Results[Any], config: ComparedConfig) -> str:
         first = difference(results, one, other, config.data[0])
@@ -89,4 +91,5 @@ def difference_claim(
         high=high,
         spec="+.1f",
         detail=detail,
+        **judged,
     )

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.studies.cells import Cell, Context, Result
+from unrolled.studies.claim import Claim
 from unrolled.studies.mesa.held_out import TEST_SEED
 from unrolled.studies.mesa.stacks import LAGS, TITLES, Kind, Place, Stack, WorldsConfig
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Budgets, Claim, Distinct, Study
+from unrolled.studies.study import AtLeast, Budgets, Distinct, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
 
 _RELEASED = "released results of arXiv 2309.05858"
+_ABSENT = "a token that the layer has not copied: its mean is as good, 1"
 PUBLISHED = {
     ("full", "softmax", 1): "0.0004",
     ("full", "softmax", 2): "0.151",
@@ -111,12 +113,17 @@ def _bound(world: Place, kind: Kind, lag: int, statement: str, published: str, *
     """Error of a token so many back over that of its mean."""
 
     def value(results: Results[Any], config: BindingConfig) -> Values:
-        record, rows = f"trained.{lag}", rows_of(results, world, kind)
+        return error("trained", results)
+
+    def error(state: str, results: Results[Any]) -> Values:
+        record, rows = f"{state}.{lag}", rows_of(results, world, kind)
         return rows.values(f"{record}.error") / rows.values(f"{record}.baseline")
 
     def detail(results: Results[Any], config: BindingConfig) -> str:
         return f" (error {rows_of(results, world, kind).values(f'trained.{lag}.error'):.4f})"
 
+    if "high" in limit:  # a token that is there: it must not be there before training
+        limit["control"] = lambda results, config: error("untrained", results)
     return Claim(statement=statement, source=_RELEASED, published=published, value=value, detail=detail, **limit)
 
 
@@ -126,36 +133,42 @@ CLAIMS = (
         "Fully observed, softmax: error of the previous token over that of its mean, after layer 1",
         "0.0004 / 0.26 = 0.002",
         high=0.1,
+        outside=_ABSENT,
     ),
     _bound(
         *("full", "softmax", 2),
         "Fully observed, softmax: the same of the token two back, which a pair does not need",
         "0.151 / 0.26 = 0.58",
         low=0.3,
+        outside="a layer that copies more than a pair needs, as of the previous token: 0.02",
     ),
     _bound(
         *("full", "hybrid", 1),
         "Fully observed, hybrid: error of the previous token over that of its mean, after layer 1",
         "0.005 / 0.26 = 0.02",
         high=0.1,
+        outside=_ABSENT,
     ),
     _bound(
         *("full", "mesa", 1),
         "Fully observed, all mesa: error of the previous token over that of its mean, after layer 1",
         "0.21 / 0.26 = 0.8 (weak)",
         low=0.5,
+        outside="a first layer of softmax attention: 0.02",
     ),
     _bound(
         *("partial", "softmax", 3),
         "Partially observed, softmax: the same of the token three back",
         "error 0.026",
         high=0.2,
+        outside=_ABSENT,
     ),
     _bound(
         *("partial", "hybrid", 4),
         "Partially observed, hybrid: the same of the token four back",
         "error 0.046",
         high=0.2,
+        outside=_ABSENT,
     ),
 )
 

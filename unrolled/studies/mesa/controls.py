@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from unrolled.studies.cells import Cell, Context, Result
+from unrolled.studies.claim import NOBODY, Claim
 from unrolled.studies.mesa.constructed import Constructed, columns_of, constructed_recipe, model_predictions, words
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss
 from unrolled.studies.mesa.weights import structure
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Budgets, Claim, Config, Count, Distinct, Seeds, Study
+from unrolled.studies.study import Budgets, Config, Count, Distinct, Seeds, Study
 from unrolled.tasks.dynamics import Teacher
 
 if TYPE_CHECKING:
@@ -158,11 +159,14 @@ CLAIMS = (
         published="0.107 / 0.911 = 0.117: far below",
         value=lambda results, config: loss_ratio(results, "fixed"),
         high=0.8,
+        outside="a layer that has to learn in its context: 1",
+        control=lambda results, config: loss_ratio(results, "orthogonal"),
     ),
     Claim(
         statement="One teacher for all: cosine of the trained layer's map to Proposition 1's",
         source="follows from the claim; no published value",
         published="far from 1",
+        unjudged=NOBODY,
         value=lambda results, config: rows_of(results, "fixed").values("structure.cosine"),
         high=0.8,
     ),
@@ -173,6 +177,8 @@ CLAIMS = (
         value=lambda results, config: loss_ratio(results, "oblique"),
         low=0.90,
         high=1.03,
+        outside="one teacher for all: 0.16",
+        control=lambda results, config: loss_ratio(results, "fixed"),
     ),
 )
 

@@ -41,5 +41,30 @@ def best_step_size(world: LinearDynamics, *, sequences: int = 2048) -> float:
     The prediction is linear in the step size, so the best one is a ratio of inner products.
     """
     sample = world.sample(sequences, seed=TUNE_SEED)
-    direction = gradient_descent_predictions(sample.inputs, 1.0)
-    return float((direction * sample.targets).sum() / direction.square().sum())
+    return _step_size(sample.inputs, sample.targets, torch.zeros(world.dim, world.dim))
+
+
+def best_gradient_step(world: LinearDynamics, *, sequences: int = 2048, rounds: int = 20) -> tuple[float, Tensor]:
+    """The step size and the initial weights Phi_0 [d, d] with which one gradient step predicts best, float64.
+
+    The prediction is linear in either while the other stays, so they are solved for in turns, on sequences of their
+    own; the loss never rises. Of a world that is the same under s -> -s for every teacher, the best Phi_0 is zero but
+    for the sequences drawn.
+    """
+    sample = world.sample(sequences, seed=TUNE_SEED)
+    states, targets = sample.inputs.double(), sample.targets.double()
+    identity = torch.eye(world.dim, dtype=states.dtype)
+    learned = gradient_descent_predictions(states, 1.0)
+    forgotten = states + learned - gradient_descent_predictions(states, 1.0, identity)  # of Phi_0, for every unit of it
+    initial, size = 0 * identity, 0.0
+    for _ in range(rounds):
+        size = _step_size(states, targets, initial)
+        inputs, wanted = ((states - size * forgotten).flatten(0, 1), (targets - size * learned).flatten(0, 1))
+        initial = torch.linalg.lstsq(inputs, wanted).solution.mT
+    return size, initial
+
+
+def _step_size(states: Tensor, targets: Tensor, initial: Tensor) -> float:
+    start = states @ initial.mT
+    direction = gradient_descent_predictions(states, 1.0, initial) - start
+    return float((direction * (targets - start)).sum() / direction.square().sum())

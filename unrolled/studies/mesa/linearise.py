@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import inf
 from operator import truediv
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.studies.cells import Cell, Context, Result
+from unrolled.studies.claim import Claim
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
 from unrolled.studies.mesa.stacks import Stack, StacksConfig
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
-from unrolled.studies.study import AtLeast, Budgets, Claim, Count, Distinct, Rate, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Count, Distinct, Rate, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import nn
@@ -188,34 +188,36 @@ def _beside_others_words(results: Results[Any], config: LineariseConfig) -> str:
     return f" ({first.mean:.2f} / {others.mean:.2f}, width {config.widths[-1]})"
 
 
-def _kernel_ratio(name: str, words: str, published: str, *, low: float = -inf, high: float = inf) -> Claim:
-    """On the error at the widest state over that at the narrowest."""
+def _kernel_ends(results: Results[Any]) -> list[Results[Kernels]]:
+    return [results.of(Kernels, width=width) for width in (WIDTHS[-1], WIDTHS[0])]
 
-    def ends(results: Results[Any]) -> list[Results[Kernels]]:
-        return [results.of(Kernels, width=width) for width in (WIDTHS[-1], WIDTHS[0])]
 
-    def value(results: Results[Any], config: LineariseConfig) -> Estimate | Values:
-        if not all(ends(results)):
-            return Values()
-        large, small = (rows.first(name) for rows in ends(results))
-        shares = [rows.first(f"{name}_standard_error") / rows.first(name) for rows in ends(results)]
-        ratio = large / small
-        half = 1.96 * ratio * sum(share**2 for share in shares) ** 0.5
-        return Estimate(ratio, ratio - half, ratio + half, "standard error over sequences")
+def _kernel_value(results: Results[Any], name: str) -> Estimate | Values:
+    """The error at the widest state over that at the narrowest."""
+    ends = _kernel_ends(results)
+    if not all(ends):
+        return Values()
+    large, small = (rows.first(name) for rows in ends)
+    shares = [rows.first(f"{name}_standard_error") / rows.first(name) for rows in ends]
+    ratio = large / small
+    half = 1.96 * ratio * sum(share**2 for share in shares) ** 0.5
+    return Estimate(ratio, ratio - half, ratio + half, "standard error over sequences")
 
+
+def _kernel_ratio(name: str, words: str, published: str, control: str, **judged: Any) -> Claim:
     def detail(results: Results[Any], config: LineariseConfig) -> str:
-        large, small = (rows.first(name) for rows in ends(results))
+        large, small = (rows.first(name) for rows in _kernel_ends(results))
         return f" ({large:.4f} / {small:.4f})"
 
     return Claim(
         statement=f"{words}: error at width 60 over that at width 4",
         source=_FIVE,
         published=published,
-        value=value,
-        low=low,
-        high=high,
+        value=lambda results, config: _kernel_value(results, name),
+        control=lambda results, config: _kernel_value(results, control),
         spec=".2f",
         detail=detail,
+        **judged,
     )
 
 
@@ -226,6 +228,7 @@ CLAIMS = (
         published="3.6 / 2.1 = 1.7 (4 to 60)",
         value=lambda results, config: truediv(*_first(results, config)),
         low=1.0,
+        outside="a layer that is linearised better where the state is wider, as layers 3 on are",
         spec=".2f",
         detail=_by_width_words,
         unless=lambda config: "" if len(config.widths) > 1 else f"{NOT_RUN}: one width",
@@ -236,6 +239,8 @@ CLAIMS = (
         published="1.21 (4), 1.08 (60)",
         value=lambda results, config: _over(_others(results, config)[1:], max),
         high=1.3,
+        outside="layer 1: 2 and more",
+        control=lambda results, config: _first(results, config)[0],
         spec=".2f",
         detail=lambda results, config: f" (width {config.widths[-1]})",
         unless=lambda config: "" if config.depth > 2 else f"{NOT_RUN}: stacks of {config.depth} layers",
@@ -246,11 +251,20 @@ CLAIMS = (
         published="3.6 / 1.07 (width 60)",
         value=lambda results, config: truediv(*_beside_others(results, config)),
         low=1.0,
+        outside="layers that are all as linear: 1",
         spec=".2f",
         detail=_beside_others_words,
     ),
-    _kernel_ratio("least_squares", "Least squares", "0.022 / 0.033 = 0.67", high=1.0),
-    _kernel_ratio("softmax_kernel", "Softmax-kernel regression", "0.115 / 0.080 = 1.44", low=1.0),
+    _kernel_ratio(
+        *("least_squares", "Least squares", "0.022 / 0.033 = 0.67", "softmax_kernel"),
+        outside="regression by a softmax kernel, which gets worse",
+        high=1.0,
+    ),
+    _kernel_ratio(
+        *("softmax_kernel", "Softmax-kernel regression", "0.115 / 0.080 = 1.44", "least_squares"),
+        outside="least squares, which gets better",
+        low=1.0,
+    ),
 )
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.reading import Json
 from unrolled.studies.cells import Cell, Context, Result
+from unrolled.studies.claim import NOBODY, Claim
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, position_losses
 from unrolled.studies.mesa.stacks import Kind, Stack, StacksConfig, tokens_of
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import AtLeast, Budgets, Claim, Count, Distinct, Study
+from unrolled.studies.study import AtLeast, Budgets, Count, Distinct, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,9 +188,9 @@ def _smallest_gain(result: Mapping[str, Any]) -> float:
     return min(after - before for before, after in pairwise(scores(result, "held_out", "next")))
 
 
-def _best_error_ratio(result: Mapping[str, Any]) -> float:
+def _best_error_ratio(result: Mapping[str, Any], group: str = "held_out") -> float:
     """Of the best layer to the tokens that enter the first."""
-    errors = scores(result, "held_out", "exact", "error")
+    errors = scores(result, group, "exact", "error")
     return min(errors[1:]) / errors[0]
 
 
@@ -209,6 +210,8 @@ def _last_layer(kind: Kind, **claim: Any) -> Claim:
         source=_FIGURE,
         value=lambda results, config: _layer(results.of(Probed, kind=kind), "held_out", "next", "score", -1),
         low=0.8,
+        outside="the tokens that enter the first layer, or an untrained stack",
+        control=lambda results, config: _layer(results.of(Probed, kind=kind), "untrained", "next", "score", -1),
         detail=lambda results, config: f" after {config.recipe(kind, 'full').label}",
         **claim,
     )
@@ -223,6 +226,7 @@ CLAIMS = (
         published="error falls at every layer",
         value=lambda results, config: _of_both(results, min, _smallest_gain),
         low=-0.01,
+        outside="a layer after which less can be read",
     ),
     Claim(
         statement="Preconditioned input, t = 29: held-out error of the best layer over that of the tokens entering the "
@@ -231,6 +235,8 @@ CLAIMS = (
         published="0.06 (linear), 0.34 (softmax)",
         value=lambda results, config: _of_both(results, max, _best_error_ratio),
         high=0.7,
+        outside="layers that compute nothing: 1",
+        control=lambda results, config: _of_both(results, max, lambda result: _best_error_ratio(result, "untrained")),
         spec=".2f",
         detail=_ratios,
     ),
@@ -238,6 +244,7 @@ CLAIMS = (
         statement="Next state at the input, t = 29: held-out error over that of the paper's protocol",
         source="the paper does not report it",
         published="not reported",
+        unjudged=NOBODY,
         value=lambda results, config: _of_both(results, fmean, _optimism),
         spec=".2f",
     ),

@@ -12,8 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.studies.cells import Cell, Context, Result
+from unrolled.studies.claim import TARGET, Claim
 from unrolled.studies.results import NOT_RUN, Estimate, Results
-from unrolled.studies.study import AtLeast, Budgets, Claim, Config, Distinct, Seeds, Study
+from unrolled.studies.study import AtLeast, Budgets, Config, Distinct, Seeds, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -309,6 +310,8 @@ CLAIMS = (
         published="0",
         value=broken,
         high=0,
+        unjudged=TARGET,
+        point=True,
         spec=".0f",
     ),
     Claim(
@@ -317,6 +320,7 @@ CLAIMS = (
         published="≤ 1e-4",
         value=lambda results, config: on_any_processor(mild_error(results, "chunk")),
         high=1e-4,
+        unjudged=TARGET,
         spec=".1e",
         detail=lambda results, config: f" over {sum(map(_is_mild, worst(results)))} cases",
     ),
@@ -326,6 +330,7 @@ CLAIMS = (
         published="≤ 1",
         value=lambda results, config: on_any_processor(in_roundings(results)),
         high=1.0,
+        unjudged=TARGET,
         spec=".2f",
     ),
 )

@@ -23,6 +23,9 @@ class Structure:
     Attributes:
         step_size: the multiple of Proposition 1's map closest to the layer's.
         cosine: between the two maps; 1 for one gradient step of any step size.
+        cosine_with_initial: between the layer's map and that of a gradient step from initial weights Phi_0 of its own,
+            those that are closest: 1 also for a step from other weights than zero.
+        initial: size of that Phi_0, its Frobenius norm over sqrt(d): 1 for a rotation.
         query_key_on_diagonals: share of the squared entries of all W_q,h^T W_k,h on the diagonals of their d x d
             blocks; 1 / d for random weights.
         output_value_on_diagonals: the same for the rows of P_h W_v,h that are read off.
@@ -33,6 +36,8 @@ class Structure:
 
     step_size: float
     cosine: float
+    cosine_with_initial: float
+    initial: float
     query_key_on_diagonals: float
     output_value_on_diagonals: float
     nonzero: float
@@ -57,6 +62,9 @@ def structure(layer: LinearSelfAttention, state_dim: int) -> Structure:
     target_score = torch.cat([torch.cat([0 * eye, eye], 1), torch.zeros(d, 2 * d, dtype=torch.float64)]).flatten()
     along = float(((values @ target_value) * (scores @ target_score)).sum())
     length = float(((values @ values.mT) * (scores @ scores.mT)).sum()) ** 0.5
+    # what is multiplied with the scores of Proposition 1: (step I, -step Phi_0) of a gradient step from Phi_0
+    multiplied = ((scores @ target_score)[:, None, None] * values.unflatten(1, (d, 2 * d))).sum(0) / d
+    size, moved = float(multiplied[:, :d].trace()) / d, float(multiplied[:, d:].norm())
     entries = [query_key.flatten(), output_value.flatten()]
     scaled = torch.cat([x.square() / x.square().sum().clamp_min(1e-300) for x in entries]).sort(descending=True).values
     total = scaled.numel()
@@ -64,6 +72,8 @@ def structure(layer: LinearSelfAttention, state_dim: int) -> Structure:
         # Proposition 1's map is I x I, of squared norm d^2
         step_size=along / d**2,
         cosine=along / (d * length) if length else 0.0,
+        cosine_with_initial=d**0.5 * (d * size**2 + moved**2) ** 0.5 / length if length else 0.0,
+        initial=moved / (abs(size) * d**0.5) if size else 0.0,
         query_key_on_diagonals=_on_diagonals(query_key, d),
         output_value_on_diagonals=_on_diagonals(output_value[:, :d], d),
         nonzero=sum(int((x != 0).sum()) for x in entries) / total,

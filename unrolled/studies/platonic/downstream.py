@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unrolled.studies.cells import Cell, Context, Result
+from unrolled.studies.claim import Claim
 from unrolled.studies.networks import OfNetwork, probe_accuracy
 from unrolled.studies.pictures import unseen_pictures
 from unrolled.studies.platonic.given import IMAGENET, WORDS, GivenFeatures
@@ -37,7 +38,7 @@ from unrolled.studies.platonic.zoo import (
 )
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 from unrolled.studies.statistics import Array, correlation, number
-from unrolled.studies.study import Budgets, Claim, Count, Study
+from unrolled.studies.study import Budgets, Count, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -183,20 +184,22 @@ def _goes_with(near: str) -> Any:
 CLAIMS = (
     Claim(
         statement="Vision models nearer to a language model's space of class names do better downstream (rank "
-        "correlation of alignment to MiniLM with 100-way transfer, lower end of its 95 % interval)",
+        "correlation of alignment to MiniLM with 100-way transfer)",
         source=f"{_SOURCE} against Hellaswag; other modality, other task",
         published="linear relation; shown, no number",
         value=_goes_with("MiniLM"),
         low=0.0,
+        outside="models whose alignment has nothing to do with transfer: 0",
         spec=".2f",
     ),
     Claim(
         statement="Vision models nearer to the best models of other kinds do better downstream (rank correlation with "
-        "100-way transfer, lower end)",
+        "100-way transfer)",
         source=f"{_SOURCE}; within vision instead of across modalities",
         published="linear relation; shown, no number",
         value=_goes_with(OTHERS),
         low=0.0,
+        unjudged="published across modalities alone",
         spec=".2f",
     ),
 )

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from unrolled.studies.cells import Cell, Context
+from unrolled.studies.claim import NOBODY, Claim
 from unrolled.studies.networks import Network, OfNetwork
 from unrolled.studies.pictures import as_input
 from unrolled.studies.platonic.given import CIFAR, IMAGENET, WORDS, GivenFeatures
@@ -25,7 +26,7 @@ from unrolled.studies.platonic.words import NearWords
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, AlignedConfig, Features, by_network, family, short_name
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 from unrolled.studies.statistics import Array, Mask, Places, number
-from unrolled.studies.study import Budgets, Claim, Rate, Study
+from unrolled.studies.study import Budgets, Rate, Study
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -265,7 +266,7 @@ def _closer(target: str) -> Callable[[Results[Any], WhiteboxConfig], Estimate | 
     return value
 
 
-_unpublished = partial(Claim, source="nobody has measured this", published="none", spec="+.3f")
+_unpublished = partial(Claim, source=NOBODY, published="none", unjudged=NOBODY, spec="+.3f")
 CLAIMS = (
     _unpublished(
         statement="CRATE and ViT are as close to each other as seeds of one kind (mean of the two floors less "

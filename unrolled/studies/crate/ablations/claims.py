@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from unrolled.studies.claim import CONTROL, NOBODY, Claim
 from unrolled.studies.crate.ablations.cells import KINDS, AblationsConfig, Layers
 from unrolled.studies.crate.compared import difference_claim, of_kind, trained
 from unrolled.studies.networks import Data
 from unrolled.studies.results import Estimate, Results, Values
 from unrolled.studies.statistics import rank_correlations, spearman
-from unrolled.studies.study import Claim
 
 PREDICTORS = {
     "last": "R^c, last layer",
@@ -28,6 +28,8 @@ PREDICTORS = {
 }
 _SOURCE = "arXiv 2306.01129, ablations of CRATE-B, ImageNet-1K; less 70.8"
 _CURVES = "arXiv 2306.01129, figures 3 and 4, small"
+_FREE = "a change that costs nothing, such as learning step and threshold, or one that gains"
+_NOT_FOUND = "no published value was found"
 _NOTHING = float("nan")
 
 
@@ -165,50 +167,39 @@ def _learned_fall(results: Results[Any], config: AblationsConfig) -> Values:
     return ratio(crate(results, config)) - control.mean if control else Values()
 
 
-def _thin_untrained(results: Results[Any], config: AblationsConfig) -> str:
-    """Training must do more than the architecture does without it."""
-    control = thinning(crate(results, config, trained=False))
-    as_much = control and control.mean <= thinning(crate(results, config)).mean
-    return "in the untrained network it falls by as much" if as_much else ""
+def _costs(kind: str, statement: str, published: str) -> Claim:
+    return difference_claim(statement, kind, "crate", source=_SOURCE, published=published, high=0.0, outside=_FREE)
 
 
-def _ablation(kind: str, statement: str, published: str, source: str = _SOURCE, **ends: float) -> Claim:
-    return difference_claim(statement, kind, "crate", source=source, published=published, **ends)
+def _little(kind: str, what: str, published: str) -> Claim:
+    statement = f"A {what} instead of 0.1 changes accuracy by less than 2 points"
+    outside = "a tied output, by more than 5 points, and a compression step as derived, by more than 3"
+    return difference_claim(
+        statement, kind, "crate", source=_SOURCE, published=published, low=-2.0, high=2.0, outside=outside
+    )
+
+
+def _unpublished(kind: str, statement: str, source: str, published: str, unjudged: str) -> Claim:
+    return difference_claim(statement, kind, "crate", source=source, published=published, unjudged=unjudged)
 
 
 # differences are accuracy less CRATE's, in points; all ranges were fixed before any network was trained
 CLAIMS = (
-    _ablation("tied", "Tying the output to the subspaces costs accuracy", "-7.5", high=0.0),
-    _ablation("step-0.5", "A step of 0.5 instead of 0.1 costs accuracy", "-4.1", high=0.0),
-    _ablation(
-        "step-0.02", "A step of 0.02 instead of 0.1 changes accuracy by less than 2 points", "-0.1", low=-2.0, high=2.0
-    ),
-    _ablation(
-        "sparsity-0.02",
-        "A sparsity of 0.02 instead of 0.1 changes accuracy by less than 2 points",
-        "0.0",
-        low=-2.0,
-        high=2.0,
-    ),
-    _ablation(
-        "sparsity-0.5",
-        "A sparsity of 0.5 instead of 0.1 changes accuracy by less than 2 points",
-        "-0.3",
-        low=-2.0,
-        high=2.0,
-    ),
-    _ablation("learned", "Learning step and threshold: change of accuracy", "none", "nobody published it"),
-    _ablation(
+    _costs("tied", "Tying the output to the subspaces costs accuracy", "-7.5"),
+    _costs("step-0.5", "A step of 0.5 instead of 0.1 costs accuracy", "-4.1"),
+    _little("step-0.02", "step of 0.02", "-0.1"),
+    _little("sparsity-0.02", "sparsity of 0.02", "0.0"),
+    _little("sparsity-0.5", "sparsity of 0.5", "-0.3"),
+    _unpublished("learned", "Learning step and threshold: change of accuracy", NOBODY, "none", NOBODY),
+    _unpublished(
         "derived",
         "The compression step as derived, with its first-order term: change of accuracy",
-        "value not found",
-        "arXiv 2411.17182",
+        *("arXiv 2411.17182", "value not found", _NOT_FOUND),
     ),
-    _ablation(
+    _unpublished(
         "negated",
         "The compression step with the opposite sign: change of accuracy",
-        "value not found",
-        "arXiv 2411.17182",
+        *("arXiv 2411.17182", "value not found", _NOT_FOUND),
     ),
     Claim(
         statement="R^c falls from the first to the last layer of a trained CRATE (ratio)",
@@ -216,6 +207,8 @@ CLAIMS = (
         published="about 600 / 1100 = 0.55",
         value=lambda results, config: ratio(crate(results, config)),
         high=1.0,
+        outside="a network whose layers expand their tokens, as the decoders of `crate-mae-layers` should",
+        control=lambda results, config: ratio(crate(results, config, trained=False)),
         spec=".2f",
         detail=lambda results, config: (
             f"{_seeds(results, config)}; untrained {ratio(crate(results, config, trained=False)):.2f}"
@@ -223,10 +216,11 @@ CLAIMS = (
     ),
     Claim(
         statement="R^c falls by more than in the untrained network (ratio less the control's)",
-        source="a control that no paper has",
+        source=CONTROL,
         published="none",
         value=_learned_fall,
         high=0.0,
+        unjudged=CONTROL,
         spec=".2f",
         detail=_seeds,
     ),
@@ -236,11 +230,12 @@ CLAIMS = (
         published="about 0.2 - 0.5 = -0.3",
         value=lambda results, config: thinning(crate(results, config)),
         high=0.0,
+        outside="layers that fill up, as the last one of the paper's figures does",
+        control=lambda results, config: thinning(crate(results, config, trained=False)),
         spec=".2f",
         detail=lambda results, config: (
             f"{_seeds(results, config)}; untrained {thinning(crate(results, config, trained=False)):.2f}"
         ),
-        moot=_thin_untrained,
     ),
     Claim(
         statement="A lower R^c at the last layer goes with a higher accuracy (Spearman correlation over kinds)",
@@ -248,6 +243,7 @@ CLAIMS = (
         published="said of its models, no number",
         value=_predicts,
         high=-0.5,
+        outside="kinds whose R^c has nothing to do with accuracy: 0",
         spec="+.2f",
         detail=lambda results, config: _last(results, config).confidence,
     ),

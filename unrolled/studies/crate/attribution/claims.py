@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from unrolled.studies.claim import NOBODY, Claim
 from unrolled.studies.crate.attribution.cells import AttributionConfig, Terms
 from unrolled.studies.crate.causal.cells import SHIPPED
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.results import Estimate, Results, Values
-from unrolled.studies.study import Claim
 
-_OURS = "a question of ours; ../edit.md has the means"
+_OURS: dict[str, Any] = {
+    "source": "a question of ours; ../edit.md has the means",
+    "published": "none",
+    "unjudged": NOBODY,
+}
 
 
 def networks(results: Results[Any], config: AttributionConfig, kind: str, *, trained: bool = True) -> Results[Terms]:
@@ -43,62 +47,54 @@ CLAIMS = (
     Claim(
         statement="In the last layer of the shipped CRATE terms rank heads and images as removing the heads does (rank "
         "correlation)",
-        source=_OURS,
-        published="none",
         value=lambda results, config: shipped(results, "layers.-1.lost"),
         low=0.9,
         unless=_no_shipped,
+        **_OURS,
     ),
     Claim(
         statement="In its first layer they still do, above chance (rank correlation)",
-        source=_OURS,
-        published="none",
         value=lambda results, config: shipped(results, "layers.0.lost"),
         low=0.0,
         unless=_no_shipped,
+        **_OURS,
     ),
     Claim(
         statement="Over all layers of the shipped CRATE (rank correlation)",
-        source=_OURS,
-        published="none",
         value=lambda results, config: shipped(results, "all.lost"),
         low=0.5,
         unless=_no_shipped,
+        **_OURS,
     ),
     Claim(
         statement="A random change as large has nothing to do with the term (rank correlation, shipped CRATE)",
-        source=_OURS,
-        published="none",
         value=lambda results, config: shipped(results, "all.random"),
         low=-0.1,
         high=0.1,
         unless=_no_shipped,
+        **_OURS,
     ),
     Claim(
         statement="Terms and removals part because later attention reacts: held as it was, they agree better (gain in "
         "rank correlation, shipped CRATE)",
-        source=_OURS,
-        published="none",
         value=lambda results, config: shipped(results, "all.gain"),
         low=0.0,
         spec="+.3f",
         unless=_no_shipped,
+        **_OURS,
     ),
     Claim(
         statement="In small CRATEs the last layer agrees better than the first (difference of rank correlations)",
-        source=_OURS,
-        published="none",
         value=lambda results, config: (
             number(results, config, "crate", "layers.-1.lost") - number(results, config, "crate", "layers.0.lost")
         ),
         low=0.0,
         spec="+.3f",
+        **_OURS,
     ),
     Claim(
         statement="Terms of CRATE, which go through ISTA, agree better than a ViT's, which do not go through its MLPs "
         "(difference of rank correlations over all layers)",
-        source=_OURS,
-        published="none",
         value=lambda results, config: (
             number(results, config, "crate", "all.lost") - number(results, config, "vit", "all.lost")
         ),
@@ -108,14 +104,14 @@ CLAIMS = (
             f" (CRATE {number(results, config, 'crate', 'all.lost'):.3f}, ViT "
             f"{number(results, config, 'vit', 'all.lost'):.3f})"
         ),
+        **_OURS,
     ),
     Claim(
         statement="Training changes the agreement (CRATE, trained less untrained)",
-        source=_OURS,
-        published="none",
         value=lambda results, config: (
             number(results, config, "crate", "all.lost") - number(results, config, "crate", "all.lost", trained=False)
         ),
         spec="+.3f",
+        **_OURS,
     ),
 )

@@ -8,12 +8,13 @@ from statistics import fmean
 from typing import Any
 
 from unrolled.reading import Json
+from unrolled.studies.claim import NOBODY, Claim
 from unrolled.studies.crate.causal.cells import SHIPPED, CausalConfig, Removal, What
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.results import Estimate, Results, Values
-from unrolled.studies.study import Claim
 
 _OURS = "a question of ours"
+_LAYERS = "the paper says that layers descend R^c, and of removals nothing"
 
 
 def removals(
@@ -76,6 +77,7 @@ def _classes_claim(what: What, other: str, statement: str) -> Claim:
         statement=f"{statement} (effective number of classes over that under shuffled labels, CRATE less ViT)",
         source=_OURS,
         published="none",
+        unjudged=NOBODY,
         value=lambda results, config: classes(results, config, "crate", what) - classes(results, config, other, what),
         high=0.0,
         spec="+.3f",
@@ -88,6 +90,7 @@ def _random_claim(what: What, statement: str) -> Claim:
         statement=f"{statement} (effective number of classes over that under shuffled labels, difference)",
         source=_OURS,
         published="none",
+        unjudged=NOBODY,
         value=lambda results, config: classes(results, config, "crate", what, "classes_more"),
         high=0.0,
         spec="+.3f",
@@ -108,6 +111,7 @@ CLAIMS = (
         statement="Projecting out U_k changes fewer patches than a random subspace (effective share of them, points)",
         source=_OURS,
         published="none",
+        unjudged=NOBODY,
         value=lambda results, config: (
             patches(results, config, "crate", "subspace") - patches(results, config, "crate", "subspace", "random")
         ),
@@ -126,6 +130,7 @@ CLAIMS = (
         "layers' subspaces)",
         source="arXiv 2306.01129: layers descend R^c; no number",
         published="none",
+        unjudged=_LAYERS,
         value=lambda results, config: predicts(results, config, "crate"),
         low=0.0,
         spec="+.2f",
@@ -140,6 +145,7 @@ CLAIMS = (
         "correlations)",
         source=_OURS,
         published="none",
+        unjudged=NOBODY,
         value=_energy_beyond,
         low=0.0,
         spec="+.2f",
@@ -150,6 +156,7 @@ CLAIMS = (
         "classes and heads, points of probability)",
         source="arXiv 2308.16271: heads have meanings, seen in their maps; no intervention",
         published="none",
+        unjudged="the paper shows maps, and removes nothing",
         value=lambda results, config: marked(results, config, "crate"),
         low=0.0,
         spec="+.2f",
@@ -163,6 +170,7 @@ CLAIMS = (
         "as above)",
         source=_OURS,
         published="none",
+        unjudged=NOBODY,
         value=lambda results, config: shipped(results, "subspace", "classes_more"),
         high=0.0,
         spec="+.3f",
@@ -171,6 +179,7 @@ CLAIMS = (
         statement="In it the fall of R^c predicts the rise of the loss (rank correlation over its 24 subspaces)",
         source="arXiv 2306.01129: layers descend R^c; no number",
         published="none",
+        unjudged=_LAYERS,
         value=lambda results, config: shipped(results, "subspace", "predicts.places_subspace_rate"),
         low=0.0,
         spec="+.2f",

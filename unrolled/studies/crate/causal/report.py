@@ -33,14 +33,13 @@ def report(report: Report, config: CausalConfig, results: Results[Any]) -> None:
 def _headline(report: Report, config: CausalConfig, results: Results[Any]) -> None:
     from unrolled.report import Fact
 
-    verdicts = [claim.judge(results, config).verdict for claim in CLAIMS]
-    judged = ", ".join(
-        f"{verdicts.count(verdict)} {verdict}"
-        for verdict in ("reproduced", "not reproduced", "undecided", "not judged", NOT_RUN)
-        if verdict in verdicts
-    )
+    places = [claim.came_out(results, config) for claim in CLAIMS]
+    words = {"inside": "came out so", "outside": "did not", "undecided": "undecided", "not judged": "not judged"}
+    counts = [
+        f"{places.count(place)} {word}" for place, word in (words | {NOT_RUN: NOT_RUN}).items() if place in places
+    ]
     report.headline(
-        f"{_finding(results, config)} Of {len(verdicts)} expectations: {judged}.",
+        f"{_finding(results, config)} Of {len(places)} expectations: {', '.join(counts)}.",
         [
             Fact(label=ROSTER[kind].words, value=f"{accuracy(results, kind, config.data):.1f} %", detail="accuracy")
             for kind in config.kinds

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from unrolled.studies.claim import CONTROL, NOBODY, Claim
 from unrolled.studies.crate.codes.cells import SORTS, Agreement, Codes, CodesConfig, Lasso, Sort, codes_of
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.results import Results, Values
-from unrolled.studies.study import Claim
 
 _OURS = "a question of ours"
 WORDS: dict[Sort, str] = {"own": "own codes", "random": "random directions", "autoencoder": "autoencoder"}
@@ -83,6 +83,7 @@ def _difference(statement: str, key: str, spec: str = "+.3f") -> Claim:
         statement=statement,
         source=_OURS,
         published="none",
+        unjudged=NOBODY,
         value=lambda results, config: less(results, config, key),
         low=0.0,
         spec=spec,
@@ -102,6 +103,7 @@ NEEDED = (
         "difference)",
         source=_OURS,
         published="none",
+        unjudged=NOBODY,
         value=_seeds_less,
         low=0.0,
         spec="+.3f",
@@ -118,8 +120,9 @@ CLAIMS = (
     *NEEDED,
     Claim(
         statement="Own codes of CRATE are more selective for classes than labels that were shuffled (difference)",
-        source="a control of ours",
+        source=CONTROL,
         published="-",
+        unjudged=CONTROL,
         value=lambda results, config: (
             worth(results, config, "crate", "own", "selectivity") - worth(results, config, "crate", "own", "shuffled")
         ),
@@ -133,6 +136,7 @@ CLAIMS = (
         statement="Autoencoders rebuild more of CRATE's tokens than of a ViT's of its width (variance, difference)",
         source="arXiv 2306.01129: layers make tokens sparse; no number",
         published="none",
+        unjudged="the paper says it of CRATE's own codes, and nothing of a ViT's",
         value=lambda results, config: (
             worth(results, config, "crate", "autoencoder", "variance")
             - worth(results, config, "vit", "autoencoder", "variance")
@@ -145,6 +149,7 @@ CLAIMS = (
         "(correlation above chance, difference of means)",
         source=_OURS,
         published="none",
+        unjudged=NOBODY,
         value=lambda results, config: (
             agreement(results, "draw", ("crate", "crate"), "autoencoder")
             - agreement(results, "seed", ("crate", "crate"), "own").mean
@@ -156,6 +161,7 @@ CLAIMS = (
         statement="ISTA's codes say by their dictionary what they code: D A explains the tokens X (share of variance)",
         source="arXiv 2306.01129, eq. 17: A minimises |X - D A|^2 / 2 + lambda |A|",
         published="none",
+        unjudged="the paper gives the objective, and does not say how well it is met",
         value=lambda results, config: lasso(results, config, "variance"),
         low=0.5,
         spec=".2f",
@@ -169,20 +175,18 @@ CLAIMS = (
 
 def answer(results: Results[Any], config: CodesConfig) -> str:
     """The question's answer, one sentence."""
-    verdicts = [claim.judge(results, config).verdict for claim in NEEDED]
+    places = [claim.came_out(results, config) for claim in NEEDED]
     asked = "Do CRATE's own codes make a sparse autoencoder unnecessary?"
     names = ("rebuilding tokens", "keeping the loss", "selectivity for classes", "agreement between seeds")
-    by = {
-        verdict: [name for name, each in zip(names, verdicts, strict=True) if each == verdict] for verdict in verdicts
-    }
+    by = {place: [name for name, each in zip(names, places, strict=True) if each == place] for place in places}
     if "not run" in by:
         return f"{asked} That was not run."
     if "not judged" in by:
         return f"{asked} This budget does not say."
-    if set(by) == {"reproduced"}:
+    if set(by) == {"inside"}:
         return f"{asked} Yes, at equal size and sparsity: they are at least as good in {_listed(names)}."
-    if worse := by.get("not reproduced"):
-        good = by.get("reproduced", ())
+    if worse := by.get("outside"):
+        good = by.get("inside", ())
         rest = f", though not behind in {_listed(good)}" if good else ""
         doubt = f"; {_listed(by['undecided'])} undecided" if "undecided" in by else ""
         return f"{asked} No: they are behind in {_listed(worse)}{rest}{doubt}."

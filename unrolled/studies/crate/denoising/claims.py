@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from unrolled.studies.claim import Claim
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.crate.denoising.cells import DenoisingConfig, base, stack
 from unrolled.studies.crate.denoising.steps import Stack, Steps
 from unrolled.studies.crate.masked import MaskedLayers
 from unrolled.studies.results import Results, Values
-from unrolled.studies.study import Claim
 
 _MAE = "arXiv 2404.02446, section 2: structured denoising and diffusion"
 
@@ -72,6 +72,7 @@ def _along(statement: str, step: str, published: str, source: str = _MAE) -> Cla
         published=published,
         value=lambda results, config: cosine(results, config, step),
         low=0.9,
+        outside="a step in a direction of its own: 0; the step on R^c and its softmax form have 0.5 to 0.6",
         detail=lambda results, config: f" at {where(config)}",
     )
 
@@ -91,6 +92,8 @@ CLAIMS = (
         published="falls layer by layer",
         value=left,
         high=0.7,
+        outside="layers that leave the tokens as they are: 1",
+        control=lambda results, config: left(results, config, "published, random subspaces"),
         detail=_stacked,
     ),
     Claim(
@@ -99,6 +102,7 @@ CLAIMS = (
         published="approximately inverse, no number",
         value=undone,
         high=0.5,
+        outside="a decoder that does no more than rescale: 1",
         detail=lambda results, config: f" over {config.layers} layers, without a decoder but rescaled",
     ),
     Claim(
@@ -108,6 +112,8 @@ CLAIMS = (
         published="by design, no number",
         value=mirror,
         low=0.05,
+        outside="layers that resemble all others alike: 0",
+        control=lambda results, config: mirror(results, config, trained=False),
         detail=lambda results, config: f"; untrained {mirror(results, config, trained=False):.3f}",
     ),
 )

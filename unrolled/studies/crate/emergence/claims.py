@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from unrolled.studies.claim import CONTROL, Claim
 from unrolled.studies.crate.emergence.cells import (
     Baselines,
     Borders,
@@ -21,7 +22,6 @@ from unrolled.studies.crate.emergence.cells import (
 )
 from unrolled.studies.crate.emergence.maps import RULE
 from unrolled.studies.results import Estimate, Results, Values
-from unrolled.studies.study import Claim
 
 _SOURCE = "arXiv 2308.16271"
 STATES = ("trained", "untrained")
@@ -92,6 +92,18 @@ class Difference:
         return "down" if self.estimate.high < 0 and max(self.seeds) < 0 else "unclear"
 
     @property
+    def judged(self) -> Values | Estimate:
+        """What verdicts rest on: the ends further out of the intervals over photos and over seeds."""
+        seeds = Values(dict(enumerate(self.seeds)))
+        over = seeds.interval()
+        if over is None:
+            return seeds
+        low, high = min(over[0], self.estimate.low), max(over[1], self.estimate.high)
+        return Estimate(
+            self.estimate.value, low, high, f"the wider of those over {self.count} and by {self.estimate.basis}"
+        )
+
+    @property
     def count(self) -> str:
         """How many seeds, in words."""
         return plural(len(self.seeds), "seed")
@@ -136,13 +148,20 @@ def _last_layer(view: View) -> Difference | None:
     return difference(view.scores("crate"), {seed: table[-1] for seed, table in layers.items()})
 
 
-def _all_seeds(values: Values, of: Callable[[Values], float]) -> Values | float:
-    """A number that no seed may fail to reach; one seed alone decides nothing."""
-    return of(values) if len(values) > 1 else values
-
-
 def _ap50(view: View, kind: str) -> Values:
     return view.values(Objects, kind, "trained", lambda result: 100 * result["bbox"]["AP50"])
+
+
+def _coloured(view: View) -> Values:
+    """What colours of patches give less the ViT's keys."""
+    colours = [100 * row.result["bbox"]["AP50"] for row in view.colour(Objects)]
+    return fmean(colours) - _ap50(view, "vit") if colours else Values()
+
+
+def _centre(view: View, like: str) -> ByPhoto:
+    """The centre prior's scores by photo, for every seed of a kind."""
+    scores = view.baseline("centre prior")
+    return {} if scores is None else dict.fromkeys(view.scores(like), scores)
 
 
 def _objects(view: View) -> str:
@@ -180,12 +199,17 @@ def _differs(
     published: str,
     low: float = 0.0,
     more: Callable[[View], str] = lambda view: "",
+    control: Callable[[View], Difference | None] | None = None,
+    **judged: Any,
 ) -> Claim:
-    """About a difference in Jaccard index, times 100, judged by its interval over photos."""
+    """About a difference in Jaccard index, times 100, judged by the wider of its intervals. `judged`: see `Claim`."""
 
-    def value(results: Results[Any], config: EmergenceConfig) -> Values | Estimate:
-        apart = of(View(results, config))
-        return Values() if apart is None else apart.estimate
+    def read(of: Callable[[View], Difference | None]) -> Callable[[Results[Any], EmergenceConfig], Values | Estimate]:
+        def value(results: Results[Any], config: EmergenceConfig) -> Values | Estimate:
+            apart = of(View(results, config))
+            return Values() if apart is None else apart.judged
+
+        return value
 
     def detail(results: Results[Any], config: EmergenceConfig) -> str:
         view = View(results, config)
@@ -193,35 +217,47 @@ def _differs(
         return "" if apart is None else f", {apart.count}{more(view)}"
 
     return Claim(
-        statement=statement, source=source, published=published, value=value, low=low, spec="+.1f", detail=detail
+        statement=statement,
+        source=source,
+        published=published,
+        value=read(of),
+        low=low,
+        spec="+.1f",
+        detail=detail,
+        control=None if control is None else read(control),
+        **judged,
     )
 
 
 CLAIMS = (
     _differs(
-        "A trained CRATE's attention fits things better than a ViT's (lower end of the interval of the difference in "
-        "Jaccard index, times 100)",
+        "A trained CRATE's attention fits things better than a ViT's (difference in Jaccard index, times 100)",
         lambda view: difference(view.scores("crate"), view.scores("vit")),
         source=f"{_SOURCE}, VOC12 mIoU, S/8, ImageNet-21K",
         published="23.9 against 14.1 (another scale: 12 layers, patch 8, 480 px)",
+        outside="two kinds whose maps fit alike: 0",
+        control=lambda view: difference(_centre(view, like="vit"), view.scores("vit")),
     ),
     _differs(
-        "Training makes it appear: trained against untrained CRATE (lower end of the interval, times 100)",
+        "Training makes it appear: trained against untrained CRATE (difference, times 100)",
         lambda view: view.learned("crate"),
-        source="a control of ours",
+        source=CONTROL,
         published="-",
+        unjudged=CONTROL,
     ),
     _differs(
-        "It is more than looking at the middle: trained CRATE against a centre prior (lower end, times 100)",
+        "It is more than looking at the middle: trained CRATE against a centre prior (difference, times 100)",
         lambda view: difference(view.scores("crate"), view.baseline("centre prior")),
-        source="a control of ours",
+        source=CONTROL,
         published="-",
+        unjudged=CONTROL,
     ),
     _differs(
         "The last layer is a poor choice: best head of the best layer less that of the last layer (times 100)",
         _last_layer,
         source="arXiv 2509.16875: CRATE-S on VOC12, Jaccard .57 in layer 8 of 12, .39 in layer 12",
         published="+18",
+        outside="a last layer that is the best: 0, or less where layers were chosen on other photos",
         low=1e-6,  # the last layer may be the one that was chosen
     ),
     Claim(
@@ -229,17 +265,17 @@ CLAIMS = (
         source="arXiv 2509.16875, VOC12, CRATE-S/16 at ImageNet scale, best map chosen with the answer",
         published=".65 foreground (another scale and data; not judged)",
         value=lambda results, config: View(results, config).means("crate"),
+        unjudged="another scale and other data",
         detail=lambda results, config: ", layer and head chosen on other photos",
     ),
     Claim(
-        statement="MaskCut finds more objects in a CRATE's keys than in a ViT's (smallest difference in box AP50 over "
-        "seeds, times 100)",
+        statement="MaskCut finds more objects in a CRATE's keys than in a ViT's (difference in box AP50, times 100)",
         source=f"{_SOURCE}, COCO val2017, S/8",
         published="2.9 against 0.1 (another scale)",
-        value=lambda results, config: _all_seeds(
-            _ap50(View(results, config), "crate") - _ap50(View(results, config), "vit"), min
-        ),
+        value=lambda results, config: _ap50(View(results, config), "crate") - _ap50(View(results, config), "vit"),
         low=0.0,
+        outside="two kinds whose keys hold as many objects: 0",
+        control=lambda results, config: _coloured(View(results, config)),
         spec="+.2f",
         detail=lambda results, config: _objects(View(results, config)),
     ),
@@ -248,16 +284,18 @@ CLAIMS = (
         "so at 5 %, and more than an untrained one's)",
         source=f"{_SOURCE}, figures of single heads: leg, body, face, ear",
         published="shown in pictures, no test",
-        value=lambda results, config: _all_seeds(_roles(View(results, config)), fmean),
+        value=lambda results, config: _roles(View(results, config)),
         low=1.0,
+        outside="heads that follow no part: 1 network in 20, or fewer",
         spec=".2f",
         detail=lambda results, config: _roles_words(View(results, config)),
     ),
     _differs(
-        "It appears in CRATE-MAE too: trained against untrained (lower end of the interval, times 100)",
+        "It appears in CRATE-MAE too: trained against untrained (difference, times 100)",
         lambda view: view.learned("mae"),
         source="arXiv 2404.02446, attention maps of CRATE-MAE",
         published="shown in pictures",
+        outside="maps that training leaves as they are: 0",
         more=_by_token,
     ),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from unrolled.studies.claim import CONTROL, NOBODY, Claim
 from unrolled.studies.crate.minutes.cells import MinutesConfig, Scored
 from unrolled.studies.results import Results, Values
-from unrolled.studies.study import Claim
 
 
 def accuracy(results: Results[Any], family: str, minutes: float) -> Values:
@@ -14,7 +14,7 @@ def accuracy(results: Results[Any], family: str, minutes: float) -> Values:
     return 100 * results.of(Scored, family=family, minutes=minutes).values("accuracy")
 
 
-def _less(one: str, other: str, statement: str, *, source: str, published: str) -> Claim:
+def _less(one: str, other: str, statement: str, **said: str) -> Claim:
     """The difference after the longest training, and after the shorter ones."""
 
     def value(results: Results[Any], config: MinutesConfig) -> Values:
@@ -29,7 +29,15 @@ def _less(one: str, other: str, statement: str, *, source: str, published: str) 
             words.append(f"{values:+.1f} after {minutes:g}")
         return "; ".join(words)
 
-    return Claim(statement=statement, source=source, published=published, value=value, detail=detail, spec="+.1f")
+    return Claim(
+        statement=statement,
+        source=said["source"],
+        published=said["published"],
+        unjudged=said["unjudged"],
+        value=value,
+        detail=detail,
+        spec="+.1f",
+    )
 
 
 CLAIMS = (
@@ -37,8 +45,9 @@ CLAIMS = (
         "vit",
         "crate",
         "A ViT of CRATE's operations, trained as long (ViT less CRATE)",
-        source="a control that no paper has",
+        source=CONTROL,
         published="none",
+        unjudged=CONTROL,
     ),
     _less(
         "crate",
@@ -46,6 +55,7 @@ CLAIMS = (
         "What ISTA adds to compression alone, trained as long (CRATE less attention only)",
         source="arXiv 2506.03790 drops the second half of the layer",
         published="close to the standard transformer, on text; no number for images",
+        unjudged="published for text alone",
     ),
     _less(
         "crate",
@@ -53,5 +63,6 @@ CLAIMS = (
         "What the derived compression adds to the published one (CRATE less CRATE as published)",
         source="a question of this package",
         published="none",
+        unjudged=NOBODY,
     ),
 )

@@ -8,6 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.cells import Columns
+from unrolled.studies.claim import CONTROL, Claim
 from unrolled.studies.crate.transfer.cells import (
     HELD_OUT,
     FineTuned,
@@ -19,7 +20,6 @@ from unrolled.studies.crate.transfer.cells import (
 from unrolled.studies.kinds import KINDS, MASKED
 from unrolled.studies.networks import BATCH
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.study import Claim
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report, Series
@@ -73,6 +73,9 @@ class View:
         return ", ".join(f"{100 * value:.1f} % ({TITLES[target]})" for target, value in chances.items())
 
 
+_NOT_FOUND = "no published value was found"
+
+
 def claim(
     statement: str,
     value: Callable[[View], Values],
@@ -81,8 +84,13 @@ def claim(
     published: str,
     source: str,
     detail: Callable[[View], str] = lambda view: "",
+    control: Callable[[View], Values] | None = None,
+    **judged: Any,
 ) -> Claim:
-    """A claim on CIFAR-10, in points; ranges fixed before any result, 2 points being the error of 3,000 images."""
+    """A claim on CIFAR-10, in points; ranges fixed before any result, 2 points being the error of 3,000 images.
+
+    `judged`: see `Claim`.
+    """
 
     def details(results: Results[Any], config: TransferConfig) -> str:
         view = View(results, config)
@@ -97,6 +105,8 @@ def claim(
         spec="+.1f",
         detail=details,
         unless=lambda config: "" if config.targets[0] == "cifar10" else f"{NOT_RUN} on CIFAR-10",
+        control=None if control is None else lambda results, config: control(View(results, config)),
+        **judged,
     )
 
 
@@ -112,6 +122,7 @@ CLAIMS = (
         low=2.0,
         published="fine-tuned accuracy 95.5 % (T) to 97.2 % (L) after ImageNet-1k",
         source="arXiv 2306.01129, transfer table; from-scratch values are not in it",
+        unjudged="the table has no value from scratch",
         detail=sides("crate"),
     ),
     claim(
@@ -121,6 +132,8 @@ CLAIMS = (
         low=-3.0,
         published="96.8 - 97.2 = -0.4",
         source="arXiv 2306.01129, transfer table: CRATE-B, 22.8 M parameters, beside ViT-S, 22.1 M",
+        outside="a CRATE from scratch, 8 points behind one that was pretrained",
+        control=lambda view: view.accuracy("crate", False) - view.accuracy("vit-48"),
         detail=lambda view: (
             "; beside a ViT of width 96, with more than three times the parameters, "
             f"{view.accuracy('crate') - view.accuracy('vit'):+.1f}"
@@ -133,6 +146,7 @@ CLAIMS = (
         published="not found",
         source="what masked pretraining is for; neither the paper nor the book has fine-tuned values that we could "
         "read",
+        unjudged=_NOT_FOUND,
         detail=sides("mae"),
     ),
     claim(
@@ -141,6 +155,7 @@ CLAIMS = (
         low=0.0,
         published="not found",
         source="the usual reason for pretraining without labels; no number in the paper or the book",
+        unjudged=_NOT_FOUND,
         detail=lambda view: (
             f" ({view.gain('mae', labels='few'):+.1f} with {view.config.few} labels a class, "
             f"{view.gain('mae'):+.1f} with all)"
@@ -153,6 +168,8 @@ CLAIMS = (
         published="-0.5 (S), -7.0 (B)",
         source="book on deep representation learning, MAE table: S 79.4 and 79.9 %, B 80.9 and 87.9 %, with half "
         "(S) and a third (B) of the ViT-MAE's parameters",
+        outside="features that hold less than colours do",
+        control=lambda view: view.probed("mae", False) - view.probed("vit-mae"),
         detail=lambda view: (
             f" ({view.probed('mae'):.1f} less {view.probed('vit-mae'):.1f} %, equal parameters; untrained "
             f"{view.probed('mae', False):.1f} and {view.probed('vit-mae', False):.1f} %)"
@@ -164,6 +181,7 @@ CLAIMS = (
         low=2.0,
         published="not found",
         source="implied by the same table; the control is not in it",
+        unjudged=CONTROL,
     ),
 )
 

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from unrolled.studies.claim import NOBODY, Claim
 from unrolled.studies.mesa.few_shot.cells import WAYS, Asked, FewShotConfig, LeastSquares, TwoTasks
 from unrolled.studies.results import Estimate, Results, Values
-from unrolled.studies.study import Claim
 
 CLEAN, OVERLAPPING = "least squares on clean pairs", "least squares on overlapping pairs"
 MARK = 30  # the pair that claims are judged at
 _SOURCE = "arXiv 2309.05858, figures 8 and 18; means of the released results"
 _UNPUBLISHED = "not in the paper; its best is 0.55 to 0.59"
+_RAW = "raw prompts: 0.77"
 
 
 def rows_of(results: Results[Any], name: str) -> Results[Any]:
@@ -49,6 +50,7 @@ def _left(statement: str, name: str, **limit: Any) -> Claim:
         statement=f"{statement}: share left",
         source=_UNPUBLISHED,
         published="no value",
+        unjudged=NOBODY,
         value=lambda results, config: share_left(results, name),
         spec=".4f",
         detail=lambda results, config: f"; loss {loss(results, name):.4f}",
@@ -98,6 +100,10 @@ def _switched(results: Results[Any], config: FewShotConfig) -> Values:
     return results.of(TwoTasks, kind="hybrid").values(lambda result: result["losses"][result["switch"] - 1])
 
 
+def _before_switch(results: Results[Any], config: FewShotConfig) -> Values:
+    return results.of(TwoTasks, kind="hybrid").values(lambda result: result["losses"][result["switch"] - 2])
+
+
 def _after_switch(results: Results[Any], config: FewShotConfig) -> str:
     rows = results.of(TwoTasks, kind="hybrid")
     later = len(rows.first("losses")) - rows.first("switch") + 1
@@ -112,6 +118,7 @@ CLAIMS = (
         value=_overlapping,
         low=0.62,
         high=0.74,
+        outside="least squares on the pairs that mean something: below 0.01",
         spec=".2f",
     ),
     _at_mark(
@@ -121,6 +128,7 @@ CLAIMS = (
         published="0.77, from 2.14 at pair 1",
         low=0.6,
         high=0.95,
+        outside="a model that learns nothing from the prompt, as at pair 1: 2 and more",
     ),
     Claim(
         statement="Early ascent: largest loss over that at pair 1, raw prompts, hybrid",
@@ -128,6 +136,7 @@ CLAIMS = (
         published="2.51 / 2.14 = 1.17, at pairs 4 to 6",
         value=_rise,
         low=1.05,
+        outside="a loss that is largest at pair 1: 1",
         spec=".2f",
         detail=_rise_words,
     ),
@@ -137,6 +146,8 @@ CLAIMS = (
         published="0.59",
         low=0.45,
         high=0.73,
+        outside=_RAW,
+        control=lambda results, config: loss(results, "hybrid, raw"),
     ),
     _at_mark(
         "hybrid, EOS + prefix",
@@ -144,6 +155,8 @@ CLAIMS = (
         published="0.61",
         low=0.45,
         high=0.75,
+        outside=_RAW,
+        control=lambda results, config: loss(results, "hybrid, raw"),
     ),
     Claim(
         statement="The tuned EOS token is about the zero vector (its norm; x and y have 1.8, it started near 1)",
@@ -151,6 +164,7 @@ CLAIMS = (
         published="< 0.01",
         value=lambda results, config: _norms(results, max),
         high=0.1,
+        outside="the token before it is tuned: about 1",
         detail=lambda results, config: f", the larger of both models' (the smaller {_norms(results, min):.3f})",
     ),
     Claim(
@@ -159,6 +173,7 @@ CLAIMS = (
         published="0.72 / 0.92 = 0.78",
         value=lambda results, config: loss(results, "softmax, EOS") / loss(results, "softmax, raw"),
         high=0.95,
+        outside="a token that does not help: 1",
         spec=".2f",
     ),
     Claim(
@@ -168,6 +183,8 @@ CLAIMS = (
         value=_switched,
         low=1.6,
         high=2.6,
+        outside="the last pair before the switch, or the last of the prompt",
+        control=_before_switch,
         spec=".2f",
         detail=_after_switch,
     ),

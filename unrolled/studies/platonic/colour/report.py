@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from unrolled.studies.claim import Claim
 from unrolled.studies.platonic.colour.cells import (
     TEXTS,
     BesidePeople,
@@ -16,12 +16,13 @@ from unrolled.studies.platonic.colour.cells import (
     Source,
     chosen,
 )
-from unrolled.studies.results import NOT_RUN, Results
-from unrolled.studies.study import Claim
+from unrolled.studies.results import NOT_RUN, Results, Values
+from unrolled.studies.statistics import PValue
 
 if TYPE_CHECKING:
     from unrolled.report import Report, Scatter
 
+_BY_CHANCE = "words or pixels without the order of colours: a p that is as often above 0.5 as below"
 _SHOWN = "arXiv 2405.07987, section 4.1, figure 8 (shown, not scored)"
 
 
@@ -35,14 +36,12 @@ def best_words(results: Results[Any]) -> Results[ByWords]:
     return Results(sorted(results.of(ByWords), key=lambda row: row.result["p"])[:1])
 
 
-def largest_p(rows: Results[Any]) -> float:
-    """Over draws; NaN where there are none. A p-value has its doubt in it, so it is judged as a point."""
-    return max(rows.values("p"), default=math.nan)
+def largest_p(rows: Results[Any]) -> PValue | Values:
+    """Over draws; no values where there are none."""
+    return PValue(max(rows.values("p"))) if rows else Values()
 
 
-def _mirrors(
-    statement: str, rows: Callable[[Results[Any], Any], Results[Any]], high: float, *, source: str, published: str
-) -> Claim:
+def _mirrors(statement: str, rows: Callable[[Results[Any], Any], Results[Any]], high: float, **claim: Any) -> Claim:
     def detail(results: Results[Any], config: ColourConfig) -> str:
         measured = rows(results, config)
         model = measured[0].cell.columns.get("model")
@@ -51,12 +50,11 @@ def _mirrors(
 
     return Claim(
         statement=statement,
-        source=source,
-        published=published,
         value=lambda results, config: largest_p(rows(results, config)),
         high=high,
         spec=".4f",
         detail=detail,
+        **claim,
     )
 
 
@@ -67,6 +65,8 @@ CLAIMS = (
         0.01,
         source=_SHOWN,
         published="shown, no number",
+        outside=_BY_CHANCE,
+        control=lambda results, config: largest_p(by_pixels(results, config, "made-up")),
     ),
     _mirrors(
         "Colour words laid out by a language model mirror CIELAB (smallest p over the text models)",
@@ -74,6 +74,7 @@ CLAIMS = (
         0.05 / len(TEXTS),
         source=_SHOWN,
         published="shown, no number",
+        outside=_BY_CHANCE,
     ),
     _mirrors(
         "So do people's ratings of 93 colours (p of Procrustes R2)",
@@ -81,6 +82,7 @@ CLAIMS = (
         0.01,
         source="ratings of Kawakita et al. 2023",
         published="not in the paper",
+        unjudged="the paper does not say it; a control of the method",
     ),
 )
 

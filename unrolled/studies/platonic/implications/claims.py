@@ -6,9 +6,9 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+from unrolled.studies.claim import Claim
 from unrolled.studies.platonic.implications.cells import ImplicationsConfig, Joined, Networks, Private, Translated
 from unrolled.studies.results import Results, Values
-from unrolled.studies.study import Claim
 
 
 def at_the_end(results: Results[Any]) -> Results[Translated]:
@@ -49,6 +49,7 @@ CLAIMS = (
         "5, translation",
         value=lambda results, config: at_the_end(results).values("matched"),
         low=0.9,
+        outside="modalities that are matched by chance, 0.06, or after too short a training",
         detail=lambda results, config: f"; chance {1 / config.events:.2f}",
     ),
     _stated(
@@ -56,12 +57,14 @@ CLAIMS = (
         "5, training data can be shared",
         value=gain,
         low=0.0,
+        outside="modalities that lose the same: 0",
     ),
     _stated(
         "Knowing the other modality, matched without pairs, saves bits of prediction (bits against unconditional)",
         "5, conditional against unconditional",
         value=saved,
         low=0.0,
+        outside="modalities that are matched wrongly, which costs bits",
         detail=lambda results, config: " bits",
     ),
     _stated(
@@ -69,6 +72,7 @@ CLAIMS = (
         "6, special-purpose intelligence",
         value=apart,
         low=0.0,
+        outside="one task that teaches as much as ten: 0",
         spec=".3f",
     ),
     _stated(
@@ -76,5 +80,6 @@ CLAIMS = (
         "6, different modalities contain different information",
         value=lambda results, config: results.of(Private).correlation("bits", "cka"),
         high=-0.9,
+        outside="alignment that private bits leave as it is: 0",
     ),
 )

@@ -1,0 +1,135 @@
+"""Claims: what must be said of one, what decides, and that reports say what today's rule says of what they measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import study_docs
+from unrolled import studies
+from unrolled.studies.claim import Claim
+from unrolled.studies.results import Estimate, Results, Values
+from unrolled.studies.statistics import PValue
+from unrolled.studies.study import Config
+
+LEVEL, APART = Values({0: 1.0, 1: 1.1, 2: 1.05}), Values({0: -1.0, 1: -1.1, 2: -1.05})
+WIDE = Values({0: 1.0, 1: -0.9, 2: 0.1})
+
+
+def claim(value: Any, low: float = 0.0, high: float = math.inf, *, budget: str = "cpu", **more: Any) -> Any:
+    more = {"outside": "less than nothing"} | more if "unjudged" not in more else more
+    made = Claim(statement="s", source="p", published="1", value=lambda r, c: value, low=low, high=high, **more)
+    return made.judge(Results([]), Config.of_budget(budget))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict", "measured", "why"),
+    [
+        (LEVEL, "reproduced", "1.050 ± 0.050", ""),
+        (APART, "not reproduced", "-1.050 ± 0.050", ""),
+        (WIDE, "undecided", "0.067 ± 0.950", "over 3 seeds"),
+        (Values({0: 1.0}), "undecided", "1.000", "one seed decides nothing"),
+        (Values({"a": 1.0}, "image network"), "undecided", "1.000", "one image network decides nothing"),
+        (Values({0: 1.0, 1: math.inf}), "undecided", "inf", "decides nothing"),
+        (Values(), "not run", "not run", ""),
+        (Estimate(1.0, 0.5, 1.5, "bootstrap over 98 photos"), "reproduced", "1.000 [0.500, 1.500]", ""),
+        (Estimate(1.0, -0.5, 1.5, "bootstrap over 98 photos"), "undecided", "1.000", "over 98 photos"),
+        (Estimate(1.0, math.nan, math.nan, "3 kinds"), "undecided", "1.000 (no interval)", "3 kinds"),
+        (Estimate(math.nan, math.nan, math.nan, "5 kinds"), "undecided", "undefined", "5 kinds"),
+        (1.0, "undecided", "1.000", "a number without an interval decides nothing"),
+        (math.nan, "not run", "not run", ""),
+    ],
+)
+def test_a_verdict_needs_an_interval_inside_or_outside_the_range(
+    value: Any, verdict: str, measured: str, why: str
+) -> None:
+    judged = claim(value)
+    assert judged.verdict == verdict
+    assert measured in judged.measured
+    assert why in judged.why
+    assert bool(why) == bool(judged.why)
+    assert judged.reproduced is {"reproduced": True, "not reproduced": False}.get(verdict)
+
+
+def test_a_plain_number_is_judged_where_nothing_is_drawn() -> None:
+    assert claim(1.0, point=True).verdict == "reproduced"
+    assert claim(-1.0, point=True).verdict == "not reproduced"
+
+
+def test_a_large_p_value_contradicts_nothing() -> None:
+    assert claim(PValue(0.01), low=-math.inf, high=0.05).verdict == "reproduced"
+    large = claim(PValue(0.4), low=-math.inf, high=0.05)
+    assert (large.verdict, large.measured) == ("undecided", "0.400")
+
+
+@pytest.mark.parametrize(
+    ("control", "verdict", "why"),
+    [
+        (APART, "reproduced", ""),
+        (LEVEL, "controls do the same", "0.926 to 1.174"),
+        (WIDE, "undecided", "a control has -2.294 to 2.428"),
+        (Values({0: 1.0}), "controls do the same", "1.000"),  # of one seed a point
+        (Values({0: -1.0}), "reproduced", ""),
+        (Values(), "reproduced", ""),
+        (math.nan, "reproduced", ""),
+    ],
+)
+def test_what_a_control_does_as_well_is_not_reproduced(control: Any, verdict: str, why: str) -> None:
+    beside = {"control": lambda results, config: control}
+    judged = claim(LEVEL, **beside)
+    assert (judged.verdict, judged.why, judged.reproduced) == (verdict, why, True if verdict == "reproduced" else None)
+    assert claim(APART, **beside).verdict == "not reproduced"
+    assert claim(Values(), **beside).verdict == "not run"
+
+
+def test_what_nobody_else_published_is_measured_and_not_judged() -> None:
+    assert claim(LEVEL, unjudged="ours").why == "ours; as expected"
+    assert claim(APART, unjudged="ours").why == "ours; not as expected"
+    assert claim(WIDE, unjudged="ours").why == "ours; whether it is as expected is undecided"
+    assert claim(LEVEL, low=-math.inf, unjudged="ours").why == "ours"
+    assert {claim(value, unjudged="ours").verdict for value in (LEVEL, APART, WIDE)} == {"not judged"}
+
+
+def test_at_quick_nothing_is_judged_and_what_cannot_be_is_not_read() -> None:
+    assert claim(LEVEL, budget="quick").verdict == "not judged"
+    without = claim(LEVEL, unless=lambda config: "not run on CIFAR-10")
+    assert (without.measured, without.verdict) == ("not run on CIFAR-10", "not run")
+
+
+@pytest.mark.parametrize(
+    ("said", "argument"),
+    [({}, "outside"), ({"outside": "0", "unjudged": "ours", "low": 1.0}, "outside"), ({"outside": "0"}, "low")],
+)
+def test_a_claim_says_what_is_outside_or_why_it_is_not_judged(said: dict[str, Any], argument: str) -> None:
+    with pytest.raises(ValueError, match=f"^{argument}:"):
+        Claim(statement="s", source="p", published="1", value=lambda r, c: 1.0, **said)
+
+
+EVERY = [(name, claim) for name in studies.STUDIES for claim in studies.load(name).claims]
+NO_SOURCE = re.compile(
+    r"^(none|-$|not (found|measured|reported|in the paper)|no (value|such control)).*$|this package|of ours"
+)
+CITED = re.compile(r"arXiv \d{4}\.\d{5}|\b(19|20)\d\d\b|\bbook\b")
+
+
+@pytest.mark.parametrize(("name", "claim"), EVERY, ids=[f"{name}-{place}" for place, (name, _) in enumerate(EVERY)])
+def test_a_judged_claim_is_somebody_elses(name: str, claim: Claim) -> None:
+    assert NO_SOURCE.search(claim.published) is None or claim.unjudged, claim.statement
+    assert (CITED.search(claim.source) and not NO_SOURCE.search(claim.source)) or claim.unjudged, claim.source
+    statements = [each.statement for each in studies.load(name).claims]
+    assert statements.count(claim.statement) == 1
+
+
+REPORTS = sorted(study_docs.STUDIES.glob("*/report.json"))
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=[path.parent.name for path in REPORTS])
+def test_committed_reports_have_the_verdicts_of_todays_rule(path: Path) -> None:
+    claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+    again = study_docs.judged_again(path.parent.name, claims)
+    assert claims == again, "run: python -m tests.study_docs"
