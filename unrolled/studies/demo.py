@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {"crate_nano_patch2_8": Recipe(2e-3, 2.0), "vit_nano_patch2_8": Recipe(2e-3, 5.0)}
+    {"crate_nano_patch2_8": Recipe(1e-3, 2.0), "vit_nano_patch2_8": Recipe(2e-3, 5.0)}
 )
 
 
