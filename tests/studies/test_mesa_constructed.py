@@ -27,6 +27,12 @@ def test_recipes_have_the_published_shapes_and_rates() -> None:
     assert (six.layers, six.heads, six.dim_head) == (6, 4, 20)
     assert "paper: 15000 of 256" in six.extent
     assert "warm-up" in six.extent
+    two = constructed_recipe("2", steps=1000, batch_size=256)
+    assert (two.optimizer, two.lr, two.clip_value) == ("muon", 1e-2, 0.1)
+    assert two.extent.startswith("1000 steps of 256 by Muon (paper: 5000 of 256)")
+    for name, batch in (("2", 32), ("6", 256)):
+        assert constructed_recipe(name, steps=10, batch_size=batch).optimizer == "adamw"
+    assert constructed_recipe("2", steps=10, batch_size=256, published=True).optimizer == "adamw"
     with pytest.raises(ValueError, match="name='3'"):
         constructed_recipe("3", steps=1, batch_size=1)
 
@@ -95,6 +101,15 @@ def test_a_trained_model_is_taken_from_the_store(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(constructed, "sequence_loss", untaken)
     assert NETWORK.compute(context) == result
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), NETWORK.load(context).parameters(), strict=True))
+
+
+def test_a_recipe_with_muon_moves_every_matrix_by_its_rate_alone() -> None:
+    world = LinearDynamics(dim=3, steps=8)
+    recipe = Recipe(steps=1, batch_size=4, layers=2, lr=1e-2, weight_decay=0.0, init_std=0.02, optimizer="muon")
+    before, (after, _) = constructed.new_model(world, recipe, seed=0), train(world, recipe, seed=0)
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        step = torch.linalg.matrix_norm((new - old).detach(), 2)
+        assert float(step) == pytest.approx(0.2 * max(old.shape) ** 0.5 * recipe.lr, rel=0.05)
 
 
 class Moved:
