@@ -17,8 +17,6 @@ from unrolled.alignment import mutual_knn
 from unrolled.figures import LineChart, Series
 from unrolled.instruments import extract, untrained_control
 
-torch.manual_seed(0)
-
 # %% [markdown]
 # ## Two models that have little in common
 #
@@ -27,6 +25,7 @@ torch.manual_seed(0)
 # seen a digit, and sees these in three channels and at its own size.
 
 # %%
+torch.manual_seed(0)
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
 labels = torch.tensor(digits.target)
@@ -105,9 +104,7 @@ draws, largest = len(result.null_best), float(result.null_best.max())
 print(f"score     {result.score:.3f}, at {' and '.join(result.best)}")
 print(f"interval  {low:.3f} to {high:.3f} at this many images")
 print(f"chance    {result.chance:.3f}, at most {largest:.3f} in {draws} shuffles")
-print(
-    f"p         {result.p_value:.3f}, at least 1 / {draws + 1} by {draws} shuffles"
-)
+print(f"p         {result.p_value:.3f}, and cannot be less than 1 / {draws + 1}")
 
 # %% [markdown]
 # ## Is it training?

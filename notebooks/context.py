@@ -16,8 +16,6 @@ from unrolled.theory.in_context import (
     least_squares_predictions,
 )
 
-torch.manual_seed(0)
-
 # %% [markdown]
 # ## A world that must be learned in context
 #
@@ -29,18 +27,16 @@ torch.manual_seed(0)
 # $$
 #
 # $$
-# L_t(\Phi) = \frac{1}{2} \sum_{t' < t} \| s_{t'+1} - \Phi s_{t'} \|^2
+# L_t(\Phi) = \frac{1}{2} \sum_{i < t} \| s_{i+1} - \Phi s_i \|^2
 # $$
 
 # %%
+torch.manual_seed(0)
 dim, length = 5, 40
 world = LinearDynamics(dim=dim, steps=length)
 held_out = world.sample(512, seed=1)
 print(
-    "states:",
-    list(held_out.inputs.shape),
-    "one rotation a sequence:",
-    list(held_out.transition.shape),
+    f"states {list(held_out.inputs.shape)}, rotations {list(held_out.transition.shape)}"
 )
 
 # %% [markdown]
@@ -50,7 +46,7 @@ print(
 # up products of states, and that sum is the gradient of L at zero, applied to the state:
 #
 # $$
-# \hat{s}_{t+1} = \eta \sum_{t' < t} s_{t'+1} \, (s_{t'} \cdot s_t)
+# \hat{s}_{t+1} = \eta \sum_{i < t} s_{i+1} \, (s_i \cdot s_t)
 # $$
 
 # %%
@@ -68,21 +64,20 @@ print(f"layer and gradient step differ by at most {one_step_gap:.1e}")
 # %% [markdown]
 # The step size is the only thing left to choose, and it has a best value.
 
+
 # %%
-sizes = torch.logspace(-2.5, 0, 21)
+def loss_of(predicted):
+    return float(sequence_loss(predicted, held_out.targets))
+
+
+sizes = torch.logspace(-2.5, 0, 21).tolist()
 losses = [
-    float(
-        sequence_loss(
-            gradient_descent_predictions(held_out.inputs, size), held_out.targets
-        )
-    )
-    for size in sizes.tolist()
+    loss_of(gradient_descent_predictions(held_out.inputs, size)) for size in sizes
 ]
-best = min(range(len(sizes)), key=lambda i: losses[i])
-one_step = losses[best]
-zero = float(sequence_loss(0 * held_out.targets, held_out.targets))
-print(f"loss of predicting zero  {zero:.3f}")
-print(f"of one step of size {float(sizes[best]):.3f} {one_step:.3f}")
+one_step, best = min(zip(losses, sizes, strict=True))
+zero = loss_of(0 * held_out.targets)
+print(f"loss of predicting zero      {zero:.3f}")
+print(f"of the best step, size {best:.3f} {one_step:.3f}")
 
 # %% [markdown]
 # ## A mesa layer is least squares
@@ -125,9 +120,7 @@ schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 for step in range(steps + 1):
     if step % 30 == 0:
         with torch.no_grad():
-            curve.append(
-                float(sequence_loss(learned(tokens)[..., :dim], held_out.targets))
-            )
+            curve.append(loss_of(learned(tokens)[..., :dim]))
     batch = world.sample(64, seed=100 + step)
     loss = sequence_loss(
         learned(constructed_tokens(batch.inputs))[..., :dim], batch.targets
@@ -169,9 +162,7 @@ print(f"ratio              {curve[-1] / one_step:.2f}")
 with torch.no_grad():
     predictions = {
         "predicting zero": 0 * held_out.targets,
-        "one gradient step": gradient_descent_predictions(
-            held_out.inputs, float(sizes[best])
-        ),
+        "one gradient step": gradient_descent_predictions(held_out.inputs, best),
         "trained layer": learned(tokens)[..., :dim],
         "mesa layer": solved,
     }

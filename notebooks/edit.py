@@ -14,8 +14,6 @@ from torch.nn.functional import cross_entropy
 from unrolled.figures import ImageGrid, ImageRow, LineChart, Series, heat
 from unrolled.instruments import causal, edits
 
-torch.manual_seed(0)
-
 # %% [markdown]
 # ## A model to act on
 #
@@ -23,6 +21,7 @@ torch.manual_seed(0)
 # Hugging Face model as well.
 
 # %%
+torch.manual_seed(0)
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
 labels = torch.tensor(digits.target)
@@ -152,7 +151,7 @@ beside_random(spaces, "subspace")
 # %%
 swept, head = spaces["block03/subspace2"], heads["block03/attn/head2"]
 print(
-    f"{swept.name}: {swept.change:+.2f} ({swept.low:+.2f} to {swept.high:+.2f})"
+    f"projected out: {swept.change:+.2f} ({swept.low:+.2f} to {swept.high:+.2f})"
 )
 print(f"random change of equal size: {swept.control:+.2f}")
 print(f"removing the head alone: {head.change:+.2f}")
@@ -202,7 +201,7 @@ LineChart(
 # - That a removed head is a model trained without it: zero is a value that the next layer never saw.
 #   `edits.mean` and `edits.resample` stay closer to what it knows.
 # - That U belongs to its head alone. Projecting it out takes from the tokens what all later layers would
-#   read too, which is why it costs more than removing the head.
+#   read too, so it costs more than removing the head.
 #
 # More: [all edits and sweeps](../docs/edit.md), [the same on language models](../docs/howto/language.md),
 # and [whether CRATE's parts are more local than a ViT's](../docs/studies/crate-causal/README.md).

@@ -177,7 +177,7 @@ LineChart(
 # codes each token x by non-negative entries of a dictionary D:
 #
 # $$
-# Z' = \mathrm{ReLU}\big(X + \eta D^\top (X - D X) - \eta \lambda\big)
+# Z_{\text{next}} = \mathrm{ReLU}\big(X + \eta D^\top (X - D X) - \eta \lambda\big)
 # $$
 
 # %%
@@ -251,7 +251,7 @@ print(f"a step must stay below 2 / |D|^2 = {2 / largest**2:.2f}")
 # %%
 half = start + attention("exact")(start[None])[0]
 after = ista(normalize_tokens(half)[None])[0]
-for name, z in {"Z": start, "Z+half": half, "Z'": after}.items():
+for name, z in {"Z": start, "Z half": half, "Z next": after}.items():
     rate = subspace_coding_rate(normalize_tokens(z), subspaces, eps)
     share = float((z != 0).double().mean())
     print(f"{name:7} R^c {rate:.1f} nats at norm one, {share:.0%} non-zero")

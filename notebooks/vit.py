@@ -15,8 +15,6 @@ from torch.nn.functional import cross_entropy
 from unrolled.figures import ImageGrid, ImageRow, heat
 from unrolled.instruments import attention_map, trace_report, untrained_control
 
-torch.manual_seed(0)
-
 # %% [markdown]
 # ## A model to look at
 #
@@ -24,6 +22,7 @@ torch.manual_seed(0)
 # plain loop. Nothing here is of this package: put a model of yours in its place.
 
 # %%
+torch.manual_seed(0)
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
 labels = torch.tensor(digits.target)
@@ -80,7 +79,8 @@ t
 # A block adds two things to its tokens, and the trace has both:
 #
 # $$
-# Z_{half} = Z + \mathrm{Attention}(Z), \qquad Z' = Z_{half} + \mathrm{MLP}(Z_{half})
+# Z_{\text{half}} = Z + \mathrm{Attention}(Z), \qquad
+# Z_{\text{next}} = Z_{\text{half}} + \mathrm{MLP}(Z_{\text{half}})
 # $$
 
 # %%

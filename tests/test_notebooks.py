@@ -213,6 +213,7 @@ def test_a_page_has_what_the_cells_gave(tmp_path: Path) -> None:
     ("output", "said"),
     [
         (shown(png="AAAA", text="<Figure>"), "image/png"),
+        (shown(text="<torch._C.Generator at 0x7f>"), "text/plain"),
         (nbformat.v4.new_output("stream", name="stderr", text="UserWarning"), "UserWarning"),
     ],
 )

@@ -19,6 +19,7 @@ SECONDS = 600  # for one cell, on a machine that is busy with other things
 _TOGETHER = 2  # kernels at a time, of one thread each
 
 _RELATIVE = re.compile(r"\[((?:[^\]\[]|\[[^\]]*\])*)\]\((?!https?://)[^)]*\)")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # another one at every build
 _DESCRIPTION = re.compile(r"<desc[^>]*>(.*?)</desc>", flags=re.DOTALL)
 
 
@@ -137,7 +138,7 @@ def _shown(output: Any, name: str, out: Path) -> str:
         return f"![{words.replace('[', '(').replace(']', ')')}]({name}.svg)"
     if table := data.get("text/html"):
         return f'<div class="output">{table}</div>'
-    if "text/plain" in data and not any(kind.startswith("image/") for kind in data):
+    if not any(kind.startswith("image/") for kind in data) and not _ADDRESS.search(data.get("text/plain", " at 0x0")):
         return _box(f"```text\n{data['text/plain']}\n```")
     content = output.get("text") or ", ".join(data) or output.output_type
     raise ValueError(f"{name}: a page shows text, tables and panels of unrolled.figures, not this: {content}")
