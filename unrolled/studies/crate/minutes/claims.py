@@ -14,7 +14,7 @@ def accuracy(results: Results[Any], family: str, minutes: float) -> Values:
     return 100 * results.of(Scored, family=family, minutes=minutes).values("accuracy")
 
 
-def _less(one: str, other: str, statement: str, **said: str) -> Claim:
+def _less(one: str, other: str, statement: str, *, source: str, published: str, unjudged: str) -> Claim:
     """The difference after the longest training, and after the shorter ones."""
 
     def value(results: Results[Any], config: MinutesConfig) -> Values:
@@ -31,9 +31,9 @@ def _less(one: str, other: str, statement: str, **said: str) -> Claim:
 
     return Claim(
         statement=statement,
-        source=said["source"],
-        published=said["published"],
-        unjudged=said["unjudged"],
+        source=source,
+        published=published,
+        unjudged=unjudged,
         value=value,
         detail=detail,
         spec="+.1f",
