@@ -22,6 +22,17 @@ def test_numbers_are_those_of_the_reports(page: Path):
     assert fill.fill(page.read_text(), page) == page.read_text(), "run: python -m website.fill"
 
 
+def test_every_record_of_a_benchmark_is_shown_and_names_what_made_it():
+    shown = "".join(page.read_text() for page in fill.pages())
+    for path in sorted(fill.BENCHMARKS.glob("*.json")):
+        assert f"<!-- benchmark {path.stem} -->" in shown, f"{path.name} is on no page"
+        record = json.loads(path.read_text())
+        if script := re.match(r"python (?:-m benchmarks\.|benchmarks/)(\w+)", record["command"]):
+            assert (ROOT / "benchmarks" / f"{script[1]}.py").is_file(), record["command"]
+        else:
+            assert record["command"] == "make demo"
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 170
 

@@ -30,12 +30,12 @@ def as_typed(note: str) -> str:
     return _spelling(note)
 
 
-def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool) -> Iterator[T]:
-    """`items` with a bar on stderr, counted in batches."""
+def progress(items: Iterable[T], *, total: int | None, what: str, quiet: bool, unit: str = "batch") -> Iterator[T]:
+    """`items` with a bar on stderr that says how many of them, called `unit`, are done, and the time left."""
     from tqdm import tqdm
 
     # None: no bar where stderr is not a terminal
-    yield from tqdm(items, total=total, desc=what, unit="batch", disable=quiet or None, file=sys.stderr, leave=False)
+    yield from tqdm(items, total=total, desc=what, unit=unit, disable=quiet or None, file=sys.stderr, leave=False)
 
 
 def say(text: str, *, quiet: bool = False) -> None:

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from unrolled import cli
+from unrolled.commands.verbs import Verb
 
 _SKIP = ("*",)
 _TYPES = {str: "text", int: "whole number", float: "number", bool: "", Path: "path"}
@@ -40,7 +41,7 @@ def _front() -> str:
     )
 
 
-def _page(name: str, verb: cli.Verb) -> str:
+def _page(name: str, verb: Verb) -> str:
     parts = [f"# unrolled {name}\n"]
     for task in ("", *verb.tasks):
         words = [name, "--task", task] if task else [name]

@@ -317,6 +317,12 @@ def test_an_interrupted_run_is_measured_at_its_newest_checkpoint(
     assert "step 6" in found["said"]
     assert found["loss"] == pytest.approx(whole["loss"], rel=1e-6)
     assert "interrupted" in (tmp_path / "eval" / "report.html").read_text()
+    flags = ["--images", "4", "--device", "cpu", "--out", str(tmp_path / "trace")]
+    assert cli.run(["trace", str(run), "--json", *flags]) == 0
+    traced = json.loads(capsys.readouterr().out)
+    assert traced["step"] == 6
+    assert cli.run(["trace", str(run_folder), "--json", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == traced["layers"]
     # a damaged checkpoint is passed over for the one before
     state = run / "checkpoints" / "step-00000006" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-8])

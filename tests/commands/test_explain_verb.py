@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from unrolled import cli
+from unrolled.commands.explain_report import among_sentence
 
 MODEL = ["--model", "crate_nano_patch4_32"]
 
@@ -126,3 +127,35 @@ def test_bad_input(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run(picture, "--model", "timm:test_resnet", *out) == 2
     assert "no transformer blocks" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("probability", "lower", "said"),
+    [
+        (0.25, None, "Perhaps nothing like the picture is among the 10 classes of this model: the highest probability "
+                    "is 25.0%"),
+        (0.9, None, ""),
+        (0.3, 0.02, "Probably nothing like the picture is among the 10 classes of this model: the highest probability "
+                    "is 30.0%, and of 50 test images of cifar10 98% get as much or more"),
+        (0.3, 0.2, ""),
+    ],
+)  # fmt: skip
+def test_that_nothing_like_it_is_among_the_classes(probability: float, lower: float | None, said: str) -> None:
+    among = {"classes": 10, "probability": probability, "lower": lower, "images": 50, "data": "cifar10"}
+    sentence = among_sentence({"weights": "runs/x", "among": among})
+    assert sentence.startswith(said)
+    assert bool(sentence) == bool(said)
+    assert among_sentence({"weights": "random", "among": among}) == ""
+
+
+def test_a_trained_model_says_it_where_it_is_unsure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pages = []
+    for seed in range(3):
+        noise = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{seed}.png")
+        assert run(tmp_path / f"{seed}.png", "--out", tmp_path / "out", "--json", "--images", 0) == 0
+        among = json.loads(capsys.readouterr().out)["among"]
+        assert among["lower"] is None
+        page = (tmp_path / "out" / "report.html").read_text()
+        pages.append("Perhaps nothing like the picture is among the 10 classes" in page)
+        assert pages[-1] == (among["probability"] < 0.3)

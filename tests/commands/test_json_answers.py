@@ -44,6 +44,7 @@ def published(folder: Path) -> Path:
 COMMANDS: dict[str, Callable[[Path, Path], list[list[str]]]] = {
     "list": lambda tmp, texts: [["list", "crate_nano*"],
                                 ["list", "--compare", "crate_nano_patch2_8", "--batch-size", "1", "--device", "cpu"]],
+    "completion": lambda tmp, texts: [["completion", "fish", "--out", str(tmp / "script")]],
     "doctor": lambda tmp, texts: [["doctor"]],
     "train": lambda tmp, texts: [["train", *STEP, "--out", str(tmp)],
                                  ["train", "--config", str(texts / "run" / "config.yaml"), "--resume", "auto"]],

@@ -32,7 +32,19 @@ _OWN = {
 }
 # verbs without results that a batch could change: their batch size is the experiment, or they have none
 _WITHOUT = {
-    *("list", "doctor", "convert", "train", "finetune", "pretrain", "study", "demo", "explore", "gallery"),
+    *(
+        "list",
+        "doctor",
+        "completion",
+        "convert",
+        "train",
+        "finetune",
+        "pretrain",
+        "study",
+        "demo",
+        "explore",
+        "gallery",
+    ),
     "generate",  # has no batch
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import time
@@ -336,7 +337,11 @@ def test_what_is_seen_can_be_saved(visit: Visit) -> None:
             assert min(picture.size) > 400
             assert len(set(picture.convert("L").resize((200, 200)).tobytes())) > 8
         drawing = saved(f"#save-{tab}", "SVG").read_text(encoding="utf-8")
-        assert ET.fromstring(drawing).tag.endswith("svg")
+        root = ET.fromstring(drawing)
+        assert root.tag.endswith("svg")
+        lines = [words for node in root.iter() if node.tag.endswith("text") and len(words := node.text or "") > 12]
+        assert not [line for line, after in itertools.pairwise(lines) if after.startswith(line)], "every line once"
+        assert float(root.get("height", 0)) < 1500
         assert "var(" not in drawing
         heading, *rows = csv.reader(saved(f"#save-{tab}", "CSV").read_text(encoding="utf-8").splitlines())
         found = [row for row in rows if quantity in row]

@@ -123,6 +123,59 @@ def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
         explore(ExploreOptions(port=70_000))
 
 
+def test_a_page_and_its_list_need_neither_torch_nor_timm(tmp_path: Path) -> None:
+    """They take seconds to import, and a page that waits should say so."""
+    pytest.importorskip("uvicorn")
+    save_run(tmp_path / "first", "crate_nano_patch4_32", "cifar10")
+    code = (
+        "import sys, pathlib, uvicorn, unrolled.commands.explore\n"
+        "from unrolled.explorer import create_app\n"
+        "from unrolled.explorer.models import Catalogue\n"
+        "from unrolled.explorer.neighbours import ImageSet\n"
+        "from unrolled.explorer.samples import SAMPLES, sample\n"
+        "catalogue = Catalogue(runs=pathlib.Path(sys.argv[1]), specs=['timm:vit_tiny_patch16_224'], pretrained=True)\n"
+        "create_app(catalogue), ImageSet.digits(), [sample(name) for name in SAMPLES], catalogue.default()\n"
+        "assert 'run-first' in catalogue.choices and 'shipped-crate_nano_patch4_32.cifar10' in catalogue.choices\n"
+        "print([name for name in ('torch', 'timm', 'sklearn', 'scipy', 'pandas') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_a_model_that_cannot_be_opened_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unrolled.commands.explore import ExploreOptions, explore
+
+    pytest.importorskip("uvicorn")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="crate_nana"):
+        explore(ExploreOptions(model=("crate_nana_patch4_32",), port=0, open_=False))
+    shown = capsys.readouterr()
+    assert "importing torch and timm ..." in shown.err
+    assert "opening crate_nana_patch4_32 ..." in shown.err
+    with pytest.raises(OSError, match=r"refused|reset"):
+        urllib.request.urlopen(shown.out.strip(), timeout=5)
+    with pytest.raises(MissingData):
+        explore(ExploreOptions(images=Path("nowhere"), port=0, open_=False))
+
+
+def test_pictures_and_digits_are_those_of_scikit_learn() -> None:
+    import numpy as np
+    from sklearn.datasets import load_sample_image
+
+    from unrolled.data.builtin import digits as source
+    from unrolled.explorer.samples import digits, sample
+
+    images, labels = digits()
+    assert (labels == source().labels).all()
+    for index in range(0, len(images), 100):
+        assert (np.asarray(images[index])[..., 0] == np.asarray(source().load(index)[0])[..., 0]).all()
+    assert (np.asarray(sample("flower")) == load_sample_image("flower.jpg")[:420, 60:620]).all()
+
+
 def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
     pytest.importorskip("uvicorn")
     command = [sys.executable, "-m", "unrolled", "explore", "--no-open", "--port", "0", "--runs", str(tmp_path)]

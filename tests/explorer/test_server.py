@@ -7,6 +7,8 @@ import io
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from starlette.testclient import TestClient
 from tests.files import encoded
 from unrolled.explorer import create_app
 from unrolled.explorer.app import MAX_UPLOAD, STATIC
-from unrolled.explorer.models import Catalogue
-from unrolled.explorer.neighbours import ImageSet
-from unrolled.explorer.samples import SAMPLES
+from unrolled.explorer.models import Catalogue, prepared
+from unrolled.explorer.neighbours import ImageSet, Neighbours
+from unrolled.explorer.samples import SAMPLES, sample
+from unrolled.explorer.startup import Startup
 
 CRATE, VIT = "random-crate_nano_patch4_32", "random-vit_nano_patch4_32"
 LOCAL = "http://127.0.0.1:8765"
@@ -130,6 +133,83 @@ def test_objects_look_alikes_and_curves_of_a_look(client: TestClient) -> None:
     assert curves["untrained"] is None, "random weights are their own control"
 
 
+def test_parts_are_switched_off_by_the_names_of_edit(client: TestClient, catalogue: Catalogue) -> None:
+    import torch
+
+    from unrolled import edit
+    from unrolled.instruments.edits import project_out, subspace, zero
+
+    answer = look(client, sample="shapes")
+    assert {"block03/attn", "block03/attn/head2", "block03/subspace0"} <= set(answer["switches"])
+    assert not [name for name in answer["switches"] if "atom" in name or name.endswith("ista")]
+
+    def without(*off: str) -> dict[str, Any]:
+        reply = client.post(f"/api/look/{answer['id']}/without", content=json.dumps(off))
+        assert reply.status_code == 200, reply.text
+        result: dict[str, Any] = reply.json()
+        return result
+
+    before = {row["name"]: row["probability"] for row in answer["prediction"]["top"]}
+    whole = {row["name"]: row for row in without()["classes"]}
+    assert all(whole[name]["before"] == whole[name]["after"] == share for name, share in before.items())
+    edited = without("block03/attn/head2", "block03/subspace0", "block03/subspace1")
+    assert any(row["before"] != row["after"] for row in edited["classes"])
+    network = catalogue.open(CRATE).network
+    joint = torch.cat([subspace(network, "block03", head) for head in (0, 1)], -1)
+    pixels = prepared(catalogue.open(CRATE), 1).tensor(sample("shapes"))
+    with torch.no_grad(), edit(network, {"block03/attn/head2": zero, "block02": project_out(joint)}):
+        shares = network(pixels)[0].double().softmax(-1)
+    for row in edited["classes"]:
+        assert row["after"] == pytest.approx(float(shares[int(row["name"].split()[1])]), abs=1e-4)
+    assert client.get(f"/api/look/{answer['id']}/curves").status_code == 200, "no edit stays in force"
+    for bad in (b'["block99/attn"]', b'["block*"]', b'"attn"', b"[1]", b"{", b'["block03/attn", "block03/attn"]'):
+        refused = client.post(f"/api/look/{answer['id']}/without", content=bad)
+        assert refused.status_code == 422, bad
+        assert refused.json()["error"].startswith("off")
+
+
+def test_what_was_sent_can_be_asked_for_again(client: TestClient) -> None:
+    first = look(client, encoded(photo()))
+    again = look(client, upload=first["upload"], detail=2)
+    assert again["size"] == first["size"]
+    assert again["upload"] == first["upload"]
+    assert look(client, sample="three")["upload"] is None
+    for number in range(9):
+        look(client, encoded(photo(8 + number, 8)))
+    answer = client.post("/api/look", params={"model": CRATE, "upload": first["upload"]})
+    assert answer.status_code == 410
+    assert "no longer in memory" in answer.json()["error"]
+
+
+def test_only_answers_that_need_models_wait_for_the_start(catalogue: Catalogue) -> None:
+    startup = Startup()
+    with TestClient(create_app(catalogue, startup=startup), base_url=LOCAL) as client, ThreadPoolExecutor(1) as pool:
+        with suppress(RuntimeError), startup.running():
+            startup.step("importing torch and timm")
+            assert client.get("/").status_code == 200
+            assert client.get("/api/start").json()["models"]
+            assert client.get("/api/startup").json()["step"] == "importing torch and timm"
+            waiting = pool.submit(look, client, sample="three")
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+            raise RuntimeError  # a start that fails keeps nobody waiting either
+        assert waiting.result(60)["grid"] == [8, 8]
+        assert client.get("/api/startup").json() == {"step": None, "seconds": 0.0}
+
+
+def test_neighbours_with_cosines_near_1_are_told_apart(catalogue: Catalogue) -> None:
+    import torch
+
+    digits = ImageSet.digits()
+    near = Neighbours(lambda: ImageSet("forty digits", digits.images[:40], digits.names[:40]))
+    features = torch.ones(40, 8) + 1e-3 * torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    near._features[CRATE] = {"block00": features}
+    cosines = [row["similarity"] for row in near.of(catalogue.open(CRATE), 0, 0)]
+    assert min(cosines) > 0.99999
+    assert len(set(cosines)) == len(cosines)
+    assert cosines == sorted(cosines, reverse=True)
+
+
 def test_models_that_lack_something_say_so(client: TestClient) -> None:
     tost = look(client, model="given-tost_nano_patch4_32", sample="flower")
     assert tost["attention"] is None
@@ -171,10 +251,10 @@ def test_pictures_of_every_kind_are_taken(client: TestClient, data: bytes, size:
     assert look(client, data)["size"] == size
 
 
-def _bomb() -> bytes:
-    """A PNG whose header promises 60,000 x 60,000 pixels."""
+def _bomb(side: int) -> bytes:
+    """A PNG whose header promises a square of so many pixels a side."""
     data = bytearray(encoded(photo(8, 8)))
-    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[16:24] = side.to_bytes(4, "big") * 2
     import zlib
 
     data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
@@ -187,12 +267,14 @@ def _bomb() -> bytes:
         (b"", "empty"),
         (b"hello", "not a picture"),
         (encoded(photo())[:200], "cannot be decoded"),
-        (_bomb(), "pixels"),
+        (_bomb(60_000), "the picture: has too many pixels; at most 50,000,000 are decoded"),
+        (_bomb(16_000), "the picture: has too many pixels; at most 50,000,000 are decoded"),
+        (_bomb(8_000), "the picture: has 8,000 x 8,000 pixels; at most 50,000,000 are decoded"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
         (b"%PDF-1.7", "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture"),
     ],
-    ids=["empty", "text", "cut", "bomb", "svg", "pdf", "postscript"],
+    ids=["empty", "text", "cut", "bomb", "256-megapixels", "64-megapixels", "svg", "pdf", "postscript"],
 )
 def test_what_is_no_picture_is_refused_in_words(client: TestClient, data: bytes, said: str) -> None:
     answer = client.post("/api/look", params={"model": CRATE}, content=data)

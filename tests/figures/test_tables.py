@@ -21,7 +21,9 @@ from unrolled.alignment import compare, prepare_layers
 from unrolled.errors import MissingExtra
 from unrolled.instruments import Matches, layerwise, read_patches
 from unrolled.instruments.causal import Effect, Effects
+from unrolled.instruments.explain import Explanation, explain_logit
 from unrolled.instruments.readouts.confusion import Confusion
+from unrolled.instruments.readouts.reliability import reliability
 from unrolled.tables import Tabular
 from unrolled.train import TrainConfig, TrainResult
 
@@ -48,6 +50,11 @@ def confusion() -> Confusion:
     return Confusion(["cat", "dog", HOSTILE], counts, [])
 
 
+def explanation() -> Explanation:
+    model = unrolled.create_model("crate_nano_patch2_8", depth=4)
+    return explain_logit(model.eval(), plots.images()[:1], target=1)
+
+
 def comparison(**options: Any) -> Any:
     many = {f"layer{i}": torch.randn(30, 4, generator=torch.Generator().manual_seed(i)) for i in range(8)}
     return compare(many, {**many, HOSTILE: many["layer0"]}, "cka", resamples=0, **options)
@@ -64,6 +71,8 @@ RESULTS: dict[str, tuple[Callable[[], Any], int | None]] = {
     "Results": (plots.results, 12),
     "TrainResult": (trained, 3),
     "Confusion": (confusion, 3),
+    "Explanation": (explanation, 10),
+    "Reliability": (lambda: reliability(torch.eye(4).repeat(5, 1) * 3, torch.arange(20) % 3), 1),
 }
 DRAWN_BY = {"Results": lambda result, ax: result.plot("accuracy", x="width", by="kind", ax=ax)}
 

@@ -87,9 +87,17 @@ def test_the_committed_studies(tmp_path: Path) -> None:
     for name in ["cifar10/index.html", *(f"pictures/{path.name}" for path, _ in pictures)]:
         assert name in index.links
     note = (site / "cifar10/index.html").read_text()
-    assert note.count("<img") == 2
+    assert note.count("<img") == (COMMITTED.parent / "cifar10.md").read_text().count("![")
     assert "<td>65.1 %</td>" in note
     assert "**" not in note
+    questions, rest = text.split("</nav>", 1)
+    for each in studies:  # every question with its verdicts, before the first study
+        verdicts = [claim["reproduced"] for claim in each.report["claims"]]
+        line = re.search(rf'<li class="asked [^"]*"><a href="#{each.name}">.*?</li>', questions, re.DOTALL)
+        assert line is not None
+        counts = [int(number) for number in re.findall(r'aria-label="(\d+) ', line[0])]
+        assert counts == [verdicts.count(kind) for kind in (True, False, None) if kind in verdicts]
+        assert f'id="{each.name}"' in rest
     assert text.count('class="statement"') == sum(len(each.report["claims"]) for each in studies)
     for path in site.rglob("*.html"):
         assert not re.search(r"(?<![\w.])/(work|home|root|tmp)/", path.read_text()), f"{path}: an absolute path"
@@ -118,7 +126,7 @@ def test_text_of_reports_is_escaped_and_filters_know_the_lines(tmp_path: Path) -
     assert "<i>" not in text
     for key in ("crate", "platonic", "other"):
         assert f'id="line-{key}"' in text
-        assert f"main:has(#line-{key}:checked) .study:not(.{key})" in text
+        assert f"main:has(#line-{key}:checked) :is(.study,.asked):not(.{key})" in text
     assert 'id="line-mesa"' not in text
     assert text.index('id="crate-a"') < text.index('id="platonic-b"') < text.index('id="else-c"')
 

@@ -48,7 +48,7 @@ LINES = [
     "demo",
     "gallery --studies DOCS",
 ]
-WITHOUT = {"list", "doctor", "explore", "convert", "generate"}  # they write no run folder
+WITHOUT = {"list", "doctor", "completion", "explore", "convert", "generate"}  # they write no run folder
 
 
 @pytest.fixture

@@ -55,16 +55,17 @@ def test_images_that_an_epoch_leaves_out_are_noted(
     [
         (
             {"epochs": 1, "warmup_epochs": 2},
-            "of 8 steps is longer than the run of 4: the learning rate ends at 50% of its peak; "
+            "of 8 steps is longer than the run of 4: the learning rate only rises, to 50% of its peak; "
             "give a smaller warmup_epochs",
         ),
         (
             {"steps": 3, "warmup_steps": 12},
-            "of 12 steps is longer than the run of 3: the learning rate ends at 25% of its peak; "
+            "of 12 steps is longer than the run of 3: the learning rate only rises, to 25% of its peak; "
             "give fewer warmup_steps",
         ),
         ({"steps": 3, "warmup_epochs": 2}, "give fewer warmup_steps"),
-        ({"steps": 3, "warmup_steps": 3}, None),
+        ({"steps": 3, "warmup_steps": 3}, "of 3 steps is as long as the run: the learning rate only rises, to 100%"),
+        ({"steps": 4, "warmup_steps": 3}, None),
         ({"steps": 12, "warmup_steps": 0}, None),
     ],
 )
@@ -78,3 +79,10 @@ def test_a_warm_up_that_the_run_never_leaves_is_noted(
     total, warmup = changes.get("steps", 4), changes.get("warmup_steps", 8)
     assert len(rates) == total
     assert rates == [learning_rate(step, peak=2e-3, warmup=warmup, total=total) for step in range(total)]
+
+
+def test_a_finished_run_says_that_it_was(config: Make, splits: Splits, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(config(steps=2, quiet=True), data=splits)
+    result = fit(config(steps=2, quiet=False, resume="auto"), data=splits)
+    assert "note: the run was finished at step 2; nothing is left to train" in capsys.readouterr().err
+    assert result.units_per_second == 0

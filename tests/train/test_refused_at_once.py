@@ -21,6 +21,14 @@ def test_a_folder_of_images_that_is_not_there(tmp_path: Path) -> None:
         fit(TrainConfig(data="folder", data_dir=tmp_path / "nowhere", devices=2, out=tmp_path / "run"))
 
 
+def test_data_that_are_not_there_are_missed_by_the_process_that_starts_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(MissingData, match="nowhere"):
+        fit(TrainConfig(data="imagenet", data_dir=tmp_path / "nowhere", devices=2, out=tmp_path / "run"))
+
+
 @pytest.mark.parametrize("betas", [(2.0, 3.0), (0.9, 1.0), (-0.1, 0.9)])
 def test_betas_are_named(betas: tuple[float, float], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="betas="):

@@ -122,6 +122,7 @@ USES: dict[str, list[list[str]]] = {
     ],
     "gallery": [["--studies", ".."], ["--config", "config.yaml"]],
     "list": [],
+    "completion": [],
     "doctor": [],
 }
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from unrolled import __version__, precision
 from unrolled.commands.options import AsJson
 from unrolled.harness import print_answer
-from unrolled.reading import Json
 
 # importable name -> (extra, what it is for)
 OPTIONAL = {
@@ -55,7 +54,7 @@ def doctor(*, json: AsJson = False) -> None:
     print_answer("doctor", facts, "\n".join(lines), json=json)
 
 
-def examine() -> dict[str, Json]:
+def examine() -> dict[str, dict[str, str]]:
     """The facts `unrolled doctor` shows, by heading."""
     return {"software": _software(), "machine": _machine(), "extras": _extras(), "caches": _caches()}
 

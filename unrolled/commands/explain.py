@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,7 @@ def explain(options: ExplainOptions) -> None:
 
     from unrolled.commands.explain_removed import removed_record, removed_sentence
     from unrolled.commands.explain_report import (
+        among_sentence,
         explain_report,
         faithfulness_sentence,
         layer_table,
@@ -101,16 +103,18 @@ def explain(options: ExplainOptions) -> None:
     )
     without = removed(network, pixels, explanation, seed=options.seed)
     removals = _removals(network, pixels, explanation, options.seed)
-    many = _many(network, prepared.prefix, options)
+    many, highest = _many(network, prepared.prefix, options)
     views = paint(explanation, np.asarray(canvas(picture)))
     write_pictures(run.folder, views)
     result = {
         "model": options.model, "weights": origin(options), "image": str(options.image), **_record(explanation, names),
+        "among": _among(explanation, highest, None if many is None else many["data"]),
         "removed": removed_record(without), "removals": removals, "faithfulness": many,
     }  # fmt: skip
     less = "" if result["against"] is None else f" less that of class {result['against']['name']}"
     random = removals["random"]
     text = (
+        f"{among_sentence(result)}"
         f"Terms of the logit of class {result['target']['name']}{less}, by layer and head; they sum to it:\n\n"
         f"{table(*layer_table(explanation, text=True))}\n"
         f"\n{removed_sentence(without)}\n"
@@ -159,26 +163,54 @@ def _removals(network: nn.Module, pixels: Tensor, explanation: Explanation, seed
     }
 
 
-def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> Json | None:
-    """`faithfulness` on test images of the data that was asked for, or of the run's; None where there are none."""
+def _among(explanation: Explanation, highest: list[float], data: str | None) -> Json:
+    """How sure it is of its best class, and of how many of the data's images it is less sure; None without data."""
+    best = float(explanation.logits.softmax(-1).max())
+    lower = sum(each < best for each in highest) / len(highest) if highest else None
+    return {
+        "classes": len(explanation.logits),
+        "probability": best,
+        "lower": lower,
+        "images": len(highest),
+        "data": data,
+    }
+
+
+def _many(network: nn.Module, prefix: int | None, options: ExplainOptions) -> tuple[Json | None, list[float]]:
+    """`faithfulness` on test images of the data that was asked for, or of the run's, and the highest probability of
+    each; None where there are none.
+    """
+    import torch
+
     from unrolled.data.sources import Subset
     from unrolled.errors import MissingData, MissingExtra
     from unrolled.instruments.readouts.faithfulness import faithfulness
+    from unrolled.train.evaluation import logits_of
 
     if not options.images or not (options.data or run_of(options.model, options.weights).get("data")):
-        return None
+        return None, []
     data = data_for(options)
     try:
         everything = images_of(data, "test", quiet=options.quiet)
     except (MissingData, MissingExtra, OSError, ValueError):
         if options.data is not None:
             raise
-        return None  # the picture is explained without the data
+        return None, []  # the picture is explained without the data
     source = Subset.evenly(everything, options.images)
     loader = batches(network, source, image_size=data.image_size, batch_size=1, on_error="skip")
     bar = progress(loader, total=len(source), what="many images", quiet=options.quiet)
-    rows = faithfulness(network, (batch.images for batch in bar if len(batch)), prefix=prefix, seed=options.seed)
-    return {"data": data.data, "images": rows[0]["images"], "rows": rows}
+    highest: list[float] = []
+
+    def images() -> Iterator[Tensor]:
+        for batch in bar:
+            if len(batch):
+                with torch.no_grad():
+                    logits = logits_of(network(batch.images.to(next(network.parameters()))))
+                highest.append(float(logits.float().softmax(-1).max()))
+                yield batch.images
+
+    rows = faithfulness(network, images(), prefix=prefix, seed=options.seed)
+    return {"data": data.data, "images": rows[0]["images"], "rows": rows}, highest
 
 
 def _record(explanation: Explanation, names: list[str]) -> Json:

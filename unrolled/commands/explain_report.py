@@ -99,6 +99,29 @@ def layer_table(explanation: Explanation, *, text: bool = False) -> tuple[list[s
     return columns, rows
 
 
+_FEW, _UNSURE = 0.05, 0.3  # share of the data's images below which, and probability under which, it is said
+
+
+def among_sentence(result: Answer) -> str:
+    """That probably nothing like the picture is among the classes, in a paragraph; nothing where that is not to see.
+
+    The sign is the highest probability: against those of the data's own test images where they are at hand (the
+    baseline of arXiv 1610.02136), else by itself: 4 % of CIFAR-10's test images get less than 0.3 from the weights that
+    ship.
+    """
+    among = result["among"]
+    if result["weights"] == "random":
+        return ""
+    highest = f"the {among['classes']:,} classes of this model: the highest probability is {among['probability']:.1%}"
+    advice = "; what follows explains the best of wrong answers then, not the picture.\n\n"
+    if among["lower"] is not None:
+        if among["lower"] > _FEW:
+            return ""
+        more = f"of {among['images']:,} test images of {among['data']} {1 - among['lower']:.0%} get as much or more"
+        return f"Probably nothing like the picture is among {highest}, and {more}{advice}"
+    return f"Perhaps nothing like the picture is among {highest}{advice}" if among["probability"] < _UNSURE else ""
+
+
 def explain_report(result: Answer, explanation: Explanation, views: Sequence[View], removed: Removed | None) -> Report:
     """The page of one decision."""
     from unrolled.report import Fact, HeatMap, ImageGrid, LineChart, Report, Series
@@ -113,7 +136,7 @@ def explain_report(result: Answer, explanation: Explanation, views: Sequence[Vie
     if result["weights"] == "random":
         summary += "The weights are random: nothing here was learned."
     else:
-        summary += f"Weights: {result['weights']}."
+        summary += f"Weights: {result['weights']}. {among_sentence(result)}".rstrip()
     attention = sum(half.total for half in explanation.halves if half.kind == "attn")
     second = sum(half.total for half in explanation.halves if half.kind != "attn")
     random = removals["random"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from unrolled.subjects.images import batches, say_data
 from unrolled.subjects.models import choose_device, encoder_of, open_body
 from unrolled.subjects.options import LayerFlags, LoaderFlags, Reading, SubjectFlags
 from unrolled.subjects.runs import DataOf, completed
-from unrolled.terminal import say, table
+from unrolled.terminal import progress, say, table
 
 if TYPE_CHECKING:
     import torch
@@ -99,10 +99,15 @@ def probe(options: ProbeOptions) -> None:
     features, reused = _features(options, networks, splits, "+".join(pools), run.folder / "features", where)
     train, test = (_labels(features["model", split]) for split in ("train", "test"))
     widths = widths_of(network, splits["train"].source, options.layers, options.image_size) if len(pools) > 1 else None
+
+    def parts(who: str) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+        layers = _parts(features[who, "train"], features[who, "test"], pools, widths)
+        return progress(layers, total=len(layers), what=f"probe, {who}", quiet=options.quiet, unit="layer")
+
     probes = [
         Probe(who=who, layer=name, pooling=used, score=score)
         for who in networks
-        for name, used, x, queries in _parts(features[who, "train"], features[who, "test"], pools, widths)
+        for name, used, x, queries in parts(who)
         for score in classify(x, train, queries, test, methods=options.method, k=options.k, seed=options.seed)
     ]
     result = Probed(

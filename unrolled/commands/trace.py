@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from unrolled.commands.options import check_counts, verb
 from unrolled.harness import OutputFlags, Run
 from unrolled.subjects.images import batches, images_of
-from unrolled.subjects.models import choose_device, open_model, origin
+from unrolled.subjects.models import choose_device, open_trained, origin
 from unrolled.subjects.options import SubjectFlags
 from unrolled.subjects.runs import completed
 from unrolled.terminal import progress, say
@@ -93,7 +93,8 @@ def _trace_images(options: TraceOptions) -> None:
     where = choose_device(options.device)
     everything = images_of(data, options.split, quiet=options.quiet)
     source = Subset.evenly(everything, options.images)
-    whole = whole_images(open_model(options, classes=len(everything.classes)))
+    opened, stopped = open_trained(options, everything)
+    whole = whole_images(opened)
     network = tower_of(whole, "image")
     tower = part_name(whole, network)
     _say_part(tower, options)
@@ -111,7 +112,7 @@ def _trace_images(options: TraceOptions) -> None:
     )
     result = {
         "model": options.model, "data": data.data, "split": options.split, "weights": origin(options),
-        **({"part": tower} if tower else {}), **layers, "seed": options.seed,
+        **stopped, **({"part": tower} if tower else {}), **layers, "seed": options.seed,
     }  # fmt: skip
     say(legend(), quiet=options.quiet)
     run.finish(image_report(result), result, table_of(result), seeds=[options.seed])

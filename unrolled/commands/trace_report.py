@@ -69,6 +69,8 @@ def _report(result: Answer, seen: str, samples: str) -> Report:
     layers, control = result["layers"], result["control"]
     report = Report(f"{result['model']}, layer by layer", question="What does every layer do to its objective?")
     random = "This model has random weights: nothing here was learned. " if result["weights"] == "random" else ""
+    if "step" in result:
+        random = f"The run was interrupted: this is its checkpoint of step {result['step']:,}. "
     stack = f" of its stack {result['stack']}" if "stack" in result else ""
     stack = f" of its {result['part']}" if "part" in result else stack
     apart = (

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from unrolled.instruments.anatomy import Parts, Stack, final_sites, find_parts, unwrap
 from unrolled.instruments.regions.patches import grid_of, main_stack, prefix_of
 from unrolled.instruments.trace import trace
-from unrolled.tables import Brief
+from unrolled.tables import Brief, Tabular
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _OUTPUTS = ("output", "proj", "out_proj")
 _CLOSE = 1e-5  # of tensors in float64: relative to the largest entry
@@ -45,7 +48,7 @@ class HalfEvidence(Brief):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Explanation(Brief):
+class Explanation(Tabular):
     """The terms of one logit (or of the difference of two): `constant`, `embed` and `halves` sum to `logit`."""
 
     target: int
@@ -82,6 +85,33 @@ class Explanation(Brief):
             if layer in (None, half.layer):
                 out += half.tokens if half.sources is None else half.sources.sum(0)
         return out[self.prefix :].reshape(self.grid)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each term; together they are the logit. Those of heads stand beside their half."""
+        terms: list[tuple[int | None, str, float, list[float]]] = [
+            (None, "constant", self.constant, []),
+            (None, "embed", float(self.embed.sum()), []),
+            *((each.layer, each.kind, each.total, _listed(each.heads)) for each in self.halves),
+        ]
+        return [dict(zip(("layer", "kind", "term", "heads"), term, strict=True)) for term in terms]
+
+    def __repr__(self) -> str:
+        less = "" if self.against is None else f" less that of class {self.against}"
+        terms = f"{len(self.halves)} halves of layers, {self.grid[0]} x {self.grid[1]} patches"
+        return f"Explanation(logit of class {self.target}{less} = {self.logit:.4g}; {terms})"
+
+    def plot(self, ax: Axes | None = None, *, layer: int | None = None) -> Axes:
+        """Draw `evidence`, of all terms or of one layer, as a map of patches; see `figures.Panel.plot`."""
+        from unrolled.figures import HeatMap
+
+        rows, columns = ([str(number) for number in range(size)] for size in self.grid)
+        title = f"evidence for class {self.target}" + ("" if layer is None else f", layer {layer}")
+        values = self.evidence(layer).numpy()
+        return HeatMap(title=title, values=values, rows=rows, columns=columns, signed=True).plot(ax)
+
+
+def _listed(heads: Tensor | None) -> list[float]:
+    return [] if heads is None else heads.tolist()
 
 
 @torch.no_grad()

@@ -171,7 +171,9 @@ def _index(studies: Sequence[Study], notes: Sequence[Note], pictures: Sequence[t
         title="unrolled: what was claimed and what came out",
         description=f"{len(studies)} studies of published claims, run and judged.",
         sheets=_SHEETS,
-        rules=Markup("".join(f"main:has({chosen}) .study:not({kind}){{display:none}}" for chosen, kind in rules)),
+        rules=Markup(
+            "".join(f"main:has({chosen}) :is(.study,.asked):not({kind}){{display:none}}" for chosen, kind in rules)
+        ),
         facts=facts,
         filters=filters,
         lines=[(title, [_entry(s) for s in studies if s.line[0] == key]) for key, title in lines.items()],

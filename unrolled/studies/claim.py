@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from unrolled.reading import Json
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Claim:
             control=control,
         )
 
-    def judged_again(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def judged_again(self, record: Mapping[str, Any]) -> Json:
         """A claim of a report that was written before, by today's range and rule, from the intervals kept in it."""
         if record["verdict"] == "not run":
             return dict(record)

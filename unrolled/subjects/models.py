@@ -105,6 +105,34 @@ def open_model(choice: OneModelFlags, classes: int | None = None, *, head: bool 
     return model.eval()
 
 
+def open_trained(choice: OneModelFlags, source: ImageSource, *, head: bool = False) -> tuple[nn.Module, dict[str, int]]:
+    """As `open_model`, for `source`; of a classifier's run that was interrupted its newest checkpoint, whose `step`
+    is the second part, which is empty otherwise.
+    """
+    unfinished = None if choice.weights is not None else _unfinished(choice.model)
+    if unfinished is None:
+        return open_model(choice, classes=len(source.classes), head=head), {}
+    from unrolled.train.unfinished import newest_model
+
+    network, step = newest_model(unfinished, source)
+    say(
+        f"note: {unfinished} was interrupted; measured is its newest checkpoint, of step {step:,} (--resume auto goes "
+        "on)"
+    )
+    return network, {"step": step}
+
+
+def _unfinished(model: str) -> Path | None:
+    """The folder of an interrupted run, if that is what a model's string is."""
+    spec = named(model)
+    if not spec.startswith("local:"):
+        return None
+    from unrolled.train.unfinished import is_unfinished
+
+    folder = Path(spec.removeprefix("local:")).expanduser()
+    return folder if is_unfinished(folder) else None
+
+
 def open_body(choice: OneModelFlags) -> nn.Module:
     """As `open_model`, but `weights` may be of any number of classes: their head is left out, nothing here reads it."""
     if choice.weights is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +18,10 @@ from unrolled.reading import Json
 from unrolled.tables import Tabular
 from unrolled.train import engine
 from unrolled.train.checkpoint import checkpoints
-from unrolled.train.config import PretrainConfig, RunConfig
+from unrolled.train.config import ImageConfig, PretrainConfig, RunConfig
 from unrolled.train.log import MetricsLog
 from unrolled.train.optim import MovingAverage, build_optimizer
-from unrolled.train.run import Splits, build_loaders
+from unrolled.train.run import Splits, build_loaders, open_splits
 from unrolled.train.state import RunState
 from unrolled.train.steps import Callback, Schedule, run_steps
 from unrolled.train.task import Task
@@ -111,6 +112,8 @@ def fit(
     config.check()
     if data is None and config.data in ("folder", "packed"):
         existing_folder(config.data_dir, what=config.data)  # before processes wait for each other
+    elif data is None and isinstance(config, ImageConfig) and config.devices > 1 and "LOCAL_RANK" not in os.environ:
+        open_splits(config)  # this process starts the others: what is missing is said, or fetched, once
     task = task_of(config, data, model)
     with engine.launched(task.config) as fabric:
         return _fit(task, fabric, callbacks)

@@ -61,12 +61,13 @@ class Schedule(NamedTuple):
 
     def notes(self) -> list[str]:
         """Of a warm-up that the run never leaves."""
-        if self.warmup <= self.last:
+        if self.warmup < self.last or not self.warmup:
             return []
         shorter = "fewer warmup_steps" if self.in_steps else "a smaller warmup_epochs"
+        longer = "as long as the run" if self.warmup == self.last else f"longer than the run of {self.last:,}"
         return [
-            f"note: the warm-up of {self.warmup:,} steps is longer than the run of {self.last:,}: the learning rate "
-            f"ends at {self.last / self.warmup:.0%} of its peak; give {shorter}"
+            f"note: the warm-up of {self.warmup:,} steps is {longer}: the learning rate only rises, to "
+            f"{self.last / self.warmup:.0%} of its peak; give {shorter}"
         ]
 
 
@@ -121,7 +122,8 @@ def run_steps(
     show = main and not config.quiet
     progress = Progress(total=last, start=start, batch_size=task.step_units, show=show, unit=task.unit)
     stop = StopRequest()
-    for note in map(as_typed, [*task.notes(), *schedule.notes()]):
+    finished = [f"note: the run was finished at step {last:,}; nothing is left to train"] if start >= last else []
+    for note in map(as_typed, [*task.notes(), *(finished or schedule.notes())]):
         if main and config.quiet and note.startswith("note: "):  # no progress, but what the numbers mean
             say(note)
         progress.note(note)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from unrolled.report import Report
-from unrolled.studies.cells import Cell, Context
+from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.claim import Claim
 from unrolled.studies.results import Results
-from unrolled.studies.study import Config, Count, Seeds, Study
+from unrolled.studies.study import Budgets, Config, Count, Seeds, Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Walk(Cell):
     steps: int
     seed: int
 
-    def compute(self, context: Context) -> dict[str, float]:
+    def compute(self, context: Context) -> Result:
         signs = np.random.default_rng(self.seed).choice([-1, 1], (2000, self.steps))
         return {"distance": float(np.abs(signs.sum(1)).mean() / self.steps**0.5)}
 
@@ -29,7 +29,7 @@ class Walk(Cell):
 class SumsConfig(Config):
     """Settings of the study."""
 
-    budgets: ClassVar[dict[Any, dict[str, Any]]] = {"quick": {"steps": 20}}
+    budgets: ClassVar[Budgets] = {"quick": {"steps": 20}}
 
     steps: Count = 400
     """Steps of a walk."""

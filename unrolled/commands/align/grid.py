@@ -61,6 +61,7 @@ def align_grid(options: AlignGridOptions) -> None:
     from unrolled.alignment import get_metric
     from unrolled.alignment.models import model_grid
     from unrolled.instruments.features.files import Rows, read_features
+    from unrolled.train.log import duration
 
     models = read_entries(options.grid)
     for metric in options.metric:
@@ -72,8 +73,14 @@ def align_grid(options: AlignGridOptions) -> None:
     units = dependence(options.groups, options.blocks, rows, pairs, quiet=options.quiet)
     notes: list[str] = []
 
+    first: list[tuple[int, float]] = []  # tiles done when it was first said, some kept from before, and the time
+
     def progress(done: int, tiles: int) -> None:
-        say(f"compared: {done} of {tiles} tiles", quiet=options.quiet)
+        first.append((done, run.seconds))
+        before, since = first[0]
+        each = (run.seconds - since) / max(1, done - before)
+        left = f", {duration(each * (tiles - done))} left" if before < done < tiles else ""
+        say(f"compared: {done} of {tiles} tiles{left}", quiet=options.quiet)
 
     with _client(options.workers, options.scheduler) as client, noted(notes, quiet=options.quiet):
         result = model_grid(

@@ -15,7 +15,7 @@ from unrolled.commands.options import verb
 from unrolled.harness import Run
 from unrolled.subjects.models import choose_device
 from unrolled.subjects.options import Reading, Side
-from unrolled.terminal import say, table
+from unrolled.terminal import progress, say, table
 
 if TYPE_CHECKING:
     import torch
@@ -177,10 +177,11 @@ def _compare(
             for metric in metrics
         ]
     first, second = ({name: torch.as_tensor(value).to(where) for name, value in side.items()} for side in (left, right))
+    bar = progress(metrics, total=len(metrics), what="compare", quiet=options.quiet, unit="metric")
     return [
         compare(
             first, second, metric, null=options.null, draws=options.draws, resamples=options.resamples,
             groups=units.groups, blocks=units.blocks, select_held_out=options.held_out, seed=options.seed,
         )
-        for metric in metrics
+        for metric in bar
     ]  # fmt: skip

@@ -13,8 +13,8 @@ from unrolled.commands.eval.report import at_bound, eval_report
 from unrolled.harness import Answer, Run
 from unrolled.reading import Json
 from unrolled.subjects.images import batches, say_data
-from unrolled.subjects.models import by_class_names, choose_device, class_names, open_model
-from unrolled.subjects.runs import DataOf, named, run_settings, shipped
+from unrolled.subjects.models import by_class_names, choose_device, class_names, open_trained
+from unrolled.subjects.runs import DataOf, run_settings, shipped
 from unrolled.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def evaluate_classifier(options: EvalOptions) -> None:
         unknown_classes=options.unknown_classes or "raise",
     )  # fmt: skip
     say_data(quiet=options.quiet, **{options.split: whole})
-    network, stopped = _network(options, whole)
+    network, stopped = open_trained(options, whole, head=True)
     network = network.to(where)
     names = class_names(network, options)
     everything, note = _labelled(options, data, whole, names)
@@ -98,21 +98,6 @@ def evaluate_classifier(options: EvalOptions) -> None:
     if confusion is not None:
         class_sections(report, confusion, source)
     run.finish(report, result, _line(result), seeds=[options.seed], options=options)
-
-
-def _network(options: EvalOptions, source: ImageSource) -> tuple[nn.Module, dict[str, int]]:
-    """The model; of an interrupted run its newest checkpoint, with the step it is of."""
-    unfinished = None if options.weights is not None else _unfinished(options.model)
-    if unfinished is None:
-        return open_model(options, classes=len(source.classes), head=True), {}
-    from unrolled.train.unfinished import newest_model
-
-    network, step = newest_model(unfinished, source)
-    say(
-        f"note: {unfinished} was interrupted; measured is its newest checkpoint, of step {step:,} (--resume auto goes "
-        "on)"
-    )
-    return network, {"step": step}
 
 
 def _labelled(
@@ -273,17 +258,6 @@ def calibration(logits: Tensor, labels: Tensor, *, fit_on: tuple[Tensor, Tensor]
             "judged_on": len(rest), "before": before, "after": after,
         },
     }  # fmt: skip
-
-
-def _unfinished(model: str) -> Path | None:
-    """The folder of an interrupted run, if that is what MODEL is."""
-    spec = named(model)
-    if not spec.startswith("local:"):
-        return None
-    from unrolled.train.unfinished import is_unfinished
-
-    folder = Path(spec.removeprefix("local:")).expanduser()
-    return folder if is_unfinished(folder) else None
 
 
 def _corrupted(options: EvalOptions, network: nn.Module, source: ImageSource, where: torch.device) -> Json:

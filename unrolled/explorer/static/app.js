@@ -1,6 +1,6 @@
 // Starts the page: tabs, the address, and what every tab needs to know.
 
-import { ask, byId, fail, group } from "./parts.js";
+import { ask, byId, fail, group, starting } from "./parts.js";
 import { adopting, enter, note, read } from "./address.js";
 import { restoreImages, startImages } from "./images.js";
 import { restoreWorld, startWorld } from "./world.js";
@@ -55,7 +55,10 @@ addEventListener("popstate", follow);
 async function startup() {
   const { step, seconds } = await ask("/api/startup");
   byId("startup").hidden = !step;
-  if (!step) return;
+  if (!step) {
+    starting.over = performance.now();
+    return;
+  }
   byId("startup").textContent = `Starting: ${step}, ${Math.round(seconds)} s so far. The first answer comes after that.`;
   setTimeout(() => startup().catch(fail), 500);
 }

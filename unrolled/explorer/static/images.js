@@ -1,6 +1,6 @@
 // The first tab: which picture, which models, and what of them is shown. What a model's card holds is in cards.js.
 
-import { ask, byId, el, fail, fillModels, forgive, group, named, number, query, short } from "./parts.js";
+import { ask, byId, el, fail, fillModels, forgive, group, named, number, query, short, starting } from "./parts.js";
 import { describes, note, whole } from "./address.js";
 import { cardOf, refusalOf, show } from "./cards.js";
 import { colourBar, fitted } from "./charts.js";
@@ -144,7 +144,7 @@ async function look(which = [0, 1]) {
       }
     }));
     if (source.upload) files.set(source.upload, source.file);
-    byId("status").textContent = shown().length ? `Looked at ${name} in ${((performance.now() - began) / 1000).toFixed(1)} s.` : "";
+    byId("status").textContent = shown().length ? `Looked at ${name} in ${((performance.now() - Math.max(began, starting.over)) / 1000).toFixed(1)} s.` : "";
     build();
     if (refused.length) fail(refused[0]);
     note(null, { complete: !source.file || source.noted });

@@ -22,6 +22,9 @@ export function svg(tag, settings = {}, ...children) {
   return node;
 }
 
+// When the server had started, by the page's clock: what was waited for until then is no time of an answer
+export const starting = { over: 0 };
+
 export async function ask(path, options = {}) {
   let answer;
   try {

@@ -15,7 +15,7 @@ export function figureOf(cards, state) {
     return sheet([
       { text: named(short(card.model.label)), strong: true }, { text: card.model.trained ? named(short(card.model.weights)) : "random weights" },
       { node: image }, { text: card.caption.textContent }, ...guesses(card),
-      ...[...card.plots.querySelectorAll("svg.chart")].flatMap((chart) => [{ text: CURVES[chart.parentNode.dataset.curve] }, { node: copyOf(chart) }]),
+      ...curves(card),
     ], SIDE);
   });
   const width = columns.reduce((sum, column) => sum + Number(column.getAttribute("width")) + 20, -20);
@@ -24,6 +24,12 @@ export function figureOf(cards, state) {
 }
 
 const titleOf = ({ source }) => (source.sample ? source.title : named(short(source.title)));
+
+// Side by side, or on a narrow page as wide as they are drawn
+function curves(card) {
+  const charts = [...card.plots.querySelectorAll("svg.chart")].map((chart) => sheet([{ text: CURVES[chart.parentNode.dataset.curve] }, { node: copyOf(chart) }], Number(chart.getAttribute("width"))));
+  return charts.length ? [{ row: charts }] : [];
+}
 
 // A bar that is not on the page takes its looks from the one that is
 function inked(bar) {

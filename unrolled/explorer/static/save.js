@@ -35,7 +35,7 @@ async function picture(figure) {
   }
 }
 
-export function csv(rows) {
+function csv(rows) {
   const cell = (value) => {
     if (typeof value === "number") return Number.isFinite(value) ? String(value) : "";
     const said = String(value ?? "");
@@ -61,11 +61,11 @@ export function copyOf(node) {
 export function sheet(blocks, width) {
   const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
   const pad = 20, out = svg("svg", { xmlns: "http://www.w3.org/2000/svg" });
-  let top = pad;
+  let top = pad, right = 0;
   const put = (node, x) => { node.setAttribute("x", x); node.setAttribute("y", top); out.append(node); };
   for (const block of blocks) {
     if (block.text !== undefined) {
-      for (const line of wrapped(block.text, width / 7)) {
+      for (const line of wrapped(block.text, width / (block.strong ? 8.5 : 7))) {
         const words = label(line, pad, top + 14, "start");
         for (const [name, value] of [["fill", colour(block.strong ? "--ink" : "--soft")], ["font-size", block.strong ? 15 : 13], ["font-weight", block.strong ? 600 : 400], ["font-family", style.fontFamily]]) words.setAttribute(name, value);
         out.append(words);
@@ -75,20 +75,23 @@ export function sheet(blocks, width) {
       const nodes = block.row ?? [block.node];
       let x = pad;
       for (const node of nodes) { put(node, x); x += Number(node.getAttribute("width")) + pad; }
+      right = Math.max(right, x - pad);
       top += Math.max(...nodes.map((node) => Number(node.getAttribute("height")))) + 10;
     }
   }
-  const wide = width + 2 * pad, high = top + pad;
+  const wide = Math.max(width, right - pad) + 2 * pad, high = top + pad;
   for (const [name, value] of [["width", wide], ["height", high], ["viewBox", `0 0 ${wide} ${high}`]]) out.setAttribute(name, value);
   out.prepend(svg("rect", { width: wide, height: high, fill: colour("--surface") }));
   return out;
 }
 
-export function wrapped(said, most) {
-  const lines = [""];
+// Words in lines of at most so many letters
+function wrapped(said, most) {
+  const lines = [];
   for (const word of String(said).split(" ")) {
-    if (lines.at(-1) && lines.at(-1).length + word.length >= most) lines.push(word);
-    else lines.push(lines.at(-1) ? `${lines.at(-1)} ${word}` : word);
+    const longer = lines.length ? `${lines.at(-1)} ${word}` : word;
+    if (lines.length && longer.length <= most) lines[lines.length - 1] = longer;
+    else lines.push(word);
   }
   return lines;
 }

@@ -6,12 +6,17 @@ Legend: logits [n, c], labels int64 [n]; the confidence of a sample is its large
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from unrolled.instruments.readouts.probes import widen
+from unrolled.tables import Tabular
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BINS = 15
 
@@ -27,8 +32,8 @@ class Bin:
     accuracy: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reliability:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Reliability(Tabular):
     """Calibration of a classifier on labelled samples.
 
     Attributes:
@@ -52,6 +57,26 @@ class Reliability:
     confidence: float
     samples: int
     bins: tuple[Bin, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each occupied bin."""
+        return [asdict(each) for each in self.bins]
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {getattr(self, name):.4g}" for name in ("ece", "adaptive_ece", "nll", "brier"))
+        return f"Reliability({scores}; accuracy {self.accuracy:.4g} of {self.samples:,} samples)"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the share of right answers against their mean confidence, bin by bin; see `figures.Panel.plot`."""
+        from unrolled.figures import LineChart, Series
+
+        right = [each.accuracy for each in self.bins]
+        error = [(each.accuracy * (1 - each.accuracy) / each.count) ** 0.5 for each in self.bins]
+        series = [
+            Series(label="as it is", x=[each.confidence for each in self.bins], y=right, error=error),
+            Series(label="calibrated", x=[0.0, 1.0], y=[0.0, 1.0], dashed=True),
+        ]
+        return LineChart(title="Accuracy", x_label="Confidence", series=series, y_range=(0, 1)).plot(ax)
 
 
 def reliability(logits: Tensor, labels: Tensor, *, bins: int = BINS, temperature: float = 1.0) -> Reliability:

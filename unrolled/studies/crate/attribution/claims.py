@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from unrolled.studies.claim import NOBODY, Claim
@@ -11,11 +12,7 @@ from unrolled.studies.crate.causal.cells import SHIPPED
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.results import Estimate, Results, Values
 
-_OURS: dict[str, Any] = {
-    "source": "a question of ours; ../edit.md has the means",
-    "published": "none",
-    "unjudged": NOBODY,
-}
+_ours = partial(Claim, source="a question of ours; ../edit.md has the means", published="none", unjudged=NOBODY)
 
 
 def networks(results: Results[Any], config: AttributionConfig, kind: str, *, trained: bool = True) -> Results[Terms]:
@@ -44,55 +41,49 @@ def _no_shipped(config: AttributionConfig) -> str:
 
 
 CLAIMS = (
-    Claim(
+    _ours(
         statement="In the last layer of the shipped CRATE terms rank heads and images as removing the heads does (rank "
         "correlation)",
         value=lambda results, config: shipped(results, "layers.-1.lost"),
         low=0.9,
         unless=_no_shipped,
-        **_OURS,
     ),
-    Claim(
+    _ours(
         statement="In its first layer they still do, above chance (rank correlation)",
         value=lambda results, config: shipped(results, "layers.0.lost"),
         low=0.0,
         unless=_no_shipped,
-        **_OURS,
     ),
-    Claim(
+    _ours(
         statement="Over all layers of the shipped CRATE (rank correlation)",
         value=lambda results, config: shipped(results, "all.lost"),
         low=0.5,
         unless=_no_shipped,
-        **_OURS,
     ),
-    Claim(
+    _ours(
         statement="A random change as large has nothing to do with the term (rank correlation, shipped CRATE)",
         value=lambda results, config: shipped(results, "all.random"),
         low=-0.1,
         high=0.1,
         unless=_no_shipped,
-        **_OURS,
     ),
-    Claim(
+    _ours(
         statement="Terms and removals part because later attention reacts: held as it was, they agree better (gain in "
         "rank correlation, shipped CRATE)",
         value=lambda results, config: shipped(results, "all.gain"),
         low=0.0,
         spec="+.3f",
         unless=_no_shipped,
-        **_OURS,
     ),
-    Claim(
+    _ours(
         statement="In small CRATEs the last layer agrees better than the first (difference of rank correlations)",
         value=lambda results, config: (
             number(results, config, "crate", "layers.-1.lost") - number(results, config, "crate", "layers.0.lost")
         ),
         low=0.0,
         spec="+.3f",
-        **_OURS,
     ),
-    Claim(
+    _ours(
         statement="Terms of CRATE, which go through ISTA, agree better than a ViT's, which do not go through its MLPs "
         "(difference of rank correlations over all layers)",
         value=lambda results, config: (
@@ -104,14 +95,12 @@ CLAIMS = (
             f" (CRATE {number(results, config, 'crate', 'all.lost'):.3f}, ViT "
             f"{number(results, config, 'vit', 'all.lost'):.3f})"
         ),
-        **_OURS,
     ),
-    Claim(
+    _ours(
         statement="Training changes the agreement (CRATE, trained less untrained)",
         value=lambda results, config: (
             number(results, config, "crate", "all.lost") - number(results, config, "crate", "all.lost", trained=False)
         ),
         spec="+.3f",
-        **_OURS,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,7 @@ What = Literal["subspace", "head", "atom"]
 WHATS: tuple[What, ...] = ("subspace", "head", "atom")
 PREDICTORS = ("subspace_rate", "rate", "energy")
 EPS = 0.1
+SORTS = ("places", "random")
 _BATCH = 250
 
 
@@ -125,6 +126,16 @@ class Pass(NamedTuple):
     tokens: Tensor
 
 
+class Outcome(NamedTuple):
+    """What the removals of one sort do, by place and image, [places, n]: the rise of the loss, and the fall of the
+    probability of the right class; and by place the change of accuracy and the share of patches that move."""
+
+    losses: Tensor
+    effects: Tensor
+    accuracy: list[float]
+    patches: list[float | None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Removal(Cell):
     """Places of one sort removed one at a time, each beside a random removal of the same size.
@@ -161,40 +172,65 @@ class Removal(Cell):
         plain = _pass(model, images, test.labels)
         known = places_of(model)
         places = list(_places(model, self.what, self.atoms))
-        sorts = {"places": [each.change for each in places], "random": [each.random for each in places]}
-        records: dict[str, list[Json]] = {sort: [] for sort in sorts}
-        losses, effects = ({sort: plain.scores.new_zeros(len(places), len(images)) for sort in sorts} for _ in range(2))
-        for sort, changes in sorts.items():
-            for number, (place, change) in enumerate(zip(places, changes, strict=True)):
-                after = _pass(model, images, test.labels, Edit(model, {place.name: change}, places=known))
-                moved = (after.tokens - plain.tokens).square().sum(-1)[:, 1:]
-                losses[sort][number] = plain.scores - after.scores
-                effects[sort][number] = after.scores.exp() - plain.scores.exp()
-                records[sort].append(
-                    {
-                        **{"layer": place.layer, "unit": place.unit},
-                        "loss": float(losses[sort][number].mean()),
-                        "accuracy": float((after.right - plain.right).mean()),
-                        "probability": float(effects[sort][number].mean()),
-                        "patches": _finite(effective_number(moved).nanmean() / moved.shape[1]),
-                        "by_class": class_means(effects[sort][number], test.labels, count).tolist(),
-                    }
-                )
-        result: Result = {**records, **_locality(effects, records, test.labels)}
+        changes = {"places": [each.change for each in places], "random": [each.random for each in places]}
+        outcomes: dict[str, Outcome] = {}
+        for sort, each in changes.items():
+            passes = (
+                _pass(model, images, test.labels, Edit(model, {place.name: change}, places=known))
+                for place, change in zip(places, each, strict=True)
+            )
+            outcomes[sort] = _outcome(passes, plain)
+        result: Result = _locality({sort: outcome.effects for sort, outcome in outcomes.items()}, test.labels)
+        predictors: dict[str, dict[str, Tensor]] = {sort: {} for sort in outcomes}
         if self.what == "subspace":
-            result["predicts"] = _predicted(model, images, places, losses, records)
+            predictors = _predictors(model, images, places)
+            losses = {sort: outcome.losses for sort, outcome in outcomes.items()}
+            result["predicts"] = _predicts(predictors, losses, places)
         if self.what == "head":
-            result["marked"] = _marked(model, images, effects["places"], test.labels, count)
-        return {**result, "accuracy": float(plain.right.mean()), "loss": float(-plain.scores.mean())}
+            result["marked"] = _marked(model, images, outcomes["places"].effects, test.labels, count)
+        return {
+            **{sort: _records(places, outcomes[sort], predictors[sort], test.labels, count) for sort in outcomes},
+            **result,
+            "accuracy": float(plain.right.mean()),
+            "loss": float(-plain.scores.mean()),
+        }
 
 
-def _locality(
-    effects: dict[str, Tensor], records: dict[str, list[Json]], labels: Tensor
-) -> dict[str, dict[str, float | None]]:
-    """How many classes are hit, over all places; of every single one it is added to the records."""
-    for sort, table in effects.items():
-        for record, real, shuffled in zip(records[sort], *class_numbers(table, labels), strict=True):
-            record["classes"], record["classes_shuffled"] = _finite(real), _finite(shuffled)
+def _outcome(passes: Iterable[Pass], plain: Pass) -> Outcome:
+    losses, effects, accuracy, patches = [], [], [], []
+    for after in passes:
+        moved = (after.tokens - plain.tokens).square().sum(-1)[:, 1:]
+        losses.append(plain.scores - after.scores)
+        effects.append(after.scores.exp() - plain.scores.exp())
+        accuracy.append(float((after.right - plain.right).mean()))
+        patches.append(_finite(effective_number(moved).nanmean() / moved.shape[1]))
+    return Outcome(torch.stack(losses), torch.stack(effects), accuracy, patches)
+
+
+def _records(
+    places: Sequence[Place], outcome: Outcome, predictors: Mapping[str, Tensor], labels: Tensor, classes: int
+) -> list[Json]:
+    """One for each place: means over images, and how many classes are hit."""
+    real, shuffled = class_numbers(outcome.effects, labels)
+    means = {name: table.mean(1).tolist() for name, table in predictors.items()}
+    return [
+        {
+            **{"layer": place.layer, "unit": place.unit},
+            "loss": float(outcome.losses[number].mean()),
+            "accuracy": outcome.accuracy[number],
+            "probability": float(outcome.effects[number].mean()),
+            "patches": outcome.patches[number],
+            "by_class": class_means(outcome.effects[number], labels, classes).tolist(),
+            "classes": _finite(real[number]),
+            "classes_shuffled": _finite(shuffled[number]),
+            **{name: values[number] for name, values in means.items()},
+        }
+        for number, place in enumerate(places)
+    ]
+
+
+def _locality(effects: Mapping[str, Tensor], labels: Tensor) -> Result:
+    """How many classes are hit, over all places."""
 
     def left(sort: str, rows: Tensor) -> float:
         return classes_left(effects[sort][:, rows], labels[rows])
@@ -269,45 +305,43 @@ def _away(seed: int) -> Callable[[Tensor], Tensor]:
     return change
 
 
-def _predicted(
-    model: nn.Module,
-    images: Tensor,
-    places: Sequence[Place],
-    losses: dict[str, Tensor],
-    records: dict[str, list[Json]],
-) -> Result:
-    """Rank correlations over places of the change of loss with the fall of R^c, of R, and the share of energy taken."""
+def _predictors(model: nn.Module, images: Tensor, places: Sequence[Place]) -> dict[str, dict[str, Tensor]]:
+    """[places, images] by sort of removal and name: the fall of R^c, of R, and the share of energy taken."""
     from unrolled.instruments.anatomy import find_stacks, head_subspaces
     from unrolled.instruments.trace import trace
     from unrolled.theory import coding_rate, normalize_tokens, subspace_coding_rate
 
     blocks = [block for _, block in find_stacks(model)[0].blocks]
-    falls: dict[str, dict[str, list[Tensor]]] = {sort: {name: [] for name in PREDICTORS} for sort in losses}
+    parts: dict[str, dict[str, list[Tensor]]] = {sort: {name: [] for name in PREDICTORS} for sort in SORTS}
     for part in images.split(_BATCH):
         with torch.no_grad(), trace(model, patterns=["embed", "block??"]) as tokens:
             model(part)
-        for sort in losses:
-            predictors: dict[str, list[Tensor]] = {name: [] for name in PREDICTORS}
+        for sort in SORTS:
+            values: dict[str, list[Tensor]] = {name: [] for name in PREDICTORS}
             for place in places:
                 z = tokens[place.name]
                 left = (place.change if sort == "places" else place.random)(z)
                 before, after = normalize_tokens(z), normalize_tokens(left)
                 subspaces = head_subspaces(blocks[place.layer])
                 rates = [subspace_coding_rate(each, subspaces, EPS) for each in (before, after)]
-                predictors["subspace_rate"].append(rates[0] - rates[1])
-                predictors["rate"].append(coding_rate(before, EPS) - coding_rate(after, EPS))
-                predictors["energy"].append(1 - left.square().sum((1, 2)) / z.square().sum((1, 2)))
-            for name, values in predictors.items():
-                falls[sort][name].append(torch.stack(values).double().cpu())
+                values["subspace_rate"].append(rates[0] - rates[1])
+                values["rate"].append(coding_rate(before, EPS) - coding_rate(after, EPS))
+                values["energy"].append(1 - left.square().sum((1, 2)) / z.square().sum((1, 2)))
+            for name, each in values.items():
+                parts[sort][name].append(torch.stack(each).double().cpu())
+    return {sort: {name: torch.cat(tables, 1) for name, tables in by_name.items()} for sort, by_name in parts.items()}
+
+
+def _predicts(
+    predictors: Mapping[str, Mapping[str, Tensor]], losses: Mapping[str, Tensor], places: Sequence[Place]
+) -> Result:
+    """Rank correlations over places of predictors with the rise of the loss."""
+    layers = torch.tensor([place.layer for place in places])
     result: Result = {}
-    for sort, loss in losses.items():
-        for name in PREDICTORS:
-            table = torch.cat(falls[sort][name], 1)  # [places, images]
-            for record, value in zip(records[sort], table.mean(1).tolist(), strict=True):
-                record[name] = value
-            result[f"{sort}_{name}"] = _judged(_ranks(table, loss), table.shape[1])
-            layers = torch.tensor([place.layer for place in places])
-            result[f"{sort}_{name}_within"] = _judged(_ranks(table, loss, layers), table.shape[1])
+    for sort, tables in predictors.items():
+        for name, table in tables.items():
+            result[f"{sort}_{name}"] = _judged(_ranks(table, losses[sort]), table.shape[1])
+            result[f"{sort}_{name}_within"] = _judged(_ranks(table, losses[sort], layers), table.shape[1])
     return result
 
 
