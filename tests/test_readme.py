@@ -43,6 +43,14 @@ def test_committed_reports_name_no_folder_of_a_machine(path: Path):
     assert study_docs.without_paths(report) == report
 
 
+@pytest.mark.parametrize("path", sorted(study_docs.STUDIES.glob("*/report.json")), ids=lambda path: path.parent.name)
+def test_what_a_summary_counts_is_what_the_claims_came_out_as(path: Path):
+    report = json.loads(path.read_text())
+    verdicts = [claim["verdict"] for claim in report["claims"]]
+    for count, verdict in re.findall(r"\b(\d+) ((?:not )?reproduced)\b", report["summary"]):
+        assert verdicts.count(verdict) == int(count), report["summary"]
+
+
 def test_the_pages_of_studies_are_what_their_reports_say():
     assert study_docs.COUNT.search(study_docs.README.read_text()), "README.md no longer says how many are written up"
     for page, text in study_docs.pages().items():
