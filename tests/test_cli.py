@@ -126,6 +126,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--recipe", "absent"], ["recipe", "absent"]),
         (["train", "--model-args.a.b", "1"], ["--model-args.NAME"]),
         (["list", "crete*"], ["crete*", "did you mean crate"]),
+        (["list", "nosuch"], ["nosuch", "`unrolled list` shows all"]),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Literal
 
 from unrolled.catalogue import ModelInfo, catalogue, matching
 from unrolled.commands.options import check_counts, verb
+from unrolled.errors import nearest
 from unrolled.harness import JsonFlags, print_answer
 from unrolled.plugins import plugins
 from unrolled.subjects.models import choose_device
@@ -66,9 +66,10 @@ def list_(options: ListOptions) -> None:
         return
     models = [*matching(options.pattern), *_added(options.pattern)]
     if not models:
-        near = difflib.get_close_matches(options.pattern, catalogue(), n=3)
-        hint = f"did you mean {' or '.join(near)}? There" if near else "there"
-        raise ValueError(f"pattern={options.pattern!r} matches no model; {hint} are {', '.join(catalogue())}")
+        known = [*catalogue(), *(model.name for model in _added("*"))]
+        near = nearest(options.pattern, known, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"`unrolled list` shows all {len(known)}"
+        raise ValueError(f"pattern={options.pattern!r} matches no model; {hint}")
     width = max(len(model.name) for model in models)
     # without a column of dashes where there are no language models
     texts = any(model.without_embeddings is not None for model in models)
