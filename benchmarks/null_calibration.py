@@ -246,7 +246,8 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"Shares of independent pairs with p of at most 5 % / 1 % / 0.1 %, in per cent, of {found['draws']:,} draws a "
         f"cell: {'all' if done else found['computed']} of {found['cells']} cells"
-        f"{'' if done else ', the others say `not run`'}. The null `permutation` is of 199 relabellings, which cannot say 0.1 %. `groups` are given as groups. In "
+        f"{'' if done else ', the others say `not run`'}. The null `permutation` is of 199 "
+        "relabellings, which cannot say 0.1 %. `groups` are given as groups. In "
         f"{'no cell' if not above else f'{len(above)} cells (in bold)'} the interval lies above its level: exact "
         f"binomial intervals that hold for all {found['tested']} rates at once with 95 %. Each by itself, the 95 % "
         f"interval of {_alone(found)} rates lies above, where chance alone would have about "
