@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,7 +140,7 @@ def _ablate_texts(options: AblateOptions) -> None:
     texts = open_texts(reader, options)
     say(f"data: {texts.description}", quiet=options.quiet)
     score, factor = score_for(str(options.score), predicted(reader, texts.ids))
-    if factor != factor:  # not of all tokens
+    if math.isnan(factor):  # not of all tokens
         raise ValueError(f"--score {options.score}: is of answers; of texts take bits-per-byte or nats-per-token")
     parts = list(texts.batches(options.batch_size))
     bar = progress(parts, total=len(parts), what="ablate", quiet=options.quiet)

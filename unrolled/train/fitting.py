@@ -122,13 +122,13 @@ def fit(
 def _fit(task: Task, fabric: Any, callbacks: Sequence[Callback]) -> TrainResult:
     config, main = task.config, fabric.is_global_zero
 
-    # --- data and model
+    # data and model
     engine.main_first(fabric, lambda: task.open(fabric))
     torch.manual_seed(config.seed)
     model = task.build(resumed=bool(config.resume and checkpoints(config.out / "checkpoints")))
     schedule = Schedule.of(config, task.steps_per_epoch)
 
-    # --- processes, precision, optimiser
+    # processes, precision, optimiser
     result = copy.deepcopy(model) if config.strategy == "fsdp" else model  # sharding is not undone in place
     wrapped = fabric.setup_module(torch.compile(model) if config.compile else model)
     strategy = engine.active_strategy(fabric, wrapped, config)
@@ -136,7 +136,7 @@ def _fit(task: Task, fabric: Any, callbacks: Sequence[Callback]) -> TrainResult:
     average = MovingAverage(model, config.ema) if config.ema else None
     task.begin(model, result, schedule.total)
 
-    # --- the run
+    # the run
     log = MetricsLog(config, write=main)
     state = RunState(
         config=config,

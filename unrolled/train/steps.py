@@ -112,7 +112,7 @@ def run_steps(
     main, rank, world, out = fabric.is_global_zero, fabric.global_rank, fabric.world_size, state.config.out
     last = schedule.last
 
-    # --- the run folder: new, or continued exactly where its newest good checkpoint was written
+    # the run folder: new, or continued exactly where its newest good checkpoint was written
     position = prepare(state, {"strategy": strategy, "processes": world, "device": str(fabric.device)})
     log.open(position, state.step)
     start = state.step
@@ -187,7 +187,7 @@ def run_steps(
                     group["lr"] = rate * group.get("lr_scale", 1.0)
                 inputs = task.inputs(fetched, state.step)
 
-                # --- forward and backward, in `accumulate` parts
+                # forward and backward, in `accumulate` parts
                 loss, further = torch.zeros((), device=fabric.device), dict[str, Tensor]()
                 parts = list(zip(*(tensor.chunk(config.accumulate) for tensor in inputs), strict=True))
                 for number, part in enumerate(parts, start=1):
@@ -199,7 +199,7 @@ def run_steps(
                         further[name] = further.get(name, 0) + value.to(loss)
                 norm = engine.clip(fabric, wrapped, optimizer, config.clip_grad)
 
-                # --- look at the numbers once, the same on all processes, before they reach the weights
+                # look at the numbers once, the same on all processes, before they reach the weights
                 numbers = [loss, loss if norm is None else norm, loss.new_tensor(float(stop.wanted)), *further.values()]
                 means = engine.mean_over_processes(fabric, torch.stack(numbers))
                 loss_value, norm_value, stopping = means[:3]
@@ -217,7 +217,7 @@ def run_steps(
                 if state.step > start + 1 or last == start + 1:  # the first step also starts loaders and compiles
                     units, seconds = units + task.step_units, seconds + elapsed
 
-                # --- log, save, validate
+                # log, save, validate
                 state.window.add(loss_value, None if norm is None else norm_value, task.skipped(fetched))
                 state.window.add_further(dict(zip(further, means[3:], strict=True)))
                 progress.step(state.step, loss_value)
@@ -231,7 +231,7 @@ def run_steps(
                 if due(state.step):
                     validate()
 
-            # --- the end: the chosen weights, one look at the test part, the model on the disk
+            # the end: the chosen weights, one look at the test part, the model on the disk
             chosen = state.use_chosen()
             task.finish()
             test = measure("test") if task.tests else None

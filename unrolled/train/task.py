@@ -57,8 +57,6 @@ class Task:
     def __init__(self, config: RunConfig, data: Any = None, model: nn.Module | None = None) -> None:
         self.config, self.data, self.given = config, data, model
 
-    # --- before the loop
-
     def open(self, fabric: Any) -> None:
         """Open the data `config` names, unless they were given; the first process of each node does it first."""
         raise NotImplementedError
@@ -86,8 +84,6 @@ class Task:
     def notes(self) -> Sequence[str]:
         """What to say before the first step."""
         return ()
-
-    # --- the steps
 
     def start(self, step: int, steps: int) -> None:
         """Called before the first of `steps` steps; `step` were done by an earlier process."""
@@ -119,8 +115,6 @@ class Task:
         """More of what to log of the steps of `state.window` (a collective call)."""
         return {}
 
-    # --- measuring
-
     def measure(self, wrapped: nn.Module, split: str, on_batch: Callable[[], None]) -> dict[str, Any]:
         """Scores on `val` or `test`, `loss` among them (a collective call); `on_batch` is called after each batch."""
         raise NotImplementedError
@@ -132,8 +126,6 @@ class Task:
     def words(self, scores: dict[str, Any]) -> str:
         """Validation scores in words."""
         raise NotImplementedError
-
-    # --- the end
 
     def finish(self) -> None:
         """Called when the model holds the weights that were chosen, before the test."""

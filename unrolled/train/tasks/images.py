@@ -34,8 +34,6 @@ class ImageTask(Task):
     config: ImageConfig
     data: Splits
 
-    # --- before the loop
-
     def open(self, fabric: Any) -> None:
         """As `Task.open`."""
         self.fabric = fabric
@@ -104,8 +102,6 @@ class ImageTask(Task):
             notes.append(f"validating on {config.eval_samples:,} of {len(splits.val):,} images")
         return notes
 
-    # --- the steps
-
     def start(self, step: int, steps: int) -> None:
         """Loaders go on where the earlier process stopped."""
         self.batches = self.loaders.train_at(start_step=step, steps=steps)
@@ -148,8 +144,6 @@ class ImageTask(Task):
         state.skipped += [name for name in dict.fromkeys(names) if name not in state.skipped]
         return {"skipped": len(names), "skipped_names": sorted(set(names))} if names else {}
 
-    # --- measuring
-
     def measure(self, wrapped: nn.Module, split: str, on_batch: Callable[[], None]) -> dict[str, Any]:
         """On all images of a split; validation may look at part of them."""
         source = self.parts[split]
@@ -173,8 +167,6 @@ class ImageTask(Task):
     def reduce(self, sums: Tensor) -> Tensor:
         """The sums over all processes."""
         return engine.sum_over_processes(self.fabric, sums)
-
-    # --- the end
 
     def save(self, out: Path) -> None:
         """In timm's format; a sharded model is gathered first."""

@@ -41,8 +41,6 @@ class Language(Task):
             config = replace(config, model=DEFAULT_MODELS[config.task])
         super().__init__(config, data, model)
 
-    # --- before the loop
-
     def open(self, fabric: Any) -> None:
         """As `Task.open`."""
         self.fabric = fabric
@@ -72,8 +70,6 @@ class Language(Task):
             available = self.data.excerpts("val", config.length)
             notes.append(f"validating on {config.eval_samples:,} of {available:,} excerpts of {config.length} tokens")
         return notes
-
-    # --- the steps
 
     def fetch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs and targets of this process, its share of the batch that (seed, step) names; of each excerpt also how
@@ -121,8 +117,6 @@ class Language(Task):
             return {}
         nats = state.window.loss / state.window.steps
         return {"bits_per_byte": nats / math.log(2) * self.data.tokens_per_byte("train")}
-
-    # --- measuring, and the end
 
     def measure(self, wrapped: nn.Module, split: str, on_batch: Callable[[], None]) -> dict[str, Any]:
         """On all of a part; validation may look at some of its excerpts."""

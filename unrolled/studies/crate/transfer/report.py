@@ -168,7 +168,7 @@ CLAIMS = (
         published="-0.5 (S), -7.0 (B)",
         source="book on deep representation learning, MAE table: S 79.4 and 79.9 %, B 80.9 and 87.9 %, with half "
         "(S) and a third (B) of the ViT-MAE's parameters",
-        outside="features that hold less than colours do",
+        outside="the features of an untrained ViT of that width, 9 points behind",
         control=lambda view: view.probed("mae", False) - view.probed("vit-mae"),
         detail=lambda view: (
             f" ({view.probed('mae'):.1f} less {view.probed('vit-mae'):.1f} %, equal parameters; untrained "
