@@ -10,6 +10,7 @@ import pytest
 import unrolled
 from unrolled.cli import build, in_flags
 from unrolled.commands.spelling import arguments_of, as_flags
+from unrolled.commands.verbs import VERBS
 from unrolled.models.mapping import Options, find_heads
 
 
@@ -93,3 +94,16 @@ def test_the_library_speaks_of_arguments(part: str) -> None:
             flags = re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"`unrolled [^`]*`", "", whole))
             assert not flags or (path.name == "text.py" and "library_name" in whole), (path, flags)
             assert not re.search(r"\b[a-z_]+=\.\.\.", whole), (path, "dots would be glued to the flag")
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [(name, *task) for name, verb in VERBS.items() for task in [(), *(("--task", each) for each in verb.tasks)]],
+)
+def test_help_speaks_of_flags(tokens: tuple[str, ...]) -> None:
+    """A word in code that is the Python name of another flag is none, unless the flag has it as a value."""
+    found = build(tokens)[tokens[0]].assemble_argument_collection(parse_docstring=True)
+    names = {each.name.lstrip("-").replace("-", "_") for each in found if each.names}
+    for each in found:
+        words = set(re.findall(r"`([a-z_]+)`", each.parameter.help or "")) - set(each.get_choices() or ())
+        assert not words & names, (each.name, words & names)

@@ -23,7 +23,7 @@ class ConvertOptions(JsonFlags):
     heads: int | None = None
     """Number of subspaces; needed when the width is not a published one."""
     decoder_heads: int | None = None
-    """The same for the decoder of a masked autoencoder; default: as `heads`."""
+    """The same for the decoder of a masked autoencoder; default: as the encoder."""
     dim_head: int | None = None
     """Dimension of a subspace; default: rows of the projection / heads."""
     image_size: str | None = None

@@ -116,8 +116,8 @@ def open_trained(choice: OneModelFlags, source: ImageSource, *, head: bool = Fal
 
     network, step = newest_model(unfinished, source)
     say(
-        f"note: {unfinished} was interrupted; measured is its newest checkpoint, of step {step:,} (--resume auto goes "
-        "on)"
+        f"note: {unfinished} was interrupted; measured is its newest checkpoint, of step {step:,}; "
+        f"`unrolled train --config {unfinished}/config.yaml --resume auto` goes on"
     )
     return network, {"step": step}
 

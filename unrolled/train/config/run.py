@@ -63,7 +63,7 @@ class Duration:
     epochs: float = 30.0
     """Passes over the training data."""
     steps: int | None = None
-    """Optimiser steps of the whole run, over which the schedule spans too, in place of `epochs`."""
+    """Optimiser steps of the whole run, over which the schedule spans too, in place of a number of epochs."""
     max_steps: int | None = None
     """Stop after this many optimiser steps (the schedule still spans the whole run)."""
     batch_size: int = 128
@@ -91,7 +91,7 @@ class Optimisation:
     warmup_epochs: float = 2.0
     """Linear warm-up, per step."""
     warmup_steps: int | None = None
-    """The same in steps, in place of `warmup_epochs`."""
+    """The same in steps, in place of epochs."""
     min_lr: float = 0.0
     """Where the cosine ends: one step after the last, whose own rate is still a little higher."""
     clip_grad: float | None = 1.0
@@ -128,9 +128,9 @@ class Output:
     out: Path = Path("runs/train")
     """The run folder."""
     resume: str | None = None
-    """`auto` continues the run in `out` if there is one; or the path of a checkpoint."""
+    """`auto` continues the run in the run folder if there is one; or the path of a checkpoint."""
     force: bool = False
-    """Resume although the configuration changed; without `resume`, replace an earlier run in `out`."""
+    """Resume although the configuration changed; where nothing is resumed, replace an earlier run in the folder."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is also written before every validation, on Ctrl-C and at the end."""
     keep: int = 2
