@@ -122,9 +122,13 @@ def _bound(world: Place, kind: Kind, lag: int, statement: str, published: str, *
     def detail(results: Results[Any], config: BindingConfig) -> str:
         return f" (error {rows_of(results, world, kind).values(f'trained.{lag}.error'):.4f})"
 
-    if "high" in limit:  # a token that is there: it must not be there before training
-        limit["control"] = lambda results, config: error("untrained", results)
-    return Claim(statement=statement, source=_RELEASED, published=published, value=value, detail=detail, **limit)
+    def control(results: Results[Any], config: BindingConfig) -> Values:
+        """Before training: a token must not be there yet, and one that is absent says nothing if none is there."""
+        return error("untrained", results)
+
+    return Claim(
+        statement=statement, source=_RELEASED, published=published, value=value, detail=detail, control=control, **limit
+    )
 
 
 CLAIMS = (
