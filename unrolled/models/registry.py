@@ -75,7 +75,11 @@ _SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
     "crate_nano_patch4_32": {
         "cifar10": {"label_names": CIFAR10},
-        "cifar10_conv": {"label_names": CIFAR10, "arch": {"stem": "conv", "compression": "derived"}},
+        "cifar10_conv": {
+            "label_names": CIFAR10,
+            "first_conv": _FIRST_CONV,
+            "arch": {"stem": "conv", "compression": "derived"},
+        },
     },
     "crate_mae_nano_patch4_32": {"cifar10": {"arch": {"encoder": "visible"}}},
 }
