@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -198,3 +199,14 @@ def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_a_ctrl_c_that_is_swallowed_still_ends_the_command() -> None:
+    from unrolled.commands.explore import _noticed
+
+    before = signal.getsignal(signal.SIGINT)
+    with _noticed() as stop:
+        with contextlib.suppress(KeyboardInterrupt):  # as an import may do
+            signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+    assert signal.getsignal(signal.SIGINT) is before

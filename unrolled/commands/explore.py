@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -83,15 +87,36 @@ def explore(options: ExploreOptions) -> None:
         images = partial(ImageSet.folder, options.images)
     startup = Startup()
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
+    app = create_app(catalogue, images, startup)
     # Ctrl-C is how it is meant to end
-    with contextlib.suppress(KeyboardInterrupt), serving(create_app(catalogue, images, startup), listener) as server:
+    with contextlib.suppress(KeyboardInterrupt), _noticed() as stop, serving(app, listener) as server:
         print_answer("explore", {"address": address}, address, json=options.json)
         if options.open_:
             _show(address)
         with startup.running():
             _load(catalogue, startup, quiet=options.quiet)
         say("ready; the page is open until Ctrl-C", quiet=options.quiet)
-        server.join()
+        while server.is_alive() and not stop.is_set():
+            server.join(0.2)
+
+
+@contextlib.contextmanager
+def _noticed() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, besides the exception: one that is raised amid an import may be swallowed there."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _load(catalogue: Catalogue, startup: Startup, *, quiet: bool) -> None:
