@@ -148,6 +148,7 @@ def test_that_nothing_like_it_is_among_the_classes(probability: float, lower: fl
     assert among_sentence({"weights": "random", "among": among}) == ""
 
 
+@pytest.mark.slow
 def test_a_trained_model_says_it_where_it_is_unsure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pages = []
     for seed in range(3):

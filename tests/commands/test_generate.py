@@ -97,6 +97,7 @@ def test_a_seed_gives_one_text_and_another_another(tmp_path: Path, capsys: pytes
     assert said(capsys, *flags, "--temperature", 0)["text"] == said(capsys, *flags, "--top-k", 1)["text"]
 
 
+@pytest.mark.slow
 def test_words_come_as_they_are_made(tmp_path: Path) -> None:
     """In a real process, which is stopped long before it would be done."""
     with writing_without_end(tmp_path) as process:
