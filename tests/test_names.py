@@ -46,3 +46,15 @@ def test_the_check_sees_every_kind_of_name() -> None:
         "import a as told\nclass Kept:\n    def _said(self, own):\n        self.there = found_all = _found = 'kept'\n"
     )
     assert empty_names(ast.parse(code)) == {"told", "Kept", "_said", "own", "there", "_found"}
+
+
+def test_no_private_name_crosses_a_module() -> None:
+    crossing = {
+        (path.relative_to(PACKAGE).as_posix(), alias.name)
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unrolled")
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    }
+    assert crossing == set(), "what another module needs has a public name"

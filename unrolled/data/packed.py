@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from unrolled.arrays import read_npz
-from unrolled.data.sources import _IN_MEMORY, BadImage, ImageSource, Picture, check_labels, decode, evenly
+from unrolled.data.sources import IN_MEMORY, BadImage, ImageSource, Picture, check_labels, decode, evenly
 from unrolled.errors import CorruptFile
 
 
@@ -56,7 +56,7 @@ class PackedSource(ImageSource):
 
     def in_memory(self) -> bool:
         """Whether all images have one size and fit; the first call decodes them (about 4 s for 50,000 small images)."""
-        if self.native_size is None or self._uneven or len(self) * int(np.prod(self.native_size)) > _IN_MEMORY:
+        if self.native_size is None or self._uneven or len(self) * int(np.prod(self.native_size)) > IN_MEMORY:
             return False
         if self._pixels is None:
             self._decode_all()

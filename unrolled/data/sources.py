@@ -27,7 +27,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 Picture = Image.Image | np.ndarray
 """A PIL image, or an array [h, w, c]: uint8, or floating point in 0..1."""
 
-_IN_MEMORY = 200 * 2**20  # bytes of decoded pixels a source may keep
+IN_MEMORY = 200 * 2**20  # bytes of decoded pixels a source may keep
 
 
 class BadImage(ValueError):
