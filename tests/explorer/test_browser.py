@@ -57,7 +57,10 @@ class Visit:
         self.page.set_default_timeout(WAIT)
         self.faults: list[str] = []
         self.asked: list[str] = []
-        self.page.on("console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on(
+            "console",
+            lambda m: self.faults.append(f"{m.text} {m.location['url']}") if m.type in ("error", "warning") else None,
+        )
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(address)

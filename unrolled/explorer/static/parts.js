@@ -33,7 +33,10 @@ export async function ask(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Error("The explorer does not answer. Is `unrolled explore` still running?");
   }
-  const found = await answer.json().catch(() => ({ error: `The explorer answered with status ${answer.status}.` }));
+  const found = await answer.json().catch((error) => {
+    if (error.name === "AbortError") throw error; // something newer was chosen while this answer came in
+    throw Object.assign(new Error(`The explorer answered with status ${answer.status}.`), { status: answer.status });
+  });
   if (!answer.ok) throw Object.assign(new Error(found.error), { status: answer.status });
   return found;
 }
