@@ -9,10 +9,12 @@ import pytest
 
 from unrolled.models import create_model
 from unrolled.models.stem import ConvStem
-from unrolled.studies.cells import Cell, Context
+from unrolled.report import Report
+from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.crate.minutes import STUDY
 from unrolled.studies.crate.minutes import cells as minutes
 from unrolled.studies.crate.minutes.cells import FAMILIES, MinutesConfig, Scored, Trial, epochs
+from unrolled.studies.results import Results
 
 
 def test_a_slower_network_sees_fewer_images_in_the_same_time() -> None:
@@ -39,7 +41,7 @@ def test_the_rate_with_the_best_held_out_accuracy_is_tested_and_nothing_is_held_
         asked.append(asking)
         raise Stop
 
-    scores = {3e-3: 0.5, 1e-2: 0.7, 2e-2: 0.1}
+    scores = {3e-3: 0.5, 1e-2: 0.7, 2e-2: None}  # the last diverged
     monkeypatch.setattr(minutes.Trained, "fit", fit)
     monkeypatch.setattr(Context, "result", lambda self, trial: {"accuracy": scores[trial.rate]})
     cell = Scored(family="crate", data="cifar10", seed=1, epochs=32, minutes=60.0, rates=tuple(scores), trial_epochs=2)
@@ -66,3 +68,14 @@ def test_a_vit_takes_a_stem_by_name() -> None:
     assert isinstance(model.patch_embed, ConvStem)
     with pytest.raises(ValueError, match="stem='wide'"):
         create_model("vit_nano_patch4_32", stem="wide")
+
+
+def test_a_trial_that_diverged_has_a_word_and_no_number() -> None:
+    config = MinutesConfig(families=("crate",), rates=(1e-2, 2e-2))
+    rows: list[Any] = [
+        Row(Trial(family="crate", data="cifar10", seed=0, epochs=2, rate=rate), {"accuracy": score, "loss": None}, 1.0)
+        for rate, score in ((1e-2, 0.6), (2e-2, None))
+    ]
+    page = Report("trials")
+    STUDY.report(page, config, Results(rows))
+    assert "'60.0', 'diverged'" in str([vars(section) for section in page.sections])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from unrolled.studies.crate.minutes.cells import BATCH, FAMILIES, HELD_OUT, MinutesConfig, Scored, Trial
 from unrolled.studies.crate.minutes.claims import accuracy
 from unrolled.studies.networks import NAMES
-from unrolled.studies.results import NOT_RUN, Results, line
+from unrolled.studies.results import NOT_RUN, Results, Values, line
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -92,16 +92,19 @@ def _trials(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         return
     table = []
     for family in config.families:
-        scores = [100 * results.of(Trial, family=family, rate=rate).values("accuracy") for rate in config.rates]
+        trials = [results.of(Trial, family=family, rate=rate) for rate in config.rates]
+        scores = [_trial(100 * rows.values("accuracy"), done=bool(rows)) for rows in trials]
         chosen = results.of(Scored, family=family).first("rate")
-        table.append(
-            [FAMILIES[family].words, *(f"{values:.1f}" for values in scores), f"{chosen:g}" if chosen else NOT_RUN]
-        )
+        table.append([FAMILIES[family].words, *scores, f"{chosen:g}" if chosen else NOT_RUN])
     report.section(
         "How the rates were chosen",
         f"Per cent of the {100 * HELD_OUT:g} % of the training images held out, after about {config.trial:g} "
         "core-minutes, one seed; the best goes on to the test.",
     ).table(["network", *(f"rate {rate:g}" for rate in config.rates), "chosen"], table)
+
+
+def _trial(values: Values, *, done: bool) -> str:
+    return "diverged" if done and not values else f"{values:.1f}"
 
 
 def _curves(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
