@@ -115,8 +115,8 @@ class LanguageConfig(Config):
     def _of_bytes(self, size: str) -> Bytes:
         depth, dim, steps = map(int, size.split("x"))
         return Bytes(
-            model=f"bytes {depth} x {dim}", corpus=_CORPUS, depth=depth, dim=dim, heads=max(1, dim // 32), seed=self.seed,
-            length=256, batch_size=8, steps=steps, rates=(2e-3,), points=1, val_bytes=20_000,
+            model=f"bytes {depth} x {dim}", corpus=_CORPUS, depth=depth, dim=dim, heads=max(1, dim // 32),
+            seed=self.seed, length=256, batch_size=8, steps=steps, rates=(2e-3,), points=1, val_bytes=20_000,
         )  # fmt: skip
 
 
