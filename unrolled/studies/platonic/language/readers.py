@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.data.tokens import ByteTokenizer
-from unrolled.errors import MissingData, MissingExtra, require
+from unrolled.errors import MissingData, MissingExtra
+from unrolled.models.gguf import Gguf
 from unrolled.models.sequence_config import LanguageConfig
 from unrolled.studies.cells import Context
 from unrolled.studies.language import ByteModel
@@ -94,9 +95,11 @@ class Named:
             MissingData: one of them is not there.
         """
         if self.text in GGUF:
-            _file(self.text, context)
-            for package in ("transformers", "gguf"):
-                _installed(package, self.text)
+            path = _file(self.text, context)
+            try:
+                Gguf(str(path.parent), path.name).require(self.text)
+            except MissingExtra as error:
+                raise MissingData(str(error)) from error
         else:
             from unrolled.studies.platonic.given import open_model
 
@@ -226,26 +229,16 @@ def _file(name: str, context: Context) -> Path:
     return path
 
 
-def _installed(package: str, name: str) -> Any:
-    try:
-        return require(package, extra="hf", feature=f"model {name}")
-    except MissingExtra as error:
-        raise MissingData(str(error)) from error
-
-
 @lru_cache(maxsize=1)
 def _gguf(path: Path, drawn: int | None) -> Opened:
     """A model in a GGUF file in float32, or one of its config whose weights are drawn from a seed."""
-    transformers = _installed("transformers", path.name)
-    place = {"gguf_file": path.name, "local_files_only": True}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **place)
-    if drawn is None:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
-    else:
-        config = transformers.AutoConfig.from_pretrained(path.parent, **place)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(drawn)
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    from unrolled.models.encoders import hub_tokenizer
+    from unrolled.models.resolve import build_transformers
+
+    tokenizer = hub_tokenizer(path.name, str(path))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(drawn or 0)
+        model: Any = build_transformers(str(path), drawn is None, {}, causal=True)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     if tokenizer.pad_token is None:

@@ -172,7 +172,11 @@ def sums(count: int, seed: int) -> tuple[list[str], list[list[str]]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Colours(Layout):
-    """Colour words in three short sentences, laid out by a model's layer at half its depth, beside CIELAB."""
+    """Colour words in three short sentences, laid out by a model's layer at half its depth, beside CIELAB.
+
+    Features are prepared as elsewhere here: the few elements by which many models mark a first token are clamped, which
+    would else say how many tokens a word is made of and little more.
+    """
 
     reader: Reader
 
@@ -190,6 +194,7 @@ class Colours(Layout):
         """As `Layout.score`, but for the points; the `layer`."""
         import numpy as np
 
+        from unrolled.alignment import prepare_features
         from unrolled.instruments.features.text import extract_texts
 
         table = dict(named_colours(context.data_dir / "human-similarity" / "xkcd_colours.tsv"))
@@ -198,7 +203,7 @@ class Colours(Layout):
         texts = [template.format(word) for template in TEMPLATES for word in words]
         layers = dict(extract_texts(model.body, texts, model.collate, layers=list(model.layers)))
         layer = list(layers)[len(layers) // 2]
-        vectors = layers[layer].double().unflatten(0, (len(TEMPLATES), -1)).mean(0)
+        vectors = prepare_features(layers[layer]).double().unflatten(0, (len(TEMPLATES), -1)).mean(0)
         distances = torch.cdist(vectors, vectors).fill_diagonal_(0).numpy()
         result = self.score(distances, np.array([table[word] for word in words]))
         return {**{key: value for key, value in result.items() if key not in ("placed", "lab")}, "layer": layer}
