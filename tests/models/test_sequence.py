@@ -328,7 +328,7 @@ def test_an_argument_that_a_layer_does_not_take_is_named(name: str) -> None:
         config = RegressorConfig(
             layers=layers, dim=8, heads=2, input_dim=4, second=second, layer_args={name: {argument: 1}}
         )
-        with pytest.raises(ValueError, match=rf"layer_args\['{name}'\]: no argument '{argument}'; known are "):
+        with pytest.raises(ValueError, match=rf"layer_args\['{name}'\]: no argument '{argument}'; (known are|did you mean) "):
             SequenceRegressor(config)
 
 
