@@ -346,10 +346,11 @@ def _check_name(name: str, spec: str) -> None:
 
 
 def names_folder(spec: str) -> bool:
-    """Whether a model's string is the path of a folder, without `local:` in front; what timm knows is a name."""
+    """Whether a model's string is the path of a folder or a GGUF file, without `local:` in front; what timm knows is a
+    name."""
     if not spec or ":" in spec or is_registered(spec.split(".")[0]):
         return False
-    return "/" in spec or os.sep in spec or Path(spec).expanduser().is_dir()
+    return "/" in spec or os.sep in spec or spec.endswith(".gguf") or Path(spec).expanduser().is_dir()
 
 
 def shipped_weights(name: str | Path) -> tuple[Path, str, dict[str, Any]] | None:

@@ -17,8 +17,8 @@ Flags = TypeVar("Flags", bound=SubjectFlags)
 
 
 def named(spec: str) -> str:
-    """`spec`, with `local:` in front if it is a path or the name of a folder."""
-    path = ":" not in spec and ("/" in spec or os.sep in spec)
+    """`spec`, with `local:` in front if it is a path, the name of a folder, or of a GGUF file."""
+    path = ":" not in spec and ("/" in spec or os.sep in spec or spec.endswith(".gguf"))
     path = path or (spec.partition(":")[0] not in KINDS_OF_MODELS and Path(spec).expanduser().is_dir())
     return f"local:{spec}" if path else spec
 
