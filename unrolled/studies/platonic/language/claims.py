@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -118,7 +118,7 @@ class View:
         if not self.pairs:
             return Values()
         _, passed = benjamini_hochberg([row.result["knn"]["p_value"] for row in self.pairs])
-        by = {row.cell.labels: float(yes) for row, yes in zip(self.pairs, passed.tolist(), strict=True)
+        by: dict[Hashable, float] = {row.cell.labels: float(yes) for row, yes in zip(self.pairs, passed.tolist(), strict=True)
               if self._trained(row.cell) == trained}  # fmt: skip
         return Values(by, "pair")
 

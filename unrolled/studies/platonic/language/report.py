@@ -208,7 +208,7 @@ def _layers(report: Report, view: View, config: LanguageConfig) -> None:
     from unrolled.report import LineChart, Series
 
     image = config.images[0]
-    series = []
+    series: list[Series] = []
     for cell, result, _ in view.pairs:
         if cell.seen.image == image and len(result["layers_text"]) > 1:
             values = [max(column) for column in zip(*result["knn"]["scores"], strict=True)]
