@@ -118,8 +118,10 @@ class View:
         if not self.pairs:
             return Values()
         _, passed = benjamini_hochberg([row.result["knn"]["p_value"] for row in self.pairs])
-        by: dict[Hashable, float] = {row.cell.labels: float(yes) for row, yes in zip(self.pairs, passed.tolist(), strict=True)
-              if self._trained(row.cell) == trained}  # fmt: skip
+        rows = zip(self.pairs, passed.tolist(), strict=True)
+        by: dict[Hashable, float] = {
+            row.cell.labels: float(yes) for row, yes in rows if self._trained(row.cell) == trained
+        }
         return Values(by, "pair")
 
     def against_twin(self) -> Values:
