@@ -175,11 +175,11 @@ class Law(Cell):
         texts = torch.nn.functional.normalize(list(self.read.load(context).values())[-1], dim=1)
         texts = texts.unflatten(0, (-1, CAPTIONS))
         generator = torch.Generator().manual_seed(self.seen.seed)
-        order = torch.randperm(len(images), generator=generator)
+        order, other = (torch.randperm(len(images), generator=generator) for _ in range(2))
         if self.shuffled:
             texts = texts[order]
         shares = overlaps(images, texts, self.k)
-        mixed = torch.cat([images[:, :1], images[order][:, 1:]], 1).mean(1)
+        mixed = torch.cat([images[:, :1], images[other][:, 1:]], 1).mean(1)
         foreign = common([neighbours(mixed, self.k)], [neighbours(texts[:, 0], self.k)], self.k).mean()
         drawn = np.random.default_rng(self.seen.seed).multinomial(
             len(images), np.full(len(images), 1 / len(images)), size=self.resamples
