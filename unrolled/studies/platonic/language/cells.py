@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 from unrolled.data.sources import evenly
 from unrolled.studies.cells import Cell, Context, Result
@@ -231,10 +231,10 @@ def cells(config: LanguageConfig) -> Iterator[Cell]:
     """Model by model what each can do alone, the smallest first; then all pairs, and the controls."""
     for reader in config.causal:
         yield Read(reader=reader, pairs=config.photos)
-        yield from tasks.of_reader(reader, config)
+        yield from _alone(reader, config)
     for reader in config.readers[len(config.causal) :]:
         yield Read(reader=reader, pairs=config.photos)
-    yield from tasks.of_reader(config.twin, config)
+    yield from _alone(config.twin, config)
     for image in config.images:
         yield tasks.Probe(image=image, samples=config.probe)
     agree = partial(
@@ -246,3 +246,15 @@ def cells(config: LanguageConfig) -> Iterator[Cell]:
     first = OfPhotos(image=config.images[0], pairs=config.photos)
     for reader in config.readers:
         yield agree(seen=first, read=Read(reader=reader, pairs=config.photos), shuffled=True)
+
+
+def _alone(reader: Reader, config: LanguageConfig) -> Iterator[Cell]:
+    """All tasks of a language model; of an untrained one no choices, which it makes by chance."""
+    for domain in get_args(tasks.Domain):
+        yield tasks.Bits(reader=reader, domain=domain, pieces=config.pieces, pairs=config.photos)
+    if reader != config.twin:
+        yield tasks.Continuation(reader=reader, items=config.items, seed=config.seed, pairs=config.photos)
+        yield tasks.Sums(reader=reader, items=config.items, seed=config.seed)
+    yield tasks.Colours(reader=reader, fits=4, permutations=500, seed=config.seed)
+    if isinstance(reader, Named) and reader.text in config.in_context:
+        yield tasks.InContext(reader=reader, windows=config.windows, seed=config.seed)

@@ -7,9 +7,9 @@ captions too, of videos), and which of four numbers is the sum of two; both by l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,8 @@ from unrolled.studies.networks import probe_accuracy
 from unrolled.studies.pictures import pictures
 from unrolled.studies.platonic.colour.cells import COLOUR_WORDS, TEMPLATES, Layout
 from unrolled.studies.platonic.human import named_colours
-from unrolled.studies.platonic.language.readers import Named, Reader, nats
+from unrolled.studies.platonic.language.readers import Reader, nats
 from unrolled.studies.platonic.photos import label, open_photos, opened
-
-if TYPE_CHECKING:
-    from unrolled.studies.platonic.language.cells import LanguageConfig
 
 Domain = Literal["captions", "general"]
 _BROWN = "brown"
@@ -301,15 +298,3 @@ class Probe(Cell):
         size = sum(value.numel() for value in encoder.module.parameters())
         error = (accuracy * (1 - accuracy) / (self.samples - split)) ** 0.5
         return {"accuracy": accuracy, "error": error, "parameters": size}
-
-
-def of_reader(reader: Reader, config: LanguageConfig) -> Iterator[Cell]:
-    """All tasks of a language model; of an untrained one no choices, which it makes by chance."""
-    for domain in get_args(Domain):
-        yield Bits(reader=reader, domain=domain, pieces=config.pieces, pairs=config.photos)
-    if reader != config.twin:
-        yield Continuation(reader=reader, items=config.items, seed=config.seed, pairs=config.photos)
-        yield Sums(reader=reader, items=config.items, seed=config.seed)
-    yield Colours(reader=reader, fits=4, permutations=500, seed=config.seed)
-    if isinstance(reader, Named) and reader.text in config.in_context:
-        yield InContext(reader=reader, windows=config.windows, seed=config.seed)
