@@ -55,7 +55,7 @@ class LanguageConfig(Config):
     """Image networks."""
     languages: Models = ("given:stories260k", "smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
     """Language models that others trained."""
-    bytes: Models = ("2x64x150", "2x64x800", "4x128x400")
+    bytes: Models = ("2x64x100", "2x64x600", "3x128x250")
     """Models of bytes that are trained here on the Brown corpus: LAYERSxWIDTHxSTEPS."""
     embeddings: Models = ("given:minilm", "given:glove")
     """Sentence and word embeddings, which have no bits per byte."""
@@ -63,13 +63,13 @@ class LanguageConfig(Config):
     """Language models, and their untrained twins, of which it is asked what they learn from their context."""
     untrained: str = "smollm2-135m"
     """The language model whose twin with weights drawn anew is the control."""
-    layers: Annotated[int, AtLeast(2)] = 9
+    layers: Annotated[int, AtLeast(2)] = 7
     """Layers of each model that are compared, evenly spaced, the last among them."""
     k: Count = 10
     """Neighbours; the paper's 10."""
-    draws: Count = 200
+    draws: Count = 100
     """Relabellings for chance and p-values."""
-    resamples: Annotated[int, AtLeast(2)] = 50
+    resamples: Annotated[int, AtLeast(2)] = 30
     """Subsamples of the photos for intervals."""
     probe: Annotated[int, AtLeast(100)] = 1500
     """Images of CIFAR-10's test part for the linear probe; two thirds to fit, one third to score."""
@@ -249,10 +249,10 @@ def cells(config: LanguageConfig) -> Iterator[Cell]:
 
 
 def _alone(reader: Reader, config: LanguageConfig) -> Iterator[Cell]:
-    """All tasks of a language model; of an untrained one no choices, which it makes by chance."""
-    for domain in get_args(tasks.Domain):
-        yield tasks.Bits(reader=reader, domain=domain, pieces=config.pieces, pairs=config.photos)
+    """All tasks of a language model; of an untrained one neither bits nor choices, which it makes by chance."""
     if reader != config.twin:
+        for domain in get_args(tasks.Domain):
+            yield tasks.Bits(reader=reader, domain=domain, pieces=config.pieces, pairs=config.photos)
         yield tasks.Continuation(reader=reader, items=config.items, seed=config.seed, pairs=config.photos)
         yield tasks.Sums(reader=reader, items=config.items, seed=config.seed)
     yield tasks.Colours(reader=reader, fits=4, permutations=500, seed=config.seed)

@@ -34,13 +34,13 @@ def report(report: Report, config: LanguageConfig, results: Results[Any]) -> Non
     )
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else NOT_RUN
+def _number(value: float, digits: int = 3, missing: str = NOT_RUN) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else missing
 
 
-def _size(value: float) -> str:
+def _size(value: float, missing: str = NOT_RUN) -> str:
     if not math.isfinite(value):
-        return NOT_RUN
+        return missing
     return f"{value / 1e6:.3g} M" if value >= 1e5 else f"{value / 1e3:.3g} k"
 
 
@@ -71,14 +71,16 @@ def _languages(report: Report, view: View, config: LanguageConfig) -> None:
     from unrolled.report import Scatter
 
     every = view.languages(config.readers)
-    rows = [
-        [
-            model.label, _size(model.size), _number(model.captions, 2), _number(model.general, 2),
-            _number(model.gain), _number(model.held_out), _number(model.cka), _number(model.shuffled),
-            _number(model.continuation, 2), _number(model.sums, 2), _number(model.colours, 2),
-        ]
-        for model in every
-    ]  # fmt: skip
+    causal = {reader.label for reader in config.causal}
+    rows = []
+    for model in every:
+        missing = NOT_RUN if model.label in causal else "-"
+        rows.append([
+            model.label, _size(model.size, missing), _number(model.captions, 2, missing),
+            _number(model.general, 2, missing), _number(model.gain), _number(model.held_out), _number(model.cka),
+            _number(model.shuffled), _number(model.continuation, 2, missing), _number(model.sums, 2, missing),
+            _number(model.colours, 2, missing),
+        ])  # fmt: skip
     absent = [reader.label for reader in config.readers if reader.label not in {model.label for model in every}]
     rows += [[name, *[NOT_RUN] * 10] for name in absent]
     section = report.section(
