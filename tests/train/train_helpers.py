@@ -37,7 +37,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def small_network(pretrained: bool = False, num_classes: int = 4) -> torch.nn.Module:
-    """A convolutional network, not of grey images, that says what it expects of images: `train_helpers:small_network`."""
+    """A convolutional network that says what it expects of images, in colour: `train_helpers:small_network`."""
     generator = torch.Generator().manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 6, 3, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),

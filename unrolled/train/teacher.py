@@ -131,8 +131,8 @@ class Teacher:
         return "; ".join(parts)
 
     def __call__(self, images: Tensor, indices: Tensor | None = None) -> Said:
-        """What it says of images `[b, c, h, w]` that are normalised for the model it teaches; of those that it was asked
-        about before what it said then, by their `indices` `[b]`."""
+        """What it says of images `[b, c, h, w]` that are normalised for the model it teaches; of those that it
+        remembers what it said then, by their `indices` `[b]`."""
         if self._remembered is not None and indices is not None:
             return Said(*(None if each is None else each[indices.to(each.device)] for each in self._remembered))
         tokens, logits = self._asked(images)
@@ -166,7 +166,7 @@ class Teacher:
     def _asked(self, images: Tensor) -> tuple[Tokens | None, Any]:
         """The tokens of its last layer, if a layer is aligned, and its output."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
-        seen = trace(self.module, patterns=self._last) if self._last else nullcontext({})
+        seen: Any = trace(self.module, patterns=self._last) if self._last else nullcontext({})
         with torch.autocast(images.device.type, half, enabled=half is not None), seen as traced:
             output = logits_of(self.module(_as_seen(images, self._ours, self._theirs)))
         if not traced:
@@ -224,7 +224,7 @@ class Teacher:
         order = numbers_of(classes, names) if len(names) == count else numbers_of(classes, classes)
         if (order < 0).any() or (len(names) != count and count != len(classes)):
             its = f"has {count} outputs" + (f" ({listed(names)})" if names else "")
-            raise ValueError(f"teacher={self.spec!r} {its}, not the classes {listed(classes)}; leave distil_weight at 0")
+            raise ValueError(f"teacher={self.spec!r} {its}, not {listed(classes)}; leave distil_weight at 0")
         return torch.from_numpy(order)
 
 
@@ -257,5 +257,7 @@ def _as_seen(images: Tensor, ours: dict[str, Any], theirs: dict[str, Any]) -> Te
 def _digest(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]

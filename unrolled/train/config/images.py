@@ -131,8 +131,8 @@ class TrainConfig(ImageConfig, Augmentation):
     align_layer: int | None = None
     """Which layer, negative from the end; default: the middle one."""
     align_loss: Literal["cosine", "pooled_cosine", "cka", "procrustes", "rsa", "soft_knn"] = "cosine"
-    """`cosine` of each patch, or `pooled_cosine` of their means, behind a projector that is learned too and thrown away;
-    or, without one, a loss of `unrolled.alignment` on the means of the images that one pass sees."""
+    """`cosine` of each patch, or `pooled_cosine` of their means, behind a projector that is learned too and thrown
+    away; or, without one, a loss of `unrolled.alignment` on the means of the images that one pass sees."""
     distil_weight: float = 0.0
     """Weight of the divergence of the logits from the teacher's, added to the loss."""
     distil_temperature: float = 4.0
@@ -158,9 +158,9 @@ class TrainConfig(ImageConfig, Augmentation):
         """Refuse a teacher without a use, a use without a teacher, and parts of a batch too small for the loss."""
         uses = [name for name in ("align_weight", "distil_weight") if getattr(self, name)]
         if uses and self.teacher is None:
-            raise ValueError(f"{uses[0]}: needs a model to learn from; give teacher, e.g. 'crate_nano_patch4_32.cifar10'")
+            raise ValueError(f"{uses[0]}: needs a model to learn from; give teacher, such as a run's folder")
         if self.teacher is not None and not uses:
-            raise ValueError(f"teacher={self.teacher!r}: nothing is learned from it; give align_weight or distil_weight")
+            raise ValueError(f"teacher={self.teacher!r}: teaches nothing; give align_weight or distil_weight")
         part = self.batch_size // (self.devices * self.num_nodes * self.accumulate)
         if self.align_weight and self.align_loss not in ("cosine", "pooled_cosine") and part < _FEWEST:
             raise ValueError(

@@ -19,8 +19,8 @@ from unrolled.train.optim import Mixing
 from unrolled.train.regularise import layer_names, main_stack, orthogonality_loss, srr_loss
 from unrolled.train.run import build_model, model_of
 from unrolled.train.task import Numbers
-from unrolled.train.teacher import Teacher, divergence
 from unrolled.train.tasks.images import ImageTask
+from unrolled.train.teacher import Teacher, divergence
 
 
 class Classify(ImageTask):
@@ -54,8 +54,9 @@ class Classify(ImageTask):
 
     def tensors(self) -> dict[str, Tensor]:
         """The projector of an aligned layer."""
-        projector = self.teacher and self.teacher.projector
-        return {} if projector is None else {f"projector.{k}": v for k, v in projector.state_dict().items()}
+        if self.teacher is None or self.teacher.projector is None:
+            return {}
+        return {f"projector.{name}": tensor for name, tensor in self.teacher.projector.state_dict().items()}
 
     def notes(self) -> list[str]:
         """Also of the teacher."""
@@ -113,7 +114,8 @@ class Classify(ImageTask):
         images, targets, *indices = part
         config = self.config
         numbers: Numbers = {}
-        with trace(self.model, patterns=self.traced, grad=True) if self.traced else nullcontext({}) as traced:
+        looked_at: Any = trace(self.model, patterns=self.traced, grad=True) if self.traced else nullcontext({})
+        with looked_at as traced:
             logits = logits_of(wrapped(images)).float()
         if targets.ndim == 1:  # mixed images have no one class
             numbers["accuracy"] = (logits.detach().argmax(-1) == targets).float().mean()
@@ -129,7 +131,7 @@ class Classify(ImageTask):
             if config.align_weight:
                 term = self.teacher.misalignment(traced[self.teacher.layer], said, self.beside)
                 loss, numbers["misalignment"] = loss + config.align_weight * term, term.detach()
-            if config.distil_weight:
+            if said.logits is not None:
                 term = divergence(logits, said.logits, config.distil_temperature)
                 loss, numbers["divergence"] = loss + config.distil_weight * term, term.detach()
         return loss, numbers
