@@ -112,10 +112,10 @@ def test_a_map_of_another_size_teaches_patch_by_patch(config: Make, splits: Spli
     assert teacher.words.startswith(f"{NETWORK} (weights {teacher.digest}); its 1 for block00 by cosine")
     with trace(model, patterns="block00") as traced:
         model(images())
-    said = teacher(images())
-    assert said.target is not None
-    assert said.target.shape == (5, 16, 6)  # its map is 7 x 7, the model's patches are 4 x 4
-    assert teacher.misalignment(traced["block00"], said, teacher.projector).isfinite()
+    answer = teacher(images())
+    assert answer.target is not None
+    assert answer.target.shape == (5, 16, 6)  # its map is 7 x 7, the model's patches are 4 x 4
+    assert teacher.misalignment(traced["block00"], answer, teacher.projector).isfinite()
 
 
 def test_training_aligns_the_layer_and_leaves_teacher_and_saved_model_alone(

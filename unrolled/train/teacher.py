@@ -38,7 +38,7 @@ _PROJECTED = ("cosine", "pooled_cosine")
 _MOST = 256 * 2**20  # bytes of answers that are remembered
 
 
-class Said(NamedTuple):
+class Answer(NamedTuple):
     """What the teacher says of a batch."""
 
     target: Tensor | None
@@ -77,7 +77,7 @@ class Teacher:
         self.layer = self._last = ""
         self._grid: tuple[int, int] | None = None
         self._order: Tensor | None = None
-        self._remembered: Said | None = None
+        self._remembered: Answer | None = None
 
     def meet(self, model: nn.Module, config: TrainConfig, source: ImageSource) -> None:
         """See that it can teach `model`, and draw the projector.
@@ -130,37 +130,37 @@ class Teacher:
             parts.append(f"logits at temperature {config.distil_temperature:g}, weight {config.distil_weight:g}")
         return "; ".join(parts)
 
-    def __call__(self, images: Tensor, indices: Tensor | None = None) -> Said:
+    def __call__(self, images: Tensor, indices: Tensor | None = None) -> Answer:
         """What it says of images `[b, c, h, w]` that are normalised for the model it teaches; of those that it
-        remembers what it said then, by their `indices` `[b]`."""
+        remembers what it answered then, by their `indices` `[b]`."""
         if self._remembered is not None and indices is not None:
-            return Said(*(None if each is None else each[indices.to(each.device)] for each in self._remembered))
+            return Answer(*(None if each is None else each[indices.to(each.device)] for each in self._remembered))
         tokens, logits = self._asked(images)
         target = None if tokens is None else self._target(tokens)
-        return Said(target, None if self._order is None else logits.float()[:, self._order.to(logits.device)])
+        return Answer(target, None if self._order is None else logits.float()[:, self._order.to(logits.device)])
 
     def remember(self, batches: Iterable[Batch], count: int, device: torch.device) -> None:
-        """Ask about images once that are always seen in the same view; nothing is kept of more than 256 MiB of answers.
+        """Ask about images once that are always seen in the same view; more than 256 MiB of answers are not kept.
 
         Args:
             batches: of all `count` images, the same in every process and after every resume, so that answers are too.
             count: how many images there are.
-            device: where they are asked about, and answers kept.
+            device: where they are asked about, and where answers stay.
         """
-        kept: Said | None = None
+        answers: Answer | None = None
         for batch in batches:
             if not len(batch):
                 continue
-            said = self(batch.images.to(device))
-            if kept is None:
-                size = sum(each[0].nbytes for each in said if each is not None)
+            answer = self(batch.images.to(device))
+            if answers is None:
+                size = sum(each[0].nbytes for each in answer if each is not None)
                 if size * count > _MOST:
                     return
-                kept = Said(*(None if each is None else each.new_zeros(count, *each.shape[1:]) for each in said))
-            for whole, part in zip(kept, said, strict=True):
+                answers = Answer(*(None if each is None else each.new_zeros(count, *each.shape[1:]) for each in answer))
+            for whole, part in zip(answers, answer, strict=True):
                 if whole is not None and part is not None:
                     whole[batch.indices.to(device)] = part
-        self._remembered = kept
+        self._remembered = answers
 
     @torch.no_grad()
     def _asked(self, images: Tensor) -> tuple[Tokens | None, Any]:
@@ -173,20 +173,20 @@ class Teacher:
             return None, output
         return as_tokens(self._last, traced[self._last], *prefix_tokens(self.module, None), None), output
 
-    def misalignment(self, tokens: Tensor, said: Said, projector: nn.Module | None) -> Tensor:
-        """How far the aligned layer is from what the teacher said, 0 where they agree.
+    def misalignment(self, tokens: Tensor, answer: Answer, projector: nn.Module | None) -> Tensor:
+        """How far the aligned layer is from what the teacher answered, 0 where they agree.
 
         Args:
             tokens: of the layer, `[b, n, d]`, on the autograd graph.
-            said: of the same images.
+            answer: of the same images.
             projector: as processes share it.
         """
-        assert said.target is not None
+        assert answer.target is not None
         ours = self._target(self._tokens(tokens))
         if projector is None:
-            loss: Tensor = getattr(alignment, f"{self._config.align_loss}_loss")(ours, said.target)
+            loss: Tensor = getattr(alignment, f"{self._config.align_loss}_loss")(ours, answer.target)
             return loss
-        return alignment.cosine_loss(projector(ours).flatten(0, -2), said.target.flatten(0, -2))
+        return alignment.cosine_loss(projector(ours).flatten(0, -2), answer.target.flatten(0, -2))
 
     def _target(self, tokens: Tokens) -> Tensor:
         """What is compared of one side, float32: patches on the grid of the aligned layer, or their mean."""

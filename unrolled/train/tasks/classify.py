@@ -127,12 +127,12 @@ class Classify(ImageTask):
             term = orthogonality_loss(self.model)
             loss, numbers["orthogonality"] = loss + config.orthogonality_weight * term, term.detach()
         if self.teacher is not None:
-            said = self.teacher(images, *indices)
+            answer = self.teacher(images, *indices)
             if config.align_weight:
-                term = self.teacher.misalignment(traced[self.teacher.layer], said, self.beside)
+                term = self.teacher.misalignment(traced[self.teacher.layer], answer, self.beside)
                 loss, numbers["misalignment"] = loss + config.align_weight * term, term.detach()
-            if said.logits is not None:
-                term = divergence(logits, said.logits, config.distil_temperature)
+            if answer.logits is not None:
+                term = divergence(logits, answer.logits, config.distil_temperature)
                 loss, numbers["divergence"] = loss + config.distil_weight * term, term.detach()
         return loss, numbers
 
