@@ -13,19 +13,12 @@ from hypothesis import settings as running
 from hypothesis import strategies as st
 
 from unrolled import studies
+from unrolled.alignment.people import agreement, correlation_rdms, noise_ceiling, unit_ranks, upper
+from unrolled.data.human import brains, named_colours
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.studies.cells import Row
 from unrolled.studies.platonic.brain.cells import BrainConfig, Given
 from unrolled.studies.platonic.brain.report import smallest_gain
-from unrolled.studies.platonic.human import (
-    agreement,
-    brains,
-    correlation_rdms,
-    named_colours,
-    noise_ceiling,
-    unit_ranks,
-    upper,
-)
 from unrolled.studies.results import Estimate, Results
 
 N = 14
