@@ -128,7 +128,7 @@ class BesidePeople(Tabular):
     def sentences(self) -> list[str]:
         """What came out, in words: the layer, the ceiling, the untrained twins, the choice of the layer, chance."""
         low, high = self.interval
-        said = [
+        lines = [
             f"{self.best} agrees most with {self.what}: Spearman {self.score:.3f}, 95 % interval {low:.2f} to "
             f"{high:.2f}, on {self.n} {self.stimuli}."
         ]
@@ -136,20 +136,19 @@ class BesidePeople(Tabular):
             least, most = self.ceiling
             place = "beyond" if self.score > most else "within" if self.score >= least else "below"
             share = f": {max(0.0, self.score) / least:.0%} of its lower bound" if place == "below" and least > 0 else ""
-            said.append(
-                f"That is {place} the noise ceiling of {least:.3f} to {most:.3f}, what a perfect model could reach"
-                f"{share}."
+            lines.append(
+                f"A perfect model would reach {least:.3f} to {most:.3f} (noise ceiling); this is {place} it{share}."
             )
-        said += self._beside_untrained()
+        lines += self._beside_untrained()
         judged = self.held_out
         chosen = max(judged.layers, key=judged.layers.__getitem__)
-        said.append(
+        lines.append(
             f"Where the layer is chosen on one half of the {self.stimuli} and judged on the other, it has "
             f"{judged.score:.3f}; {chosen} is chosen most often."
         )
         beyond = "more than chance" if self.p <= 0.05 else "no more than chance explains"
-        said.append(f"The best layer of shuffled {self.stimuli} has {self.chance:.3f} (p = {self.p:.3f}): {beyond}.")
-        return said
+        lines.append(f"The best layer of shuffled {self.stimuli} has {self.chance:.3f} (p = {self.p:.3f}): {beyond}.")
+        return lines
 
     def _beside_untrained(self) -> list[str]:
         if self.untrained is None:
@@ -215,9 +214,7 @@ def beside_people(
     judged = checked_rdms(people, "people")
     n = judged.shape[-1]
     if n < _HALVED:
-        raise ValueError(
-            f"people has {n} stimuli: at least {_HALVED} are needed, of which each half has {_HALVED // 2}"
-        )
+        raise ValueError(f"people has {n} stimuli: at least {_HALVED} are needed, {_HALVED // 2} in each half")
     known = _distances(features, n, "features")
     constant = [name for name, rdm in known.items() if _flat(rdm)]
     layers = [name for name in known if name not in constant]
@@ -275,9 +272,9 @@ def _untrained(
 ) -> Untrained | None:
     if not tops:
         return None
-    own, twins = resampled[:, best], resampled[:, len(layers) :]
-    drawn = np.random.default_rng(seed).integers(len(tops), size=len(own))
-    low, high = np.quantile(own - twins[np.arange(len(own)), drawn], [0.025, 0.975])
+    model, twins = resampled[:, best], resampled[:, len(layers) :]
+    drawn = np.random.default_rng(seed).integers(len(tops), size=len(model))
+    low, high = np.quantile(model - twins[np.arange(len(model)), drawn], [0.025, 0.975])
     scores = by_twin.max(1)
     return Untrained(
         scores=scores.tolist(), layers=[layers[top] for top in tops], by_layer=by_twin.mean(0).tolist(),

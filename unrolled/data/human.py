@@ -109,6 +109,12 @@ def colours(data_dir: Path) -> Colours:
     return Colours(lab, names, arrays["group_dissimilarity"].astype(np.float64), arrays["missing"].astype(bool))
 
 
+def colour_patches(data_dir: Path, side: int) -> Array:
+    """The 93 colours as pictures of one colour each, [93, side, side, 3] uint8."""
+    rgb = read_arrays(data_dir / "human-similarity" / "colour93_human.npz", ("rgb",))["rgb"].astype(np.uint8)
+    return np.broadcast_to(rgb[:, None, None], (len(rgb), side, side, 3)).copy()
+
+
 def named_colours(path: Path) -> list[tuple[str, tuple[float, float, float]]]:
     """Names and CIELAB of a table of colours (columns name, L, a, b_lab, separated by tabs).
 
