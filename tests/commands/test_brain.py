@@ -29,29 +29,38 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(capsys: Shown, out: Path, data: Path, *tokens: str) -> dict[str, Any]:
+def run(capsys: Shown, out: Path, data: Path, *tokens: str, twins: int = 2) -> dict[str, Any]:
     capsys.readouterr()
-    flags = ["--data-dir", str(data), "--draws", "10", "--untrained", "2", "--device", "cpu", "--quiet", "--json"]
+    flags = [
+        "--data-dir",
+        str(data),
+        "--draws",
+        "10",
+        "--untrained",
+        str(twins),
+        "--device",
+        "cpu",
+        "--quiet",
+        "--json",
+    ]
     assert cli.run(["brain", *tokens, *flags, "--out", str(out)]) == 0
     return answer_of("brain", capsys.readouterr().out)
 
 
 def test_a_model_of_images_stands_beside_brains_and_colours(data: Path, tmp_path: Path, capsys: Shown) -> None:
-    answer = run(capsys, tmp_path, data, *IMAGES)
+    answer = run(capsys, tmp_path, data, "crate_nano_patch4_32.cifar10")
     assert [(each["key"], each["n"], each["people"]) for each in answer["targets"]] == [
         ("human_it", N, 3), ("monkey_it", N, 1), ("colours", 12, 2),
     ]  # fmt: skip
-    assert answer["weights"] == "random"
+    assert answer["weights"] == "pretrained"
     human, monkey, _ = answer["targets"]
-    assert human["layers"] == ["block00", "block01"]
+    assert human["layers"] == [f"block{i:02d}" for i in range(6)]
     assert len(human["untrained"]["scores"]) == 2
     assert human["ceiling"] is not None
     assert monkey["ceiling"] is None
     assert human["place"]["of"] == len([m for m in measured()["human_it"] if m.group not in _WITHOUT]) + 1
-    # a random network's twins are others than itself
-    assert human["untrained"]["scores"] != [human["score"]] * 2
+    assert human["untrained"]["scores"][0] != human["untrained"]["scores"][1]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "This model has random weights" in page
     assert "noise ceiling" in page
 
 
@@ -59,11 +68,16 @@ _WITHOUT = ("untrained", "control", "recorded")
 
 
 def test_words_come_before_numbers(data: Path, tmp_path: Path, capsys: Shown) -> None:
-    command = ["brain", *IMAGES, "--data-dir", str(data), "--draws", "10", "--untrained", "1", "--device", "cpu"]
-    assert cli.run([*command, "--quiet", "--out", str(tmp_path)]) == 0
+    flags = ["--data-dir", str(data), "--draws", "10", "--untrained", "1", "--device", "cpu", "--quiet", "--out"]
+    assert cli.run(["brain", "crate_nano_patch4_32.cifar10", *flags, str(tmp_path / "trained")]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    order = ["random weights", "agrees most with human IT", "noise ceiling", "untrained twin", "Place", "best layer n"]
+    order = ["agrees most with human IT", "noise ceiling", "untrained twin reaches", "Place", "beside best layer"]
     assert [text.index(each) for each in order] == sorted(text.index(each) for each in order)
+    assert cli.run(["brain", *IMAGES, *flags, str(tmp_path / "random")]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("crate_nano_patch4_32 has random weights: nothing here was learned.")
+    assert "training made it" not in text
+    assert "This model has random weights" in (tmp_path / "random" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_model_of_texts_reads_names(data: Path, tmp_path: Path, capsys: Shown) -> None:
@@ -82,7 +96,7 @@ def test_features_in_a_file_say_by_their_rows_what_they_are_of(data: Path, tmp_p
         assert all(each["untrained"] is None for each in answer["targets"])
         assert answer["targets"][0]["n"] == min(rows, 20)
     np.save(tmp_path / "other.npy", generator.normal(size=(7, 5)))
-    assert cli.run(["brain", str(tmp_path / "other.npy"), "--data-dir", str(data), "--out", str(tmp_path / "o")]) == 1
+    assert cli.run(["brain", str(tmp_path / "other.npy"), "--data-dir", str(data), "--out", str(tmp_path / "o")]) == 2
     assert "these features have 7 rows; the records are of 14 photographs, 12 colours, 30 things" in _error(capsys)
 
 
@@ -127,7 +141,7 @@ def test_a_given_network_has_the_score_of_the_table(shared: Path, tmp_path: Path
     """Shown, pooled and compared as in the study."""
     if not (shared / "data" / "weights").is_dir():
         pytest.skip("no weights")
-    answer = run(capsys, tmp_path, shared / "data", "given:resnet20", "--untrained", "0")
+    answer = run(capsys, tmp_path, shared / "data", "given:resnet20", twins=0)
     human, monkey, _ = answer["targets"]
     for each in (human, monkey):
         assert each["score"] == pytest.approx(each["place"]["same"]["score"], abs=0.002)

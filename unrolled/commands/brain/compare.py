@@ -185,13 +185,13 @@ def _shown(options: BrainOptions, opened: Subject, target: Target, folder: Path)
     name, notes = target.reads.replace(" ", "-"), []
     features, _ = subject.features(folder / name, quiet=options.quiet)
     twins: list[Features] = []
-    for number in range(1, options.untrained + 1):  # under the same seed a model with random weights is its own twin
+    for number in range(options.untrained if origin(reading) != "random" else 0):
         try:
-            twin = untrained_twin(subject, options.seed + number, stimuli_of(subject))
+            twin = untrained_twin(subject, options.seed + 1 + number, stimuli_of(subject))
         except ValueError as error:
             notes.append(f"no untrained twin: {error}")
             break
-        twins.append(twin.features(folder / f"{name}-untrained{number}", quiet=options.quiet)[0])
+        twins.append(twin.features(folder / f"{name}-untrained{number + 1}", quiet=options.quiet)[0])
     unknown = unknown_names(features) if target.names is not None else None
     if unknown is None or not unknown.any():
         return Shown(features=features, twins=twins, notes=notes)

@@ -11,6 +11,7 @@ from unrolled.terminal import table
 if TYPE_CHECKING:
     from unrolled.alignment import BesidePeople
     from unrolled.commands.brain.places import Place
+    from unrolled.figures.panel import Panel
     from unrolled.report import Report, Scatter
 
 Results = Mapping[str, "BesidePeople"]
@@ -69,10 +70,9 @@ def brain_report(
     from unrolled.report import Fact, Report
 
     report = Report(f"{model} beside brains and people", question="Does it find alike what they find alike?")
-    first = next(iter(results.values()))
-    random = "This model has random weights: nothing here was learned. " if weights == "random" else ""
+    random = ["This model has random weights: nothing here was learned."] if weights == "random" else []
     report.headline(
-        random + " ".join([*first.sentences(), next(iter(places.values())).sentence()]),
+        " ".join([*random, *(_lead(each, places[key]) for key, each in results.items())]),
         [
             Fact(
                 label=each.what, value=f"{each.score:.3f}",
@@ -98,17 +98,23 @@ def brain_report(
     return report
 
 
+def _lead(each: BesidePeople, place: Place) -> str:
+    """One sentence for the top of the page."""
+    beside = [f"{max(0.0, each.score) / each.ceiling[0]:.0%} of the ceiling's lower bound"] if each.ceiling else []
+    beside += [f"untrained {sum(each.untrained.scores) / len(each.untrained.scores):.3f}"] if each.untrained else []
+    beside += [f"place {place.rank} of {place.of}"] if place.of > 1 else []
+    return f"{each.best} agrees most with {each.what}: {each.score:.3f} ({'; '.join(beside) or f'p = {each.p:.3f}'})."
+
+
 def _target(report: Report, each: BesidePeople, place: Place, key: str) -> None:
     section = report.section(f"Beside {each.what}", " ".join([*each.sentences(), place.sentence()]))
-    panels = [each.panel()] if len(each.layers) > 1 else []
-    others = _others(each, key)
-    section.figure(
-        [*panels, others],
-        name=key,
-        caption="Bars: 95 % intervals of this model, one standard deviation of the twins. "
-        + ("The dashed bounds are what a perfect model could reach. " if each.ceiling else "")
-        + "Every model measured here, by its best layer and how it was trained.",
-    )
+    panels: list[Panel] = [each.panel()] if len(each.layers) > 1 else []
+    panels += [_others(each, key)] if place.of > 1 else []
+    bounds = "The dashed bounds are what a perfect model could reach. " if each.ceiling else ""
+    columns = "A column a kind of model measured here, each by its best layer." if place.of > 1 else ""
+    if panels:
+        bars = "Bars: 95 % intervals of this model, one standard deviation of the twins. "
+        section.figure(panels, name=key, caption=f"{bars}{bounds}{columns}")
     rows = [
         [row["layer"], f"{row['score']:.3f}", f"{row['low']:.2f} to {row['high']:.2f}",
          f"{row['untrained']:.3f}" if "untrained" in row else "-"]
@@ -119,20 +125,20 @@ def _target(report: Report, each: BesidePeople, place: Place, key: str) -> None:
 
 
 def _others(each: BesidePeople, key: str) -> Scatter:
-    """All models of the table in the order of their scores, and this one."""
+    """All models of the table, a column a kind, and this one before them."""
     from unrolled.commands.brain.places import measured
     from unrolled.report import Scatter
 
-    points = [(other.score, other.name, other.group.split(" ")[0]) for other in measured().get(key, [])]
-    points = sorted([*points, (each.score, "this model", "this model")])
-    order = sorted({group for *_, group in points}, key=lambda group: group != "this model")
-    points = sorted(points, key=lambda point: order.index(point[2]))
-    ranks = {score: place for place, score in enumerate(sorted({score for score, *_ in points}), 1)}
+    others = [(other.group.split(" ")[0], other.score, other.name) for other in measured()[key]]
+    kinds = list(dict.fromkeys(kind for kind, *_ in others))  # the best first
+    low, high = each.interval
+    points = [("this model", each.score, "this model"), *sorted(others, key=lambda point: kinds.index(point[0]))]
     return Scatter(
-        title=f"Spearman with {each.what}, every model measured",
-        x_label="models, from the least alike",
-        x=[float(ranks[score]) for score, *_ in points],
-        y=[score for score, *_ in points],
-        names=[name for _, name, _ in points],
-        groups=[group for *_, group in points],
+        title=f"Spearman with {each.what}, every model",
+        x_label="kind of model, in the order beside; 0: this model",
+        x=[0.0, *(kinds.index(kind) + 1.0 for kind, *_ in points[1:])],
+        y=[score for _, score, _ in points],
+        names=[name for *_, name in points],
+        groups=[kind for kind, *_ in points],
+        error=[(high - low) / 2, *(float("nan") for _ in points[1:])],
     )
