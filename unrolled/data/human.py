@@ -26,6 +26,17 @@ def _require(path: Path) -> None:
         raise MissingData(f"data_dir: {path.parent.name} was not found (there is no {path}; {HOW}); give data_dir=")
 
 
+def check_records(data_dir: Path) -> None:
+    """Refuse a folder without any of the records, before a model is opened for them.
+
+    Raises:
+        MissingData: it has neither of their folders.
+    """
+    folders = [data_dir / "brain-92images", data_dir / "human-similarity"]
+    if not any(folder.is_dir() for folder in folders):
+        raise MissingData(f"data_dir: there is neither {folders[0]} nor {folders[1]}; {HOW}; give data_dir=")
+
+
 def read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:
     """The arrays called `keys` of an `.npz` file.
 

@@ -91,15 +91,17 @@ def brain(options: BrainOptions) -> None:
     from unrolled.alignment import beside_people
     from unrolled.commands.brain.places import place
     from unrolled.commands.brain.report import brain_report, in_words, table_of
+    from unrolled.data.human import check_records
     from unrolled.instruments.features.files import is_feature_file
     from unrolled.subjects.people import targets
 
     run = Run(options, "brain", options.model, "", keeps_features=True)
+    check_records(options.data_dir)
     shown: dict[str, Shown] = {}
     if is_feature_file(options.model):
         weights, notes = "features in a file", ["features in a file have no untrained twin"]
         everything, shown = _of_file(options)
-        missing = []
+        missing: list[str] = []
     else:
         kind, opened = _opened(options, choose_device(options.device))
         weights, notes = origin(opened.reading), []

@@ -11,8 +11,7 @@ from unrolled.terminal import table
 if TYPE_CHECKING:
     from unrolled.alignment import BesidePeople
     from unrolled.commands.brain.places import Place
-    from unrolled.figures.panel import Panel
-    from unrolled.report import Report, Scatter
+    from unrolled.report import LineChart, Report, Scatter
 
 Results = Mapping[str, "BesidePeople"]
 Places = Mapping[str, "Place"]
@@ -108,7 +107,7 @@ def _lead(each: BesidePeople, place: Place) -> str:
 
 def _target(report: Report, each: BesidePeople, place: Place, key: str) -> None:
     section = report.section(f"Beside {each.what}", " ".join([*each.sentences(), place.sentence()]))
-    panels: list[Panel] = [each.panel()] if len(each.layers) > 1 else []
+    panels: list[LineChart | Scatter] = [each.panel()] if len(each.layers) > 1 else []
     panels += [_others(each, key)] if place.of > 1 else []
     bounds = "The dashed bounds are what a perfect model could reach. " if each.ceiling else ""
     columns = "A column a kind of model measured here, each by its best layer." if place.of > 1 else ""
