@@ -18,7 +18,7 @@ from unrolled.alignment.chance import (
 from unrolled.alignment.dependence import Units, relabellings
 from unrolled.alignment.interval import score_interval
 from unrolled.alignment.layers import Grid, Layers, layer_grid, prepare_layers
-from unrolled.alignment.losses import cka_loss, procrustes_loss, rsa_loss, soft_knn_loss
+from unrolled.alignment.losses import cka_loss, cosine_loss, procrustes_loss, rsa_loss, soft_knn_loss
 from unrolled.alignment.people import noise_ceiling
 from unrolled.alignment.registry import *  # noqa: F403
 from unrolled.alignment.repetitions import crossnobis_rdm, mahalanobis_rdm, noise_covariance
@@ -30,7 +30,7 @@ __all__ = [
     *_metrics.__all__,
     "BesidePeople", "Comparison", "Grid", "HeldOut", "Layers", "SampledScore", "StreamingCKA", "StreamingMetric",
     "Units", "benjamini_hochberg", "beside_people", "calibrate", "chance_level", "cka_loss", "compare",
-    "crossnobis_rdm", "held_out", "layer_grid", "mahalanobis_rdm", "mutual_knn_curve", "mutual_knn_sampled",
+    "cosine_loss", "crossnobis_rdm", "held_out", "layer_grid", "mahalanobis_rdm", "mutual_knn_curve", "mutual_knn_sampled",
     "noise_ceiling", "noise_covariance", "null_of_best", "p_text", "permutation_p_value", "prepare_layers",
     "procrustes_loss", "relabellings", "rsa_loss", "score_interval", "soft_knn_loss",
 ]  # fmt: skip
