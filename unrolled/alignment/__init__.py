@@ -30,7 +30,7 @@ __all__ = [
     *_metrics.__all__,
     "BesidePeople", "Comparison", "Grid", "HeldOut", "Layers", "SampledScore", "StreamingCKA", "StreamingMetric",
     "Units", "benjamini_hochberg", "beside_people", "calibrate", "chance_level", "cka_loss", "compare",
-    "cosine_loss", "crossnobis_rdm", "held_out", "layer_grid", "mahalanobis_rdm", "mutual_knn_curve", "mutual_knn_sampled",
-    "noise_ceiling", "noise_covariance", "null_of_best", "p_text", "permutation_p_value", "prepare_layers",
-    "procrustes_loss", "relabellings", "rsa_loss", "score_interval", "soft_knn_loss",
+    "cosine_loss", "crossnobis_rdm", "held_out", "layer_grid", "mahalanobis_rdm", "mutual_knn_curve",
+    "mutual_knn_sampled", "noise_ceiling", "noise_covariance", "null_of_best", "p_text", "permutation_p_value",
+    "prepare_layers", "procrustes_loss", "relabellings", "rsa_loss", "score_interval", "soft_knn_loss",
 ]  # fmt: skip
