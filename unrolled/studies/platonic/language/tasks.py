@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from unrolled.data.human import named_colours
 from unrolled.data.sources import evenly
 from unrolled.errors import MissingData
 from unrolled.studies.cells import Cell, Context, Result
@@ -21,7 +22,6 @@ from unrolled.studies.language import opened as corpus
 from unrolled.studies.networks import probe_accuracy
 from unrolled.studies.pictures import pictures
 from unrolled.studies.platonic.colour.cells import COLOUR_WORDS, TEMPLATES, Layout
-from unrolled.studies.platonic.human import named_colours
 from unrolled.studies.platonic.language.readers import Reader, nats
 from unrolled.studies.platonic.photos import label, open_photos, opened
 
