@@ -204,8 +204,8 @@ def nats(opened: Opened, texts: Sequence[str], prefixes: Sequence[str] | None = 
 
 @lru_cache(maxsize=1)
 def _given(name: str, weights: Path, drawn: int | None) -> Opened:
+    from unrolled.instruments.control import drawn_anew
     from unrolled.models.given import open_given
-    from unrolled.studies.platonic.photos import drawn_anew
 
     given = open_given(name, weights)
     module = given.module if drawn is None else drawn_anew(given.module, drawn)
