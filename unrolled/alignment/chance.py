@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -225,7 +225,24 @@ def compare(
             note_copies(side, name)
     units = Units.of(left.n, groups, blocks)
     chosen = chosen.for_units(units)
-    grid = layer_grid(left, right, chosen)
+    result = judged(left, right, chosen, layer_grid(left, right, chosen), units, null, draws, seed, alpha=alpha)
+    if stored is None:
+        return result
+    pair = Representation(stored[0][result.best[0]]), Representation(stored[1][result.best[1]])
+    if resamples and enough_rows(chosen, units, resamples, seed):
+        interval = score_interval(*pair, chosen, resamples=resamples, groups=groups, blocks=blocks, seed=seed)
+        result = replace(result, interval=interval)
+    if select_held_out:
+        apart = held_out(*stored, chosen, draws=draws, groups=groups, blocks=blocks, seed=seed)
+        result = replace(result, held_out=apart)
+    return result
+
+
+def judged(
+    left: Layers, right: Layers, chosen: Metric, grid: Grid, units: Units, null: str, draws: int, seed: int, *,
+    alpha: float = 0.05, null_best: Tensor | None = None,
+) -> Comparison:  # fmt: skip
+    """`compare` of prepared layers whose `grid` is known, and with null "permutation" perhaps `null_best` [draws]."""
     if units.description:  # closed forms are of single rows
         grid = Grid(grid.scores, None, None)
     row, column = best_pair(grid.scores, chosen)
@@ -234,9 +251,9 @@ def compare(
     z = None
     if grid.null_mean is not None and grid.null_std is not None and float(grid.null_std[row, column]) > 0:
         z = float((score - grid.null_mean[row, column]) / grid.null_std[row, column])
-    null_best, threshold, calibrated = None, None, None
+    threshold, calibrated = None, None
     if null == "permutation":
-        null_best = _null(left, right, chosen, units, draws, seed)
+        null_best = _null(left, right, chosen, units, draws, seed) if null_best is None else null_best
         chance = float(null_best.mean())
         p = PValue(
             permutation_p_value(score, null_best, higher_is_closer=chosen.higher_is_closer), f"{draws} relabellings"
@@ -244,17 +261,10 @@ def compare(
         threshold, calibrated = calibrate(score, null_best, chosen, alpha=alpha)
     else:
         p, chance = _quick_p_value(left, right, chosen, grid, units, max(draws, _MOST), seed)
-    interval, judged = None, None
-    if stored is not None:
-        pair = Representation(stored[0][names[0]]), Representation(stored[1][names[1]])
-        if resamples and enough_rows(chosen, units, resamples, seed):
-            interval = score_interval(*pair, chosen, resamples=resamples, groups=groups, blocks=blocks, seed=seed)
-        if select_held_out:
-            judged = held_out(*stored, chosen, draws=draws, groups=groups, blocks=blocks, seed=seed)
     return Comparison(
         metric=repr(chosen), n=left.n, layers=(left.names, right.names), scores=grid.scores, best=names, score=score,
         chance=chance, null_mean=grid.null_mean, null_std=grid.null_std, null_best=null_best, p_value=p.value,
-        threshold=threshold, calibrated=calibrated, z=z, alpha=alpha, interval=interval, held_out=judged,
+        threshold=threshold, calibrated=calibrated, z=z, alpha=alpha, interval=None, held_out=None,
         constant=(left.constant, right.constant), p_method=p.method, units=units.description,
     )  # fmt: skip
 
