@@ -20,7 +20,7 @@ from unrolled.subjects.images import images_of
 from unrolled.subjects.models import open_model, origin
 from unrolled.subjects.options import Reading, SampleFlags, Side
 from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
-from unrolled.subjects.runs import data_of, shared_data_of
+from unrolled.subjects.runs import data_of, named, shared_data_of
 from unrolled.subjects.samples import ImageSamples, Samples, SoundSamples
 
 Flags = TypeVar("Flags", bound=SampleFlags)
@@ -164,9 +164,10 @@ def _of_images(reading: Reading, classes: int | None = None) -> Encoder:
 
 def _encoder(reading: Reading, kind: Kind) -> Encoder:
     """The encoder of a kind: of a model of several modalities the tower of this kind."""
-    scheme = reading.model.partition(":")[0]
+    spec = named(reading.model)
+    scheme = spec.partition(":")[0]
     if kind == "image" and scheme not in ("given", "tv", "st", "hf"):
         return _of_images(reading)
     torch.manual_seed(reading.seed)
-    trained = reading.pretrained or scheme in ("hf", "given", "st")
-    return open_encoder(reading.model, kind, data_dir=reading.data_dir, pretrained=trained)
+    trained = reading.pretrained or scheme in ("hf", "given", "st", "local")
+    return open_encoder(spec, kind, data_dir=reading.data_dir, pretrained=trained)
