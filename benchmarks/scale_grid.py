@@ -56,7 +56,7 @@ def measure(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     features, kept = sorted((folder / "features").iterdir()), folder / "tiles"
     tile = len(features) // 2
-    prepared, compared = [time.process_time()], [0.0]
+    prepared, compared = [time.process_time()], [time.process_time()]
 
     def on_prepared(done: int, of: int) -> None:
         prepared.append(time.process_time())
@@ -68,7 +68,8 @@ def measure(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     count = len(features)
-    each = median(after - before for before, after in pairwise(prepared))
+    spent = [after - before for before, after in pairwise(prepared)]
+    each = median(spent) if spent else None  # what `--folder` holds already is not prepared again
     tiles = [after - before for before, after in pairwise(compared)]
     files = sorted((kept / "prepared").iterdir())
     record: dict[str, Any] = {
@@ -82,7 +83,7 @@ def measure(folder: Path) -> dict[str, Any]:
         blocks = -(-ALL // tile)
         full, half = tiles[1], (tiles[0] + tiles[2]) / 2
         record["of_200"] = {
-            "prepare_hours": ALL * each / 3600,
+            "prepare_hours": None if each is None else ALL * each / 3600,
             "pairs_hours": (blocks * (blocks - 1) / 2 * full + blocks * half) / 3600,
             "features_gib": ALL * record["features_mib_a_model"] / 2**10,
             "prepared_gib": ALL * record["prepared_mib_a_model"] / 2**10,

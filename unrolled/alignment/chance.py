@@ -36,6 +36,7 @@ from unrolled.alignment.significance import (
     SMALLEST,
     PValue,
     calibrate,
+    cantelli_bound,
     p_phrase,
     pearson_tail,
     permutation_p_value,
@@ -195,8 +196,10 @@ def compare(
             `higher_is_closer=False`, other `options` are its keyword arguments.
         null: "permutation" relabels samples `draws` times; the smallest p-value is 1 / (draws + 1). "moments" takes the
             Pearson III tail of the exact first three moments, times the number of layer pairs, where it is above 0.2,
-            or below 1e-6 with no sample dominating both sides; else, and where no moments are known, samples are
-            relabelled until ten draws reach the score, at most max(draws, 999) times. `p_method` says which it was.
+            or below 1e-6 with no sample dominating both sides; else Cantelli's bound, which every null of the exact
+            mean and variance obeys, where relabellings could not give less; else, and where no moments are known,
+            samples are relabelled until ten draws reach the score, at most max(draws, 999) times. `p_method` says
+            which it was.
         alpha: level of `threshold`.
         resamples: subsamples for the interval of the best pair at this many samples; 0 leaves it out.
         select_held_out: also choose the pair on half of the samples and judge it on the other half.
@@ -353,6 +356,9 @@ def _quick_p_value(
         dominated = float(share[place]) > _DOMINANT * float(std[place])
         if p >= _SURE[1] or (p < _SURE[0] and not dominated):
             return PValue(p, f"Pearson III tail of three exact moments, times {tails.size} pairs of layers"), chance
+    bound = cantelli_bound(float(z.max()), z.numel())
+    if bound.value * (most + 1) < 1:  # all relabellings together could not say less
+        return bound, chance
     nulls = metric.null_grids(left.of(metric), right.of(metric), orders)
     largest = (float(((null - mean) / std).nan_to_num(nan=-math.inf).max()) for null in nulls)
     return resolved_p_value(float(z.max()), largest), chance

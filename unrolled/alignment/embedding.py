@@ -37,7 +37,7 @@ _CACHED = 2**16  # entries of a kernel relabelled at a time
 _STACK = 2**31  # bytes of stacked layers for null grids
 _MOVED = 2**25  # relabelled entries of layers held at a time
 _SPARSER = 64  # samples for each neighbour above which sparse products of whole grids are cheaper than dense ones
-_ENTRIES = 2**20  # entries of the samples' rows of a matrix that one sparse product is of
+_ENTRIES = 2**23  # entries of the samples' rows of a matrix that one sparse product is of
 
 
 @dataclass(frozen=True)
