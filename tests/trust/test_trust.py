@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from unrolled.trust import check, check_model_args, command_line, consequence, r
 
 CODE = """
 from pathlib import Path
+from typing import Any
 from torch import nn
 
 Path(__file__).with_name("ran").touch()
