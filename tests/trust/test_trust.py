@@ -225,12 +225,14 @@ def test_a_hugging_face_folder_with_code_of_its_own(foreign: Path) -> None:
                 f"hf:{foreign}", hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8
             )
     (foreign / "config.json").write_text(json.dumps({"model_type": "vit", "attn_implementation": "evil/kernel"}))
+    attention = "what the file asks for"
     try:
         model: Any = resolve_model(f"local:{foreign}")
+        attention = model.config._attn_implementation
     except UnsafeFile as error:
-        assert "evil/kernel, which is code" in str(error)
-    else:  # transformers 5.0 does not ask a file which attention to take
-        assert model.config._attn_implementation in ("sdpa", "eager")
+        refusal = str(error)
+    # transformers 5.0 does not ask a file which attention to take
+    assert attention in ("sdpa", "eager") or "evil/kernel, which is code" in refusal
     assert not (foreign / "ran").exists()
 
 
