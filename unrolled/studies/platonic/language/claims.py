@@ -76,8 +76,8 @@ class View:
     def __init__(self, results: Results[Any], config: LanguageConfig) -> None:
         self.results, self.config = results, config
         every = results.of(Agreement)
-        self.pairs = every.where(shuffled=False)
-        self.shuffled = every.where(shuffled=True)
+        self.pairs = every.where(exchanged=False)
+        self.shuffled = every.where(exchanged=True)
         self.n = int(self.pairs.first("knn.n", 0))
 
     def languages(self, readers: Sequence[Reader]) -> list[Language]:

@@ -177,7 +177,7 @@ def _pairs(report: Report, view: View, config: LanguageConfig) -> None:
     rows += [
         [cell.labels[1], name_of(cell.seen.image), *[NOT_RUN] * 7]
         for cell in view.results.missing
-        if isinstance(cell, Agreement) and not cell.shuffled
+        if isinstance(cell, Agreement) and not cell.exchanged
     ]
     section = report.section(
         "Every pair",
