@@ -54,7 +54,7 @@ def _headline(report: Report, view: View, config: LanguageConfig) -> None:
         return
     best = max(every, key=lambda model: model.gain)
     twin = next((model for model in every if model.label == config.twin.label), None)
-    beside = "" if twin is None else f"; the same with weights drawn anew ({twin.label}) has {100 * twin.gain:.1f} %"
+    beside = "" if twin is None else f"; {twin.label}, has {100 * twin.gain:.1f} %"
     quality = min(models, key=lambda model: model.general)
     report.headline(
         f"Of {len(every)} text models beside {len(view.visions)} image networks on {view.n:,} photos, {best.label} "
