@@ -135,7 +135,7 @@ def given_names(kind: Literal["vision", "text"] | None = None) -> list[str]:
 
 def is_fetched(name: str) -> bool:
     """Whether a name's files are in a folder of their own, which `make models` fetches."""
-    return "/" in GIVEN[name].file
+    return name in GIVEN and "/" in GIVEN[name].file
 
 
 def find_weights(data_dir: str | Path | None) -> Path:
