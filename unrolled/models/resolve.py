@@ -103,7 +103,7 @@ def resolve_model(
         kwargs["num_classes"] = num_classes
     build: Callable[..., nn.Module]
     if not colon or scheme == "timm":
-        build, name = _build_registered, rest if colon else spec
+        build, name = _build_registered, spec
     elif scheme == "hf":
         build, name = partial(build_transformers, classifier=head), rest
     elif scheme == "local":

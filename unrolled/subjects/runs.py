@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from unrolled.catalogue import catalogue
 from unrolled.errors import MissingData
 from unrolled.subjects.options import DataFlags, SubjectFlags
 from unrolled.trust import KINDS_OF_MODELS, check
@@ -111,7 +112,12 @@ def data_of(
 
 
 def data_for(options: SubjectFlags) -> DataOf:
-    """As `data_of`, of the flags of a verb."""
+    """As `data_of`, of the flags of a verb; a mistyped name of a model is refused before data are looked for."""
+    spec = named(options.model).removeprefix("timm:")
+    if ":" not in spec and spec not in catalogue():
+        from unrolled.models.registry import check_known  # with timm, for what only that knows
+
+        check_known(options.model)
     return data_of(
         options.model, options.weights, data=options.data, data_dir=options.data_dir, image_size=options.image_size
     )

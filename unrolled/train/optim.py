@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unrolled.errors import nearest
 from unrolled.train.config import RunConfig, TrainConfig
 
 
@@ -40,7 +40,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 
     if config.optimizer.lower() not in list_optimizers():
-        near = get_close_matches(config.optimizer.lower(), list_optimizers(), n=3)
+        near = nearest(config.optimizer, list_optimizers(), most=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "the usual ones are adamw, sgd, lion and muon"
         raise ValueError(f"optimizer={config.optimizer!r} is not one of timm's; {hint}")
     named: Any = getattr(model, "no_weight_decay", None)
