@@ -22,6 +22,7 @@ from unrolled.errors import nearest, suggestion
         ("cca", "svcca"),
         ("SVCCA", "svcca"),
         ("ridge", "ridge_predictivity"),
+        ("Soft Matching", "soft_matching"),
     ],
 )
 def test_metrics(name: str, meant: str) -> None:

@@ -16,7 +16,7 @@ from unrolled.alignment.chance import (
 from unrolled.alignment.dependence import Units, relabellings
 from unrolled.alignment.interval import score_interval
 from unrolled.alignment.layers import Grid, Layers, layer_grid, prepare_layers
-from unrolled.alignment.losses import cka_loss, procrustes_loss, rsa_loss, soft_knn_loss
+from unrolled.alignment.losses import cka_loss, cosine_loss, procrustes_loss, rsa_loss, soft_knn_loss
 from unrolled.alignment.registry import *  # noqa: F403
 from unrolled.alignment.scale import SampledScore, mutual_knn_curve, mutual_knn_sampled
 from unrolled.alignment.significance import benjamini_hochberg, calibrate, p_text, permutation_p_value
@@ -25,7 +25,7 @@ from unrolled.alignment.streaming import StreamingCKA, StreamingMetric
 __all__ = [
     *_metrics.__all__,
     "Comparison", "Grid", "HeldOut", "Layers", "SampledScore", "StreamingCKA", "StreamingMetric", "Units",
-    "benjamini_hochberg", "calibrate", "chance_level", "cka_loss", "compare", "held_out", "layer_grid",
+    "benjamini_hochberg", "calibrate", "chance_level", "cka_loss", "compare", "cosine_loss", "held_out", "layer_grid",
     "mutual_knn_curve", "mutual_knn_sampled", "null_of_best", "p_text", "permutation_p_value", "prepare_layers",
     "procrustes_loss", "relabellings", "rsa_loss", "score_interval", "soft_knn_loss",
 ]  # fmt: skip
