@@ -189,6 +189,11 @@ def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
     onnx.save(onnx.load(str(path)), str(path), save_as_external_data=True, location="m.bin", size_threshold=0)
     assert (tmp_path / "m.bin").is_file()
     torch.testing.assert_close(open_onnx(path)(IMAGES), twin(IMAGES)["output"], rtol=1e-4, atol=1e-5)
+    before = open_onnx(path).digest
+    weights_beside = bytearray((tmp_path / "m.bin").read_bytes())
+    weights_beside[0] ^= 1
+    (tmp_path / "m.bin").write_bytes(weights_beside)
+    assert not torch.equal(open_onnx(path).digest, before)  # so that kept features are not taken for these
     (tmp_path / "m.bin").unlink()
     with pytest.raises(MissingData, match=r"m\.bin, which is not beside it"):
         open_onnx(path)

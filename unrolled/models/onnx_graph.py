@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class OnnxModel(nn.Module):
 
         Args:
             graph: ModelProto.
-            digest: SHA-256 of its file, which features kept on disk are told apart by.
+            digest: SHA-256 of its files, which features kept on disk are told apart by.
             order: "rgb", or "bgr" for a graph that takes the channels the other way round.
             config: becomes `pretrained_cfg`.
             tokenizer: for texts.
@@ -167,9 +168,9 @@ def open_onnx(path: str | Path, **kwargs: Any) -> OnnxModel:
             is given arguments that it does not take.
     """
     path = Path(path).expanduser()
-    graph = read_graph(path)
+    graph, files = read_graph(path)
     inputs = inputs_of(graph)
-    digest = file_digest(path)
+    digest = sha256("".join(map(file_digest, files)).encode()).hexdigest()
     if "input_ids" in {each.name for each in inputs}:
         if kwargs:
             raise ValueError(f"model_args: {path.name} reads texts and takes none; leave {', '.join(kwargs)} out")
@@ -193,8 +194,8 @@ def open_onnx(path: str | Path, **kwargs: Any) -> OnnxModel:
     return OnnxModel(graph, digest=digest, order=order, config=config).eval()
 
 
-def read_graph(path: Path) -> Any:
-    """A ModelProto with all its weights; see `open_onnx` for what is refused."""
+def read_graph(path: Path) -> tuple[Any, list[Path]]:
+    """A ModelProto with all its weights, and the files that these are in; see `open_onnx` for what is refused."""
     onnx = require("onnx", extra=_EXTRA, feature=f"model {path.name}")
     require("onnxruntime", extra=_EXTRA, feature=f"model {path.name}")
     if not path.is_file():
@@ -206,7 +207,7 @@ def read_graph(path: Path) -> Any:
         raise CorruptFile(f"model: {path} is cut off, damaged, or no ONNX: {first_line(error)}") from error
     if not graph.graph.node or not graph.graph.output:
         raise CorruptFile(f"model: {path} has no graph; it is cut off, or no ONNX")
-    folder = path.parent.resolve()
+    folder, files = path.parent.resolve(), {path}
     for tensor in _tensors(graph):
         for entry in tensor.external_data:
             place = (folder / entry.value).resolve() if entry.key == "location" else folder
@@ -214,6 +215,8 @@ def read_graph(path: Path) -> Any:
                 raise UnsafeFile(f"model: {path.name} asks for {entry.value}, outside its folder; it was not read")
             if entry.key == "location" and not place.is_file():
                 raise MissingData(f"model: {path.name} keeps weights in {entry.value}, which is not beside it")
+            if entry.key == "location":
+                files.add(place)
     own = {function.domain for function in graph.functions}
     used = {node.domain for node in _nodes(graph)} - own - _DOMAINS
     if used:
@@ -221,7 +224,7 @@ def read_graph(path: Path) -> Any:
             f"model: {path.name} uses operators of {', '.join(sorted(used))}, which are code that is not here"
         )
     onnx.load_external_data_for_model(graph, str(folder))
-    return graph
+    return graph, sorted(files)
 
 
 def session_of(graph: Any, tensors: Sequence[str]) -> Any:
