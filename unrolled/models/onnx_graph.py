@@ -217,8 +217,8 @@ def read_graph(path: Path) -> tuple[Any, list[Path]]:
                 raise MissingData(f"model: {path.name} keeps weights in {entry.value}, which is not beside it")
             if entry.key == "location":
                 files.add(place)
-    own = {function.domain for function in graph.functions}
-    used = {node.domain for node in _nodes(graph)} - own - _DOMAINS
+    defined = {function.domain for function in graph.functions}
+    used = {node.domain for node in _nodes(graph)} - defined - _DOMAINS
     if used:
         raise ValueError(
             f"model: {path.name} uses operators of {', '.join(sorted(used))}, which are code that is not here"
