@@ -48,6 +48,7 @@ STUDIES: dict[str, str] = {
     "platonic-colour": "platonic.colour",
     "platonic-downstream": "platonic.downstream",
     "platonic-implications": "platonic.implications",
+    "platonic-measures": "platonic.measures",
     "platonic-pmi": "platonic.pmi",
     "platonic-samples": "platonic.samples",
     "platonic-stitching": "platonic.stitching",
