@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from unrolled.studies.cells import Row
-from unrolled.studies.platonic import measures
+import unrolled.alignment as al
+from unrolled.report import Report
+from unrolled.studies.cells import Context, Row
 from unrolled.studies.platonic.measures import (
     ARCHITECTURE,
     STUDY,
     TRAINING,
     MeasuresConfig,
     Separation,
-    cells,
     families,
     separations,
 )
+from unrolled.studies.platonic.zoo import Features
 from unrolled.studies.results import Results
 
 CONFIG = MeasuresConfig(each=3)
@@ -96,21 +96,23 @@ def test_claims_are_judged_by_the_order_of_the_metrics(apart: dict[str, float], 
     assert [claim.judge(results, CONFIG).verdict for claim in STUDY.claims] == verdicts
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[str, ...]]:
-    names = ("soft_matching", "procrustes", "pwcca")
-    monkeypatch.setattr(measures, "metric_names", lambda: names)
-    return lambda: names
-
-
-def test_a_tiny_run_reports_every_metric_and_what_was_not_run(
-    few: Callable[[], tuple[str, ...]], tmp_path: Path
-) -> None:
-    config = MeasuresConfig.of_budget("quick", images=128, samples=60, kept=tmp_path / "kept", out=tmp_path / "out")
-    assert len({cell.name for cell in cells(config)}) == len(list(cells(config)))
-    report = STUDY.run(config)
-    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    for words in ("soft_matching", "pwcca", "families at random", "What this does not show"):
+def test_the_report_has_every_metric_that_was_run_beside_families_at_random() -> None:
+    report = Report(STUDY.title)
+    STUDY.report(report, CONFIG, made_up({"soft_matching": 40.0, "pwcca": 3.0}))
+    page = report.to_html()
+    assert "told apart best by soft_matching" in page
+    for words in ("pwcca", "families at random", "9 pairs within and 27 across", "What this does not show"):
         assert words in page
-    pairs = report.results["rows"][-1]["pairs"]
-    assert len(pairs) == 3 * 15 + 3 * 12  # of six of a lesson, and across lessons of one architecture
+
+
+def test_pairs_that_differ_in_lesson_and_architecture_are_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {features: place for place, features in enumerate(CONFIG.features)}
+    layers = torch.randn(27, 40, 5, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(Features, "load", lambda self, context: {"last": layers[places[self]]})
+    alike = {metric: CONFIG.likeness(metric).compute(Context())["pairs"] for metric in ("pwcca", "procrustes")}
+    assert len(alike["pwcca"]) == 3 * 36 + 3 * 3 * 9  # of nine of a lesson, and across lessons of an architecture
+    i, j, value = alike["pwcca"][-1]
+    both = (al.pwcca(layers[i], layers[j]), al.pwcca(layers[j], layers[i]))
+    assert value == pytest.approx(sum(both) / 2)
+    i, j, value = alike["procrustes"][5]
+    assert value == pytest.approx(-al.procrustes(layers[i], layers[j]))
