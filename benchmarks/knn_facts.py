@@ -126,8 +126,8 @@ def markdown(found: dict[str, Any]) -> str:
         "give at least 0.8. Of the k neighbours of a sample in B, a are shared with A and c with C; at least a + c - k "
         "are in both, and so shared by A and C. The mean over samples is the bound.",
         "It says nothing below: 0.4 and 0.4 leave A and C free to share nothing. In other words 1 - s keeps the "
-        "triangle inequality. With ties for the last place the score is a cosine of shared-out places, and the bound holds "
-        "only for scores without them.",
+        "triangle inequality. With ties for the last place the score is a cosine of shared-out places, and the bound "
+        "holds only for scores without them.",
         "## Ceilings where many rows belong to one",
         "If one side cannot tell m rows apart (five captions, one photo), its neighbours among them are a draw, and no "
         "other side can agree with it fully. The other side here is the same but for noise of 5 % that tells copies "
