@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "crate-ablations": "crate.ablations",
+    "crate-aligned": "crate.aligned",
     "crate-attribution": "crate.attribution",
     "crate-causal": "crate.causal",
     "crate-codes": "crate.codes",
@@ -48,9 +49,11 @@ STUDIES: dict[str, str] = {
     "platonic-colour": "platonic.colour",
     "platonic-downstream": "platonic.downstream",
     "platonic-implications": "platonic.implications",
+    "platonic-language": "platonic.language",
     "platonic-measures": "platonic.measures",
     "platonic-pmi": "platonic.pmi",
     "platonic-samples": "platonic.samples",
+    "platonic-saturation": "platonic.saturation",
     "platonic-stitching": "platonic.stitching",
     "platonic-vision": "platonic.vision",
     "platonic-vision-language": "platonic.vision_language",

@@ -39,6 +39,13 @@ def source_of(spec: str) -> tuple[Literal["ours", "transformers", "none"], str]:
     return "transformers" if "model_type" in config else "none", str(folder)
 
 
+def is_ours(spec: str) -> bool:
+    """Whether a MODEL argument names a language model of this package, by its name or in a folder."""
+    from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
+
+    return spec in (*LANGUAGE_MODELS, *ENCODERS) or source_of(spec)[0] == "ours"
+
+
 def open_ours(spec: str, folder: str) -> tuple[Any, Tokenizer]:
     """The model of this package in a folder, in eval mode, and its tokenizer.
 
