@@ -51,6 +51,7 @@ STUDIES: dict[str, str] = {
     "platonic-pmi": "platonic.pmi",
     "platonic-samples": "platonic.samples",
     "platonic-stitching": "platonic.stitching",
+    "platonic-translation": "platonic.translation",
     "platonic-vision": "platonic.vision",
     "platonic-vision-language": "platonic.vision_language",
     "platonic-whitebox": "platonic.whitebox",

@@ -128,7 +128,7 @@ def criterion(x: Array, y: Array, rotation: Array) -> float:
 
 
 def linear_map(x: Array, y: Array, rotation: Array, pairs: Pairs, recipe: Recipe) -> Array:
-    """[w_x, w_y] ridge regression from rows of x to the mean of their neighbours in y under `rotation`, and of pairs."""
+    """[w_x, w_y] ridge regression from rows of x to their mean neighbours in y under `rotation`, and to pairs."""
     k = recipe.neighbours_of(len(y))
     partners = np.concatenate([_partners(part @ rotation, y, y, k) for part in _parts(x)])
     weight = math.sqrt(len(x) / len(pairs)) if len(pairs) else 1.0
@@ -160,7 +160,7 @@ def _nearest_rotation(matrix: Array) -> Array:
 def _partners(queries: Array, keys: Array, values: Array, k: int) -> Array:
     """[q, w] mean of the values whose keys have the largest cosines with each query."""
     scores = queries @ unit_rows(keys).T
-    nearest = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    nearest = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, -k:]
     out: Array = values[nearest].mean(1)
     return out
 

@@ -67,3 +67,15 @@ def rows_of(x: Any, name: str, *, least: int = 1, width: int | None = None) -> A
     if width is not None and rows.shape[1] != width:
         raise ValueError(f"{name} has {rows.shape[1]} columns, not {width}: give features of the same layer")
     return rows
+
+
+def varied_rows(x: Any, name: str, *, least: int) -> Array:
+    """As `rows_of`, and not all rows equal.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    rows = rows_of(x, name, least=least)
+    if not float(np.ptp(rows, axis=0).max()) > 0:
+        raise ValueError(f"{name} has zero variance: all {len(rows)} rows are equal")
+    return rows

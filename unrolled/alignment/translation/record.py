@@ -90,6 +90,7 @@ class Translation(Tabular):
         pairs: known pairs that it was fitted with; 0 without any.
         restarts: of each restart its `seed`, `anchors` and `criterion`, as `Attempt` says.
         chosen: the place of the restart that was taken, which has the largest criterion. None of it knows a pair.
+        rotations: [restarts, w_x, w_y], what each of them ended with.
         agreement: of each restart, the mean cosine of its translations of x with those of the chosen one.
         controls: criterion of one restart on each rearrangement of y's clusters; see `translate`.
     """
@@ -101,6 +102,7 @@ class Translation(Tabular):
     pairs: int = 0
     restarts: tuple[dict[str, Any], ...] = ()
     chosen: int = 0
+    rotations: Array | None = None
     agreement: tuple[float, ...] = ()
     controls: tuple[float, ...] = ()
 
@@ -143,6 +145,16 @@ class Translation(Tabular):
         if self.worked:
             return f"The two spaces match beyond their spread and their clumps: {words}. Only pairs show how well."
         return f"No translation was found: {words}. Do not use the map."
+
+    def of_restart(self, number: int) -> Translation:
+        """The orthogonal map of another restart, to see by pairs whether the best was chosen.
+
+        Raises:
+            ValueError: there is no such restart.
+        """
+        if self.rotations is None or not 0 <= number < len(self.rotations):
+            raise ValueError(f"number={number}: there are {len(self.restarts)} restarts, from 0")
+        return Translation(self.x_frame, self.y_frame, self.rotations[number], "orthogonal", self.pairs)
 
     def apply(self, x: Any) -> Array:
         """Features x [n, d_x] in the space of the other model, float64 [n, d_y], in its units.
@@ -224,7 +236,7 @@ class Translation(Tabular):
     def _arrays(self) -> dict[str, Array]:
         sides = {"x": self.x_frame, "y": self.y_frame}
         frames = {f"{side}.{name}": getattr(frame, name) for side, frame in sides.items() for name in ("mean", "axes")}
-        arrays = {**frames, "map": self.map}
+        arrays = {**frames, "map": self.map, **({} if self.rotations is None else {"rotations": self.rotations})}
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def _header(self) -> dict[str, Any]:
@@ -255,7 +267,7 @@ class Translation(Tabular):
                 raise ValueError(f"a map {arrays['map'].shape} between frames {shape}")
             return cls(
                 *frames, arrays["map"], header["kind"], int(header["pairs"]), tuple(header["restarts"]),
-                int(header["chosen"]), tuple(header["agreement"]), tuple(header["controls"]),
+                int(header["chosen"]), arrays.get("rotations"), tuple(header["agreement"]), tuple(header["controls"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CorruptFile(f"{path}: is no whole translation: {error}") from error

@@ -14,13 +14,13 @@ import numpy as np
 
 from unrolled.alignment.translation.anchors import rearranged
 from unrolled.alignment.translation.fitting import Attempt, Pairs, Recipe, attempt, linear_map, procrustes, ridge
-from unrolled.alignment.translation.frame import Array, Frame, rows_of, unit_rows
+from unrolled.alignment.translation.frame import Array, Frame, rows_of, unit_rows, varied_rows
 from unrolled.alignment.translation.record import KINDS, Kind, Translation, read_arrays
 
 LEAST = 40
 """Rows of each side below which no anchors are looked for."""
 _FORMAT = "unrolled.attempt/1"
-_RESTART, _CONTROL = 0, 1  # streams of random numbers
+_RESTART, _CONTROL, _ROWS = 0, 1, 2  # streams of random numbers
 
 
 def translate(
@@ -82,7 +82,8 @@ def translate(
     for name, value, least in (("restarts", restarts, 1), ("controls", controls, 0), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}={value!r}: must be a whole number of at least {least}")
-    sides = _drawn(rows_of(x, "x", least=LEAST), "x", recipe, seed), _drawn(rows_of(y, "y", least=LEAST), "y", recipe, seed)
+    given = varied_rows(x, "x", least=LEAST), varied_rows(y, "y", least=LEAST)
+    sides = [_drawn(rows, recipe.rows, np.random.default_rng([seed, _ROWS, i])) for i, rows in enumerate(given)]
     frames = Frame.of(sides[0], recipe.width), Frame.of(sides[1], recipe.width)
     known = _known(pairs, frames)
     left, right = (frame.codes(rows) for frame, rows in zip(frames, sides, strict=True))
@@ -118,6 +119,7 @@ def translate(
             {"restart": i, "anchors": each.anchors, "criterion": each.criterion} for i, each in enumerate(tried)
         ),
         chosen=chosen,
+        rotations=np.stack([each.rotation for each in tried]),
         agreement=tuple(float((unit_rows(left @ each.rotation) * translated).sum(1).mean()) for each in tried),
         controls=tuple(each.criterion for each in tested),
     )
@@ -134,29 +136,18 @@ def translate_paired(x: Any, y: Any, *, kind: Kind = "orthogonal", recipe: Recip
     recipe = recipe or Recipe()
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
-    left, right = rows_of(x, "x", least=2), rows_of(y, "y", least=2)
+    left, right = varied_rows(x, "x", least=2), varied_rows(y, "y", least=2)
     if len(left) != len(right):
         raise ValueError(f"x has {len(left)} rows and y {len(right)}: give pairs, row by row")
-    frames = _frame(left, "x", recipe), _frame(right, "y", recipe)
+    frames = Frame.of(left, recipe.width), Frame.of(right, recipe.width)
     codes = [frame.codes(rows) for frame, rows in zip(frames, (left, right), strict=True)]
     fitted = procrustes(*codes) if kind == "orthogonal" else ridge(*codes, recipe.ridge)
     return Translation(*frames, fitted, kind, pairs=len(left))
 
 
-def _frame(rows: Array, name: str, recipe: Recipe) -> Frame:
-    if not float(np.ptp(rows, axis=0).max()) > 0:
-        raise ValueError(f"{name} has zero variance: all {len(rows)} rows are equal")
-    return Frame.of(rows, recipe.width)
-
-
-def _drawn(rows: Array, name: str, recipe: Recipe, seed: int) -> Array:
-    """At most `recipe.rows` of them, in order."""
-    if not float(np.ptp(rows, axis=0).max()) > 0:
-        raise ValueError(f"{name} has zero variance: all {len(rows)} rows are equal")
-    if len(rows) <= recipe.rows:
-        return rows
-    generator = np.random.default_rng([seed, 2, "xy".index(name)])
-    return rows[np.sort(generator.permutation(len(rows))[: recipe.rows])]
+def _drawn(rows: Array, most: int, generator: np.random.Generator) -> Array:
+    """At most so many of them, in order."""
+    return rows if len(rows) <= most else rows[np.sort(generator.permutation(len(rows))[:most])]
 
 
 def _known(pairs: tuple[Any, Any] | None, frames: tuple[Frame, Frame]) -> Pairs:

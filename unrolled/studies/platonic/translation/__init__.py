@@ -1,0 +1,1 @@
+"""Translation without pairs."""
