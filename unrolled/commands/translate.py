@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from unrolled.alignment.translation import Scores, Translation
 
-_LEAST = 120  # 40 rows to fit each side and to score
+_LEAST = 24  # 8 rows to fit each side and to score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class TranslateOptions(ModelFlags, SampleFlags, FeatureFlags, TwoSides, OutputFl
     restarts: int = 10
     """Attempts from other anchors; the one whose rows match most closely is taken, without looking at pairs."""
     controls: int = 19
-    """Attempts on B with its clusters rearranged, which the restarts must exceed; fewer than 19 cannot reach
-    p = 0.05, and 0 tests nothing."""
+    """Rearrangements of B's clusters, three attempts each, which the restarts must exceed; the first that does not ends
+    the test. Fewer than 19 cannot reach p = 0.05, and 0 tests nothing."""
     width: int = 64
     """Principal directions of each side that are matched."""
     images: int = 1024
@@ -111,7 +111,7 @@ def translate(options: TranslateOptions) -> None:
         "fitted": [len(only_a), len(only_b)], "pairs": options.pairs, "map": options.map, "width": options.width,
         "scores": {name: each.to_dict() for name, each in scores.items()}, **_judged(fitted, truth),
         "random": ["AB"[i] for i, subject in sides.subjects.items() if subject.random],
-        "translation": str(run.folder / "translation.safetensors"),
+        "folder": str(run.folder),
     }  # fmt: skip
     report = translate_report(record, scores)
     run.finish(report, record, answer_text(record), seeds=[options.seed], options=options)
@@ -133,5 +133,5 @@ def _judged(fitted: Translation, truth: list[Scores]) -> dict[str, Any]:
     ]
     return {
         "verdict": fitted.verdict(), "worked": fitted.worked, "p_value": fitted.p_value,
-        "criterion": fitted.criterion, "controls": list(fitted.controls), "restarts": restarts,
+        "level": fitted.level, "controls": list(fitted.controls), "restarts": restarts,
     }  # fmt: skip

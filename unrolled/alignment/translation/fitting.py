@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ class Recipe:
         sample: rows of x whose neighbours are looked for in a round.
         neighbours: rows of y whose mean a row of x is mapped to; default: a hundredth of y, at most 50.
         rows: of each side that are looked at at most, drawn at random.
+        tries: attempts on each control.
         ridge: of the linear map, in mean eigenvalues of the codes' second moments.
 
     Raises:
@@ -41,6 +42,7 @@ class Recipe:
     sample: int = 1000
     neighbours: int | None = None
     rows: int = 10_000
+    tries: int = 3
     ridge: float = 0.1
 
     def __post_init__(self) -> None:
@@ -125,6 +127,13 @@ def criterion(x: Array, y: Array, rotation: Array) -> float:
         total += float(cosines.max(1).sum())
         nearest = np.maximum(nearest, cosines.max(0))
     return 0.5 * (total / len(x) + float(nearest.mean()))
+
+
+def expected_best(values: Sequence[float], tries: int) -> float:
+    """Mean over all choices of `tries` of the values of the largest among them."""
+    ordered, r = np.sort(values), min(tries, len(values))
+    weights = np.array([math.comb(i, r - 1) for i in range(len(ordered))], dtype=np.float64)
+    return float(ordered @ weights / weights.sum())
 
 
 def linear_map(x: Array, y: Array, rotation: Array, pairs: Pairs, recipe: Recipe) -> Array:

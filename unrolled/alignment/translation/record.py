@@ -92,7 +92,9 @@ class Translation(Tabular):
         chosen: the place of the restart that was taken, which has the largest criterion. None of it knows a pair.
         rotations: [restarts, w_x, w_y], what each of them ended with.
         agreement: of each restart, the mean cosine of its translations of x with those of the chosen one.
-        controls: criterion of one restart on each rearrangement of y's clusters; see `translate`.
+        level: what the best of three restarts reaches on the average, which `controls` are compared with.
+        controls: the best criterion of three attempts on each rearrangement of y's clusters, up to the first that is as
+            high as `level`; see `translate`.
     """
 
     x_frame: Frame
@@ -104,6 +106,7 @@ class Translation(Tabular):
     chosen: int = 0
     rotations: Array | None = None
     agreement: tuple[float, ...] = ()
+    level: float = 0.0
     controls: tuple[float, ...] = ()
 
     @property
@@ -113,22 +116,27 @@ class Translation(Tabular):
         return out
 
     @property
-    def criterion(self) -> float:
-        """Mean over the restarts, which is what `controls` are compared with."""
-        return float(np.mean([each["criterion"] for each in self.restarts])) if self.restarts else float("nan")
-
-    @property
     def p_value(self) -> float | None:
-        """Share of the controls that match at least as well as the restarts do on the mean, the data counted as one."""
+        """One over the number of controls up to the first that matches as closely, or over one more than all of them.
+
+        So the data count as one of the controls.
+        """
         if not self.controls:
             return None
-        return (1 + sum(each >= self.criterion for each in self.controls)) / (1 + len(self.controls))
+        return 1 / len(self.controls) if self._reached else 1 / (1 + len(self.controls))
+
+    @property
+    def _reached(self) -> bool:
+        """Whether a control matches as closely as the data."""
+        return any(each >= self.level for each in self.controls)
 
     @property
     def worked(self) -> bool | None:
-        """Whether rows match more closely than every control says of chance, at 5 %; None where that was not tested."""
+        """Whether rows match more closely than the controls at 5 %; None where there were too few to say so."""
         p = self.p_value
-        return None if p is None or 1 / (1 + len(self.controls)) > _LEVEL else p <= _LEVEL
+        if p is None or (p > _LEVEL and not self._reached):
+            return None
+        return p <= _LEVEL
 
     def verdict(self) -> str:
         """In words, what can be said without pairs."""
@@ -137,8 +145,8 @@ class Translation(Tabular):
         if self.p_value is None:
             return "Not tested: no controls were asked for."
         words = (
-            f"the restarts match at a mean cosine of {self.criterion:.4f}, rearranged clusters at "
-            f"{np.mean(self.controls):.4f} (p = {self.p_value:.2g}, {len(self.controls)} rearrangements)"
+            f"rows match at a mean cosine of {self.level:.4f}, with clusters rearranged at {max(self.controls):.4f} at "
+            f"most (p = {self.p_value:.2g}, {len(self.controls)} rearrangements)"
         )
         if self.worked is None:
             return f"Not judged, since {len(self.controls)} controls cannot reach p = {_LEVEL}: {words}."
@@ -243,7 +251,7 @@ class Translation(Tabular):
         return {
             "kind": self.kind, "lengths": [self.x_frame.length, self.y_frame.length], "pairs": self.pairs,
             "restarts": list(self.restarts), "chosen": self.chosen, "agreement": list(self.agreement),
-            "controls": list(self.controls),
+            "level": self.level, "controls": list(self.controls),
         }  # fmt: skip
 
     @classmethod
@@ -267,7 +275,8 @@ class Translation(Tabular):
                 raise ValueError(f"a map {arrays['map'].shape} between frames {shape}")
             return cls(
                 *frames, arrays["map"], header["kind"], int(header["pairs"]), tuple(header["restarts"]),
-                int(header["chosen"]), arrays.get("rotations"), tuple(header["agreement"]), tuple(header["controls"]),
+                int(header["chosen"]), arrays.get("rotations"), tuple(header["agreement"]), float(header["level"]),
+                tuple(header["controls"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise CorruptFile(f"{path}: is no whole translation: {error}") from error

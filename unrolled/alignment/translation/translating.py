@@ -6,18 +6,29 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unrolled.alignment.translation.anchors import rearranged
-from unrolled.alignment.translation.fitting import Attempt, Pairs, Recipe, attempt, linear_map, procrustes, ridge
+from unrolled.alignment.translation.fitting import (
+    Attempt,
+    Pairs,
+    Recipe,
+    attempt,
+    expected_best,
+    linear_map,
+    procrustes,
+    ridge,
+)
 from unrolled.alignment.translation.frame import Array, Frame, rows_of, unit_rows, varied_rows
 from unrolled.alignment.translation.record import KINDS, Kind, Translation, read_arrays
 
-LEAST = 40
+LEAST = 8
 """Rows of each side below which no anchors are looked for."""
 _FORMAT = "unrolled.attempt/1"
 _RESTART, _CONTROL, _ROWS = 0, 1, 2  # streams of random numbers
@@ -55,18 +66,19 @@ def translate(
     500 centroids, is left out; there are restarts, and the one whose rows match most closely is taken.
 
     Whether the map means anything is tested without pairs. A control is y with its clusters moved: each keeps its size
-    and its shape, their spread in every direction stays, and how they lie to each other does not. If the restarts do
-    not match more closely (on the mean) than one restart does on every control, the record says that no translation
-    was found. Closer than the controls does not say how good it is: that takes `Translation.scores` on pairs.
+    and its shape, their spread in every direction stays, and how they lie to each other does not. The closest match of
+    three attempts on each control is compared with what three of the restarts reach on the average; at the first
+    control that matches as closely the test ends (Besag and Clifford 1991), and the record says that no translation was
+    found. Closer than all controls does not say how good it is: that takes `Translation.scores` on pairs.
 
     Args:
-        x, y: features, at least 40 rows each; their rows need not be paired, nor equally many. Widths may differ: the
-            map then has orthonormal rows or columns between the frames.
+        x, y: features, at least 8 rows each, and hundreds for anything to come of it; their rows need not be paired, nor
+            equally many. Widths may differ: the map then has orthonormal rows or columns between the frames.
         pairs: few rows [k, d_x] and [k, d_y], k at least 2, that are known to belong together: they are the anchors,
             and together weigh as much as all other rows.
         kind: "orthogonal", or "linear": a ridge regression to the partners under the orthogonal map.
         restarts: attempts from other anchors and samples.
-        controls: rearrangements of y, one attempt each; fewer than 19 cannot reach p = 0.05, 0 tests nothing.
+        controls: rearrangements of y, three attempts each; fewer than 19 cannot reach p = 0.05, 0 tests nothing.
         seed: of all that is drawn. One seed gives the same map on one machine with as many threads.
         folder: each attempt is written there, a file each, and read by a later call with the same features and
             settings, which goes on from there and ends the same.
@@ -89,23 +101,17 @@ def translate(
     left, right = (frame.codes(rows) for frame, rows in zip(frames, sides, strict=True))
     store = _Store(None if folder is None else Path(folder), (left, right, known.x, known.y), recipe, seed)
 
-    def one(place: int) -> Attempt:
-        stream, number = (_RESTART, place) if place < restarts else (_CONTROL, place - restarts)
-        generator = np.random.default_rng([seed, stream, number])
-
-        def compute() -> Attempt:
-            target, partners = right, known
-            if stream == _CONTROL:
-                both = np.concatenate([right, known.y])
-                clusters = min(recipe.clusters, len(right) // 2)
-                both = unit_rows(rearranged(both, clusters, generator))
-                target, partners = both[: len(right)], Pairs(known.x, both[len(right) :])
-            return attempt(left, target, partners, recipe, generator)
-
-        return store.attempt(("restart", "control")[stream], number, compute)
-
-    attempts = [one(place) for place in progress(range(restarts + controls))]
-    tried, tested = attempts[:restarts], attempts[restarts:]
+    places = iter(progress(range(restarts + controls)))
+    tried = [
+        store.attempt(f"restart-{i:03d}", partial(attempt, left, right, known, recipe, _drawing(seed, _RESTART, i)))
+        for i in islice(places, restarts)
+    ]
+    level = expected_best([each.criterion for each in tried], recipe.tries)
+    tested: list[float] = []
+    for number, _ in enumerate(places):
+        tested.append(_control(left, right, known, recipe, number, (seed, min(restarts, recipe.tries), level), store))
+        if tested[-1] >= level:
+            break
     chosen = int(np.argmax([each.criterion for each in tried]))
     rotation = tried[chosen].rotation
     translated = unit_rows(left @ rotation)
@@ -121,8 +127,38 @@ def translate(
         chosen=chosen,
         rotations=np.stack([each.rotation for each in tried]),
         agreement=tuple(float((unit_rows(left @ each.rotation) * translated).sum(1).mean()) for each in tried),
-        controls=tuple(each.criterion for each in tested),
+        level=level,
+        controls=tuple(tested),
     )
+
+
+def _control(
+    x: Array, y: Array, pairs: Pairs, recipe: Recipe, number: int, test: tuple[int, int, float], store: _Store
+) -> float:
+    """The best criterion of some attempts on y with its clusters rearranged; no more once one reaches a level.
+
+    Args:
+        x, y, pairs, recipe: as `attempt`.
+        number: of the rearrangement.
+        test: the seed, how many attempts, and the level.
+        store: of attempts.
+    """
+    seed, tries, level = test
+    both = np.concatenate([y, pairs.y])
+    clusters = min(recipe.clusters, len(y) // 2)
+    both = unit_rows(rearranged(both, clusters, _drawing(seed, _CONTROL, number)))
+    target, partners = both[: len(y)], Pairs(pairs.x, both[len(y) :])
+    best = -1.0
+    for i in range(tries):
+        compute = partial(attempt, x, target, partners, recipe, _drawing(seed, _CONTROL, number, i))
+        best = max(best, store.attempt(f"control-{number:03d}-{i}", compute).criterion)
+        if best >= level:
+            break
+    return best
+
+
+def _drawing(*numbers: int) -> np.random.Generator:
+    return np.random.default_rng(numbers)
 
 
 def translate_paired(x: Any, y: Any, *, kind: Kind = "orthogonal", recipe: Recipe | None = None) -> Translation:
@@ -175,11 +211,11 @@ class _Store:
             digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
         self._key = digest.hexdigest()
 
-    def attempt(self, sort: str, number: int, compute: Callable[[], Attempt]) -> Attempt:
-        """The attempt of this sort and number, read or computed and written, whole or not at all."""
+    def attempt(self, name: str, compute: Callable[[], Attempt]) -> Attempt:
+        """The attempt of this name, read or computed and written, whole or not at all."""
         if self._folder is None:
             return compute()
-        path = self._folder / f"{sort}-{number:03d}.safetensors"
+        path = self._folder / f"{name}.safetensors"
         known = self._read(path)
         if known is None:
             known = compute()

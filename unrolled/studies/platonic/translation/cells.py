@@ -14,6 +14,7 @@ from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.networks import Data
 from unrolled.studies.platonic.photos import CAPTIONS, OfCaptions, OfPhotos, TextModel
+from unrolled.studies.platonic.translation.classes import class_cells
 from unrolled.studies.platonic.zoo import Features
 from unrolled.studies.study import AtLeast, Budgets, Count, Distinct
 
@@ -50,16 +51,16 @@ class TranslationConfig(NetworksConfig):
     """Held-out images for CRATE and ViT: a third is shown to either side alone, and a third scores."""
     photos: Annotated[int, AtLeast(120)] = 2000
     """Photos of Flickr8k for image networks and text models, divided alike."""
-    texts: Annotated[int, AtLeast(1)] = 3
+    texts: Annotated[int, AtLeast(1)] = 2
     """Captions of a photo that are texts for the sentence encoders; those of one photo stay in one third."""
     splits: Annotated[tuple[Annotated[int, AtLeast(0)], ...], Distinct()] = (0, 1, 2, 3, 4)
     """Divisions into thirds, each with other seeds of the networks and of the fit."""
-    restarts: Count = 10
+    restarts: Count = 8
     """Attempts of a fit; the one whose rows match most closely is taken."""
-    fresh: Count = 5
+    fresh: Count = 3
     """Attempts with an untrained network."""
     controls: Count = 19
-    """Attempts on rearranged clusters, on the first split of each sort; fewer than 19 cannot reach p = 0.05."""
+    """Rearrangements of clusters, on the first split of each sort; fewer than 19 cannot reach p = 0.05."""
     rounds: Count = 60
     """Of refinement."""
     anchor_sets: Count = 8
@@ -87,7 +88,7 @@ class Translated(Cell):
         texts: captions of a photo that are rows each; 0 of images, and where five captions are one row.
         split: seed of the division into thirds and of the fit.
         restarts: attempts.
-        controls: attempts on rearranged clusters.
+        controls: rearrangements of clusters.
         recipe: the numbers of the method.
     """
 
@@ -108,9 +109,9 @@ class Translated(Cell):
     def compute(self, context: Context) -> Result:
         """How the map scores, beside the map fitted to pairs, and what could be said of it without them.
 
-        `scores` and `paired` on the `n` held-out samples, `fitted` samples of each side, the `criterion` (mean over
-        restarts) and that of each of the `controls`, `p_value` and whether it `worked`, and of all `restarts` their
-        criterion and what pairs say of them.
+        `scores` and `paired` on the `n` held-out samples, `fitted` samples of each side, the `level` (what the best of
+        three restarts reaches on the average) and the same of each of the `controls`, `p_value` and whether it
+        `worked`, and of all `restarts` their criterion and what pairs say of them.
         """
         from unrolled.alignment.translation import thirds, translate, translate_paired
 
@@ -130,7 +131,7 @@ class Translated(Cell):
             "fitted": [len(one), len(other)],
             "scores": fitted.scores(x[scored], y[scored]).to_dict(),
             "paired": bound.scores(x[scored], y[scored]).to_dict(),
-            "criterion": fitted.criterion,
+            "level": fitted.level,
             "controls": list(fitted.controls),
             "p_value": fitted.p_value,
             "worked": fitted.worked,
@@ -148,8 +149,8 @@ def _rows(side: SideCell, texts: int, context: Context) -> Any:
     return rows.double().numpy()
 
 
-def cells(config: TranslationConfig) -> Iterator[Translated]:
-    """Every sort on every split, then the same with an untrained network."""
+def cells(config: TranslationConfig) -> Iterator[Cell]:
+    """Every sort on every split, the same with an untrained network, and classes with their names."""
     for trained in (True, False):
         for place, split in enumerate(config.splits):
             for sort in SORTS:
@@ -163,6 +164,8 @@ def cells(config: TranslationConfig) -> Iterator[Translated]:
                     controls=config.controls if trained and place == 0 else 0,
                     recipe=config.recipe,
                 )
+    fresh = (config.network(kind, config.data, _FRESH + i, trained=False) for kind in ("crate", "vit") for i in (0, 1))
+    yield from class_cells(config.data, config.samples, tuple(fresh))
 
 
 def _sides(config: TranslationConfig, sort: Sort, place: int, trained: bool) -> tuple[SideCell, SideCell]:
