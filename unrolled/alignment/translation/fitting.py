@@ -148,8 +148,7 @@ def ridge(x: Array, y: Array, strength: float) -> Array:
     """[w_x, w_y] of x [n, w_x] and y [n, w_y]; `strength` in mean eigenvalues of x's second moments."""
     moments = x.T @ x
     moments[np.diag_indices_from(moments)] += strength * np.trace(moments) / len(moments)
-    solution: Array = np.linalg.solve(moments, x.T @ y)
-    return solution
+    return np.asarray(np.linalg.solve(moments, x.T @ y), dtype=np.float64)
 
 
 def procrustes(x: Array, y: Array, pairs: Pairs | None = None) -> Array:

@@ -266,15 +266,15 @@ class Translation(Tabular):
 
         arrays, header = read_arrays(Path(path), _FORMAT)
         try:
-            frames = [
+            x_frame, y_frame = (
                 Frame(arrays[f"{side}.mean"], arrays[f"{side}.axes"], float(length))
                 for side, length in zip("xy", header["lengths"], strict=True)
-            ]
-            shape = tuple(frame.axes.shape[1] for frame in frames)
+            )
+            shape = x_frame.axes.shape[1], y_frame.axes.shape[1]
             if arrays["map"].shape != shape or header["kind"] not in KINDS:
                 raise ValueError(f"a map {arrays['map'].shape} between frames {shape}")
             return cls(
-                *frames, arrays["map"], header["kind"], int(header["pairs"]), tuple(header["restarts"]),
+                x_frame, y_frame, arrays["map"], header["kind"], int(header["pairs"]), tuple(header["restarts"]),
                 int(header["chosen"]), arrays.get("rotations"), tuple(header["agreement"]), float(header["level"]),
                 tuple(header["controls"]),
             )  # fmt: skip

@@ -72,8 +72,8 @@ def translate(
     found. Closer than all controls does not say how good it is: that takes `Translation.scores` on pairs.
 
     Args:
-        x, y: features, at least 8 rows each, and hundreds for anything to come of it; their rows need not be paired, nor
-            equally many. Widths may differ: the map then has orthonormal rows or columns between the frames.
+        x, y: features, at least 8 rows each, and hundreds for anything to come of it; their rows need not be paired,
+            nor equally many. Widths may differ: the map then has orthonormal rows or columns between the frames.
         pairs: few rows [k, d_x] and [k, d_y], k at least 2, that are known to belong together: they are the anchors,
             and together weigh as much as all other rows.
         kind: "orthogonal", or "linear": a ridge regression to the partners under the orthogonal map.
@@ -176,8 +176,8 @@ def translate_paired(x: Any, y: Any, *, kind: Kind = "orthogonal", recipe: Recip
     if len(left) != len(right):
         raise ValueError(f"x has {len(left)} rows and y {len(right)}: give pairs, row by row")
     frames = Frame.of(left, recipe.width), Frame.of(right, recipe.width)
-    codes = [frame.codes(rows) for frame, rows in zip(frames, (left, right), strict=True)]
-    fitted = procrustes(*codes) if kind == "orthogonal" else ridge(*codes, recipe.ridge)
+    a, b = (frame.codes(rows) for frame, rows in zip(frames, (left, right), strict=True))
+    fitted = procrustes(a, b) if kind == "orthogonal" else ridge(a, b, recipe.ridge)
     return Translation(*frames, fitted, kind, pairs=len(left))
 
 

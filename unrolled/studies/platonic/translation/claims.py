@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from unrolled.studies.claim import CONTROL, NOBODY, Claim
@@ -55,7 +55,9 @@ def verdicts(results: Results[Any], config: Any) -> Values:
     Pairs say that a map works where its top-1 accuracy is at least ten times chance.
     """
     rows = [row for row in results.of(Translated, trained=True) if row.result["worked"] is not None]
-    agree = {row.cell.sort: float(row.result["worked"] == (top1(row.result) >= 10 / row.result["n"])) for row in rows}
+    agree: dict[Hashable, float] = {
+        row.cell.sort: float(row.result["worked"] == (top1(row.result) >= 10 / row.result["n"])) for row in rows
+    }
     return Values(agree, "sort")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.platonic.translation.cells import SORTS, Translated, TranslationConfig
@@ -40,7 +41,7 @@ def _headline(report: Report, config: TranslationConfig, results: Results[Any]) 
     best = max(known, key=lambda sort: splits(results, sort, share).mean)
     rows = results.of(Translated, sort=best, trained=True)
     n = rows.first("n")
-    bound = splits(results, best, lambda result: float(result["paired"]["top1"])).mean
+    bound = splits(results, best, partial(_score, "paired", "top1")).mean
     report.headline(
         f"Without a single pair, {SORTS[best]} is translated best: {100 * known[best].mean:.1f} % of {n:,} held-out "
         f"samples come nearest to their partners, where chance is {100 / n:.2f} % and a map fitted to all pairs "
@@ -50,12 +51,16 @@ def _headline(report: Report, config: TranslationConfig, results: Results[Any]) 
                 label=SORTS[sort],
                 value=f"{values.mean:.3f}",
                 detail="top-1; with all pairs "
-                f"{splits(results, sort, lambda result: float(result['paired']['top1'])).mean:.3f}, chance "
+                f"{splits(results, sort, partial(_score, 'paired', 'top1')).mean:.3f}, chance "
                 f"{1 / results.of(Translated, sort=sort, trained=True).first('n'):.4f}",
             )
             for sort, values in known.items()
         ],
     )
+
+
+def _score(fit: str, key: str, result: Any) -> float:
+    return float(result[fit][key])
 
 
 def _sorts(report: Report, config: TranslationConfig, results: Results[Any]) -> None:
@@ -75,11 +80,12 @@ def _sorts(report: Report, config: TranslationConfig, results: Results[Any]) -> 
                 rows.append([label, *[NOT_RUN] * 8])
                 continue
             n = cells.first("n")
-            of = [("scores", "top1"), ("paired", "top1"), ("scores", "mean_rank"), ("paired", "mean_rank")]
             values = [
-                splits(results, sort, lambda result, at=at: float(result[at[0]][at[1]]), trained=trained) for at in of
+                splits(results, sort, partial(_score, fit, key), trained=trained)
+                for key in ("top1", "mean_rank")
+                for fit in ("scores", "paired")
             ]
-            cosine = splits(results, sort, lambda result: float(result["scores"]["cosine"]), trained=trained)
+            cosine = splits(results, sort, partial(_score, "scores", "cosine"), trained=trained)
             rows.append([
                 label, f"{values[0]:.3f}", f"{1 / n:.4f}", f"{values[1]:.3f}", f"{values[2]:.0f}", f"{(n + 1) / 2:.0f}",
                 f"{values[3]:.1f}", f"{cosine:.2f}", f"{len(values[0])}",
