@@ -34,8 +34,8 @@ import unrolled.alignment as al
 
 METRICS: dict[str, dict[str, Any]] = {
     "mutual_knn": {}, "unbiased_cka": {}, "cka": {}, "cknna": {}, "rsa": {}, "cycle_knn": {}, "svcca": {"dims": 3},
-    "procrustes": {}, "pwcca": {}, "lcs_knn": {}, "edit_knn": {}, "stitching": {}, "ridge_predictivity": {},
-    "pls_predictivity": {},
+    "procrustes": {}, "soft_matching": {}, "pwcca": {}, "lcs_knn": {}, "edit_knn": {}, "stitching": {},
+    "ridge_predictivity": {}, "pls_predictivity": {},
 }  # fmt: skip
 NULLS = ("permutation", "moments")
 SAMPLES = (60, 200, 1000)

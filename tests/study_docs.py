@@ -1,8 +1,9 @@
 """Commit numbers of studies: `python -m tests.study_docs runs/NAME ...` copies reports and rewrites their pages.
 
-Without arguments it only rewrites docs/studies.md and docs/studies/NAME/README.md from the reports beside them, and
-the number of studies in README.md. First it judges what the reports measured by the present rule and ranges: a report
-keeps the interval of every claim and of its control, so nothing is computed for that.
+Without arguments it only rewrites, from the reports beside them, docs/studies.md, docs/studies/NAME/README.md, the
+number of studies in README.md, and the table of models that `unrolled brain` gives places in. First it judges what the
+reports measured by the present rule and ranges: a report keeps the interval of every claim and of its control, so
+nothing is computed for that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.brain_places import places
 from unrolled import studies
+from unrolled.commands.brain.places import FILE
 from unrolled.report.gallery import LINES_OF_WORK
 from website.fill import cell, verdict
 
@@ -100,11 +103,12 @@ def rejudge() -> None:
 
 
 def pages() -> dict[Path, str]:
-    """Every page written from the reports, with its text: README's count, the index, and one for each study."""
+    """Every file written from the reports, with its text: README's count, the index, the pages, `brain`'s table."""
     reports = {path.parent.name: json.loads(path.read_text()) for path in sorted(STUDIES.glob("*/report.json"))}
     written = {STUDIES / name / "README.md": entry(name, reports[name]) for name in reports}
     readme = COUNT.sub(lambda match: f"{match[1]}{len(reports)}{match[2]}", README.read_text())
-    return {README: readme, PAGE: index(reports)} | written
+    measured = {FILE: places(reports["platonic-brain"])} if "platonic-brain" in reports else {}
+    return {README: readme, PAGE: index(reports)} | written | measured
 
 
 def index(reports: dict[str, dict[str, Any]]) -> str:

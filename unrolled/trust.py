@@ -79,7 +79,7 @@ def consequence(name: str, value: Any) -> str | None:
     if not isinstance(value, str):
         return None
     kind, colon, rest = value.partition(":")
-    if name in ("model", "models", "a", "b", "architecture") and colon and kind not in KINDS_OF_MODELS:
+    if name in ("model", "models", "teacher", "a", "b", "architecture") and colon and kind not in KINDS_OF_MODELS:
         return f"import {kind} and call {rest}"
     if name == "data" and kind == "wds":
         return next((f"open {part}" for part in rest.split(";") if _ADDRESS.match(part)), None)

@@ -20,8 +20,8 @@ Shown = pytest.CaptureFixture[str]
 STEP = ["--max-steps", "1", "--batch-size", "16", "--accelerator", "cpu", "--quiet"]
 # verbs whose answers `test_same_results` looks at, with each of their kinds of result
 ELSEWHERE = {
-    *("eval", "trace", "ablate", "patch", "extract", "probe", "align", "align-grid", "segment", "segment-eval"),
-    *("complete", "explain", "translate"),
+    *("eval", "trace", "ablate", "patch", "extract", "probe", "align", "align-grid", "brain", "segment"),
+    *("complete", "explain", "segment-eval", "translate"),
 }
 
 

@@ -22,6 +22,7 @@ from unrolled.errors import nearest, suggestion
         ("cca", "svcca"),
         ("SVCCA", "svcca"),
         ("ridge", "ridge_predictivity"),
+        ("Soft Matching", "soft_matching"),
     ],
 )
 def test_metrics(name: str, meant: str) -> None:
@@ -52,6 +53,11 @@ def test_models_of_the_hub() -> None:
     [
         (["trace", "gpt2", "--text", "a"], "did you mean hf:gpt2?"),
         (["generate", "gpt2"], "did you mean hf:gpt2?"),
+        # a typo is named before data that are not here
+        *(
+            ([verb, "crate_nano_patch4_33", "--data", "cifar10", "--data-dir", "nowhere"], "crate_nano_patch4_32")
+            for verb in ("eval", "trace", "ablate", "patch", "probe")
+        ),
         (
             ["align", "a.npy", "b.npy", "--metric", "linear_cka"],
             "--metric linear_cka is not known; did you mean 'cka'?",

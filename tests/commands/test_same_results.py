@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from tests.answers import answer_of
+from tests.records import brain_records, judgement_records
 from unrolled import cli
 from unrolled.instruments import FeatureSet
 
@@ -53,6 +54,8 @@ _WITHOUT = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of images of two classes and several shapes, of photos with masks, and of loose pictures."""
     root = tmp_path_factory.mktemp("data")
+    brain_records(root)
+    judgement_records(root)
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 5)):
         for label, colour in {"day": (220, 200, 90), "night": (20, 30, 90)}.items():
@@ -104,6 +107,9 @@ def commands(data: Path) -> dict[str, list[str]]:
         "align-grid": ["align-grid", str(grid), *classes, "--metric", "cka", "--layers", "block00"],
         "translate": ["translate", MODEL, "vit_nano_patch4_32", "--data", "digits", "--images", "45", "--layers",
                       "block01", "--restarts", "2", "--controls", "1", "--width", "8"],
+        "brain": ["brain", MODEL, *SMALL, "--data-dir", str(data), "--draws", "10", "--untrained", "1"],
+        "brain, of texts": ["brain", "crate_gpt_nano", "--model-args.depth", "1", "--data-dir", str(data), "--draws",
+                            "10", "--untrained", "1", "--concepts", "20"],
         "segment": ["segment", str(data / "pictures"), "--model", MODEL, *SMALL, "--method", "cluster"],
         "segment-eval": ["segment-eval", "masks", *photos, "--measure", "attention", "maskcut", "clusters"],
         "complete": ["complete", str(data / "pictures"), "--model", "crate_mae_nano_patch4_32"],

@@ -17,7 +17,8 @@ from torch import nn
 
 import unrolled
 from tests.figures import test_plots as plots
-from unrolled.alignment import compare, prepare_layers
+from unrolled.alignment import BesidePeople, beside_people, compare, prepare_layers
+from unrolled.alignment.people import correlation_rdms
 from unrolled.errors import MissingExtra
 from unrolled.instruments import Matches, layerwise, read_patches
 from unrolled.instruments.causal import Effect, Effects
@@ -60,6 +61,12 @@ def comparison(**options: Any) -> Any:
     return compare(many, {**many, HOSTILE: many["layer0"]}, "cka", resamples=0, **options)
 
 
+def beside() -> BesidePeople:
+    layers = {f"layer{i}": torch.randn(12, 4, generator=torch.Generator().manual_seed(i)) for i in range(8)}
+    people = correlation_rdms([torch.randn(12, 5, generator=torch.Generator().manual_seed(9 + i)) for i in range(2)])
+    return beside_people(layers, people, what="them", stimuli="pictures", untrained=[layers], draws=10, halves=2)
+
+
 # what they are, and how many rows they have, or None where that is their length
 RESULTS: dict[str, tuple[Callable[[], Any], int | None]] = {
     "Trace": (plots.traced, None),
@@ -68,6 +75,7 @@ RESULTS: dict[str, tuple[Callable[[], Any], int | None]] = {
     "Comparison": (lambda: comparison(draws=200), 72),
     "Grid": (plots.grid, 9),
     "ModelGrid": (plots.models, 3),
+    "BesidePeople": (beside, 8),
     "Results": (plots.results, 12),
     "TrainResult": (trained, 3),
     "Confusion": (confusion, 3),

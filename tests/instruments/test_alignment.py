@@ -27,13 +27,16 @@ VARIANTS: list[Metric] = [
     al.Procrustes(kind="euclidean"),
     al.Procrustes(kind="similarity", alpha=0.5),
     al.Procrustes(alpha=0.0),
+    al.SoftMatching(kind="distance"),
     al.RSA(method="pearson", dissimilarity="sqeuclidean"),
     al.RSA(method="tau-a", dissimilarity="cosine"),
     al.RSA(method="whitened", dissimilarity="euclidean"),
     al.PLSPredictivity(components=3, folds=3),
     al.Stitching(affine=False),
 ]
-EXACT_ON_ITSELF = {"mutual_knn", "lcs_knn", "edit_knn", "cknna", "cka", "svcca", "pwcca", "procrustes", "rsa"}
+EXACT_ON_ITSELF = {
+    "mutual_knn", "lcs_knn", "edit_knn", "cknna", "cka", "svcca", "pwcca", "procrustes", "soft_matching", "rsa",
+}  # fmt: skip
 
 
 @pytest.fixture(params=VARIANTS, ids=repr)
@@ -43,7 +46,10 @@ def metric(request: pytest.FixtureRequest) -> Metric:
 
 CHANGES = ("rotation", "scale", "row_scale", "offset", "permutation", "linear")
 # a change of x that the definition must notice, for the metrics that do not declare it
-NOTICED = {"mutual_knn": "offset", "cka": "linear", "rsa": "linear", "cknna": "offset", "lcs_knn": "linear"}
+NOTICED = {
+    "mutual_knn": "offset", "cka": "linear", "rsa": "linear", "cknna": "offset", "lcs_knn": "linear",
+    "soft_matching": "rotation",
+}  # fmt: skip
 
 
 def inside(metric: Metric, value: float) -> bool:

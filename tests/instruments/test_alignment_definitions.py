@@ -13,6 +13,7 @@ from alignment_helpers import changed, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.optimize import linprog
 from scipy.spatial.distance import pdist
 
 import unrolled.alignment as al
@@ -51,6 +52,41 @@ def test_neighbour_metrics_equal_their_definitions(n: int, seed: int, data: st.D
 
     assert al.lcs_knn(x, y, k) == pytest.approx(np.mean([lcs(p, q) for p, q in zip(a, b, strict=True)]) / k)
     assert al.edit_knn(x, y, k) == pytest.approx(1 - np.mean([edit(p, q) for p, q in zip(a, b, strict=True)]) / k)
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(1, 1), (5, 5), (7, 3), (6, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_soft_matching_is_the_best_share_out_of_correlations(dx: int, dy: int, dtype: torch.dtype) -> None:
+    x, y = pair(33, dx, dy)
+    between = np.corrcoef(x.numpy(), y.numpy(), rowvar=False)[:dx, dx:]
+    sums = np.vstack([np.kron(np.eye(dx), np.ones(dy)), np.kron(np.ones(dx), np.eye(dy))])
+    best = linprog(-between.ravel(), A_eq=sums, b_eq=np.repeat([1 / dx, 1 / dy], [dx, dy]))
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-9
+    x, y = x.to(dtype), y.to(dtype)
+    assert al.soft_matching(x, y) == pytest.approx(-best.fun, abs=tolerance)
+    assert al.soft_matching(x, y, kind="distance") == pytest.approx(math.sqrt(2 + 2 * best.fun), abs=tolerance)
+
+
+@settings(max_examples=15, deadline=None)
+@given(widths=st.tuples(*[st.integers(1, 6)] * 3), seed=st.integers(0, 999))
+def test_soft_matching_distance_keeps_the_triangle_inequality(widths: tuple[int, int, int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, y, z = (torch.randn(9, width, generator=generator, dtype=torch.float64) for width in widths)
+    distance = al.SoftMatching(kind="distance")
+    assert distance(x, z) <= distance(x, y) + distance(y, z) + 1e-6
+
+
+def test_soft_matching_knows_units_again_in_any_order_scale_and_number() -> None:
+    x, _ = pair(50, 6, 6)
+    scale = torch.tensor([1e-20, 1e20, 3.0, 1.0, 0.1, 7.0], dtype=x.dtype)
+    again = (scale * x + scale)[:, [3, 1, 0, 5, 4, 2]]
+    assert al.soft_matching(x, again) == pytest.approx(1)
+    assert al.soft_matching(x, torch.cat([again, again], 1)) == pytest.approx(1)  # every unit twice
+    assert al.soft_matching(x, -x) < 0.5  # the sign of a unit is part of it
+    dead = torch.cat([again, torch.full((50, 3), 2.0, dtype=x.dtype)], 1)
+    assert al.soft_matching(x, dead) == pytest.approx(1)
+    with pytest.raises(ValueError, match="kind must be 'correlation' or 'distance'"):
+        al.soft_matching(x, x, kind="cosine")
 
 
 def test_duplicates_do_not_agree_by_their_order() -> None:

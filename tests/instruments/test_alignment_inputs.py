@@ -273,7 +273,10 @@ def test_relabelling_equals_recomputing_with_duplicates(name: str, rows: int) ->
 def test_a_column_that_is_constant_but_for_rounding_predicts_nothing() -> None:
     x, y = (side.float() for side in pair())
     noise = 0.3 * (1 + 1e-7 * torch.randn(40, 9, generator=torch.Generator().manual_seed(1)))
-    for metric in (al.SVCCA(standardize=True), al.RidgePredictivity(alpha=1e-9), al.PLSPredictivity(components=3)):
+    for metric in (
+        al.SVCCA(standardize=True), al.RidgePredictivity(alpha=1e-9), al.PLSPredictivity(components=3),
+        al.SoftMatching(),
+    ):  # fmt: skip
         assert metric(torch.cat([x, noise], 1), y) == pytest.approx(metric(x, y), abs=1e-3)
         assert metric(x, torch.cat([y, noise], 1)) == pytest.approx(metric(x, y), abs=1e-3)
 

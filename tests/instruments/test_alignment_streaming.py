@@ -122,6 +122,18 @@ def test_losses_have_right_gradients_and_vanish_on_agreement(loss) -> None:  # t
         loss(x[:1], y[:1])
 
 
+def test_the_cosine_loss_is_of_paired_rows_of_one_width() -> None:
+    x, y = pair(12)
+    y = y[:, :5]
+    expected = 1 - torch.nn.functional.cosine_similarity(x[:, :5], y, dim=1).mean()
+    torch.testing.assert_close(al.cosine_loss(x[:, :5], y), expected)
+    assert float(al.cosine_loss(3 * y, y)) == pytest.approx(0, abs=1e-12)
+    one = x[:1, :5].clone().requires_grad_()
+    assert torch.autograd.gradcheck(al.cosine_loss, (one, y[:1].clone().requires_grad_()))
+    with pytest.raises(ValueError, match="x and y have 4 and 5 features; map one"):
+        al.cosine_loss(x[:, :4], y)
+
+
 def test_losses_are_the_metrics_and_descend() -> None:
     x, y = pair(50)
     assert float(al.cka_loss(x, y)) == pytest.approx(1 - al.cka(x, y, unbiased=True))

@@ -54,6 +54,12 @@ def test_groups_halves_and_chance_level() -> None:
     assert 0 < mean < 1
 
 
+@pytest.mark.parametrize("options", [{}, {"power": 2.0, "root": 1}])
+def test_what_cannot_be_called_is_refused_before_anything_is_computed(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"metric: .* cannot be called as function\(x, y"):
+        unrolled.compare(*sides(), distance if options else rows_of_one, **options)
+
+
 def test_what_is_no_number_is_said() -> None:
     with pytest.raises(ValueError, match="metric: rows returned a Tensor; return a number"):
         unrolled.compare(*sides(), rows)
@@ -65,3 +71,7 @@ def rows(x: Tensor, y: Tensor) -> Tensor:
 
 def test_a_class_is_as_its_object() -> None:
     assert repr(get_metric(CKA, unbiased=True)) == repr(CKA(unbiased=True))
+
+
+def rows_of_one(x: Tensor) -> Tensor:
+    return x

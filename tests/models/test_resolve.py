@@ -33,7 +33,7 @@ def test_model_arguments_reach_the_model() -> None:
     ("spec", "fragment"),
     [
         ("crate_tinny_patch16_224", "crate_tiny_patch16_224"),
-        ("timm:vit_tiny_patch16_225", "vit_tiny_patch16_224"),
+        ("timm:vit_tiny_patch16_225", "timm:vit_tiny_patch16_225' is not known; did you mean vit_tiny_patch16_224"),
         ("hub:some/thing", "hf:ORG/NAME"),
         ("no.such.module:factory", "no module"),
         ("json:no_such_function", "no function"),

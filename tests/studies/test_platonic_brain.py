@@ -12,47 +12,21 @@ from hypothesis import given
 from hypothesis import settings as running
 from hypothesis import strategies as st
 
+from tests.records import N, brain_records, rdm
 from unrolled import studies
+from unrolled.alignment.people import agreement, correlation_rdms, noise_ceiling, unit_ranks, upper
+from unrolled.data.human import brains, named_colours
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.studies.cells import Row
 from unrolled.studies.platonic.brain.cells import BrainConfig, Given
 from unrolled.studies.platonic.brain.report import smallest_gain
-from unrolled.studies.platonic.human import (
-    agreement,
-    brains,
-    correlation_rdms,
-    named_colours,
-    noise_ceiling,
-    unit_ranks,
-    upper,
-)
 from unrolled.studies.results import Estimate, Results
-
-N = 14
-
-
-def _rdm(generator: np.random.Generator, noise: float = 0.0, base: Any = None) -> Any:
-    x = generator.normal(size=(N, 6)) if base is None else base + noise * generator.normal(size=(N, 6))
-    return np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
 
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Path:
     """A data folder with records of the same layout, few pictures and no weights."""
-    generator = np.random.default_rng(0)
-    base = generator.normal(size=(N, 6))
-    people = ["A", "A", "B", "B", "C", "C"]
-    folder = tmp_path / "data" / "brain-92images"
-    folder.mkdir(parents=True)
-    np.savez(
-        folder / "brain_92images.npz",
-        stimuli=generator.integers(0, 256, (N, 20, 20, 3), dtype=np.uint8),
-        human_it=np.stack([_rdm(generator, 0.5, base) for _ in people]),
-        human_it_names=np.array([f"hIT | {who} | Session: {i % 2}" for i, who in enumerate(people)]),
-        monkey_it=_rdm(generator, 0.3, base),
-        models=np.stack([_rdm(generator) for _ in range(5)]),
-        model_names=np.array(["monkeyIT", "animacy", "HMAX", "V1", "Silhouette"]),
-    )
+    brain_records(tmp_path / "data")
     return tmp_path / "data"
 
 
@@ -67,10 +41,10 @@ def test_unit_ranks_multiply_to_spearman(seed: int) -> None:
 
 def test_people_who_agree_have_a_ceiling_of_one_and_a_perfect_model_reaches_it() -> None:
     generator = np.random.default_rng(0)
-    same = _rdm(generator)
+    same = rdm(generator)
     people = np.stack([same] * 3)
     assert noise_ceiling(people) == pytest.approx((1.0, 1.0))
-    other = _rdm(generator)
+    other = rdm(generator)
     found = agreement(np.stack([other, 2 * same + 1]), people, draws=60)
     assert found.best == 1
     assert found.score == pytest.approx(1)
@@ -78,15 +52,15 @@ def test_people_who_agree_have_a_ceiling_of_one_and_a_perfect_model_reaches_it()
     assert found.p == pytest.approx(1 / 61)
     assert found.interval == pytest.approx((1.0, 1.0))
     assert found.null < 0.4
-    assert noise_ceiling(np.stack([_rdm(generator) for _ in range(3)]))[0] < 0.5
+    assert noise_ceiling(np.stack([rdm(generator) for _ in range(3)]))[0] < 0.5
 
 
 def test_the_p_value_allows_for_the_choice_of_the_best_layer() -> None:
     generator = np.random.default_rng(1)
     rejected = 0
     for seed in range(40):
-        layers = np.stack([_rdm(generator) for _ in range(12)])
-        rejected += agreement(layers, np.stack([_rdm(generator) for _ in range(2)]), draws=40, seed=seed).p <= 0.05
+        layers = np.stack([rdm(generator) for _ in range(12)])
+        rejected += agreement(layers, np.stack([rdm(generator) for _ in range(2)]), draws=40, seed=seed).p <= 0.05
     assert rejected <= 6  # 2 expected; the uncorrected test would reject about 18
 
 
@@ -120,7 +94,7 @@ def test_names_are_judged_without_records_of_brains(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "human-similarity"
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    groups = np.stack([_rdm(generator)] * 2)
+    groups = np.stack([rdm(generator)] * 2)
     np.savez(folder / "colour93_human.npz", lab=generator.normal(size=(N, 3)), group_dissimilarity=groups,
              missing=np.zeros_like(groups, bool))  # fmt: skip
     (folder / "xkcd_colours.tsv").write_text("name\tL\ta\tb_lab\nred\t1\t0\t0\n", encoding="utf-8")

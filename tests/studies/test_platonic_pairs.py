@@ -14,10 +14,11 @@ from unrolled import studies
 from unrolled.data.pairs import PairSource
 from unrolled.data.sources import evenly
 from unrolled.errors import MissingData
+from unrolled.instruments.control import drawn_anew
 from unrolled.instruments.features import FeatureSet
 from unrolled.studies.cells import Context
 from unrolled.studies.platonic import captions, photos
-from unrolled.studies.platonic.photos import OfJoined, OfPhotos, OfTexts, TextModel, damaged, drawn_anew
+from unrolled.studies.platonic.photos import OfJoined, OfPhotos, OfTexts, TextModel, damaged
 from unrolled.studies.platonic.vision_language import cells as vision_language
 
 N = 120

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from unrolled import studies
+from unrolled.data import human
 from unrolled.studies import networks as small_networks
 from unrolled.studies.cells import Context, Row
 from unrolled.studies.networks import Network
 from unrolled.studies.pictures import Pictures
-from unrolled.studies.platonic import human, whitebox, words, zoo
+from unrolled.studies.platonic import whitebox, words, zoo
 from unrolled.studies.platonic.whitebox import NearBrains, View, WhiteboxConfig
 from unrolled.studies.platonic.words import NearWords, class_means
 from unrolled.studies.results import Results
@@ -93,7 +94,7 @@ def test_words_that_lie_as_class_means_do_are_near(
     shown = words.unseen_pictures(tmp_path)
     means = class_means(zoo.last_layer(made_up.load(context), shown.images), shown.labels, 40)
     unknown = torch.cat([torch.zeros(3, means.shape[1]), means[3:]])  # three names without a vector
-    monkeypatch.setattr(human, "word_vectors", lambda name, texts, folder: unknown)
+    monkeypatch.setattr(words, "word_vectors", lambda name, texts, folder: unknown)
     near = NearWords(network=made_up, words="glove", k=5).compute(context)
     assert near == {"gain": pytest.approx(1.0), "classes": 37}
     assert NearWords(network=made_up, words="glove", k=20).compute(context)["gain"] is None

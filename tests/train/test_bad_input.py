@@ -209,4 +209,4 @@ def test_optimizer_state_that_json_cannot_hold_is_refused():
     optimizer = torch.optim.AdamW(model.parameters())
     optimizer.state[model.weight]["history"] = {np.float64}
     with pytest.raises(ValueError, match="cannot be saved"):
-        pack_optimizer(optimizer, model)
+        pack_optimizer(optimizer, dict(model.named_parameters()))

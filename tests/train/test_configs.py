@@ -25,7 +25,10 @@ COMMANDS: dict[type[RunConfig], list[str]] = {
 }
 KINDS = pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
 ONLY = {
-    "classes": ({"mixup", "cutmix", "srr_weight", "orthogonality_weight"}, {TrainConfig, FinetuneConfig}),
+    "classes": (
+        {"mixup", "cutmix", "srr_weight", "orthogonality_weight", "teacher", "align_weight", "distil_weight"},
+        {TrainConfig, FinetuneConfig},
+    ),
     "images": ({"image_size", "val_fraction", "workers", "on_error", "weights"}, set(COMMANDS) - {TextConfig}),
     "augmented images": ({"augment", "crop_scale", "hflip"}, {TrainConfig, FinetuneConfig, MaskedConfig}),
     "texts": ({"tokenizer", "length", "mask_share", "held_out"}, {TextConfig}),

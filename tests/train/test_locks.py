@@ -39,6 +39,7 @@ LINES = [
     "align crate_nano_patch2_8 vit_nano_patch2_8 --data digits --images 20",
     "align-grid MODELS --data digits --images 20",
     "translate crate_nano_patch2_8 vit_nano_patch2_8 --data digits --images 30",
+    "brain crate_nano_patch2_8",
     "ablate crate_nano_patch2_8 --data digits --images 20",
     "patch crate_nano_patch2_8 --data digits --images 20",
     "segment PICTURE",

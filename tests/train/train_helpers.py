@@ -36,6 +36,22 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
+def small_network(pretrained: bool = False, num_classes: int = 4) -> torch.nn.Module:
+    """A convolutional network that says what it expects of images, in colour: `train_helpers:small_network`."""
+    generator = torch.Generator().manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(6, num_classes),
+    )  # fmt: skip
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    network.pretrained_cfg = {  # type: ignore[assignment]
+        "input_size": (3, 16, 16), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "bicubic",
+        "crop_pct": 0.9,
+    }  # fmt: skip
+    return network
+
+
 def final_state(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[dict[str, Any]]]:
     """Everything a run leaves that must not depend on whether it was interrupted."""
     newest = checkpoints(out / "checkpoints")[0]

@@ -109,6 +109,7 @@ USES: dict[str, list[list[str]]] = {
     "align": [[".", "."], ["--config", "config.yaml"]],
     "align-grid": [["config.yaml"], ["--config", "config.yaml"]],
     "translate": [[".", "."], ["--config", "config.yaml"]],
+    "brain": [["."], ["--config", "config.yaml"]],
     "segment": [["picture.png", "--model", "."], ["picture.png", "--config", "config.yaml"]],
     "segment-eval": [["coco", "--data-dir", ".", "--model", "."], ["--config", "config.yaml"]],
     "explain": [["picture.png", "--model", "."], ["picture.png", "--config", "config.yaml"]],

@@ -195,7 +195,7 @@ class EmbeddingMetric(Metric):
         n = a[0].n
         if isinstance(a[0], DenseEmbedding):
             components = [torch.tensor([e.components for e in side], dtype=torch.float64) for side in (a, b)]
-            moments = _schur_moments(components[0], components[1], n)
+            moments = schur_moments(components[0], components[1], n)
         else:
             totals = [torch.stack([e.totals for e in side]).double().cpu() for side in (a, b)]
             moments = _mantel_moments(totals[0], totals[1], n)
@@ -391,7 +391,7 @@ def _mantel_totals(columns: Tensor, values: Tensor) -> Tensor:
     return torch.stack([equal, transposed, same_row, same_column, chained, disjoint, total])
 
 
-def _schur_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def schur_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Moments from components [L, 3] and [M, 3]."""
     mean, middle, rest = (a[:, None, i] * b[None, :, i] for i in range(3))
     return mean, middle / (n - 1) + (rest * 2 / (n * (n - 3)) if n > 3 else 0 * rest)

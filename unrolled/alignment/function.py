@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable
@@ -23,6 +24,9 @@ class FunctionMetric(Metric):
         function: with these two arguments by place; its own name is the metric's.
         higher_is_closer: False for a distance.
         options: keyword arguments of every call.
+
+    Raises:
+        ValueError: the function cannot be called so.
     """
 
     range = (-math.inf, math.inf)
@@ -30,6 +34,13 @@ class FunctionMetric(Metric):
     name = "function"
 
     def __init__(self, function: Callable[..., float], *, higher_is_closer: bool = True, **options: Any) -> None:
+        try:
+            inspect.signature(function).bind(None, None, **options)
+        except TypeError as error:
+            given = "".join(f", {name}" for name in options)
+            raise ValueError(f"metric: {function!r} cannot be called as function(x, y{given}): {error}") from error
+        except ValueError:  # some functions written in C do not say what they take
+            pass
         self.function, self.options = function, options
         self.name = getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]
         self.higher_is_closer = higher_is_closer  # type: ignore[misc]

@@ -12,8 +12,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from unrolled.alignment.embedding import DenseEmbedding, EmbeddingMetric
+from unrolled.alignment.embedding import DenseEmbedding, EmbeddingMetric, schur_moments
 from unrolled.alignment.metric import DENSE_LIMIT, Features, Representation, representations, stacked
+from unrolled.alignment.tiles import Form, TiledRDM, components, similarity
 from unrolled.ops.gram import (
     accumulator,
     center_gram,
@@ -152,6 +153,12 @@ class RSA(EmbeddingMetric):
             after whitening by the covariance of dissimilarity estimates under independent noise (Diedrichsen et al.
             2021).
         dissimilarity: "correlation" (1 - Pearson of rows), "cosine", "euclidean" or "sqeuclidean".
+
+    Memory, beside float64 copies of the features, is at most 4 GiB (`RSA_BYTES`) for any number of samples, and each
+    prepared layer keeps 4 n^2 bytes of it. Up to 8,192 samples (`RSA_DENSE`) all pairs are held; above, they are made
+    again a tile at a time (`alignment.tiles`), a pass of n^2 d operations for every comparison and every relabelling.
+    "spearman" then ranks by 2^24 classes of near-equal dissimilarities, which moves the value by less than 1e-6 where
+    they are spread smoothly; "tau-a" needs all pairs and is refused.
     """
 
     name: ClassVar[str] = "rsa"
@@ -166,9 +173,21 @@ class RSA(EmbeddingMetric):
         self.method, self.dissimilarity = method, dissimilarity
         self.invariances = _DISSIMILARITIES[dissimilarity]
 
-    def prepare(self, x: Features | Representation) -> DenseEmbedding | Tensor:
-        """Unit vector of the (ranked or whitened) dissimilarities; for tau-a the [n (n - 1) / 2] dissimilarities."""
-        return self.prepare_rdm(_rdm(Representation.of(x, min_samples=self.min_samples), self.dissimilarity)[0])
+    def prepare(self, x: Features | Representation) -> DenseEmbedding | Tensor | TiledRDM:
+        """Unit vector of the (ranked or whitened) dissimilarities; for tau-a the [n (n - 1) / 2] dissimilarities.
+
+        Of more than `RSA_DENSE` samples, the rows that dissimilarities are made of a tile at a time.
+        """
+        rep = Representation.of(x, min_samples=self.min_samples)
+        if rep.n > RSA_DENSE:
+            if self.method == "tau-a":
+                raise ValueError(
+                    f"x has {rep.n:,} samples: rsa with method='tau-a' holds all pairs, of at most {RSA_DENSE:,}; give "
+                    "fewer samples, or method='spearman'"
+                )
+            rows, form, _ = _rows_of(rep, self.dissimilarity)
+            return TiledRDM.of(rows, form, ranks=self.method == "spearman")
+        return self.prepare_rdm(_rdm(rep, self.dissimilarity)[0])
 
     def prepare_rdm(self, dissimilarities: Tensor) -> DenseEmbedding | Tensor:
         """As `prepare`, from a symmetric [n, n] matrix; its diagonal is ignored."""
@@ -193,16 +212,40 @@ class RSA(EmbeddingMetric):
 
     def compare(self, a: Any, b: Any) -> float:
         """Value for two prepared representations."""
+        if isinstance(a, TiledRDM):
+            return max(-1.0, min(1.0, similarity(a, b, whitened=self.method == "whitened")))
         return _tau_a(a, b) if isinstance(a, Tensor) else super().compare(a, b)
 
     def relabel(self, prepared: Any, order: Tensor) -> Any:
         """The samples in another order."""
+        if isinstance(prepared, TiledRDM):
+            return prepared.relabelled(order)
         return (
             prepared[triangle_relabelling(order.to(prepared.device))]
             if isinstance(prepared, Tensor)
             else super().relabel(prepared, order)
         )
 
+    def null_moments(self, rows: Sequence[Any], columns: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """Exact mean and variance over all relabellings, but for tau-a."""
+        tiled = [a for a in (*rows, *columns) if isinstance(a, TiledRDM)]
+        if not tiled:
+            return super().null_moments(rows, columns)
+        nothing = (math.nan,) * 3
+        sides = [
+            torch.tensor(
+                [nothing if a is None else components(a, whitened=self.method == "whitened") for a in side],
+                dtype=torch.float64,
+            )
+            for side in (rows, columns)
+        ]
+        return schur_moments(sides[0], sides[1], tiled[0].n)
+
+
+RSA_DENSE = 8192
+"""Samples of which RSA holds all pairs; of more it makes them a tile at a time."""
+RSA_BYTES = 2**32
+"""What RSA of features allocates at most, beside float64 copies of them."""
 
 _DISSIMILARITIES = {
     "correlation": frozenset({"scale", "row_scale", "permutation"}),
@@ -225,24 +268,30 @@ def rdm(x: Features | Representation, dissimilarity: str = "correlation") -> Ten
 
 def _rdm(rep: Representation, dissimilarity: str) -> tuple[Tensor, float]:
     """`rdm` over a number, which keeps it inside the range of its dtype, and that number."""
-    scale = 1.0
+    rows, form, scale = _rows_of(rep, dissimilarity)
+    out = 1 - gram(rows) if form == "cosine" else square_distances(rows)
+    out = out.sqrt() if form == "euclidean" else out
+    return out.fill_diagonal_(0), scale
+
+
+def _rows_of(rep: Representation, dissimilarity: str) -> tuple[Tensor, Form, float]:
+    """Rows [n, d] that dissimilarities are made of, how, and the number that these are then over."""
     if dissimilarity not in _DISSIMILARITIES:
         raise ValueError(f"dissimilarity must be one of {', '.join(_DISSIMILARITIES)}, got {dissimilarity!r}")
     wide = accumulator(rep.x)  # the rounding of float32 would put equal dissimilarities in an order of its own
     if dissimilarity == "cosine":
-        out = 1 - gram(unit_rows(rep.x.to(wide)))
-    elif dissimilarity == "correlation":
+        return unit_rows(rep.x.to(wide)), "cosine", 1.0
+    if dissimilarity == "correlation":
         if rep.d < 2:
             raise ValueError("dissimilarity 'correlation' needs at least 2 columns: use 'euclidean'")
         rows = scaled_rows(rep.x.to(wide))
         # a row whose entries are equal up to rounding correlates with nothing, not with what rounding left of it
         centred = torch.where(varies(rep.x.mT)[:, None], rows - rows.mean(1, keepdim=True), 0)
-        out = 1 - gram(unit_rows(centred))
-    else:
-        out = square_distances(rep.centred.to(wide))
-        scale = rep.moderate[1] ** (1 if dissimilarity == "euclidean" else 2)
-        out = out.sqrt() if dissimilarity == "euclidean" else out
-    return out.fill_diagonal_(0), scale
+        return unit_rows(centred), "cosine", 1.0
+    x, scale = rep.moderate
+    x = x.to(wide)  # before its mean is taken off, so that equal distances stay equal
+    x = x - x.mean(0)
+    return (x, "euclidean", scale) if dissimilarity == "euclidean" else (x, "sqeuclidean", scale**2)
 
 
 def compare_rdms(a: Tensor, b: Tensor, method: str = "spearman") -> float:

@@ -14,6 +14,14 @@ from unrolled.ops.gram import center_gram, gram, triangle, u_center
 from unrolled.ops.rows import check_devices, check_kind, moderate, unit_rows
 
 
+def cosine_loss(x: Tensor, y: Tensor) -> Tensor:
+    """1 - mean cosine of paired rows, of one width: what a learned map of one side to the other is trained by."""
+    x, y = _pair(x, y, 1)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"x and y have {x.shape[1]} and {y.shape[1]} features; map one to the width of the other")
+    return 1 - (unit_rows(x) * unit_rows(y)).sum(1).mean()
+
+
 def cka_loss(x: Tensor, y: Tensor, *, unbiased: bool = True) -> Tensor:
     """1 - linear CKA. The unbiased form (default) does not reward small batches."""
     kernels = (gram(_centred(side)) for side in _pair(x, y, 4 if unbiased else 2))

@@ -18,6 +18,7 @@ from unrolled.alignment import legacy
 from unrolled.alignment.function import FunctionMetric
 from unrolled.alignment.kernels import CKA, RSA, compare_rdms, rdm
 from unrolled.alignment.linear import PWCCA, SVCCA, Procrustes
+from unrolled.alignment.matching import SoftMatching
 from unrolled.alignment.metric import Features, Metric, Representation, prepare_features
 from unrolled.alignment.neighbours import CKNNA, LCSKNN, CycleKNN, EditKNN, MutualKNN
 from unrolled.alignment.predictivity import PLSPredictivity, RidgePredictivity, Stitching
@@ -27,7 +28,7 @@ from unrolled.plugins import load_plugin, plugins
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric
     for metric in (
-        MutualKNN, CycleKNN, LCSKNN, EditKNN, CKNNA, CKA, SVCCA, PWCCA, Procrustes, RSA,
+        MutualKNN, CycleKNN, LCSKNN, EditKNN, CKNNA, CKA, SVCCA, PWCCA, Procrustes, SoftMatching, RSA,
         RidgePredictivity, PLSPredictivity, Stitching,
     )
 }  # fmt: skip
@@ -123,6 +124,11 @@ def procrustes(x: Features, y: Features, *, kind: str = "angular", alpha: float 
     return Procrustes(kind=kind, alpha=alpha)(x, y)
 
 
+def soft_matching(x: Features, y: Features, *, kind: str = "correlation") -> float:
+    """Mean correlation of units matched as well as can be, in [-1, 1]. See `SoftMatching`."""
+    return SoftMatching(kind=kind)(x, y)
+
+
 def rsa(x: Features, y: Features, *, method: str = "spearman", dissimilarity: str = "correlation") -> float:
     """Agreement of the two matrices of pairwise dissimilarities, in [-1, 1]. See `RSA`."""
     return RSA(method=method, dissimilarity=dissimilarity)(x, y)
@@ -147,8 +153,8 @@ def stitching(
 
 __all__ = [
     "CKA", "CKNNA", "LCSKNN", "METRICS", "PWCCA", "RSA", "SVCCA", "CycleKNN", "EditKNN", "Features", "Metric",
-    "MutualKNN", "PLSPredictivity", "Procrustes", "Representation", "RidgePredictivity", "Stitching", "cka",
-    "cknna", "compare_rdms", "cycle_knn", "edit_knn", "get_metric", "lcs_knn", "legacy", "mutual_knn",
-    "pls_predictivity", "prepare_features", "procrustes", "pwcca", "rdm", "ridge_predictivity", "rsa", "stitching",
-    "svcca",
+    "MutualKNN", "PLSPredictivity", "Procrustes", "Representation", "RidgePredictivity", "SoftMatching", "Stitching",
+    "cka", "cknna", "compare_rdms", "cycle_knn", "edit_knn", "get_metric", "lcs_knn", "legacy", "mutual_knn",
+    "pls_predictivity", "prepare_features", "procrustes", "pwcca", "rdm", "ridge_predictivity", "rsa", "soft_matching",
+    "stitching", "svcca",
 ]  # fmt: skip

@@ -18,6 +18,8 @@ from unrolled.harness import print_answer
 OPTIONAL = {
     "transformers": ("hf", "models named hf:ORG/NAME"),
     "datasets": ("hf", "data named hf:ORG/NAME"),
+    "gguf": ("gguf", "language models in .gguf files"),
+    "accelerate": ("gguf", "language models in .gguf files"),
     "webdataset": ("webdataset", "data named wds:PATTERN"),
     "tensorboard": ("track", "--loggers tensorboard"),
     "wandb": ("track", "--loggers wandb"),

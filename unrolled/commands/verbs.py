@@ -45,6 +45,7 @@ VERBS = {
     "translate": Verb(
         "unrolled.commands.translate:translate", "Turn one model's features into another's, without pairs."
     ),
+    "brain": Verb("unrolled.commands.brain.compare:brain", "Your model beside brains and people, layer by layer."),
     "segment": Verb("unrolled.commands.segment.paint:segment", "Show which parts of pictures a model tells apart."),
     "segment-eval": Verb("unrolled.commands.segment.score:segment_eval", "Score that against what people marked."),
     "explain": Verb("unrolled.commands.explain:explain", "Which layers, heads and patches one decision is made of."),

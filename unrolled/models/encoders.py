@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unrolled.errors import MissingData, UnsafeFile, require
+from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
+from unrolled.models.gguf import gguf_of
 from unrolled.models.given import find_weights, open_given
 from unrolled.network import hub
 from unrolled.reading import read_json
@@ -55,6 +57,7 @@ def open_encoder(
             `given:NAME`: see `unrolled.models.given`; its files are in `data_dir/weights` or `data_dir`;
             `hf:ORG/NAME` or `hf:FOLDER`: a Hugging Face model. Of CLIP and its kin the tower of `kind` is taken, of an
             encoder-decoder (T5, Whisper) the encoder; language models are taken without their head;
+            `hf:FILE.gguf` or `local:FILE.gguf`: a language model in a GGUF file, or in a folder that has one;
             `st:NAME`: a sentence-transformers model;
             `tv:NAME`: a torchvision model;
             anything `resolve_model` takes; for texts the module must then have a `tokenizer` of its own, a function
@@ -86,7 +89,7 @@ def open_encoder(
     if scheme == "st" and colon:
         _only(spec, kind, "text")
         return _sentence_transformer(spec, rest)
-    if scheme == "hf" and colon:
+    if colon and (scheme == "hf" or (scheme == "local" and gguf_of(rest) is not None)):
         return _transformers(spec, rest, kind, pretrained=pretrained, max_tokens=max_tokens)
     return _resolved(spec, kind, pretrained=pretrained)
 
@@ -168,10 +171,14 @@ def hub_tokenizer(spec: str, name: str) -> Any:
         MissingExtra: transformers is not installed.
         MissingData: there is none, or it cannot be read.
     """
-    transformers = require("transformers", extra="hf", feature=f"model {spec}")
+    gguf = gguf_of(name)
+    transformers = gguf.require(spec) if gguf else require("transformers", extra="hf", feature=f"model {spec}")
+    place, file = (gguf.folder, {"gguf_file": gguf.file}) if gguf else (name, {})
     try:
-        with hub(name):
-            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with hub(place), gguf.reading() if gguf else nullcontext():
+            return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)
+    except CorruptFile:
+        raise
     except (OSError, ValueError) as error:
         raise MissingData(f"model: {spec} has no tokenizer that could be read: {str(error).splitlines()[0]}") from error
 

@@ -290,15 +290,25 @@ def create_registered(name: str, *, pretrained: bool = False, **kwargs: Any) -> 
     Raises:
         ValueError, MissingData, CorruptFile: as `unrolled.create_model`.
     """
-    plain = name.split(":")[-1].split(".")[0]
+    plain = name.rpartition(":")[2].partition(".")[0]
     if plain in LANGUAGE_MODELS or plain in ENCODERS:
         task = "mlm" if plain in ENCODERS else "lm"
         raise ValueError(
             f"model={name!r} is a language model and takes no images; `unrolled train --task {task} --model {plain}`"
         )
-    if ":" not in name:
-        _check_name(name, plain)
-    return create_with_timm(name, pretrained, **kwargs)
+    check_known(name)
+    return create_with_timm(name.removeprefix("timm:"), pretrained, **kwargs)
+
+
+def check_known(name: str) -> None:
+    """Refuse a name that neither this package nor timm has, or whose weights do not ship; `timm:` may stand before it.
+
+    Raises:
+        ValueError: with the nearest names.
+    """
+    plain = name.removeprefix("timm:")
+    if ":" not in plain:
+        _check_name(plain, name)
 
 
 def is_registered(name: str) -> bool:
@@ -321,25 +331,26 @@ def hub_hint(name: str) -> str:
     return f"; did you mean hf:{name}?" if _OF_THE_HUB.match(name) else ""
 
 
-def _check_name(name: str, plain: str) -> None:
+def _check_name(name: str, spec: str) -> None:
+    plain, _, tag = name.partition(".")
     if not is_registered(plain):
         known = timm.list_models()
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
         near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
-        raise ValueError(f"model={name!r} is not known{hub_hint(name) or hint}")
-    tag = name.split(".", 1)[1] if "." in name else None
+        raise ValueError(f"model={spec!r} is not known{hub_hint(name) or hint}")
     if plain in _INFO and tag and tag not in _SHIPPED.get(plain, {}):
         known = ", ".join(f"{plain}.{tag}" for tag in _SHIPPED.get(plain, {}))
         hint = f"did you mean {known}?" if known else f"none ship for {plain}; train it, or leave out {tag!r}"
-        raise ValueError(f"model={name!r}: there are no such weights; {hint}")
+        raise ValueError(f"model={spec!r}: there are no such weights; {hint}")
 
 
 def names_folder(spec: str) -> bool:
-    """Whether a model's string is the path of a folder, without `local:` in front; what timm knows is a name."""
+    """Whether a model's string is the path of a folder or a GGUF file, without `local:` in front; what timm knows is a
+    name."""
     if not spec or ":" in spec or is_registered(spec.split(".")[0]):
         return False
-    return "/" in spec or os.sep in spec or Path(spec).expanduser().is_dir()
+    return "/" in spec or os.sep in spec or spec.endswith(".gguf") or Path(spec).expanduser().is_dir()
 
 
 def shipped_weights(name: str | Path) -> tuple[Path, str, dict[str, Any]] | None:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
 from unrolled.models.building import check_finite_weights, first_line, no_model, reading_weights, unknown_argument
+from unrolled.models.gguf import gguf_of
 from unrolled.models.hub_images import note_normalisation
 from unrolled.models.registry import create_registered, is_registered, names_folder
 from unrolled.network import hub
@@ -73,6 +75,7 @@ def resolve_model(
             `hf:ORG/NAME`: a model of the Hugging Face hub (or a folder in its format), through transformers;
             `local:DIR`: a folder with `config.json` and weights as written by `save_pretrained` or `unrolled convert`,
             or a run folder, whose `model/` is used;
+            `hf:FILE.gguf` or `local:FILE.gguf`: a language model in a GGUF file, or in a folder that has one;
             `package.module:factory`: a function of your own that returns an `nn.Module`. It is imported and called,
             so name only code you trust. No file may name it, see `unrolled.trust`.
         num_classes: outputs of the head; default: what the model comes with. A head of another size is drawn anew.
@@ -100,7 +103,7 @@ def resolve_model(
         kwargs["num_classes"] = num_classes
     build: Callable[..., nn.Module]
     if not colon or scheme == "timm":
-        build, name = _build_registered, rest if colon else spec
+        build, name = _build_registered, spec
     elif scheme == "hf":
         build, name = partial(build_transformers, classifier=head), rest
     elif scheme == "local":
@@ -125,7 +128,7 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
 
     Args:
         source: a run folder, or one of `save_pretrained` or `unrolled convert`, or the `model.safetensors` in it; the
-            file of a published checkpoint; a
+            file of a published checkpoint, or of GGUF; a
             repository `ORG/NAME` of the Hugging Face hub, of this package, timm or transformers; the name of weights
             that ship with this package or that timm has, such as `crate_nano_patch4_32.cifar10`; or another string of
             `resolve_model`.
@@ -143,6 +146,8 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
         given = "so long a name" if isinstance(source, str) else repr(source)
         raise ValueError(f"source: {given:.60} names no model; give a folder, a file, ORG/NAME or a name of weights")
     spec, path = str(source), Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return resolve_model(f"local:{path}", pretrained=True, **kwargs)
     if path.is_file() and not (path.name == "model.safetensors" and _describes(path.parent)):
         return load_published(path, **kwargs)
     path = path.parent if path.is_file() else path
@@ -241,6 +246,7 @@ def model_folder(folder: str | Path) -> Path:
     for candidate in (path, path / "model"):
         if (candidate / "config.json").is_file():
             return candidate
+    gguf_of(str(folder))  # says so of a file that is not there
     if path.exists() and not path.is_dir():
         raise ValueError(f"model: {path} is no folder; give that of a model, or a run")
     if not path.is_dir():
@@ -257,6 +263,8 @@ def _build_registered(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn
 def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any], *, classifier: bool = False) -> nn.Module:
     from unrolled.models.encoder import build_language_model, is_language_config, load_language_model
 
+    if gguf_of(folder) is not None:
+        return build_transformers(folder, pretrained, kwargs, classifier=classifier)
     path = model_folder(folder)
     config = _checked(path / "config.json")
     if ":" in str(config.get("architecture")):
@@ -305,47 +313,56 @@ def build_transformers(
     """A model of transformers by its name on the hub or its folder; no code that comes with it is run.
 
     Args:
-        name: `ORG/NAME`, or a folder.
+        name: `ORG/NAME`, a folder, or a GGUF file.
         pretrained: load its weights.
         kwargs: of its configuration; `num_classes` gives it a head for images.
         auto: the class of transformers that chooses the head.
-        causal: the head that predicts the next token, if the model was saved with one.
+        causal: the head that predicts the next token, if the model was saved with one; GGUF files have no other.
         classifier: the head that classifies images, likewise.
 
     Raises:
         MissingExtra: transformers is not installed.
         MissingData: it cannot be read.
         UnsafeFile: it comes with code.
+        CorruptFile: a GGUF file is damaged.
         ValueError: it cannot be built, or has no such head.
     """
-    transformers = require("transformers", extra="hf", feature=f"model hf:{name}")
+    gguf = gguf_of(name)
+    if gguf is None:
+        transformers = require("transformers", extra="hf", feature=f"model hf:{name}")
+        place, file = name, {}
+    else:
+        transformers = gguf.require(name)
+        place, file = gguf.folder, {"gguf_file": gguf.file}
     kwargs = dict(kwargs)
     loader = getattr(transformers, auto)
     if "num_classes" in kwargs:
         loader = transformers.AutoModelForImageClassification
         kwargs["num_labels"] = kwargs.pop("num_classes")
     try:
-        with hub(name):
+        with hub(place), gguf.reading() if gguf else nullcontext():
             # False, not the default: that asks on a terminal whether to run the code that came with the weights
-            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
+            config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **file, **kwargs)
             if "/" in str(getattr(config, "_attn_implementation", "")):  # a repository of compiled code
                 reason = f"wants the attention of {config._attn_implementation}, which is code"
                 raise UnsafeFile(f"model: hf:{name} {reason}")
             saved_as = getattr(config, "architectures", None)
             saved_as = [str(each) for each in saved_as] if isinstance(saved_as, list) else []
-            if causal and any(each.endswith(("ForCausalLM", "LMHeadModel")) for each in saved_as):
+            if causal and (gguf or any(each.endswith(("ForCausalLM", "LMHeadModel")) for each in saved_as)):
                 loader = transformers.AutoModelForCausalLM
             if classifier and any(each.endswith("ForImageClassification") for each in saved_as):
                 loader = transformers.AutoModelForImageClassification
             if not pretrained:
                 model = loader.from_config(config, trust_remote_code=False)
+            elif gguf is not None:
+                model = gguf.load(loader, config)
             else:
                 model = loader.from_pretrained(
                     name, config=config, ignore_mismatched_sizes="num_labels" in kwargs, use_safetensors=True,
                     trust_remote_code=False,
                 )  # fmt: skip
                 note_normalisation(model, name)
-    except UnsafeFile:
+    except (UnsafeFile, CorruptFile):
         raise
     except (ValueError, ImportError, AttributeError, KeyError, TypeError, RecursionError) as error:
         # transformers meets what a config.json should not say wherever it first uses it

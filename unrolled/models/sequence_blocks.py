@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.errors import suggestion
 from unrolled.layers.delta import DeltaLayer
 from unrolled.layers.ista import ISTA
 from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention
@@ -234,9 +234,7 @@ def _arguments(config: SequenceConfig, name: str, layer: type[nn.Module]) -> dic
     known = [x for x in _parameters(layer) if x not in ("self", "dim", "heads", "dim_head")]
     for argument in given:
         if argument not in known:
-            near = difflib.get_close_matches(argument, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-            raise ValueError(f"layer_args[{name!r}]: no argument {argument!r}; {hint}")
+            raise ValueError(f"layer_args[{name!r}]: no argument {argument!r}; {suggestion(argument, known)}")
     return given
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
+
+from unrolled.errors import suggestion
 
 # names of what `sequence_blocks` holds; a second half in REPLACING returns the new tokens, the others an update
 LAYERS = ("softmax", "linear", "delta", "mesa", "mesanet", "mssa", "tssa")
@@ -242,9 +243,7 @@ def language_config(name: str, **overrides: Any) -> LanguageConfig:
     """
     sizes = {**LANGUAGE_MODELS, **ENCODERS}
     if name not in sizes:
-        near = difflib.get_close_matches(name, sizes, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"name={name!r} is not known: {hint}choose one of {', '.join(sizes)}")
+        raise ValueError(f"name={name!r} is not known; {suggestion(name, sizes)}")
     kind = EncoderConfig if name in ENCODERS else LanguageConfig
     known = {f.name for f in dataclasses.fields(kind)} | {"depth"}
     if unknown := set(overrides) - known:

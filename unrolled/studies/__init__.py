@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # name -> module of this package; a new study is one line here
 STUDIES: dict[str, str] = {
     "crate-ablations": "crate.ablations",
+    "crate-aligned": "crate.aligned",
     "crate-attribution": "crate.attribution",
     "crate-causal": "crate.causal",
     "crate-codes": "crate.codes",

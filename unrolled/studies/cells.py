@@ -145,7 +145,11 @@ class Cell(ABC):
 
     def file(self, context: Context, suffix: str) -> Path:
         """A file of this cell in the store, such as its weights: made by `compute`, read by cells that need it."""
-        return context.store / type(self).__name__ / f"{self.digest}{suffix}"
+        return self.folder(context) / f"{self.digest}{suffix}"
+
+    def folder(self, context: Context) -> Path:
+        """Where the store keeps all cells of this class."""
+        return context.store / type(self).__name__
 
     def checkpoint(self, context: Context, part: str = "") -> Checkpoint:
         """Where a training in `compute` saves itself as it goes; `part` tells several of one cell apart."""
@@ -168,6 +172,8 @@ class Row(NamedTuple, Generic[CellT]):
 def stored_row(cell: Cell, context: Context) -> Row[Cell] | None:
     """The row of a cell that is in the store; None of any other, or where the file is damaged."""
     try:
+        if not cell.folder(context).is_dir():  # nothing of its kind: no need to read the code that its digest is of
+            return None
         record = read_json(cell.file(context, ".json"))
         return Row(cell, record["result"], float(record["seconds"])) if record["key"] == cell.key else None
     except (OSError, ValueError, KeyError, TypeError):  # not there, or cut short

@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from unrolled.catalogue import catalogue
+from unrolled.errors import nearest
 from unrolled.plugins import plugins
 from unrolled.reading import Json
 from unrolled.studies.cells import Cell, Context, Result
@@ -98,7 +98,7 @@ def _check_name(model: str) -> None:
     import timm
 
     if not timm.is_model(model):
-        near = get_close_matches(model, catalogue(), n=1)
+        near = nearest(model, catalogue())
         hint = f"did you mean {near[0]}?" if near else "`unrolled list` shows what there is"
         raise ValueError(f"models: {model!r} is not known; {hint}")
 

@@ -21,10 +21,13 @@ def source_of(spec: str) -> tuple[Literal["ours", "transformers", "none"], str]:
         CorruptFile: its `config.json` cannot be read.
     """
     from unrolled.models.encoder import is_language_config
+    from unrolled.models.gguf import gguf_of
     from unrolled.models.resolve import model_folder
     from unrolled.reading import read_object
 
     scheme, _, rest = named(spec).partition(":")
+    if scheme in ("hf", "local") and rest and gguf_of(rest) is not None:
+        return "transformers", rest
     if scheme == "hf" and not Path(rest).expanduser().is_dir():
         return "transformers", rest
     if scheme not in ("local", "hf") or not rest:
@@ -34,6 +37,13 @@ def source_of(spec: str) -> tuple[Literal["ours", "transformers", "none"], str]:
     if is_language_config(config):
         return "ours", str(folder)
     return "transformers" if "model_type" in config else "none", str(folder)
+
+
+def is_ours(spec: str) -> bool:
+    """Whether a MODEL argument names a language model of this package, by its name or in a folder."""
+    from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
+
+    return spec in (*LANGUAGE_MODELS, *ENCODERS) or source_of(spec)[0] == "ours"
 
 
 def open_ours(spec: str, folder: str) -> tuple[Any, Tokenizer]:

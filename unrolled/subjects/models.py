@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,7 +118,7 @@ def open_trained(choice: OneModelFlags, source: ImageSource, *, head: bool = Fal
     network, step = newest_model(unfinished, source)
     say(
         f"note: {unfinished} was interrupted; measured is its newest checkpoint, of step {step:,}; "
-        f"`unrolled train --config {unfinished}/config.yaml --resume auto` goes on"
+        f"`unrolled train --config {shlex.quote(str(unfinished / 'config.yaml'))} --resume auto` goes on"
     )
     return network, {"step": step}
 

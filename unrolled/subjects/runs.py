@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from unrolled.catalogue import catalogue
 from unrolled.errors import MissingData
 from unrolled.subjects.options import DataFlags, SubjectFlags
 from unrolled.trust import KINDS_OF_MODELS, check
@@ -16,8 +17,8 @@ Flags = TypeVar("Flags", bound=SubjectFlags)
 
 
 def named(spec: str) -> str:
-    """`spec`, with `local:` in front if it is a path or the name of a folder."""
-    path = ":" not in spec and ("/" in spec or os.sep in spec)
+    """`spec`, with `local:` in front if it is a path, the name of a folder, or of a GGUF file."""
+    path = ":" not in spec and ("/" in spec or os.sep in spec or spec.endswith(".gguf"))
     path = path or (spec.partition(":")[0] not in KINDS_OF_MODELS and Path(spec).expanduser().is_dir())
     return f"local:{spec}" if path else spec
 
@@ -111,7 +112,12 @@ def data_of(
 
 
 def data_for(options: SubjectFlags) -> DataOf:
-    """As `data_of`, of the flags of a verb."""
+    """As `data_of`, of the flags of a verb; a mistyped name of a model is refused before data are looked for."""
+    spec = named(options.model).removeprefix("timm:")
+    if ":" not in spec and spec not in catalogue():
+        from unrolled.models.registry import check_known  # with timm, for what only that knows
+
+        check_known(options.model)
     return data_of(
         options.model, options.weights, data=options.data, data_dir=options.data_dir, image_size=options.image_size
     )

@@ -121,6 +121,10 @@ class TextSamples:
         return replace(features, indices=torch.arange(stop - start))
 
 
+NOTHING = TextSamples([], np.zeros(0, np.int64), "")
+"""What a model is shown that is only opened as yet."""
+
+
 @dataclass(frozen=True)
 class SoundSamples:
     """Waveforms at the rate that a model expects."""

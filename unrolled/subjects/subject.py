@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.control import untrained_control
@@ -17,11 +17,13 @@ from unrolled.instruments.features.parts import Processes, extract_in_parts
 from unrolled.models.encoders import Encoder, Kind, open_encoder
 from unrolled.models.masked import whole_images
 from unrolled.subjects.images import images_of
+from unrolled.subjects.language import is_ours
 from unrolled.subjects.models import open_model, origin
 from unrolled.subjects.options import Reading, SampleFlags, Side
 from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
-from unrolled.subjects.runs import data_of, shared_data_of
+from unrolled.subjects.runs import data_of, named, shared_data_of
 from unrolled.subjects.samples import ImageSamples, Samples, SoundSamples
+from unrolled.subjects.texts import open_reader
 
 Flags = TypeVar("Flags", bound=SampleFlags)
 _ALONE = ("given:", "tv:", "st:")
@@ -108,6 +110,14 @@ class Subject:
         encoder.module.to(where)
         return cls(encoder, samples, reading)
 
+    @classmethod
+    def shown(cls, reading: Reading, samples: Samples, kind: Kind, where: torch.device) -> Subject:
+        """The model that `reading` names, on its device, and samples of the kind that it takes."""
+        ours = kind == "text" and is_ours(reading.model)
+        encoder = _of_texts(reading) if ours else _encoder(reading, kind)
+        encoder.module.to(where)
+        return cls(encoder, samples, replace(reading, batch_size=1) if ours else reading)
+
     @property
     def model(self) -> nn.Module:
         """In eval mode, on its device."""
@@ -164,9 +174,21 @@ def _of_images(reading: Reading, classes: int | None = None) -> Encoder:
 
 def _encoder(reading: Reading, kind: Kind) -> Encoder:
     """The encoder of a kind: of a model of several modalities the tower of this kind."""
-    scheme = reading.model.partition(":")[0]
+    spec = named(reading.model)
+    scheme = spec.partition(":")[0]
     if kind == "image" and scheme not in ("given", "tv", "st", "hf"):
         return _of_images(reading)
     torch.manual_seed(reading.seed)
-    trained = reading.pretrained or scheme in ("hf", "given", "st")
-    return open_encoder(reading.model, kind, data_dir=reading.data_dir, pretrained=trained)
+    trained = reading.pretrained or scheme in ("hf", "given", "st", "local")
+    return open_encoder(spec, kind, data_dir=reading.data_dir, pretrained=trained)
+
+
+def _of_texts(reading: Reading) -> Encoder:
+    """A language model of this package, which reads one text at a time: it knows no padding."""
+    reader = open_reader(reading)
+
+    def collate(texts: Sequence[str]) -> dict[str, Tensor]:
+        (text,) = texts
+        return {"tokens": torch.tensor([reader.encode(text)[: reader.limit]])}
+
+    return Encoder(name=reading.model, module=reader.module, kind="text", collate=collate, layers=("embed", "block*"))

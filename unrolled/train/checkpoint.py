@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +181,13 @@ def like(value: Tensor, reference: Tensor) -> Tensor:
     return value
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Optimiser state keyed by parameter name, so that it does not depend on how parameters are spread or ordered."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         for key, value in sorted(optimizer.state.get(parameter, {}).items()):
             if isinstance(value, Tensor):
                 tensors[f"{name}/{key}"] = whole(value)
@@ -201,10 +204,12 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[
 
 
 def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor], rest: dict[str, Any]
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: dict[str, Tensor],
+    rest: dict[str, Any],
 ) -> None:
     """Inverse of `pack_optimizer`, in place."""
-    parameters = dict(model.named_parameters())
     current = optimizer.state_dict()
     index = {
         id(parameter): number

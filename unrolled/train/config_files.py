@@ -6,7 +6,6 @@ This module imports nothing heavy, like `config.py`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -70,9 +69,7 @@ def load_config(path: Path | str | None, cls: type[RunConfig] | None = None, **o
     for where, given in ((str(path), values), ("overrides", overrides)):
         for name, value in given.items():
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; {cls.__name__} has {', '.join(known)}"
-                raise ValueError(f"{where}: unknown key {name!r}{hint}")
+                raise ValueError(f"{where}: unknown key {name!r}; {suggestion(str(name), known)}")
             try:
                 result[name] = _coerce(value, hints[name])
             except (TypeError, ValueError) as error:

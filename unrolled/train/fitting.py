@@ -132,7 +132,10 @@ def _fit(task: Task, fabric: Any, callbacks: Sequence[Callback]) -> TrainResult:
     result = copy.deepcopy(model) if config.strategy == "fsdp" else model  # sharding is not undone in place
     wrapped = fabric.setup_module(torch.compile(model) if config.compile else model)
     strategy = engine.active_strategy(fabric, wrapped, config)
-    optimizer = fabric.setup_optimizers(build_optimizer(model, config))
+    beside = task.beside
+    if beside is not None:
+        task.beside = fabric.setup_module(beside)
+    optimizer = fabric.setup_optimizers(build_optimizer(model, config, beside))
     average = MovingAverage(model, config.ema) if config.ema else None
     task.begin(model, result, schedule.total)
 
@@ -147,6 +150,8 @@ def _fit(task: Task, fabric: Any, callbacks: Sequence[Callback]) -> TrainResult:
         fingerprint=task.fingerprint(),
         log_position=log.position,
         further=task.tensors(),
+        beside=beside,
+        teacher=task.teacher_digest,
         goodness=task.goodness,
         classes=task.classes,
         material=task.material,

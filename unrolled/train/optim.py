@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unrolled.errors import nearest
 from unrolled.train.config import RunConfig, TrainConfig
 
 
@@ -28,9 +28,10 @@ def seed_step(seed: int, step: int, rank: int = 0, device: torch.device | str = 
     random.seed(int(words[1]))
 
 
-def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: RunConfig, beside: nn.Module | None = None) -> torch.optim.Optimizer:
     """The timm optimiser `config.optimizer` over two groups: decayed matrices, and everything that must not decay
-    (norms, biases, learned scalars, and what `model.no_weight_decay()` names: positions, class token).
+    (norms, biases, learned scalars, and what `model.no_weight_decay()` names: positions, class token). What is trained
+    `beside` the model has two groups of its own.
 
     `"muon"` is ours (`unrolled.train.muon`), with a third group: the matrices of the layers. The rest is AdamW's.
 
@@ -40,12 +41,14 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 
     if config.optimizer.lower() not in list_optimizers():
-        near = get_close_matches(config.optimizer.lower(), list_optimizers(), n=3)
+        near = nearest(config.optimizer, list_optimizers(), most=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "the usual ones are adamw, sgd, lion and muon"
         raise ValueError(f"optimizer={config.optimizer!r} is not one of timm's; {hint}")
     named: Any = getattr(model, "no_weight_decay", None)
     exempt = named() if callable(named) else ()
     groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
+    if beside is not None:
+        groups += param_groups_weight_decay(beside, config.weight_decay)
     if config.optimizer.lower() == "muon":
         return _muon(model, config, groups)
     options: dict[str, Any] = {} if config.betas is None else {"betas": tuple(config.betas)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from unrolled.instruments.anatomy import find_stacks, head_subspaces
+from unrolled.instruments.anatomy import Stack, find_stacks, head_subspaces
 from unrolled.layers.subspace import SubspaceAttention
 from unrolled.theory import normalize_tokens, orthogonality_penalty, sparse_rate_reduction
 
@@ -70,6 +70,30 @@ def srr_loss(
         value = sparse_rate_reduction(normalize_tokens(z), subspaces, eps, sparsity, norm="l1")
         total.append(value.mean() / z.shape[-2])
     return -torch.stack(total).mean()
+
+
+def main_stack(model: nn.Module, setting: str, called: str) -> Stack:
+    """The layers of a model that a term of the loss may be taken of.
+
+    Raises:
+        ValueError: it has none; the message names the setting and what the model is called.
+    """
+    stack = next((stack for stack in find_stacks(model) if not stack.prefix), None)
+    if stack is None:
+        raise ValueError(f"{setting}: {called} has no transformer layers to take it of; leave it at 0")
+    return stack
+
+
+def layer_names(stack: Stack, layers: Sequence[int], setting: str, called: str) -> list[str]:
+    """Names in a trace of layers by number, negative from the end.
+
+    Raises:
+        ValueError: there are no such layers; the message begins with `setting`, which has its value.
+    """
+    depth = len(stack.blocks)
+    if not layers or any(not -depth <= layer < depth for layer in layers):
+        raise ValueError(f"{setting}: {called} has {depth} layers, 0 to {depth - 1}, or negative from the end")
+    return [stack.name(layer % depth) for layer in layers]
 
 
 def orthogonality_loss(model: nn.Module) -> Tensor:

@@ -87,12 +87,22 @@ class RunState:
     saved: int = -1
     further: dict[str, Tensor] = field(default_factory=dict)
     """Live tensors of the objective, such as a teacher's."""
+    beside: nn.Module | None = None
+    """What is trained besides the model, and thrown away with the run."""
+    teacher: str | None = None
+    """Digest of the frozen weights that are learned from."""
     material: str
     """What it is trained on, in messages."""
     classes: list[str] | None = None
     """What the outputs of a classifier stand for."""
     goodness: Callable[[dict[str, Any]], Any]
     """Of validation scores: the best are those of the largest value."""
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """All parameters of the optimiser by name."""
+        beside = {} if self.beside is None else dict(self.beside.named_parameters())
+        return {**dict(self.model.named_parameters()), **{f"beside.{name}": each for name, each in beside.items()}}
 
     @property
     def folder(self) -> Path:
@@ -110,7 +120,7 @@ class RunState:
         self.window.skipped = engine.gather_lists(self.fabric, self.window.skipped)
         if not self.fabric.is_global_zero:
             self.window.skipped = []
-        optimizer, rest = pack_optimizer(self.optimizer, self.model)
+        optimizer, rest = pack_optimizer(self.optimizer, self.trained)
         parts = {
             "model": {name: whole(tensor) for name, tensor in self.model.state_dict().items()},
             "optimizer": optimizer,
@@ -127,6 +137,7 @@ class RunState:
             "window": vars(self.window),
             "skipped": self.skipped,
             "classes": self.classes,
+            "teacher": self.teacher,
         }
         tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
 
@@ -156,9 +167,14 @@ class RunState:
                     f"{path} was made on other training {self.material}, or with others held out; give the same data, "
                     "or force"
                 )
+            if scalars.get("teacher") != self.teacher:
+                raise ValueError(
+                    f"{path} learned from other weights of the teacher ({scalars.get('teacher')}, now {self.teacher}); "
+                    "give teacher the same, or force"
+                )
         live = self.model.state_dict()
         self.model.load_state_dict({name: like(tensor, live[name]) for name, tensor in parts["model"].items()})
-        unpack_optimizer(self.optimizer, self.model, parts["optimizer"], scalars["optimizer"])
+        unpack_optimizer(self.optimizer, self.trained, parts["optimizer"], scalars["optimizer"])
         if self.average is not None:
             source = parts["average"] or parts["model"]
             self.average.tensors = {name: like(tensor, live[name]) for name, tensor in source.items()}

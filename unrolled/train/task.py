@@ -48,6 +48,11 @@ class Task:
     """How many units a step takes, all processes together."""
     steps_per_epoch: int
     load_report: Any = None
+    beside: nn.Module | None = None
+    """From `build` on, what is trained besides the model and thrown away with the run, and from `begin` on as processes
+    share it; `tensors` has its state."""
+    teacher_digest: str | None = None
+    """Of the frozen weights that are learned from; a run is resumed with the same."""
     confusion: Any = None
     """Of a classifier, once it was measured: a `Confusion` of the images it was last measured on."""
     fabric: Any

@@ -22,7 +22,7 @@ class CompareFlags(ModelFlags, SampleFlags, FeatureFlags, OutputFlags):
 
     metric: Annotated[tuple[str, ...], REPEATED] = ("mutual_knn",)
     """May be repeated: mutual_knn, cycle_knn, lcs_knn, edit_knn, cknna, cka, unbiased_cka, svcca, pwcca, procrustes (a
-    distance), rsa, ridge_predictivity, pls_predictivity, stitching."""
+    distance), soft_matching, rsa, ridge_predictivity, pls_predictivity, stitching."""
     k: int = 10
     """Neighbours, for the metrics that have them."""
     draws: int = 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from unrolled.commands.eval.language import evaluate_language_model, measures_language
 from unrolled.commands.eval.options import EvalOptions
 from unrolled.commands.options import verb
 from unrolled.subjects.runs import run_settings
@@ -16,7 +17,8 @@ def evaluate(options: EvalOptions) -> None:
 
     Preprocessing is the model's own; a folder with config.yaml, report.html and report.json says what was measured. Of
     a classifier's run that was interrupted it is the newest checkpoint. Of a run on text it is loss and bits per byte,
-    with the tokenizer and context of the run; of a run of `unrolled pretrain`, its loss beside trivial guesses.
+    with the tokenizer and context of the run, and so it is of a language model of transformers on a corpus (`--data
+    tinyshakespeare`); of a run of `unrolled pretrain`, its loss beside trivial guesses.
 
         unrolled eval runs/digits
         unrolled eval local:models/crate-small --data folder --data-dir val
@@ -25,12 +27,16 @@ def evaluate(options: EvalOptions) -> None:
         unrolled eval runs/cifar10 --robustness
         unrolled eval runs/cifar10 --samples 1000
         unrolled eval runs/pets --data folder --data-dir other-pets
+        unrolled eval models/smollm2-135m --data tinyshakespeare --data-dir data --samples 20
     """
     task = run_settings(options.model).get("task")
     if task in TextConfig.tasks:
         from unrolled.commands.eval.text import evaluate_text_run
 
         evaluate_text_run(options)
+        return
+    if options.weights is None and measures_language(options):
+        evaluate_language_model(options)
         return
     if options.stride is not None:
         raise ValueError("--stride: is for runs on text; leave it out")

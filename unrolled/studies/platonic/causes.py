@@ -183,7 +183,7 @@ def trend(levels: Sequence[Values], *, draws: int = 2000) -> Trend:
     """Of as many values at each level, one a pair, weakest level first; levels without any are passed over."""
     import numpy as np
 
-    from unrolled.studies.platonic.human import unit_ranks
+    from unrolled.alignment.people import unit_ranks
 
     pairs = max(map(len, levels), default=0)
     values = np.array([list(level) for level in levels if level])

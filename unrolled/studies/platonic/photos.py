@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unrolled.data.sources import evenly
 from unrolled.errors import CorruptFile, MissingData, MissingExtra
+from unrolled.instruments.control import drawn_anew
 from unrolled.studies.cells import Cell, Context, Result, data_missing
 
 if TYPE_CHECKING:
@@ -238,35 +239,6 @@ class OfJoined(OfTexts):
     def texts(self, source: PairSource) -> list[str]:
         """One text a photo."""
         return [" ".join(source.captions[i][: self.joined]) for i in evenly(self.photos, len(source))]
-
-
-def drawn_anew(module: nn.Module, seed: int, images: Tensor | None = None) -> nn.Module:
-    """A copy with initial weights: He's for convolutions, else PyTorch's own; norms without one are 1.
-
-    With `images`, batch norms take their means and variances from them, since with those of no data a deep network
-    would be almost linear.
-    """
-    fresh = copy.deepcopy(module)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for part in fresh.modules():
-            if isinstance(part, nn.Conv2d):  # PyTorch's own would leave a deep network without norms all but dead
-                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-                if part.bias is not None:
-                    part.bias.zero_()
-            elif hasattr(part, "reset_parameters"):
-                part.reset_parameters()  # type: ignore[operator]
-            else:
-                for parameter in part.parameters(recurse=False):
-                    parameter.fill_(1.0)
-        if images is not None:
-            norms = [part for part in fresh.modules() if isinstance(part, nn.BatchNorm2d)]
-            for norm in norms:
-                norm.momentum = None
-                norm.train()
-            fresh(images)
-            fresh.eval()
-    return fresh
 
 
 def damaged(module: nn.Module, amount: float, seed: int = 0) -> nn.Module:

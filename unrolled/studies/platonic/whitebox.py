@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from unrolled.data.human import brains
 from unrolled.studies.cells import Cell, Context
 from unrolled.studies.claim import NOBODY, Claim
 from unrolled.studies.networks import Network, OfNetwork
 from unrolled.studies.pictures import as_input
 from unrolled.studies.platonic.given import CIFAR, IMAGENET, WORDS, GivenFeatures
-from unrolled.studies.platonic.human import brains
 from unrolled.studies.platonic.pairs import Pairs, PairScores
 from unrolled.studies.platonic.words import NearWords
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, AlignedConfig, Features, by_network, family, short_name

@@ -1,9 +1,10 @@
-"""Class means of small networks beside vectors of the classes' names, by language models that others trained."""
+"""Vectors of names by language models that others trained, and class means of small networks beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -45,7 +46,6 @@ class NearWords(OfNetwork):
         """`gain`, the score above chance; None where too few names have a vector. How many `classes` have one."""
         from unrolled.alignment.registry import get_metric
         from unrolled.models.given import find_weights
-        from unrolled.studies.platonic.human import word_vectors
 
         unseen = unseen_pictures(context.data_dir)
         some = unseen.first(int(self.share * len(unseen.labels)))
@@ -65,3 +65,21 @@ def class_means(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
     """[classes, d] mean features of each class, from features [n, d] and labels [n]."""
     sums = torch.zeros(classes, rows.shape[1], dtype=rows.dtype).index_add_(0, labels, rows)
     return sums / torch.bincount(labels, minlength=classes).clamp_min(1)[:, None]
+
+
+def word_vectors(name: str, texts: Sequence[str], weights_dir: Path) -> torch.Tensor:
+    """[n, d] of a given language model's customary layer; a row without a known word is zero.
+
+    Args:
+        name: of `unrolled.models.given`.
+        texts: words or phrases.
+        weights_dir: folder of the weights.
+    """
+    from unrolled.instruments.features.extraction import extract
+    from unrolled.models.given import open_given
+
+    model = open_given(name, weights_dir)
+    assert model.tokenizer is not None
+    batches = [model.tokenizer(list(texts[i : i + 256])) for i in range(0, len(texts), 256)]
+    features = extract(model.module, batches, layers=model.layers, pooling=model.pooling)
+    return list(features.values())[-1]

@@ -8,6 +8,9 @@ from typing import ClassVar, Literal
 
 from unrolled.train.config.run import Data, Model, RunConfig
 
+_FEWEST = 4
+"""Images that the losses of `unrolled.alignment` take at least."""
+
 
 @dataclass(kw_only=True)
 class ImageModel(Model):
@@ -120,19 +123,50 @@ class TrainConfig(ImageConfig, Augmentation):
     """Distortion of its coding rates."""
     orthogonality_weight: float = 0.0
     """Weight of how far the layers' subspaces are from orthonormal and from each other, added to the loss."""
+    teacher: str | None = None
+    """A trained model, by a string as `model` or a folder, that a layer is aligned with or whose logits are distilled.
+    It sees the same views, normalised and resized as it expects, and is not saved."""
+    align_weight: float = 0.0
+    """Weight of how far a layer's tokens are from the teacher's last layer (arXiv 2410.06940), added to the loss."""
+    align_layer: int | None = None
+    """Which layer, negative from the end; default: the middle one."""
+    align_loss: Literal["cosine", "pooled_cosine", "cka", "procrustes", "rsa", "soft_knn"] = "cosine"
+    """`cosine` of each patch, or `pooled_cosine` of their means, behind a projector that is learned too and thrown
+    away; or, without one, a loss of `unrolled.alignment` on the means of the images that one pass sees."""
+    distil_weight: float = 0.0
+    """Weight of the divergence of the logits from the teacher's, added to the loss."""
+    distil_temperature: float = 4.0
+    """What both sides' logits are divided by; the divergence is multiplied by its square."""
 
     def check(self) -> None:
         """As `RunConfig.check`."""
         super().check()
         self.check_augmentation()
-        weights = ("mixup", "cutmix", "srr_weight", "orthogonality_weight")
+        weights = ("mixup", "cutmix", "srr_weight", "orthogonality_weight", "align_weight", "distil_weight")
         self._require("must not be negative", *weights, holds=lambda value: value >= 0)
         self._require("must be at least 0 and below 1", "label_smoothing", holds=lambda value: 0 <= value < 1)
         self._require("must be positive, e.g. 0.5", "srr_eps", holds=lambda value: value > 0)
-        if self.srr_weight and (self.compile or self.strategy == "fsdp"):
-            raise ValueError("srr_weight: needs the layers' tokens; leave compile off and strategy other than 'fsdp'")
+        self._require("must be positive, e.g. 4", "distil_temperature", holds=lambda value: value > 0)
+        for name in ("srr_weight", "align_weight"):
+            if getattr(self, name) and (self.compile or self.strategy == "fsdp"):
+                raise ValueError(f"{name}: needs the layers' tokens; leave compile off and strategy other than 'fsdp'")
+        self._check_teacher()
         if self.orthogonality_weight and self.strategy == "fsdp":
             raise ValueError("orthogonality_weight: needs whole weights; choose a strategy other than 'fsdp'")
+
+    def _check_teacher(self) -> None:
+        """Refuse a teacher without a use, a use without a teacher, and parts of a batch too small for the loss."""
+        uses = [name for name in ("align_weight", "distil_weight") if getattr(self, name)]
+        if uses and self.teacher is None:
+            raise ValueError(f"{uses[0]}: needs a model to learn from; give teacher, such as a run's folder")
+        if self.teacher is not None and not uses:
+            raise ValueError(f"teacher={self.teacher!r}: teaches nothing; give align_weight or distil_weight")
+        part = self.batch_size // (self.devices * self.num_nodes * self.accumulate)
+        if self.align_weight and self.align_loss not in ("cosine", "pooled_cosine") and part < _FEWEST:
+            raise ValueError(
+                f"align_loss={self.align_loss!r} compares the images of a pass, here {part}; make batch_size at least "
+                f"{_FEWEST} x devices x num_nodes x accumulate, or choose 'cosine'"
+            )
 
 
 @dataclass(kw_only=True)

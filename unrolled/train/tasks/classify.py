@@ -3,37 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unrolled.instruments.anatomy import find_stacks
 from unrolled.instruments.readouts.confusion import MOST_CLASSES, Confusion, Decisions
 from unrolled.instruments.trace import trace
 from unrolled.models import MaskedAutoencoder
 from unrolled.train.config import FinetuneConfig, TrainConfig
 from unrolled.train.evaluation import check_labels, evaluate, logits_of
 from unrolled.train.optim import Mixing
-from unrolled.train.regularise import orthogonality_loss, srr_loss
+from unrolled.train.regularise import layer_names, main_stack, orthogonality_loss, srr_loss
 from unrolled.train.run import build_model, model_of
 from unrolled.train.task import Numbers
 from unrolled.train.tasks.images import ImageTask
+from unrolled.train.teacher import Teacher, divergence
 
 
 class Classify(ImageTask):
-    """Cross-entropy of classes, smoothed and mixed as the configuration says, with minus the sparse rate reduction of
-    the layers' tokens and the price of overlapping subspaces if they have a weight."""
+    """Cross-entropy of classes, smoothed and mixed as the configuration says, with what else has a weight: minus the
+    sparse rate reduction of the layers' tokens, the price of overlapping subspaces, what a teacher says."""
 
     classifies = True
     config: TrainConfig
     confusion: Confusion | None = None
+    teacher: Teacher | None = None
 
     def __init__(self, config: TrainConfig, data: Any = None, model: nn.Module | None = None) -> None:
         if isinstance(config, FinetuneConfig) and config.model == "auto" and model is None:
             config = replace(config, **model_of(config))
         super().__init__(config, data, model)
+
+    def open(self, fabric: Any) -> None:
+        """Also opens the teacher, before anything of the run is drawn."""
+        super().open(fabric)
+        if self.config.teacher is not None:
+            self.teacher = Teacher(self.config.teacher)
+            self.teacher_digest = self.teacher.digest
+
+    def build(self, *, resumed: bool) -> nn.Module:
+        """Also what is learned beside the model, drawn after it: the model begins as without a teacher."""
+        model = super().build(resumed=resumed)
+        if self.teacher is not None:
+            self.teacher.meet(model, self.config, self.data.train)
+            self.beside = self.teacher.projector
+        return model
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The projector of an aligned layer."""
+        if self.teacher is None or self.teacher.projector is None:
+            return {}
+        return {f"projector.{name}": tensor for name, tensor in self.teacher.projector.state_dict().items()}
+
+    def notes(self) -> list[str]:
+        """Also of the teacher."""
+        return [*super().notes(), *([] if self.teacher is None else [f"teacher: {self.teacher.words}"])]
 
     def new_model(self) -> nn.Module:
         """With as many classes as the images have; of a masked autoencoder the encoder alone, once it has weights."""
@@ -58,48 +85,56 @@ class Classify(ImageTask):
         self.smoothing = 0.0 if self.mixing else config.label_smoothing
         if config.orthogonality_weight:
             orthogonality_loss(model)
+        self.traced: list[str] = []
         if config.srr_weight:
-            stack = next((stack for stack in find_stacks(model) if not stack.prefix), None)
-            if stack is None:
-                raise ValueError(f"srr_weight: {config.model} has no transformer layers to take it of; leave it at 0")
-            depth = len(stack.blocks)
-            chosen = config.srr_layers if config.srr_layers is not None else tuple(range(depth))
-            if not chosen or any(not -depth <= layer < depth for layer in chosen):
-                raise ValueError(
-                    f"srr_layers={list(chosen)}: {config.model} has {depth} layers, 0 to {depth - 1}, or negative from "
-                    "the end"
-                )
-            self.traced = [stack.name(layer % depth) for layer in chosen]
+            stack = main_stack(model, "srr_weight", config.model)
+            chosen = list(range(len(stack.blocks)) if config.srr_layers is None else config.srr_layers)
+            self.traced = layer_names(stack, chosen, f"srr_layers={chosen}", config.model)
+        if self.teacher is not None:
+            self.teacher.module.to(self.device)
+            self.traced += [self.teacher.layer] if config.align_weight else []
+
+    def start(self, step: int, steps: int) -> None:
+        """As `Task.start`; a teacher that will see the same views again and again is asked once."""
+        super().start(step, steps)
+        fixed = not self.config.augment and self.mixing is None
+        if self.teacher is not None and fixed and self.total > self.steps_per_epoch and steps:
+            self.teacher.remember(self.loaders.once(), len(self.data.train), self.device)
 
     def inputs(self, fetched: Any, step: int) -> tuple[Tensor, ...]:
-        """Images and labels, mixed."""
+        """Images and labels, mixed, and where there is a teacher which images they are."""
         check_labels(fetched.labels, fetched.indices, self.data.classes)
         images = fetched.images.to(self.device, non_blocking=True)
         targets = fetched.labels.to(self.device, non_blocking=True)
-        return self.mixing(images, targets) if self.mixing is not None else (images, targets)
+        images, targets = self.mixing(images, targets) if self.mixing is not None else (images, targets)
+        return (images, targets) if self.teacher is None else (images, targets, fetched.indices)
 
     def mean_loss(self, wrapped: nn.Module, *part: Tensor) -> tuple[Tensor, Numbers]:
         """As `ImageTask.mean_loss`."""
-        images, targets = part
+        images, targets, *indices = part
         config = self.config
         numbers: Numbers = {}
+        looked_at: Any = trace(self.model, patterns=self.traced, grad=True) if self.traced else nullcontext({})
+        with looked_at as traced:
+            logits = logits_of(wrapped(images)).float()
+        if targets.ndim == 1:  # mixed images have no one class
+            numbers["accuracy"] = (logits.detach().argmax(-1) == targets).float().mean()
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
         if config.srr_weight:
-            with trace(self.model, patterns=self.traced, grad=True) as traced:
-                loss = self._cross_entropy(wrapped, images, targets, numbers)
             term = srr_loss(self.model, traced, eps=config.srr_eps, layers=config.srr_layers)
             loss, numbers["srr"] = loss + config.srr_weight * term, -term.detach()
-        else:
-            loss = self._cross_entropy(wrapped, images, targets, numbers)
         if config.orthogonality_weight:
             term = orthogonality_loss(self.model)
             loss, numbers["orthogonality"] = loss + config.orthogonality_weight * term, term.detach()
+        if self.teacher is not None:
+            answer = self.teacher(images, *indices)
+            if config.align_weight:
+                term = self.teacher.misalignment(traced[self.teacher.layer], answer, self.beside)
+                loss, numbers["misalignment"] = loss + config.align_weight * term, term.detach()
+            if answer.logits is not None:
+                term = divergence(logits, answer.logits, config.distil_temperature)
+                loss, numbers["divergence"] = loss + config.distil_weight * term, term.detach()
         return loss, numbers
-
-    def _cross_entropy(self, wrapped: nn.Module, images: Tensor, targets: Tensor, numbers: Numbers) -> Tensor:
-        logits = logits_of(wrapped(images)).float()
-        if targets.ndim == 1:  # mixed images have no one class
-            numbers["accuracy"] = (logits.detach().argmax(-1) == targets).float().mean()
-        return F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
 
     def scores(self, wrapped: nn.Module, loader: Iterable[Any], on_batch: Callable[[], None]) -> dict[str, Any]:
         """Accuracy and plain cross-entropy; `confusion` is then of the same images."""

@@ -12,23 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unrolled.alignment.people import Array, agreement, correlation_rdms, noise_ceiling, unit_ranks, upper
+from unrolled.data.human import brains, colours, things
+from unrolled.instruments.control import drawn_anew
 from unrolled.studies.cells import Cell, Columns, Context, Result
 from unrolled.studies.networks import BATCH, Network
 from unrolled.studies.pictures import as_input
 from unrolled.studies.platonic.given import CIFAR, open_model
-from unrolled.studies.platonic.human import (
-    Array,
-    agreement,
-    brains,
-    colours,
-    correlation_rdms,
-    noise_ceiling,
-    things,
-    unit_ranks,
-    upper,
-    word_vectors,
-)
-from unrolled.studies.platonic.photos import NETS, drawn_anew
+from unrolled.studies.platonic.photos import NETS
+from unrolled.studies.platonic.words import word_vectors
 from unrolled.studies.platonic.zoo import GPU, ZooConfig, family, full_name
 from unrolled.studies.study import AtLeast, Budgets, Config
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 import numpy as np
 import torch
 
+from unrolled.alignment.people import unit_ranks, upper
+from unrolled.data.human import colours, named_colours, read_arrays
 from unrolled.errors import MissingData
 from unrolled.studies.cells import Cell, Columns, Context, Result, data_missing
 from unrolled.studies.platonic.colour.layouts import (
@@ -24,7 +26,7 @@ from unrolled.studies.platonic.colour.layouts import (
     pixel_pairs,
 )
 from unrolled.studies.platonic.given import open_model
-from unrolled.studies.platonic.human import colours, named_colours, read_arrays, unit_ranks, upper, word_vectors
+from unrolled.studies.platonic.words import word_vectors
 from unrolled.studies.study import AtLeast, Budgets, Config, Count, Seeds
 
 if TYPE_CHECKING:

@@ -1,0 +1,91 @@
+"""`unrolled eval` of language models of transformers: bits per byte on a part of a corpus."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from unrolled.commands.eval.options import EvalOptions
+from unrolled.harness import Answer, Run
+from unrolled.subjects.models import choose_device
+from unrolled.subjects.texts import DEFAULT_LENGTH
+from unrolled.terminal import progress, say
+
+_EXCERPT = 1000  # characters
+
+
+def measures_language(options: EvalOptions) -> bool:
+    """Whether the model is one of transformers and the data are a corpus."""
+    from unrolled.data.text import text_names
+    from unrolled.subjects.language import source_of
+
+    return options.data in text_names() and source_of(options.model)[0] == "transformers"
+
+
+def evaluate_language_model(options: EvalOptions) -> None:
+    """Bits per byte, in windows of 256 tokens or of as many as the model takes, each with its mark of a text's begin.
+
+    Raises:
+        ValueError: it does not predict the next token, or its tokenizer does not tell bytes.
+    """
+    from unrolled.data.text import open_text
+    from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
+    from unrolled.report import Fact, Report
+    from unrolled.subjects.texts import open_reader
+
+    if options.split == "all" or options.labels is not None or options.robustness:
+        raise ValueError("--split all, --labels and --robustness are for images; leave them out")
+    reader = open_reader(options)
+    if not reader.causal or reader.bytes_of is None:
+        reason = "has a tokenizer that does not tell bytes" if reader.causal else "does not predict the next token"
+        raise ValueError(f"model: {options.model} {reason}; give a causal language model")
+    split, options = options.split, replace(options, batch_size=options.batch_size or 8)
+    part = open_text(str(options.data), split, data_dir=options.data_dir)
+    say(part.description, quiet=options.quiet)
+    length = min(DEFAULT_LENGTH, reader.limit or DEFAULT_LENGTH)
+    texts = [part.text] if options.samples is None else _excerpts(part.text, options.samples)
+    run = Run(options, "eval", options.model, str(options.data))
+    begins = reader.encode("")[:1]
+    tokenizer: Any = SimpleNamespace(encode=reader.pieces, bytes_of=reader.bytes_of)
+    model = reader.module.to(choose_device(options.device))
+    settings: dict[str, Any] = {"length": length, "stride": options.stride, "batch_size": options.batch_size}
+    settings["start"] = begins[0] if begins else None
+    total = Counter[str]()
+    for text in progress(texts, total=len(texts), what="eval", quiet=options.quiet):
+        measured = bits_per_byte(model, text, tokenizer, **settings)
+        total.update({name: measured[name] for name in ("bits", "bytes", "tokens")})
+    scores = {
+        "loss": total["bits"] * math.log(2) / total["tokens"],
+        "bits_per_byte": total["bits"] / total["bytes"],
+        "bytes": total["bytes"],
+        "tokens": total["tokens"],
+    }
+    result: Answer = {
+        "model": options.model, "task": "lm", "data": options.data, "split": options.split, "length": length,
+        "stride": options.stride or length, **({} if options.samples is None else {"samples": options.samples}),
+        **scores, "tokens_per_second": total["tokens"] / run.seconds,
+    }  # fmt: skip
+    words = f"{scores['bits_per_byte']:.4f} bits per byte, {scores['loss']:.4f} nats per token"
+    what = f"{options.model} on {options.data}"
+    report = Report(what, question=f"How well does it predict the {options.split} part?")
+    report.headline(
+        f"{words}, of {scores['bytes']:,} bytes in {scores['tokens']:,} tokens, in windows of {length}. Whether the "
+        "model has seen this text in training is not known.",
+        [
+            Fact(label="Bits per byte", value=f"{scores['bits_per_byte']:.4f}", detail=f"{scores['bytes']:,} bytes"),
+            Fact(label="Loss", value=f"{scores['loss']:.4f}", detail="nats per predicted token"),
+        ],
+    )
+    run.finish(report, result, f"{what} ({options.split}): {words}", seeds=[], options=options)
+
+
+def _excerpts(text: str, count: int) -> list[str]:
+    """So many excerpts of 1,000 characters, drawn evenly."""
+    if not 1 <= count <= len(text) // _EXCERPT:
+        raise ValueError(f"--samples {count}: give 1 to {len(text) // _EXCERPT}, excerpts of {_EXCERPT:,} characters")
+    last = len(text) - _EXCERPT
+    starts = [round(number * last / max(1, count - 1)) for number in range(count)]
+    return [text[start : start + _EXCERPT] for start in starts]
