@@ -28,8 +28,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def translate(files: Path, out: Path, *flags: str) -> int:
-    few = ["--restarts", "3", "--controls", "2", "--quiet", "--out", str(out)]
-    return cli.run(["translate", str(files / "x.npy"), str(files / "y.npy"), *few, *flags])
+    few = {"--restarts": "3", "--controls": "2"}
+    left = [word for flag, value in few.items() if flag not in flags for word in (flag, value)]
+    return cli.run(
+        ["translate", str(files / "x.npy"), str(files / "y.npy"), *left, "--quiet", "--out", str(out), *flags]
+    )
 
 
 def test_turned_features_are_translated_and_a_second_run_goes_on(files: Path, tmp_path: Path, capsys: Shown) -> None:
@@ -60,7 +63,7 @@ def test_turned_features_are_translated_and_a_second_run_goes_on(files: Path, tm
 def test_pairs_and_a_linear_map(files: Path, tmp_path: Path, capsys: Shown) -> None:
     assert translate(files, tmp_path, "--pairs", "10", "--map", "linear", "--controls", "0") == 0
     text = capsys.readouterr().out
-    assert text.splitlines()[2].startswith("10 pairs")
+    assert text.splitlines()[1].startswith("10 pairs")
     assert "partners shuffled" in text
     assert "Not tested" in text
 

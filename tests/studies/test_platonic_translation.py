@@ -115,7 +115,7 @@ def test_classes_find_their_names_by_how_they_lie(right: bool, tmp_path: Path, m
     features = torch.from_numpy(places)[labels] + 0.01 * torch.randn(50, 3)
     words = torch.from_numpy(places if right else generator.normal(size=(5, 3)))
     names = tuple(f"class{i}" for i in range(5))
-    shown = Pictures(torch.zeros(50, 3, 32, 32, dtype=torch.uint8), labels, names)
+    shown = Pictures(images=torch.zeros(50, 3, 32, 32, dtype=torch.uint8), labels=labels, classes=names)
     monkeypatch.setattr(classes, "pictures", lambda *args: shown)
     monkeypatch.setattr(classes, "find_weights", lambda data_dir: data_dir)
     monkeypatch.setattr(classes, "word_vectors", lambda text, texts, weights: words)

@@ -13,7 +13,7 @@ from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.networks import Data, Network
 from unrolled.studies.pictures import pictures
 from unrolled.studies.platonic.given import IMAGENET, GivenFeatures, open_model
-from unrolled.studies.platonic.human import word_vectors
+from unrolled.studies.platonic.words import word_vectors
 from unrolled.studies.platonic.zoo import Features
 
 TEXTS = ("minilm", "glove")
