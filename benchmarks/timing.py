@@ -13,14 +13,18 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def interleaved(
-    variants: dict[str, Callable[[], object]], rounds: int = 9, clock: Callable[[], float] = time.perf_counter
+    variants: dict[str, Callable[[], object]],
+    rounds: int = 9,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    warm_up: int = 2,
 ) -> dict[str, float]:
-    """Seconds of each variant: the minimum over `rounds`, every round running all of them in turn, after a warm-up.
+    """Seconds of each variant: the minimum over `rounds`, each running all of them in turn, after `warm_up` more.
 
     `CLOCKS["cpu"]` counts this process's own time, where other work shares the cores.
     """
     best = dict.fromkeys(variants, float("inf"))
-    for _ in range(2):
+    for _ in range(warm_up):
         for run in variants.values():
             run()
     _synchronize()

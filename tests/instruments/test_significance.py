@@ -12,7 +12,16 @@ from scipy import sparse, stats
 
 import unrolled.alignment as al
 from unrolled.alignment import embedding as alignment_embedding
-from unrolled.alignment.significance import SMALLEST, p_text, pareto_tail, pearson_tail, resolved_p_value
+from unrolled.alignment.chance import compare
+from unrolled.alignment.significance import (
+    SMALLEST,
+    cantelli_bound,
+    p_phrase,
+    p_text,
+    pareto_tail,
+    pearson_tail,
+    resolved_p_value,
+)
 from unrolled.ops.permutation_moments import orbit_sums, permutation_moments
 
 
@@ -140,3 +149,28 @@ def test_one_sample_that_dominates_both_sides_is_not_judged_by_moments() -> None
     assert met.score > 0.8
     assert "relabellings" in met.p_method
     assert met.p_value > 2e-4
+
+
+def test_cantelli_bounds_every_distribution() -> None:
+    # the distribution for which the inequality is an equation: 2 with probability 1 / 5, else -1 / 2
+    assert cantelli_bound(2.0, 1).value == pytest.approx(1 / 5)
+    rare = torch.zeros(1000, dtype=torch.float64)
+    rare[0] = 1.0
+    z = float((1.0 - rare.mean()) / rare.std(correction=0))
+    assert 1 / 1000 <= cantelli_bound(z, 1).value <= 1.001 / 1000
+    assert cantelli_bound(2.0, 144).value == 1.0
+    assert cantelli_bound(-3.0, 1).value == 1.0
+    assert p_phrase(*vars(cantelli_bound(1000.0, 10)).values()) == "p < 1e-05"
+
+
+def test_a_hub_does_not_cost_relabellings_where_no_tail_could_reach_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(1500, 6, generator=generator)
+    common[0] = 1e-3  # the same in every direction: a neighbour of many
+    sides = [torch.cat([common, 0.05 * torch.randn(1500, 6, generator=generator)], 1) for _ in range(2)]
+    monkeypatch.setattr("unrolled.alignment.chance._DOMINANT", 0.0)  # as if one sample carried much of both
+    found = compare(*sides, "mutual_knn", null="moments", resamples=0)
+    assert found.p_method.startswith("Cantelli")
+    assert found.p_value == pytest.approx(1 / (1 + found.z**2))
+    drawn = compare(*sides, "mutual_knn", null="permutation", draws=50, resamples=0)
+    assert float(drawn.null_best.max()) < found.score / 5

@@ -45,6 +45,40 @@ def test_tiles_find_the_neighbours_of_a_full_sort(n: int, d: int, tile: int, see
     torch.testing.assert_close(found.scores, scores.gather(1, expected)[queries])
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(2, 150), tile=st.integers(1, 170), strip=st.integers(1, 60), group=st.integers(2, 6),
+    spread=st.integers(1, 400), seed=st.integers(0, 999), data=st.data(),
+)  # fmt: skip
+def test_strips_and_groups_find_the_neighbours_of_a_full_sort(
+    n: int, tile: int, strip: int, group: int, spread: int, seed: int, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, min(n - 1, 20)))
+    # whole numbers: sums are exact in any order. Few different ones make ties and copies, many hardly any
+    x = torch.randint(-spread, spread + 1, (n, 3), generator=torch.Generator().manual_seed(seed)).float()
+    if data.draw(st.booleans(), label="nearer and nearer"):
+        x = x[x[:, 0].argsort()]
+    scores = (x @ x.T).fill_diagonal_(-torch.inf)
+    expected = torch.sort(scores, dim=1, descending=True, stable=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unrolled.ops.neighbours._STRIP", strip)
+        patch.setattr("unrolled.ops.neighbours._GROUP", group)
+        every = nearest_neighbours(x, k, tile=tile, normalize=False)
+        some = nearest_neighbours(x, k, tile=tile, normalize=False, queries=torch.arange(1, n, 3))
+    assert torch.equal(every.indices, expected.indices[:, :k])
+    assert torch.equal(every.scores, expected.values[:, :k])
+    assert torch.equal(some.indices, expected.indices[1::3, :k])
+
+
+def test_copies_are_found_in_order_whatever_lies_in_between() -> None:
+    x = torch.nn.functional.one_hot(torch.arange(2600) % 65).float()  # 40 copies of each row, strips and tiles apart
+    found = nearest_neighbours(x, 12, tile=1300)
+    own = torch.arange(2600)[:, None] % 65 + 65 * torch.arange(13)
+    mine = own == torch.arange(2600)[:, None]
+    own = torch.where(mine.any(1, keepdim=True), own.masked_fill(mine, 2600).sort(1).values, own)[:, :12]
+    assert torch.equal(found.indices, own)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_cosine_neighbours_in_each_dtype(dtype: torch.dtype) -> None:
     x = torch.randn(300, 16).to(dtype)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from unrolled.trust import check, check_model_args, command_line, consequence, r
 
 CODE = """
 from pathlib import Path
+from typing import Any
 from torch import nn
 
 Path(__file__).with_name("ran").touch()
@@ -223,8 +225,14 @@ def test_a_hugging_face_folder_with_code_of_its_own(foreign: Path) -> None:
                 f"hf:{foreign}", hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8
             )
     (foreign / "config.json").write_text(json.dumps({"model_type": "vit", "attn_implementation": "evil/kernel"}))
-    with pytest.raises(UnsafeFile, match="evil/kernel, which is code"):
-        resolve_model(f"local:{foreign}")
+    attention = "what the file asks for"
+    try:
+        model: Any = resolve_model(f"local:{foreign}")
+        attention = model.config._attn_implementation
+    except UnsafeFile as error:
+        refusal = str(error)
+    # transformers 5.0 does not ask a file which attention to take
+    assert attention in ("sdpa", "eager") or "evil/kernel, which is code" in refusal
     assert not (foreign / "ran").exists()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +36,7 @@ from unrolled.alignment.significance import (
     SMALLEST,
     PValue,
     calibrate,
+    cantelli_bound,
     p_phrase,
     pearson_tail,
     permutation_p_value,
@@ -195,8 +196,10 @@ def compare(
             `higher_is_closer=False`, other `options` are its keyword arguments.
         null: "permutation" relabels samples `draws` times; the smallest p-value is 1 / (draws + 1). "moments" takes the
             Pearson III tail of the exact first three moments, times the number of layer pairs, where it is above 0.2,
-            or below 1e-6 with no sample dominating both sides; else, and where no moments are known, samples are
-            relabelled until ten draws reach the score, at most max(draws, 999) times. `p_method` says which it was.
+            or below 1e-6 with no sample dominating both sides; else Cantelli's bound, which every null of the exact
+            mean and variance obeys, where relabellings could not give less; else, and where no moments are known,
+            samples are relabelled until ten draws reach the score, at most max(draws, 999) times. `p_method` says
+            which it was.
         alpha: level of `threshold`.
         resamples: subsamples for the interval of the best pair at this many samples; 0 leaves it out.
         select_held_out: also choose the pair on half of the samples and judge it on the other half.
@@ -225,7 +228,24 @@ def compare(
             note_copies(side, name)
     units = Units.of(left.n, groups, blocks)
     chosen = chosen.for_units(units)
-    grid = layer_grid(left, right, chosen)
+    result = judged(left, right, chosen, layer_grid(left, right, chosen), units, null, draws, seed, alpha=alpha)
+    if stored is None:
+        return result
+    pair = Representation(stored[0][result.best[0]]), Representation(stored[1][result.best[1]])
+    if resamples and enough_rows(chosen, units, resamples, seed):
+        interval = score_interval(*pair, chosen, resamples=resamples, groups=groups, blocks=blocks, seed=seed)
+        result = replace(result, interval=interval)
+    if select_held_out:
+        apart = held_out(*stored, chosen, draws=draws, groups=groups, blocks=blocks, seed=seed)
+        result = replace(result, held_out=apart)
+    return result
+
+
+def judged(
+    left: Layers, right: Layers, chosen: Metric, grid: Grid, units: Units, null: str, draws: int, seed: int, *,
+    alpha: float = 0.05, null_best: Tensor | None = None,
+) -> Comparison:  # fmt: skip
+    """`compare` of prepared layers whose `grid` is known, and with null "permutation" perhaps `null_best` [draws]."""
     if units.description:  # closed forms are of single rows
         grid = Grid(grid.scores, None, None)
     row, column = best_pair(grid.scores, chosen)
@@ -234,9 +254,9 @@ def compare(
     z = None
     if grid.null_mean is not None and grid.null_std is not None and float(grid.null_std[row, column]) > 0:
         z = float((score - grid.null_mean[row, column]) / grid.null_std[row, column])
-    null_best, threshold, calibrated = None, None, None
+    threshold, calibrated = None, None
     if null == "permutation":
-        null_best = _null(left, right, chosen, units, draws, seed)
+        null_best = _null(left, right, chosen, units, draws, seed) if null_best is None else null_best
         chance = float(null_best.mean())
         p = PValue(
             permutation_p_value(score, null_best, higher_is_closer=chosen.higher_is_closer), f"{draws} relabellings"
@@ -244,17 +264,10 @@ def compare(
         threshold, calibrated = calibrate(score, null_best, chosen, alpha=alpha)
     else:
         p, chance = _quick_p_value(left, right, chosen, grid, units, max(draws, _MOST), seed)
-    interval, judged = None, None
-    if stored is not None:
-        pair = Representation(stored[0][names[0]]), Representation(stored[1][names[1]])
-        if resamples and enough_rows(chosen, units, resamples, seed):
-            interval = score_interval(*pair, chosen, resamples=resamples, groups=groups, blocks=blocks, seed=seed)
-        if select_held_out:
-            judged = held_out(*stored, chosen, draws=draws, groups=groups, blocks=blocks, seed=seed)
     return Comparison(
         metric=repr(chosen), n=left.n, layers=(left.names, right.names), scores=grid.scores, best=names, score=score,
         chance=chance, null_mean=grid.null_mean, null_std=grid.null_std, null_best=null_best, p_value=p.value,
-        threshold=threshold, calibrated=calibrated, z=z, alpha=alpha, interval=interval, held_out=judged,
+        threshold=threshold, calibrated=calibrated, z=z, alpha=alpha, interval=None, held_out=None,
         constant=(left.constant, right.constant), p_method=p.method, units=units.description,
     )  # fmt: skip
 
@@ -343,6 +356,9 @@ def _quick_p_value(
         dominated = float(share[place]) > _DOMINANT * float(std[place])
         if p >= _SURE[1] or (p < _SURE[0] and not dominated):
             return PValue(p, f"Pearson III tail of three exact moments, times {tails.size} pairs of layers"), chance
+    bound = cantelli_bound(float(z.max()), z.numel())
+    if bound.value * (most + 1) < 1:  # all relabellings together could not say less
+        return bound, chance
     nulls = metric.null_grids(left.of(metric), right.of(metric), orders)
     largest = (float(((null - mean) / std).nan_to_num(nan=-math.inf).max()) for null in nulls)
     return resolved_p_value(float(z.max()), largest), chance

@@ -35,6 +35,9 @@ _WIDE = 2**28  # products of a sparse matrix with itself above which the dense f
 _LARGE = 100.0  # norm of a diagonal that may be subtracted again from sums of third powers of a unit matrix
 _CACHED = 2**16  # entries of a kernel relabelled at a time
 _STACK = 2**31  # bytes of stacked layers for null grids
+_MOVED = 2**25  # relabelled entries of layers held at a time
+_SPARSER = 64  # samples for each neighbour above which sparse products of whole grids are cheaper than dense ones
+_ENTRIES = 2**23  # entries of the samples' rows of a matrix that one sparse product is of
 
 
 @dataclass(frozen=True)
@@ -237,16 +240,27 @@ class EmbeddingMetric(Metric):
         """`grid` after relabelling all columns alike, once for each order."""
         kept_rows, kept_columns = _present(rows), _present(columns)
         a, b = [rows[i] for i in kept_rows], [columns[j] for j in kept_columns]
-        if not a or not b or not _embedded(a, b) or _stack_bytes(a, b) > _STACK:
+        large = bool(a and b) and _embedded(a, b) and _stack_bytes(a, b) > _STACK
+        if not a or not b or not _embedded(a, b) or (large and not whole_grids([*a, *b])):
             yield from super().null_grids(rows, columns, orders)
             return
         a, b = _alike(a, b)
-        products = _dense_nulls(a, b, orders) if isinstance(a[0], DenseEmbedding) else _sparse_nulls(a, b, orders)
+        if large:
+            products = self._stacked_nulls(a, b, orders)
+        else:
+            products = _dense_nulls(a, b, orders) if isinstance(a[0], DenseEmbedding) else _sparse_nulls(a, b, orders)
         where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
         for values in products:
             out = torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64)
             out[where] = values.double().cpu()
             yield out
+
+    def _stacked_nulls(self, a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
+        """One sparse product for some orders at a time, so that the layers of a are laid out once for all of these."""
+        entries = sum(e.columns.numel() for e in b)
+        for some in stacked(orders, max(1, _MOVED // entries)):
+            moved = [self.relabel(e, order) for order in some for e in b]
+            yield from _sparse_grid(a, moved).reshape(len(a), len(some), len(b)).unbind(1)
 
 
 def sparse_product(a: SparseEmbedding, b: SparseEmbedding) -> float:
@@ -264,6 +278,15 @@ def sparse_product(a: SparseEmbedding, b: SparseEmbedding) -> float:
             products = (dense.gather(1, b.columns[rows]) * b.values[rows]).sum(1)
         total += float(products.sum(dtype=accumulator(products)))
     return total * a.scale * b.scale
+
+
+def whole_grids(layers: Sequence[Any]) -> bool:
+    """Whether `grid` of these layers is a sparse product: best of many at once, and a pair the same in any company."""
+    present = [e for e in layers if e is not None]
+    return all(
+        isinstance(e, SparseEmbedding) and e.columns.device.type == "cpu" and _SPARSER * e.columns.shape[1] < e.n
+        for e in present
+    )
 
 
 def _embedded(*sides: Sequence[Any]) -> bool:
@@ -293,6 +316,8 @@ def _product(a: Sequence[Embedding], b: Sequence[Embedding]) -> Tensor:
             total += (left @ right.T).double().cpu()
         return total
     n = a[0].n
+    if whole_grids([*a, *b]):
+        return _sparse_grid(a, b)  # type: ignore[arg-type]
     if n > 4 * 4096:  # the dense blocks below cost n^2 per layer, pairs of lists only n k^2 per pair
         return torch.tensor([[sparse_product(x, y) for y in b] for x in a], dtype=torch.float64)  # type: ignore[arg-type]
     step = max(1, _BUDGET // 4 // (n * (len(a) + len(b))))
@@ -301,6 +326,30 @@ def _product(a: Sequence[Embedding], b: Sequence[Embedding]) -> Tensor:
         left, right = (_dense_rows(side, slice(start, start + step)) for side in (a, b))  # type: ignore[arg-type]
         total += (left @ right.T).double().cpu()
     return total * _scales(a)[:, None] * _scales(b)
+
+
+def _sparse_grid(a: Sequence[SparseEmbedding], b: Sequence[SparseEmbedding]) -> Tensor:
+    """All inner products of sparse matrices: one sparse product of layers by entries a few rows of samples.
+
+    Its cost is the number of entries that layers share. Blocks depend on n alone, so that a pair has the same value in
+    any company.
+    """
+    n, total = a[0].n, np.zeros((len(a), len(b)))
+    step = max(1, _ENTRIES // n)
+
+    def stack(side: Sequence[SparseEmbedding], start: int) -> Any:
+        rows = slice(start, min(start + step, n))
+        count = rows.stop - start
+        keys = [(e.columns[rows] + n * torch.arange(count)[:, None]).flatten().int().numpy() for e in side]
+        values = np.concatenate([e.values[rows].flatten().double().numpy() for e in side])
+        ends = np.cumsum([0, *(len(key) for key in keys)], dtype=np.int32)
+        return sparse.csr_array((values, np.concatenate(keys), ends), shape=(len(side), count * n))
+
+    for start in range(0, n, step):
+        left = stack(a, start)
+        right = left if a is b else stack(b, start)
+        total += (right @ left.T.tocsr()).toarray().T  # only the layers of a are sorted by entry
+    return torch.from_numpy(total) * _scales(a)[:, None] * _scales(b)
 
 
 def _scales(side: Sequence[Any]) -> Tensor:

@@ -170,8 +170,8 @@ def _is_row(layer: Any) -> bool:
     return getattr(layer, "ndim", 2) == 1
 
 
-def layer_grid(a: Layers, b: Layers, metric: str | Metric) -> Grid:
-    """Scores of all pairs of prepared layers, with closed-form null moments where the metric has them.
+def layer_grid(a: Layers, b: Layers, metric: str | Metric, *, scores: Tensor | None = None) -> Grid:
+    """Scores of all pairs of prepared layers (unless known), with closed-form null moments where the metric has them.
 
     Raises:
         ValueError: different numbers of samples, or layers not prepared for this metric.
@@ -181,7 +181,7 @@ def layer_grid(a: Layers, b: Layers, metric: str | Metric) -> Grid:
     rows, columns = a.of(metric), b.of(metric)
     moments = metric.null_moments(rows, columns)
     mean, std = (None, None) if moments is None else (moments[0], moments[1].sqrt())
-    return Grid(metric.grid(rows, columns), mean, std)
+    return Grid(metric.grid(rows, columns) if scores is None else scores, mean, std)
 
 
 def best_pair(scores: Tensor, metric: Metric) -> tuple[int, int]:

@@ -189,6 +189,7 @@ class Metric(ABC):
             invertible).
         min_samples: fewest samples with a defined value.
         share_of_samples: the value is the share of samples for which something holds.
+        few_numbers: `prepare` gives O(n k) numbers, a `SparseEmbedding` or lists [n, k], which `prepared` files hold.
     """
 
     name: ClassVar[str]
@@ -198,6 +199,7 @@ class Metric(ABC):
     invariances: frozenset[str] = frozenset()
     min_samples: int = 2
     share_of_samples: ClassVar[bool] = False
+    few_numbers: ClassVar[bool] = False
 
     def __call__(self, x: Features | Representation, y: Features | Representation) -> float:
         """Value for features x [n, d_x] and y [n, d_y] whose rows are the same samples."""

@@ -1,6 +1,7 @@
 """Every model against every other: best layers, chance and p-value of each pair, in tiles that processes share.
 
-A tile is the pairs between a few models and a few others: their layers are prepared once for all pairs of the tile. Its
+A tile is the pairs between a few models and a few others. Where a metric needs few numbers of a layer (neighbour lists)
+every model is prepared once, into a file; for others its layers are prepared once for all pairs of a tile. A tile's
 result depends on the features and the options alone, so tiles give the same numbers in any order, on any number of
 machines, and a stopped comparison goes on with the tiles that are missing.
 
@@ -11,36 +12,43 @@ Kubernetes). Ray would do as well and installs 80 times as much.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled.alignment.chance import compare
+from unrolled.alignment.chance import judged
 from unrolled.alignment.dependence import Blocks, Groups, Units
-from unrolled.alignment.layers import Layers, prepare_layers
+from unrolled.alignment.embedding import whole_grids
+from unrolled.alignment.layers import Layers, layer_grid
 from unrolled.alignment.metric import Metric
+from unrolled.alignment.prepared import few_numbers, load_prepared, prepare_model, save_prepared
 from unrolled.alignment.registry import get_metric
 from unrolled.alignment.significance import benjamini_hochberg
-from unrolled.errors import CorruptFile
-from unrolled.instruments.features.files import Rows, check_same_samples, features_digest, read_features
+from unrolled.errors import CorruptFile, MissingData
+from unrolled.instruments.features.files import Rows, check_same_samples, features_digest
 from unrolled.reading import read_json
 from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from torch import Tensor
 
     from unrolled.figures import HeatMap
 
-_VERSION = 2  # of what a tile holds; kept tiles of others are computed anew
+_OF_MODEL = ("metrics", "options", "null", "device")  # what its prepared layers depend on, besides its features
+Pair = tuple[str, str]
+_VERSION = 3  # of what a tile holds; kept tiles of others are computed anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +157,7 @@ def model_grid(
     client: Any = None,
     device: str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
+    on_prepared: Callable[[int, int], None] | None = None,
 ) -> ModelGrid:
     """Compare all pairs of models.
 
@@ -162,10 +171,12 @@ def model_grid(
         groups, blocks: which rows depend on each other, as in `compare`; relabelled whole, and never in closed form.
         seed: of the relabellings.
         tile: models on either side of a tile. One that does not fit memory is cut in four and tried again.
-        folder: keeps finished tiles, so that a stopped comparison goes on.
+        folder: keeps finished tiles, and in `prepared` the neighbour lists of every model, so that a stopped comparison
+            goes on. Without one such lists lie in a temporary folder.
         client: a `dask.distributed.Client`; without one all is done in this process.
         device: where features are compared.
         on_progress: given finished and all tiles, after each.
+        on_prepared: given models whose lists are prepared, and all, after each.
 
     Raises:
         ValueError: fewer than two models, tile below 1, models of different samples (both are named), bad features.
@@ -185,7 +196,8 @@ def model_grid(
     }  # fmt: skip
     jobs = [
         {**shared, "rows": rows, "columns": columns, "order": names,
-         "paths": {name: str(Path(features[name]).expanduser().resolve()) for name in dict.fromkeys(rows + columns)}}
+         "paths": {name: str(Path(features[name]).expanduser().resolve()) for name in dict.fromkeys(rows + columns)},
+         "prepared": {}}
         for rows, columns in tiles(names, tile)
     ]  # fmt: skip
     store = None if folder is None else Path(folder)
@@ -193,14 +205,20 @@ def model_grid(
     results: list[list[dict[str, Any]] | None] = [_stored(store, key) for key in keys]
     missing = [i for i, result in enumerate(results) if result is None]
     done = len(jobs) - len(missing)
-    if on_progress is not None and done:
-        on_progress(done, len(jobs))
-    for i, result in _run([jobs[i] for i in missing], client):
-        results[missing[i]] = result
-        _keep(store, keys[missing[i]], result)
-        done += 1
-        if on_progress is not None:
+    with contextlib.ExitStack() as stack:
+        kept = None if store is None else store / "prepared"
+        if kept is None and client is None and len(jobs) > 1:
+            kept = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unrolled-grid-")))
+        if kept is not None:
+            _prepare_all([jobs[i] for i in missing], kept, digests, client, on_prepared)
+        if on_progress is not None and done:
             on_progress(done, len(jobs))
+        for i, result in _run(score_tile, [jobs[i] for i in missing], client):
+            results[missing[i]] = result
+            _keep(store, keys[missing[i]], result)
+            done += 1
+            if on_progress is not None:
+                on_progress(done, len(jobs))
     pairs = [PairScore(**{**pair, "layers": tuple(pair["layers"])}) for result in results for pair in result or []]
     place = {name: i for i, name in enumerate(names)}
     pairs.sort(key=lambda pair: (metrics.index(pair.metric), place[pair.a], place[pair.b]))
@@ -250,44 +268,87 @@ def metric_of(name: str, options: Mapping[str, Any] | None) -> Metric:
     return get_metric(name, **{key: value for key, value in (options or {}).items() if key in known})
 
 
-def _score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    import torch
+def keep_prepared(job: Mapping[str, Any]) -> None:
+    """Prepare the layers of one model and write them where tiles look for them; called by workers."""
+    metrics = few_numbers([metric_of(name, job["options"]) for name in job["metrics"]])
+    layers, rows = prepare_model(job["name"], job["path"], metrics, job["device"])
+    save_prepared(Path(job["file"]), layers, rows, shapes=job["null"] == "moments")
 
+
+def _score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
     chosen = {name: metric_of(name, job["options"]) for name in job["metrics"]}
     prepared: dict[str, Layers] = {}
     rows: dict[str, Rows] = {}
     for name in dict.fromkeys([*job["rows"], *job["columns"]]):
-        features = read_features(job["paths"][name])
-        layers = {layer: torch.as_tensor(value).to(job["device"]) for layer, value in features.items()}
-        try:
-            prepared[name] = prepare_layers(layers, list(chosen.values()))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        current = Rows.of(features)
+        prepared[name], current = _prepared(job, name, list(chosen.values()))
         for other, known in rows.items():
             check_same_samples(known, current, other, name)
         rows[name] = current
+    units = Units.of(current.samples, job["groups"], job["blocks"])
     place = {name: i for i, name in enumerate(job["order"])}
+    pairs = [(a, b) for a in job["rows"] for b in job["columns"] if place[a] < place[b]]
     scored = []
-    for a in job["rows"]:
-        for b in job["columns"]:
-            if place[a] >= place[b]:
-                continue
-            for name, metric in chosen.items():
-                scored.append(_score(a, b, name, metric, prepared, job))
-                if job["both_ways"] and not metric.symmetric:
-                    scored.append(_score(b, a, name, metric, prepared, job))
+    for name, metric in chosen.items():
+        scores, nulls = _whole_tile(metric, prepared, units, job)
+        for a, b in pairs:
+            scored.append(_score(a, b, name, metric, prepared, units, job, scores.get((a, b)), nulls.get((a, b))))
+            if job["both_ways"] and not metric.symmetric:
+                scored.append(_score(b, a, name, metric, prepared, units, job))
     return scored
 
 
+def _prepared(job: Mapping[str, Any], name: str, metrics: Sequence[Metric]) -> tuple[Layers, Rows]:
+    """A model's layers for all metrics: from its file as far as they are kept, else from its features."""
+    path, device, file = job["paths"][name], job["device"], job["prepared"].get(name)
+    if file is None:
+        return prepare_model(name, path, metrics, device)
+    try:
+        layers, rows = load_prepared(Path(file), device)
+    except (MissingData, CorruptFile):
+        keep_prepared({**job, "name": name, "path": path, "file": file})
+        layers, rows = load_prepared(Path(file), device)
+    rest = [metric for metric in metrics if repr(metric) not in layers.prepared]
+    if rest:
+        more, rows = prepare_model(name, path, rest, device)
+        layers = replace(layers, prepared=layers.prepared | more.prepared)
+    return layers, rows
+
+
+def _whole_tile(
+    metric: Metric, prepared: Mapping[str, Layers], units: Units, job: Mapping[str, Any]
+) -> tuple[dict[Pair, Tensor], dict[Pair, Tensor]]:
+    """Layer grids of all pairs of a tile, and their best values after each relabelling if these are asked for.
+
+    Empty where one grid for all saves nothing, or would round a pair's values otherwise than the pair alone.
+    """
+    import torch
+
+    rows, columns = job["rows"], job["columns"]
+    left, right = ([layer for model in side for layer in prepared[model].of(metric)] for side in (rows, columns))
+    if not whole_grids([*left, *right]):
+        return {}, {}
+    ends = [np.cumsum([0, *(len(prepared[model].names) for model in side)]) for side in (rows, columns)]
+    scores, nulls = metric.grid(left, right), []
+    if job["null"] == "permutation":
+        for grid in metric.null_grids(left, right, units.relabellings(job["draws"], job["seed"])):
+            best = np.maximum.reduceat(grid.nan_to_num(-math.inf).numpy(), ends[0][:-1], axis=0)
+            nulls.append(np.maximum.reduceat(best, ends[1][:-1], axis=1))
+    of_pair, best_of_pair = {}, {}
+    for i, a in enumerate(rows):
+        for j, b in enumerate(columns):
+            of_pair[a, b] = scores[ends[0][i] : ends[0][i + 1], ends[1][j] : ends[1][j + 1]]
+            if nulls:
+                best_of_pair[a, b] = torch.tensor([best[i, j] for best in nulls], dtype=torch.float64)
+    return of_pair, best_of_pair
+
+
 def _score(
-    a: str, b: str, name: str, metric: Metric, prepared: Mapping[str, Layers], job: Mapping[str, Any]
-) -> dict[str, Any]:
-    left, right = prepared[a], prepared[b]
-    result = compare(
-        left, right, metric, null=job["null"], draws=job["draws"], resamples=0, groups=job["groups"],
-        blocks=job["blocks"], seed=job["seed"],
-    )  # fmt: skip
+    a: str, b: str, name: str, metric: Metric, prepared: Mapping[str, Layers], units: Units, job: Mapping[str, Any],
+    scores: Tensor | None = None, null_best: Tensor | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    left, right, chosen = prepared[a], prepared[b], metric.for_units(units)
+    grid = layer_grid(left, right, chosen, scores=scores)
+    result = judged(left, right, chosen, grid, units, job["null"], job["draws"], job["seed"], null_best=null_best)
     assert result.p_value is not None
     return asdict(
         PairScore(
@@ -306,15 +367,45 @@ def _codes(groups: Groups | None) -> list[int] | None:
     return [int(code) for code in codes]
 
 
-def _run(jobs: list[dict[str, Any]], client: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _prepare_all(
+    jobs: list[dict[str, Any]], folder: Path, digests: Mapping[str, str], client: Any,
+    on_prepared: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    """Prepare every model of the jobs once, as far as its prepared layers are small, and tell the jobs where they lie.
+
+    What is in the folder is not made again.
+    """
+    if not jobs:
+        return
+    few = [repr(metric) for metric in few_numbers([metric_of(name, jobs[0]["options"]) for name in jobs[0]["metrics"]])]
+    if not few:
+        return
+    wanted: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        for name, path in job["paths"].items():
+            key = json.dumps([_VERSION, digests[name], few, job["null"] == "moments", job["device"]])
+            file = str(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors")
+            job["prepared"][name] = file
+            wanted[file] = {**{key: job[key] for key in _OF_MODEL}, "name": name, "path": path, "file": file}
+    absent = [each for file, each in wanted.items() if not Path(file).is_file()]
+    done = len(wanted) - len(absent)
+    for _ in _run(keep_prepared, absent, client):
+        done += 1
+        if on_prepared is not None:
+            on_prepared(done, len(wanted))
+
+
+def _run(
+    function: Callable[[dict[str, Any]], Any], jobs: list[dict[str, Any]], client: Any
+) -> Iterator[tuple[int, Any]]:
     """Place and result of each job, in the order in which they end."""
     if client is None:
         for i, job in enumerate(jobs):
-            yield i, score_tile(job)
+            yield i, function(job)
         return
     from dask.distributed import as_completed
 
-    futures = {future: i for i, future in enumerate(client.map(score_tile, jobs, pure=False))}
+    futures = {future: i for i, future in enumerate(client.map(function, jobs, pure=False))}
     for future in as_completed(list(futures)):
         yield futures[future], future.result()
 
@@ -327,7 +418,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _key(job: Mapping[str, Any], digests: Mapping[str, str]) -> str:
     """What a tile's result depends on: features and options, not where the files lie."""
-    settings = {key: value for key, value in job.items() if key not in ("paths", "order")}
+    settings = {key: value for key, value in job.items() if key not in ("paths", "order", "prepared")}
     settings["features"] = {name: digests[name] for name in job["paths"]}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -29,6 +29,7 @@ class MutualKNN(EmbeddingMetric):
     """
 
     name: ClassVar[str] = "mutual_knn"
+    few_numbers: ClassVar[bool] = True
     invariances = _ROW_INVARIANCES
 
     def __init__(self, *, k: int = 10):
@@ -50,6 +51,7 @@ class CKNNA(EmbeddingMetric):
     """
 
     name: ClassVar[str] = "cknna"
+    few_numbers: ClassVar[bool] = True
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     invariances = _ROW_INVARIANCES
     min_samples = 4
@@ -79,6 +81,7 @@ class CKNNA(EmbeddingMetric):
 class _ListMetric(Metric):
     """Metrics of the ordered lists [n, k]; ties are broken at random, see `ops.neighbours.shuffled_ties`."""
 
+    few_numbers: ClassVar[bool] = True
     invariances = _ROW_INVARIANCES
 
     def __init__(self, *, k: int = 10):

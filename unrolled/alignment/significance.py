@@ -104,6 +104,15 @@ def pareto_tail(score: float, null: np.ndarray) -> float:
     return count / len(null) * math.exp(max(log, -700.0))
 
 
+def cantelli_bound(z: float, pairs: int) -> PValue:
+    """The largest p-value of a score `z` exact standard deviations above the exact mean, the best of so many pairs.
+
+    Cantelli's inequality, P(Z >= z) <= 1 / (1 + z^2), times the pairs: true of every distribution, whatever its tail.
+    """
+    value = min(1.0, pairs / (1 + z * z)) if z > 0 else 1.0
+    return PValue(value, f"Cantelli's inequality for two exact moments, times {pairs} pairs of layers: {_BOUND}")
+
+
 def pearson_tail(z: np.ndarray, skewness: np.ndarray) -> np.ndarray:
     """Upper tail at `z` of the Pearson III distribution of mean 0, variance 1 and this skewness.
 

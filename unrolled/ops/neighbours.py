@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from unrolled.reading import read_object
 
 Rows = Tensor | np.ndarray  # [n, d]; a numpy memory map is read tile by tile
 _TILE_BYTES = 64 * 2**20
+_STRIP = 1024  # rows of a tile whose scores are looked at while they are in the cache
+_GROUP = 16  # scores that are looked at together
 _MAX_SHARED = 2**27
 
 
@@ -115,7 +117,7 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
             rows = scores[unsure]
             row, column = (rows >= values[unsure, k - 1 :]).nonzero(as_tuple=True)
             counts = torch.bincount(row, minlength=len(rows))
-            slot = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+            slot = _places(row, counts)
             candidates = rows.new_full((len(rows), int(counts.max())), -torch.inf)
             columns = torch.zeros_like(candidates, dtype=torch.long)
             candidates[row, slot], columns[row, slot] = rows[row, column], column
@@ -255,49 +257,163 @@ def _slack(scores: Tensor, tolerance: float | None) -> float:
 
 
 def _all_pairs(x: Rows, k: int, normalize: bool, size: int, device: torch.device) -> Neighbours:
-    n = x.shape[0]
-    starts = range(0, n, size)
-    best: list[tuple[Tensor, Tensor] | None] = [None for _ in starts]
-    for i, start_i in enumerate(starts):
-        rows = _load(x, slice(start_i, start_i + size), normalize, device)
-        # block i meets the columns of blocks 0, 1, ... in ascending order, as the tie rule of `_merge` needs
-        for j in range(i, len(starts)):
-            columns = rows if j == i else _load(x, slice(starts[j], starts[j] + size), normalize, device)
-            scores = rows @ columns.T
-            if j == i:
-                scores.fill_diagonal_(-torch.inf)
-            else:
-                best[j] = _merge(best[j], scores.T.contiguous(), start_i, k)
-            best[i] = _merge(best[i], scores, starts[j], k)
-    done = [pair for pair in best if pair is not None]
-    return Neighbours(torch.cat([indices for _, indices in done]), torch.cat([values for values, _ in done]))
+    n, block = len(x), _blocks(x, normalize, device)
+    best: _Best | None = None
+    for start_i in range(0, n, size):
+        rows = block(start_i, start_i + size)
+        best = best or _Best(n, k, size, rows)
+        for start_j in range(start_i, n, size):
+            columns = rows if start_j == start_i else block(start_j, start_j + size)
+            for first, strip in best.strips(rows):
+                # every query meets its candidates in ascending order, as the tie rule of `_Best` needs
+                at, after = start_i + first, start_i + first + len(strip)
+                skipped = max(0, at - start_j)  # columns left of the diagonal
+                scores = best.products(strip, columns[skipped:])
+                square = max(0, after - start_j - skipped)  # columns that are rows of the strip too
+                if square:
+                    scores.fill_diagonal_(-torch.inf)
+                best.take(at, scores, start_j + skipped)
+                if square < scores.shape[1]:
+                    best.take(start_j + skipped + square, scores[:, square:].T, at)
+    assert best is not None
+    return best.done()
 
 
 def _query_pairs(x: Rows, k: int, queries: Tensor, normalize: bool, size: int, device: torch.device) -> Neighbours:
-    n = x.shape[0]
-    results: list[tuple[Tensor, Tensor]] = []
+    n, block = len(x), _blocks(x, normalize, device)
+    results: list[Neighbours] = []
     for part in queries.split(size):
         rows = _load(x, part, normalize, device)
-        best: tuple[Tensor, Tensor] | None = None
+        best = _Best(len(part), k, size, rows)
         for start in range(0, n, size):
-            scores = rows @ _load(x, slice(start, start + size), normalize, device).T
-            inside = ((part >= start) & (part < start + size)).nonzero()[:, 0]
-            scores[inside, part[inside] - start] = -torch.inf
-            best = _merge(best, scores, start, k)
-        assert best is not None
-        results.append(best)
-    return Neighbours(torch.cat([indices for _, indices in results]), torch.cat([values for values, _ in results]))
+            columns = block(start, start + size)
+            for first, strip in best.strips(rows):
+                asked = part[first : first + len(strip)]
+                scores = best.products(strip, columns)
+                inside = ((asked >= start) & (asked < start + len(columns))).nonzero()[:, 0]
+                scores[inside, asked[inside] - start] = -torch.inf
+                best.take(first, scores, start)
+        results.append(best.done())
+    return Neighbours(torch.cat([each.indices for each in results]), torch.cat([each.scores for each in results]))
 
 
-def _merge(best: tuple[Tensor, Tensor] | None, scores: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
-    """Best k of the candidates so far and a tile whose columns, numbered from `start`, all come later."""
-    values, indices = top_k(scores, k)
-    indices = indices + start
-    if best is None:
-        return values, indices
-    values, indices = torch.cat([best[0], values], 1), torch.cat([best[1], indices], 1)
-    order = torch.sort(values, dim=1, descending=True, stable=True)
-    return order.values[:, :k], indices.gather(1, order.indices[:, :k])
+class _Best:
+    """The k best candidates so far of every query, given in tiles that bring them in ascending order.
+
+    A tile is a strip of rows, small enough to be read again from the cache. A query's k-th best score is the limit that
+    a candidate has to exceed (an equal one of a higher index loses), and soon hardly any does: maxima over groups of
+    scores say where to look. What exceeds it is put beside the best, and sorted in when there is no room left.
+    """
+
+    def __init__(self, queries: int, k: int, size: int, like: Tensor):
+        self._k = k
+        self._values = like.new_full((queries, 2 * k), -torch.inf)
+        self._indices = torch.zeros_like(self._values, dtype=torch.long)
+        self._filled = torch.full((queries,), 2 * k, device=like.device)  # so that the first are sorted in at once
+        self._strip = min(size, _STRIP) if like.device.type == "cpu" else size
+        self._buffer = like.new_empty(self._strip * size)
+
+    def strips(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Some rows at a time, and the place of the first."""
+        return ((start, rows[start : start + self._strip]) for start in range(0, len(rows), self._strip))
+
+    def products(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """[r, c] inner products, in memory that the next call uses again."""
+        scores = self._buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
+        return torch.mm(rows, columns.T, out=scores)
+
+    def take(self, first: int, scores: Tensor, start: int) -> None:
+        """Take up scores [q, c] of the queries from `first` on and the candidates from `start` on."""
+        whole = scores.shape[1] // _GROUP * _GROUP
+        if 0 < whole < scores.shape[1]:
+            self.take(first, scores[:, :whole], start)
+            self.take(first, scores[:, whole:], start + whole)
+            return
+        k, part = self._k, slice(first, first + len(scores))
+        entries = _above(scores, self._values[part, k - 1], k) if whole else None
+        if entries is None:
+            self._sort(torch.arange(part.start, part.stop, device=scores.device), *top_k(scores.contiguous(), k), start)
+            return
+        row, column = entries
+        counts = torch.bincount(row, minlength=len(scores))
+        place, value, filled = _places(row, counts), scores[row, column], self._filled[part]
+        crowded = filled + counts > 2 * k
+        if bool(crowded.any()):
+            here = crowded[row]
+            slot = (crowded.cumsum(0) - 1)[row[here]], place[here]
+            more = value.new_full((int(crowded.sum()), int(counts.max())), -torch.inf)
+            columns = torch.zeros_like(more, dtype=torch.long)
+            more[slot], columns[slot] = value[here], column[here]
+            self._sort(first + crowded.nonzero()[:, 0], more, columns, start)
+            row, column, place, value = row[~here], column[~here], place[~here], value[~here]
+            counts = counts.masked_fill(crowded, 0)
+        beside = (first + row) * 2 * k + filled[row] + place
+        self._values.view(-1)[beside], self._indices.view(-1)[beside] = value, column + start
+        self._filled[part] += counts
+
+    def done(self) -> Neighbours:
+        """The best of all candidates."""
+        waiting = (self._filled > self._k).nonzero()[:, 0]
+        self._sort(waiting, self._values[waiting, :0], self._indices[waiting, :0], 0)
+        return Neighbours(self._indices[:, : self._k].contiguous(), self._values[:, : self._k].contiguous())
+
+    def _sort(self, queries: Tensor, values: Tensor, columns: Tensor, start: int) -> None:
+        """Sort in what lies beside the best of these queries, and `values` of the candidates `start + columns`."""
+        k = self._k
+        values = torch.cat([self._values[queries], values], 1)
+        indices = torch.cat([self._indices[queries], columns + start], 1)
+        best, place = torch.topk(values, k + 1)
+        tied = (best[:, 1:] == best[:, :-1]).any(1).nonzero()[:, 0]
+        if len(tied):  # candidates beside the best are in any order
+            by_index = torch.argsort(indices[tied], dim=1)
+            by_value = torch.sort(values[tied].gather(1, by_index), dim=1, descending=True, stable=True)
+            best[tied], place[tied] = by_value.values[:, : k + 1], by_index.gather(1, by_value.indices)[:, : k + 1]
+        self._values[queries] = torch.nn.functional.pad(best[:, :k], (0, k), value=-torch.inf)
+        self._indices[queries, :k] = indices.gather(1, place[:, :k])
+        self._filled[queries] = k
+
+
+def _above(scores: Tensor, limit: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """Row and column, rows ascending, of all scores [q, c] that exceed the limit [q] of their row and may be of its k
+    largest; None if that is so of too many.
+
+    A group is every (c / _GROUP)-th column, so that maxima are taken along memory, whichever way this lies.
+    """
+    step = scores.shape[1] // _GROUP
+    if scores.stride(1) == 1:
+        largest = scores.unflatten(1, (_GROUP, step)).amax(1)
+    else:
+        largest = scores.T.unflatten(0, (_GROUP, step)).amax(0).T
+    near = largest > limit[:, None]
+    if step > k and int(near.sum()) > 2 * k * len(limit):  # k groups reach the k-th largest maximum
+        reached = torch.topk(largest, k).values[:, -1]
+        limit = torch.maximum(limit, torch.nextafter(reached, torch.full_like(reached, -torch.inf)))
+        near = largest > limit[:, None]
+    row, group = near.nonzero(as_tuple=True)
+    if not len(row):
+        return row, group
+    if len(row) * _GROUP * 2 > scores.numel():
+        return None
+    last = sum((size - 1) * stride for size, stride in zip(scores.shape, scores.stride(), strict=True))
+    kind = torch.int32 if last < 2**31 else torch.int64
+    flat = (row * scores.stride(0) + group * scores.stride(1)).to(kind)[:, None]
+    flat = flat + scores.stride(1) * step * torch.arange(_GROUP, device=scores.device, dtype=kind)
+    members = scores.as_strided((last + 1,), (1,)).index_select(0, flat.view(-1)).view_as(flat)
+    which, place = (members > limit[row, None]).nonzero(as_tuple=True)
+    return row[which], group[which] + step * place
+
+
+def _places(row: Tensor, counts: Tensor) -> Tensor:
+    """Place of each entry among the entries of its row, of ascending rows with so many each."""
+    return torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+
+
+def _blocks(x: Rows, normalize: bool, device: torch.device) -> Callable[[int, int], Tensor]:
+    """Rows from .. to as `_load` gives them: a part of all, loaded once, where these take no more than tiles may."""
+    if x.shape[0] * x.shape[1] * 4 > _TILE_BYTES:
+        return lambda start, stop: _load(x, slice(start, stop), normalize, device)
+    loaded = _load(x, slice(None), normalize, device)
+    return lambda start, stop: loaded[start:stop]
 
 
 def neighbours_to_folder(

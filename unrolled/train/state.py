@@ -37,9 +37,9 @@ from unrolled.train.optim import MovingAverage
 
 logger = logging.getLogger(__name__)
 
-# a resumed run may differ in these: they change neither the weights nor what is recorded
+# a resumed run may differ in these: they change neither the weights nor what is recorded (a teacher is its weights)
 FREE = {"accelerator", "checkpoint_every", "data_dir", "devices", "force", "keep", "loggers", "log_every", "max_steps"}
-FREE |= {"num_nodes", "out", "quiet", "resume", "strategy", "weights", "workers"}
+FREE |= {"num_nodes", "out", "quiet", "resume", "strategy", "teacher", "weights", "workers"}
 IN_PLACE_OF = {"epochs": "steps", "warmup_epochs": "warmup_steps"}
 """Settings that count for nothing where another is given."""
 

@@ -82,11 +82,14 @@ def align_grid(options: AlignGridOptions) -> None:
         left = f", {duration(each * (tiles - done))} left" if before < done < tiles else ""
         say(f"compared: {done} of {tiles} tiles{left}", quiet=options.quiet)
 
+    def prepared(done: int, of: int) -> None:
+        say(f"neighbours found: {done} of {of} models", quiet=options.quiet)
+
     with _client(options.workers, options.scheduler) as client, noted(notes, quiet=options.quiet):
         result = model_grid(
             paths, options.metric, options={"k": options.k}, null=options.null, draws=options.draws,
             groups=units.groups, blocks=units.blocks, seed=options.seed, folder=run.folder / "tiles", client=client,
-            device=str(where), on_progress=progress,
+            device=str(where), on_progress=progress, on_prepared=prepared,
         )  # fmt: skip
     record = {
         "models": {name: {**entry.record(), "random": name in random} for name, entry in models.items()},

@@ -86,6 +86,7 @@ def p_value_note(result: ModelGrid, null: str) -> str:
     """How the p-values were found, each way with the number of pairs, and what was relabelled."""
     ways = {
         "Pearson III": "tails of three exact moments (Pearson III), times the number of pairs of layers",
+        "Cantelli": "bounds by Cantelli's inequality for two exact moments, times the number of pairs of layers",
         "Pareto": "Pareto tails of relabellings, none of which reached the score",
         "": "shares of relabellings whose best pair of layers reaches the score"
         + (", drawn until ten do" if null == "moments" else ""),
