@@ -63,7 +63,7 @@ def verdicts(results: Results[Any], config: Any) -> Values:
 
 def _share(sort: Sort) -> Claim:
     return Claim(
-        statement=f"{SORTS[sort].capitalize()}: share of the top-1 accuracy of the map fitted to all pairs that is "
+        statement=f"{SORTS[sort][0].upper()}{SORTS[sort][1:]}: share of the top-1 accuracy of the map fitted to all pairs that is "
         "reached without one",
         source="this study",
         published="no number",

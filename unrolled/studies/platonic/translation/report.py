@@ -108,10 +108,10 @@ def _tests(report: Report, config: TranslationConfig, results: Results[Any]) -> 
             if not result["controls"]:
                 continue
             controls = result["controls"]
-            said = {True: "matches", False: "no translation found", None: "not judged"}[result["worked"]]
+            verdict = {True: "matches", False: "no translation found", None: "not judged"}[result["worked"]]
             rows.append([
                 words, f"{result['level']:.4f}", f"{max(controls):.4f}", f"{len(controls)}",
-                number(result["p_value"], 2), said, f"{top1(result):.4f}", f"{1 / result['n']:.4f}",
+                number(result["p_value"], 2), verdict, f"{top1(result):.4f}", f"{1 / result['n']:.4f}",
                 f"{rank_gain(result):.2f}", f"{cell.split}",
             ])  # fmt: skip
     report.section(
