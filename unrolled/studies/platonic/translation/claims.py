@@ -63,8 +63,8 @@ def verdicts(results: Results[Any], config: Any) -> Values:
 
 def _share(sort: Sort) -> Claim:
     return Claim(
-        statement=f"{SORTS[sort][0].upper()}{SORTS[sort][1:]}: share of the top-1 accuracy of the map fitted to all pairs that is "
-        "reached without one",
+        statement=f"{SORTS[sort][0].upper()}{SORTS[sort][1:]}: share of the top-1 accuracy of the map fitted to all "
+        "pairs that is reached without one",
         source="this study",
         published="no number",
         value=lambda results, config: splits(results, sort, share),
