@@ -55,6 +55,7 @@ STUDIES: dict[str, str] = {
     "platonic-samples": "platonic.samples",
     "platonic-saturation": "platonic.saturation",
     "platonic-stitching": "platonic.stitching",
+    "platonic-translation": "platonic.translation",
     "platonic-vision": "platonic.vision",
     "platonic-vision-language": "platonic.vision_language",
     "platonic-whitebox": "platonic.whitebox",
