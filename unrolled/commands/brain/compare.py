@@ -79,8 +79,8 @@ def brain(options: BrainOptions) -> None:
     A model of images is shown the 92 photographs of which human and monkey inferior temporal cortex (IT) was recorded,
     and patches of 93 colours; a model of texts reads the names of things and of these colours. Every layer's
     dissimilarities are compared with theirs (Spearman's correlation over all pairs, mean over people), beside the noise
-    ceiling, shuffled stimuli, and the same architecture with fresh weights. The best network measured here has 0.27
-    with human IT; the answer says where yours stands. Offline: about a minute of one core for a small network.
+    ceiling, shuffled stimuli, and the same architecture with fresh weights; the answer says where the model stands
+    among those measured here. Offline: about a minute of one core for a small network.
 
         unrolled brain crate_nano_patch4_32.cifar10 --data-dir data
         unrolled brain runs/cifar10 --data-dir data
