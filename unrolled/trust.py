@@ -23,6 +23,8 @@ from unrolled.errors import UnsafeFile, check_finite
 
 KINDS_OF_MODELS = frozenset({"given", "hf", "local", "st", "timm", "tv"})
 """What stands before the colon of a model that is built without importing code that the string chooses."""
+MODEL_FILES = (".gguf", ".onnx")
+"""Endings of files that are a model by themselves: what ends so is a path, of which nothing is run."""
 _ADDRESS = re.compile(r"(?i)pipe:|(?!hf://)[a-z][a-z0-9+.-]*://")
 
 LOADING = frozenset(

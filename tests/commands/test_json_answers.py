@@ -21,7 +21,7 @@ STEP = ["--max-steps", "1", "--batch-size", "16", "--accelerator", "cpu", "--qui
 # verbs whose answers `test_same_results` looks at, with each of their kinds of result
 ELSEWHERE = {
     *("eval", "trace", "ablate", "patch", "extract", "probe", "align", "align-grid", "brain", "segment"),
-    *("complete", "explain", "segment-eval"),
+    *("complete", "explain", "segment-eval", "translate"),
 }
 
 

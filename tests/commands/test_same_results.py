@@ -105,6 +105,8 @@ def commands(data: Path) -> dict[str, list[str]]:
         "align": ["align", MODEL, "vit_nano_patch4_32", *classes, "--metric", "mutual_knn", "--metric", "cka",
                   "--k", "3", "--draws", "19", "--layers", "block00", "block01"],
         "align-grid": ["align-grid", str(grid), *classes, "--metric", "cka", "--layers", "block00"],
+        "translate": ["translate", MODEL, "vit_nano_patch4_32", "--data", "digits", "--images", "45", "--layers",
+                      "block01", "--restarts", "2", "--controls", "1", "--width", "8"],
         "brain": ["brain", MODEL, *SMALL, "--data-dir", str(data), "--draws", "10", "--untrained", "1"],
         "brain, of texts": ["brain", "crate_gpt_nano", "--model-args.depth", "1", "--data-dir", str(data), "--draws",
                             "10", "--untrained", "1", "--concepts", "20"],

@@ -174,3 +174,19 @@ def test_a_hub_does_not_cost_relabellings_where_no_tail_could_reach_the_score(mo
     assert found.p_value == pytest.approx(1 / (1 + found.z**2))
     drawn = compare(*sides, "mutual_knn", null="permutation", draws=50, resamples=0)
     assert float(drawn.null_best.max()) < found.score / 5
+
+
+def test_layers_that_a_sample_dominates_do_not_forbid_the_tail_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    common = torch.randn(1500, 6, generator=torch.Generator().manual_seed(0))
+    sides = [{"first": common[:, :5], "second": common} for _ in range(2)]
+    real = al.MutualKNN.null_shapes
+
+    def hub_in_the_first(self: al.MutualKNN, rows: list, columns: list) -> tuple[torch.Tensor, torch.Tensor]:
+        skewness, share = real(self, rows, columns)
+        share[0], share[:, 0] = 1.0, 1.0
+        return skewness, share
+
+    monkeypatch.setattr(al.MutualKNN, "null_shapes", hub_in_the_first)
+    found = compare(*sides, "mutual_knn", null="moments", resamples=0)
+    assert "Pearson III" in found.p_method
+    assert found.p_value < 1e-100

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile
 from unrolled.instruments.features.extraction import extract, layer_names
-from unrolled.models.given import GIVEN, find_weights, given_names, open_given
+from unrolled.models.given import GIVEN, find_weights, given_names, is_fetched, open_given
 from unrolled.models.given.text import StoriesTokenizer, padded, wordpiece
 
 
@@ -121,7 +123,7 @@ def test_glove_knows_words_and_passes_over_others(weights: Path) -> None:
 
 
 def test_every_name_opens_and_its_layers_exist(weights: Path) -> None:
-    for name in GIVEN:
+    for name in filter(lambda name: not is_fetched(name), GIVEN):
         given = open_given(name, weights)
         assert given.kind == ("vision" if name in given_names("vision") else "text")
         assert len(layer_names(given.module, list(given.layers))) >= len(given.layers)
@@ -191,3 +193,76 @@ def test_wordpiece_reads_uncased_pieces(tmp_path: Path) -> None:
     found = wordpiece(vocab, limit=5)(["Running DOG", "cat dog dog dog dog"])
     assert found["input_ids"].tolist() == [[2, 4, 5, 6, 3], [2, 1, 6, 6, 3]]
     assert json.dumps(found["attention_mask"].tolist()) == "[[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]"
+
+
+@pytest.fixture
+def models() -> Path:
+    """What `make models` fetched, here or where $UNROLLED_MODELS says."""
+    folder = Path(os.environ.get("UNROLLED_MODELS", Path(__file__).resolve().parents[2] / "models"))
+    if not folder.is_dir():
+        pytest.skip("no models were fetched (`make models`)")
+    return folder
+
+
+@pytest.mark.parametrize("name", list(filter(is_fetched, GIVEN)))
+def test_fetched_models_open(name: str, models: Path) -> None:
+    given = open_given(name, models)
+    assert len(layer_names(given.module, list(given.layers))) >= len(given.layers)
+    if given.tokenizer is None:
+        return
+    batch = given.tokenizer(["A dog runs on the grass.", "A puppy is running outside", "The stock market fell sharply"])
+    mask = batch["attention_mask"].unsqueeze(-1)
+    vectors = torch.nn.functional.normalize((given.module(**batch) * mask).sum(1), dim=1)
+    cosines = vectors @ vectors.T
+    assert cosines[0, 1] > cosines[0, 2] + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("efficientnet_lite1", 0.84), ("efficientnet_lite2", 0.85)])
+def test_fetched_networks_recognise_the_sample(name: str, least: float, models: Path, weights: Path) -> None:
+    given = open_given(name, models)
+    assert given.transform is not None
+    images, labels = photos(weights.parent / "imagenet-sample/imagenet_sample_1000.npz", range(0, 1000, 5))
+    with torch.no_grad():
+        parts = [torch.stack([given.transform(image) for image in images[at : at + 25]]) for at in range(0, 200, 25)]
+        logits = torch.cat([given.module(part) for part in parts])
+    assert float((logits.argmax(1) == labels).float().mean()) > least
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "words"),
+    [
+        ("wordllama", {"embedding.weight": torch.eye(5).half()}, ["<unk>", "<s>", "a", "dog", "cat"]),
+        (
+            "tokenlearn",
+            {
+                "embeddings": torch.tensor([[2, 0], [0, 4]], dtype=torch.int8),
+                "mapping": torch.tensor([0, 0, 1, 0, 1]), "weights": torch.tensor([0.0, 0.0, 0.5, 1.0, 0.25]),
+            },
+            ["<pad>", "<unk>", "a", "dog", "cat"],
+        ),
+    ],
+)  # fmt: skip
+def test_static_embeddings_read_their_tables(
+    name: str, tensors: dict[str, torch.Tensor], words: list[str], tmp_path: Path
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    file = tmp_path / GIVEN[name].file
+    file.parent.mkdir()
+    save_file(tensors, file)
+    ids = {word: number for number, word in enumerate(words)}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.enable_padding(length=9)
+    inner.save(str(file.parent / "tokenizer.json"))
+    given = open_given(name, tmp_path)
+    assert given.tokenizer is not None
+    batch = given.tokenizer(["a dog", "cat"])
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    found = given.module(**batch)
+    if name == "wordllama":
+        assert found[0].tolist() == torch.eye(5)[[2, 3]].tolist()
+    else:
+        assert found[0].tolist() == [[0.0, 2.0], [2.0, 0.0]]
+        assert given.tokenizer(["bird"])["attention_mask"].tolist() == [[0]]  # unknown words are passed over
+    assert found[1, 1].abs().sum() == 0  # padding

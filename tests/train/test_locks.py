@@ -38,6 +38,7 @@ LINES = [
     "probe crate_nano_patch2_8 --data digits --samples 50 --test-samples 20",
     "align crate_nano_patch2_8 vit_nano_patch2_8 --data digits --images 20",
     "align-grid MODELS --data digits --images 20",
+    "translate crate_nano_patch2_8 vit_nano_patch2_8 --data digits --images 30",
     "brain crate_nano_patch2_8",
     "ablate crate_nano_patch2_8 --data digits --images 20",
     "patch crate_nano_patch2_8 --data digits --images 20",

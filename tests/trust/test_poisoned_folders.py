@@ -108,6 +108,7 @@ USES: dict[str, list[list[str]]] = {
     "probe": [["."], ["--config", "config.yaml"], ["crate_nano_patch2_8", "--weights", "."]],
     "align": [[".", "."], ["--config", "config.yaml"]],
     "align-grid": [["config.yaml"], ["--config", "config.yaml"]],
+    "translate": [[".", "."], ["--config", "config.yaml"]],
     "brain": [["."], ["--config", "config.yaml"]],
     "segment": [["picture.png", "--model", "."], ["picture.png", "--config", "config.yaml"]],
     "segment-eval": [["coco", "--data-dir", ".", "--model", "."], ["--config", "config.yaml"]],

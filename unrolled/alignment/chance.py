@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -196,7 +197,7 @@ def compare(
             `higher_is_closer=False`, other `options` are its keyword arguments.
         null: "permutation" relabels samples `draws` times; the smallest p-value is 1 / (draws + 1). "moments" takes the
             Pearson III tail of the exact first three moments, times the number of layer pairs, where it is above 0.2,
-            or below 1e-6 with no sample dominating both sides; else Cantelli's bound, which every null of the exact
+            or below 1e-6 at layers that no sample dominates; else Cantelli's bound, which every null of the exact
             mean and variance obeys, where relabellings could not give less; else, and where no moments are known,
             samples are relabelled until ten draws reach the score, at most max(draws, 999) times. `p_method` says
             which it was.
@@ -352,9 +353,10 @@ def _quick_p_value(
         tails = pearson_tail(z.numpy(), skewness.nan_to_num(nan=0.0).numpy())
         p = max(min(1.0, tails.size * float(tails.min())), SMALLEST)
         # a sample that carries much of both sides moves the score by itself, and no three moments tell how often
-        place = divmod(int(tails.argmin()), tails.shape[1])
-        dominated = float(share[place]) > _DOMINANT * float(std[place])
-        if p >= _SURE[1] or (p < _SURE[0] and not dominated):
+        trusted = np.where((share > _DOMINANT * std).numpy(), 1.0, tails)
+        sure = max(min(1.0, tails.size * float(trusted.min())), SMALLEST)
+        if p >= _SURE[1] or sure < _SURE[0]:
+            p = p if p >= _SURE[1] else sure
             return PValue(p, f"Pearson III tail of three exact moments, times {tails.size} pairs of layers"), chance
     bound = cantelli_bound(float(z.max()), z.numel())
     if bound.value * (most + 1) < 1:  # all relabellings together could not say less

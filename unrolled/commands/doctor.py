@@ -20,6 +20,7 @@ OPTIONAL = {
     "datasets": ("hf", "data named hf:ORG/NAME"),
     "gguf": ("gguf", "language models in .gguf files"),
     "accelerate": ("gguf", "language models in .gguf files"),
+    "onnxruntime": ("onnx", "models in .onnx files"),
     "webdataset": ("webdataset", "data named wds:PATTERN"),
     "tensorboard": ("track", "--loggers tensorboard"),
     "wandb": ("track", "--loggers wandb"),

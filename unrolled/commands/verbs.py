@@ -42,6 +42,9 @@ VERBS = {
     "probe": Verb("unrolled.commands.probe:probe", "How well a simple classifier reads the classes off every layer."),
     "align": Verb("unrolled.commands.align.two:align", "How far two representations agree, beside chance."),
     "align-grid": Verb("unrolled.commands.align.grid:align_grid", "Which of many models agree, beside chance."),
+    "translate": Verb(
+        "unrolled.commands.translate:translate", "Turn one model's features into another's, without pairs."
+    ),
     "brain": Verb("unrolled.commands.brain.compare:brain", "Your model beside brains and people, layer by layer."),
     "segment": Verb("unrolled.commands.segment.paint:segment", "Show which parts of pictures a model tells apart."),
     "segment-eval": Verb("unrolled.commands.segment.score:segment_eval", "Score that against what people marked."),

@@ -89,7 +89,7 @@ def open_encoder(
     if scheme == "st" and colon:
         _only(spec, kind, "text")
         return _sentence_transformer(spec, rest)
-    if colon and (scheme == "hf" or (scheme == "local" and gguf_of(rest) is not None)):
+    if colon and (scheme == "hf" or (scheme == "local" and gguf_of(rest, hub=False) is not None)):
         return _transformers(spec, rest, kind, pretrained=pretrained, max_tokens=max_tokens)
     return _resolved(spec, kind, pretrained=pretrained)
 

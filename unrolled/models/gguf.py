@@ -79,11 +79,12 @@ class Gguf:
         return model
 
 
-def gguf_of(name: str) -> Gguf | None:
+def gguf_of(name: str, *, hub: bool = True) -> Gguf | None:
     """The GGUF file that a model's name means, without `hf:` or `local:`.
 
     Args:
         name: the path of such a file, `ORG/NAME/FILE.gguf` of the hub, or a folder that has one and no `config.json`.
+        hub: whether a name that is no path may be one of the hub.
 
     Returns:
         the file; None where the name means another kind of model.
@@ -96,8 +97,8 @@ def gguf_of(name: str) -> Gguf | None:
     if path.suffix.lower() == ".gguf" and not path.is_dir():
         if path.is_file():
             return Gguf(str(path.parent), path.name)
-        of_hub = _OF_HUB.fullmatch(name)
-        if of_hub and not path.parent.is_dir():
+        of_hub = _OF_HUB.fullmatch(name) if hub and not path.parent.is_dir() else None
+        if of_hub:
             return Gguf(of_hub[1], of_hub[2])
         raise MissingData(f"model: there is no file {path}")
     if not path.is_dir() or any((each / "config.json").is_file() for each in (path, path / "model")):

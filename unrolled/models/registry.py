@@ -26,6 +26,7 @@ from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
 from unrolled.models.stem import stem_named
 from unrolled.models.tost import ToST
 from unrolled.plugins import load_plugin
+from unrolled.trust import MODEL_FILES
 
 # width, heads, layers: tiny to large as published (arXiv 2306.01129, table 5); nano is ours, for a laptop
 SIZES: dict[str, dict[str, int]] = {
@@ -346,11 +347,11 @@ def _check_name(name: str, spec: str) -> None:
 
 
 def names_folder(spec: str) -> bool:
-    """Whether a model's string is the path of a folder or a GGUF file, without `local:` in front; what timm knows is a
-    name."""
+    """Whether a model's string is a path, of a folder or of a file that is a model, without `local:` in front; what
+    timm knows is a name."""
     if not spec or ":" in spec or is_registered(spec.split(".")[0]):
         return False
-    return "/" in spec or os.sep in spec or spec.endswith(".gguf") or Path(spec).expanduser().is_dir()
+    return "/" in spec or os.sep in spec or spec.endswith(MODEL_FILES) or Path(spec).expanduser().is_dir()
 
 
 def shipped_weights(name: str | Path) -> tuple[Path, str, dict[str, Any]] | None:

@@ -19,10 +19,11 @@ from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
 from unrolled.models.building import check_finite_weights, first_line, no_model, reading_weights, unknown_argument
 from unrolled.models.gguf import gguf_of
 from unrolled.models.hub_images import note_normalisation
+from unrolled.models.onnx_graph import open_onnx
 from unrolled.models.registry import create_registered, is_registered, names_folder
 from unrolled.network import hub
 from unrolled.reading import read_object
-from unrolled.trust import check, check_model_args, import_factory
+from unrolled.trust import MODEL_FILES, check, check_model_args, import_factory
 
 _LONGEST = 4096  # characters of a path
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # of the hub, where there is no such folder
@@ -76,6 +77,7 @@ def resolve_model(
             `local:DIR`: a folder with `config.json` and weights as written by `save_pretrained` or `unrolled convert`,
             or a run folder, whose `model/` is used;
             `hf:FILE.gguf` or `local:FILE.gguf`: a language model in a GGUF file, or in a folder that has one;
+            `local:FILE.onnx`: any graph of images or of texts, see `onnx_graph.open_onnx`;
             `package.module:factory`: a function of your own that returns an `nn.Module`. It is imported and called,
             so name only code you trust. No file may name it, see `unrolled.trust`.
         num_classes: outputs of the head; default: what the model comes with. A head of another size is drawn anew.
@@ -146,7 +148,7 @@ def from_pretrained(source: str | Path, **kwargs: Any) -> nn.Module:
         given = "so long a name" if isinstance(source, str) else repr(source)
         raise ValueError(f"source: {given:.60} names no model; give a folder, a file, ORG/NAME or a name of weights")
     spec, path = str(source), Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() == ".gguf":
+    if path.is_file() and path.suffix.lower() in MODEL_FILES:
         return resolve_model(f"local:{path}", pretrained=True, **kwargs)
     if path.is_file() and not (path.name == "model.safetensors" and _describes(path.parent)):
         return load_published(path, **kwargs)
@@ -246,7 +248,8 @@ def model_folder(folder: str | Path) -> Path:
     for candidate in (path, path / "model"):
         if (candidate / "config.json").is_file():
             return candidate
-    gguf_of(str(folder))  # says so of a file that is not there
+    if path.suffix.lower() in MODEL_FILES and not path.exists():
+        raise MissingData(f"model: there is no file {path}")
     if path.exists() and not path.is_dir():
         raise ValueError(f"model: {path} is no folder; give that of a model, or a run")
     if not path.is_dir():
@@ -263,7 +266,9 @@ def _build_registered(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn
 def _build_local(folder: str, pretrained: bool, kwargs: dict[str, Any], *, classifier: bool = False) -> nn.Module:
     from unrolled.models.encoder import build_language_model, is_language_config, load_language_model
 
-    if gguf_of(folder) is not None:
+    if folder.lower().endswith(".onnx"):
+        return open_onnx(folder, **kwargs)
+    if gguf_of(folder, hub=False) is not None:
         return build_transformers(folder, pretrained, kwargs, classifier=classifier)
     path = model_folder(folder)
     config = _checked(path / "config.json")

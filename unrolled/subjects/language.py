@@ -26,7 +26,7 @@ def source_of(spec: str) -> tuple[Literal["ours", "transformers", "none"], str]:
     from unrolled.reading import read_object
 
     scheme, _, rest = named(spec).partition(":")
-    if scheme in ("hf", "local") and rest and gguf_of(rest) is not None:
+    if scheme in ("hf", "local") and rest and gguf_of(rest, hub=scheme == "hf") is not None:
         return "transformers", rest
     if scheme == "hf" and not Path(rest).expanduser().is_dir():
         return "transformers", rest

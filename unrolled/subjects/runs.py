@@ -11,14 +11,14 @@ from typing import Any, Literal, TypeVar
 from unrolled.catalogue import catalogue
 from unrolled.errors import MissingData
 from unrolled.subjects.options import DataFlags, SubjectFlags
-from unrolled.trust import KINDS_OF_MODELS, check
+from unrolled.trust import KINDS_OF_MODELS, MODEL_FILES, check
 
 Flags = TypeVar("Flags", bound=SubjectFlags)
 
 
 def named(spec: str) -> str:
-    """`spec`, with `local:` in front if it is a path, the name of a folder, or of a GGUF file."""
-    path = ":" not in spec and ("/" in spec or os.sep in spec or spec.endswith(".gguf"))
+    """`spec`, with `local:` in front if it is a path, the name of a folder, or of a file that is a model."""
+    path = ":" not in spec and ("/" in spec or os.sep in spec or spec.endswith(MODEL_FILES))
     path = path or (spec.partition(":")[0] not in KINDS_OF_MODELS and Path(spec).expanduser().is_dir())
     return f"local:{spec}" if path else spec
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from unrolled.commands.align.sides import TwoSides
 from unrolled.commands.options import REPEATED, check_counts
 from unrolled.harness import OutputFlags
-from unrolled.subjects.options import FeatureFlags, ModelFlags, PairFlags, Precision, SampleFlags, Side
+from unrolled.subjects.options import FeatureFlags, ModelFlags, Precision, SampleFlags
 
 if TYPE_CHECKING:
     from unrolled.alignment import Metric
@@ -54,14 +55,9 @@ class CompareFlags(ModelFlags, SampleFlags, FeatureFlags, OutputFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignOptions(CompareFlags, PairFlags):
+class AlignOptions(CompareFlags, TwoSides):
     """Flags of `unrolled align`."""
 
-    a: str | None = field(default=None, kw_only=False)
-    """A run folder or any model by one string, a folder of `unrolled extract`, or an array file: .npy [n, d] or
-    [n, layers, d], .npz, .safetensors or .pt with one [n, d] a layer."""
-    b: str | None = field(default=None, kw_only=False)
-    """As A; row i must be the same sample."""
     null: Literal["permutation", "moments"] = "permutation"
     """`permutation` relabels samples; `moments` takes the tail of three exact moments where that is safe and relabels
     until p is resolved elsewhere; the result says which."""
@@ -72,17 +68,6 @@ class AlignOptions(CompareFlags, PairFlags):
     control: bool = True
     """Also compare an untrained twin of each side that is a trained model (the same architecture, fresh weights): once
     more the time of its features, and a score each."""
-    data: str | None = None
-    """Data set both models see; default: the one of the first that is a run folder, else digits."""
-    side: Side | None = None
-    """What A is fed with of paired data (flickr8k, coco, wit, folder, packed, hf:ORG/NAME@REVISION, text): the image,
-    its captions as one text, or of pairs of texts the first (text) or the second (text2); default: image."""
-    side_b: Side | None = None
-    """The same for B; default: text."""
-    texts: Path | None = None
-    """A file with one text a line, or a .tsv of two columns, for two text models."""
-    layers_b: tuple[str, ...] | None = None
-    """The same as `--layers` for B alone; default: as for A."""
     out: Path | None = None
     """Where config.yaml, report.html, report.json and features go; default: runs/align-A-B."""
 

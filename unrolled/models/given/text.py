@@ -159,6 +159,48 @@ def glove(folder: Path) -> tuple[nn.Module, Tokenizer]:
     return WordVectors(vectors), tokenize
 
 
+def wordllama(folder: Path) -> tuple[nn.Module, Tokenizer]:
+    """WordLlama's table of pieces of words, whose mean is a text's vector, and LLaMA 2's tokenizer, without its marks.
+
+    Raises:
+        MissingExtra: tokenizers is not installed.
+    """
+    vectors = read_tensors(_file(folder, "wordllama/l2_supercat_256.safetensors"))["embedding.weight"].float()
+    inner = _tokenizer(_file(folder, "wordllama/tokenizer.json"))
+
+    def tokenize(texts: Sequence[str]) -> dict[str, Tensor]:
+        return padded([each.ids for each in inner.encode_batch(list(texts), add_special_tokens=False)], len(vectors))
+
+    return WordVectors(vectors), tokenize
+
+
+def tokenlearn(folder: Path) -> tuple[nn.Module, Tokenizer]:
+    """A static embedding as Model2Vec stores one: words share rows, each with a weight; unknown ones are passed over.
+
+    Raises:
+        MissingExtra: tokenizers is not installed.
+    """
+    path = _file(folder, "tokenlearn-static/tokenizer.json")
+    stored = read_tensors(_file(folder, "tokenlearn-static/model.safetensors"))
+    vectors = stored["embeddings"].float()[stored["mapping"]] * stored["weights"].float()[:, None]
+    inner = _tokenizer(path)
+    unknown = {inner.token_to_id("<unk>"), inner.token_to_id("<pad>")}
+
+    def tokenize(texts: Sequence[str]) -> dict[str, Tensor]:
+        rows = [each.ids for each in inner.encode_batch(list(texts), add_special_tokens=False)]
+        return padded([[token for token in row if token not in unknown] for row in rows], len(vectors))
+
+    return WordVectors(vectors), tokenize
+
+
+def _tokenizer(path: Path) -> Any:
+    tokenizers: Any = require("tokenizers", extra="hf", feature="a tokenizer.json")
+    inner = tokenizers.Tokenizer.from_file(str(path))
+    inner.no_padding()
+    inner.no_truncation()
+    return inner
+
+
 def stories260k(folder: Path) -> tuple[nn.Module, Tokenizer]:
     """The LLaMA of 260 thousand parameters trained on TinyStories, as transformers' LlamaForCausalLM.
 

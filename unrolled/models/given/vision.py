@@ -127,9 +127,24 @@ class PostNormViT(nn.Module):
 
 def efficientnet_lite0(state: State) -> nn.Module:
     """timm's EfficientNet-Lite0, from tensors in the same order under the names of another port."""
+    return _efficientnet("tf_efficientnet_lite0", state)
+
+
+def efficientnet_lite1(state: State) -> nn.Module:
+    """Likewise Lite1."""
+    return _efficientnet("tf_efficientnet_lite1", state)
+
+
+def efficientnet_lite2(state: State) -> nn.Module:
+    """Likewise Lite2."""
+    return _efficientnet("tf_efficientnet_lite2", state)
+
+
+def _efficientnet(name: str, state: State) -> nn.Module:
     import timm
 
-    return _in_order(timm.create_model("tf_efficientnet_lite0", drop_rate=0.0), state)
+    state = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+    return _in_order(timm.create_model(name, drop_rate=0.0), state)
 
 
 def squeezenet1_1(state: State) -> nn.Module:

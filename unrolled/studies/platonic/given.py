@@ -26,15 +26,15 @@ _SIDE = 96
 
 
 def open_model(name: str, context: Context) -> GivenModel:
-    """A network that others trained.
+    """A network that others trained; those of `make models` are in the folder `models`.
 
     Raises:
         MissingData: its weights are not there, or what reads them is not installed.
     """
-    from unrolled.models.given import find_weights, open_given
+    from unrolled.models.given import find_weights, is_fetched, open_given
 
     try:
-        return open_given(name, find_weights(context.data_dir))
+        return open_given(name, find_weights(context.folder("models") if is_fetched(name) else context.data_dir))
     except MissingData as error:
         raise data_missing(f"the weights of {name}", error) from error
     except MissingExtra as error:
