@@ -89,6 +89,18 @@ def test_soft_matching_knows_units_again_in_any_order_scale_and_number() -> None
         al.soft_matching(x, x, kind="cosine")
 
 
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(4, 40), share=st.floats(0, 1), seed=st.integers(0, 999), data=st.data())
+def test_what_is_like_a_third_is_alike_by_as_much_as_both_leave_over(
+    n: int, share: float, seed: int, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, n - 1))
+    generator = torch.Generator().manual_seed(seed)
+    a, b, c = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    a, c = a * share + b, c * share + b
+    assert al.mutual_knn(a, c, k) >= al.mutual_knn(a, b, k) + al.mutual_knn(b, c, k) - 1 - 1e-9
+
+
 def test_duplicates_do_not_agree_by_their_order() -> None:
     # two unrelated groupings of the samples into groups of equal rows, larger than k
     generator = torch.Generator().manual_seed(0)

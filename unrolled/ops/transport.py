@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 GAP = 1e-9
 """The value is at most this far, for scores of size 1, below that of the best transport."""
-_COPIED = 2048  # rows after copying up to which the assignment is faster than the program
+_COPIES = 3  # of the wider side, up to which the assignment is faster than the program
 _BEST = 5  # pairs let into the program at a time, of each row and column
 _BLUR, _STEPS = 0.005, 150  # of the regularised transport whose prices say which pairs to begin with
 
@@ -33,7 +33,7 @@ def best_transport(scores: Array) -> float:
     """
     p, q = scores.shape
     copied = math.lcm(p, q)
-    if copied > max(p, q, _COPIED):
+    if copied > _COPIES * max(p, q):
         return _program(scores)
     rows, columns = optimize.linear_sum_assignment(
         scores.repeat(copied // p, 0).repeat(copied // q, 1) if p != q else scores, maximize=True

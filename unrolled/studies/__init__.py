@@ -50,6 +50,7 @@ STUDIES: dict[str, str] = {
     "platonic-downstream": "platonic.downstream",
     "platonic-implications": "platonic.implications",
     "platonic-language": "platonic.language",
+    "platonic-measures": "platonic.measures",
     "platonic-pmi": "platonic.pmi",
     "platonic-samples": "platonic.samples",
     "platonic-saturation": "platonic.saturation",
