@@ -206,11 +206,11 @@ def model_grid(
     missing = [i for i, result in enumerate(results) if result is None]
     done = len(jobs) - len(missing)
     with contextlib.ExitStack() as stack:
-        kept = None if store is None else store / "prepared"
-        if kept is None and client is None and len(jobs) > 1:
-            kept = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unrolled-grid-")))
-        if kept is not None:
-            _prepare_all([jobs[i] for i in missing], kept, digests, client, on_prepared)
+        lists = None if store is None else store / "prepared"
+        if lists is None and client is None and len(jobs) > 1:
+            lists = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unrolled-grid-")))
+        if lists is not None:
+            _prepare_all([jobs[i] for i in missing], lists, digests, client, on_prepared)
         if on_progress is not None and done:
             on_progress(done, len(jobs))
         for i, result in _run(score_tile, [jobs[i] for i in missing], client):
