@@ -151,7 +151,10 @@ class Translation(Tabular):
         if self.worked is None:
             return f"Not judged, since {len(self.controls)} controls cannot reach p = {_LEVEL}: {words}."
         if self.worked:
-            return f"The two spaces match beyond their spread and their clumps: {words}. Only pairs show how well."
+            return (
+                f"The two spaces match beyond their spread and their clumps: {words}. About one unrelated pair in "
+                "eight passes as well; only pairs show what the map is worth."
+            )
         return f"No translation was found: {words}. Do not use the map."
 
     def of_restart(self, number: int) -> Translation:

@@ -117,8 +117,8 @@ def _tests(report: Report, config: TranslationConfig, results: Results[Any]) -> 
     report.section(
         "What can be said without pairs",
         "The criterion is the mean cosine of rows with the nearest row of the other side; beside it, what it is where "
-        "the clusters of the second side keep their sizes and shapes and trade their places. Top-1 and rank gain are "
-        "what pairs say afterwards.",
+        "the clusters of the second side keep their sizes and shapes and trade their places. The test is liberal: of "
+        "60 pairs of unrelated clumps 8 passed at p = 0.05. Top-1 and rank gain are what pairs say afterwards.",
     ).table(
         [
             *("networks", "criterion, best of three", "rearranged, largest", "rearrangements", "p", "verdict", "top-1"),
