@@ -90,7 +90,7 @@ def rows_made_up(gain: Callable[[Any], float]) -> Results[Any]:
                 "held_out": {"score": value, "chance": 0.0, "pair": ["a", "b"], "p_value": 0.005, "n": 200},
             }  # fmt: skip
             result = {"knn": knn, "cka": knn, "layers_image": ["a"], "layers_text": ["b", "c"]}
-            rows.append(Row(cell, result, 1.0))
+            rows += [Row(cell, result, 1.0), Row(replace(cell, exchanged=True), result, 1.0)]
     return Results(rows)
 
 

@@ -156,7 +156,7 @@ class Agreement(Cell):
         layers: so many of each model are compared, evenly spaced.
         k: neighbours.
         draws, resamples, seed: as in `alignment.compare`.
-        shuffled: the control in which captions are given to other photos.
+        exchanged: the control in which captions are given to other photos.
     """
 
     seen: OfPhotos
@@ -166,7 +166,7 @@ class Agreement(Cell):
     draws: int
     resamples: int
     seed: int
-    shuffled: bool = False
+    exchanged: bool = False
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -176,14 +176,14 @@ class Agreement(Cell):
     @property
     def name(self) -> str:
         """What progress calls it."""
-        return " with ".join(self.labels) + ", shuffled" * self.shuffled
+        return " with ".join(self.labels) + ", shuffled" * self.exchanged
 
     def compute(self, context: Context) -> Result:
         """See `agreement`."""
         import torch
 
         images, texts = some(self.seen.load(context), self.layers), some(self.read.load(context), self.layers)
-        if self.shuffled:
+        if self.exchanged:
             order = torch.randperm(self.seen.pairs, generator=torch.Generator().manual_seed(self.seed + 1))
             texts = {layer: value[order] for layer, value in texts.items()}
         return agreement(images, texts, k=self.k, draws=self.draws, resamples=self.resamples, seed=self.seed)
@@ -245,7 +245,7 @@ def cells(config: LanguageConfig) -> Iterator[Cell]:
             yield agree(seen=OfPhotos(image=image, pairs=config.photos), read=Read(reader=reader, pairs=config.photos))
     first = OfPhotos(image=config.images[0], pairs=config.photos)
     for reader in config.readers:
-        yield agree(seen=first, read=Read(reader=reader, pairs=config.photos), shuffled=True)
+        yield agree(seen=first, read=Read(reader=reader, pairs=config.photos), exchanged=True)
 
 
 def _alone(reader: Reader, config: LanguageConfig) -> Iterator[Cell]:

@@ -76,8 +76,8 @@ class View:
     def __init__(self, results: Results[Any], config: LanguageConfig) -> None:
         self.results, self.config = results, config
         every = results.of(Agreement)
-        self.pairs = every.where(shuffled=False)
-        self.shuffled = every.where(shuffled=True)
+        self.pairs = every.where(exchanged=False)
+        self.shuffled = every.where(exchanged=True)
         self.n = int(self.pairs.first("knn.n", 0))
 
     def languages(self, readers: Sequence[Reader]) -> list[Language]:
@@ -171,10 +171,22 @@ class View:
 
 
 def trend(models: Sequence[Any], x: str, y: str = "gain", sign: float = 1.0) -> Estimate | Values:
-    """Rank correlation of two numbers of models that have both, with its interval over models; none of fewer than 4."""
+    """Rank correlation of two numbers of models that have both, with its interval over models; none of fewer than 4.
+
+    The interval reaches as far as the wider of a bootstrap's and of Fisher's z (Bonett and Wright 2000), since so few
+    models drawn again often repeat the same few orders.
+    """
     pairs = [(sign * getattr(model, x), getattr(model, y)) for model in models]
     pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    return correlation(*zip(*pairs, strict=True)) if len(pairs) >= 4 else Values()
+    if len(pairs) < 4:
+        return Values()
+    value = correlation(*zip(*pairs, strict=True))
+    if not abs(value.value) < 1:
+        return value
+    half = 1.96 * math.sqrt((1 + value.value**2 / 2) / (len(pairs) - 3))
+    low, high = (math.tanh(math.atanh(value.value) + side * half) for side in (-1, 1))
+    basis = f"the wider of a bootstrap and Fisher's z over {len(pairs)} models"
+    return Estimate(value.value, min(low, value.low), max(high, value.high), basis)
 
 
 def partial_trend(models: Sequence[Language], x: str, sign: float) -> Estimate | Values:
