@@ -131,6 +131,7 @@ def test_a_place_counts_trained_models_and_none_twice() -> None:
     second = place("human_it", table[0].score, f"given:{table[0].name}")
     assert (second.rank, second.of, second.same) == (1, len(table), table[0])
     assert f"The table has this model at {table[0].score:.3f}" in second.sentence()
+    assert not [each.name for each in table if "-random-" in each.name], "random weights are not trained"
     assert first.untrained is not None
     assert first.control is not None
     assert first.control.name == "pixels"
