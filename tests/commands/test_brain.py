@@ -84,6 +84,8 @@ def test_a_model_of_texts_reads_names(data: Path, tmp_path: Path, capsys: Shown)
     answer = run(capsys, tmp_path, data, *TEXTS, "--concepts", "20")
     assert [(each["key"], each["n"]) for each in answer["targets"]] == [("things", 20), ("colours_by_name", 12)]
     assert answer["targets"][0]["layers"][0] == "embed"
+    assert cli.run(["brain", *TEXTS, "--data-dir", str(data), "--concepts", "1855", "--out", str(tmp_path)]) == 2
+    assert "--concepts 1855: there are 1,854 things" in _error(capsys)
 
 
 def test_features_in_a_file_say_by_their_rows_what_they_are_of(data: Path, tmp_path: Path, capsys: Shown) -> None:
