@@ -82,6 +82,7 @@ _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
             "arch": {"stem": "conv", "compression": "derived"},
         },
     },
+    "vit_nano_conv_patch4_32": {"cifar10": {"label_names": CIFAR10}},
     "crate_mae_nano_patch4_32": {"cifar10": {"arch": {"encoder": "visible"}}},
 }
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
@@ -238,6 +239,9 @@ def _register_families() -> None:
     for image in ("patch4_32", "patch2_8"):
         arch = {**SIZES["nano"], **{key: value for key, value in INPUTS[image].items() if key != "stem"}}
         register(f"vit_nano_{image}", _build_vit, {**arch, "dynamic_img_size": True}, source=_VIT_SOURCE)
+    arch = {**SIZES["nano"], "embed_dim": 56, "patch_size": 4, "img_size": 32, "stem": "conv", "dynamic_img_size": True}
+    source = "ViT of about the operations of a CRATE nano with a convolutional stem (timm)"
+    register("vit_nano_conv_patch4_32", _build_vit, arch, source=source, first_conv=_FIRST_CONV)
 
     alpha = {
         "stem": "linear",

@@ -11,7 +11,6 @@ from typing import Any
 from unrolled.commands.eval.options import EvalOptions
 from unrolled.harness import Answer, Run
 from unrolled.subjects.models import choose_device
-from unrolled.subjects.texts import DEFAULT_LENGTH
 from unrolled.terminal import progress, say
 
 _EXCERPT = 1000  # characters
@@ -34,7 +33,7 @@ def evaluate_language_model(options: EvalOptions) -> None:
     from unrolled.data.text import open_text
     from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
     from unrolled.report import Fact, Report
-    from unrolled.subjects.texts import open_reader
+    from unrolled.subjects.texts import DEFAULT_LENGTH, open_reader
 
     if options.split == "all" or options.labels is not None or options.robustness:
         raise ValueError("--split all, --labels and --robustness are for images; leave them out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
@@ -93,9 +93,7 @@ class LanguageConfig(Config):
     @property
     def context(self) -> Context:
         """What cells are given: the folder of models too."""
-        return Context(
-            store=self.kept, data_dir=self.data_dir, device=self.device, elsewhere={"models": self.models_dir}
-        )
+        return replace(super().context, elsewhere={"models": self.models_dir})
 
     @property
     def causal(self) -> list[Reader]:
