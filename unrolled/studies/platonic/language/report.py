@@ -29,9 +29,10 @@ def report(report: Report, config: LanguageConfig, results: Results[Any]) -> Non
         "tokens are the paper's choice; the first token of a text, which many models use as a sink, is in them. The "
         "captions were written for these photos. Most image networks learnt the same labels; those of CIFAR-10 see 32 "
         "pixels, and their probe is of what they were trained on. The two stand-ins are easier than what they stand "
-        "for, and have few items. Intervals are over photos for pairs and over models for trends. Tuning a prompt by "
-        "gradients was left out: a hundred steps of eight excerpts would take SmolLM2 alone about seven core-minutes. "
-        "Photos are of one collection, Flickr8k."
+        "for, and have few items. Intervals are over photos for pairs and over models for trends; ranks take no "
+        "account of the error of each number, so that neighbours in an order may have changed places. Tuning a prompt "
+        "by gradients was left out: a hundred steps of eight excerpts would take SmolLM2 alone about seven "
+        "core-minutes. Photos are of one collection, Flickr8k."
     )
 
 
