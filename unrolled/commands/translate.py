@@ -90,6 +90,9 @@ def translate(options: TranslateOptions) -> None:
     scored, only_a, only_b = thirds(rows.samples, options.seed)
     if options.pairs > len(only_a):
         raise ValueError(f"--pairs {options.pairs}: there are {len(only_a)} samples to take them from")
+    for spec, layer, fitted_to in ((a, layer_a, x[only_a]), (b, layer_b, y[only_b])):
+        if (fitted_to == fitted_to[0]).all():
+            raise ValueError(f"{spec}: layer {layer} has zero variance: all rows are equal, so nothing can be matched")
     known, recipe = only_a[: options.pairs], Recipe(width=options.width)
 
     def shown(places: Iterable[int]) -> Iterable[int]:
@@ -108,7 +111,8 @@ def translate(options: TranslateOptions) -> None:
     truth = [fitted.of_restart(i).scores(x[scored], y[scored]) for i in range(options.restarts)]
     record = {
         "a": a, "b": b, "layers": [layer_a, layer_b], "n": rows.samples,
-        "fitted": [len(only_a), len(only_b)], "pairs": options.pairs, "map": options.map, "width": options.width,
+        "fitted": [len(only_a), len(only_b)], "pairs": options.pairs, "map": options.map,
+        "directions": [frame.axes.shape[1] for frame in (fitted.x_frame, fitted.y_frame)],
         "scores": {name: each.to_dict() for name, each in scores.items()}, **_judged(fitted, truth),
         "random": ["AB"[i] for i, subject in sides.subjects.items() if subject.random],
         "folder": str(run.folder),
