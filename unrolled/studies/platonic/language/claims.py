@@ -181,12 +181,12 @@ def trend(models: Sequence[Any], x: str, y: str = "gain", sign: float = 1.0) -> 
     if len(pairs) < 4:
         return Values()
     value = correlation(*zip(*pairs, strict=True))
-    if not abs(value.value) < 1:
+    if not math.isfinite(value.value):
         return value
-    half = 1.96 * math.sqrt((1 + value.value**2 / 2) / (len(pairs) - 3))
-    low, high = (math.tanh(math.atanh(value.value) + side * half) for side in (-1, 1))
-    basis = f"the wider of a bootstrap and Fisher's z over {len(pairs)} models"
-    return Estimate(value.value, min(low, value.low), max(high, value.high), basis)
+    fisher = Estimate.of_ranks(
+        value.value, len(pairs), f"the wider of a bootstrap and Fisher's z over {len(pairs)} models"
+    )
+    return replace(fisher, low=min(fisher.low, value.low), high=max(fisher.high, value.high))
 
 
 def partial_trend(models: Sequence[Language], x: str, sign: float) -> Estimate | Values:

@@ -32,7 +32,9 @@ def report(report: Report, config: LanguageConfig, results: Results[Any]) -> Non
         "for, and have few items. Intervals are over photos for pairs and over models for trends; ranks take no "
         "account of the error of each number, so that neighbours in an order may have changed places. Tuning a prompt "
         "by gradients was left out: a hundred steps of eight excerpts would take SmolLM2 alone about seven "
-        "core-minutes. Photos are of one collection, Flickr8k."
+        "core-minutes. A text is read after the token that the tokenizer says texts begin with, of SmolLM2 that of a "
+        "turn of a chat: after its end-of-text token it has about 0.13 bits per byte less, and its place in the order "
+        "stays. Photos are of one collection, Flickr8k."
     )
 
 
