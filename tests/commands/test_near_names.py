@@ -36,7 +36,13 @@ def test_what_is_near_nothing_is_told_all_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("CIFAR-10", "cifar10"), ("Fashion MNIST", "fashion_mnist"), ("digit", "digits")]
+    ("name", "meant"),
+    [
+        ("CIFAR-10", "cifar10"),
+        ("Fashion MNIST", "fashion_mnist"),
+        ("digit", "digits"),
+        ("tinyshakespear", "tinyshakespeare"),
+    ],
 )
 def test_data(name: str, meant: str) -> None:
     with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
@@ -52,6 +58,7 @@ def test_models_of_the_hub() -> None:
     ("command", "said"),
     [
         (["trace", "gpt2", "--text", "a"], "did you mean hf:gpt2?"),
+        (["trace", "given:minilm", "--data", "digits"], "models of given: are read where features are compared"),
         (["generate", "gpt2"], "did you mean hf:gpt2?"),
         # a typo is named before data that are not here
         *(

@@ -19,6 +19,7 @@ from unrolled.instruments.features.extraction import extract
 from unrolled.instruments.features.text import extract_texts
 from unrolled.models.encoders import open_encoder
 from unrolled.models.onnx_graph import open_onnx
+from unrolled.subjects.language import source_of
 
 onnx: Any = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -157,6 +158,7 @@ def test_verbs_of_features_take_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = str(of_images(tmp_path / "m.onnx"))
+    assert source_of(path) == ("none", ""), "no language model"
     flags = {
         "extract": [path, "--data", "digits", "--images", "20"],
         "probe": [path, "--data", "digits", "--samples", "60", "--test-samples", "40"],

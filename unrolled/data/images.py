@@ -13,9 +13,10 @@ from unrolled.data.builtin import digits, synthetic_images
 from unrolled.data.files import Splits, Unknown, find_packed, open_folder, open_packed
 from unrolled.data.loader import Batch, eval_loader, steps_per_epoch, train_loader
 from unrolled.data.sources import BadImage, ImageSource, Subset, stratified_split
+from unrolled.data.text import text_names
 from unrolled.data.torchvision_sets import TORCHVISION_NAMES, open_torchvision
 from unrolled.data.transforms import eval_transform, train_transform
-from unrolled.errors import MissingData, suggestion
+from unrolled.errors import MissingData, nearest, suggestion
 from unrolled.plugins import load_plugin, plugins
 
 __all__ = [
@@ -146,7 +147,10 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
         return dict(opener(folder))
     if Path(name).is_dir():
         raise ValueError(f"data: {name!r} is a folder; give data='folder' and data_dir={name!r}")
-    raise ValueError(f"data: unknown data set {name!r}; {suggestion(name, dataset_names())}")
+    hint = suggestion(name, dataset_names())
+    if (corpus := nearest(name, text_names())) and not nearest(name, dataset_names()):
+        hint = f"did you mean {corpus[0]!r}, which is text?"
+    raise ValueError(f"data: unknown data set {name!r}; {hint}")
 
 
 def _existing(splits: Splits, split: str, name: str) -> ImageSource:

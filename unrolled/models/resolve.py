@@ -110,6 +110,11 @@ def resolve_model(
         build, name = partial(build_transformers, classifier=head), rest
     elif scheme == "local":
         build, name = partial(_build_local, classifier=head), rest
+    elif scheme in KINDS_OF_MODELS:
+        raise ValueError(
+            f"model={spec!r}: models of {scheme}: are read where features are compared (extract, align, translate, "
+            f"brain), not here; give {_FORMS}"
+        )
     elif _is_import_path(scheme) and _is_import_path(rest) and scheme not in _TIMM_SOURCES:
         build, name = _build_factory, spec
     else:

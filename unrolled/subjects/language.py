@@ -28,6 +28,8 @@ def source_of(spec: str) -> tuple[Literal["ours", "transformers", "none"], str]:
     scheme, _, rest = named(spec).partition(":")
     if scheme in ("hf", "local") and rest and gguf_of(rest, hub=scheme == "hf") is not None:
         return "transformers", rest
+    if rest.lower().endswith(".onnx"):  # features of images or of texts, no language model
+        return "none", ""
     if scheme == "hf" and not Path(rest).expanduser().is_dir():
         return "transformers", rest
     if scheme not in ("local", "hf") or not rest:

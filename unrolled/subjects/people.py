@@ -78,7 +78,8 @@ def kind_of(choice: OneModelFlags) -> Kind | None:
         return "text" if rest in given_names("text") else "image"
     if scheme == "st" or is_ours(choice.model):
         return "text"
-    return None if source_of(choice.model)[0] == "transformers" else "image"
+    graph = choice.model.lower().endswith(".onnx")
+    return None if graph or source_of(choice.model)[0] == "transformers" else "image"
 
 
 def targets(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,10 @@ def features_of(options: Any, specs: tuple[str, str], folder: Path, where: torch
         for i in (i for i in (0, 1) if i not in features):
             # another seed for B: A and B must not be one model by accident
             reading = Reading.of(options, model=specs[i], layers=layers[i], seed=options.seed + i)
-            subjects[i] = Subject.of(reading, material, where, side=_side(i, options))
+            try:
+                subjects[i] = Subject.of(reading, material, where, side=_side(i, options))
+            except ValueError as error:  # what A is fed with is side=, what B is fed with side_b=
+                raise type(error)(re.sub(r"\bside=", "side_b=", str(error)) if i else str(error)) from error
         for i, subject in subjects.items():  # both could be opened: what is wrong with B is not said after hours of A
             features[i], _ = subject.features(folder / "features" / "ab"[i], quiet=options.quiet)
     checked = [_checked(features[i], spec) for i, spec in enumerate(specs)]
