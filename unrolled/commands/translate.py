@@ -76,6 +76,7 @@ def translate(options: TranslateOptions) -> None:
     from unrolled.alignment.translation import Recipe, thirds, translate_paired
     from unrolled.alignment.translation import translate as fit_translation
     from unrolled.commands.translate_report import answer_text, translate_report
+    from unrolled.data.sources import evenly
     from unrolled.instruments.features.files import Rows, check_same_samples
 
     where = choose_device(options.device)
@@ -90,7 +91,8 @@ def translate(options: TranslateOptions) -> None:
     scored, only_a, only_b = thirds(rows.samples, options.seed)
     if options.pairs > len(only_a):
         raise ValueError(f"--pairs {options.pairs}: there are {len(only_a)} samples to take them from")
-    known, recipe = only_a[: options.pairs], Recipe(width=options.width)
+    # evenly, since samples often stand in the order of their classes
+    known, recipe = only_a[evenly(options.pairs, len(only_a))], Recipe(width=options.width)
 
     def shown(places: Iterable[int]) -> Iterable[int]:
         total = options.restarts + options.controls
