@@ -22,7 +22,7 @@ def places(report: dict[str, Any]) -> str:
     }
     networks = tables["Every network"]
     targets = {
-        key: [{"name": row["what"], "group": row["group"], "score": float(row[column])} for row in networks]
+        key: [{"name": row["what"], "group": _group(row), "score": float(row[column])} for row in networks]
         for key, column in (("human_it", "Spearman"), ("monkey_it", "monkey IT"))
     }
     targets["monkey_it"] = [row for row in targets["monkey_it"] if row["name"] != "monkeyIT"]
@@ -32,3 +32,9 @@ def places(report: dict[str, Any]) -> str:
         targets.setdefault(TARGETS[row["what"]], []).append(entry)
     record = {"study": "platonic-brain", "created": report["provenance"]["created"], "targets": targets}
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def _group(row: dict[str, str]) -> str:
+    """Of a network: that of the study, but for those of the zoo that were not trained, which its table has beside
+    those that were."""
+    return "untrained" if row["group"].startswith("zoo") and "-random-" in row["what"] else row["group"]

@@ -32,6 +32,8 @@ def read_npz(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndar
     """
     if not path.is_file():
         raise MissingData(f"{path} does not exist")
+    if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle
+        raise CorruptFile(f"{path} is not an .npz file, or was cut off: it is no archive of arrays")
     with _reading(path, "an .npz file"), np.load(path, allow_pickle=False) as archive:
         names = archive.files if keys is None else [key for key in keys if key in archive.files]
         needed = sum(_claimed(archive.zip, name, path) for name in names)
@@ -76,6 +78,8 @@ def _header_bytes(stream: IO[bytes]) -> int | None:
     except ValueError:
         return None
     shape, _, kind = _HEADERS[version](stream)
+    if kind.hasobject:
+        raise ValueError("Python objects, which are pickled")
     return int(prod(shape)) * kind.itemsize
 
 

@@ -73,9 +73,12 @@ def read_tensors(path: str | Path, *, allow: Sequence[str] = ()) -> Any:
         if not wanted:
             raise CorruptFile(f"{path}: truncated, damaged, or no checkpoint at all") from error
         options = [name for name in ALLOWED_GLOBALS if name not in allow]
+        more = [thing for name in options for thing in ALLOWED_GLOBALS[name]]
+        enough = not _unsafe_globals(path, [*permitted, *more])
+        trusted = f"if you trust it, allow what of {options} it needs by name, or " if enough else ""
         raise UnsafeFile(
-            f"{path}: needs {', '.join(wanted)} to be read and was refused, not executed; if you trust it and that is "
-            f"in {options}, allow it by name, or re-save its state dict as safetensors"
+            f"{path}: needs {', '.join(wanted)} to be read and was refused, not executed; {trusted}re-save its tensors "
+            "(of a model, its state dict) as safetensors"
         ) from error
     except (RuntimeError, OSError, zipfile.BadZipFile) as error:
         raise CorruptFile(f"{path}: truncated or damaged ({str(error).splitlines()[0]})") from error

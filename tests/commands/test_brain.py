@@ -84,6 +84,8 @@ def test_a_model_of_texts_reads_names(data: Path, tmp_path: Path, capsys: Shown)
     answer = run(capsys, tmp_path, data, *TEXTS, "--concepts", "20")
     assert [(each["key"], each["n"]) for each in answer["targets"]] == [("things", 20), ("colours_by_name", 12)]
     assert answer["targets"][0]["layers"][0] == "embed"
+    assert cli.run(["brain", *TEXTS, "--data-dir", str(data), "--concepts", "1855", "--out", str(tmp_path)]) == 2
+    assert "--concepts 1855: there are 1,854 things" in _error(capsys)
 
 
 def test_features_in_a_file_say_by_their_rows_what_they_are_of(data: Path, tmp_path: Path, capsys: Shown) -> None:
@@ -131,6 +133,7 @@ def test_a_place_counts_trained_models_and_none_twice() -> None:
     second = place("human_it", table[0].score, f"given:{table[0].name}")
     assert (second.rank, second.of, second.same) == (1, len(table), table[0])
     assert f"The table has this model at {table[0].score:.3f}" in second.sentence()
+    assert not [each.name for each in table if "-random-" in each.name], "random weights are not trained"
     assert first.untrained is not None
     assert first.control is not None
     assert first.control.name == "pixels"

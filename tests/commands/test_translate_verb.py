@@ -123,3 +123,23 @@ def test_two_sides_are_needed_of_as_many_samples(files: Path, tmp_path: Path, ca
     few = str(tmp_path / "few.npy")
     assert cli.run(["translate", few, few, "--out", str(tmp_path / "out")]) == 2
     assert "has 20 samples: at least 24" in capsys.readouterr().err
+    np.save(tmp_path / "flat.npy", np.ones((240, 8)))
+    assert cli.run(["translate", str(files / "x.npy"), str(tmp_path / "flat.npy"), "--out", str(tmp_path / "out")]) == 2
+    assert "flat.npy: layer flat has zero variance" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("b", "message"),
+    [
+        ("crate_nano_patch2_9", "did you mean crate_nano_patch2_8"),
+        ("given:minilmm", "did you mean 'minilm'?"),
+        ("gvien:minilm", "did you mean given:minilm?"),
+    ],
+)
+def test_a_mistyped_b_is_refused_before_a_is_computed(b: str, message: str, tmp_path: Path, capsys: Shown) -> None:
+    out = tmp_path / "out"
+    assert (
+        cli.run(["translate", "crate_nano_patch2_8", b, "--data", "digits", "--images", "30", "--out", str(out)]) == 2
+    )
+    assert message in capsys.readouterr().err
+    assert not (out / "features").exists()

@@ -65,9 +65,15 @@ def test_what_a_file_holds_besides_features_is_named(tmp_path: Path, capsys: pyt
     with pytest.raises(ValueError, match=r"there is weight \[2, 2, 3, 3\], epoch int"):
         read_features(tmp_path / "model.pt")
     torch.save({"x": Harmful()}, tmp_path / "harmful.pt")
-    with pytest.raises(UnsafeFile, match=r"harmful\.pt: needs .*print to be read and was refused"):
+    with pytest.raises(UnsafeFile, match=r"print to be read and was refused, not executed; re-save its tensors"):
         read_features(tmp_path / "harmful.pt")
+    np.savez(tmp_path / "objects.npz", x=np.array([{}] * 12, dtype=object))
+    with pytest.raises(UnsafeFile, match=r"objects\.npz holds pickled objects"):
+        read_features(tmp_path / "objects.npz")
     assert capsys.readouterr().out == ""
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(CorruptFile, match=r"text\.npz is not an \.npz file"):
+        read_features(tmp_path / "text.npz")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(CorruptFile, match=r"cut\.npz"):
         read_features(tmp_path / "cut.npz")

@@ -70,6 +70,14 @@ def test_local_folders_that_hold_no_model(tmp_path: Path) -> None:
         resolve_model(f"local:{tmp_path / 'absent'}")
     with pytest.raises(MissingData, match=r"config\.json"):
         resolve_model(f"local:{tmp_path}")
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/one/config.json").write_text("{}")
+    with pytest.raises(MissingData, match=r"give one of the folders in it, such as .*runs/one"):
+        resolve_model(f"local:{tmp_path / 'runs'}")
+    (tmp_path / "graph").mkdir()
+    (tmp_path / "graph/net.onnx").touch()
+    with pytest.raises(MissingData, match=r"an ONNX graph; give the file .*net\.onnx"):
+        resolve_model(f"local:{tmp_path / 'graph'}")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         resolve_model(f"local:{tmp_path}")

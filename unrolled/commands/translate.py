@@ -91,6 +91,9 @@ def translate(options: TranslateOptions) -> None:
     scored, only_a, only_b = thirds(rows.samples, options.seed)
     if options.pairs > len(only_a):
         raise ValueError(f"--pairs {options.pairs}: there are {len(only_a)} samples to take them from")
+    for spec, layer, fitted_to in ((a, layer_a, x[only_a]), (b, layer_b, y[only_b])):
+        if (fitted_to == fitted_to[0]).all():
+            raise ValueError(f"{spec}: layer {layer} has zero variance: all rows are equal, so nothing can be matched")
     # evenly, since samples often stand in the order of their classes
     known, recipe = only_a[evenly(options.pairs, len(only_a))], Recipe(width=options.width)
 

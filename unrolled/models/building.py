@@ -153,7 +153,16 @@ def no_model(path: Path) -> str:
         return f"{path} is a part of the run {near}; give that folder"
     if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
         return f"{path} is a run that was stopped before it had a model; it goes on with `unrolled train --resume auto`"
-    return f"{path} holds no config.json, nor does its model/; give a run folder, or one of `save_pretrained`"
+    if graph := next((file for file in sorted(path.glob("*.onnx"))), None):
+        return f"{path} holds no config.json, but an ONNX graph; give the file {graph}"
+    inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _holds_model(folder)]
+    hint = f"one of the folders in it, such as {inside[0]}" if inside else "a run folder, or one of `save_pretrained`"
+    return f"{path} holds no config.json, nor does its model/; give {hint}"
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether a folder seems to be a model, or a run, by the names of its files."""
+    return any((folder / name).is_file() for name in ("config.json", "model/config.json")) or any(folder.glob("*.gguf"))
 
 
 def first_line(error: BaseException) -> str:

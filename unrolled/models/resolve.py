@@ -15,7 +15,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from unrolled.errors import CorruptFile, MissingData, UnsafeFile, require
+from unrolled.errors import CorruptFile, MissingData, UnsafeFile, nearest, require
 from unrolled.models.building import check_finite_weights, first_line, no_model, reading_weights, unknown_argument
 from unrolled.models.gguf import gguf_of
 from unrolled.models.hub_images import note_normalisation
@@ -23,7 +23,7 @@ from unrolled.models.onnx_graph import open_onnx
 from unrolled.models.registry import create_registered, is_registered, names_folder
 from unrolled.network import hub
 from unrolled.reading import read_object
-from unrolled.trust import MODEL_FILES, check, check_model_args, import_factory
+from unrolled.trust import KINDS_OF_MODELS, MODEL_FILES, check, check_model_args, import_factory
 
 _LONGEST = 4096  # characters of a path
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # of the hub, where there is no such folder
@@ -397,9 +397,9 @@ def _build_factory(spec: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise ValueError(
-            f"model={spec!r}: there is no module {module_name!r} here; give {_FORMS}, with the module importable"
-        ) from error
+        near = nearest(module_name, KINDS_OF_MODELS)
+        hint = f"did you mean {near[0]}:{attribute}?" if near else f"give {_FORMS}, with the module importable"
+        raise ValueError(f"model={spec!r}: there is no module {module_name!r} here; {hint}") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise ValueError(f"model={spec!r}: {module_name} has no function {attribute!r}")

@@ -95,7 +95,7 @@ def targets(
 
     Raises:
         MissingData: nothing of what it could stand beside is there.
-        ValueError: features of another number of rows.
+        ValueError: features of another number of rows, or more concepts than there are.
     """
     from unrolled.data.human import brains, colour_patches, colours, things
 
@@ -108,6 +108,8 @@ def targets(
         ]
 
     def of_things() -> list[Target]:
+        if concepts > THINGS:
+            raise ValueError(f"concepts={concepts}: there are {THINGS:,} things")
         count = THINGS if kind is None else concepts
         names, people = things(data_dir, count, seed)
         return [Target(key="things", what="people's judgement of things", stimuli="things", people=people, names=names,

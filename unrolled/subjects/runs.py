@@ -19,7 +19,7 @@ Flags = TypeVar("Flags", bound=SubjectFlags)
 def named(spec: str) -> str:
     """`spec`, with `local:` in front if it is a path, the name of a folder, or of a file that is a model."""
     path = ":" not in spec and ("/" in spec or os.sep in spec or spec.endswith(MODEL_FILES))
-    path = path or (spec.partition(":")[0] not in KINDS_OF_MODELS and Path(spec).expanduser().is_dir())
+    path = path or (spec != "" and spec.partition(":")[0] not in KINDS_OF_MODELS and Path(spec).expanduser().is_dir())
     return f"local:{spec}" if path else spec
 
 
@@ -48,6 +48,23 @@ def _check_there(model: str, weights: Path | None) -> None:
         model_folder(spec.removeprefix("local:"))
     if weights is not None and not os.path.lexists(weights.expanduser()) and shipped(str(weights)) is None:
         raise MissingData(f"weights: there is no folder or file {weights}, nor do weights of that name ship")
+
+
+def check_spelling(model: str) -> None:
+    """Refuse a name that no model has, before data are read for it and others are computed.
+
+    Raises:
+        ValueError: with the nearest names.
+    """
+    spec = named(model).removeprefix("timm:")
+    if ":" not in spec and spec not in catalogue():
+        from unrolled.models.registry import check_known  # with timm, for what only that knows
+
+        check_known(model)
+    elif spec.startswith("given:"):
+        from unrolled.models.given import check_given
+
+        check_given(spec.removeprefix("given:"))
 
 
 def run_of(model: str, weights: Path | None = None) -> dict[str, Any]:
@@ -113,11 +130,7 @@ def data_of(
 
 def data_for(options: SubjectFlags) -> DataOf:
     """As `data_of`, of the flags of a verb; a mistyped name of a model is refused before data are looked for."""
-    spec = named(options.model).removeprefix("timm:")
-    if ":" not in spec and spec not in catalogue():
-        from unrolled.models.registry import check_known  # with timm, for what only that knows
-
-        check_known(options.model)
+    check_spelling(options.model)
     return data_of(
         options.model, options.weights, data=options.data, data_dir=options.data_dir, image_size=options.image_size
     )

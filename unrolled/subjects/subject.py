@@ -21,7 +21,7 @@ from unrolled.subjects.language import is_ours
 from unrolled.subjects.models import open_model, origin
 from unrolled.subjects.options import Reading, SampleFlags, Side
 from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
-from unrolled.subjects.runs import data_of, named, shared_data_of
+from unrolled.subjects.runs import check_spelling, data_of, named, shared_data_of
 from unrolled.subjects.samples import ImageSamples, Samples, SoundSamples
 from unrolled.subjects.texts import open_reader
 
@@ -51,6 +51,8 @@ def material_for(
     Raises:
         ValueError: a split that the data do not have, or a model that only pairs know.
     """
+    for model in models:
+        check_spelling(model)
     if is_paired(options.data, side, texts):
         pairs = read_pairs(options.data, options.split, options.data_dir) if texts is None else read_texts(texts)
         return Paired.drawn(pairs, options.images), options

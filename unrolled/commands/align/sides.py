@@ -84,7 +84,8 @@ def features_of(options: Any, specs: tuple[str, str], folder: Path, where: torch
             # another seed for B: A and B must not be one model by accident
             reading = Reading.of(options, model=specs[i], layers=layers[i], seed=options.seed + i)
             subjects[i] = Subject.of(reading, material, where, side=_side(i, options))
-            features[i], _ = subjects[i].features(folder / "features" / "ab"[i], quiet=options.quiet)
+        for i, subject in subjects.items():  # both could be opened: what is wrong with B is not said after hours of A
+            features[i], _ = subject.features(folder / "features" / "ab"[i], quiet=options.quiet)
     checked = [_checked(features[i], spec) for i, spec in enumerate(specs)]
     return Sides(options=options, features=checked, subjects=subjects, pairs=pairs)
 

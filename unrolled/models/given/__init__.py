@@ -133,6 +133,12 @@ def given_names(kind: Literal["vision", "text"] | None = None) -> list[str]:
     return [name for name, entry in GIVEN.items() if kind is None or entry.build.startswith(kind)]
 
 
+def check_given(name: str) -> None:
+    """Refuse a name that is not of `GIVEN` with a ValueError; the nearest is suggested."""
+    if name not in GIVEN:
+        raise ValueError(f"model: unknown given model {name!r}; {suggestion(name, GIVEN)}")
+
+
 def is_fetched(name: str) -> bool:
     """Whether a name's files are in a folder of their own, which `make models` fetches."""
     return name in GIVEN and "/" in GIVEN[name].file
@@ -167,8 +173,7 @@ def open_given(name: str, weights_dir: str | Path) -> GivenModel:
         UnsafeFile: a file holds more than tensors.
         MissingExtra: transformers or tokenizers is needed and not installed.
     """
-    if name not in GIVEN:
-        raise ValueError(f"model: unknown given model {name!r}; {suggestion(name, GIVEN)}")
+    check_given(name)
     folder, entry = Path(weights_dir).expanduser(), GIVEN[name]
     if not (folder / entry.file).is_file():
         raise MissingData(f"weights_dir: {folder} has no {entry.file}")
