@@ -74,6 +74,7 @@ def test_texts_of_any_lengths(folder: Path, capsys: Capture) -> None:
     assert "R: coding rate of all tokens of a sample, at Z+half (nats); higher" in said
     assert "0: the same architecture with untrained weights" in said
     assert "random weights" not in page
+    assert "Mean over samples ± standard error" in page
     assert page.index("What the columns mean") < page.index(">Numbers<")  # words before numbers
     assert "From what enters the first layer to what leaves the last Rᶜ changes by" in page
 
@@ -95,6 +96,8 @@ def test_a_decoder_is_named_and_measured(folder: Path, capsys: Capture) -> None:
     result, _, page = answer(folder, capsys, f"hf:{folder}/t5", "--text", "line 1 and 2", "--stack", "decoder")
     assert result["stack"] == "decoder"
     assert "The layers of its stack decoder" in page
+    assert "Of a single sample, so without error bars" in page
+    assert "±" not in page, "the error of one text is unknown, not 0"
     encoder, said, page = answer(folder, capsys, f"hf:{folder}/t5", "--text", "line 1 and 2")
     assert encoder["part"] == "encoder"
     assert "its encoder is traced" in said

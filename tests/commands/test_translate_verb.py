@@ -54,6 +54,8 @@ def test_turned_features_are_translated_and_a_second_run_goes_on(files: Path, tm
     assert back.to_dict() == scores["unpaired"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert answer["verdict"] in page
+    assert answer["directions"] == [8, 8], "no more than there are columns"
+    assert "leading 8 principal directions" in page
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "attempts").iterdir()}
     assert translate(files, tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out) == answer

@@ -63,7 +63,7 @@ def text_report(result: Answer) -> Report:
 
 
 def _report(result: Answer, seen: str, samples: str) -> Report:
-    from unrolled.figures.words import with_error
+    from unrolled.figures.words import number, with_error
     from unrolled.report import Report, trace_section
 
     layers, control = result["layers"], result["control"]
@@ -84,15 +84,19 @@ def _report(result: Answer, seen: str, samples: str) -> Report:
     )
     trace_section(report, {"model": result}, images=samples)
     _explain(report.section("What the columns mean, and what they do not show", _LIMITS))
-    numbers = report.section(
-        "Numbers", "Mean over samples ± standard error, before the layer, between its halves, after."
-    )
+    single = result.get("images", result.get("sequences")) == 1  # of one sample the error is unknown, not 0
+    what_of = "Of a single sample" if single else "Mean over samples ± standard error"
+    numbers = report.section("Numbers", f"{what_of}, before the layer, between its halves, after.")
+
+    def mean(row: dict[str, float], name: str) -> str:
+        return number(row[name]) if single else with_error(row[name], row[f"{name}_se"])
+
     columns = ["layer", *(f"{point}{who}" for who in ("", ", untrained") for point in ("Z", "Z½", "Z+1"))]
     for key, (heading, what, way) in _COLUMNS.items():
         rows: list[list[int | str]] = [
             [
                 int(a["layer"]),
-                *(with_error(r[f"{key}_{at}"], r[f"{key}_{at}_se"]) for r in (a, b) for at in ("z", "half", "next")),
+                *(mean(r, f"{key}_{at}") for r in (a, b) for at in ("z", "half", "next")),
             ]
             for a, b in zip(layers, control, strict=True)
         ]

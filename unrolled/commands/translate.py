@@ -113,7 +113,8 @@ def translate(options: TranslateOptions) -> None:
     truth = [fitted.of_restart(i).scores(x[scored], y[scored]) for i in range(options.restarts)]
     record = {
         "a": a, "b": b, "layers": [layer_a, layer_b], "n": rows.samples,
-        "fitted": [len(only_a), len(only_b)], "pairs": options.pairs, "map": options.map, "width": options.width,
+        "fitted": [len(only_a), len(only_b)], "pairs": options.pairs, "map": options.map,
+        "directions": [frame.axes.shape[1] for frame in (fitted.x_frame, fitted.y_frame)],
         "scores": {name: each.to_dict() for name, each in scores.items()}, **_judged(fitted, truth),
         "random": ["AB"[i] for i, subject in sides.subjects.items() if subject.random],
         "folder": str(run.folder),

@@ -49,6 +49,7 @@ def translate_report(record: Mapping[str, Any], scores: Mapping[str, Scores]) ->
     a, b = (f"{record[side]}{' (random weights)' if side.upper() in record['random'] else ''}" for side in ("a", "b"))
     unpaired, paired = (record["scores"][name] for name in ("unpaired", "paired"))
     report = Report(f"{a} to {b}", question="Can features of one model be turned into another's without pairs?")
+    directions = " and ".join(str(each) for each in dict.fromkeys(record["directions"]))
     how = f"{record['pairs']} pairs" if record["pairs"] else "no pair"
     report.headline(
         f"A map fitted with {how} brings {100 * unpaired['top1']:.1f} % of {unpaired['n']:,} held-out samples nearest "
@@ -71,7 +72,7 @@ def translate_report(record: Mapping[str, Any], scores: Mapping[str, Scores]) ->
         _COLUMNS,
         _rows(record),
         caption=f"Layer {record['layers'][0]} of A, {record['layers'][1]} of B, {record['map']} map between the "
-        f"leading {record['width']} principal directions. Fitted to {record['fitted'][0]:,} samples of A and other "
+        f"leading {directions} principal directions. Fitted to {record['fitted'][0]:,} samples of A and other "
         f"{record['fitted'][1]:,} of B; scored on {unpaired['n']:,} that neither saw, by cosine of centred features. "
         "Shuffled: partners relabelled at random, exact.",
     ).figure(

@@ -58,6 +58,8 @@ def trace_section(
         f"Mean over {seeds} seeds, each on the same {samples:,} {images}; bars are one standard deviation over seeds."
         if seeds > 1
         else f"Mean over {samples:,} {images}; bars are one standard error of it."
+        if samples > 1
+        else "Of a single sample, so without error bars."
     )
     controlled = any(result.get("control") for results in runs.values() for result in results)
     dashes = " Dotted lines with hollow markers: the same architecture with fresh weights." if controlled else ""
