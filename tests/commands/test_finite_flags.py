@@ -60,11 +60,19 @@ def test_no_whole_number_is_rounded(verb: str) -> None:
             assert argument.parameter.converter is whole, argument.name
 
 
-@pytest.mark.parametrize(("value", "message"), [("1.5", "1.5 is no whole number"), ("9" * 30, "is beyond 64 bits")])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1.5", "1.5 is no whole number"),
+        ("x", "x is no whole number"),
+        ("a.b", "a.b is no whole number"),
+        ("9" * 30, f"{'9' * 30} is beyond 64 bits"),
+    ],
+)
 def test_what_is_no_whole_number_is_said(value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["train"], ["trace", "crate_nano_patch2_8"]):
         assert cli.run([*command, "--seed", value]) == 2
-        assert message in capsys.readouterr().err
+        assert f"--seed: {message}" in capsys.readouterr().err
 
 
 def test_no_argument_of_a_model_is_infinite(capsys: pytest.CaptureFixture[str]) -> None:

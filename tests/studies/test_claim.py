@@ -139,3 +139,12 @@ def test_committed_reports_have_the_verdicts_of_todays_rule(path: Path) -> None:
     claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
     again = study_docs.judged_again(path.parent.name, claims)
     assert claims == again, "run: python -m tests.study_docs"
+
+
+@pytest.mark.parametrize("n", [4, 7, 30])
+def test_a_perfect_order_of_few_models_is_not_certain(n: int) -> None:
+    perfect, reversed_order = (Estimate.of_ranks(rho, n, "models") for rho in (1.0, -1.0))
+    assert perfect.value == perfect.high == 1
+    assert perfect.low < Estimate.of_ranks(1.0, n + 1, "models").low < 1
+    assert (reversed_order.low, reversed_order.high) == (-1, -perfect.low)
+    assert Estimate.of_ranks(0.5, n, "models").low < perfect.low

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,19 +112,6 @@ def test_trends_are_judged_by_an_interval_over_models() -> None:
     view = claims.View(rising, CONFIG)
     assert view.against_twin().mean > 0.1
     assert isinstance(claims.partial_trend(view.trained, "general", -1.0), Estimate)
-
-
-@pytest.mark.parametrize(("count", "certain"), [(4, False), (5, True), (7, True)])
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_perfect_order_of_few_models_has_an_interval(count: int, certain: bool, sign: float) -> None:
-    models = [SimpleNamespace(general=float(i), gain=sign * i**2) for i in range(count)]
-    trend = claims.trend(models, "general")
-    assert isinstance(trend, Estimate)
-    assert trend.value == sign
-    ends = sorted([sign * trend.low, sign * trend.high])
-    assert ends[1] == 1, "perfect is not beyond what the models can have"
-    assert ends[0] < 0.95, "so few models are not certain of it"
-    assert (ends[0] > 0) == certain, "one of 24 orders is right by accident, one of 120 hardly"
 
 
 def test_the_page_says_what_was_not_run() -> None:

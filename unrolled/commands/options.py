@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin, get_type_hints
 
-from cyclopts import Group, Parameter, Token, convert
+from cyclopts import CoercionError, Group, Parameter, Token, convert
 
 from unrolled.errors import check_finite
 from unrolled.harness import JsonFlags, QuietFlags, Settings, flags_in_order
@@ -160,9 +160,12 @@ def as_config(config: type[T], flags: T) -> T:
 def whole(hint: Any, tokens: Sequence[Token]) -> int | None:
     """The converter of flags that are whole numbers: cyclopts rounds 1.5 to 2, and torch takes no more than 64 bits."""
     (text,) = (token.value for token in tokens)
-    if "." in text and not float(text).is_integer():
-        raise ValueError(f"{text} is no whole number")
-    value: int | None = convert(hint, [text])
+    try:
+        if "." in text and not float(text).is_integer():
+            raise ValueError
+        value: int | None = convert(hint, [text])
+    except (CoercionError, ValueError) as error:  # cyclopts' own would not name the flag: it is of the text alone
+        raise ValueError(f"{text} is no whole number") from error
     if value is not None and not -(2**63) <= value < 2**63:
         raise ValueError(f"{text} is beyond 64 bits")
     return value

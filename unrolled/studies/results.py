@@ -117,6 +117,18 @@ class Estimate:
         known = math.isfinite(self.low) and math.isfinite(self.high)
         return f"{self.value:{spec}} {f'[{self.low:{spec}}, {self.high:{spec}}]' if known else '(no interval)'}"
 
+    @classmethod
+    def of_ranks(cls, rho: float, n: int, basis: str) -> Estimate:
+        """Spearman's correlation of n pairs, at least 4, with its 95 % interval by Fisher's z (Bonett and Wright 2000).
+
+        Of a perfect order z is infinite. It reaches from where the interval of the next lower correlation that n ranks
+        can have does.
+        """
+        nearest = math.copysign(min(abs(rho), 1 - 12 / (n * (n**2 - 1))), rho)
+        half = 1.96 * math.sqrt((1 + nearest**2 / 2) / (n - 3))
+        low, high = (math.tanh(math.atanh(nearest) + side * half) for side in (-1, 1))
+        return cls(rho, min(low, rho), max(high, rho), basis)
+
 
 class Results(Tabular, Sequence[Row[CellT]]):
     """Rows of a study, and why the other cells have none."""

@@ -193,11 +193,9 @@ def trend(levels: Sequence[Values], *, draws: int = 2000) -> Trend:
     rho = float(places @ ranks)
     null = np.random.default_rng(0).permuted(np.tile(places, (draws, 1)), axis=1) @ ranks
     p = (1 + int((null >= rho - 1e-12).sum())) / (draws + 1)
-    low = high = _NOTHING
-    if pairs > 1 and values.size > 3:
-        half = 1.96 * math.sqrt((1 + rho**2 / 2) / (values.size - 3))
-        low, high = math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
-    return Trend(Estimate(rho, low, high, f"Fisher's z over {values.size} pairs"), p)
+    basis = f"Fisher's z over {values.size} pairs"
+    known = pairs > 1 and values.size > 3
+    return Trend(Estimate.of_ranks(rho, values.size, basis) if known else Estimate(rho, _NOTHING, _NOTHING, basis), p)
 
 
 def trends(results: Results[Pairs], config: CausesConfig, cause: Cause) -> dict[str, Trend]:

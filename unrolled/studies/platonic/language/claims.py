@@ -174,9 +174,7 @@ def trend(models: Sequence[Any], x: str, y: str = "gain", sign: float = 1.0) -> 
     """Rank correlation of two numbers of models that have both, with its interval over models; none of fewer than 4.
 
     The interval reaches as far as the wider of a bootstrap's and of Fisher's z (Bonett and Wright 2000), since so few
-    models drawn again often repeat the same few orders. A perfect order has neither, so Fisher's is taken half a step
-    below it, where a step is what the exchange of two neighbours costs: of four models it holds 0, of five it does not,
-    as by counting orders.
+    models drawn again often repeat the same few orders.
     """
     pairs = [(sign * getattr(model, x), getattr(model, y)) for model in models]
     pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
@@ -185,12 +183,10 @@ def trend(models: Sequence[Any], x: str, y: str = "gain", sign: float = 1.0) -> 
     value = correlation(*zip(*pairs, strict=True))
     if not math.isfinite(value.value):
         return value
-    most = 1 - 6 / (len(pairs) * (len(pairs) ** 2 - 1))
-    rank = max(-most, min(most, value.value))
-    half = 1.96 * math.sqrt((1 + rank**2 / 2) / (len(pairs) - 3))
-    low, high = (math.tanh(math.atanh(rank) + side * half) for side in (-1, 1))
-    basis = f"the wider of a bootstrap and Fisher's z over {len(pairs)} models"
-    return Estimate(value.value, min(low, value.low), max(high, value.high), basis)
+    fisher = Estimate.of_ranks(
+        value.value, len(pairs), f"the wider of a bootstrap and Fisher's z over {len(pairs)} models"
+    )
+    return replace(fisher, low=min(fisher.low, value.low), high=max(fisher.high, value.high))
 
 
 def partial_trend(models: Sequence[Language], x: str, sign: float) -> Estimate | Values:
