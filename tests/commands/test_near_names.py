@@ -14,13 +14,11 @@ from unrolled.errors import nearest, suggestion
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("CKA", "cka"),
         ("linear_cka", "cka"),
         ("unbiased-CKA", "unbiased_cka"),
         ("Mutual kNN", "mutual_knn"),
         ("mutual_nn", "mutual_knn"),
         ("cca", "svcca"),
-        ("SVCCA", "svcca"),
         ("ridge", "ridge_predictivity"),
         ("Soft Matching", "soft_matching"),
     ],
@@ -28,6 +26,11 @@ from unrolled.errors import nearest, suggestion
 def test_metrics(name: str, meant: str) -> None:
     with pytest.raises(ValueError, match=f"metric='{name}' is not known; did you mean '{meant}'"):
         get_metric(name)
+
+
+@pytest.mark.parametrize("name", [*METRICS, "unbiased_cka"])
+def test_metrics_are_taken_in_any_case(name: str) -> None:
+    assert repr(get_metric(name.upper())) == repr(get_metric(name))
 
 
 def test_what_is_near_nothing_is_told_all_there_are() -> None:

@@ -70,6 +70,29 @@ def test_pairs_and_a_linear_map(files: Path, tmp_path: Path, capsys: Shown) -> N
     assert "Not tested" in text
 
 
+def test_known_pairs_are_not_of_one_class_where_samples_stand_in_the_order_of_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unrolled.alignment import translation
+
+    rows = np.arange(240.0)[:, None] ** np.arange(1, 4)
+    for side in "xy":
+        np.save(tmp_path / f"{side}.npy", rows)
+    given = []
+
+    def fitted(*sides: object, pairs: tuple[np.ndarray, np.ndarray], **settings: object) -> None:
+        given.append(pairs)
+        raise ValueError("enough was seen")
+
+    monkeypatch.setattr(translation, "translate", fitted)
+    assert translate(tmp_path, tmp_path / "out", "--pairs", "10") == 2
+    ((x, y),) = given
+    assert (x == y).all()
+    assert x[0, 0] < 60, "from the first part of the data"
+    assert x[-1, 0] > 180, "to the last"
+    assert set(x[:, 0].astype(int)) <= set(thirds(240, 0)[1]), "of those that A alone is shown, none that scores"
+
+
 def test_models_of_digits(tmp_path: Path, capsys: Shown) -> None:
     command = ["translate", "crate_nano_patch2_8", "vit_nano_patch2_8", "--data", "digits", "--images", "30"]
     few = ["--restarts", "1", "--controls", "0", "--quiet", "--json", "--out", str(tmp_path)]

@@ -19,6 +19,7 @@ import unrolled
 from tests.figures import test_plots as plots
 from unrolled.alignment import BesidePeople, beside_people, compare, prepare_layers
 from unrolled.alignment.people import correlation_rdms
+from unrolled.alignment.translation import Recipe, Translation, translate
 from unrolled.errors import MissingExtra
 from unrolled.instruments import Matches, layerwise, read_patches
 from unrolled.instruments.causal import Effect, Effects
@@ -67,6 +68,12 @@ def beside() -> BesidePeople:
     return beside_people(layers, people, what="them", stimuli="pictures", untrained=[layers], draws=10, halves=2)
 
 
+def translation() -> Translation:
+    x, y = np.random.default_rng(0).normal(size=(2, 40, 4))
+    recipe = Recipe(clusters=4, rounds=2, anchor_sets=1, starts=2, tries=1)
+    return translate(x, y, restarts=3, controls=2, recipe=recipe)
+
+
 # what they are, and how many rows they have, or None where that is their length
 RESULTS: dict[str, tuple[Callable[[], Any], int | None]] = {
     "Trace": (plots.traced, None),
@@ -76,6 +83,7 @@ RESULTS: dict[str, tuple[Callable[[], Any], int | None]] = {
     "Grid": (plots.grid, 9),
     "ModelGrid": (plots.models, 3),
     "BesidePeople": (beside, 8),
+    "Translation": (translation, 3),
     "Results": (plots.results, 12),
     "TrainResult": (trained, 3),
     "Confusion": (confusion, 3),

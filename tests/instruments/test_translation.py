@@ -78,6 +78,16 @@ def test_independent_clusters_are_not_and_it_says_so() -> None:
     assert "Do not use" in repr(failed)
 
 
+@pytest.mark.parametrize(("place", "worked"), [(1, False), (19, False), (20, True), (25, True), (None, True)])
+def test_the_place_of_the_first_control_that_matches_decides(place: int | None, worked: bool) -> None:
+    frame = Frame(np.zeros(3), np.eye(3), 1.0)
+    restarts: Any = ({"restart": 0, "anchors": 1.0, "criterion": 0.5},)
+    controls = (0.4,) * 30 if place is None else (*(0.4,) * (place - 1), 0.6)
+    record = Translation(frame, frame, np.eye(3), "orthogonal", restarts=restarts, level=0.5, controls=controls)
+    assert record.p_value == 1 / (31 if place is None else place)
+    assert record.worked is worked
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), stretch=st.floats(0.01, 100))
 def test_how_rows_lie_to_each_other_does_not_depend_on_turn_place_and_scale(seed: int, stretch: float) -> None:

@@ -168,6 +168,21 @@ def test_verbs_of_features_take_it(
     assert json.loads(capsys.readouterr().out)
 
 
+def test_sparse_weights_in_another_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Onnx leaves them where they are, and onnxruntime would look in the working directory."""
+    path = of_images(tmp_path / "m.onnx")
+    (tmp_path / "w.bin").write_bytes(np.ones(4, np.float32).tobytes())
+    model = onnx.load(str(path))
+    values = onnx.TensorProto(name="sparse", data_type=FLOAT, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    values.external_data.add(key="location", value="w.bin")
+    places = onnx.numpy_helper.from_array(np.arange(4), "places")
+    model.graph.sparse_initializer.add(values=values, indices=places, dims=[4])
+    path.write_bytes(model.SerializeToString())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="sparse weights 'sparse' in another file; store them inside"):
+        open_onnx(path)
+
+
 @pytest.mark.parametrize("place", ["../secret.bin", "/etc/hostname", "link/secret.bin"])
 def test_weights_outside_the_folder_are_refused(tmp_path: Path, place: str) -> None:
     folder, outside = tmp_path / "model", tmp_path / "outside"

@@ -64,10 +64,15 @@ def test_the_p_value_allows_for_the_choice_of_the_best_layer() -> None:
     assert rejected <= 6  # 2 expected; the uncorrected test would reject about 18
 
 
-def test_a_layer_without_variance_is_distance_zero_everywhere() -> None:
-    found = correlation_rdms([torch.ones(5, 3), torch.randn(5, 8)])
-    assert np.isfinite(found).all()
-    assert np.allclose(np.diagonal(found, axis1=1, axis2=2), 0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_rounding_leaves_of_rows_without_variance_is_no_structure(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    level = torch.randn(5, 1, generator=generator, dtype=dtype).expand(5, 77)
+    rounded = level * (1 + torch.finfo(dtype).eps * torch.randn(5, 77, generator=generator, dtype=dtype))
+    found = correlation_rdms([torch.ones(5, 3), level, rounded, torch.randn(5, 8, generator=generator)])
+    assert (found[:3] == 1 - np.eye(5)).all()
+    assert np.ptp(upper(found[3])) > 0.1
+    assert (np.diagonal(found, axis1=1, axis2=2) == 0).all()
 
 
 def run(data_dir: Path, tmp_path: Path, **settings: Any) -> Any:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unrolled.ops.rows import unit_rows, varies
+
 Array = NDArray[Any]
 LARGEST = 4096
 """Stimuli at most: all their pairs are held for every layer and person, 8 bytes each."""
@@ -96,12 +98,13 @@ def noise_ceiling(rdms: Array) -> tuple[float, float]:
 def correlation_rdms(features: Sequence[torch.Tensor]) -> Array:
     """1 - Pearson correlation between samples for features [n, d] of each layer, [layers, n, n] float64.
 
-    A layer whose rows have no variance is left at distance 0.
+    A row whose entries are equal, up to the rounding of their dtype, correlates with nothing: it is at distance 1 of
+    all others.
     """
     out = []
     for layer in features:
         rows = layer.double() - layer.double().mean(1, keepdim=True)
-        rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        rows = unit_rows(torch.where(varies(layer.mT)[:, None], rows, 0))
         out.append((1 - rows @ rows.mT).fill_diagonal_(0).numpy())
     return np.stack(out)
 

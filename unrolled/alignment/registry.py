@@ -51,6 +51,8 @@ def metric_class(name: str) -> type[Metric] | None:
 def get_metric(metric: str | Metric | Callable[..., float], **options: Any) -> Metric:
     """Metric object from a name such as "mutual_knn" ("unbiased_cka" is "cka" with unbiased=True) and its options.
 
+    Names of this package are taken in any case.
+
     A function of your own, of features [n, d_x] and [n, d_y], is taken as `FunctionMetric`; `options` are its keyword
     arguments, and `higher_is_closer=False` says that it is a distance.
 
@@ -66,6 +68,8 @@ def get_metric(metric: str | Metric | Callable[..., float], **options: Any) -> M
         return metric(**options)
     if callable(metric) and not isinstance(metric, type):
         return FunctionMetric(metric, **options)
+    if isinstance(metric, str) and metric.lower() in (*METRICS, "unbiased_cka"):
+        metric = metric.lower()
     if metric == "unbiased_cka":
         metric, options = "cka", {"unbiased": True, **options}
     kind = metric_class(metric) if isinstance(metric, str) else None

@@ -76,6 +76,7 @@ def translate(options: TranslateOptions) -> None:
     from unrolled.alignment.translation import Recipe, thirds, translate_paired
     from unrolled.alignment.translation import translate as fit_translation
     from unrolled.commands.translate_report import answer_text, translate_report
+    from unrolled.data.sources import evenly
     from unrolled.instruments.features.files import Rows, check_same_samples
 
     where = choose_device(options.device)
@@ -93,7 +94,8 @@ def translate(options: TranslateOptions) -> None:
     for spec, layer, fitted_to in ((a, layer_a, x[only_a]), (b, layer_b, y[only_b])):
         if (fitted_to == fitted_to[0]).all():
             raise ValueError(f"{spec}: layer {layer} has zero variance: all rows are equal, so nothing can be matched")
-    known, recipe = only_a[: options.pairs], Recipe(width=options.width)
+    # evenly, since samples often stand in the order of their classes
+    known, recipe = only_a[evenly(options.pairs, len(only_a))], Recipe(width=options.width)
 
     def shown(places: Iterable[int]) -> Iterable[int]:
         total = options.restarts + options.controls

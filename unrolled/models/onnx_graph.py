@@ -224,6 +224,9 @@ def read_graph(path: Path) -> tuple[Any, list[Path]]:
             f"model: {path.name} uses operators of {', '.join(sorted(used))}, which are code that is not here"
         )
     onnx.load_external_data_for_model(graph, str(folder))
+    if left := [tensor.name for tensor in _tensors(graph) if tensor.data_location == tensor.EXTERNAL]:
+        # onnxruntime would look for them in the working directory
+        raise ValueError(f"model: {path.name} keeps the sparse weights {left[0]!r} in another file; store them inside")
     return graph, sorted(files)
 
 

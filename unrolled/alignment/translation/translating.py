@@ -68,9 +68,10 @@ def translate(
     Whether the map means anything is tested without pairs. A control is y with its clusters moved: each keeps its size
     and its shape, their spread in every direction stays, and how they lie to each other does not. The closest match of
     three attempts on each control is compared with what three of the restarts reach on the average; at the first
-    control that matches as closely the test ends (Besag and Clifford 1991), and the record says that no translation was
-    found. The test is liberal: of 60 pairs of unrelated clumps 8 passed at 5 % (100 rows of 10 numbers a side), of 20
-    related pairs 19. Closer than all controls does not say how good it is: that takes `Translation.scores` on pairs.
+    control that matches as closely the test ends (Besag and Clifford 1991), and unless it is the twentieth or a later
+    one the record says that no translation was found. The test is liberal: of 60 pairs of unrelated clumps 8 passed at
+    5 % (100 rows of 10 numbers a side), of 20 related pairs 19. Closer than all controls does not say how good it is:
+    that takes `Translation.scores` on pairs.
 
     Args:
         x, y: features, at least 8 rows each, and hundreds for anything to come of it; their rows need not be paired,
