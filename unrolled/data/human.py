@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ HOW = "docs/howto/brain.md says where the public records are and what to put the
 def _require(path: Path) -> None:
     if not path.is_file():
         raise MissingData(f"data_dir: {path.parent.name} was not found (there is no {path}; {HOW}); give data_dir=")
+
+
+def _check_shapes(file: str, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for key, shape in shapes.items():
+        if arrays[key].shape != shape:
+            raise CorruptFile(f"{file}: {key} is {list(arrays[key].shape)} and must be {list(shape)}; {HOW}")
 
 
 def check_records(data_dir: Path) -> None:
@@ -70,10 +76,20 @@ class Brains:
 
 
 def brains(data_dir: Path) -> Brains:
-    """Read `brain-92images` of `data_dir`."""
+    """Read `brain-92images` of `data_dir`.
+
+    Raises:
+        MissingData: there are none.
+        CorruptFile: the file cannot be read, or its arrays do not fit together.
+    """
     keys = ("stimuli", "human_it", "human_it_names", "monkey_it", "models", "model_names")
     arrays = read_arrays(data_dir / "brain-92images" / "brain_92images.npz", keys)
-    people = [str(name).split("|")[1].strip() for name in arrays["human_it_names"]]
+    n, names = len(arrays["stimuli"]), [str(name).split("|") for name in arrays["human_it_names"].ravel()]
+    shapes = {"human_it": (len(names), n, n), "monkey_it": (n, n), "models": (arrays["model_names"].size, n, n)}
+    _check_shapes("brain_92images.npz", arrays, shapes)
+    if not names or any(len(name) < 2 for name in names):
+        raise CorruptFile(f"brain_92images.npz: human_it_names must be like `hIT | WHO | Session: 1`; {HOW}")
+    people = [name[1].strip() for name in names]
     order = list(dict.fromkeys(people))
     human = np.stack(
         [np.mean([rdm for rdm, who in zip(arrays["human_it"], people, strict=True) if who == one], 0) for one in order]
@@ -109,10 +125,17 @@ class Colours:
 
 
 def colours(data_dir: Path) -> Colours:
-    """Read `human-similarity/colour93_human.npz` and `xkcd_colours.tsv` of `data_dir`."""
+    """Read `human-similarity/colour93_human.npz` and `xkcd_colours.tsv` of `data_dir`.
+
+    Raises:
+        MissingData, CorruptFile: as `brains`.
+    """
     folder = data_dir / "human-similarity"
     arrays = read_arrays(folder / "colour93_human.npz", ("lab", "group_dissimilarity", "missing"))
     table = named_colours(folder / "xkcd_colours.tsv")
+    n, groups = len(arrays["lab"]), len(arrays["group_dissimilarity"])
+    shapes = {"lab": (n, 3), "group_dissimilarity": (groups, n, n), "missing": (groups, n, n)}
+    _check_shapes("colour93_human.npz", arrays, shapes)
     lab = arrays["lab"].astype(np.float64)
     known = np.array([value for _, value in table])
     nearest = ((lab[:, None] - known[None]) ** 2).sum(-1).argmin(1)
@@ -149,9 +172,14 @@ def things(data_dir: Path, count: int, seed: int) -> tuple[list[str], Array]:
         data_dir: holds `human-similarity/things1854_human.npz`.
         count: things, drawn at random.
         seed: of the draw.
+
+    Raises:
+        MissingData, CorruptFile: as `brains`.
     """
     stored = read_arrays(data_dir / "human-similarity" / "things1854_human.npz", ("concepts", "group_embeddings"))
-    total = len(stored["concepts"])
+    total, embeddings = len(stored["concepts"]), stored["group_embeddings"]
+    shape = (*embeddings.shape[:1], total, *embeddings.shape[-1:])
+    _check_shapes("things1854_human.npz", stored, {"group_embeddings": shape})
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
     vectors = np.clip(stored["group_embeddings"][:, chosen].astype(np.float64), 0, None)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
