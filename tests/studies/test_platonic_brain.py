@@ -73,6 +73,8 @@ def test_what_rounding_leaves_of_rows_without_variance_is_no_structure(dtype: to
     assert (found[:3] == 1 - np.eye(5)).all()
     assert np.ptp(upper(found[3])) > 0.1
     assert (np.diagonal(found, axis1=1, axis2=2) == 0).all()
+    pixels = torch.randint(256, (5, 9), generator=generator, dtype=torch.uint8)
+    assert (correlation_rdms([pixels]) == correlation_rdms([pixels.to(dtype)])).all()
 
 
 def run(data_dir: Path, tmp_path: Path, **settings: Any) -> Any:

@@ -103,8 +103,9 @@ def correlation_rdms(features: Sequence[torch.Tensor]) -> Array:
     """
     out = []
     for layer in features:
-        rows = layer.double() - layer.double().mean(1, keepdim=True)
-        rows = unit_rows(torch.where(varies(layer.mT)[:, None], rows, 0))
+        wide = layer.double()
+        certain = varies((layer if layer.is_floating_point() else wide).mT)
+        rows = unit_rows(torch.where(certain[:, None], wide - wide.mean(1, keepdim=True), 0))
         out.append((1 - rows @ rows.mT).fill_diagonal_(0).numpy())
     return np.stack(out)
 
