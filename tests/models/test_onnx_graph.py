@@ -168,6 +168,17 @@ def test_verbs_of_features_take_it(
     assert json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("name", "place"), [("values", "values_"), ("training", "training_"), ("_modules", "_modules_"), ("a/b", "a_b")]
+)
+def test_a_tensor_may_be_called_anything(name: str, place: str, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], [name]), helper.make_node("Relu", [name], ["y"])]
+    inputs, ends = ([helper.make_tensor_value_info(each, FLOAT, ["b", 3, 8, 8])] for each in "xy")
+    model = open_onnx(saved(tmp_path / "m.onnx", nodes, inputs, ends, {}))
+    assert list(model.tensors) == [place, "y"]
+    assert model(torch.ones(1, 3, 8, 8)).shape == (1, 3, 8, 8)
+
+
 def test_sparse_weights_in_another_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Onnx leaves them where they are, and onnxruntime would look in the working directory."""
     path = of_images(tmp_path / "m.onnx")

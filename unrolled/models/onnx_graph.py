@@ -24,6 +24,7 @@ _DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 10: np.float16, 11: np.float
 _FLOATS = (1, 10, 11)
 _SIDE = 224  # pixels, where the graph leaves it open
 _LIMIT = 512  # tokens
+_EMPTY = nn.ModuleDict()  # whose attributes no part of it may be called
 
 
 class OnnxModel(nn.Module):
@@ -303,7 +304,7 @@ def _is_feature(kind: Any) -> bool:
 
 def _word(name: str, taken: dict[str, str]) -> str:
     word = re.sub(r"\W", "_", name)
-    while f"tensors.{word}" in taken:
+    while f"tensors.{word}" in taken or hasattr(_EMPTY, word):
         word += "_"
     return word
 
