@@ -124,8 +124,8 @@ class TrainConfig(ImageConfig, Augmentation):
     orthogonality_weight: float = 0.0
     """Weight of how far the layers' subspaces are from orthonormal and from each other, added to the loss."""
     teacher: str | None = None
-    """A trained model, by a string as `model` or a folder, that a layer is aligned with or whose logits are distilled.
-    It sees the same views, normalised and resized as it expects, and is not saved."""
+    """A trained model, by any string that names one, that a layer is aligned with or whose logits are distilled. It
+    sees the same views, normalised and resized as it expects, and is not saved."""
     align_weight: float = 0.0
     """Weight of how far a layer's tokens are from the teacher's last layer (arXiv 2410.06940), added to the loss."""
     align_layer: int | None = None
