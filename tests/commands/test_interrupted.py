@@ -44,6 +44,7 @@ def test_every_verb_that_trains_names_the_command(
     assert said.endswith(f", or: unrolled {verb} --config 'my runs/one/config.yaml' --resume auto\n")
 
 
+@pytest.mark.slow
 def test_the_command_it_names_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     flags = ["--task", "simdino", "--model", "crate_nano_patch2_8", *TINY, "--data", "digits", "--batch-size", "32"]

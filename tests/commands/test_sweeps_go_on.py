@@ -32,7 +32,8 @@ def answer(verb: str, out: Path, capsys: pytest.CaptureFixture[str], *more: str)
     return {key: value for key, value in found.items() if key != "report"}
 
 
-@pytest.mark.parametrize("verb", ["ablate", pytest.param("patch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["ablate", "patch"])
 def test_a_killed_sweep_goes_on(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "unrolled", verb, *FLAGS, *PLACES, "--out", str(out)]

@@ -105,8 +105,8 @@ def test_a_sample_the_slider_heads_views_and_a_patch(visit: Visit) -> None:
     page.click("button[data-sample=shapes]")
     page.wait_for_selector("button[data-sample=shapes][aria-pressed=true]")
     visit.looked()
-    assert "trained on cifar10" in page.inner_text("#results article >> nth=0")  # the weights that ship
-    assert "random weights" in page.inner_text("#results article >> nth=1")
+    for side in (0, 1):  # the weights that ship
+        assert "trained on cifar10" in page.inner_text(f"#results article >> nth={side}")
     assert page.locator(".guesses >> nth=0").locator("li").count() == 5
     caption = page.locator(".caption").first
     assert "Layer 4 of 0 to 5, average of the heads" in caption.inner_text()
@@ -215,7 +215,7 @@ def test_the_address_leads_back_to_what_was_seen(visit: Visit, browser: Any, tmp
     page.wait_for_selector("body[data-ready]")
     assert shown() == after
     page.go_back()
-    visit.until("document.getElementById('model-b').value === 'random-vit_nano_patch4_32'")
+    visit.until("document.getElementById('model-b').value === 'shipped-vit_nano_conv_patch4_32.cifar10'")
     assert shown() == before
     for _ in range(2):  # the head, and the slider's steps, which are one
         page.go_back()
@@ -274,6 +274,8 @@ def test_a_part_is_switched_off_and_the_guess_changes(visit: Visit) -> None:
 def test_both_models_are_on_one_scale_above_the_fold_in_readable_numbers(browser: Any, address: str) -> None:
     visit = Visit(browser, address, viewport={"width": 1400, "height": 900})
     page = visit.page
+    page.locator("#model-b").select_option("random-vit_nano_patch4_32")
+    visit.until("document.querySelectorAll('#results article')[1].textContent.includes('random weights')")
     visit.looked()
     assert page.evaluate(
         "[...document.querySelectorAll('canvas.map')].every((c) => c.getBoundingClientRect().bottom < 900)"

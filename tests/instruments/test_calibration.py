@@ -146,7 +146,11 @@ def test_held_out_selection_keeps_the_size() -> None:
 
 @pytest.mark.parametrize(
     ("metric", "options"),
-    [("mutual_knn", {"k": 5}), ("unbiased_cka", {}), pytest.param("rsa", {}, marks=pytest.mark.slow)],
+    [
+        pytest.param("mutual_knn", {"k": 5}, marks=pytest.mark.slow),
+        ("unbiased_cka", {}),
+        pytest.param("rsa", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_intervals_cover_the_expected_score(metric: str, options: dict) -> None:
     chosen = al.get_metric(metric, **options)

@@ -171,6 +171,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_what_two_processes_were_killed_at_is_taken_up_with_the_same_numbers(tmp_path: Path) -> None:
     pytest.importorskip("dask.distributed")
     paths = write_models(tmp_path, 6)

@@ -178,6 +178,7 @@ def test_folder_result_equals_memory_and_reads_memory_maps(tmp_path: Path) -> No
         neighbours_to_folder(x + 1, 4, tmp_path / "out", tile=32)
 
 
+@pytest.mark.slow
 def test_killed_search_resumes_to_the_same_result(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(1).standard_normal((3000, 16), dtype=np.float32))
     script = (

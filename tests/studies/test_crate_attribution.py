@@ -78,6 +78,7 @@ def test_claims_read_networks_and_the_shipped_one() -> None:
     assert claims.CLAIMS[0].judge(Results([]), other).measured.startswith("the CRATE that comes")
 
 
+@pytest.mark.slow
 def test_the_study_explains_removes_and_reports(tmp_path: Path) -> None:
     config = AttributionConfig(
         data="digits", seeds=(0,), images=128, workers=1, tested=10, kept=tmp_path / "kept", out=tmp_path / "out"

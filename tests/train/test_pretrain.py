@@ -175,6 +175,7 @@ def distil(make: Make, **changes: Any) -> PretrainConfig:
     return make("simdino", **changes)
 
 
+@pytest.mark.slow
 def test_the_coding_rate_keeps_features_from_collapsing(make: Make, splits: Splits, tmp_path: Path) -> None:
     """Without the term student and teacher agree on one feature; with it the rate stays far above that."""
     last = {}
