@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from unrolled.models.resolve import resolve_model
 
@@ -83,6 +83,10 @@ def matched_width(name: str, like: str, *, by: Literal["parameters", "flops"] = 
     return step * min((count for count in (low, high) if count), key=lambda count: abs(off(count)))
 
 
+# older versions of torch count attention on a CPU as nothing
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+
+
 def count_flops(model: nn.Module, images: Tensor) -> int:
     """Floating-point operations of one forward pass of `model` on `images`, as it runs.
 
@@ -100,7 +104,7 @@ def count_flops(model: nn.Module, images: Tensor) -> int:
     try:
         with torch.no_grad():
             model(images)  # what is folded once and kept is no cost of a forward pass
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
                 model(images)
     finally:
         for parameter in learned:
