@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from unrolled.models.resolve import resolve_model
 
@@ -83,8 +83,11 @@ def matched_width(name: str, like: str, *, by: Literal["parameters", "flops"] = 
     return step * min((count for count in (low, high) if count), key=lambda count: abs(off(count)))
 
 
-# older versions of torch count attention on a CPU as nothing
-_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}
+def _of_attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _of_attention}  # by torch 2.11 and before
 
 
 def count_flops(model: nn.Module, images: Tensor) -> int:
