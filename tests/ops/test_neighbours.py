@@ -47,7 +47,7 @@ def test_tiles_find_the_neighbours_of_a_full_sort(n: int, d: int, tile: int, see
 
 @settings(max_examples=30, deadline=None)
 @given(
-    n=st.integers(2, 150), tile=st.integers(1, 170), strip=st.integers(1, 60), group=st.integers(2, 6),
+    n=st.integers(2, 70), tile=st.integers(1, 80), strip=st.integers(1, 40), group=st.integers(2, 6),
     spread=st.integers(1, 400), seed=st.integers(0, 999), data=st.data(),
 )  # fmt: skip
 def test_strips_and_groups_find_the_neighbours_of_a_full_sort(

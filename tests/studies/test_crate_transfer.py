@@ -115,7 +115,8 @@ def test_claims_are_differences_of_what_was_measured_and_the_rest_is_not_run(tmp
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:
-    config = TransferConfig(data_dir=tmp_path, kept=tmp_path / "kept", out=tmp_path / "out")
+    few = {"kinds": ("crate",), "seeds": (0,)}
+    config = TransferConfig(data_dir=tmp_path, kept=tmp_path / "kept", out=tmp_path / "out", **few)
     with pytest.raises(MissingData, match="data_dir"):
         STUDY.run(config)
     fashion = fine_tuned(Network(kind="crate", **UNTRAINED), target="fashion_mnist")

@@ -186,6 +186,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert times(context) == ["square0", "square1"]
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_asked(tmp_path: Path) -> None:
     script = _SCRIPT.replace("store=Path(sys.argv[1]))", "store=Path(sys.argv[1])), workers=2").replace(
         "0.0 if", "3.0 if"
