@@ -66,7 +66,16 @@ def test_the_table_says_what_was_not_run_and_marks_what_is_above(tmp_path: Path)
 def test_a_table_can_be_gone_on_with(tmp_path: Path) -> None:
     docs = Path(__file__).resolve().parents[1] / "docs"
     nc.take_over(docs / "null_calibration.json", tmp_path)
-    assert nc.table(tmp_path, 1000)["rows"] == json.loads((docs / "null_calibration.json").read_text())["rows"]
+    again, committed = (
+        nc.table(tmp_path, 1000)["rows"],
+        json.loads((docs / "null_calibration.json").read_text())["rows"],
+    )
+    for one, other in zip(again, committed, strict=True):
+        rates, others = one.pop("rates"), other.pop("rates")
+        assert one == other
+        assert rates == [
+            pytest.approx(each) for each in others
+        ]  # SciPy's quantiles differ in the last digits by version
 
 
 def test_the_table_of_the_docs_has_no_rate_above_its_level() -> None:
