@@ -25,6 +25,7 @@ STUDIES: dict[str, str] = {
     "crate-denoising": "crate.denoising",
     "crate-emergence": "crate.emergence",
     "crate-family": "crate.family",
+    "crate-hour": "crate.hour",
     "crate-mae-layers": "crate.mae_layers",
     "crate-minutes": "crate.minutes",
     "crate-text": "crate.text",

@@ -17,7 +17,6 @@ SHARES = (0.1, 0.3, 0.5)
 Row = dict[str, Any]
 
 
-@torch.no_grad()
 def logits_without(model: nn.Module, image: Tensor, removed: Tensor, explanation: Explanation) -> Tensor:
     """The explained logit when patches become the mean colour, and the network runs again.
 
@@ -30,13 +29,19 @@ def logits_without(model: nn.Module, image: Tensor, removed: Tensor, explanation
     Returns:
         float64 `[k]` on the CPU.
     """
+    logits = all_logits_without(model, image, removed, explanation.grid)
+    return logits[:, explanation.target] - (logits[:, explanation.against] if explanation.against is not None else 0)
+
+
+@torch.no_grad()
+def all_logits_without(model: nn.Module, image: Tensor, removed: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`logits_without` of every class, float64 `[k, classes]`; `grid` is (H, W) in patches."""
     weight = next(model.parameters())
-    rows, columns = explanation.grid
+    rows, columns = grid
     mask = removed.view(-1, 1, rows, columns)
     mask = mask.repeat_interleave(image.shape[2] // rows, 2).repeat_interleave(image.shape[3] // columns, 3)
     out = model(image.masked_fill(mask, 0.0).to(weight))
-    logits = (out if isinstance(out, Tensor) else out.logits).double().cpu()
-    return logits[:, explanation.target] - (logits[:, explanation.against] if explanation.against is not None else 0)
+    return (out if isinstance(out, Tensor) else out.logits).double().cpu()
 
 
 def faithfulness(

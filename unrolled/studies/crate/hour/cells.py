@@ -1,0 +1,313 @@
+"""What `crate-hour` computes of networks that learnt for an hour, and of fresh ones beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import torch
+
+from unrolled.errors import MissingData
+from unrolled.studies.cells import Cell, Columns, Context, Result, data_missing
+from unrolled.studies.crate.emergence.cells import Baselines, Source
+from unrolled.studies.crate.hour import removal
+from unrolled.studies.crate.hour.networks import CRATE, OTHERS, VIT, Given, Looked, given, load, shown, studied
+from unrolled.studies.crate.hour.photos import Cuts, Edges, Roles, Things
+from unrolled.studies.crate.minutes.cells import Trial, epochs
+from unrolled.studies.crate.transfer.cells import HELD_OUT, chance, frozen_features, pixels, target_pictures
+from unrolled.studies.pictures import Pictures, pictures
+from unrolled.studies.study import AtLeast, Budgets, Config, Count, Distinct, Rate, Seeds
+
+PENULTIMATE = 4  # of 6 layers, counted from 0
+EPS = 0.1
+_ECE_DRAWS = 300
+_TRIAL_MINUTES = 4.0  # of `crate-minutes`, whose trials these are
+Target = Literal["tiny-imagenet-32", "fashion_mnist"]
+
+
+@dataclass(kw_only=True)
+class HourConfig(Config):
+    """Inference only: budgets change how many images are looked at, and which networks."""
+
+    budgets: ClassVar[Budgets] = {
+        "quick": {
+            **{"others": (), "rates": (), "seeds": (0,), "images": 20, "tested": 200, "trial_tested": 100},
+            **{
+                "targets": (),
+                "corrupted": 20,
+                "explained": 2,
+                "explained_fresh": 2,
+                "source": "generated",
+                "photos": 4,
+            },
+            **{"border_photos": 2, "sides": (32,)},
+        },
+        "cpu": {},
+        "gpu": {
+            **{"device": "cuda", "images": 1000, "trial_tested": 10_000, "probe_images": 20_000},
+            **{"test_images": 10_000, "corrupted": 10_000, "explained": 1000},
+        },
+    }
+
+    data_dir: Path = Path("data")
+    """Folder with `cifar10`, `tiny-imagenet-32`, `fashion_mnist`, `coco-panoptic-200` and `bsds500-val`."""
+    fashion_dir: Path | None = None
+    """Folder with Fashion-MNIST's four files, or with a folder `fashion_mnist` of them; default `data_dir`."""
+    crate: str = CRATE
+    """Weights of the CRATE; claims are about it."""
+    vit: str = VIT
+    """Weights of the ViT that it is compared with."""
+    others: tuple[str, ...] = OTHERS
+    """Further weights, whose layers, calibration, transfer and corruption errors stand beside."""
+    rates: tuple[Rate, ...] = (3e-3, 5e-3, 1e-2, 2e-2)
+    """Trials of `crate-minutes` whose layers are compared with their accuracy; trained where they are not kept."""
+    seeds: Seeds = (0, 1, 2)
+    """Of fresh weights."""
+    images: Annotated[int, AtLeast(2)] = 300
+    """Test images that layers are measured on."""
+    tested: Annotated[int, AtLeast(50)] = 10_000
+    """Test images for accuracy and calibration, of which the last fifth fits the temperature."""
+    trial_tested: Annotated[int, AtLeast(50)] = 1000
+    """Test images for the accuracy of a trial."""
+    corrupted: Annotated[int, AtLeast(20)] = 300
+    """Test images that are corrupted, in ten batches."""
+    explained: Annotated[int, AtLeast(2)] = 200
+    """Test images whose patches are removed."""
+    explained_fresh: Annotated[int, AtLeast(2)] = 40
+    """Of these, those that networks with fresh weights are asked about."""
+    targets: tuple[Target, ...] = ("tiny-imagenet-32", "fashion_mnist")
+    """What features are transferred to."""
+    probe_images: Count = 3000
+    """Training images of a target, of which a fifth is held out to choose layer and penalty."""
+    test_images: Count = 2000
+    """Its test images."""
+    source: Source = "coco"
+    """Annotated photos: COCO and BSDS from `data_dir`, or made-up ones, which need no files."""
+    photos: Annotated[int, AtLeast(2)] = 100
+    """Photos of either half, to choose layer and head by and to report on."""
+    border_photos: Annotated[int, AtLeast(2)] = 25
+    """Photos of BSDS."""
+    parts: Annotated[int, AtLeast(2)] = 8
+    """Commonest categories, things and stuff, that heads may keep to."""
+    sides: Annotated[tuple[Annotated[int, AtLeast(8)], ...], Distinct()] = (64, 32)
+    """Pixels of a side at which photos are shown; the first decides."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("crate", "vit", "others"):
+            value = getattr(self, name)
+            for weights in value if isinstance(value, tuple) else (value,):
+                try:
+                    given(weights)
+                except ValueError as error:
+                    raise ValueError(f"{name}={error}") from error
+        if any(side % 4 for side in self.sides):
+            raise ValueError(f"sides={self.sides}: must be multiples of 4, the patch")
+
+    @property
+    def context(self) -> Context:
+        """What cells are given; Fashion-MNIST may have a folder of its own."""
+        elsewhere = {} if self.fashion_dir is None else {"fashion_mnist": self.fashion_dir}
+        return replace(super().context, elsewhere=elsewhere)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of all weights, CRATE and ViT first."""
+        return (self.crate, self.vit, *self.others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnTest(Cell):
+    """What is measured of a network on the first test images of CIFAR-10."""
+
+    network: Looked
+
+    def require(self, context: Context) -> None:
+        """The test images."""
+        pictures("cifar10", "test", context.data_dir)
+
+    def first(self, context: Context, count: int) -> Pictures:
+        """The first of them."""
+        return pictures("cifar10", "test", context.data_dir).first(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers(OnTest):
+    """What every layer makes of the images."""
+
+    looked_at: int
+
+    def compute(self, context: Context) -> Result:
+        """By layer the mean and standard error over images of `subspace_rate`, `rate`, `nonzero`, `effective_rank`;
+        `orthonormal`, R^c with orthonormal bases, the mean of each tenth of the images, [10, layers]."""
+        from unrolled.instruments.rates import layerwise
+        from unrolled.studies.crate.ablations.cells import orthonormal_rates
+
+        model = load(self.network, context)
+        images = shown(model, self.first(context, self.looked_at).images).to(context.device)
+        rows = layerwise(model, images, eps=EPS)
+        out: Result = {
+            key: {"mean": [row[key] for row in rows], "error": [row[f"{key}_se"] for row in rows]}
+            for key in ("subspace_rate", "rate", "nonzero", "effective_rank")
+        }
+        return {**out, "orthonormal": [orthonormal_rates(model, part, EPS) for part in images.tensor_split(10)]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(OnTest):
+    """Accuracy and calibration."""
+
+    tested: int
+
+    def compute(self, context: Context) -> Result:
+        """`accuracy` of all images; of all but the last fifth, `plain` and `cooled` (by the `temperature` that the last
+        fifth fits), each `ece` of 15 bins, its `draws` by a bootstrap over images, and `nll`."""
+        from unrolled.instruments.readouts.reliability import fit_temperature, reliability
+
+        model = load(self.network, context)
+        test = self.first(context, self.tested)
+        with torch.no_grad():
+            logits = torch.cat([
+                model(shown(model, part).to(context.device)).cpu() for part in test.images.split(500)
+            ])  # fmt: skip
+        kept = len(logits) - len(logits) // 5
+        temperature = fit_temperature(logits[kept:], test.labels[kept:])
+        generator = torch.Generator().manual_seed(0)
+        drawn = [torch.randint(kept, (kept,), generator=generator) for _ in range(_ECE_DRAWS)]
+        out: Result = {"accuracy": float((logits.argmax(1) == test.labels).double().mean()), "temperature": temperature}
+        for name, heat in (("plain", 1.0), ("cooled", temperature)):
+            whole = reliability(logits[:kept], test.labels[:kept], temperature=heat)
+            draws = [reliability(logits[rows], test.labels[rows], temperature=heat).ece for rows in drawn]
+            out[name] = {"ece": whole.ece, "nll": whole.nll, "draws": [round(draw, 5) for draw in draws]}
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrupted(OnTest):
+    """Errors on corrupted images, in batches that give an interval over images."""
+
+    corrupted: int
+
+    def compute(self, context: Context) -> Result:
+        """`batches`, ten of them, each `clean`, `mean_error` and by corruption its mean error over severities."""
+        from unrolled.data.loader import Batch
+        from unrolled.train.robustness import corruption_errors, relative_errors
+
+        model = load(self.network, context)
+        test = self.first(context, self.corrupted)
+        cfg = model.pretrained_cfg  # type: ignore[union-attr]
+        batches = []
+        for places in torch.arange(len(test.labels)).tensor_split(10):
+            batch = Batch(images=test.images[places].float() / 255, labels=test.labels[places], indices=places)
+            errors = corruption_errors(model, [batch], context.device, mean=cfg["mean"], std=cfg["std"])  # type: ignore
+            by_name = {name: row["error"] for name, row in relative_errors(errors).items()}
+            batches.append({"clean": errors["clean"], "mean_error": errors["mean_error"], "corruptions": by_name})
+        return {"batches": batches}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed(OnTest):
+    """Deletion and insertion curves."""
+
+    explained: int
+
+    def compute(self, context: Context) -> Result:
+        """As `removal.curves` says."""
+        model = load(self.network, context)
+        images = shown(model, self.first(context, self.explained).images)
+        return removal.curves(model, images.to(context.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Cell):
+    """A ridge classifier on frozen features of a target's images, or on their pixels where there is no network."""
+
+    network: Given | None
+    target: Target
+    probe_images: int
+    test_images: int
+
+    def require(self, context: Context) -> None:
+        """The target's images."""
+        try:
+            target_pictures(self.target, "test", context.folder(self.target))
+        except MissingData as error:
+            argument = "fashion_dir" if self.target == "fashion_mnist" else "data_dir"
+            raise data_missing(self.target, error, argument=argument) from error
+
+    def compute(self, context: Context) -> Result:
+        """`accuracy`, the `site` chosen (layer and pooling), accuracy at all `sites`, `chance`, and `right`, a digit of
+        each test image."""
+        from unrolled.data.sources import stratified_split
+        from unrolled.instruments.readouts.frozen import ridge
+
+        folder = context.folder(self.target)
+        train = target_pictures(self.target, "train", folder).first(self.probe_images)
+        test = target_pictures(self.target, "test", folder).first(self.test_images)
+        features = pixels
+        if self.network is not None:
+            features = partial(frozen_features, studied(self.network, context), device=context.device)
+        x, queries = features(train.images), features(test.images)
+        held = torch.from_numpy(stratified_split(train.labels.numpy(), len(train.labels), HELD_OUT, 0)[1])
+        tried = {site: ridge(x[site], train.labels, held, queries[site]) for site in x}
+        right = {site: fit.predicted == test.labels for site, fit in tried.items()}
+        site = max(tried, key=lambda name: tried[name].held_out)
+        return {
+            "accuracy": float(right[site].double().mean()),
+            "site": site,
+            "sites": {name: float(each.double().mean()) for name, each in right.items()},
+            "chance": chance(train.labels, test.labels),
+            "right": "".join(str(int(each)) for each in right[site]),
+        }
+
+
+def cells(config: HourConfig) -> Iterator[Cell]:
+    """Part by part, all networks of one together."""
+    names = (config.crate, config.vit)
+    fresh = {name: [given(name, seed) for seed in config.seeds] for name in config.trained}
+    trained = {name: given(name) for name in config.trained}
+    twins = [each for name in names for each in (trained[name], *fresh[name])]
+    trials = [
+        Trial(
+            family="crate", data="cifar10", seed=0, epochs=epochs("crate", "cifar10", _TRIAL_MINUTES), rate=rate
+        )
+        for rate in config.rates
+    ]  # fmt: skip
+    every: list[Looked] = [each for name in config.trained for each in (trained[name], *fresh[name])]
+    for network in (*every, *trials):
+        yield Layers(network=network, looked_at=config.images)
+    for network in trained.values():
+        yield Scores(network=network, tested=config.tested)
+    for trial in trials:
+        yield Scores(network=trial, tested=config.trial_tested)
+    for network in twins:
+        yield Removed(network=network, explained=config.explained if network.drawn is None else config.explained_fresh)
+    first, *others = config.sides
+    photos: Columns = {"source": config.source, "photos": config.photos}
+    yield from _maps(photos, twins, first)
+    yield Cuts(network=None, **photos, side=first)
+    for network in twins:
+        yield Cuts(network=network, **photos, side=first)
+    sizes: Columns = {"probe_images": config.probe_images, "test_images": config.test_images}
+    for target in config.targets:
+        for probed in (None, *twins, *(trained[name] for name in config.others)):
+            yield Probe(network=probed, target=target, **sizes)
+    for network in trained.values():
+        yield Corrupted(network=network, corrupted=config.corrupted)
+    for network in twins:
+        yield Roles(network=network, **photos, side=first, layer=PENULTIMATE, parts=config.parts)
+    for side in others:
+        yield from _maps(photos, twins, side)
+    edges: Columns = {"source": config.source, "photos": config.border_photos, "side": first}
+    yield Edges(network=None, **edges, layer=0)
+    for network in twins:
+        yield Edges(network=network, **edges, layer=PENULTIMATE)
+
+
+def _maps(photos: Columns, networks: list[Given], side: int) -> Iterator[Cell]:
+    yield Baselines(**photos, side=side)
+    for network in networks:
+        yield Things(network=network, **photos, side=side)

@@ -1,0 +1,3 @@
+"""What `crate-hour` judges."""
+
+CLAIMS = ()

@@ -1,0 +1,3 @@
+"""The page of `crate-hour`."""
+
+report = None
