@@ -58,6 +58,8 @@ TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     ("crate-emergence", {"data": "digits"}, "data"),
     ("crate-family", {"sides": (16, 64)}, "sides"),
     ("crate-family", {"sides": (30,)}, "sides"),
+    ("crate-hour", {"sides": (30,)}, "sides"),
+    ("crate-hour", {"vit": "vit_nano"}, "vit='vit_nano'"),
     ("crate-text", {"late": 120, "length": 128}, "late"),
     ("crate-text", {"dim": 4, "heads": 4}, "heads"),
     ("crate-transfer", {"kinds": ("crate", "vit-49")}, "^kinds: 'vit-49' is unknown"),

@@ -66,7 +66,7 @@ class HourConfig(Config):
     """Trials of `crate-minutes` whose layers are compared with their accuracy; trained where they are not kept."""
     seeds: Seeds = (0, 1, 2)
     """Of fresh weights."""
-    images: Annotated[int, AtLeast(2)] = 300
+    images: Annotated[int, AtLeast(10)] = 300
     """Test images that layers are measured on."""
     tested: Annotated[int, AtLeast(50)] = 10_000
     """Test images for accuracy and calibration, of which the last fifth fits the temperature."""

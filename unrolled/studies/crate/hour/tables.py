@@ -1,0 +1,256 @@
+"""Photos and explanations on the page of `crate-hour`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unrolled.studies.crate.emergence.cells import Baselines
+from unrolled.studies.crate.emergence.claims import Difference, difference, head_name
+from unrolled.studies.crate.emergence.maps import KEEP, MAPS
+from unrolled.studies.crate.hour.cells import PENULTIMATE, Removed
+from unrolled.studies.crate.hour.claims import MAP, View, hundredths
+from unrolled.studies.crate.hour.networks import WORDS, given
+from unrolled.studies.crate.hour.photos import Cuts, Edges, Roles, Things
+from unrolled.studies.crate.hour.removal import METHODS, RANDOM, WAYS
+from unrolled.studies.results import NOT_RUN, Values
+
+if TYPE_CHECKING:
+    from unrolled.report import Report, Series
+
+
+def against_middle(view: View, weights: str) -> str:
+    """Whether the maps of trained weights fit things better than a bump in the middle, in words."""
+    apart = difference(view.photos(weights), view.middle())
+    return NOT_RUN if apart is None else {"up": "better", "down": "worse", "unclear": "no better"}[apart.verdict]
+
+
+def things(report: Report, view: View) -> None:
+    """Maps against things."""
+    config = view.config
+    names, rows = (config.crate, config.vit), []
+    for side in config.sides:
+        for name in names:
+            for state in ("trained", "fresh"):
+                rows.append(_things_row(view, name, state == "trained", side))
+        for baseline in ("centre prior", "colour", "best patches"):
+            if (scores := _baseline(view, baseline, side)) is not None:
+                words = {"centre prior": "bump in the middle"}.get(baseline, baseline)
+                rows.append([f"{side}", words, "-", _mean({0: scores}), _ends({0: scores}), *["-"] * 4])
+    count = (view.of(Things, given(config.crate), side=config.sides[0]) or {}).get("photos", [NOT_RUN, NOT_RUN])
+    section = report.section(
+        "Segmentation that nobody taught",
+        f"The class token's attention, of which the largest {KEEP:.0%} of entries are kept, against all pixels of "
+        f"COCO's things. Layer and head, or the mean over heads, are the best on {count[0]} photos and scored on "
+        f"{count[1]} others. Moved: the same masks moved around the edges. The bump and the maps make masks of one "
+        "size. Colour: of three k-means clusters the one that touches the border least. Best patches: the ceiling "
+        "that patches set.",
+    )
+    section.table(
+        ["px", "network", "weights", "Jaccard", "95 %", "layer/head", "moved", "against the bump", "against fresh"],
+        rows,
+        caption="Differences in hundredths, 95 % by a bootstrap over photos; against fresh weights the wider of that "
+        "and of the interval over seeds.",
+    )
+    if lines := _by_layer(view):
+        from unrolled.report import LineChart
+
+        section.figure(
+            [LineChart(title=f"Jaccard with things, {config.sides[0]} px", x_label="layer", series=lines)],
+            name="things",
+            caption="In every layer the head that is best on the choosing photos, scored on the others; fresh weights: "
+            "one standard deviation over seeds as bars.",
+        )
+    others = [name for name in MAPS if name != MAP]
+    section.table(
+        ["map", *(f"{WORDS.get(name, name)}{state}" for name in names for state in ("", ", fresh"))],
+        [
+            [
+                each,
+                *(_mean(view.photos(name, trained=trained, name=each)) for name in names for trained in (True, False)),
+            ]
+            for each in (MAP, *others)
+        ],
+        caption="Jaccard index of every kind of map at the first size, its own layer and head chosen. "
+        + "; ".join(f"{name}: {words}" for name, words in MAPS.items())
+        + ".",
+    )
+
+
+def _things_row(view: View, name: str, trained: bool, side: int) -> list[str]:
+    head = [f"{side}", WORDS.get(name, name), "trained" if trained else "fresh"]
+    scores = view.photos(name, trained=trained, side=side)
+    if not scores:
+        return [*head, NOT_RUN, *["-"] * 5]
+    own = view.of(Things, given(name), side=side)
+    measured = list(view.fresh(Things, name, side=side).values()) if not trained else [own] if own else []
+    picked = [row["maps"][MAP]["picked"] for row in measured]
+    moved = Values({i: row["maps"][MAP]["picked_chance"] for i, row in enumerate(measured)})
+    fresh = view.against_fresh(name, side=side) if trained else None
+    return [
+        *head, _mean(scores), _ends(scores),
+        ", ".join(f"{layer}/{head_name(place, measured[0]['heads'])}" for layer, place in picked), f"{moved:.3f}",
+        _apart(difference(scores, None if (bump := view.middle(side)) is None else dict.fromkeys(scores, bump))),
+        "-" if fresh is None else f"{fresh.judged:+.1f}",
+    ]  # fmt: skip
+
+
+def _by_layer(view: View) -> list[Series]:
+    from unrolled.report import Series
+    from unrolled.studies.results import line
+
+    lines: list[Series] = []
+    for color, name in enumerate((view.config.crate, view.config.vit)):
+        for trained in (True, False):
+            scores = view.photos(name, trained=trained, what="layer_photos")
+            if scores:
+                depth = len(next(iter(scores.values())))
+                means = [
+                    Values({seed: float(table[layer].mean()) for seed, table in scores.items()})
+                    for layer in range(depth)
+                ]
+                words = f"{WORDS.get(name, name)}{'' if trained else ': fresh'}"
+                lines.append(line(words, range(depth), means, color=color, dashed=not trained))
+    if lines and (bump := view.middle()) is not None:
+        y = [float(bump.mean())] * 2
+        lines.append(Series(label="bump in the middle", x=[0, len(lines[0].x) - 1], y=y, color=2, dashed=True))
+    return lines
+
+
+def objects(report: Report, view: View) -> None:
+    """MaskCut against things, borders between clusters, heads against parts."""
+    config = view.config
+    rows = []
+    for name in (config.crate, config.vit, None):
+        for trained in (True, False) if name else (True,):
+            head = [
+                WORDS.get(name, name) if name else "colour of patches",
+                "-" if not name else ("trained" if trained else "fresh"),
+            ]
+            rows.append([*head, *_cut_columns(view, name, trained), *_border_columns(view, name, trained),
+                         *_role_columns(view, name, trained)])  # fmt: skip
+    report.section(
+        "Objects, borders and heads",
+        f"At {config.sides[0]} px. MaskCut: at most three objects in the keys of a layer (tau 0.15), together, against "
+        "all things; the layer is chosen on the other half of the photos. Bump: in the middle, as large as each mask. "
+        f"Borders: between five k-means clusters of the keys of layer {PENULTIMATE}, F-measure on "
+        f"{config.border_photos} photos of BSDS. Heads: the share of the variation of attention to the "
+        f"{config.parts} commonest categories that a head's identity explains, in layer {PENULTIMATE}; p from photos "
+        "paired with other photos' parts.",
+    ).table(
+        [
+            *("network", "weights", "MaskCut, Jaccard", "layer", "less the bump"),
+            *("borders, F", "moved", "heads", "shuffled", "p"),
+        ],
+        rows,
+        caption="Difference to the bump in hundredths, 95 % by a bootstrap over photos (of fresh weights of the mean "
+        "over seeds). Heads: the larger of the means under the two shuffles (heads within a photo, photos).",
+    )
+
+
+def _rows(view: View, cell: type[Any], name: str | None, trained: bool) -> list[Any]:
+    if name is None or trained:
+        row = view.of(cell, None if name is None else given(name))
+        return [] if row is None else [row]
+    return list(view.fresh(cell, name).values())
+
+
+def _cut_columns(view: View, name: str | None, trained: bool) -> list[str]:
+    if not (rows := _rows(view, Cuts, name, trained)):
+        return [NOT_RUN, "-", "-"]
+    found = {place: np.array(row["jaccard"]) for place, row in enumerate(rows)}
+    bump = {place: np.array(row["middle"]) for place, row in enumerate(rows)}
+    layers = ", ".join(str(row["layer"]) for row in rows) if name else "-"
+    return [_mean(found), layers, _apart(difference(found, bump))]
+
+
+def _border_columns(view: View, name: str | None, trained: bool) -> list[str]:
+    if not (rows := _rows(view, Edges, name, trained)):
+        return [NOT_RUN, "-"]
+    (low, high), f = rows[0]["interval"], _values(rows, "f")
+    return [f"{f:.3f}" if len(rows) > 1 else f"{f:.3f} [{low:.3f}, {high:.3f}]", f"{_values(rows, 'moved'):.3f}"]
+
+
+def _role_columns(view: View, name: str | None, trained: bool) -> list[str]:
+    if name is None or not (rows := _rows(view, Roles, name, trained)):
+        return ["-" if name is None else NOT_RUN, "-", "-"]
+    chance = Values({i: max(row["heads_chance"], row["images_chance"]) for i, row in enumerate(rows)})
+    p = ", ".join(f"{row['images_p']:.3f}" for row in rows)
+    return [f"{_values(rows, 'consistency'):.3f}", f"{chance:.3f}", p]
+
+
+def explanations(report: Report, view: View) -> None:
+    """Deletion and insertion."""
+    config = view.config
+    names, rows = (config.crate, config.vit), []
+    for name in names:
+        for seed in (None, *config.seeds):
+            if view.area(name, "deletion", RANDOM, seed=seed) is None:
+                continue
+            for method in METHODS:
+                gains = [hundredths(view.better(name, way, method, RANDOM, seed=seed)) for way in WAYS]
+                logits = [view.better(name, way, method, RANDOM, seed=seed, scale="logit") for way in WAYS]
+                rows.append(
+                    [
+                        WORDS.get(name, name), "trained" if seed is None else f"fresh, seed {seed}", method,
+                        *(f"{gain:+.1f}" for gain in gains), *(f"{gain:+.2f}" for gain in logits),
+                    ]
+                )  # fmt: skip
+    section = report.section(
+        "Explanations: patches removed and kept",
+        f"Of the first {config.explained} test images ({config.explained_fresh} for fresh weights), patches are "
+        "replaced by the mean colour in the order a method gives them (deletion), or all others are (insertion), and "
+        "the network runs again. The area between a method's curve and that of random orders, by image: positive is "
+        "better. " + "; ".join(f"{name}: {words}" for name, words in METHODS.items()) + ".",
+    )
+    section.table(
+        [
+            *("network", "weights", "order", "deletion, probability", "insertion, probability"),
+            *("deletion, logit", "insertion, logit"),
+        ],
+        rows,
+        caption="Areas to those of random orders: probability of the predicted class in hundredths, its logit as it "
+        "is; 95 % by a bootstrap over images. Of fresh weights probabilities hardly differ from 0.1.",
+    )
+    from unrolled.report import LineChart, Series
+
+    panels = []
+    for name in names:
+        if (measured := view.of(Removed, given(name))) is None:
+            continue
+        for way in WAYS:
+            lines = [
+                Series(label=method, x=measured["shares"], y=record["curve"], dashed=method == RANDOM)
+                for method, record in measured["probability"][way].items()
+            ]
+            share = "share of patches removed" if way == "deletion" else "share of patches kept"
+            title = f"{WORDS.get(name, name)}: probability of the predicted class"
+            panels.append(LineChart(title=title, x_label=share, series=lines, y_range=(0, 1)))
+    if panels:
+        section.figure(panels, name="removal", caption="Deletion: lower is better. Insertion: higher is better.")
+
+
+def _baseline(view: View, name: str, side: int) -> np.ndarray | None:
+    scores = view.results.of(Baselines, side=side).first(name)
+    return None if scores is None else np.asarray(scores)
+
+
+def _values(rows: list[Any], path: str) -> Values:
+    return Values({place: row[path] for place, row in enumerate(rows)})
+
+
+def _mean(scores: dict[int, np.ndarray]) -> str:
+    return f"{Values({seed: float(each.mean()) for seed, each in scores.items()}):.3f}"
+
+
+def _ends(scores: dict[int, np.ndarray]) -> str:
+    from unrolled.instruments.regions.overlap import bootstrap_interval
+
+    low, high = bootstrap_interval(np.mean(list(scores.values()), axis=0))
+    return f"{low:.3f} to {high:.3f}"
+
+
+def _apart(value: Difference | None) -> str:
+    return "-" if value is None or math.isnan(value.estimate.value) else f"{value.estimate:+.1f}"
