@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unrolled.studies.cells import Context
 from unrolled.studies.crate.causal.cells import Shipped, inputs
-from unrolled.studies.crate.minutes.cells import HELD_OUT, Trial
+from unrolled.studies.crate.minutes.cells import Trial
 
 CRATE, VIT = "crate_nano_patch4_32.cifar10_conv", "vit_nano_conv_patch4_32.cifar10"
 OTHERS = ("crate_nano_patch4_32.cifar10",)
@@ -70,7 +70,10 @@ def load(network: Looked, context: Context) -> nn.Module:
     """The network, in eval mode, of images as `shown` has them."""
     if isinstance(network, Given):
         return network.load(context)
-    return network.fit(context, rate=network.rate, held_out=HELD_OUT).model.eval().to(context.device)
+    import unrolled
+
+    folder = network.file(context, "-run") / "model"  # `fit` would evaluate it once more
+    return unrolled.create_model(str(folder), pretrained=True).eval().to(context.device)
 
 
 def shown(model: Any, images: Tensor) -> Tensor:

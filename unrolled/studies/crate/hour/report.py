@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.cells import Result
+from unrolled.studies.crate.emergence.claims import plural
 from unrolled.studies.crate.hour import tables
 from unrolled.studies.crate.hour.cells import EPS, Corrupted, HourConfig, Layers, Probe, Scores
 from unrolled.studies.crate.hour.claims import View, hundredths, orthonormal, paired, subspace_rate
@@ -81,13 +82,13 @@ def _layers(report: Report, view: View) -> None:
         f"R^c, R and the share of non-zero entries on the first {config.images} test images, eps {EPS:g}, tokens "
         "divided by their norm, after the first half of each layer (non-zeros: after the whole layer). R^c grows with "
         "the size of U_k, which a network sets as it likes; with orthonormal bases of the same subspaces that is taken "
-        f"out. Fresh weights: the mean over {len(config.seeds)} seeds.",
+        f"out. Fresh weights: the mean over {plural(len(config.seeds), 'seed')}.",
     )
     table = []
     for name in config.trained:
         own, fresh = view.of(Layers, given(name)), list(view.fresh(Layers, name).values())
         if own is None:
-            table.append([words(name), *[NOT_RUN] * 8])
+            table.append([words(name), *[NOT_RUN] * 7])
             continue
         for layer, rate in enumerate(own["subspace_rate"]["mean"]):
             fresh_of = [
