@@ -207,6 +207,12 @@ def orthonormal(layers: Result) -> list[float]:
     return rates
 
 
+def all_rate(layers: Result) -> list[float]:
+    """R of all tokens, by layer."""
+    rates: list[float] = layers["rate"]["mean"]
+    return rates
+
+
 def subspace_rate(layers: Result) -> list[float]:
     """R^c by layer."""
     rates: list[float] = layers["subspace_rate"]["mean"]
@@ -292,7 +298,10 @@ CLAIMS = (
         unjudged=CONTROL,
         high=0.0,
         spec="+.1f",
-        detail=lambda view: f"; with orthonormal bases {view.rate_learned(view.config.crate, orthonormal):+.1f}",
+        detail=lambda view: (
+            f"; with orthonormal bases {view.rate_learned(view.config.crate, orthonormal):+.1f}; R of "
+            f"all tokens {view.rate_learned(view.config.crate, all_rate):+.1f}"
+        ),
     ),
     _claim(
         "A lower R^c at the last layer goes with a higher accuracy (Spearman correlation over trained CRATEs)",

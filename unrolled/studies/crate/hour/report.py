@@ -9,7 +9,7 @@ from unrolled.studies.cells import Result
 from unrolled.studies.crate.emergence.claims import plural
 from unrolled.studies.crate.hour import tables
 from unrolled.studies.crate.hour.cells import EPS, Corrupted, HourConfig, Layers, Probe, Scores
-from unrolled.studies.crate.hour.claims import View, hundredths, orthonormal, paired, subspace_rate
+from unrolled.studies.crate.hour.claims import View, all_rate, hundredths, orthonormal, paired, subspace_rate
 from unrolled.studies.crate.hour.networks import WORDS, Looked, given
 from unrolled.studies.crate.minutes.cells import Trial
 from unrolled.studies.results import NOT_RUN, Results, Values
@@ -48,28 +48,27 @@ def _headline(report: Report, view: View) -> None:
     if scores is None:
         report.headline(f"No network was looked at: everything is {NOT_RUN}.")
         return
-    plain, basis = view.rate_learned(crate, subspace_rate), view.rate_learned(crate, orthonormal)
+    rates = [view.rate_learned(crate, read).mean for read in (subspace_rate, orthonormal, all_rate)]
     transfer = [f"{view.transfer(crate, target):+.1f} on {TARGETS[target]}" for target in view.config.targets]
     evidence = hundredths(view.better(crate, "deletion", "evidence", "random"))
     middle = tables.against_middle(view, crate)
     report.headline(
-        f"{words(crate)} ({100 * scores['accuracy']:.1f} % on CIFAR-10). R^c lies {plain.mean:+.0f} nats from that of "
-        f"fresh weights, and {basis.mean:+.0f} once bases are orthonormal: the heads' subspaces grow, the tokens "
-        f"{'move into' if basis.mean < 0 else 'move out of'} them. Its attention fits things {middle} than a bump in "
-        f"the middle of the photo. Features carry over by {' and '.join(transfer) or NOT_RUN} points above fresh "
-        f"weights. Removing what `explain` calls evidence costs {evidence:+.1f} hundredths of probability more than "
-        "removing random patches.",
+        f"{words(crate)} ({100 * scores['accuracy']:.1f} % on CIFAR-10), beside fresh weights: R^c {rates[0]:+.0f} "
+        f"nats, with orthonormal bases in place of U_k {rates[1]:+.0f}; R, of all tokens, {rates[2]:+.0f}. Its "
+        f"attention fits things {middle} than a bump in the middle of the photo. Features carry over by "
+        f"{' and '.join(transfer) or NOT_RUN} points. Removing the patches that `explain` calls evidence costs "
+        f"{evidence:+.1f} hundredths of probability more than removing random ones.",
         [
             Fact(
                 label="Share of non-zeros, last layer less first",
                 value=f"{view.thinning(crate):+.2f}",
-                detail="CRATE, one hour",
+                detail=words(crate),
             ),
-            Fact(label="Calibration error, hundredths", value=f"{view.ece(crate):.1f}", detail="CRATE, one hour"),
+            Fact(label="Calibration error, hundredths", value=f"{view.ece(crate):.1f}", detail=words(crate)),
             Fact(
                 label="Calibration error, hundredths",
                 value=f"{view.ece(view.config.vit):.1f}",
-                detail="ViT, one hour",
+                detail=words(view.config.vit),
             ),
         ],
     )
@@ -88,7 +87,7 @@ def _layers(report: Report, view: View) -> None:
     for name in config.trained:
         own, fresh = view.of(Layers, given(name)), list(view.fresh(Layers, name).values())
         if own is None:
-            table.append([words(name), *[NOT_RUN] * 7])
+            table.append([words(name), *[NOT_RUN] * 9])
             continue
         for layer, rate in enumerate(own["subspace_rate"]["mean"]):
             fresh_of = [
@@ -97,11 +96,11 @@ def _layers(report: Report, view: View) -> None:
             error = own["subspace_rate"]["error"][layer]
             columns = [f"{rate:.1f} ± {error:.1f}", *(f"{read(own)[layer]:{spec}}" for read, spec in _QUANTITIES[1:])]
             pairs = [part for pair in zip(columns, fresh_of, strict=True) for part in pair]
-            table.append([words(name), str(layer), *pairs[:6]])
+            table.append([words(name), str(layer), *pairs])
     section.table(
         [
             *("network", "layer", "R^c, trained", "fresh", "R^c, orthonormal bases, trained", "fresh"),
-            *("non-zero, trained", "fresh"),
+            *("R, trained", "fresh", "non-zero, trained", "fresh"),
         ],
         table,
         caption="Trained R^c: ± one standard error over images; fresh: ± one standard deviation over seeds. R^c of "
@@ -111,7 +110,9 @@ def _layers(report: Report, view: View) -> None:
     panels = [
         _panel(view, title, read, shown)
         for title, (read, _) in zip(
-            ("R^c, nats", "R^c with orthonormal bases, nats", "share of non-zero entries"), _QUANTITIES, strict=True
+            ("R^c, nats", "R^c with orthonormal bases, nats", "R, nats", "share of non-zero entries"),
+            _QUANTITIES,
+            strict=True,
         )
     ]
     if drawn := [panel for panel in panels if panel is not None]:
@@ -128,6 +129,7 @@ def _nonzero(layers: Result) -> list[float]:
 _QUANTITIES: tuple[tuple[Callable[[Result], Sequence[float]], str], ...] = (
     (subspace_rate, ".1f"),
     (orthonormal, ".1f"),
+    (all_rate, ".1f"),
     (_nonzero, ".3f"),
 )
 
