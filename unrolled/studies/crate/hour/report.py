@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from unrolled.studies.crate.hour.claims import View, all_rate, hundredths, ortho
 from unrolled.studies.crate.hour.networks import WORDS, Looked, given
 from unrolled.studies.crate.minutes.cells import Trial
 from unrolled.studies.results import NOT_RUN, Results, Values
-from unrolled.studies.statistics import number
 
 if TYPE_CHECKING:
     from unrolled.report import LineChart, Report, Series
@@ -49,15 +49,22 @@ def _headline(report: Report, view: View) -> None:
         report.headline(f"No network was looked at: everything is {NOT_RUN}.")
         return
     rates = [view.rate_learned(crate, read).mean for read in (subspace_rate, orthonormal, all_rate)]
-    transfer = [f"{view.transfer(crate, target):+.1f} on {TARGETS[target]}" for target in view.config.targets]
+    gains = {TARGETS[target]: view.transfer(crate, target) for target in view.config.targets}
+    transfer = [f"{gain:+.1f} points on {name}" for name, gain in gains.items() if math.isfinite(gain.value)]
     evidence = hundredths(view.better(crate, "deletion", "evidence", "random"))
     middle = tables.against_middle(view, crate)
-    report.headline(
+    sentences = [
         f"{words(crate)} ({100 * scores['accuracy']:.1f} % on CIFAR-10), beside fresh weights: R^c {rates[0]:+.0f} "
-        f"nats, with orthonormal bases in place of U_k {rates[1]:+.0f}; R, of all tokens, {rates[2]:+.0f}. Its "
-        f"attention fits things {middle} than a bump in the middle of the photo. Features carry over by "
-        f"{' and '.join(transfer) or NOT_RUN} points. Removing the patches that `explain` calls evidence costs "
-        f"{evidence:+.1f} hundredths of probability more than removing random ones.",
+        f"nats, with orthonormal bases in place of U_k {rates[1]:+.0f}; R, of all tokens, {rates[2]:+.0f}.",
+        f"Its attention fits things {middle} than a bump in the middle of the photo." if middle else "",
+        f"Features gain {' and '.join(transfer)}." if transfer else "",
+        f"Removing the patches that `explain` calls evidence costs {evidence:+.1f} hundredths of probability more than "
+        "removing random ones."
+        if math.isfinite(evidence.value)
+        else "",
+    ]
+    report.headline(
+        " ".join(filter(None, sentences)),
         [
             Fact(
                 label="Share of non-zeros, last layer less first",
@@ -281,7 +288,7 @@ def _calibration(report: Report, view: View) -> None:
 
 def _interval(values: Values, spec: str = ".1f") -> str:
     ends = values.interval()
-    return f"{number(values.mean, 1)}" if ends is None else f"{values.mean:{spec}} [{ends[0]:{spec}}, {ends[1]:{spec}}]"
+    return NOT_RUN if ends is None else f"{values.mean:{spec}} [{ends[0]:{spec}}, {ends[1]:{spec}}]"
 
 
 def _limits(view: View) -> str:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def against_middle(view: View, weights: str) -> str:
-    """Whether the maps of trained weights fit things better than a bump in the middle, in words."""
+    """Whether the maps of trained weights fit things better than a bump in the middle, in words; "" of none."""
     apart = difference(view.photos(weights), view.middle())
-    return NOT_RUN if apart is None else {"up": "better", "down": "worse", "unclear": "no better"}[apart.verdict]
+    return "" if apart is None else {"up": "better", "down": "worse", "unclear": "no better"}[apart.verdict]
 
 
 def things(report: Report, view: View) -> None:
