@@ -12,10 +12,10 @@ from unrolled.models import create_model
 from unrolled.studies.cells import Context, Row
 from unrolled.studies.crate.hour import STUDY, cells
 from unrolled.studies.crate.hour.cells import Corrupted, HourConfig, Layers, Removed, Scores
-from unrolled.studies.crate.hour.claims import View
 from unrolled.studies.crate.hour.networks import CRATE, VIT, given, load, shown, studied
 from unrolled.studies.crate.hour.photos import Cuts
 from unrolled.studies.crate.hour.removal import METHODS, RANDOM, SHARES, curves
+from unrolled.studies.crate.hour.view import View
 from unrolled.studies.pictures import Pictures, as_input
 from unrolled.studies.results import Results
 

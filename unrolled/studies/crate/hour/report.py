@@ -10,8 +10,8 @@ from unrolled.studies.cells import Result
 from unrolled.studies.crate.emergence.claims import plural
 from unrolled.studies.crate.hour import tables
 from unrolled.studies.crate.hour.cells import EPS, Corrupted, HourConfig, Layers, Probe, Scores
-from unrolled.studies.crate.hour.claims import View, all_rate, hundredths, orthonormal, paired, subspace_rate
 from unrolled.studies.crate.hour.networks import WORDS, Looked, given
+from unrolled.studies.crate.hour.view import View, all_rate, hundredths, orthonormal, paired, subspace_rate
 from unrolled.studies.crate.minutes.cells import Trial
 from unrolled.studies.results import NOT_RUN, Results, Values
 

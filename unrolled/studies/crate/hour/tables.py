@@ -11,10 +11,10 @@ from unrolled.studies.crate.emergence.cells import Baselines
 from unrolled.studies.crate.emergence.claims import Difference, difference, head_name
 from unrolled.studies.crate.emergence.maps import KEEP, MAPS
 from unrolled.studies.crate.hour.cells import PENULTIMATE, Removed
-from unrolled.studies.crate.hour.claims import MAP, View, hundredths
 from unrolled.studies.crate.hour.networks import WORDS, given
 from unrolled.studies.crate.hour.photos import Cuts, Edges, Roles, Things
 from unrolled.studies.crate.hour.removal import METHODS, RANDOM, WAYS
+from unrolled.studies.crate.hour.view import MAP, View, hundredths
 from unrolled.studies.results import NOT_RUN, Values
 
 if TYPE_CHECKING:

@@ -1,0 +1,221 @@
+"""How results of `crate-hour` are read: by network, beside fresh weights, with intervals over images or photos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from unrolled.studies.cells import Cell, Result
+from unrolled.studies.crate.emergence.cells import Baselines
+from unrolled.studies.crate.emergence.claims import ByPhoto, Difference, difference
+from unrolled.studies.crate.hour.cells import Corrupted, HourConfig, Layers, Probe, Removed, Scores, Target
+from unrolled.studies.crate.hour.networks import Given, Looked, given
+from unrolled.studies.crate.hour.photos import Cuts, Things
+from unrolled.studies.crate.minutes.cells import Trial
+from unrolled.studies.results import Estimate, Results, Values
+from unrolled.studies.statistics import spearman
+
+MAP = "class token"
+NOTHING = Estimate(math.nan, math.nan, math.nan, "nothing")
+_MOST = 1.96  # standard errors, of a 95 % interval
+
+
+class View:
+    """Results by network; of what was not run there is None, or no values."""
+
+    def __init__(self, results: Results[Any], config: HourConfig) -> None:
+        self.results, self.config = results, config
+
+    def of(self, cell: type[Cell], network: Looked | None, **columns: Any) -> Result | None:
+        """What was measured of a network, the only row of it."""
+        for row in self.results.of(cell):
+            here = row.cell.columns
+            if row.cell.network == network and all(here[name] == value for name, value in columns.items()):  # type: ignore[attr-defined]
+                return row.result
+        return None
+
+    def fresh(self, cell: type[Cell], weights: str, **columns: Any) -> dict[int, Result]:
+        """The same of fresh weights, by seed."""
+        rows = {seed: self.of(cell, given(weights, seed), **columns) for seed in self.config.seeds}
+        return {seed: row for seed, row in rows.items() if row is not None}
+
+    @property
+    def trials(self) -> dict[float, Trial]:
+        """Trials that were looked at, by rate."""
+        cells = [row.cell.network for row in self.results.of(Layers)]
+        return {network.rate: network for network in cells if isinstance(network, Trial)}
+
+    # layers
+
+    def last_to_first(self, weights: str) -> Estimate | Values:
+        """R^c of the last layer over that of the first, with the error over images."""
+        if (layers := self.of(Layers, given(weights))) is None:
+            return Values()
+        mean, error = (layers["subspace_rate"][key] for key in ("mean", "error"))
+        ratio = mean[-1] / mean[0]
+        return self._over_images(ratio, ratio * math.hypot(error[-1] / mean[-1], error[0] / mean[0]))
+
+    def thinning(self, weights: str) -> Estimate | Values:
+        """Share of non-zero entries, last layer less first."""
+        if (layers := self.of(Layers, given(weights))) is None:
+            return Values()
+        mean, error = (layers["nonzero"][key] for key in ("mean", "error"))
+        return self._over_images(mean[-1] - mean[0], math.hypot(error[-1], error[0]))
+
+    def _over_images(self, value: float, error: float) -> Estimate:
+        basis = f"over {self.config.images} images, one network"
+        return Estimate(value, value - _MOST * error, value + _MOST * error, basis)
+
+    def fresh_layers(self, weights: str, read: Callable[[Result], float]) -> Values:
+        """A number of the layers of fresh weights, by seed."""
+        return Values({seed: read(row) for seed, row in self.fresh(Layers, weights).items()})
+
+    def rate_learned(self, weights: str, read: Callable[[Result], Sequence[float]]) -> Values:
+        """Mean over layers of what `read` gives, trained less fresh, by seed of the fresh weights."""
+        layers = self.of(Layers, given(weights))
+        return (
+            Values() if layers is None else self.fresh_layers(weights, lambda r: fmean(read(layers)) - fmean(read(r)))
+        )
+
+    def compared(self) -> list[tuple[Looked, float, Result]]:
+        """CRATEs whose accuracy is known, with it and with their layers."""
+        names = [name for name in self.config.trained if name != self.config.vit]
+        out: list[tuple[Looked, float, Result]] = []
+        networks: list[Looked] = [*map(given, names), *self.trials.values()]
+        for network in networks:
+            layers, scores = self.of(Layers, network), self.of(Scores, network)
+            if layers is not None and scores is not None:
+                out.append((network, scores["accuracy"], layers))
+        return out
+
+    def rate_and_accuracy(self, read: Callable[[Result], float]) -> Estimate:
+        """Rank correlation, over CRATEs, of accuracy with a number of the layers."""
+        every = self.compared()
+        if len(every) < 4:
+            return NOTHING
+        rho = spearman([read(layers) for _, _, layers in every], [accuracy for _, accuracy, _ in every])
+        return Estimate.of_ranks(rho, len(every), f"Fisher's z over {len(every)} networks")
+
+    # photos
+
+    def photos(
+        self, weights: str, *, trained: bool = True, what: str = "picked_photos", side: int | None = None,
+        name: str = MAP,
+    ) -> ByPhoto:  # fmt: skip
+        """Jaccard by photo, of trained weights or, by seed, of fresh ones."""
+        which = {"side": side or self.config.sides[0]}
+        own = self.of(Things, given(weights), **which) if trained else None
+        rows = {} if own is None else {0: own}
+        rows = rows if trained else self.fresh(Things, weights, **which)
+        return {seed: np.asarray(row["maps"][name][what]) for seed, row in rows.items()}
+
+    def middle(self, side: int | None = None) -> np.ndarray | None:
+        """Jaccard by photo of the bump in the middle."""
+        scores = self.results.of(Baselines, side=side or self.config.sides[0]).first("centre prior")
+        return None if scores is None else np.asarray(scores)
+
+    def against_fresh(self, weights: str, **which: Any) -> Difference | None:
+        """Trained less every fresh network, in hundredths."""
+        own, fresh = self.photos(weights, **which), self.photos(weights, trained=False, **which)
+        return difference(dict.fromkeys(fresh, own[0]), fresh) if own and fresh else None
+
+    def cut(self, weights: str, what: str = "jaccard") -> ByPhoto:
+        """Jaccard by photo of MaskCut's objects, or of a bump as large as they (`middle`)."""
+        row = self.of(Cuts, given(weights))
+        return {} if row is None else {0: np.asarray(row[what])}
+
+    # other images
+
+    def right(self, network: Given | None, target: Target) -> np.ndarray | None:
+        """Which test images of a target a probe gets right, 0 or 100."""
+        row = self.of(Probe, network, target=target)
+        return None if row is None else 100.0 * np.array([int(digit) for digit in row["right"]])
+
+    def transfer(self, weights: str, target: Target) -> Estimate:
+        """Trained less the mean of fresh ones, points."""
+        fresh = [self.right(given(weights, seed), target) for seed in self.config.seeds]
+        known = [each for each in fresh if each is not None]
+        return paired(self.right(given(weights), target), np.mean(known, 0) if known else None, "test images")
+
+    # calibration and corruptions
+
+    def ece(self, weights: str, how: str = "plain") -> Estimate:
+        """Expected calibration error, hundredths."""
+        row = self.of(Scores, given(weights))
+        return NOTHING if row is None else _drawn(100 * row[how]["ece"], 100 * np.array(row[how]["draws"]))
+
+    def ece_difference(self, one: str, other: str) -> Estimate:
+        """Of `one` less that of `other`, on the same draws of images."""
+        rows = [self.of(Scores, given(name)) for name in (one, other)]
+        if None in rows:
+            return NOTHING
+        a, b = (row["plain"] for row in rows if row is not None)
+        return _drawn(100 * (a["ece"] - b["ece"]), 100 * (np.array(a["draws"]) - np.array(b["draws"])))
+
+    def errors(self, weights: str, name: str = "mean_error") -> Values:
+        """Error on corrupted images, per cent, by batch; `clean`, or of one corruption."""
+        row = self.of(Corrupted, given(weights))
+        if row is None:
+            return Values(unit="batch")
+        every = [{**each, **each["corruptions"]}[name] for each in row["batches"]]
+        return Values({place: 100 * value for place, value in enumerate(every)}, "batch")
+
+    def rise(self, weights: str) -> Values:
+        """Mean error on corrupted images less that on clean ones, points."""
+        return self.errors(weights) - self.errors(weights, "clean")
+
+    # explanations
+
+    def area(
+        self, weights: str, way: str, method: str, *, seed: int | None = None, scale: str = "probability"
+    ) -> np.ndarray | None:
+        """Area under the curve of each image."""
+        row = self.of(Removed, given(weights, seed))
+        return None if row is None else np.array(row[scale][way][method]["areas"])
+
+    def better(self, weights: str, way: str, method: str, than: str, **which: Any) -> Estimate:
+        """By how much a method's curve is better than another's: lower in deletion, higher in insertion."""
+        one, other = (self.area(weights, way, name, **which) for name in (method, than))
+        return paired(other, one, "images") if way == "deletion" else paired(one, other, "images")
+
+
+def paired(one: np.ndarray | None, other: np.ndarray | None, unit: str) -> Estimate:
+    """Mean of `one` less `other`, with the interval of a bootstrap over `unit`; NaN if either is None."""
+    from unrolled.instruments.regions.overlap import bootstrap_interval
+
+    if one is None or other is None:
+        return NOTHING
+    low, high = bootstrap_interval(one - other)
+    return Estimate(float((one - other).mean()), low, high, f"bootstrap over {len(one)} {unit}")
+
+
+def _drawn(value: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), "bootstrap over test images")
+
+
+def orthonormal(layers: Result) -> list[float]:
+    """R^c with orthonormal bases, by layer."""
+    rates: list[float] = np.mean(layers["orthonormal"], axis=0).tolist()
+    return rates
+
+
+def all_rate(layers: Result) -> list[float]:
+    """R of all tokens, by layer."""
+    rates: list[float] = layers["rate"]["mean"]
+    return rates
+
+
+def subspace_rate(layers: Result) -> list[float]:
+    """R^c by layer."""
+    rates: list[float] = layers["subspace_rate"]["mean"]
+    return rates
+
+
+def hundredths(value: Estimate) -> Estimate:
+    """The same in another unit."""
+    return Estimate(100 * value.value, 100 * value.low, 100 * value.high, value.basis)
