@@ -61,7 +61,7 @@ class HourConfig(Config):
     vit: str = VIT
     """Weights of the ViT that it is compared with."""
     others: tuple[str, ...] = OTHERS
-    """Further weights, whose layers, calibration, transfer and corruption errors stand beside."""
+    """Further weights that stand beside in part: with fresh ones their layers alone, and no objects or borders."""
     rates: tuple[Rate, ...] = (3e-3, 5e-3, 1e-2, 2e-2)
     """Trials of `crate-minutes` whose layers are compared with their accuracy; trained where they are not kept."""
     seeds: Seeds = (0, 1, 2)
@@ -287,13 +287,13 @@ def cells(config: HourConfig) -> Iterator[Cell]:
         yield Removed(network=network, explained=config.explained if network.drawn is None else config.explained_fresh)
     first, *others = config.sides
     photos: Columns = {"source": config.source, "photos": config.photos}
-    yield from _maps(photos, twins, first)
+    yield from _maps(photos, [*twins, *beside], first)
     yield Cuts(network=None, **photos, side=first)
     for network in twins:
         yield Cuts(network=network, **photos, side=first)
     sizes: Columns = {"probe_images": config.probe_images, "test_images": config.test_images}
     for target in config.targets:
-        for probed in (None, *twins, *(trained[name] for name in config.others)):
+        for probed in (None, *twins, *beside):
             yield Probe(network=probed, target=target, **sizes)
     for network in trained.values():
         yield Corrupted(network=network, corrupted=config.corrupted)
