@@ -283,7 +283,8 @@ def cells(config: HourConfig) -> Iterator[Cell]:
         yield Scores(network=network, tested=config.tested)
     for trial in trials:
         yield Scores(network=trial, tested=config.trial_tested)
-    for network in twins:
+    beside = [trained[name] for name in config.others]
+    for network in (*twins, *beside):
         yield Removed(network=network, explained=config.explained if network.drawn is None else config.explained_fresh)
     first, *others = config.sides
     photos: Columns = {"source": config.source, "photos": config.photos}
