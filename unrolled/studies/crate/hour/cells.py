@@ -14,8 +14,8 @@ from unrolled.errors import MissingData
 from unrolled.studies.cells import Cell, Columns, Context, Result, data_missing
 from unrolled.studies.crate.emergence.cells import Baselines, Source
 from unrolled.studies.crate.hour import removal
-from unrolled.studies.crate.hour.networks import CRATE, OTHERS, VIT, Given, Looked, given, load, shown, studied
-from unrolled.studies.crate.hour.photos import Cuts, Edges, Roles, Things
+from unrolled.studies.crate.hour.networks import CRATE, OLDER, OTHERS, VIT, Given, Looked, given, load, shown, studied
+from unrolled.studies.crate.hour.photos import Cuts, Roles, Things
 from unrolled.studies.crate.minutes.cells import Trial, epochs
 from unrolled.studies.crate.transfer.cells import HELD_OUT, chance, frozen_features, pixels, target_pictures
 from unrolled.studies.pictures import Pictures, pictures
@@ -34,7 +34,7 @@ class HourConfig(Config):
 
     budgets: ClassVar[Budgets] = {
         "quick": {
-            **{"others": (), "rates": (), "seeds": (0,), "images": 20, "tested": 200, "trial_tested": 100},
+            **{"others": (), "older": (), "rates": (), "seeds": (0,), "images": 20, "tested": 200, "trial_tested": 100},
             **{
                 "targets": (),
                 "corrupted": 20,
@@ -43,7 +43,7 @@ class HourConfig(Config):
                 "source": "generated",
                 "photos": 4,
             },
-            **{"border_photos": 2, "sides": (32,)},
+            **{"sides": (32,)},
         },
         "cpu": {},
         "gpu": {
@@ -53,7 +53,7 @@ class HourConfig(Config):
     }
 
     data_dir: Path = Path("data")
-    """Folder with `cifar10`, `tiny-imagenet-32`, `fashion_mnist`, `coco-panoptic-200` and `bsds500-val`."""
+    """Folder with `cifar10`, `tiny-imagenet-32`, `fashion_mnist` and `coco-panoptic-200`."""
     fashion_dir: Path | None = None
     """Folder with Fashion-MNIST's four files, or with a folder `fashion_mnist` of them; default `data_dir`."""
     crate: str = CRATE
@@ -61,7 +61,9 @@ class HourConfig(Config):
     vit: str = VIT
     """Weights of the ViT that it is compared with."""
     others: tuple[str, ...] = OTHERS
-    """Further weights that stand beside in part: with fresh ones their layers alone, and no objects or borders."""
+    """Further weights that stand beside, without fresh ones but for their layers, and without objects."""
+    older: tuple[str, ...] = OLDER
+    """Still further ones, of which layers, accuracy and transfer alone are measured."""
     rates: tuple[Rate, ...] = (3e-3, 5e-3, 1e-2, 2e-2)
     """Trials of `crate-minutes` whose layers are compared with their accuracy; trained where they are not kept."""
     seeds: Seeds = (0, 1, 2)
@@ -85,11 +87,9 @@ class HourConfig(Config):
     test_images: Count = 2000
     """Its test images."""
     source: Source = "coco"
-    """Annotated photos: COCO and BSDS from `data_dir`, or made-up ones, which need no files."""
+    """Annotated photos: COCO from `data_dir`, or made-up ones, which need no files."""
     photos: Annotated[int, AtLeast(2)] = 100
     """Photos of either half, to choose layer and head by and to report on."""
-    border_photos: Annotated[int, AtLeast(2)] = 25
-    """Photos of BSDS."""
     parts: Annotated[int, AtLeast(2)] = 8
     """Commonest categories, things and stuff, that heads may keep to."""
     sides: Annotated[tuple[Annotated[int, AtLeast(8)], ...], Distinct()] = (64, 32)
@@ -97,7 +97,7 @@ class HourConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("crate", "vit", "others"):
+        for name in ("crate", "vit", "others", "older"):
             value = getattr(self, name)
             for weights in value if isinstance(value, tuple) else (value,):
                 try:
@@ -116,7 +116,7 @@ class HourConfig(Config):
     @property
     def trained(self) -> tuple[str, ...]:
         """Names of all weights, CRATE and ViT first."""
-        return (self.crate, self.vit, *self.others)
+        return (self.crate, self.vit, *self.others, *self.older)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,18 +294,14 @@ def cells(config: HourConfig) -> Iterator[Cell]:
         yield Cuts(network=network, **photos, side=first)
     sizes: Columns = {"probe_images": config.probe_images, "test_images": config.test_images}
     for target in config.targets:
-        for probed in (None, *twins, *beside):
+        for probed in (None, *twins, *beside, *(trained[name] for name in config.older)):
             yield Probe(network=probed, target=target, **sizes)
-    for network in trained.values():
+    for network in (trained[config.crate], trained[config.vit], *beside):
         yield Corrupted(network=network, corrupted=config.corrupted)
     for network in twins:
         yield Roles(network=network, **photos, side=first, layer=PENULTIMATE, parts=config.parts)
     for side in others:
         yield from _maps(photos, twins, side)
-    edges: Columns = {"source": config.source, "photos": config.border_photos, "side": first}
-    yield Edges(network=None, **edges, layer=0)
-    for network in twins:
-        yield Edges(network=network, **edges, layer=PENULTIMATE)
 
 
 def _maps(photos: Columns, networks: list[Given], side: int) -> Iterator[Cell]:

@@ -1,4 +1,4 @@
-"""What `crate-hour` measures on annotated photos: maps and MaskCut against things, borders, and heads against parts.
+"""What `crate-hour` measures on annotated photos: maps and MaskCut against things, heads against parts.
 
 The measures are those of `crate-emergence`.
 """
@@ -15,7 +15,7 @@ from unrolled.data.masks import Scene
 from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.emergence import maps
 from unrolled.studies.crate.emergence.cells import Source
-from unrolled.studies.crate.emergence.photos import Halves, as_square, bsds, coco, generated, ignored, things
+from unrolled.studies.crate.emergence.photos import Halves, as_square, coco, generated, ignored, things
 from unrolled.studies.crate.hour.networks import Given, studied
 
 _TAU, _STAGES = 0.15, 3  # of MaskCut, as the CRATE papers have them
@@ -116,22 +116,6 @@ class Cuts(OnPhotos):
         for batch, patches in maps.read(studied(self.network, context), scenes, self.side):
             for index, scene in enumerate(batch):
                 yield scene, patches.grid, patches.features["key"][:, index].float().cpu()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edges(OnPhotos):
-    """How borders between clusters of a layer's keys fit those that people drew; `photos` are those with borders."""
-
-    layer: int
-
-    def scenes(self, context: Context) -> tuple[Scene, ...]:
-        """Photos with borders."""
-        return generated(self.photos).report if self.source == "generated" else bsds(context.data_dir, self.photos)
-
-    def compute(self, context: Context) -> Result:
-        """As `maps.borders` says."""
-        model = None if self.network is None else studied(self.network, context)
-        return maps.borders(model, self.scenes(context), self.side, self.layer)
 
 
 @dataclass(frozen=True, kw_only=True)

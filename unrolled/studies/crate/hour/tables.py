@@ -12,7 +12,7 @@ from unrolled.studies.crate.emergence.claims import Difference, difference, head
 from unrolled.studies.crate.emergence.maps import KEEP, MAPS
 from unrolled.studies.crate.hour.cells import PENULTIMATE, Removed
 from unrolled.studies.crate.hour.networks import WORDS, given
-from unrolled.studies.crate.hour.photos import Cuts, Edges, Roles, Things
+from unrolled.studies.crate.hour.photos import Cuts, Roles, Things
 from unrolled.studies.crate.hour.removal import METHODS, RANDOM, WAYS
 from unrolled.studies.crate.hour.view import MAP, View, hundredths
 from unrolled.studies.results import NOT_RUN, Values
@@ -35,6 +35,7 @@ def things(report: Report, view: View) -> None:
         for name in names:
             for state in ("trained", "fresh"):
                 rows.append(_things_row(view, name, state == "trained", side))
+        rows += [_things_row(view, name, True, side) for name in config.others if view.photos(name, side=side)]
         for baseline in ("centre prior", "colour", "best patches"):
             if (scores := _baseline(view, baseline, side)) is not None:
                 words = {"centre prior": "bump in the middle"}.get(baseline, baseline)
@@ -120,7 +121,7 @@ def _by_layer(view: View) -> list[Series]:
 
 
 def objects(report: Report, view: View) -> None:
-    """MaskCut against things, borders between clusters, heads against parts."""
+    """MaskCut against things, and heads against parts."""
     config = view.config
     rows = []
     for name in (config.crate, config.vit, None):
@@ -129,20 +130,19 @@ def objects(report: Report, view: View) -> None:
                 WORDS.get(name, name) if name else "colour of patches",
                 "-" if not name else ("trained" if trained else "fresh"),
             ]
-            rows.append([*head, *_cut_columns(view, name, trained), *_border_columns(view, name, trained),
+            rows.append([*head, *_cut_columns(view, name, trained),
                          *_role_columns(view, name, trained)])  # fmt: skip
     report.section(
-        "Objects, borders and heads",
+        "Objects and heads",
         f"At {config.sides[0]} px. MaskCut: at most three objects in the keys of a layer (tau 0.15), together, against "
         "all things; the layer is chosen on the other half of the photos. Bump: in the middle, as large as each mask. "
-        f"Borders: between five k-means clusters of the keys of layer {PENULTIMATE}, F-measure on "
-        f"{config.border_photos} photos of BSDS. Heads: the share of the variation of attention to the "
+        "Heads: the share of the variation of attention to the "
         f"{config.parts} commonest categories that a head's identity explains, in layer {PENULTIMATE}; p from photos "
         "paired with other photos' parts.",
     ).table(
         [
             *("network", "weights", "MaskCut, Jaccard", "layer", "less the bump"),
-            *("borders, F", "moved", "heads", "shuffled", "p"),
+            *("heads", "shuffled", "p"),
         ],
         rows,
         caption="Difference to the bump in hundredths, 95 % by a bootstrap over photos (of fresh weights of the mean "
@@ -166,13 +166,6 @@ def _cut_columns(view: View, name: str | None, trained: bool) -> list[str]:
     return [_mean(found), layers, _apart(difference(found, bump))]
 
 
-def _border_columns(view: View, name: str | None, trained: bool) -> list[str]:
-    if not (rows := _rows(view, Edges, name, trained)):
-        return [NOT_RUN, "-"]
-    (low, high), f = rows[0]["interval"], _values(rows, "f")
-    return [f"{f:.3f}" if len(rows) > 1 else f"{f:.3f} [{low:.3f}, {high:.3f}]", f"{_values(rows, 'moved'):.3f}"]
-
-
 def _role_columns(view: View, name: str | None, trained: bool) -> list[str]:
     if name is None or not (rows := _rows(view, Roles, name, trained)):
         return ["-" if name is None else NOT_RUN, "-", "-"]
@@ -184,7 +177,7 @@ def _role_columns(view: View, name: str | None, trained: bool) -> list[str]:
 def explanations(report: Report, view: View) -> None:
     """Deletion and insertion."""
     config = view.config
-    names, rows = (config.crate, config.vit), []
+    names, rows = (config.crate, config.vit, *config.others), []
     for name in names:
         for seed in (None, *config.seeds):
             if view.area(name, "deletion", RANDOM, seed=seed) is None:
