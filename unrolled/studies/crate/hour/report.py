@@ -296,7 +296,8 @@ def _limits(view: View) -> str:
     return (
         "One network of each kind and recipe: intervals are over images or photos and say nothing of another seed of "
         "training. Fresh weights have seeds, and few. The CRATE, its ViT and the older CRATE differ in more than one "
-        "thing; what is due to which was not measured. Rates of CRATE and ViT are the best of four tried alike. Numbers of images are small, so that differences below a few points "
+        "thing; what is due to which was not measured. Rates of CRATE and ViT are the best of four "
+        "tried alike. Numbers of images are small, so that differences below a few points "
         "stay open. Training images are CIFAR-10's at 32 px, re-encoded as JPEG at quality 75; at "
         f"{config.sides[0]} px positions are interpolated. Many of COCO's things are small and at the border: a "
         "Jaccard index here does not compare with one on VOC. Removed patches become the mean colour, a picture that "
