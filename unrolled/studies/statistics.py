@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unrolled.studies.results import NOT_RUN, Estimate
+from unrolled.studies.results import NOT_RUN, Estimate, Values
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -79,6 +79,17 @@ def area(statistic: Callable[[Places], Array], models: int) -> Estimate:
         return drawn
     basis = f"the wider of a bootstrap over {models} models and the exact interval of a share of them"
     return drawn.reaching(Estimate.of_share(drawn.value, models, basis))
+
+
+def difference(one: Values, other: Values) -> Estimate | Values:
+    """Mean of the one less that of the other, of different things, with Welch's 95 % interval; none of fewer than 2."""
+    from scipy.stats import ttest_ind
+
+    if min(len(one), len(other)) < 2:
+        return Values()
+    ends = ttest_ind(list(one), list(other), equal_var=False).confidence_interval(0.95)
+    basis = f"Welch's over {one.count} and {other.count}"
+    return Estimate(one.mean - other.mean, float(ends.low), float(ends.high), basis)
 
 
 def pairs_of(drawn: Places, allowed: Mask) -> tuple[Places, Places, Mask]:
