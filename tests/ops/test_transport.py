@@ -73,7 +73,7 @@ def test_no_transport_is_above_its_bound(p: int, q: int, seed: int, size: float)
 
 def test_the_largest_of_several_is_solved_and_those_that_may_be_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     # by chance alone, as after a relabelling: sixteen pairs of layers whose values are near each other
-    several = [draw(31, 47, seed) / (1 + 0.02 * seed) for seed in range(16)]
+    several = [draw(31, 47, seed) / (1 + 0.02 * seed) for seed in range(16)] + [draw(9, 9, 0) / 9]
     values, solved = [best_transport(scores) for scores in several], []
 
     def counted(scores: Array) -> float:
@@ -82,7 +82,7 @@ def test_the_largest_of_several_is_solved_and_those_that_may_be_larger(monkeypat
 
     monkeypatch.setattr(transport, "best_transport", counted)
     assert largest_transport(several) == max(values)
-    assert 1 <= len(solved) < 8
+    assert 2 <= len(solved) < 8
     assert largest_transport([-scores for scores in several]) == pytest.approx(
         max(best_transport(-scores) for scores in several), abs=GAP
     )

@@ -46,7 +46,7 @@ def rows(config: TranslationConfig, trained_right: float = 0.5) -> Results[Any]:
             of = {"scores": dict.fromkeys(kinds, with_rest), "alone": dict.fromkeys(kinds, alone)}
             made.append(Row(cell, {"n": 100, **of}, 1.0))
         elif isinstance(cell, Named):
-            right = (trained_right if isinstance(cell.side, GivenFeatures) else 0.3) + 0.01 * (place % 3)
+            right = (trained_right if isinstance(cell.side, GivenFeatures) else 0.3) + 0.03 * (place % 3)
             names = [f"class{i}" for i in range(10)]
             named = {"accuracy": right, "classes": names, "order": list(range(10)), "value": 0.9, "truth": 0.8}
             made.append(Row(cell, named, 1.0))
@@ -65,7 +65,7 @@ def test_claims_read_shares_ranks_and_verdicts(tmp_path: Path) -> None:
     assert claims.splits(results, "seeds", claims.share).mean == pytest.approx((0.42 - 0.01) / (0.8 - 0.01))
     assert claims.splits(results, "image-text", claims.rank_gain).mean == pytest.approx(0)
     assert claims.splits(results, "seeds", claims.top1, trained=False).mean == pytest.approx(0.01)
-    assert claims.named(results).mean == pytest.approx(0.51, abs=0.01)
+    assert claims.named(results).mean == pytest.approx(0.53, abs=0.03)
     assert len(claims.named(results)) == 4
     assert claims.verdicts(results, config).mean == 1
     assert len(claims.verdicts(results, config)) == 10, "untrained controls are tested too"
@@ -90,7 +90,7 @@ def test_classes_find_their_names_if_trained_networks_have_more_than_untrained_o
     config = TranslationConfig()
     judged = STUDY.claims[1].judge(rows(config, right), config)
     assert judged.verdict == verdict
-    assert "untrained 0.3" in judged.measured
+    assert "by chance 0.1" in judged.measured
 
 
 def test_every_split_has_other_seeds_and_only_the_first_is_tested() -> None:
@@ -120,7 +120,7 @@ def test_a_map_is_fitted_to_rows_of_which_no_pair_is_known(tmp_path: Path, monke
     config = TranslationConfig(restarts=1, controls=1, rounds=2, anchor_sets=1, splits=(3,))
     cell = next(each for each in STUDY.cells(config) if isinstance(each, Translated) and each.sort == "sentences")
     out = cell.compute(Context(store=tmp_path))
-    left, right = ({tuple(row) for row in side} for side in seen)
+    left, right = ({tuple(row) for row in side} for side in seen[:2])
     assert not left & right
     assert out["n"] + sum(out["fitted"]) == 90
     assert out["n"] == 30

@@ -28,7 +28,8 @@ class SoftMatching(Metric):
     Units are compared whatever their offset and their positive scale; those that do not vary are left out. Rotations of
     the features are noticed. By chance s is well above 0, about sqrt(2 log(d) / n) for d independent units: the best of
     many matchings is chosen, so read it against its null. Time grows with the third power of the width: of 768 units on
-    both sides a pair takes some 10 ms. After a relabelling only those pairs of layers are solved that may be the best.
+    both sides a pair takes some 10 ms, and so does each of its relabellings. Of unequal widths it takes longer, as with
+    units that do not vary; there a relabelling is solved for those pairs of layers alone that may be the best.
     """
 
     name: ClassVar[str] = "soft_matching"

@@ -2,8 +2,8 @@
 
 Every row has weight 1 / p and every column 1 / q. With p = q the best transport is an assignment (Birkhoff). Otherwise
 rows and columns are copied until both are as many, where that is few copies, or the linear program is solved from few
-of its variables, more being let in until the dual prices prove that none would gain. Of several share-outs the largest
-alone is solved, and those that prices do not prove to be smaller.
+of its variables, more being let in until the dual prices prove that none would gain. Of several share-outs those are
+left out that prices prove to be smaller than another.
 """
 
 from __future__ import annotations
@@ -47,14 +47,17 @@ def best_transport(scores: Array) -> float:
 def largest_transport(several: Sequence[Array]) -> float:
     """The largest `best_transport` of some [p, q] scores, at least one, with as few of them solved as may be.
 
-    Scores whose `transport_bound` is no larger than a value that is solved cannot have a larger one.
+    Assignments, of p = q, take no longer than a bound. Of the others those are solved whose `transport_bound` is above
+    the largest value so far, from the largest bound on.
     """
-    bounds = [transport_bound(scores) for scores in several]
-    best = -math.inf
+    square = [scores for scores in several if scores.shape[0] == scores.shape[1]]
+    best = max(map(best_transport, square), default=-math.inf)
+    others = [scores for scores in several if scores.shape[0] != scores.shape[1]]
+    bounds = [transport_bound(scores) for scores in others]
     for place in np.argsort(bounds)[::-1]:
         if bounds[place] <= best:
             break
-        best = max(best, best_transport(several[place]))
+        best = max(best, best_transport(others[place]))
     return best
 
 

@@ -149,7 +149,7 @@ def _few(report: Report, config: TranslationConfig, results: Results[Any]) -> No
                         for sort, words in SORTS.items()
                     ],
                 )
-                for title, fit in (("rank gain, with samples without partners", "scores"), ("rank gain, pairs alone", "alone"))
+                for title, fit in (("rank gain, with the rest", "scores"), ("rank gain, pairs alone", "alone"))
             ],
             name="few",
             caption="How far partners come to the front by the number of pairs, orthogonal maps: 0 as by chance, 1 "
