@@ -21,7 +21,10 @@ Kind = Literal["orthogonal", "linear"]
 KINDS: tuple[Kind, ...] = ("orthogonal", "linear")
 _FORMAT = "unrolled.translation/1"
 _LEVEL = 0.05
-SIZE = "At 5 %, XX"
+SIZE = (
+    "At 5 %, 15 of 300 unrelated pairs of made-up features pass, clumps and clumps of clumps among them; of other "
+    "shapes more may."
+)
 """How often the test passes, in words; `benchmarks/translation_null.py` has measured it."""
 
 
