@@ -216,9 +216,7 @@ class SoftmaxSelfAttention(AttentionLayer):
     ) -> None:
         super().__init__(dim, heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
         if rotary is not None and (not rotary > 0 or self.dim_head % 2):
-            raise ValueError(
-                f"rotary={rotary}: must be positive, and dim_head={self.dim_head} even"
-            )
+            raise ValueError(f"rotary={rotary}: must be positive, and dim_head={self.dim_head} even")
         if width is not None and not causal:
             raise ValueError(f"width={width}: the convolution is causal; leave it out where attention is not")
         self.causal, self.rotary = causal, rotary
