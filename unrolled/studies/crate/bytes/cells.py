@@ -92,9 +92,9 @@ class BytesConfig(TextConfig):
     """Which models."""
     seeds: tuple[int, ...] = (0,)
     """One training for each."""
-    twice: Annotated[tuple[str, ...], Distinct()] = (TWIN, CRATE, MESA)
+    twice: tuple[str, ...] = (TWIN, CRATE, MESA)
     """Models that are trained once more, with the seed after the last."""
-    longer: Annotated[tuple[str, ...], Distinct()] = (TWIN, CRATE)
+    longer: tuple[str, ...] = (TWIN, CRATE)
     """Models that are also trained for `long_steps`, first seed, at the rate of the others."""
     depth: Count = 4
     """Layers of every model."""
