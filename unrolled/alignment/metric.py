@@ -249,6 +249,12 @@ class Metric(ABC):
         for order in orders:
             yield self.grid(rows, [None if b is None else self.relabel(b, order) for b in columns])
 
+    def null_bests(self, rows: Sequence[Any], columns: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[float]:
+        """The closest value of each of `null_grids`; NaN where all are missing."""
+        for grid in self.null_grids(rows, columns, orders):
+            known = grid[~grid.isnan()]
+            yield float(known.max() if self.higher_is_closer else known.min()) if len(known) else math.nan
+
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={getattr(self, key)!r}" for key in inspect.signature(type(self)).parameters)
         return f"{type(self).__name__}({options})"
