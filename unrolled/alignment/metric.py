@@ -17,8 +17,8 @@ from torch import Tensor
 
 from unrolled.alignment.copies import warn_of_copies
 from unrolled.ops.gram import gram
-from unrolled.ops.neighbours import Membership, membership, membership_of_scores
 from unrolled.ops.rows import as_floats, as_rows, check_devices, moderate, unit_rows
+from unrolled.ops.ties import Membership, membership, membership_of_scores
 
 if TYPE_CHECKING:
     from unrolled.alignment.dependence import Units

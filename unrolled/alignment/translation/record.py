@@ -272,7 +272,7 @@ class Translation(Tabular):
         """
         from unrolled.errors import CorruptFile
 
-        arrays, header = read_arrays(Path(path), _FORMAT)
+        arrays, header = read_recorded(Path(path), _FORMAT)
         try:
             x_frame, y_frame = (
                 Frame(arrays[f"{side}.mean"], arrays[f"{side}.axes"], float(length))
@@ -290,7 +290,7 @@ class Translation(Tabular):
             raise CorruptFile(f"{path}: is no whole translation: {error}") from error
 
 
-def read_arrays(path: Path, form: str) -> tuple[dict[str, Array], dict[str, Any]]:
+def read_recorded(path: Path, form: str) -> tuple[dict[str, Array], dict[str, Any]]:
     """The arrays of a `.safetensors` file of this `form`, and the record in its header.
 
     Raises:

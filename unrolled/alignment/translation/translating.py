@@ -26,7 +26,7 @@ from unrolled.alignment.translation.fitting import (
     ridge,
 )
 from unrolled.alignment.translation.frame import Array, Frame, rows_of, unit_rows, varied_rows
-from unrolled.alignment.translation.record import KINDS, Kind, Translation, read_arrays
+from unrolled.alignment.translation.record import KINDS, Kind, Translation, read_recorded
 
 LEAST = 8
 """Rows of each side below which no anchors are looked for."""
@@ -239,7 +239,7 @@ class _Store:
         from unrolled.errors import CorruptFile, MissingData
 
         try:
-            arrays, record = read_arrays(path, _FORMAT)
+            arrays, record = read_recorded(path, _FORMAT)
             if record["key"] != self._key:
                 return None
             return Attempt(arrays["rotation"], record["anchors"], record["criterion"])
