@@ -11,7 +11,7 @@ import torch
 from unrolled.models import create_model
 from unrolled.studies.cells import Context, Row
 from unrolled.studies.crate.hour import STUDY, cells
-from unrolled.studies.crate.hour.cells import Corrupted, HourConfig, Layers, Removed, Scores
+from unrolled.studies.crate.hour.cells import HourConfig, Layers, Removed, Scores
 from unrolled.studies.crate.hour.networks import CRATE, VIT, given, load, shown, studied
 from unrolled.studies.crate.hour.photos import Cuts
 from unrolled.studies.crate.hour.removal import METHODS, RANDOM, SHARES, curves
@@ -78,16 +78,6 @@ def test_a_curve_that_is_lower_in_deletion_and_higher_in_insertion_is_better() -
     view = View(Results([row]), config)
     assert view.better(CRATE, "deletion", "evidence", RANDOM).value == pytest.approx(0.35)
     assert view.better(CRATE, "insertion", "evidence", RANDOM).value == pytest.approx(0.15)
-
-
-def test_errors_of_two_networks_are_paired_batch_by_batch() -> None:
-    def row(weights: str, errors: tuple[float, float]) -> Row[Any]:
-        batches = [{"clean": 0.1, "mean_error": error, "corruptions": {}} for error in errors]
-        return Row(Corrupted(network=given(weights), corrupted=20), {"batches": batches}, 1.0)
-
-    view = View(Results([row(CRATE, (0.3, 0.5)), row(VIT, (0.2, 0.4))]), HourConfig())
-    apart = view.rise(CRATE) - view.rise(VIT)
-    assert list(apart) == pytest.approx([10.0, 10.0])
 
 
 def test_layers_and_calibration_are_of_the_first_test_images(

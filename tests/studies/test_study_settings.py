@@ -58,7 +58,7 @@ TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     ("crate-emergence", {"data": "digits"}, "data"),
     ("crate-family", {"sides": (16, 64)}, "sides"),
     ("crate-family", {"sides": (30,)}, "sides"),
-    ("crate-hour", {"sides": (30,)}, "sides"),
+    ("crate-hour", {"side": 30}, "side"),
     ("crate-hour", {"vit": "vit_nano"}, "vit='vit_nano'"),
     ("crate-text", {"late": 120, "length": 128}, "late"),
     ("crate-text", {"dim": 4, "heads": 4}, "heads"),

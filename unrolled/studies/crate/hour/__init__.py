@@ -1,7 +1,7 @@
 """What networks of small studies were asked, asked again of networks that learnt for a core-hour.
 
 Claims of arXiv 2306.01129 (compression and sparsity by layer) and arXiv 2308.16271 (segmentation that nobody taught),
-and questions of this package (transfer, calibration, corruptions, faithfulness), each beside fresh weights of the same
+and questions of this package (transfer, calibration, faithfulness), each beside fresh weights of the same
 network. Nothing is trained but the trials of `crate-minutes`, where they are not kept.
 """
 

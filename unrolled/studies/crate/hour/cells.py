@@ -15,13 +15,12 @@ from unrolled.studies.cells import Cell, Columns, Context, Result, data_missing
 from unrolled.studies.crate.emergence.cells import Baselines, Source
 from unrolled.studies.crate.hour import removal
 from unrolled.studies.crate.hour.networks import CRATE, OLDER, OTHERS, VIT, Given, Looked, given, load, shown, studied
-from unrolled.studies.crate.hour.photos import Cuts, Roles, Things
+from unrolled.studies.crate.hour.photos import Cuts, Things
 from unrolled.studies.crate.minutes.cells import Trial, epochs
 from unrolled.studies.crate.transfer.cells import HELD_OUT, chance, frozen_features, pixels, target_pictures
 from unrolled.studies.pictures import Pictures, pictures
-from unrolled.studies.study import AtLeast, Budgets, Config, Count, Distinct, Rate, Seeds
+from unrolled.studies.study import AtLeast, Budgets, Config, Count, Rate, Seeds
 
-PENULTIMATE = 4  # of 6 layers, counted from 0
 EPS = 0.1
 _ECE_DRAWS = 300
 _TRIAL_MINUTES = 4.0  # of `crate-minutes`, whose trials these are
@@ -37,18 +36,17 @@ class HourConfig(Config):
             **{"others": (), "older": (), "rates": (), "seeds": (0,), "images": 20, "tested": 200, "trial_tested": 100},
             **{
                 "targets": (),
-                "corrupted": 20,
                 "explained": 2,
                 "explained_fresh": 2,
                 "source": "generated",
                 "photos": 4,
             },
-            **{"sides": (32,)},
+            **{"side": 32},
         },
         "cpu": {},
         "gpu": {
             **{"device": "cuda", "images": 1000, "trial_tested": 10_000, "probe_images": 20_000},
-            **{"test_images": 10_000, "corrupted": 10_000, "explained": 1000},
+            **{"test_images": 10_000, "explained": 1000},
         },
     }
 
@@ -74,8 +72,6 @@ class HourConfig(Config):
     """Test images for accuracy and calibration, of which the last fifth fits the temperature."""
     trial_tested: Annotated[int, AtLeast(50)] = 1000
     """Test images for the accuracy of a trial."""
-    corrupted: Annotated[int, AtLeast(20)] = 300
-    """Test images that are corrupted, in ten batches."""
     explained: Annotated[int, AtLeast(2)] = 200
     """Test images whose patches are removed."""
     explained_fresh: Annotated[int, AtLeast(2)] = 40
@@ -90,10 +86,8 @@ class HourConfig(Config):
     """Annotated photos: COCO from `data_dir`, or made-up ones, which need no files."""
     photos: Annotated[int, AtLeast(2)] = 100
     """Photos of either half, to choose layer and head by and to report on."""
-    parts: Annotated[int, AtLeast(2)] = 8
-    """Commonest categories, things and stuff, that heads may keep to."""
-    sides: Annotated[tuple[Annotated[int, AtLeast(8)], ...], Distinct()] = (64, 32)
-    """Pixels of a side at which photos are shown; the first decides."""
+    side: Annotated[int, AtLeast(8)] = 64
+    """Pixels of a side at which photos are shown; networks were trained at 32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,8 +98,8 @@ class HourConfig(Config):
                     given(weights)
                 except ValueError as error:
                     raise ValueError(f"{name}={error}") from error
-        if any(side % 4 for side in self.sides):
-            raise ValueError(f"sides={self.sides}: must be multiples of 4, the patch")
+        if self.side % 4:
+            raise ValueError(f"side={self.side}: must be a multiple of 4, the patch")
 
     @property
     def context(self) -> Context:
@@ -186,29 +180,6 @@ class Scores(OnTest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corrupted(OnTest):
-    """Errors on corrupted images, in batches that give an interval over images."""
-
-    corrupted: int
-
-    def compute(self, context: Context) -> Result:
-        """`batches`, ten of them, each `clean`, `mean_error` and by corruption its mean error over severities."""
-        from unrolled.data.loader import Batch
-        from unrolled.train.robustness import corruption_errors, relative_errors
-
-        model = load(self.network, context)
-        test = self.first(context, self.corrupted)
-        cfg = model.pretrained_cfg  # type: ignore[union-attr]
-        batches = []
-        for places in torch.arange(len(test.labels)).tensor_split(10):
-            batch = Batch(images=test.images[places].float() / 255, labels=test.labels[places], indices=places)
-            errors = corruption_errors(model, [batch], context.device, mean=cfg["mean"], std=cfg["std"])  # type: ignore
-            by_name = {name: row["error"] for name, row in relative_errors(errors).items()}
-            batches.append({"clean": errors["clean"], "mean_error": errors["mean_error"], "corruptions": by_name})
-        return {"batches": batches}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Removed(OnTest):
     """Deletion and insertion curves."""
 
@@ -286,25 +257,13 @@ def cells(config: HourConfig) -> Iterator[Cell]:
     beside = [trained[name] for name in config.others]
     for network in (*twins, *beside):
         yield Removed(network=network, explained=config.explained if network.drawn is None else config.explained_fresh)
-    first, *others = config.sides
-    photos: Columns = {"source": config.source, "photos": config.photos}
-    yield from _maps(photos, [*twins, *beside], first)
-    yield Cuts(network=None, **photos, side=first)
-    for network in twins:
-        yield Cuts(network=network, **photos, side=first)
+    photos: Columns = {"source": config.source, "photos": config.photos, "side": config.side}
+    yield Baselines(**photos)
+    for network in (*twins, *beside):
+        yield Things(network=network, **photos)
+    for cut in (None, *twins):
+        yield Cuts(network=cut, **photos)
     sizes: Columns = {"probe_images": config.probe_images, "test_images": config.test_images}
     for target in config.targets:
         for probed in (None, *twins, *beside, *(trained[name] for name in config.older)):
             yield Probe(network=probed, target=target, **sizes)
-    for network in (trained[config.crate], trained[config.vit], *beside):
-        yield Corrupted(network=network, corrupted=config.corrupted)
-    for network in twins:
-        yield Roles(network=network, **photos, side=first, layer=PENULTIMATE, parts=config.parts)
-    for side in others:
-        yield from _maps(photos, twins, side)
-
-
-def _maps(photos: Columns, networks: list[Given], side: int) -> Iterator[Cell]:
-    yield Baselines(**photos, side=side)
-    for network in networks:
-        yield Things(network=network, **photos, side=side)

@@ -43,7 +43,7 @@ def _claim(statement: str, value: Callable[[View], Measured], *, detail: Callabl
 
 
 def _last_layer(view: View, seed: int | None = None) -> Difference | None:
-    row = view.of(Things, given(view.config.crate, seed), side=view.config.sides[0])
+    row = view.of(Things, given(view.config.crate, seed))
     if row is None:
         return None
     scores = row["maps"][MAP]
@@ -122,7 +122,7 @@ CLAIMS = (
         low=0.0,
         outside="two kinds whose maps fit alike: 0",
         control=lambda view: _alone(
-            None if (bump := view.middle()) is None else difference({0: bump}, view.photos(view.config.vit))
+            None if (bump := view.baseline()) is None else difference({0: bump}, view.photos(view.config.vit))
         ),
         spec="+.1f",
     ),
@@ -137,7 +137,7 @@ CLAIMS = (
     ),
     _claim(
         "It is more than looking at the middle: against a bump there (difference, times 100)",
-        lambda view: _alone(difference(view.photos(view.config.crate), view.middle())),
+        lambda view: _alone(difference(view.photos(view.config.crate), view.baseline())),
         source=CONTROL,
         published="none",
         unjudged=CONTROL,
@@ -182,15 +182,6 @@ CLAIMS = (
         unjudged=NOBODY,
         spec="+.2f",
         detail=lambda view: f"; {view.ece(view.config.crate):.2f} and {view.ece(view.config.vit):.2f}",
-    ),
-    _claim(
-        "Corruptions: what they add to the error, CRATE less ViT (points)",
-        lambda view: view.rise(view.config.crate) - view.rise(view.config.vit),
-        source="a question of this package",
-        published="none",
-        unjudged=NOBODY,
-        spec="+.1f",
-        detail=lambda view: f"; {view.rise(view.config.crate):.1f} and {view.rise(view.config.vit):.1f}",
     ),
     _claim(
         "Removing the patches with most evidence (`unrolled explain`) costs the CRATE more than random ones (area "

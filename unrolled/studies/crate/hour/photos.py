@@ -1,6 +1,6 @@
-"""What `crate-hour` measures on annotated photos: maps and MaskCut against things, heads against parts.
+"""What `crate-hour` measures on annotated photos: how maps and MaskCut fit things.
 
-The measures are those of `crate-emergence`.
+Maps are measured as in `crate-emergence`.
 """
 
 from __future__ import annotations
@@ -116,20 +116,6 @@ class Cuts(OnPhotos):
         for batch, patches in maps.read(studied(self.network, context), scenes, self.side):
             for index, scene in enumerate(batch):
                 yield scene, patches.grid, patches.features["key"][:, index].float().cpu()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Roles(OnPhotos):
-    """Whether the heads of a layer keep to their parts."""
-
-    network: Given
-    layer: int
-    parts: int
-
-    def compute(self, context: Context) -> Result:
-        """As `maps.consistency` says, by the class token's attention."""
-        model = studied(self.network, context)
-        return maps.consistency(model, self.scenes(context), self.side, self.layer, self.parts, "class token")
 
 
 def _jaccard(mask: Tensor, inside: Tensor, area: Tensor) -> float:

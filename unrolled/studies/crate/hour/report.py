@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unrolled.studies.cells import Result
 from unrolled.studies.crate.emergence.claims import plural
 from unrolled.studies.crate.hour import tables
-from unrolled.studies.crate.hour.cells import EPS, Corrupted, HourConfig, Layers, Probe, Scores
+from unrolled.studies.crate.hour.cells import EPS, HourConfig, Layers, Probe, Scores
 from unrolled.studies.crate.hour.networks import WORDS, Looked, given
 from unrolled.studies.crate.hour.view import View, all_rate, hundredths, orthonormal, paired, subspace_rate
 from unrolled.studies.crate.minutes.cells import Trial
@@ -27,7 +27,7 @@ def words(weights: str) -> str:
 
 
 def report(report: Report, config: HourConfig, results: Results[Any]) -> None:
-    """Headline, layers, R^c and accuracy, photos, other images, calibration and corruptions, explanations, limits."""
+    """Headline, layers, R^c and accuracy, photos, other images, calibration, explanations, limits."""
     view = View(results, config)
     _headline(report, view)
     _layers(report, view)
@@ -241,54 +241,27 @@ def _transfer(report: Report, view: View) -> None:
 
 
 def _calibration(report: Report, view: View) -> None:
-    from unrolled.data.corruptions import CORRUPTIONS
-
     config = view.config
     rows = []
     for name in config.trained:
         if (row := view.of(Scores, given(name))) is None:
-            rows.append([words(name), *[NOT_RUN] * 8])
+            rows.append([words(name), *[NOT_RUN] * 5])
             continue
         rows.append(
             [
                 words(name), f"{100 * row['accuracy']:.2f}", f"{row['plain']['nll']:.3f}", f"{view.ece(name):.2f}",
                 f"{row['temperature']:.2f}", f"{view.ece(name, 'cooled'):.2f}",
-                *(_interval(view.errors(name, what)) for what in ("clean", "mean_error")), _interval(view.rise(name)),
             ]
         )  # fmt: skip
     kept = config.tested - config.tested // 5
-    section = report.section(
-        "Calibration and corruptions",
+    report.section(
+        "Calibration",
         f"Expected calibration error (15 bins) of {kept:,} test images, its 95 % by a bootstrap over them, which "
-        "leans upwards; the temperature is fitted on the other fifth. Errors under nine corruptions in five "
-        f"severities, of the first {config.corrupted} test images in ten batches, whose spread gives the interval.",
-    )
-    section.table(
-        [
-            *("network", "accuracy, %", "loss, nats", "calibration error, %", "temperature", "error with it, %"),
-            *("clean error, %", "corrupted, %", "rise, points"),
-        ],
+        "leans upwards; the temperature is fitted on the other fifth.",
+    ).table(
+        ["network", "accuracy, %", "loss, nats", "calibration error, %", "temperature", "error with it, %"],
         rows,
     )
-    shown = [name for name in config.trained if view.of(Corrupted, given(name)) is not None]
-    if shown:
-        section.table(
-            ["corruption", *(words(name) for name in shown), "CRATE less ViT, points"],
-            [
-                [
-                    corruption.replace("_", " "),
-                    *(f"{view.errors(name, corruption).mean:.1f}" for name in shown),
-                    _interval(view.errors(config.crate, corruption) - view.errors(config.vit, corruption), "+.1f"),
-                ]
-                for corruption in CORRUPTIONS
-            ],
-            caption="Error, per cent, mean over five severities; the last column with its 95 % over batches.",
-        )
-
-
-def _interval(values: Values, spec: str = ".1f") -> str:
-    ends = values.interval()
-    return NOT_RUN if ends is None else f"{values.mean:{spec}} [{ends[0]:{spec}}, {ends[1]:{spec}}]"
 
 
 def _limits(view: View) -> str:
@@ -299,7 +272,7 @@ def _limits(view: View) -> str:
         "thing; what is due to which was not measured. Rates of CRATE and ViT are the best of four "
         "tried alike. Numbers of images are small, so that differences below a few points "
         "stay open. Training images are CIFAR-10's at 32 px, re-encoded as JPEG at quality 75; at "
-        f"{config.sides[0]} px positions are interpolated. Many of COCO's things are small and at the border: a "
+        f"{config.side} px positions are interpolated. Many of COCO's things are small and at the border: a "
         "Jaccard index here does not compare with one on VOC. Removed patches become the mean colour, a picture that "
         "no network was trained on, and areas are of the probability of one class."
         + (" The photos were made up: their numbers test the code and nothing else." if config.source != "coco" else "")

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unrolled.studies.crate.emergence.cells import Baselines
 from unrolled.studies.crate.emergence.claims import Difference, difference, head_name
 from unrolled.studies.crate.emergence.maps import KEEP, MAPS
-from unrolled.studies.crate.hour.cells import PENULTIMATE, Removed
+from unrolled.studies.crate.hour.cells import Removed
 from unrolled.studies.crate.hour.networks import WORDS, given
-from unrolled.studies.crate.hour.photos import Cuts, Roles, Things
+from unrolled.studies.crate.hour.photos import Cuts, Things
 from unrolled.studies.crate.hour.removal import METHODS, RANDOM, WAYS
 from unrolled.studies.crate.hour.view import MAP, View, hundredths
 from unrolled.studies.results import NOT_RUN, Values
@@ -23,24 +22,21 @@ if TYPE_CHECKING:
 
 def against_middle(view: View, weights: str) -> str:
     """Whether the maps of trained weights fit things better than a bump in the middle, in words; "" of none."""
-    apart = difference(view.photos(weights), view.middle())
+    apart = difference(view.photos(weights), view.baseline())
     return "" if apart is None else {"up": "better", "down": "worse", "unclear": "no better"}[apart.verdict]
 
 
 def things(report: Report, view: View) -> None:
     """Maps against things."""
     config = view.config
-    names, rows = (config.crate, config.vit), []
-    for side in config.sides:
-        for name in names:
-            for state in ("trained", "fresh"):
-                rows.append(_things_row(view, name, state == "trained", side))
-        rows += [_things_row(view, name, True, side) for name in config.others if view.photos(name, side=side)]
-        for baseline in ("centre prior", "colour", "best patches"):
-            if (scores := _baseline(view, baseline, side)) is not None:
-                words = {"centre prior": "bump in the middle"}.get(baseline, baseline)
-                rows.append([f"{side}", words, "-", _mean({0: scores}), _ends({0: scores}), *["-"] * 4])
-    count = (view.of(Things, given(config.crate), side=config.sides[0]) or {}).get("photos", [NOT_RUN, NOT_RUN])
+    names = (config.crate, config.vit)
+    rows = [_things_row(view, name, trained) for name in names for trained in (True, False)]
+    rows += [_things_row(view, name, True) for name in config.others if view.photos(name)]
+    for baseline in ("centre prior", "colour", "best patches"):
+        if (scores := view.baseline(baseline)) is not None:
+            words = {"centre prior": "bump in the middle"}.get(baseline, baseline)
+            rows.append([words, "-", _mean({0: scores}), _ends({0: scores}), *["-"] * 4])
+    count = (view.of(Things, given(config.crate)) or {}).get("photos", [NOT_RUN, NOT_RUN])
     section = report.section(
         "Segmentation that nobody taught",
         f"The class token's attention, of which the largest {KEEP:.0%} of entries are kept, against all pixels of "
@@ -50,7 +46,7 @@ def things(report: Report, view: View) -> None:
         "that patches set.",
     )
     section.table(
-        ["px", "network", "weights", "Jaccard", "95 %", "layer/head", "moved", "against the bump", "against fresh"],
+        ["network", "weights", "Jaccard", "95 %", "layer/head", "moved", "against the bump", "against fresh"],
         rows,
         caption="Differences in hundredths, 95 % by a bootstrap over photos; against fresh weights the wider of that "
         "and of the interval over seeds.",
@@ -59,7 +55,7 @@ def things(report: Report, view: View) -> None:
         from unrolled.report import LineChart
 
         section.figure(
-            [LineChart(title=f"Jaccard with things, {config.sides[0]} px", x_label="layer", series=lines)],
+            [LineChart(title=f"Jaccard with things, {config.side} px", x_label="layer", series=lines)],
             name="things",
             caption="In every layer the head that is best on the choosing photos, scored on the others; fresh weights: "
             "one standard deviation over seeds as bars.",
@@ -74,26 +70,25 @@ def things(report: Report, view: View) -> None:
             ]
             for each in (MAP, *others)
         ],
-        caption="Jaccard index of every kind of map at the first size, its own layer and head chosen. "
+        caption="Jaccard index of every kind of map, its own layer and head chosen. "
         + "; ".join(f"{name}: {words}" for name, words in MAPS.items())
         + ".",
     )
 
 
-def _things_row(view: View, name: str, trained: bool, side: int) -> list[str]:
-    head = [f"{side}", WORDS.get(name, name), "trained" if trained else "fresh"]
-    scores = view.photos(name, trained=trained, side=side)
+def _things_row(view: View, name: str, trained: bool) -> list[str]:
+    head = [WORDS.get(name, name), "trained" if trained else "fresh"]
+    scores = view.photos(name, trained=trained)
     if not scores:
         return [*head, NOT_RUN, *["-"] * 5]
-    own = view.of(Things, given(name), side=side)
-    measured = list(view.fresh(Things, name, side=side).values()) if not trained else [own] if own else []
+    measured = _rows(view, Things, name, trained)
     picked = [row["maps"][MAP]["picked"] for row in measured]
     moved = Values({i: row["maps"][MAP]["picked_chance"] for i, row in enumerate(measured)})
-    fresh = view.against_fresh(name, side=side) if trained else None
+    fresh = view.against_fresh(name) if trained else None
     return [
         *head, _mean(scores), _ends(scores),
         ", ".join(f"{layer}/{head_name(place, measured[0]['heads'])}" for layer, place in picked), f"{moved:.3f}",
-        _apart(difference(scores, None if (bump := view.middle(side)) is None else dict.fromkeys(scores, bump))),
+        _apart(difference(scores, None if (bump := view.baseline()) is None else dict.fromkeys(scores, bump))),
         "-" if fresh is None else f"{fresh.judged:+.1f}",
     ]  # fmt: skip
 
@@ -114,14 +109,14 @@ def _by_layer(view: View) -> list[Series]:
                 ]
                 words = f"{WORDS.get(name, name)}{'' if trained else ': fresh'}"
                 lines.append(line(words, range(depth), means, color=color, dashed=not trained))
-    if lines and (bump := view.middle()) is not None:
+    if lines and (bump := view.baseline()) is not None:
         y = [float(bump.mean())] * 2
         lines.append(Series(label="bump in the middle", x=[0, len(lines[0].x) - 1], y=y, color=2, dashed=True))
     return lines
 
 
 def objects(report: Report, view: View) -> None:
-    """MaskCut against things, and heads against parts."""
+    """MaskCut against things."""
     config = view.config
     rows = []
     for name in (config.crate, config.vit, None):
@@ -130,23 +125,16 @@ def objects(report: Report, view: View) -> None:
                 WORDS.get(name, name) if name else "colour of patches",
                 "-" if not name else ("trained" if trained else "fresh"),
             ]
-            rows.append([*head, *_cut_columns(view, name, trained),
-                         *_role_columns(view, name, trained)])  # fmt: skip
+            rows.append([*head, *_cut_columns(view, name, trained)])
     report.section(
-        "Objects and heads",
-        f"At {config.sides[0]} px. MaskCut: at most three objects in the keys of a layer (tau 0.15), together, against "
-        "all things; the layer is chosen on the other half of the photos. Bump: in the middle, as large as each mask. "
-        "Heads: the share of the variation of attention to the "
-        f"{config.parts} commonest categories that a head's identity explains, in layer {PENULTIMATE}; p from photos "
-        "paired with other photos' parts.",
+        "Objects in the keys",
+        f"At {config.side} px. MaskCut: at most three objects in the keys of a layer (tau 0.15), together, against "
+        "all things; the layer is chosen on the other half of the photos. Bump: in the middle, as large as each mask.",
     ).table(
-        [
-            *("network", "weights", "MaskCut, Jaccard", "layer", "less the bump"),
-            *("heads", "shuffled", "p"),
-        ],
+        ["network", "weights", "MaskCut, Jaccard", "layer", "less the bump"],
         rows,
         caption="Difference to the bump in hundredths, 95 % by a bootstrap over photos (of fresh weights of the mean "
-        "over seeds). Heads: the larger of the means under the two shuffles (heads within a photo, photos).",
+        "over seeds).",
     )
 
 
@@ -164,14 +152,6 @@ def _cut_columns(view: View, name: str | None, trained: bool) -> list[str]:
     bump = {place: np.array(row["middle"]) for place, row in enumerate(rows)}
     layers = ", ".join(str(row["layer"]) for row in rows) if name else "-"
     return [_mean(found), layers, _apart(difference(found, bump))]
-
-
-def _role_columns(view: View, name: str | None, trained: bool) -> list[str]:
-    if name is None or not (rows := _rows(view, Roles, name, trained)):
-        return ["-" if name is None else NOT_RUN, "-", "-"]
-    chance = Values({i: max(row["heads_chance"], row["images_chance"]) for i, row in enumerate(rows)})
-    p = ", ".join(f"{row['images_p']:.3f}" for row in rows)
-    return [f"{_values(rows, 'consistency'):.3f}", f"{chance:.3f}", p]
 
 
 def explanations(report: Report, view: View) -> None:
@@ -223,15 +203,6 @@ def explanations(report: Report, view: View) -> None:
             panels.append(LineChart(title=title, x_label=share, series=lines, y_range=(0, 1)))
     if panels:
         section.figure(panels, name="removal", caption="Deletion: lower is better. Insertion: higher is better.")
-
-
-def _baseline(view: View, name: str, side: int) -> np.ndarray | None:
-    scores = view.results.of(Baselines, side=side).first(name)
-    return None if scores is None else np.asarray(scores)
-
-
-def _values(rows: list[Any], path: str) -> Values:
-    return Values({place: row[path] for place, row in enumerate(rows)})
 
 
 def _mean(scores: dict[int, np.ndarray]) -> str:

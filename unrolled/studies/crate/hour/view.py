@@ -12,7 +12,7 @@ import numpy as np
 from unrolled.studies.cells import Cell, Result
 from unrolled.studies.crate.emergence.cells import Baselines
 from unrolled.studies.crate.emergence.claims import ByPhoto, Difference, difference
-from unrolled.studies.crate.hour.cells import Corrupted, HourConfig, Layers, Probe, Removed, Scores, Target
+from unrolled.studies.crate.hour.cells import HourConfig, Layers, Probe, Removed, Scores, Target
 from unrolled.studies.crate.hour.networks import Given, Looked, given
 from unrolled.studies.crate.hour.photos import Cuts, Things
 from unrolled.studies.crate.minutes.cells import Trial
@@ -102,20 +102,16 @@ class View:
 
     # photos
 
-    def photos(
-        self, weights: str, *, trained: bool = True, what: str = "picked_photos", side: int | None = None,
-        name: str = MAP,
-    ) -> ByPhoto:  # fmt: skip
+    def photos(self, weights: str, *, trained: bool = True, what: str = "picked_photos", name: str = MAP) -> ByPhoto:
         """Jaccard by photo, of trained weights or, by seed, of fresh ones."""
-        which = {"side": side or self.config.sides[0]}
-        own = self.of(Things, given(weights), **which) if trained else None
+        own = self.of(Things, given(weights)) if trained else None
         rows = {} if own is None else {0: own}
-        rows = rows if trained else self.fresh(Things, weights, **which)
+        rows = rows if trained else self.fresh(Things, weights)
         return {seed: np.asarray(row["maps"][name][what]) for seed, row in rows.items()}
 
-    def middle(self, side: int | None = None) -> np.ndarray | None:
-        """Jaccard by photo of the bump in the middle."""
-        scores = self.results.of(Baselines, side=side or self.config.sides[0]).first("centre prior")
+    def baseline(self, name: str = "centre prior") -> np.ndarray | None:
+        """Jaccard by photo of what needs no model, by default a bump in the middle."""
+        scores = self.results.of(Baselines).first(name)
         return None if scores is None else np.asarray(scores)
 
     def against_fresh(self, weights: str, **which: Any) -> Difference | None:
@@ -141,7 +137,7 @@ class View:
         known = [each for each in fresh if each is not None]
         return paired(self.right(given(weights), target), np.mean(known, 0) if known else None, "test images")
 
-    # calibration and corruptions
+    # calibration
 
     def ece(self, weights: str, how: str = "plain") -> Estimate:
         """Expected calibration error, hundredths."""
@@ -155,18 +151,6 @@ class View:
             return NOTHING
         a, b = (row["plain"] for row in rows if row is not None)
         return _drawn(100 * (a["ece"] - b["ece"]), 100 * (np.array(a["draws"]) - np.array(b["draws"])))
-
-    def errors(self, weights: str, name: str = "mean_error") -> Values:
-        """Error on corrupted images, per cent, by batch; `clean`, or of one corruption."""
-        row = self.of(Corrupted, given(weights))
-        if row is None:
-            return Values(unit="batch")
-        every = [{**each, **each["corruptions"]}[name] for each in row["batches"]]
-        return Values({place: 100 * value for place, value in enumerate(every)}, "batch")
-
-    def rise(self, weights: str) -> Values:
-        """Mean error on corrupted images less that on clean ones, points."""
-        return self.errors(weights) - self.errors(weights, "clean")
 
     # explanations
 
