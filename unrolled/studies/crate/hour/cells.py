@@ -167,13 +167,13 @@ class Scores(OnTest):
             logits = torch.cat([
                 model(shown(model, part).to(context.device)).cpu() for part in test.images.split(500)
             ])  # fmt: skip
-        kept = len(logits) - len(logits) // 5
-        temperature = fit_temperature(logits[kept:], test.labels[kept:])
+        scored = len(logits) - len(logits) // 5
+        temperature = fit_temperature(logits[scored:], test.labels[scored:])
         generator = torch.Generator().manual_seed(0)
-        drawn = [torch.randint(kept, (kept,), generator=generator) for _ in range(_ECE_DRAWS)]
+        drawn = [torch.randint(scored, (scored,), generator=generator) for _ in range(_ECE_DRAWS)]
         out: Result = {"accuracy": float((logits.argmax(1) == test.labels).double().mean()), "temperature": temperature}
         for name, heat in (("plain", 1.0), ("cooled", temperature)):
-            whole = reliability(logits[:kept], test.labels[:kept], temperature=heat)
+            whole = reliability(logits[:scored], test.labels[:scored], temperature=heat)
             draws = [reliability(logits[rows], test.labels[rows], temperature=heat).ece for rows in drawn]
             out[name] = {"ece": whole.ece, "nll": whole.nll, "draws": [round(draw, 5) for draw in draws]}
         return out

@@ -92,16 +92,19 @@ def _layers(report: Report, view: View) -> None:
     )
     table = []
     for name in config.trained:
-        own, fresh = view.of(Layers, given(name)), list(view.fresh(Layers, name).values())
-        if own is None:
+        learnt, fresh = view.of(Layers, given(name)), list(view.fresh(Layers, name).values())
+        if learnt is None:
             table.append([words(name), *[NOT_RUN] * 9])
             continue
-        for layer, rate in enumerate(own["subspace_rate"]["mean"]):
+        for layer, rate in enumerate(learnt["subspace_rate"]["mean"]):
             fresh_of = [
                 f"{Values({i: read(row)[layer] for i, row in enumerate(fresh)}):{spec}}" for read, spec in _QUANTITIES
             ]
-            error = own["subspace_rate"]["error"][layer]
-            columns = [f"{rate:.1f} ± {error:.1f}", *(f"{read(own)[layer]:{spec}}" for read, spec in _QUANTITIES[1:])]
+            error = learnt["subspace_rate"]["error"][layer]
+            columns = [
+                f"{rate:.1f} ± {error:.1f}",
+                *(f"{read(learnt)[layer]:{spec}}" for read, spec in _QUANTITIES[1:]),
+            ]
             pairs = [part for pair in zip(columns, fresh_of, strict=True) for part in pair]
             table.append([words(name), str(layer), *pairs])
     section.table(
@@ -149,9 +152,9 @@ def _panel(
 
     lines: list[Series] = []
     for name, color in shown:
-        own, fresh = view.of(Layers, given(name)), view.fresh(Layers, name)
-        if own is not None:
-            y = list(read(own))
+        learnt, fresh = view.of(Layers, given(name)), view.fresh(Layers, name)
+        if learnt is not None:
+            y = list(read(learnt))
             lines.append(Series(label=words(name), x=range(len(y)), y=y, color=color))
         if fresh:
             depth = len(read(next(iter(fresh.values()))))
@@ -214,14 +217,14 @@ def _transfer(report: Report, view: View) -> None:
             continue
         rows.append([TARGETS[target], "pixels at half the side", f"{100 * pixels['accuracy']:.1f}", *["-"] * 4])
         for name in config.trained:
-            if (own := view.of(Probe, given(name), target=target)) is None:
+            if (learnt := view.of(Probe, given(name), target=target)) is None:
                 continue
             fresh = Values({k: 100 * row["accuracy"] for k, row in view.fresh(Probe, name, target=target).items()})
             over = paired(view.right(given(name), target), view.right(None, target), "test images")
             gain = view.transfer(name, target)
             rows.append(
                 [
-                    TARGETS[target], words(name), f"{100 * own['accuracy']:.1f}", own["site"],
+                    TARGETS[target], words(name), f"{100 * learnt['accuracy']:.1f}", learnt["site"],
                     f"{fresh:.1f}" if fresh else "-", f"{gain:+.1f}" if fresh else "-", f"{over:+.1f}",
                 ]
             )  # fmt: skip
@@ -253,10 +256,10 @@ def _calibration(report: Report, view: View) -> None:
                 f"{row['temperature']:.2f}", f"{view.ece(name, 'cooled'):.2f}",
             ]
         )  # fmt: skip
-    kept = config.tested - config.tested // 5
+    scored = config.tested - config.tested // 5
     report.section(
         "Calibration",
-        f"Expected calibration error (15 bins) of {kept:,} test images, its 95 % by a bootstrap over them, which "
+        f"Expected calibration error (15 bins) of {scored:,} test images, its 95 % by a bootstrap over them, which "
         "leans upwards; the temperature is fitted on the other fifth.",
     ).table(
         ["network", "accuracy, %", "loss, nats", "calibration error, %", "temperature", "error with it, %"],

@@ -148,10 +148,10 @@ def _rows(view: View, cell: type[Any], name: str | None, trained: bool) -> list[
 def _cut_columns(view: View, name: str | None, trained: bool) -> list[str]:
     if not (rows := _rows(view, Cuts, name, trained)):
         return [NOT_RUN, "-", "-"]
-    found = {place: np.array(row["jaccard"]) for place, row in enumerate(rows)}
+    masks = {place: np.array(row["jaccard"]) for place, row in enumerate(rows)}
     bump = {place: np.array(row["middle"]) for place, row in enumerate(rows)}
     layers = ", ".join(str(row["layer"]) for row in rows) if name else "-"
-    return [_mean(found), layers, _apart(difference(found, bump))]
+    return [_mean(masks), layers, _apart(difference(masks, bump))]
 
 
 def explanations(report: Report, view: View) -> None:

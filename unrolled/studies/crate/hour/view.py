@@ -104,8 +104,8 @@ class View:
 
     def photos(self, weights: str, *, trained: bool = True, what: str = "picked_photos", name: str = MAP) -> ByPhoto:
         """Jaccard by photo, of trained weights or, by seed, of fresh ones."""
-        own = self.of(Things, given(weights)) if trained else None
-        rows = {} if own is None else {0: own}
+        learnt = self.of(Things, given(weights)) if trained else None
+        rows = {} if learnt is None else {0: learnt}
         rows = rows if trained else self.fresh(Things, weights)
         return {seed: np.asarray(row["maps"][name][what]) for seed, row in rows.items()}
 
@@ -116,8 +116,8 @@ class View:
 
     def against_fresh(self, weights: str, **which: Any) -> Difference | None:
         """Trained less every fresh network, in hundredths."""
-        own, fresh = self.photos(weights, **which), self.photos(weights, trained=False, **which)
-        return difference(dict.fromkeys(fresh, own[0]), fresh) if own and fresh else None
+        learnt, fresh = self.photos(weights, **which), self.photos(weights, trained=False, **which)
+        return difference(dict.fromkeys(fresh, learnt[0]), fresh) if learnt and fresh else None
 
     def cut(self, weights: str, what: str = "jaccard") -> ByPhoto:
         """Jaccard by photo of MaskCut's objects, or of a bump as large as they (`middle`)."""
