@@ -180,6 +180,8 @@ def test_the_mark_that_texts_are_read_after_is_the_one_with_the_fewest_bits(
     assert result["mark"] == "<end>"
     assert list(result["bits"]) == list(marks)
     assert result["bits"]["<end>"] == pytest.approx(2 * 2.0 / math.log(2) / 12)
+    spent[1] = 2.01
+    assert tasks.Start(reader=reader).compute(Context(store=tmp_path))["mark"] == "<turn>"
     bits = tasks.Bits(reader=reader, domain="general", pieces=2, pairs=9)
     assert tasks.Start(reader=reader) in bits.needs
 
