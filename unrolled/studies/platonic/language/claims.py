@@ -210,6 +210,17 @@ CLAIMS = (
         ),
     ),
     Claim(
+        statement="And it predicts better what only the context says (nats of the late values, after a tuned prompt less "
+        "after random vectors as long; added when one seed had been seen)",
+        source=NOBODY,
+        published="no number",
+        value=_of(lambda view: view.of_prompt("late")),
+        high=0.0,
+        unjudged="knowing what words there are lowers it too",
+        spec=".2f",
+        detail=_of(lambda view: f" (untrained twin {view.of_prompt('late', twin=True):.2f})"),
+    ),
+    Claim(
         statement="And its layers descend the objective of their own context more (difference of the mesa-objective as "
         "above, tuned less random)",
         source=_MESA,
