@@ -210,8 +210,8 @@ CLAIMS = (
         ),
     ),
     Claim(
-        statement="And it predicts better what only the context says (nats of the late values, after a tuned prompt less "
-        "after random vectors as long; added when one seed had been seen)",
+        statement="And it predicts better what only the context says (nats of the late values, after a tuned prompt "
+        "less after random vectors as long; added when one seed had been seen)",
         source=NOBODY,
         published="no number",
         value=_of(lambda view: view.of_prompt("late")),
