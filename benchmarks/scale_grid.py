@@ -1,12 +1,13 @@
 """What `unrolled align-grid` costs for 200 models x 12 layers x 10,000 samples: time, memory, disk; measured on a part.
 
-    python -m benchmarks.scale_grid [--models 8] [--layers 12] [--n 10000] [--d 384] [--folder DIR]
+    python -m benchmarks.scale_grid [--models 8] [--tile 4] [--layers 12] [--n 10000] [--d 384] [--folder DIR]
 
 Feature folders as `unrolled extract` writes them (float16) are simulated: layers share a signal, the more of it the
 later the layer, and every fourth model none of it. A process of its own then compares all pairs by mutual k-NN with
-p-values (null "moments"), one thread, in tiles of half the models by half. Every model is prepared once and every tile
-is compared once, so what 200 models cost follows: `of_200`, a prediction. CPU seconds, since other work may share the
-cores. Prints one JSON object.
+p-values (null "moments"), one thread, in tiles of half the models by half unless `--tile` says otherwise. Every model
+is prepared once and every tile is compared once, so what 200 models cost follows from three tiles: `of_200`, a
+prediction. `--models 200 --tile 8` runs all of it. CPU seconds, since other work may share the cores. Prints one JSON
+object; finished tiles and their seconds are logged to standard error as they come.
 """
 
 from __future__ import annotations
@@ -51,20 +52,28 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, tile: int | None) -> dict[str, Any]:
     """Compare all models of the folder; costs of each step."""
     torch.set_num_threads(1)
     features, kept = sorted((folder / "features").iterdir()), folder / "tiles"
-    tile = len(features) // 2
+    tile = tile or len(features) // 2
     prepared, compared = [time.process_time()], [time.process_time()]
 
     def on_prepared(done: int, of: int) -> None:
         prepared.append(time.process_time())
         compared[0] = prepared[-1]
+        log("prepared", done, of)
+
+    def on_progress(done: int, of: int) -> None:
+        compared.append(time.process_time())
+        log("tiles", done, of)
+
+    def log(what: str, done: int, of: int) -> None:
+        print(f"{what} {done} of {of}, {time.process_time():.1f} CPU seconds so far", file=sys.stderr, flush=True)
 
     result = model_grid(
         {path.name: path for path in features}, ("mutual_knn",), options={"k": K}, null="moments", tile=tile,
-        folder=kept, on_prepared=on_prepared, on_progress=lambda done, of: compared.append(time.process_time()),
+        folder=kept, on_prepared=on_prepared, on_progress=on_progress,
     )  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     count = len(features)
@@ -73,7 +82,8 @@ def measure(folder: Path) -> dict[str, Any]:
     tiles = [after - before for before, after in pairwise(compared)]
     files = sorted((kept / "prepared").iterdir())
     record: dict[str, Any] = {
-        "models": count, "pairs": len(result.pairs), "prepare_seconds_a_model": each, "tile_seconds": tiles,
+        "models": count, "pairs": len(result.pairs), "tile": tile, "prepare_seconds_a_model": each,
+        "prepare_seconds": sum(spent), "pairs_seconds": sum(tiles), "tile_seconds": tiles,
         "peak_mib": peak, "features_mib_a_model": size(folder / "features") / count / 2**20,
         "prepared_mib_a_model": size(kept / "prepared") / count / 2**20,
         "relabelled_pairs": sum("relabelling" in pair.p_method for pair in result.pairs),
@@ -89,7 +99,7 @@ def measure(folder: Path) -> dict[str, Any]:
             "prepared_gib": ALL * record["prepared_mib_a_model"] / 2**10,
         }
         record["relabelling_seconds_a_tile"] = relabelling(files, tile)
-    record["dense_seconds_a_pair"] = dense_pair(files)
+        record["dense_seconds_a_pair"] = dense_pair(files)
     return record
 
 
@@ -118,6 +128,7 @@ def dense_pair(files: list[Path]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=8)
+    parser.add_argument("--tile", type=int)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--d", type=int, default=384)
@@ -125,12 +136,13 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        json.dump(measure(arguments.measure), sys.stdout)
+        json.dump(measure(arguments.measure, arguments.tile), sys.stdout)
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch)
         write_models(folder / "features", arguments.models, arguments.layers, arguments.n, arguments.d)
         command = [sys.executable, "-m", "benchmarks.scale_grid", "--measure", str(folder)]
+        command += ["--tile", str(arguments.tile)] if arguments.tile else []
         measured = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     record = {"machine": machine(), "layers": arguments.layers, "n": arguments.n, "d": arguments.d, **measured}
     json.dump(record, sys.stdout, indent=2)

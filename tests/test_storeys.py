@@ -10,7 +10,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "unrolled"
 # each storey may import those before it, and itself
 STOREYS = """\
-arrays catalogue checksums errors locks memory modes network plugins precision provenance reading tensors terminal trust
+arrays catalogue checksums errors locks memory modes network plugins precision provenance reading seeds \
+tensors terminal trust
 figures tables
 theory ops
 layers

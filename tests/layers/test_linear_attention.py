@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention, linear_attention
+from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention, linear_attention, rotated
 from unrolled.tasks import constructed_tokens
 from unrolled.theory.in_context import gradient_descent_predictions, gradient_step, in_context_loss
 
@@ -99,3 +101,37 @@ def test_softmax_maps_are_those_of_the_forward_pass() -> None:
 def test_bad_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="heads"):
         LinearSelfAttention(4, 0, dim_head=2)
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    q, k = torch.randn(2, 6, dtype=torch.float64)
+    scores = rotated(q.expand(9, 6), 100.0) @ rotated(k.expand(9, 6), 100.0).T
+    for offset in range(-8, 9):
+        torch.testing.assert_close(scores.diagonal(offset), scores.diagonal(offset)[:1].expand(9 - abs(offset)))
+    assert scores[0].unique().numel() == 9  # every distance has its own
+    torch.testing.assert_close(rotated(q.expand(9, 6), 100.0)[4:], rotated(q.expand(5, 6), 100.0, start=4))
+
+
+def test_rotary_and_convolution_are_in_the_maps_that_are_shown() -> None:
+    layer = SoftmaxSelfAttention(12, 2, rotary=100.0, width=4).double()
+    z = torch.randn(2, 7, 12, dtype=torch.float64)
+    values = layer.heads_of(layer.value(z))
+    torch.testing.assert_close(layer.merge(layer.attention(z) @ values), layer(z))
+
+
+def test_the_convolution_sees_no_later_token() -> None:
+    layer = SoftmaxSelfAttention(12, 2, width=4).double()
+    z = torch.randn(1, 7, 12, dtype=torch.float64)
+    changed = z.clone()
+    changed[:, 5:] += 1
+    torch.testing.assert_close(layer(changed)[:, :5], layer(z)[:, :5])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [({"rotary": -1.0}, "rotary"), ({"rotary": 10.0, "dim_head": 3}, "dim_head"), ({"width": 0}, "width"),
+     ({"width": 4, "causal": False}, "width")],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        SoftmaxSelfAttention(12, 2, **arguments)

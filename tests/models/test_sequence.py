@@ -23,6 +23,11 @@ STACKS: dict[str, dict[str, Any]] = {
     "crate": {"layers": ("mssa", "mssa"), "second": "ista"},
     "tied crate": {"layers": ("mssa",), "second": "ista", "layer_args": {"mssa": {"output": "tied"}}},
     "swiglu, rms": {"layers": ("mesanet", "softmax"), "second": "swiglu", "norm": "rmsnorm", "positions": "none"},
+    "llama": {
+        **{"layers": ("softmax", "softmax"), "second": "swiglu", "norm": "rmsnorm", "positions": "none"},
+        "layer_args": {"softmax": {"rotary": 100.0}},
+    },
+    "convolved": {"layers": ("softmax",), "layer_args": {"softmax": {"width": 3, "rotary": 10.0}}},
     "first layer": {"layers": ("softmax", "linear"), "positions": "first_layer", "second": "relu"},
     "first mesa": {"layers": ("mesa",), "positions": "first_layer", "layer_args": {"mesa": {"normalize": True}}},
     "bare": {"layers": ("linear",), "positions": "sinusoidal", "norm": "none", "second": "none", "logit_cap": 5.0},

@@ -155,6 +155,17 @@ def test_claims_pages_and_the_list_of_studies_do_not_count() -> None:
         assert not any(name.endswith((".claim", ".claims", ".report")) for name in below)
 
 
+def test_lists_of_models_and_tables_of_results_do_not_count() -> None:
+    """A model more in the catalogue, or a column less in a notebook, throws away no trained network."""
+    from unrolled.studies.crate.causal.cells import Removal
+    from unrolled.studies.crate.family.cells import Readout
+
+    for cell in (Readout, Removal):
+        below = modules_below(cell)
+        assert "unrolled.models.registry" in below  # which reads the catalogue
+        assert not below & {"unrolled.catalogue", "unrolled.tables"}
+
+
 def test_modules_that_do_not_count_are_there() -> None:
     assert [name for name in module.NO_NUMBERS if module._file(name) is None] == []
 

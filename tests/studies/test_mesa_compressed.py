@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "seeds": (0, 1),
     "models": ("1", "2"),
     "steps": (3, 2),
-    "batch_size": 4,
+    "batch_size": (4,),
     "test_sequences": 16,
     "retraining": 3,
 }

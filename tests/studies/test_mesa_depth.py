@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "seeds": (0, 1),
     "models": ("1", "2", "mesa"),
     "steps": (3, 2, 2),
-    "batch_size": 4,
+    "batch_size": (4,),
     "test_sequences": 16,
     "tuning_sequences": 16,
     "ridges": (1e-3,),

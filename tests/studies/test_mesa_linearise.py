@@ -52,7 +52,9 @@ def test_least_squares_is_better_than_the_softmax_kernel_on_linear_dynamics() ->
 
 
 def test_the_report_marks_what_was_not_run_and_leaves_layers_out_as_a_control(tmp_path: Path) -> None:
-    config = LineariseConfig(widths=(6, 4), out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
+    config = LineariseConfig(
+        widths=(6, 4), out=tmp_path / "out", kept=tmp_path / "kept", **{**TINY, "test_sequences": 128}
+    )
     assert config.widths == (4, 6)
     report = STUDY.run(config)
     record = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.layers.convolution import ShortConvolution
 from unrolled.layers.heads import head_width
 
 _CHUNK = 64
@@ -190,9 +191,15 @@ class SoftmaxSelfAttention(AttentionLayer):
 
     $$ \Delta e_t = \sum_h P_h V_{h,t}\, \mathrm{softmax}(K_{h,t}^\top q_{h,t} / \sqrt{d_h}) $$
 
+    With `rotary`, query and key of step t are turned by t times the angles of arXiv 2104.09864, so that their product
+    depends on how far apart they are. With `width`, they pass a causal convolution first (`conv`), as in
+    `MesaNetLayer`, without an activation.
+
     Args:
         dim, heads, dim_head, dim_value, init_std: of `LinearSelfAttention`.
         causal: False lets every token see all of them, and there is then no state.
+        rotary: base of the angles, 10,000 in the paper; None leaves queries and keys as they are.
+        width: taps of the convolution; None for none.
     """
 
     def __init__(
@@ -203,25 +210,34 @@ class SoftmaxSelfAttention(AttentionLayer):
         dim_head: int | None = None,
         dim_value: int | None = None,
         causal: bool = True,
+        rotary: float | None = None,
+        width: int | None = None,
         init_std: float | None = None,
     ) -> None:
         super().__init__(dim, heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
-        self.causal = causal
+        if rotary is not None and (not rotary > 0 or self.dim_head % 2):
+            raise ValueError(f"rotary={rotary}: must be positive, and dim_head={self.dim_head} even")
+        if width is not None and not causal:
+            raise ValueError(f"width={width}: the convolution is causal; leave it out where attention is not")
+        self.causal, self.rotary = causal, rotary
+        self.conv = None if width is None else ShortConvolution(2 * heads * self.dim_head, width)
 
-    def forward(self, z: Tensor, *, state: tuple[Tensor, Tensor] | None = None, return_state: bool = False) -> Any:
+    def forward(self, z: Tensor, *, state: tuple[Tensor, ...] | None = None, return_state: bool = False) -> Any:
         """Update of every token.
 
         Args:
             z: tokens [b, n, dim].
-            state: keys [b, heads, m, dim_head] and values [b, heads, m, dim_value] of the m earlier tokens.
-            return_state: also return keys and values of all tokens so far.
+            state: keys [b, heads, m, dim_head] and values [b, heads, m, dim_value] of the m earlier tokens; with a
+                convolution also its window, [b, 2 heads dim_head, width - 1].
+            return_state: also return the state after all tokens so far.
 
         Returns:
             [b, n, dim], or that and the state.
         """
-        q, k, v = self.heads_of(self.query(z)), self.heads_of(self.key(z)), self.heads_of(self.value(z))
         if not self.causal and (state is not None or return_state):
             raise ValueError("state: attention that is not causal has none; decode with a causal model")
+        q, k, window = self._queries_and_keys(z, state)
+        v = self.heads_of(self.value(z))
         if state is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         else:
@@ -229,13 +245,45 @@ class SoftmaxSelfAttention(AttentionLayer):
             seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=z.device).tril(k.shape[2] - q.shape[2])
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         update = self.merge(out)
-        return (update, (k, v)) if return_state else update
+        return (update, (k, v) if window is None else (k, v, window)) if return_state else update
 
     def attention(self, z: Tensor) -> Tensor:
         """Attention maps [b, heads, n, n], rows summing to one."""
-        q, k = self.heads_of(self.query(z)), self.heads_of(self.key(z))
+        q, k, _ = self._queries_and_keys(z, None)
         scores: Tensor = q @ k.mT * self.dim_head**-0.5
         if not self.causal:
             return scores.softmax(-1)
         future = torch.ones(z.shape[1], z.shape[1], dtype=torch.bool, device=z.device).triu(1)
         return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+    def _queries_and_keys(self, z: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of new tokens, [b, heads, n, dim_head] each, and the window of the convolution, if there is one."""
+        q, k, window = self.query(z), self.key(z), None
+        if self.conv is not None:
+            joined, window = self.conv(torch.cat([q, k], dim=-1), window=None if state is None else state[2])
+            q, k = joined.chunk(2, dim=-1)
+        q, k = self.heads_of(q), self.heads_of(k)
+        if self.rotary is not None:
+            start = 0 if state is None else state[0].shape[2]
+            q, k = rotated(q, self.rotary, start), rotated(k, self.rotary, start)
+        return q, k, window
+
+
+def rotated(x: Tensor, base: float, start: int = 0) -> Tensor:
+    """Rotary positions (arXiv 2104.09864, equation 15): channels i and i + d/2 turned by t base^(-2i/d).
+
+    Args:
+        x: [..., n, d] at the steps start .. start + n - 1, d even.
+        base: of the angles.
+        start: the first step.
+
+    Returns:
+        [..., n, d], of the same lengths as `x`; angles are computed in float32 at least.
+    """
+    steps, half = x.shape[-2], x.shape[-1] // 2
+    kind = torch.promote_types(x.dtype, torch.float32)
+    rates = base ** (-torch.arange(half, dtype=kind, device=x.device) / half)
+    angles = torch.arange(start, start + steps, dtype=kind, device=x.device)[:, None] * rates
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.layers.convolution import ShortConvolution
 from unrolled.layers.linear_attention import AttentionLayer, unit, wide
 from unrolled.layers.norm import RMSNorm
 from unrolled.ops.mesa_solve import METHODS, MesaState, mesa
@@ -236,12 +237,9 @@ class MesaNetLayer(_Mesa):
         method: str = "auto",
     ) -> None:
         super().__init__(dim, heads, dim_head=dim_head, dim_value=dim_value)
-        if width < 1:
-            raise ValueError(f"width must be at least 1, which mixes no steps, not {width}")
         _check_method(method, recurrent=False)
         self.width, self.conv_values, self.method = width, conv_values, method
-        channels = heads * (2 * self.dim_head + (self.dim_value if conv_values else 0))
-        self.conv = nn.Conv1d(channels, channels, width, groups=channels, bias=False)
+        self.conv = ShortConvolution(heads * (2 * self.dim_head + (self.dim_value if conv_values else 0)), width)
         self.gates = nn.Linear(dim, 2 * heads)
         self.raw_ridge = nn.Parameter(torch.full((heads, self.dim_head), math.log(math.expm1(0.75))))
         self.head_norm = RMSNorm(self.dim_value)
@@ -263,8 +261,8 @@ class MesaNetLayer(_Mesa):
         lengths = self.check(z, lengths)
         mixed = [self.query(z), self.key(z), *([self.value(z)] if self.conv_values else [])]
         joined = torch.cat(mixed, dim=-1)
-        convolved, window = self._convolve(joined, lengths, self._window(state, joined))
-        pieces = convolved.split([x.shape[-1] for x in mixed], dim=-1)
+        convolved, window = self.conv(joined, window=self._window(state, joined), lengths=lengths)
+        pieces = F.silu(convolved).split([x.shape[-1] for x in mixed], dim=-1)
         q, k = unit(self.heads_of(pieces[0])), unit(self.heads_of(pieces[1]))
         v = self.heads_of(pieces[2] if self.conv_values else self.value(z))
         gate, decay = _open_sigmoid(self.gates(z)).transpose(1, 2).chunk(2, dim=1)
@@ -304,18 +302,6 @@ class MesaNetLayer(_Mesa):
                 f"state.window must be {list(shape)} for this layer and z, not {actual}: use their own state"
             )
         return state.window
-
-    def _convolve(self, x: Tensor, lengths: Tensor | None, window: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Causal depthwise convolution and SiLU of [b, n, channels], and the window for the next call."""
-        history = self.width - 1
-        x = x.transpose(1, 2)
-        x = F.pad(x, (history, 0)) if window is None else torch.cat([window.to(x.dtype), x], dim=-1)
-        if lengths is None:
-            after = x[..., x.shape[-1] - history :]
-        else:
-            index = lengths[:, None, None] + torch.arange(history, device=x.device)
-            after = x.gather(-1, index.expand(-1, x.shape[1], -1))
-        return F.silu(self.conv(x)).transpose(1, 2), after
 
 
 class MesaNetBlock(nn.Module):

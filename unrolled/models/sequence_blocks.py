@@ -183,9 +183,11 @@ def check_state(attention: nn.Module, state: Any, batch: int) -> None:
     elif isinstance(a, MSSA):
         expected, actual = {"projections": (batch, a.heads, None, a.dim_head)}, {"projections": state}
     elif isinstance(a, SoftmaxSelfAttention):
-        pair = state if isinstance(state, tuple) and len(state) == 2 else (None, None)
-        actual = dict(zip(("keys", "values"), pair, strict=True))
         expected = {"keys": (batch, a.heads, None, a.dim_head), "values": (batch, a.heads, None, a.dim_value)}
+        if a.conv is not None:
+            expected["window"] = (batch, a.conv.in_channels, a.conv.width - 1)
+        fits = isinstance(state, tuple) and len(state) == len(expected)
+        actual = dict(zip(expected, state, strict=True)) if fits else dict.fromkeys(expected)
     elif isinstance(a, LinearSelfAttention | DeltaLayer):
         expected, actual = {"sums": (batch, a.heads, a.dim_value, a.dim_head)}, {"sums": state}
     elif isinstance(a, MesaLayer | MesaNetLayer):

@@ -191,6 +191,16 @@ _MESANET: dict[str, Any] = {
     "dim_head": 128,
     "logit_cap": 30.0,
 }
+# LLaMA's frame (arXiv 2302.13971), the softmax model of today; its SwiGLU is 8/3 as wide as the tokens
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 32000,
+    "max_length": 2048,
+    "second": "swiglu",
+    "mlp_ratio": 8 / 3,
+    "norm": "rmsnorm",
+    "positions": "none",
+    "layer_args": {"softmax": {"rotary": 10000.0}},
+}
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "crate_gpt_base": {"layers": ("mssa",) * 12, "dim": 768, "heads": 12, "second": "ista", **_GPT2},
     "crate_gpt_nano": {"layers": ("mssa",) * 4, "dim": 128, "heads": 4, "second": "ista", **_GPT2},
@@ -200,6 +210,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "tost_gpt_nano": {"layers": ("tssa",) * 4, "dim": 128, "heads": 4, **_GPT2},
     "gpt2_nano": {"layers": ("softmax",) * 4, "dim": 128, "heads": 4, **_GPT2},
     "gpt2_base": {"layers": ("softmax",) * 12, "dim": 768, "heads": 12, **_GPT2},
+    "llama_nano": {"layers": ("softmax",) * 4, "dim": 128, "heads": 4, **_LLAMA},
     "mesanet_nano": {"layers": ("mesanet",) * 4, "dim": 128, "heads": 4, **{**_MESANET, "dim_head": 32}},
     "mesanet_140m": {"layers": ("mesanet",) * 14, "dim": 768, "heads": 6, **_MESANET},
     "mesanet_440m": {"layers": ("mesanet",) * 28, "dim": 1024, "heads": 8, **_MESANET},
@@ -219,6 +230,7 @@ _SOURCES = {
     "crate_alpha_gpt": "CRATE-alpha, arXiv 2405.20299, on GPT-2's frame",
     "tost_gpt": "ToST, arXiv 2412.17810, on GPT-2's frame",
     "gpt2": "GPT-2, the baseline of CRATE-GPT",
+    "llama": "LLaMA, arXiv 2302.13971: rotary positions, RMSNorm, SwiGLU",
     "mesanet": "MesaNet, arXiv 2506.05233",
     "crate_bert": "CRATE-BERT, masked",
     "bert": "BERT in RoBERTa's frame, masked, the baseline of CRATE-BERT",

@@ -20,6 +20,7 @@ STUDIES: dict[str, str] = {
     "crate-ablations": "crate.ablations",
     "crate-aligned": "crate.aligned",
     "crate-attribution": "crate.attribution",
+    "crate-bytes": "crate.bytes",
     "crate-causal": "crate.causal",
     "crate-codes": "crate.codes",
     "crate-denoising": "crate.denoising",

@@ -23,6 +23,8 @@ NO_NUMBERS = (
     *("unrolled.figures", "unrolled.report", "unrolled.commands", "unrolled.explorer", "unrolled.cli"),
     *("unrolled.provenance", "unrolled.errors", "unrolled.locks", "unrolled.reading", "unrolled.trust"),
     *("unrolled.harness", "unrolled.terminal"),
+    # names and counts of models for lists and messages, and results as tables for readers
+    *("unrolled.catalogue", "unrolled.tables"),
     *(f"unrolled.studies.{name}" for name in ("cells", "claim", "fingerprint", "results", "runner", "study")),
 )
 """Modules that show, describe or keep results."""

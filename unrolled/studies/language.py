@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from unrolled.studies.cells import Cell, Context, Result, data_missing
 from unrolled.studies.results import Values
 from unrolled.studies.study import AtLeast, Config, Count, Seeds
 from unrolled.studies.training import Log, train_resumable, warmup_cosine
+from unrolled.train.muon import Muon, layer_matrices
 
 if TYPE_CHECKING:
     from unrolled.models import LanguageConfig
@@ -151,6 +152,7 @@ class ByteModel(OfCorpus):
         points: looks at the validation part.
         val_bytes: at most so many bytes of it are predicted.
         shuffled: the bytes of every part are permuted.
+        optimizer: AdamW for all, or Muon for the matrices of the layers.
     """
 
     model: str
@@ -167,6 +169,7 @@ class ByteModel(OfCorpus):
     points: int
     val_bytes: int
     shuffled: bool = False
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
     @property
     @abstractmethod
@@ -251,15 +254,9 @@ class ByteModel(OfCorpus):
             losses = token_losses(model, inputs, targets, batch_size=BATCH)
             return {"loss": float(losses[targets != -100].double().mean())}
 
-        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
         looks = train_resumable(
             model,
-            torch.optim.AdamW(
-                [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-                lr=rate,
-                betas=(0.9, 0.95),
-            ),
+            _optimizer(model, self.optimizer, rate),
             loss_at,
             steps=steps,
             keep=self.checkpoint(context),
@@ -270,6 +267,20 @@ class ByteModel(OfCorpus):
             every=100,
         )
         return model, looks
+
+
+def _optimizer(model: nn.Module, name: str, rate: float) -> torch.optim.Optimizer:
+    """Betas of 0.9 and 0.95; a weight decay of 0.1 on all but vectors."""
+    named = dict(model.named_parameters())
+    ours = set(layer_matrices(model)) if name == "muon" else set()
+    groups: list[dict[str, Any]] = [
+        {"params": [p for path, p in named.items() if path not in ours and p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
+    groups.append({"params": [named[path] for path in sorted(ours)], "weight_decay": 0.1, "muon": True})
+    return Muon(groups, lr=rate, betas=(0.9, 0.95))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,14 +317,27 @@ class Predicted(Cell):
 def opened(corpus: str, data_dir: Path) -> dict[str, Tensor]:
     """Bytes [n] of the three parts of a corpus: train, val and test.
 
+    Of several, with a plus between their names, the training parts follow each other; of the held-out parts a block of
+    each follows a block of the one before, so that the first bytes are shared evenly.
+
     Raises:
         MissingData: the corpus is not there.
     """
+    if len(names := corpus.split("+")) > 1:
+        each = [opened(name, data_dir) for name in names]
+        train = torch.cat([parts["train"] for parts in each])
+        return {"train": train} | {part: alternating([parts[part] for parts in each]) for part in ("val", "test")}
     encode = ByteTokenizer().encode
     try:
         return {part: encode(open_text(corpus, part, data_dir=data_dir).text) for part in ("train", "val", "test")}
     except MissingData as error:
         raise data_missing(corpus, error) from error
+
+
+def alternating(texts: Sequence[Tensor], block: int = 2048) -> Tensor:
+    """Blocks of texts [n] in turn, as long as all have one, [m]."""
+    count = min(len(text) for text in texts) // block
+    return torch.stack([text[: count * block].view(count, block) for text in texts], dim=1).flatten()
 
 
 def excerpts(text: Tensor, length: int, most: int) -> Tensor:
@@ -348,6 +372,35 @@ def new_model(frame: LanguageConfig, *, seed: int = 0, table_std: float | None =
             if table is not None and table_std is not None:
                 nn.init.normal_(table.weight, std=table_std)
     return model
+
+
+def inner_parameters(frame: LanguageConfig) -> int:
+    """Parameters of a network without its tables of tokens and positions."""
+    with torch.device("meta"):
+        return parameters(new_model(frame))["without_embeddings"]
+
+
+def of_parameters(of_width: Callable[[int], LanguageConfig], target: int) -> LanguageConfig:
+    """The network of a family that has about `target` parameters without its tables.
+
+    An even width, which is faster, unless it misses by more than 1 %.
+
+    Args:
+        of_width: the family, by width; the count grows with it.
+        target: parameters.
+    """
+
+    def miss(width: int) -> float:
+        return abs(inner_parameters(of_width(width)) / target - 1)
+
+    low, high = 2, 4
+    while inner_parameters(of_width(high)) <= target:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if inner_parameters(of_width(middle)) <= target else (low, middle)
+    near = range(max(1, low - 1), high + 2)
+    return of_width(min(near, key=lambda width: (miss(width) > 0.01, width % 2, miss(width))))
 
 
 def least_favourable(values: Mapping[str, Values], worst: Callable[[Values], float]) -> tuple[Values, str]:

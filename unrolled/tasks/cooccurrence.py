@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from unrolled.seeds import seeded
+
 Layout = Literal["ring", "grid", "clusters"]
 
 
@@ -66,7 +68,7 @@ class CooccurrenceWorld:
         return apart.fill_diagonal_(0)
 
     def _weights(self, device: torch.device | str) -> Tensor:
-        generator = torch.Generator().manual_seed(self.world_seed)
+        generator = seeded(self.world_seed)
         frequency = (self.skew * torch.randn(self.events, generator=generator, dtype=torch.float64)).exp().to(device)
         near = (-0.5 * (self.distances(device) / self.width).square()).exp() + self.background
         return frequency[:, None] * near * frequency[None, :]
@@ -96,7 +98,7 @@ class CooccurrenceWorld:
         """Events met by independent walks that start in the stationary distribution, [walks, steps] int64."""
         if steps < 1 or walks < 1:
             raise ValueError(f"steps and walks must be at least 1, not {steps}, {walks}")
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = seeded(seed, device)
         step = self.transition(device)
         state = torch.multinomial(self.frequencies(device), walks, replacement=True, generator=generator)
         states = [state]
@@ -109,7 +111,7 @@ class CooccurrenceWorld:
         """Co-occurring events (a, b), [count] int64 each, drawn independently from `joint`."""
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
-        return draw_pairs(self.joint(device), count, generator=torch.Generator(device).manual_seed(seed))
+        return draw_pairs(self.joint(device), count, generator=seeded(seed, device))
 
 
 def draw_pairs(joint: Tensor, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -136,7 +138,7 @@ def count_pairs(walks: Tensor, events: int, window: int, *, with_itself: bool = 
 
 def bijective(events: int, *, seed: int) -> Tensor:
     """A channel with one symbol for each event, in an order of its own, [events, events] float64, P(symbol | event)."""
-    order = torch.randperm(events, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(events, generator=seeded(seed))
     return torch.eye(events, dtype=torch.float64)[order]
 
 
@@ -147,7 +149,7 @@ def lossy(events: int, symbols: int, *, seed: int) -> Tensor:
     """
     if not 1 <= symbols <= events:
         raise ValueError(f"symbols must be between 1 and the {events} events, not {symbols}")
-    order = torch.randperm(events, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(events, generator=seeded(seed))
     return torch.eye(symbols, dtype=torch.float64)[order % symbols]
 
 

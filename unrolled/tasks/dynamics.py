@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unrolled.seeds import seeded
+
 Variant = Literal["paper", "code"]
 Teacher = Literal["orthogonal", "contracting", "oblique", "fixed"]
 
@@ -69,8 +71,8 @@ class LinearDynamics:
         self, batch: int, *, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Sequences:
         """A batch of `steps` inputs and targets, a function of `seed` alone on one kind of device."""
-        generator = torch.Generator(device).manual_seed(seed)
-        shared = torch.Generator(device).manual_seed(self.world_seed)
+        generator = seeded(seed, device)
+        shared = seeded(self.world_seed, device)
         if self.teacher == "fixed":
             transition = random_orthogonal(1, self.dim, shared, dtype).expand(batch, -1, -1)
         elif self.teacher == "oblique":
@@ -125,7 +127,7 @@ class PartialDynamics:
             dim=self.hidden, steps=self.steps, noise=self.noise, clip=self.clip, variant=self.variant
         )
         hidden = world.sample(batch, seed=seed, device=device, dtype=dtype)
-        generator = torch.Generator(device).manual_seed(seed + 2**40)  # apart from the stream of the hidden states
+        generator = seeded(seed + 2**40, device)  # apart from the stream of the hidden states
         scale = 0.5 if self.variant == "code" else 0.5**0.5
         projection = scale * normal((batch, self.dim, self.hidden), generator, dtype)
         states = torch.cat([hidden.inputs, hidden.targets[:, -1:]], dim=1)
@@ -165,7 +167,7 @@ class NonlinearDynamics:
 
     def features(self, states: Tensor) -> Tensor:
         """f(s), the regressors in which the dynamics are linear, [..., dim]."""
-        shared = torch.Generator(states.device).manual_seed(self.world_seed)
+        shared = seeded(self.world_seed, states.device)
         inner = 1.1 * normal((self.width, self.dim), shared, states.dtype)
         outer = 1.1 * normal((self.dim, self.width), shared, states.dtype)
         out = F.gelu(states @ inner.mT) @ outer.mT
@@ -175,7 +177,7 @@ class NonlinearDynamics:
         self, batch: int, *, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Sequences:
         """A batch as in `LinearDynamics.sample`."""
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = seeded(seed, device)
         transition = random_orthogonal(batch, self.dim, generator, dtype)
         state = uniform((batch, self.dim), generator, dtype, -0.25, 0.25)
         states = [state]

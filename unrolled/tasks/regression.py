@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unrolled.seeds import seeded
 from unrolled.tasks.dynamics import Variant, normal, random_orthogonal, uniform
 
 X, Y, EOS, PREFIX = 0, 1, 2, 3
@@ -106,7 +107,7 @@ class FewShotRegression:
         self, batch: int, *, seed: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> RegressionSequences:
         """A batch, a function of `seed` alone on one kind of device; tokens beyond the last whole pair are dropped."""
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = seeded(seed, device)
         stride = 3 if self.eos else 2
         starts = self.prefix + stride * torch.arange(self.pairs, device=device)
         task = torch.zeros_like(starts) if self.switch_at is None else (starts >= self.switch_at).long()

@@ -38,12 +38,19 @@ class CompressedConfig(ModelsConfig):
     """
 
     budgets: ClassVar[Budgets] = {
-        "quick": {"seeds": (0,), "models": ("1", "2"), "steps": (400, 500), "test_sequences": 512, "retraining": 50},
+        "quick": {
+            "seeds": (0,),
+            "models": ("1", "2"),
+            "steps": (400, 500),
+            "test_sequences": 512,
+            "retraining": 50,
+            "batch_size": (32,),
+        },
         "cpu": {},
         "gpu": {
             "seeds": (0, 1, 2, 3, 4),
             "steps": (5000, 5000, 15_000),
-            "batch_size": 256,
+            "batch_size": (256,),
             "published": True,
             "retraining": 1000,
             "device": "cuda",
@@ -52,8 +59,10 @@ class CompressedConfig(ModelsConfig):
 
     models: Annotated[tuple[Depth, ...], Distinct()] = DEPTHS
     """Numbers of linear layers."""
-    steps: tuple[Count, ...] = (1500, 2000, 2500)
+    steps: tuple[Count, ...] = (1500, 1000, 2500)
     """Training steps of each; the paper's are 5000, 5000 and 15000."""
+    batch_size: tuple[Count, ...] = (32, 256, 32)
+    """Sequences in a step of each, or one number for all; the paper's 256."""
     retraining: Count = 150
     """Steps of training the numbers alone, starting from the means."""
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from unrolled.models.encoder import parameters
-from unrolled.studies.language import new_model
+from unrolled.studies.language import inner_parameters, new_model, of_parameters
 
 if TYPE_CHECKING:
     from unrolled.models import LanguageConfig
@@ -73,21 +72,5 @@ def _fitted(model: str, twin: str, depth: int, dim: int, heads: int, length: int
     def of_width(name: str, width: int) -> LanguageConfig:
         return _of_width(name, width, depth, heads, length)
 
-    def count(name: str, width: int) -> int:
-        with torch.device("meta"):
-            return parameters(new_model(of_width(name, width)))["without_embeddings"]
-
-    target = count(twin, dim)
-    if model == twin:
-        return of_width(model, dim)
-
-    def miss(width: int) -> float:
-        return abs(count(model, width) / target - 1)
-
-    low, high = 2, 8 * dim
-    while high - low > 1:  # the count grows with the width
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(model, middle) <= target else (low, middle)
-    # an even width, which is faster, unless it misses by more than 1 %
-    near = range(low - 1, high + 2)
-    return of_width(model, min(near, key=lambda width: (miss(width) > 0.01, width % 2, miss(width))))
+    target = inner_parameters(of_width(twin, dim))
+    return of_width(model, dim) if model == twin else of_parameters(lambda width: of_width(model, width), target)

@@ -27,7 +27,7 @@ class NGrams:
             raise ValueError(f"tokens: {len(values)} bytes are fewer than an n-gram has; give a longer text")
         self._tables = []
         for order in range(1, LONGEST + 1):
-            grams, seen = np.unique(_codes(values, order), return_counts=True)
+            grams, seen = np.unique(gram_codes(values, order), return_counts=True)
             contexts, first, kinds = np.unique(grams >> 8, return_index=True, return_counts=True)
             self._tables.append((grams, seen, contexts, np.add.reduceat(seen, first), kinds))
 
@@ -47,7 +47,7 @@ class NGrams:
         probability = np.full((values.shape[0], values.shape[1] - 1), 1 / 256)
         for k in range(1, min(order, values.shape[1]) + 1):
             begin = max(k - 2, 0)  # the first prediction with k - 1 bytes before it
-            codes = _codes(values, k)[:, 1:] if k == 1 else _codes(values, k)
+            codes = gram_codes(values, k)[:, 1:] if k == 1 else gram_codes(values, k)
             grams, seen, contexts, totals, kinds = self._tables[k - 1]
             count, total = _looked_up(grams, seen, codes), _looked_up(contexts, totals, codes >> 8)
             new = _looked_up(contexts, kinds, codes >> 8)
@@ -57,7 +57,7 @@ class NGrams:
         return torch.from_numpy(-np.log(probability))
 
 
-def _codes(values: np.ndarray, order: int) -> np.ndarray:
+def gram_codes(values: np.ndarray, order: int) -> np.ndarray:
     """One number for every `order` bytes in a row, along the last axis."""
     count = values.shape[-1] - order + 1
     codes = np.zeros((*values.shape[:-1], count), np.int64)

@@ -33,6 +33,7 @@ class DepthConfig(ModelsConfig):
             "seeds": (0,),
             "models": ("1", "2", "mesa"),
             "steps": (400, 500, 250),
+            "batch_size": (32,),
             "test_sequences": 512,
             "tuning_sequences": 128,
         },
@@ -40,7 +41,7 @@ class DepthConfig(ModelsConfig):
         "gpu": {
             "seeds": (0, 1, 2, 3, 4),
             "steps": (5000, 5000, 10_000, 15_000, 5000),
-            "batch_size": 256,
+            "batch_size": (256,),
             "published": True,
             "device": "cuda",
         },
@@ -48,8 +49,10 @@ class DepthConfig(ModelsConfig):
 
     models: Annotated[tuple[Literal["1", "2", "4", "6", "mesa"], ...], Distinct()] = ("1", "2", "4", "6", "mesa")
     """What to train: numbers of linear layers, and "mesa" for one mesa layer."""
-    steps: tuple[Count, ...] = (1500, 2000, 2000, 2500, 800)
+    steps: tuple[Count, ...] = (1500, 1000, 1200, 2500, 800)
     """Training steps of each; the paper's are 5000, 5000, 10000, 15000 and 5000."""
+    batch_size: tuple[Count, ...] = (32, 256, 256, 32, 32)
+    """Sequences in a step of each, or one number for all; the paper's 256."""
     tuning_sequences: Count = 256
     """Other sequences, on which the settings of the algorithms are chosen."""
     ridges: Annotated[tuple[Rate, ...], Distinct()] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

@@ -1,0 +1,155 @@
+"""What `crate-bytes` asks: differences of losses between tuned models, by seed, over the mean of all corpora."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from unrolled.studies.claim import CONTROL, NOBODY, Claim
+from unrolled.studies.crate.bytes.cells import CRATE, MESA, TWIN, BytesConfig, Counted, Tested, Trained
+from unrolled.studies.language import bits
+from unrolled.studies.results import Results, Values
+
+_BOOK = "Learning Deep Representations of Data Distributions (book), tables of CRATE-GPT and ToST; OpenWebText"
+_LEVEL = "models that learn as fast: 0"
+
+
+class View:
+    """The results as the page reads them, in bits per byte; of what was not run there are no values."""
+
+    def __init__(self, results: Results[Any], config: BytesConfig) -> None:
+        self.results, self.config = results, config
+
+    def networks(self, family: str, *, long: bool = False) -> Results[Trained]:
+        """The trainings of a family, one row a seed."""
+        return self.results.of(Trained, **self.config.columns(family, long=long))
+
+    def tested(self, family: str, *, long: bool = False) -> Results[Tested]:
+        """Their tests."""
+        return self.results.of(Tested, **self.config.columns(family, long=long))
+
+    def bits(self, family: str, path: str = "read.loss", *, corpus: str = "", long: bool = False) -> Values:
+        """A loss on one corpus, by default the mean over all."""
+        corpora = (corpus,) if corpus else self.config.corpora
+
+        def mean(result: Any) -> float:
+            return bits(fmean(at(result["by_corpus"][name], path) for name in corpora))
+
+        return self.tested(family, long=long).values(mean)
+
+    def counts(self, path: str, corpus: str = "") -> float | None:
+        """The same of counting or packing."""
+        rows = self.results.of(Counted)
+        corpora = (corpus,) if corpus else self.config.corpora
+        return bits(fmean(at(rows[0].result["by_corpus"][name], path) for name in corpora)) if rows else None
+
+    def trials(self, family: str) -> list[Values]:
+        """Validation losses at the end of the trials that chose for a family."""
+        trials = Trained(**self.config.columns(family), seed=0).trials
+        chosen = [Results(row for row in self.results if row.cell == each) for each in trials]
+        return [rows.values("validation.-1.loss").map(bits) for rows in chosen]
+
+
+def at(result: Any, path: str) -> float:
+    """The number at keys with dots between them."""
+    for key in path.split("."):
+        result = result[key]
+    return float(result)
+
+
+def _behind(
+    one: str, other: str, statement: str, *, path: str = "read.loss", long: bool = False, **claim: Any
+) -> Claim:
+    """Loss of one family less that of another."""
+
+    def value(results: Results[Any], config: BytesConfig) -> Values:
+        view = View(results, config)
+        return view.bits(one, path, long=long) - view.bits(other, path, long=long)
+
+    def detail(results: Results[Any], config: BytesConfig) -> str:
+        values = value(results, config)
+        return f" ({values.count})" if values else ""
+
+    return Claim(statement=f"{statement} (bits per byte)", value=value, detail=detail, spec="+.3f", **claim)
+
+
+def _copied(family: str) -> Claim:
+    """What a repetition of its context saves a model."""
+
+    def value(results: Results[Any], config: BytesConfig) -> Values:
+        view = View(results, config)
+        return view.bits(family, "repeated") - view.bits(family, "unrepeated")
+
+    return Claim(
+        statement=f"{family} copies what its context repeats (loss on a second half that repeats the first, less on "
+        "the same bytes after another first half, bits per byte)",
+        source="induction, as in Olsson et al. 2022, with text in place of random tokens",
+        published="below 0 for models of two layers and more; no number for bytes",
+        value=value,
+        unjudged=NOBODY,
+        high=0.0,
+        spec="+.3f",
+    )
+
+
+CLAIMS = (
+    _behind(
+        *(CRATE, "GPT-2", "CRATE-GPT is behind GPT-2"),
+        source=_BOOK,
+        published="3.37 (CRATE base, 60M) against 2.85 (GPT-2 base, 124M) and 3.04 (small), nats per BPE token",
+        unjudged="GPT-2 has one seed here; `crate-text` judges it with three",
+        low=0.0,
+    ),
+    _behind(
+        *(CRATE, TWIN, "CRATE-GPT is behind a LLaMA frame"),
+        source=_BOOK,
+        published="3.37 (CRATE base, 60M) against 2.85 (GPT-2 base, 124M) and 3.04 (small), nats per BPE token",
+        low=0.0,
+        outside=_LEVEL,
+    ),
+    _behind(
+        *(CRATE, TWIN, "CRATE-GPT is behind a LLaMA frame after the longer training"),
+        long=True,
+        source=CONTROL,
+        published="none",
+        unjudged=CONTROL,
+        low=0.0,
+    ),
+    _behind(
+        *(MESA, TWIN, "MesaNet is level with softmax attention in a frame of today"),
+        source="arXiv 2506.05233, table 2, 940M parameters, SlimPajama",
+        published="perplexity 10.83 against 10.86, a difference of -0.003 nats per token",
+        low=-0.05,
+        high=0.05,
+        outside="models half a bit ahead or behind, which there are in `crate-text`",
+    ),
+    _behind(
+        *(MESA, "LLaMA, convolution", "MesaNet beside softmax attention with its convolution"),
+        source=CONTROL,
+        published="none",
+        unjudged=CONTROL,
+    ),
+    _behind(
+        *("MesaNet, no convolution", TWIN, "MesaNet without its convolution beside softmax attention"),
+        source=CONTROL,
+        published="none",
+        unjudged=CONTROL,
+    ),
+    _behind(
+        *("LLaMA, convolution", TWIN, "What the convolution gives softmax attention"),
+        source=CONTROL,
+        published="none",
+        unjudged=CONTROL,
+        high=0.0,
+    ),
+    _behind(
+        *("ToST", "GPT-2", "ToST with its layer scale is behind GPT-2"),
+        source=_BOOK,
+        published="3.20 (ToST base) against 2.85 (GPT-2 base), nats per BPE token",
+        unjudged="one seed here; `crate-text` judges it with three, without the layer scale",
+        low=0.0,
+    ),
+    _copied(TWIN),
+    _copied(CRATE),
+    _copied(MESA),
+)
