@@ -282,6 +282,7 @@ def _alone(reader: Reader, config: LanguageConfig) -> Iterator[Cell]:
     if not reader.causal:
         return
     if reader != config.twin:
+        yield tasks.Start(reader=reader)
         for domain in get_args(tasks.Domain):
             yield tasks.Bits(reader=reader, domain=domain, pieces=config.pieces, pairs=config.photos)
         yield tasks.Continuation(reader=reader, items=config.items, seed=config.seed, pairs=config.photos)
