@@ -237,8 +237,8 @@ def _coco(report: Report, view: View, config: LanguageConfig) -> None:
     models = [model for model in view.languages(config.readers) if math.isfinite(model.coco)]
     section = report.section(
         "Photos of COCO",
-        f"The same measure on {view.n_coco} photos of COCO with their first captions and {len(config.coco_images)} of the "
-        "image networks, none of CIFAR-10; nothing was chosen on them.",
+        f"The same measure on {view.n_coco} photos of COCO with their first captions and {len(config.coco_images)} of "
+        "the image networks, none of CIFAR-10; nothing was chosen on them.",
     )
     section.figure(
         Scatter(
