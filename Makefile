@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo models test test-all dev lint docs dist test-lowest clean
+.PHONY: demo models test test-slow test-all dev lint docs dist test-lowest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/unrolled demo
@@ -17,7 +17,11 @@ models: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
-# And what takes minutes: every study at its quick budget, exports and processes by the dozen.
+# What is marked slow alone: every study at its quick budget, exports by the dozen, processes that are killed, a browser.
+test-slow: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'slow and not gpu' $(PYTEST_ARGS)
+
+# Both.
 test-all: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu' $(PYTEST_ARGS)
 

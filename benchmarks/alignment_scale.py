@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from unrolled.alignment.scale import mutual_knn_sampled
-from unrolled.ops.neighbours import neighbours_to_folder, tile_size
+from unrolled.ops.neighbour_folder import neighbours_to_folder
+from unrolled.ops.neighbours import tile_size
 
 K = 10
 

@@ -60,6 +60,7 @@ def test_a_study_is_run_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "did you mean 'example-sums'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_is_built_listed_and_trained_in_another_process(tmp_path: Path) -> None:
     """In another, as timm cannot forget a name."""
     training = "'--data', 'stripes', '--epochs', '1', '--batch-size', '32', '--out', 'run'"

@@ -28,26 +28,36 @@ LEVEL = {name: level for level, names in enumerate(STOREYS.split("\n")) for name
 STRANGERS = {"instruments": {"models", "data"}, "data": {"models", "instruments"}, "models": {"data", "instruments"}}
 
 
-def imported(tree: ast.Module) -> set[str]:
-    """The parts of the package that a module imports, anywhere in it, except for type checkers."""
-    found: set[str] = set()
-    pending: list[ast.AST] = [tree]
+@cache
+def imports(text: str) -> list[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """The imports of a module, anywhere in it, each with whether it is for type checkers alone."""
+    found: list[tuple[ast.Import | ast.ImportFrom, bool]] = []
+    pending: list[tuple[ast.AST, bool]] = [(ast.parse(text), False)]
     while pending:
-        node = pending.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            pending += node.orelse
-            continue
-        names: list[str] = []
+        node, typed = pending.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append((node, typed))
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            pending += [(each, True) for each in node.body] + [(each, typed) for each in node.orelse]
+        elif not isinstance(node, ast.expr):
+            pending += [(each, typed) for each in ast.iter_child_nodes(node)]
+    return found
+
+
+def parts(of: list[tuple[ast.Import | ast.ImportFrom, bool]]) -> set[str]:
+    """The parts of the package among imports, except for type checkers."""
+    found: set[str] = set()
+    for node, typed in of:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            names = [
-                f"{node.module}.{alias.name}" if node.module == "unrolled" else node.module or ""
-                for alias in node.names
-            ]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+        if typed:
+            continue
+        names = [
+            f"unrolled.{alias.name}" if isinstance(node, ast.ImportFrom) and node.module == "unrolled"
+            else getattr(node, "module", None) or alias.name
+            for alias in node.names
+        ]  # fmt: skip
         found |= {name.split(".")[1] for name in names if name.startswith("unrolled.")}
-        pending += ast.iter_child_nodes(node)
     return found - {"__version__"}
 
 
@@ -56,15 +66,15 @@ def test_nothing_imports_a_storey_above_it() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         own = path.relative_to(PACKAGE).with_suffix("").parts[0]
         assert own in LEVEL, f"{own}: say in STOREYS where it belongs"
-        for other in imported(ast.parse(path.read_text(encoding="utf-8"))):
+        for other in parts(imports(path.read_text(encoding="utf-8"))):
             if LEVEL[other] > LEVEL[own] or other in STRANGERS.get(own, ()):
                 broken.append(f"{path.relative_to(PACKAGE)} imports {other}")
     assert broken == []
 
 
 def test_the_check_sees_imports_inside_functions() -> None:
-    tree = ast.parse("def f():\n    from unrolled.cli import run\nif TYPE_CHECKING:\n    import unrolled.models\n")
-    assert imported(tree) == {"cli"}
+    text = "def f():\n    from unrolled.cli import run\nif TYPE_CHECKING:\n    import unrolled.models\n"
+    assert parts(imports(text)) == {"cli"}
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -78,7 +88,8 @@ def modules(package: Path) -> dict[str, Path]:
 
 def exports(path: Path) -> dict[str, str | None]:
     """What a lazy package resolves: name -> module, or None for a module of that name."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    text = path.read_text(encoding="utf-8")
+    for node in ast.parse(text).body if "_EXPORTS" in text else ():
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == "_EXPORTS" for target in targets):
             table: dict[str, str | None] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
@@ -105,7 +116,7 @@ def arrows(package: Path) -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for module, path in known.items():
         found: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if not lazy(module) else ():
+        for node, _ in imports(path.read_text(encoding="utf-8")) if not lazy(module) else ():
             if isinstance(node, ast.ImportFrom) and node.module:
                 found |= {home(node.module, alias.name) for alias in node.names}
             elif isinstance(node, ast.Import):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from unrolled import cli
+from unrolled.commands import completion as verb
 from unrolled.commands.completion import script
 from unrolled.studies import study_names
 
@@ -59,13 +60,13 @@ def test_tab_in_bash(scripts: Path, words: list[str], offered: list[str]) -> Non
 
 
 def test_every_verb_flag_and_study_is_in_every_script(scripts: Path) -> None:
+    words = [*cli.VERBS, *study_names()]
+    for name, each in cli.VERBS.items():
+        for task in ("", *each.tasks) if name != "study" else ():
+            app = cli.build([name, "--task", task] if task else [name])[name]
+            words += [flag.name.lstrip("-") for flag in app.assemble_argument_collection() if flag.index is None]
     for shell in SHELLS:
         text = (scripts / shell).read_text(encoding="utf-8")
-        words = [*cli.VERBS, *study_names()]
-        for name, verb in cli.VERBS.items():
-            for task in ("", *verb.tasks) if name != "study" else ():
-                app = cli.build([name, "--task", task] if task else [name])[name]
-                words += [each.name.lstrip("-") for each in app.assemble_argument_collection() if each.index is None]
         assert not [word for word in words if word not in text], shell
     assert "-o default" in (scripts / "bash").read_text(encoding="utf-8")
 
@@ -79,8 +80,9 @@ def test_a_shell_reads_its_script(shell: str, scripts: Path) -> None:
 
 
 def test_it_is_installed_where_bash_looks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scripts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(verb, "script", lambda shell: (scripts / shell).read_text(encoding="utf-8"))
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".bashrc").write_text("alias ll='ls -l'\n")
     for added in (True, False):  # the second time the line is there

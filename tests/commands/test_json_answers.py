@@ -25,6 +25,11 @@ ELSEWHERE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def drawings() -> None:
+    """They are drawn."""
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("texts")

@@ -50,6 +50,11 @@ _WITHOUT = {
 }
 
 
+@pytest.fixture(autouse=True)
+def drawings() -> None:
+    """They are drawn."""
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of images of two classes and several shapes, of photos with masks, and of loose pictures."""
@@ -155,12 +160,18 @@ def test_every_verb_is_among_them_or_has_nothing_to_compare() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_workers_and_the_order_of_files_change_nothing(
-    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     command = commands(data)[name]
     flags = flags_of(command[0])
     few, one = (["--batch-size", size] if "batch_size" in flags else [] for size in ("3", "1"))
     first = result(command, tmp_path / "first", capsys, *few)
+    request.getfixturevalue("undrawn")
     turn_listings(monkeypatch)
     if "workers" in flags and name != "align-grid":  # whose workers are Dask's
         one += ["--workers", "2"]
@@ -201,6 +212,7 @@ def turn_listings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "scandir", Backwards)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pictures_are_the_same_whatever_stands_beside_them(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +226,7 @@ def test_pictures_are_the_same_whatever_stands_beside_them(
         check_same(alone["images"][0], several["images"][1])
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", ["eval", "trace", "extract", "align", "complete"])
 def test_one_seed_gives_one_result_and_another_another(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

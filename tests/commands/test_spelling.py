@@ -102,6 +102,8 @@ def test_the_library_speaks_of_arguments(part: str) -> None:
         tree = ast.parse(path.read_text())
         joined = {id(each): node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for each in node.values}
         for node in said_by(tree):
+            if "--" not in node.value and "=..." not in node.value:
+                continue
             whole = ast.unparse(joined.get(id(node), node))
             flags = re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"`unrolled [^`]*`", "", whole))
             if path.name == "offline.py":

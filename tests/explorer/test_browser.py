@@ -22,7 +22,11 @@ CHROMIUM = os.environ.get("UNROLLED_CHROMIUM") or shutil.which("chromium") or sh
 LONG = "x" * 115 + "\u202egnp.\u2066" + "y" * 115  # a name of 236 letters with marks that turn the direction of writing
 WAIT = 60_000  # milliseconds; cores may be shared with much else
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
+]
 
 
 @pytest.fixture(scope="module")

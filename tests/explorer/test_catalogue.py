@@ -177,6 +177,7 @@ def test_pictures_and_digits_are_those_of_scikit_learn() -> None:
     assert (np.asarray(sample("flower")) == load_sample_image("flower.jpg")[:420, 60:620]).all()
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
     pytest.importorskip("uvicorn")
     command = [sys.executable, "-m", "unrolled", "explore", "--no-open", "--port", "0", "--runs", str(tmp_path)]

@@ -35,7 +35,9 @@ def test_a_share_of_samples_is_covered_near_its_ceiling(case: str) -> None:
     assert share >= 0.87
 
 
-@pytest.mark.parametrize("metric", [al.MutualKNN(k=5), al.CKA(unbiased=True)], ids=repr)
+@pytest.mark.parametrize(
+    "metric", [pytest.param(al.MutualKNN(k=5), marks=pytest.mark.slow), al.CKA(unbiased=True)], ids=repr
+)
 def test_independent_sides_have_no_wider_an_interval_than_they_need(metric: al.Metric) -> None:
     share, width = covered("independent", metric)
     assert share >= 0.87

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -51,6 +52,9 @@ def test_scoring_many_relabellings_at_a_time_equals_scoring_one_by_one(metric: M
         at_once = torch.stack(list(chosen.null_grids(x.of(metric), y.of(metric), iter(orders))))
         one_by_one = torch.stack(list(Metric.null_grids(chosen, x.of(metric), y.of(metric), orders)))
         torch.testing.assert_close(at_once, one_by_one, rtol=1e-9, atol=1e-9, equal_nan=True)
+        bests = list(chosen.null_bests(x.of(metric), y.of(metric), iter(orders)))
+        expected = [float(grid[al.layers.best_pair(grid, chosen)]) for grid in one_by_one]
+        np.testing.assert_allclose(bests, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("metric", ["mutual_knn", "cknna", "cka", "unbiased_cka", "rsa", "ridge_predictivity"])
@@ -123,3 +127,21 @@ def test_shapes_of_narrow_features_are_those_of_wide_ones(unbiased: bool, size: 
     assert whole is not None
     for left, right in zip(few, whole, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("null", ["permutation", "moments"])
+def test_relabellings_are_shown_as_they_are_scored(null: str) -> None:
+    """Soft matching of wide layers takes minutes: it said nothing meanwhile."""
+    seen = []
+
+    def shown(orders: Iterable[Tensor]) -> Iterator[Tensor]:
+        for order in orders:
+            seen.append(order)
+            yield order
+
+    x, y = side(30, (4, 5), 0)[:2], side(30, (3,), 1)[:1]
+    plain = al.compare(x, y, "soft_matching", null=null, draws=19, resamples=0)
+    watched = al.compare(x, y, "soft_matching", null=null, draws=19, resamples=0, progress=shown)
+    assert watched.p_value == plain.p_value
+    assert len(seen) >= 10  # after ten that reach the score "moments" stops
+    assert null == "moments" or len(seen) == 19

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled.alignment.translation import Recipe, Translation, thirds, translate, translate_paired
-from unrolled.alignment.translation.anchors import matched, rearranged, similarities, two_opt
-from unrolled.alignment.translation.fitting import criterion, expected_best, procrustes
-from unrolled.alignment.translation.frame import Frame
+from unrolled.alignment.translation.anchors import matched, rearranged, similarities, tree_contrasts, two_opt
+from unrolled.alignment.translation.fitting import criterion, expected_best, procrustes, ridge
+from unrolled.alignment.translation.frame import Frame, unit_rows
 from unrolled.errors import CorruptFile, MissingData
 
 FEW = Recipe(clusters=8, rounds=10, anchor_sets=2, starts=4)
@@ -140,13 +140,44 @@ def test_the_same_centroids_in_another_order_are_matched(seed: int) -> None:
     assert (order[back] == np.arange(6)).all()
 
 
-def test_rearranged_clusters_keep_their_spread_and_shape() -> None:
+@pytest.mark.parametrize("count", [3, 4, 5, 8])
+def test_rearranged_clusters_keep_their_shape_and_centroids_their_second_moments(count: int) -> None:
     y = clusters(0)
-    moved = rearranged(y, 8, np.random.default_rng(0))
-    step = np.round(moved - y, 9)
-    assert 1 < len(np.unique(step, axis=0)) <= 8, "clusters move whole"
-    assert moved.mean(0) == pytest.approx(y.mean(0), abs=1.5)
-    assert np.var(moved, 0).sum() == pytest.approx(np.var(y, 0).sum(), rel=0.5)
+    moved = rearranged(y, count, np.random.default_rng(0))
+    steps, labels = np.unique(np.round(moved - y, 9), axis=0, return_inverse=True)
+    assert len(steps) == count, "clusters move whole, each by its own step"
+    before, after = (
+        np.stack([side[labels.ravel() == i].mean(0) for i in range(count)]) for side in (y, moved)
+    )  # fmt: skip
+    np.testing.assert_allclose(after.mean(0), before.mean(0), atol=1e-7)
+    np.testing.assert_allclose(np.cov(after.T), np.cov(before.T), atol=1e-7)
+    assert np.abs(after - before).max() > 0.5
+
+
+def test_joins_of_a_tree_are_orthonormal_contrasts() -> None:
+    from scipy.cluster.hierarchy import ward
+
+    rows = tree_contrasts(ward(np.random.default_rng(0).normal(size=(7, 4))))
+    np.testing.assert_allclose(rows @ rows.T, np.eye(6), atol=1e-12)
+    np.testing.assert_allclose(rows.sum(1), 0, atol=1e-12)
+
+
+def test_units_of_the_features_change_no_verdict() -> None:
+    x, y = clusters(0, 60), clusters(9, 60)
+    one, other = (translate(x, size * y + 3 * size, recipe=FEW, restarts=3, controls=3) for size in (1.0, 2.0**80))
+    assert one.controls == pytest.approx(other.controls)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), d=st.integers(1, 6))
+def test_ridge_and_unit_vectors_are_those_of_the_package(seed: int, d: int) -> None:
+    generator = np.random.default_rng(seed)
+    x, y = generator.normal(size=(9, d)), generator.normal(size=(9, 3))
+    x[0] = 0
+    system = x.T @ x + 0.1 * np.trace(x.T @ x) / d * np.eye(d)
+    np.testing.assert_allclose(ridge(x, y, 0.1), np.linalg.solve(system, x.T @ y), rtol=1e-9, atol=1e-12)
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit_rows(x), x / np.where(norm > 0, norm, 1), rtol=1e-14)
 
 
 @settings(max_examples=20, deadline=None)

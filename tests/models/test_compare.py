@@ -55,9 +55,10 @@ def test_a_matched_baseline_costs_what_the_reference_does_and_its_neighbours_do_
         by_count = sum(parameter.numel() for parameter in model.parameters())
         return by_count if by == "parameters" else count_flops(model.eval(), torch.zeros(1, 3, 32, 32))
 
-    target = cost(create_model("crate_nano_patch4_32", num_classes=5))
-    width = matched_width(name, "crate_nano_patch4_32", by=by, num_classes=5)
-    off = [abs(cost(create_model(name, num_classes=5, embed_dim=width + step)) - target) for step in (-4, 0, 4)]
+    size = {"num_classes": 5, "depth": 2}
+    target = cost(create_model("crate_nano_patch4_32", **size))
+    width = matched_width(name, "crate_nano_patch4_32", by=by, **size)
+    off = [abs(cost(create_model(name, **size, embed_dim=width + step)) - target) for step in (-4, 0, 4)]
     assert off[1] == min(off)
     assert off[1] < 0.1 * target
 
@@ -70,8 +71,8 @@ def test_counting_leaves_the_model_as_it_was_and_takes_models_with_a_late_class_
 
 
 def test_a_model_matched_with_itself_keeps_its_width_and_what_cannot_be_matched_is_named():
-    assert matched_width("crate_mae_nano_patch4_32", "crate_mae_nano_patch4_32", by="flops") == 96
-    assert matched_width("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224") == 192
+    assert matched_width("crate_mae_nano_patch4_32", "crate_mae_nano_patch4_32", by="flops", depth=2) == 96
+    assert matched_width("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224", depth=2) == 192
     with pytest.raises(ValueError, match="timm:resnet18"):
         matched_width("timm:resnet18", "crate_nano_patch4_32")
     with pytest.raises(ValueError, match="by='flop'"):

@@ -21,6 +21,7 @@ from unrolled.models.registry import MASKED
 
 IMAGES = [info.name for info in list_models("*_nano_patch4_32")]
 TEXTS = [info.name for info in list_language_models("*_nano")]
+FIRST = "crate_nano_patch4_32", "crate_gpt_nano"  # are exported in every run of the tests
 WORDS, PATCH = 31, 4
 close = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -72,7 +73,7 @@ def check(name: str, model: nn.Module, graph: Callable[..., Any], *others: dict[
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "mesanet" in name else name for name in IMAGES + TEXTS]
+    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in IMAGES + TEXTS]
 )
 @torch.no_grad()
 def test_torch_export_for_any_batch(name):

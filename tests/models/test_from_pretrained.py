@@ -45,9 +45,8 @@ assert "crate_nano_patch4_32.cifar10" in timm.list_pretrained()
 """
 
 
-@pytest.mark.parametrize(
-    "order", [order if order == "unrolled first" else pytest.param(order, marks=pytest.mark.slow) for order in ORDERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_timm_knows_the_names_in_any_order_of_imports(order: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = f"import sys; before = len(sys.meta_path)\n{ORDERS[order]}\n{USE}"

@@ -148,7 +148,8 @@ def test_gradcheck_with_state(method: str, name: str) -> None:
         )
         return out, last.gram, last.cross, last.ridge_scale
 
-    assert torch.autograd.gradcheck(outputs, (*leaves, gram, cross, scale))
+    # along one random direction instead of entry by entry
+    assert torch.autograd.gradcheck(outputs, (*leaves, gram, cross, scale), fast_mode=True)
 
 
 @pytest.mark.parametrize("ridge", [0.7, torch.tensor([0.5, 2.0], dtype=torch.float64)])

@@ -13,14 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled.errors import MissingExtra
-from unrolled.ops.neighbours import (
-    membership,
-    membership_of_scores,
-    nearest_neighbours,
-    neighbours_to_folder,
-    tile_size,
-    top_k,
-)
+from unrolled.ops.neighbour_folder import neighbours_to_folder
+from unrolled.ops.neighbours import nearest_neighbours, tile_size
+from unrolled.ops.ties import membership, membership_of_scores
+from unrolled.ops.top_k import top_k
 
 
 def slow_neighbours(x: torch.Tensor, k: int) -> torch.Tensor:
@@ -61,8 +57,8 @@ def test_strips_and_groups_find_the_neighbours_of_a_full_sort(
     scores = (x @ x.T).fill_diagonal_(-torch.inf)
     expected = torch.sort(scores, dim=1, descending=True, stable=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unrolled.ops.neighbours._STRIP", strip)
-        patch.setattr("unrolled.ops.neighbours._GROUP", group)
+        patch.setattr("unrolled.ops.top_k._STRIP", strip)
+        patch.setattr("unrolled.ops.top_k._GROUP", group)
         every = nearest_neighbours(x, k, tile=tile, normalize=False)
         some = nearest_neighbours(x, k, tile=tile, normalize=False, queries=torch.arange(1, n, 3))
     assert torch.equal(every.indices, expected.indices[:, :k])
@@ -132,7 +128,7 @@ def test_membership_shares_ties_and_moves_with_the_samples(
 
 
 def test_huge_numbers_of_ties_are_refused_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unrolled.ops.neighbours._MAX_SHARED", 1000)
+    monkeypatch.setattr("unrolled.ops.ties._MAX_SHARED", 1000)
     with pytest.raises(ValueError, match="remove duplicate rows"):
         membership(torch.ones(100, 3), 5)
 
@@ -183,7 +179,7 @@ def test_killed_search_resumes_to_the_same_result(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(1).standard_normal((3000, 16), dtype=np.float32))
     script = (
         "import sys, numpy as np, torch; torch.set_num_threads(1)\n"
-        "from unrolled.ops.neighbours import neighbours_to_folder\n"
+        "from unrolled.ops.neighbour_folder import neighbours_to_folder\n"
         "x = np.load(sys.argv[1], mmap_mode='r')\n"
         "neighbours_to_folder(x, 5, sys.argv[2], tile=30)\n"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from unrolled.ops import transport
-from unrolled.ops.transport import GAP, Array, best_transport
+from unrolled.ops.transport import GAP, Array, best_transport, largest_transport, transport_bound
 
 
 def whole_program(scores: Array) -> float:
@@ -61,3 +61,28 @@ def test_the_program_gives_what_copies_give(
 def test_equal_scores_are_kept(scores: Array, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "_COPIES", 0)
     assert best_transport(scores) == pytest.approx(scores[0, 0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(p=st.integers(1, 9), q=st.integers(1, 9), seed=st.integers(0, 999), size=st.sampled_from([1e-3, 1.0]))
+def test_no_transport_is_above_its_bound(p: int, q: int, seed: int, size: float) -> None:
+    scores = size * draw(p, q, seed)
+    assert best_transport(scores) <= transport_bound(scores) + GAP
+    assert transport_bound(scores) <= scores.max() + GAP
+
+
+def test_the_largest_of_several_is_solved_and_those_that_may_be_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    # by chance alone, as after a relabelling: sixteen pairs of layers whose values are near each other
+    several = [draw(31, 47, seed) / (1 + 0.02 * seed) for seed in range(16)] + [draw(9, 9, 0) / 9]
+    values, solved = [best_transport(scores) for scores in several], []
+
+    def counted(scores: Array) -> float:
+        solved.append(scores)
+        return best_transport(scores)
+
+    monkeypatch.setattr(transport, "best_transport", counted)
+    assert largest_transport(several) == max(values)
+    assert 2 <= len(solved) < 8
+    assert largest_transport([-scores for scores in several]) == pytest.approx(
+        max(best_transport(-scores) for scores in several), abs=GAP
+    )

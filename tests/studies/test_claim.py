@@ -148,3 +148,19 @@ def test_a_perfect_order_of_few_models_is_not_certain(n: int) -> None:
     assert perfect.low < Estimate.of_ranks(1.0, n + 1, "models").low < 1
     assert (reversed_order.low, reversed_order.high) == (-1, -perfect.low)
     assert Estimate.of_ranks(0.5, n, "models").low < perfect.low
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 5), (3, 7), (12, 12)])
+def test_a_share_of_few_things_has_the_exact_interval(hits: int, n: int) -> None:
+    from scipy.stats import binomtest
+
+    share, exact = Estimate.of_share(hits / n, n, "networks"), binomtest(hits, n).proportion_ci()
+    assert (share.low, share.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_an_interval_reaches_as_far_as_either_of_two() -> None:
+    narrow, wide = Estimate(1.0, 1.0, 1.0, "draws"), Estimate(1.0, 0.7, 1.0, "theory")
+    assert narrow.reaching(wide) == wide
+    unknown = Estimate(0.5, math.nan, math.nan, "draws")
+    assert (unknown.reaching(wide).low, unknown.reaching(wide).value) == (0.7, 0.5)
+    assert math.isnan(unknown.reaching(unknown).high)

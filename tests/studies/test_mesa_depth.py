@@ -69,6 +69,7 @@ def test_settings_by_position_are_never_worse_where_they_are_chosen() -> None:
     assert min(pair) > 0
 
 
+@pytest.mark.slow
 def test_the_report_gives_no_number_to_what_did_not_run(tmp_path: Path) -> None:
     config = DepthConfig(out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
     report = STUDY.run(config)

@@ -76,7 +76,10 @@ def test_ties_count_half_and_families_at_random_are_at_chance() -> None:
         permuted = by_metric["cka"].permuted
         assert permuted.mean() == pytest.approx(0.5, abs=0.03), name
         if name == ARCHITECTURE:
-            assert by_metric["cka"].auc.value == 1
+            area = by_metric["cka"].auc
+            assert area.value == area.high == 1
+            # a bootstrap of networks that are all in order is 1 to 1
+            assert area.low == pytest.approx(0.025 ** (1 / 9))
             assert np.quantile(permuted, 0.9) < 1
 
 
@@ -92,8 +95,8 @@ def test_ties_count_half_and_families_at_random_are_at_chance() -> None:
     ],
 )
 def test_claims_are_judged_by_the_order_of_the_metrics(apart: dict[str, float], verdicts: list[str]) -> None:
-    results = made_up(apart)
-    assert [claim.judge(results, CONFIG).verdict for claim in STUDY.claims] == verdicts
+    many = MeasuresConfig(each=6)  # of nine networks an AUC of 1 may be one of 0.67
+    assert [claim.judge(made_up(apart, many), many).verdict for claim in STUDY.claims] == verdicts
 
 
 def test_the_report_has_every_metric_that_was_run_beside_families_at_random() -> None:

@@ -12,7 +12,7 @@ from unrolled.alignment import get_metric
 from unrolled.studies.cells import Row
 from unrolled.studies.platonic import saturation
 from unrolled.studies.platonic.photos import OfCaptions, TextModel
-from unrolled.studies.platonic.returns import fit_law, overlaps
+from unrolled.studies.platonic.returns import fit_law, neighbours, overlaps
 from unrolled.studies.results import Results
 
 
@@ -46,6 +46,13 @@ def test_overlaps_are_the_metric_photo_by_photo() -> None:
     assert shares[1, 1].mean() == pytest.approx(knn(images.mean(1), texts.mean(1)), abs=1e-6)
     each = [knn(images[:, i], texts[:, j]) for i in (0, 1) for j in (0, 1)]
     assert shares[0, 0].mean() == pytest.approx(sum(each) / 4, abs=1e-6)
+
+
+def test_neighbours_are_those_of_all_cosines() -> None:
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    cosines = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2).fill_diagonal_(-2)
+    expected = torch.zeros(40, 40).scatter_(1, cosines.topk(4).indices, 1.0)
+    assert (neighbours(x, 4) == expected.numpy()).all()
 
 
 def made_up(r2: float, gain: float, text: str, *, shuffled: bool) -> Row[Any]:

@@ -122,7 +122,8 @@ def test_intervals_over_models_count_no_model_beside_itself() -> None:
     assert mean.low < mean.value < mean.high
     undefined = over_models(lambda drawn: np.full(len(drawn), np.nan), 5)
     assert np.isnan([undefined.low, undefined.high]).all()
-    assert correlation(values, values**2).low == pytest.approx(1)
+    assert 0.97 < correlation(values, values**2).low < 1, "a perfect order of 30 models is not certain"
+    assert correlation(values[:3], values[:3]).value == pytest.approx(1)
     assert spearman([1, 2, 3, float("nan")], [2, 4, 9, 1]) == pytest.approx(1)
     assert np.isnan(spearman([1, 1, 1], [1, 2, 3]))
 

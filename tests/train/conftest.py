@@ -24,6 +24,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def drawings(undrawn: None) -> None:
+    """Of runs in this folder only those of `test_run` are drawn."""
+
+
 @pytest.fixture
 def splits() -> Splits:
     """Small colour images of four classes."""

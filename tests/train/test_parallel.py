@@ -76,6 +76,7 @@ def assert_same_to_rounding(one: Path, other: Path) -> None:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     one, two = settings(tmp_path / "one"), settings(tmp_path / "two", devices=2)
     fit(one)

@@ -9,7 +9,7 @@ or blocks of them are relabelled, left out and resampled: `groups=` and `blocks=
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
     from unrolled.figures import HeatMap
 
+Progress = Callable[[Iterable[Tensor]], Iterable[Tensor]]
+"""Gives on what it takes, and shows how many of them there were."""
 _MOST = 999  # relabellings where "moments" has to draw: enough for p = 0.001
 _DOMINANT = 5.0  # standard deviations that one sample may move a score by
 _SURE = (SHOWN, 0.2)  # outside of these a tail by three moments is taken as it is
@@ -185,6 +187,7 @@ def compare(
     groups: Groups | None = None,
     blocks: Blocks | None = None,
     seed: int = 0,
+    progress: Progress = iter,
     **options: Any,
 ) -> Comparison:
     """Score all pairs of layers and judge the best one against chance.
@@ -207,6 +210,7 @@ def compare(
         groups: [n] one label a row, where rows depend on each other (captions or crops of a photo, frames of a video,
             sentences of a document): groups of one size trade places whole, and are resampled and left out whole.
         blocks: for rows in order (a series): rows of a block that moves whole, or "shift" for circular shifts.
+        progress: shows how many relabellings are scored: it takes them and gives them on.
 
     Raises:
         ValueError: bad features, options, null, groups or blocks.
@@ -229,7 +233,8 @@ def compare(
             note_copies(side, name)
     units = Units.of(left.n, groups, blocks)
     chosen = chosen.for_units(units)
-    result = judged(left, right, chosen, layer_grid(left, right, chosen), units, null, draws, seed, alpha=alpha)
+    grid = layer_grid(left, right, chosen)
+    result = judged(left, right, chosen, grid, units, null, draws, seed, alpha=alpha, progress=progress)
     if stored is None:
         return result
     pair = Representation(stored[0][result.best[0]]), Representation(stored[1][result.best[1]])
@@ -244,7 +249,7 @@ def compare(
 
 def judged(
     left: Layers, right: Layers, chosen: Metric, grid: Grid, units: Units, null: str, draws: int, seed: int, *,
-    alpha: float = 0.05, null_best: Tensor | None = None,
+    alpha: float = 0.05, null_best: Tensor | None = None, progress: Progress = iter,
 ) -> Comparison:  # fmt: skip
     """`compare` of prepared layers whose `grid` is known, and with null "permutation" perhaps `null_best` [draws]."""
     if units.description:  # closed forms are of single rows
@@ -257,14 +262,15 @@ def judged(
         z = float((score - grid.null_mean[row, column]) / grid.null_std[row, column])
     threshold, calibrated = None, None
     if null == "permutation":
-        null_best = _null(left, right, chosen, units, draws, seed) if null_best is None else null_best
+        if null_best is None:
+            null_best = _null(left, right, chosen, units, draws, seed, progress)
         chance = float(null_best.mean())
         p = PValue(
             permutation_p_value(score, null_best, higher_is_closer=chosen.higher_is_closer), f"{draws} relabellings"
         )
         threshold, calibrated = calibrate(score, null_best, chosen, alpha=alpha)
     else:
-        p, chance = _quick_p_value(left, right, chosen, grid, units, max(draws, _MOST), seed)
+        p, chance = _quick_p_value(left, right, chosen, grid, units, max(draws, _MOST), seed, progress)
     return Comparison(
         metric=repr(chosen), n=left.n, layers=(left.names, right.names), scores=grid.scores, best=names, score=score,
         chance=chance, null_mean=grid.null_mean, null_std=grid.null_std, null_best=null_best, p_value=p.value,
@@ -334,20 +340,20 @@ def chance_level(
 
 
 def _quick_p_value(
-    left: Layers, right: Layers, metric: Metric, grid: Grid, units: Units, most: int, seed: int
+    left: Layers, right: Layers, metric: Metric, grid: Grid, units: Units, most: int, seed: int, progress: Progress
 ) -> tuple[PValue, float]:
     """p-value of the null "moments" and what the score is by chance."""
-    orders = units.relabellings(most, seed)
+    orders, rows, columns = progress(units.relabellings(most, seed)), left.of(metric), right.of(metric)
     if grid.null_mean is None or grid.null_std is None:
         drawn: list[float] = []
-        values = (drawn.append(value) or value for value in _null_values(left, right, metric, orders))  # type: ignore[func-returns-value]
+        values = (drawn.append(value) or value for value in metric.null_bests(rows, columns, orders))  # type: ignore[func-returns-value]
         score = float(grid.scores[best_pair(grid.scores, metric)])
         return resolved_p_value(score, values, higher_is_closer=metric.higher_is_closer), sum(drawn) / len(drawn)
     mean, std = grid.null_mean, grid.null_std.clamp_min(1e-300)
     row, column = best_pair(grid.scores, metric)
     chance = float(mean[row, column])
     z = ((grid.scores - mean) / std).nan_to_num(nan=-math.inf)
-    shapes = metric.null_shapes(left.of(metric), right.of(metric))
+    shapes = metric.null_shapes(rows, columns)
     if shapes is not None:
         skewness, share = shapes
         tails = pearson_tail(z.numpy(), skewness.nan_to_num(nan=0.0).numpy())
@@ -361,19 +367,17 @@ def _quick_p_value(
     bound = cantelli_bound(float(z.max()), z.numel())
     if bound.value * (most + 1) < 1:  # all relabellings together could not say less
         return bound, chance
-    nulls = metric.null_grids(left.of(metric), right.of(metric), orders)
+    nulls = metric.null_grids(rows, columns, orders)
     largest = (float(((null - mean) / std).nan_to_num(nan=-math.inf).max()) for null in nulls)
     return resolved_p_value(float(z.max()), largest), chance
 
 
-def _null(a: Layers, b: Layers, metric: Metric, units: Units, draws: int, seed: int) -> Tensor:
-    return torch.tensor(list(_null_values(a, b, metric, units.relabellings(draws, seed))), dtype=torch.float64)
-
-
-def _null_values(a: Layers, b: Layers, metric: Metric, orders: Iterable[Tensor]) -> Iterator[float]:
-    """Best value over the grid for each order of the samples of b."""
-    for grid in metric.null_grids(a.of(metric), b.of(metric), orders):
-        yield float(grid[best_pair(grid, metric)])
+def _null(
+    a: Layers, b: Layers, metric: Metric, units: Units, draws: int, seed: int, progress: Progress = iter
+) -> Tensor:
+    """[draws] best value over the grid for each order of the samples of b."""
+    orders = progress(units.relabellings(draws, seed))
+    return torch.tensor(list(metric.null_bests(a.of(metric), b.of(metric), orders)), dtype=torch.float64)
 
 
 def _rows(layer: Features, rows: Tensor) -> Features:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from unrolled.alignment.copies import warn_of_copies
 from unrolled.ops.gram import gram
-from unrolled.ops.neighbours import Membership, membership, membership_of_scores
 from unrolled.ops.rows import as_floats, as_rows, check_devices, moderate, unit_rows
+from unrolled.ops.ties import Membership, membership, membership_of_scores
 
 if TYPE_CHECKING:
     from unrolled.alignment.dependence import Units
@@ -248,6 +248,12 @@ class Metric(ABC):
         """`grid` after relabelling all columns alike, once for each order."""
         for order in orders:
             yield self.grid(rows, [None if b is None else self.relabel(b, order) for b in columns])
+
+    def null_bests(self, rows: Sequence[Any], columns: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[float]:
+        """The closest value of each of `null_grids`; NaN where all are missing."""
+        for grid in self.null_grids(rows, columns, orders):
+            known = grid[~grid.isnan()]
+            yield float(known.max() if self.higher_is_closer else known.min()) if len(known) else math.nan
 
     def __repr__(self) -> str:
         options = ", ".join(f"{key}={getattr(self, key)!r}" for key in inspect.signature(type(self)).parameters)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from unrolled.alignment.embedding import EmbeddingMetric, SparseEmbedding
 from unrolled.alignment.metric import DENSE_LIMIT, Features, Metric, Representation, stacked, whole
-from unrolled.ops.neighbours import Neighbours, nearest_neighbours, shuffled_ties, top_k
+from unrolled.ops.neighbours import Neighbours, nearest_neighbours
+from unrolled.ops.ties import shuffled_ties
+from unrolled.ops.top_k import top_k
 
 _TABLES = 2**29  # entries of look-up tables for null grids
 _KEYS = 2**22  # look-ups at a time

@@ -17,8 +17,8 @@ from unrolled.alignment.metric import Metric
 from unrolled.alignment.registry import get_metric
 from unrolled.alignment.significance import tail_p_value
 from unrolled.alignment.streaming import StreamingCKA
-from unrolled.ops.neighbours import Membership, membership
 from unrolled.ops.rows import as_floats, check_array
+from unrolled.ops.ties import Membership, membership
 
 LARGE = 50_000
 """Samples above which `unrolled align` takes `compare_large`: n x n kernels no longer fit."""

@@ -2,12 +2,14 @@
 
 Every row has weight 1 / p and every column 1 / q. With p = q the best transport is an assignment (Birkhoff). Otherwise
 rows and columns are copied until both are as many, where that is few copies, or the linear program is solved from few
-of its variables, more being let in until the dual prices prove that none would gain.
+of its variables, more being let in until the dual prices prove that none would gain. Of several share-outs those are
+left out that prices prove to be smaller than another.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ GAP = 1e-9
 _COPIES = 3  # of the wider side, up to which the assignment is faster than the program
 _BEST = 5  # pairs let into the program at a time, of each row and column
 _BLUR, _STEPS = 0.005, 150  # of the regularised transport whose prices say which pairs to begin with
+_ROUGH, _FEW_STEPS = 0.02, 20  # of the one whose prices bound a transport: a fifth of the time, and 0.3 % too high
 
 
 def best_transport(scores: Array) -> float:
@@ -41,12 +44,36 @@ def best_transport(scores: Array) -> float:
     return float(scores[rows // (copied // p), columns // (copied // q)].mean())
 
 
+def largest_transport(several: Sequence[Array]) -> float:
+    """The largest `best_transport` of some [p, q] scores, at least one, with as few of them solved as may be.
+
+    Assignments, of p = q, take no longer than a bound. Of the others those are solved whose `transport_bound` is above
+    the largest value so far, from the largest bound on.
+    """
+    square = [scores for scores in several if scores.shape[0] == scores.shape[1]]
+    best = max(map(best_transport, square), default=-math.inf)
+    others = [scores for scores in several if scores.shape[0] != scores.shape[1]]
+    bounds = [transport_bound(scores) for scores in others]
+    for place in np.argsort(bounds)[::-1]:
+        if bounds[place] <= best:
+            break
+        best = max(best, best_transport(others[place]))
+    return best
+
+
+def transport_bound(scores: Array) -> float:
+    """A number, but for rounding, that no transport of scores [p, q] is above: by prices that are feasible."""
+    _, column = _prices(scores, _ROUGH, _FEW_STEPS)
+    row = (scores - column).max(1)
+    return float(row.mean() + (scores - row[:, None]).max(0).mean())
+
+
 def _program(scores: Array) -> float:
     """By the transport problem in whole numbers: rows supply q / g and columns take p / g, with g their divisor."""
     p, q = scores.shape
     divisor = math.gcd(p, q)
     sums = np.repeat([q // divisor, p // divisor], [p, q]).astype(float)
-    gain = _first_gain(scores)
+    gain = _reduced(scores, *_prices(scores, _BLUR, _STEPS))  # good guesses, of which nothing hangs
     admitted = _worth(gain, _BEST) | _worth(gain.T, _BEST).T
     admitted[_corner(p, q)] = True
     while True:
@@ -60,12 +87,12 @@ def _program(scores: Array) -> float:
             A_eq=constraints,
             b_eq=sums,
             method="highs-ds",
-            options={"dual_feasibility_tolerance": GAP / 10},
+            options={"dual_feasibility_tolerance": GAP / 10, "presolve": False},
         )
         if solved.status:
             raise RuntimeError(f"the transport of {p} x {q} scores was not solved: {solved.message}")
         price = -solved.eqlin.marginals
-        gain = scores - price[:p, None] - price[None, p:]
+        gain = _reduced(scores, price[:p], price[p:])
         missing = (gain > GAP / 2) & ~admitted
         if not missing.any():
             # vertices of this problem are whole numbers
@@ -73,16 +100,21 @@ def _program(scores: Array) -> float:
         admitted |= missing & _worth(gain, _BEST)
 
 
-def _first_gain(scores: Array) -> Array:
-    """[p, q] scores less the prices of a regularised transport (Sinkhorn): good guesses, of which nothing hangs."""
+def _prices(scores: Array, blur: float, steps: int) -> tuple[Array, Array]:
+    """Prices of rows [p] and columns [q] of a regularised transport (Sinkhorn)."""
     p, q = scores.shape
     size = max(float(np.abs(scores).max()), np.finfo(float).tiny)
-    kernel = np.exp((scores / size - 1) / _BLUR)
+    kernel = np.exp((scores / size - 1) / blur)
     column = np.ones(q)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         row = 1 / (p * (kernel @ column))
         column = 1 / (q * (row @ kernel))
-    return scores / size + _BLUR * (np.log(row)[:, None] + np.log(column))
+    return -size * blur * np.log(row), -size * blur * np.log(column)
+
+
+def _reduced(scores: Array, row: Array, column: Array) -> Array:
+    """[p, q] scores less their prices."""
+    return scores - row[:, None] - column
 
 
 def _worth(scores: Array, count: int) -> np.ndarray[Any, np.dtype[np.bool_]]:

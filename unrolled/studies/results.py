@@ -129,6 +129,28 @@ class Estimate:
         low, high = (math.tanh(math.atanh(nearest) + side * half) for side in (-1, 1))
         return cls(rho, min(low, rho), max(high, rho), basis)
 
+    @classmethod
+    def of_share(cls, share: float, n: int, basis: str) -> Estimate:
+        """A share of n independent things, which need be no whole number of them, with its exact 95 % interval.
+
+        Clopper and Pearson's (1934): of a share of 1 it ends at 1 and begins at 0.025^(1/n).
+        """
+        from scipy.stats import beta
+
+        hits = share * n
+        low = float(beta.ppf(0.025, hits, n - hits + 1)) if hits > 0 else 0.0
+        high = float(beta.ppf(0.975, hits + 1, n - hits)) if hits < n else 1.0
+        return cls(share, low, high, basis)
+
+    def reaching(self, other: Estimate) -> Estimate:
+        """This value with an interval that reaches as far as either, and the other's basis.
+
+        An end that is not known gives way to the other's.
+        """
+        low = min(filter(math.isfinite, (self.low, other.low)), default=math.nan)
+        high = max(filter(math.isfinite, (self.high, other.high)), default=math.nan)
+        return Estimate(self.value, low, high, other.basis)
+
 
 class Results(Tabular, Sequence[Row[CellT]]):
     """Rows of a study, and why the other cells have none."""

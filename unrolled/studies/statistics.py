@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unrolled.studies.results import NOT_RUN, Estimate
+from unrolled.studies.results import NOT_RUN, Estimate, Values
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -55,9 +55,41 @@ def over_models(statistic: Callable[[Places], Array], models: int, *, draws: int
 
 
 def correlation(x: Any, y: Any) -> Estimate:
-    """`spearman` of two numbers of each model [m], with its interval over models."""
+    """`spearman` of two numbers of each model [m], with its interval over models.
+
+    It reaches as far as the wider of a bootstrap's and of Fisher's z (Bonett and Wright 2000), since few models drawn
+    again often repeat the same few orders; of fewer than 4 it is the bootstrap's.
+    """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    return over_models(lambda drawn: rank_correlations(a[drawn], b[drawn]), len(a))
+    drawn = over_models(lambda places: rank_correlations(a[places], b[places]), len(a))
+    count = int((np.isfinite(a) & np.isfinite(b)).sum())
+    if count < 4 or not math.isfinite(drawn.value):
+        return drawn
+    basis = f"the wider of a bootstrap and Fisher's z over {count} models"
+    return drawn.reaching(Estimate.of_ranks(drawn.value, count, basis))
+
+
+def area(statistic: Callable[[Places], Array], models: int) -> Estimate:
+    """`over_models` of an area under a curve, a probability, whose interval is no point where all pairs are in order.
+
+    It reaches as far as the exact interval of a share of as many independent models: pairs of one model are not.
+    """
+    drawn = over_models(statistic, models)
+    if not math.isfinite(drawn.value):
+        return drawn
+    basis = f"the wider of a bootstrap over {models} models and the exact interval of a share of them"
+    return drawn.reaching(Estimate.of_share(drawn.value, models, basis))
+
+
+def difference(one: Values, other: Values) -> Estimate | Values:
+    """Mean of the one less that of the other, of different things, with Welch's 95 % interval; none of fewer than 2."""
+    from scipy.stats import ttest_ind
+
+    if min(len(one), len(other)) < 2:
+        return Values()
+    ends = ttest_ind(list(one), list(other), equal_var=False).confidence_interval(0.95)
+    basis = f"Welch's over {one.count} and {other.count}"
+    return Estimate(one.mean - other.mean, float(ends.low), float(ends.high), basis)
 
 
 def pairs_of(drawn: Places, allowed: Mask) -> tuple[Places, Places, Mask]:

@@ -9,6 +9,7 @@ from unrolled.alignment.translation.frame import Array
 
 Order = NDArray[np.int64]
 Generator = np.random.Generator
+_KMEANS = 4  # starts of the clusters that a control moves
 
 
 def centroids(x: Array, clusters: int, generator: Generator) -> Array:
@@ -80,19 +81,40 @@ def _gains(a: Array, b: Array, product: Array) -> Array:
 
 
 def rearranged(y: Array, clusters: int, generator: Generator) -> Array:
-    """y [m, w] with its clusters moved to where none of them was.
+    """y [m, d] with its clusters moved to where they might as well have been; each keeps its size and its shape.
 
-    Every cluster keeps its size and its shape. Along each principal direction of the centroids, these trade their
-    places at random, so that their spread in every direction stays and how they lie to each other does not. What
-    matches y only because of its spread and its clumps matches this as well.
+    Ward's tree joins the centroids two by two. Every join is a contrast of centroids, and all are orthonormal rows C
+    [k - 1, k], so that C times the centroids holds how they lie. Coarse joins, those above the widest gap between the
+    lengths of its rows, are mixed by a random rotation, and fine ones by another. The second moments of coarse and of
+    fine differences stay, and how clusters lie to each other does not: where centroids are draws of a normal
+    distribution, or of one around draws of another, the new places are about as likely as the old ones.
     """
+    from scipy.cluster.hierarchy import ward
+    from scipy.stats import ortho_group
     from sklearn.cluster import KMeans
 
-    fitted = KMeans(clusters, n_init=1, random_state=int(generator.integers(2**31))).fit(y)
+    fitted = KMeans(clusters, n_init=_KMEANS, random_state=int(generator.integers(2**31))).fit(y)
     centres, labels = fitted.cluster_centers_, fitted.labels_
-    middle = centres.mean(0)
-    _, _, axes = np.linalg.svd(centres - middle, full_matrices=False)
-    places = (centres - middle) @ axes.T
-    shuffled = np.stack([column[generator.permutation(clusters)] for column in places.T], 1)
-    moved: Array = y + (middle + shuffled @ axes - centres)[labels]
+    contrasts = tree_contrasts(ward(centres))
+    joins = contrasts @ centres
+    length = np.linalg.norm(joins, axis=1)
+    order = np.argsort(-length)
+    contrasts, joins, length = contrasts[order], joins[order], np.maximum(length[order], np.finfo(float).tiny)
+    coarse = clusters - 1 if clusters < 5 else 2 + int((length[1:-2] / length[2:-1]).argmax())
+    parts = [part for part in (joins[:coarse], joins[coarse:]) if len(part)]
+    turned = np.concatenate([ortho_group.rvs(len(part), random_state=generator) @ part for part in parts])
+    moved: Array = y + (centres.mean(0) + contrasts.T @ turned - centres)[labels]
     return moved
+
+
+def tree_contrasts(tree: Array) -> Array:
+    """[k - 1, k] orthonormal: of each join of SciPy's `tree`, the mean of the one part less that of the other."""
+    leaves = len(tree) + 1
+    parts = list(np.eye(leaves))
+    rows = []
+    for join in tree:
+        one, other = parts[int(join[0])], parts[int(join[1])]
+        row = one / one.sum() - other / other.sum()
+        rows.append(row / np.linalg.norm(row))
+        parts.append(one + other)
+    return np.stack(rows)

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from unrolled.alignment.translation.anchors import Generator, centroids, matched, similarities
 from unrolled.alignment.translation.frame import Array, unit_rows
+from unrolled.theory.in_context import ridge_regression
 
 _ROWS = 1024  # compared with all of the other side at a time: memory stays below _ROWS x 10,000 numbers
 
@@ -146,9 +148,9 @@ def linear_map(x: Array, y: Array, rotation: Array, pairs: Pairs, recipe: Recipe
 
 def ridge(x: Array, y: Array, strength: float) -> Array:
     """[w_x, w_y] of x [n, w_x] and y [n, w_y]; `strength` in mean eigenvalues of x's second moments."""
-    moments = x.T @ x
-    moments[np.diag_indices_from(moments)] += strength * np.trace(moments) / len(moments)
-    return np.asarray(np.linalg.solve(moments, x.T @ y), dtype=np.float64)
+    penalty = strength * float(np.square(x).sum()) / x.shape[1]
+    fitted: Array = ridge_regression(torch.from_numpy(x), torch.from_numpy(y), penalty).mT.numpy()
+    return fitted
 
 
 def procrustes(x: Array, y: Array, pairs: Pairs | None = None) -> Array:

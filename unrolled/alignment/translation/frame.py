@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from unrolled.ops.rows import as_rows
+from unrolled.ops import rows
 from unrolled.tables import Brief
 
 Array = NDArray[np.float64]
@@ -48,9 +49,8 @@ class Frame(Brief):
 
 
 def unit_rows(x: Array) -> Array:
-    """Rows of x over their norms; zero rows stay zero."""
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    out: Array = x / np.where(norm > 0, norm, 1.0)
+    """`ops.rows.unit_rows` of an array: rows of x over their norms; zero rows stay zero."""
+    out: Array = rows.unit_rows(torch.from_numpy(x)).numpy()
     return out
 
 
@@ -61,12 +61,12 @@ def rows_of(x: Any, name: str, *, least: int = 1, width: int | None = None) -> A
         ValueError: naming the argument: no numbers [n, d], entries that are not finite, fewer than `least` rows, or
             another width than `width`.
     """
-    rows = as_rows(x, name).double().cpu().numpy()
-    if len(rows) < least:
-        raise ValueError(f"{name} has {len(rows)} rows: at least {least} are needed")
-    if width is not None and rows.shape[1] != width:
-        raise ValueError(f"{name} has {rows.shape[1]} columns, not {width}: give features of the same layer")
-    return rows
+    given = rows.as_rows(x, name).double().cpu().numpy()
+    if len(given) < least:
+        raise ValueError(f"{name} has {len(given)} rows: at least {least} are needed")
+    if width is not None and given.shape[1] != width:
+        raise ValueError(f"{name} has {given.shape[1]} columns, not {width}: give features of the same layer")
+    return given
 
 
 def varied_rows(x: Any, name: str, *, least: int) -> Array:
@@ -75,7 +75,7 @@ def varied_rows(x: Any, name: str, *, least: int) -> Array:
     Raises:
         ValueError: naming the argument.
     """
-    rows = rows_of(x, name, least=least)
-    if not float(np.ptp(rows, axis=0).max()) > 0:
-        raise ValueError(f"{name} has zero variance: all {len(rows)} rows are equal")
-    return rows
+    given = rows_of(x, name, least=least)
+    if not float(np.ptp(given, axis=0).max()) > 0:
+        raise ValueError(f"{name} has zero variance: all {len(given)} rows are equal")
+    return given

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from unrolled.commands.align.dependence import Dependence, dependence, noted
@@ -115,11 +116,17 @@ def _compare(
             for metric in metrics
         ]
     first, second = ({name: torch.as_tensor(value).to(where) for name, value in side.items()} for side in (left, right))
+
+    def shown(metric: Metric) -> Callable[[Iterable[Tensor]], Iterable[Tensor]]:
+        total = options.draws if options.null == "permutation" else None  # moments draw until p is resolved
+        return partial(progress, total=total, what=f"null of {metric.name}", quiet=options.quiet, unit="relabelling")
+
     bar = progress(metrics, total=len(metrics), what="compare", quiet=options.quiet, unit="metric")
     return [
         compare(
             first, second, metric, null=options.null, draws=options.draws, resamples=options.resamples,
             groups=units.groups, blocks=units.blocks, select_held_out=options.held_out, seed=options.seed,
+            progress=shown(metric),
         )
         for metric in bar
     ]  # fmt: skip

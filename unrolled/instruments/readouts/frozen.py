@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unrolled.instruments.readouts.probes import widen
-from unrolled.ops.neighbours import top_k
 from unrolled.ops.rows import unit_rows
+from unrolled.ops.top_k import top_k
 from unrolled.tables import Brief
 
 LOGISTIC_PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from unrolled.studies.claim import Claim
 from unrolled.studies.networks import BATCH, Network, Taught
 from unrolled.studies.platonic.zoo import FAMILIES, Features, family
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
-from unrolled.studies.statistics import Array, Mask, Places, number, over_models
+from unrolled.studies.statistics import Array, Mask, Places, area, number, over_models
 from unrolled.studies.study import AtLeast, Budgets, Config, Count, Study
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Separation:
     @cached_property
     def auc(self) -> Estimate:
         """With its interval over networks."""
-        return self._over(partial(self.aucs, within=self.within))
+        return area(lambda drawn: self.aucs(self.weights(drawn), self.within), len(self.question.places))
 
     @cached_property
     def dprime(self) -> Estimate:
@@ -326,7 +326,8 @@ def report(report: Report, config: MeasuresConfig, results: Results[Any]) -> Non
     ).figure(
         [_chart(name, by_metric) for name, by_metric in by_question.items()],
         name="auc",
-        caption="Bars are half the length of the 95 % interval, a bootstrap over networks.",
+        caption="Bars are half the length of the 95 % interval: the wider of a bootstrap over networks and of the "
+        "exact interval of a share of as many, since of networks that are all in order every draw is.",
     )
     for name, by_metric in by_question.items():
         separation = next(iter(by_metric.values()))

@@ -53,6 +53,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "vit": Family("ViT of CRATE's operations", _VIT, {**_CONV, "embed_dim": 56}, 22_900),
     }
 )
+"""Beside `studies.kinds.KINDS` and not of it: those are networks of four blocks, trained by one recipe for all, which
+studies share; these are as deep as their names say, begin with the same convolutions, and are trained by core-minutes
+at a rate chosen for each."""
 
 
 @dataclass(kw_only=True)

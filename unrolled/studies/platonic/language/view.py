@@ -186,22 +186,12 @@ def _gain(row: Any) -> float:
 
 
 def trend(models: Sequence[Any], x: str, y: str = "gain", sign: float = 1.0) -> Estimate | Values:
-    """Rank correlation of two numbers of models that have both, with its interval over models; none of fewer than 4.
-
-    The interval reaches as far as the wider of a bootstrap's and of Fisher's z (Bonett and Wright 2000), since so few
-    models drawn again often repeat the same few orders.
-    """
+    """Rank correlation of two numbers of models that have both, with its interval over models; none of fewer than 4."""
     pairs = [(sign * getattr(model, x), getattr(model, y)) for model in models]
     pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
     if len(pairs) < 4:
         return Values()
-    value = correlation(*zip(*pairs, strict=True))
-    if not math.isfinite(value.value):
-        return value
-    fisher = Estimate.of_ranks(
-        value.value, len(pairs), f"the wider of a bootstrap and Fisher's z over {len(pairs)} models"
-    )
-    return replace(fisher, low=min(fisher.low, value.low), high=max(fisher.high, value.high))
+    return correlation(*zip(*pairs, strict=True))
 
 
 def partial_trend(models: Sequence[Language], x: str, sign: float) -> Estimate | Values:
@@ -218,7 +208,11 @@ def partial_trend(models: Sequence[Language], x: str, sign: float) -> Estimate |
             value: Array = (ab - az * bz) / np.sqrt((1 - az**2) * (1 - bz**2))
         return value
 
-    return over_models(partial, len(table))
+    drawn, count = over_models(partial, len(table)), len(table)
+    if not math.isfinite(drawn.value):
+        return drawn
+    basis = f"the wider of a bootstrap and Fisher's z over {count} models"
+    return drawn.reaching(Estimate.of_ranks(drawn.value, count - 1, basis))  # one is spent on the size
 
 
 def last_layer(context: Mapping[str, Any] | None) -> float:

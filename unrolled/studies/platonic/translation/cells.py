@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import nn
 
 from unrolled.alignment.translation.fitting import Recipe
+from unrolled.data.sources import evenly
 from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.compared import NetworksConfig
 from unrolled.studies.networks import Data
@@ -40,6 +42,7 @@ class TranslationConfig(NetworksConfig):
         "quick": {
             **{"data": "digits", "images": 1280, "workers": 1, "samples": 300, "photos": 128, "texts": 1},
             **{"splits": (0, 1), "restarts": 2, "controls": 2, "fresh": 1, "rounds": 5, "anchor_sets": 2},
+            **{"pairs": (4,)},
         },
         "cpu": {},
         "gpu": {"device": "cuda", "images": 1_280_000, "workers": 1, "samples": 10_000, "texts": 5, "restarts": 30},
@@ -61,6 +64,8 @@ class TranslationConfig(NetworksConfig):
     """Attempts with an untrained network."""
     controls: Count = 19
     """Rearrangements of clusters, on the first split of each sort; fewer than 19 cannot reach p = 0.05."""
+    pairs: Annotated[tuple[Annotated[int, AtLeast(2)], ...], Distinct()] = (4, 16, 64)
+    """How many pairs are given where a few are."""
     rounds: Count = 60
     """Of refinement."""
     anchor_sets: Count = 8
@@ -70,6 +75,9 @@ class TranslationConfig(NetworksConfig):
         super().__post_init__()
         if self.texts > CAPTIONS:
             raise ValueError(f"texts={self.texts}: a photo has {CAPTIONS} captions")
+        most = min(self.photos, self.samples) // 3
+        if max(self.pairs) > most:
+            raise ValueError(f"pairs={self.pairs}: the smallest third has {most} samples to take them from")
 
     @property
     def recipe(self) -> Recipe:
@@ -77,29 +85,55 @@ class TranslationConfig(NetworksConfig):
         return Recipe(rounds=self.rounds, anchor_sets=self.anchor_sets, sample=500, starts=10)
 
 
+class Thirds(NamedTuple):
+    """Features of both sides [n, d], and the rows that score, that fit the first and that fit the second."""
+
+    x: Any
+    y: Any
+    scored: Any
+    one: Any
+    other: Any
+
+
 @dataclass(frozen=True, kw_only=True)
-class Translated(Cell):
-    """A map from the last layer of one network to that of another, fitted to samples of which no pair is known.
+class _OfSides(Cell):
+    """Maps from the last layer of one network to that of another.
 
     Attributes:
         sort: of `SORTS`.
-        trained: of an untrained control the second network has fresh weights (the first, where the second is of texts).
         sides: features of the two, row by row of the same samples.
         texts: captions of a photo that are rows each; 0 of images, and where five captions are one row.
         split: seed of the division into thirds and of the fit.
-        restarts: attempts.
-        controls: rearrangements of clusters.
         recipe: the numbers of the method.
     """
 
     sort: Sort
-    trained: bool
     sides: tuple[SideCell, SideCell]
     texts: int
     split: int
+    recipe: Recipe
+
+    def thirds(self, context: Context) -> Thirds:
+        """What fits and what scores."""
+        from unrolled.alignment.translation import thirds
+
+        x, y = (_rows(side, self.texts, context) for side in self.sides)
+        return Thirds(x, y, *thirds(len(x) // max(1, self.texts), self.split, of=max(1, self.texts)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translated(_OfSides):
+    """Maps that are fitted to samples of which no pair is known.
+
+    Attributes:
+        trained: of an untrained control the second network has fresh weights (the first, where the second is of texts).
+        restarts: attempts.
+        controls: rearrangements of clusters.
+    """
+
+    trained: bool
     restarts: int
     controls: int
-    recipe: Recipe
 
     @property
     def name(self) -> str:
@@ -107,35 +141,89 @@ class Translated(Cell):
         return f"Translated {SORTS[self.sort]}{'' if self.trained else ', untrained'}, split {self.split}"
 
     def compute(self, context: Context) -> Result:
-        """How the map scores, beside the map fitted to pairs, and what could be said of it without them.
+        """How the maps score, beside those fitted to pairs, and what could be said of it without them.
 
-        `scores` and `paired` on the `n` held-out samples, `fitted` samples of each side, the `level` (what the best of
-        three restarts reaches on the average) and the same of each of the `controls`, `p_value` and whether it
-        `worked`, and of all `restarts` their criterion and what pairs say of them.
+        `scores` and `paired` of orthogonal maps on the `n` held-out samples, and both of the `linear` ones; `fitted`
+        samples of each side, the `level` (what the best of three restarts reaches on the average) and the same of each
+        of the `controls`, `p_value` and whether it `worked`, and of all `restarts` their criterion and what pairs say
+        of them.
         """
-        from unrolled.alignment.translation import thirds, translate, translate_paired
+        from unrolled.alignment.translation import translate, translate_paired
+        from unrolled.alignment.translation.record import KINDS
 
-        x, y = (_rows(side, self.texts, context) for side in self.sides)
-        scored, one, other = thirds(len(x) // max(1, self.texts), self.split, of=max(1, self.texts))
-        fitted = translate(
-            x[one], y[other], restarts=self.restarts, controls=self.controls, seed=self.split, recipe=self.recipe
-        )
+        x, y, scored, one, other = self.thirds(context)
         both = np.concatenate([one, other])
-        bound = translate_paired(x[both], y[both], recipe=self.recipe)
+        with TemporaryDirectory() as attempts:  # which both kinds of map follow from
+            fits = {
+                kind: translate(
+                    x[one], y[other], kind=kind, restarts=self.restarts, controls=self.controls, seed=self.split,
+                    folder=attempts, recipe=self.recipe,
+                )
+                for kind in KINDS
+            }  # fmt: skip
+        scores = {
+            kind: {
+                "scores": fitted.scores(x[scored], y[scored]).to_dict(),
+                "paired": translate_paired(x[both], y[both], kind=kind, recipe=self.recipe)
+                .scores(x[scored], y[scored])
+                .to_dict(),
+            }
+            for kind, fitted in fits.items()
+        }
+        fitted = fits["orthogonal"]
         restarts = []
         for i, record in enumerate(fitted.records()):
-            scores = fitted.of_restart(i).scores(x[scored], y[scored])
-            restarts.append({**record, "top1": scores.top1, "mean_rank": scores.mean_rank})
+            of_restart = fitted.of_restart(i).scores(x[scored], y[scored])
+            restarts.append({**record, "top1": of_restart.top1, "mean_rank": of_restart.mean_rank})
         return {
             "n": len(scored),
             "fitted": [len(one), len(other)],
-            "scores": fitted.scores(x[scored], y[scored]).to_dict(),
-            "paired": bound.scores(x[scored], y[scored]).to_dict(),
+            **scores["orthogonal"],
+            "linear": scores["linear"],
             "level": fitted.level,
             "controls": list(fitted.controls),
             "p_value": fitted.p_value,
             "worked": fitted.worked,
             "restarts": restarts,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewPairs(_OfSides):
+    """Maps that are fitted to a few pairs and to samples of which no pair is known, beside maps fitted to these alone.
+
+    Attributes:
+        pairs: how many, of the samples that fit the first side.
+    """
+
+    pairs: int
+
+    @property
+    def name(self) -> str:
+        """What progress calls it."""
+        return f"FewPairs {SORTS[self.sort]}, {self.pairs} pairs, split {self.split}"
+
+    def compute(self, context: Context) -> Result:
+        """`scores` on the `n` held-out samples by kind of map, and those of maps fitted to the pairs `alone`."""
+        from unrolled.alignment.translation import translate, translate_paired
+        from unrolled.alignment.translation.record import KINDS
+
+        x, y, scored, one, other = self.thirds(context)
+        known = one[evenly(self.pairs, len(one))]
+        few = x[known], y[known]
+        with TemporaryDirectory() as attempts:
+            fits = {
+                kind: translate(
+                    x[one], y[other], pairs=few, kind=kind, restarts=1, controls=0, seed=self.split, folder=attempts,
+                    recipe=self.recipe,
+                )
+                for kind in KINDS
+            }  # fmt: skip
+        alone = {kind: translate_paired(*few, kind=kind, recipe=self.recipe) for kind in KINDS}
+        return {
+            "n": len(scored),
+            "scores": {kind: fitted.scores(x[scored], y[scored]).to_dict() for kind, fitted in fits.items()},
+            "alone": {kind: fitted.scores(x[scored], y[scored]).to_dict() for kind, fitted in alone.items()},
         }
 
 
@@ -150,20 +238,23 @@ def _rows(side: SideCell, texts: int, context: Context) -> Any:
 
 
 def cells(config: TranslationConfig) -> Iterator[Cell]:
-    """Every sort on every split, the same with an untrained network, and classes with their names."""
+    """Every sort on every split, without and with a few pairs; with an untrained network; classes with their names."""
     for trained in (True, False):
         for place, split in enumerate(config.splits):
             for sort in SORTS:
+                sides, texts = _sides(config, sort, place, trained), config.texts if sort == "sentences" else 0
                 yield Translated(
                     sort=sort,
                     trained=trained,
-                    sides=_sides(config, sort, place, trained),
-                    texts=config.texts if sort == "sentences" else 0,
+                    sides=sides,
+                    texts=texts,
                     split=split,
                     restarts=config.restarts if trained else config.fresh,
-                    controls=config.controls if trained and place == 0 else 0,
+                    controls=config.controls if place == 0 else 0,
                     recipe=config.recipe,
                 )
+                for pairs in config.pairs if trained else ():
+                    yield FewPairs(sort=sort, sides=sides, texts=texts, split=split, pairs=pairs, recipe=config.recipe)
     fresh = (config.network(kind, config.data, _FRESH + i, trained=False) for kind in ("crate", "vit") for i in (0, 1))
     yield from class_cells(config.data, config.samples, tuple(fresh))
 

@@ -18,6 +18,7 @@ from unrolled.studies.statistics import (
     Array,
     Mask,
     Places,
+    correlation,
     over_models,
     pair_places,
     pairs_of,
@@ -129,8 +130,7 @@ class View:
         untrained = np.array([not network.images for network in self.zoo])
         means = {kind: float(gain[(self.kinds == kind) & self.sound].mean()) for kind in dict.fromkeys(self.kinds)}
         means["untrained"] = float(gain[untrained].mean())
-        rho = over_models(lambda drawn: rank_correlations(self.competence[drawn], gain[drawn]), len(gain))
-        return means, rho
+        return means, correlation(self.competence, gain)
 
     def across_kinds(self, pairs: Pairs, place: int) -> float:
         """Mean alignment of a model with the sound ones of other kinds."""

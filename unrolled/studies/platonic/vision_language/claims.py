@@ -95,11 +95,6 @@ class View:
         return Values({row.cell: float(adjusted[row.cell][1]) for row in pairs}, "pair")
 
     @property
-    def beyond_chance(self) -> float:
-        """Share of pairs of trained models."""
-        return self.beyond(self.trained).mean
-
-    @property
     def untrained(self) -> float:
         """Best of untrained image networks over worst of trained.
 
