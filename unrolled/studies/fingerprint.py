@@ -107,7 +107,7 @@ def _imported(module: str) -> tuple[str, ...]:
 def _imports(node: ast.AST, home: str) -> Iterator[tuple[str | None, str]]:
     """Modules of this package that a statement imports at any depth, each with the name it is bound to."""
     package = home if _is_package(home) else home.rpartition(".")[0]
-    for each in ast.walk(node):
+    for each in _statements(node):
         if isinstance(each, ast.Import):
             for alias in each.names:
                 for module in _modules_of(alias.name):
@@ -235,19 +235,22 @@ def _tree(module: str) -> ast.Module:
             f"the source of {module} cannot be read; define cells in a file of a package that can be imported"
         )
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    _Bare().visit(tree)
-    return tree
-
-
-class _Bare(ast.NodeTransformer):
-    def visit(self, node: ast.AST) -> ast.AST:
-        self.generic_visit(node)
+    for node in _statements(tree):
         for name in ("body", "orelse", "finalbody"):
             block = getattr(node, name, None)
             if isinstance(block, list):
                 left = [each for each in block if not (_is_text(each) or _is_for_types(each))]
                 setattr(node, name, left if left or not block or name != "body" else [ast.Pass()])
-        return node
+    return tree
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """`node` and the statements within, handlers and cases too: expressions, of which there are most, hold none."""
+    yield node
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        block = getattr(node, name, None)
+        for each in block if isinstance(block, list) else ():
+            yield from _statements(each)
 
 
 def _is_text(node: ast.AST) -> bool:
