@@ -234,7 +234,8 @@ def _shipped() -> list[Choice]:
     from unrolled.catalogue import catalogue
     from unrolled.subjects.runs import shipped
 
-    names = [f"{row.name}.{tag}" for row in catalogue().values() for tag in filter(None, row.weights.split(", "))]
+    tags = {row.name: list(filter(None, row.weights.split(", "))) for row in catalogue().values()}
+    names = [f"{name}.{tag}" for name, each in tags.items() for tag in reversed(each)]  # the newest first
     return [
         Choice(id=f"shipped-{name}", label=name, spec=name, group="Trained, shipped with unrolled",
                weights=f"trained on {tag}", trained=True, data=tag)

@@ -70,17 +70,15 @@ _CRATE_NAMES = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "
 _CRATE_SOURCE = "CRATE, arXiv 2306.01129"
 _FIRST_CONV = "patch_embed.proj.0.0"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CONV = {"label_names": CIFAR10, "first_conv": _FIRST_CONV, "arch": {"stem": "conv", "compression": "derived"}}
 # weights that ship with the package, by model and tag: entries of timm's `pretrained_cfg`, and under `arch` the
 # arguments they were trained with where those differ from the name's (what they were trained on: see their cards)
 _SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
     "crate_nano_patch4_32": {
         "cifar10": {"label_names": CIFAR10},
-        "cifar10_conv": {
-            "label_names": CIFAR10,
-            "first_conv": _FIRST_CONV,
-            "arch": {"stem": "conv", "compression": "derived"},
-        },
+        "cifar10_conv": _CONV,
+        "cifar10_hour": _CONV,
     },
     "vit_nano_conv_patch4_32": {"cifar10": {"label_names": CIFAR10}},
     "crate_mae_nano_patch4_32": {"cifar10": {"arch": {"encoder": "visible"}}},
