@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ET
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import linkage
@@ -33,6 +34,20 @@ def test_a_scatter_names_its_points_and_leaves_out_what_is_not_finite(tmp_path) 
     report.section("s").figure(chart, name="points")
     report.write(tmp_path)
     assert (tmp_path / "figures/points.csv").read_text().splitlines()[1].startswith("a<b,CRATE,0.1,1")
+
+
+def test_an_interval_ends_where_it_ends_and_not_as_far_beyond_the_point() -> None:
+    chart = Scatter(title="AUC", x_label="d'", x=[1.0, 2.0, 3.0], y=[0.9, 1.0, 0.8],
+                    interval=[(0.6, 0.95), (0.7, 1.0), (math.nan, math.nan)])  # fmt: skip
+    _, ax = plt.subplots()
+    chart.plot(ax)
+    bars = [line.get_ydata() for line in ax.lines if len(line.get_ydata()) == 2]
+    assert [tuple(map(float, bar)) for bar in bars] == [(0.6, 0.95), (0.7, 1.0)]
+    plt.close("all")
+    assert chart.data()[0][-2:] == ["low", "high"]
+    assert chart.data()[1][1][-2:] == [0.7, 1.0]
+    with pytest.raises(ValueError, match="interval"):
+        Scatter(title="t", x_label="x", x=[1, 2], y=[1, 2], interval=[(0, 1)])
 
 
 def test_names_never_overlap_however_crowded() -> None:

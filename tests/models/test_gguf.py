@@ -137,6 +137,24 @@ def test_logits_are_those_of_the_model_it_was_written_from(folder: Path, quantis
     assert (reader.causal, reader.random, reader.limit) == (True, False, 64)
 
 
+@pytest.mark.parametrize("suffix", ["tiny.gguf", ""])
+def test_reading_weights_draws_no_bars_of_others(
+    folder: Path, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    where = str(folder / "F32" / suffix) if suffix else str(tmp_path)
+    if not suffix:
+        source(folder, "F32").save_pretrained(tmp_path)
+    before = logging.is_progress_bar_enabled()
+    capsys.readouterr()
+    hugging_face_text(where)
+    assert "%|" not in capsys.readouterr().err
+    assert logging.is_progress_bar_enabled() == before
+    assert any(logging.tqdm(range(2), desc="shown"))
+    assert "shown" in capsys.readouterr().err
+
+
 def _flags(model: str) -> Any:
     from unrolled.commands.trace import TraceOptions
 

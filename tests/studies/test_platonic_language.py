@@ -14,7 +14,9 @@ import torch
 from unrolled.errors import MissingData
 from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
 from unrolled.studies.cells import Context, Row
-from unrolled.studies.platonic.language import STUDY, cells, claims, tasks
+from unrolled.studies.platonic import photos
+from unrolled.studies.platonic.fetched import folder_of
+from unrolled.studies.platonic.language import STUDY, cells, claims, prompts, tasks, view
 from unrolled.studies.platonic.language.readers import Bytes, Named, nats
 from unrolled.studies.platonic.photos import OfPhotos
 from unrolled.studies.results import Estimate, Results
@@ -29,23 +31,40 @@ def test_nats_of_a_text_are_what_bits_per_byte_counts(corpus: Path) -> None:
     opened = TINY.open(Context(data_dir=corpus, store=corpus / "kept"))
     text = "to be or not to be"
     assert opened.model is not None
-    counted = bits_per_byte(opened.model, text, opened.encode, length=60, start=opened.start)
-    both = nats(opened, [text, "a longer text in the same batch"])
+    counted = bits_per_byte(opened.model, text, opened.encode, length=60, start=opened.starts["line break"])
+    start = opened.starts["line break"]
+    both = nats(opened, [text, "a longer text in the same batch"], start)
     assert float(both[0]) == pytest.approx(counted["bits"] * math.log(2), rel=1e-5)
-    rest = nats(opened, [text], ["to be or"])
-    assert float(rest[0]) == pytest.approx(float(both[0] - nats(opened, ["to be or"])[0]), rel=1e-5)
+    rest = nats(opened, [text], start, ["to be or"])
+    assert float(rest[0]) == pytest.approx(float(both[0] - nats(opened, ["to be or"], start)[0]), rel=1e-5)
 
 
 def test_bytes_beyond_what_a_model_was_built_for_are_left_out(corpus: Path) -> None:
     opened = TINY.open(Context(data_dir=corpus, store=corpus / "kept"))
     assert opened.collate(["x" * 500])["input_ids"].shape[1] == 63
-    assert torch.isfinite(nats(opened, ["x" * 500])).all()
+    assert torch.isfinite(nats(opened, ["x" * 500], ord("\n"))).all()
 
 
 def test_a_model_that_is_not_in_the_folder_is_named_with_its_flag(tmp_path: Path) -> None:
     context = cells.LanguageConfig(models_dir=tmp_path / "none", kept=tmp_path).context
     with pytest.raises(MissingData, match=r"models_dir.*smollm2-135m.*models_dir="):
         Named(text="smollm2-135m").require(context)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        *((name, "image") for name in ("open-nsfw", "nudenet", "given:efficientnet_lite1")),
+        *((name, "text") for name in ("given:wordllama", "paraphrase-minilm-l3")),
+    ],
+)
+def test_models_of_make_models_are_looked_for_in_their_own_folder(spec: str, kind: Any, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    context = cells.LanguageConfig(data_dir=tmp_path, models_dir=tmp_path / "models", kept=tmp_path).context
+    assert folder_of(spec, context) == tmp_path / "models"
+    assert folder_of("given:glove", context) == tmp_path
+    with pytest.raises(MissingData, match="models"):
+        photos.opened(spec, kind, context)
 
 
 def test_endings_are_of_other_captions_and_sums_are_wrong_by_one_or_ten() -> None:
@@ -90,7 +109,20 @@ def rows_made_up(gain: Callable[[Any], float]) -> Results[Any]:
                 "held_out": {"score": value, "chance": 0.0, "pair": ["a", "b"], "p_value": 0.005, "n": 200},
             }  # fmt: skip
             result = {"knn": knn, "cka": knn, "layers_image": ["a"], "layers_text": ["b", "c"]}
-            rows += [Row(cell, result, 1.0), Row(replace(cell, exchanged=True), result, 1.0)]
+            coco = replace(cell, seen=replace(cell.seen, collection="coco"), read=replace(cell.read, collection="coco"))
+            rows += [Row(each, result, 1.0) for each in (cell, replace(cell, exchanged=True), coco)]
+    for drawn in (None, 0):
+        for seed in (0, 1, 2):
+            prompt: Any = prompts.Prompt(
+                reader=Named(text=CONFIG.untrained, text_drawn=drawn), vectors=8, steps=4, rate=0.3, seed=seed
+            )
+            score = -1.0 - 0.1 * seed if drawn is None else 0.1 * (seed - 1)
+            states = {"none": 0.0, "random": 0.0, "tuned": score}
+            judged = {
+                state: {"early": 5.0, "late": 5.0 + value, "score": value, "error": 0.1, "descent": -value}
+                for state, value in states.items()
+            }
+            rows.append(Row(prompt, judged, 1.0))
     return Results(rows)
 
 
@@ -109,9 +141,11 @@ def test_trends_are_judged_by_an_interval_over_models() -> None:
     assert verdict("Better language models agree more with vision", falling) == "not reproduced"
     assert verdict("Share of pairs", falling) == "controls do the same"
     assert verdict("A real language model learns in context", falling) == "not run"
-    view = claims.View(rising, CONFIG)
-    assert view.against_twin().mean > 0.1
-    assert isinstance(claims.partial_trend(view.trained, "general", -1.0), Estimate)
+    assert verdict("The same on photos of COCO", rising) == "reproduced"
+    assert verdict("A tuned prompt", rising) == "reproduced"
+    seen = view.View(rising, CONFIG)
+    assert seen.against_twin().mean > 0.1
+    assert isinstance(view.partial_trend(seen.trained, "general", -1.0), Estimate)
 
 
 def test_the_page_says_what_was_not_run() -> None:
@@ -124,3 +158,68 @@ def test_the_page_says_what_was_not_run() -> None:
     assert "ResNet-20" in page
     assert "not run" in page
     assert "Qwen2.5-Coder 0.5B" in report.summary or "SmolLM2" in page
+
+
+def test_photos_of_another_collection_are_another_column_and_no_pair_of_the_first() -> None:
+    rows = rows_made_up(lambda reader: 0.1)
+    seen = view.View(rows, CONFIG)
+    assert len(seen.pairs) == len(seen.coco) == len(CONFIG.readers) * len(CONFIG.images)
+    assert all(model.coco == pytest.approx(model.beside_coco) for model in seen.trained)
+
+
+def test_the_mark_that_texts_are_read_after_is_the_one_with_the_fewest_bits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spent = {1: 9.0, 0: 2.0, 2: 5.0}
+    marks = {"<turn>": 1, "<end>": 0, "<stop>": 2}
+    reader = Named(text="smollm2-135m")
+    monkeypatch.setattr(Named, "open", lambda self, context: Stub(marks))
+    monkeypatch.setattr(tasks, "sentences", lambda context, part, count: ["four", "eight by"][: 1 + (part == "train")])
+    monkeypatch.setattr(tasks, "nats", lambda model, texts, start, prefixes=None: torch.tensor([spent[start]] * 2))
+    result = tasks.Start(reader=reader).compute(Context(store=tmp_path))
+    assert result["mark"] == "<end>"
+    assert list(result["bits"]) == list(marks)
+    assert result["bits"]["<end>"] == pytest.approx(2 * 2.0 / math.log(2) / 12)
+    spent[1] = 2.01
+    assert tasks.Start(reader=reader).compute(Context(store=tmp_path))["mark"] == "<turn>"
+    bits = tasks.Bits(reader=reader, domain="general", pieces=2, pairs=9)
+    assert tasks.Start(reader=reader) in bits.needs
+
+
+class Stub:
+    """What `Opened` is asked for where nothing is computed."""
+
+    def __init__(self, marks: dict[str, int]) -> None:
+        self.starts = marks
+
+
+def tiny_llama() -> Any:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+    )
+    return transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def test_what_follows_a_prompt_is_what_follows_its_vectors_in_the_same_sequence() -> None:
+    model = tiny_llama()
+    prompt, ids = torch.randn(3, 16), torch.arange(20).view(2, 10)
+    whole = torch.cat([prompt.expand(2, -1, -1), model.get_input_embeddings()(ids)], 1)
+    wanted = model(inputs_embeds=whole).logits[:, 3:]
+    with prompts.after(model.base_model, prompt):
+        torch.testing.assert_close(model(ids, use_cache=False).logits, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model(ids).logits, wanted)
+
+
+def test_a_key_has_one_value_in_a_sequence_and_its_return_is_marked() -> None:
+    words = torch.arange(12)
+    ids, repeated = prompts.sequences(words, 5, 0)
+    assert ids.shape == (5, 32)
+    for row, again in zip(ids, repeated, strict=True):
+        values: dict[int, int] = {}
+        for key, value, known in zip(row[::2].tolist(), row[1::2].tolist(), again.tolist(), strict=True):
+            assert known == (key in values)
+            assert values.setdefault(key, value) == value
+        assert len(set(values)) <= 4
+        assert not set(values) & set(values.values())

@@ -31,6 +31,7 @@ class Scatter(Panel):
         names: of the points, shown where there is room and in full when pointed at.
         groups: one name a point, or empty.
         error: half the length of a vertical bar for each point, or empty.
+        interval: both ends of a vertical bar for each point, where it is not as long below as above; or empty.
         equal: one unit is as long on both axes, as a map needs; the axes then carry no numbers.
     """
 
@@ -42,12 +43,13 @@ class Scatter(Panel):
     names: Sequence[str] = ()
     groups: Sequence[str] = ()
     error: Sequence[float] = ()
+    interval: Sequence[tuple[float, float]] = ()
     equal: bool = False
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y) or not len(self.x):
             raise ValueError(f"scatter {self.title!r}: x and y must have the same length, at least 1")
-        for what in ("names", "groups", "error"):
+        for what in ("names", "groups", "error", "interval"):
             if len(getattr(self, what)) not in (0, len(self.x)):
                 raise ValueError(
                     f"scatter {self.title!r}: {what} must be empty or one for each of {len(self.x)} points"
@@ -60,22 +62,32 @@ class Scatter(Panel):
         return text + (f", in the groups {', '.join(kinds)}." if kinds else ".")
 
     def data(self) -> tuple[list[str], list[list[str | float]]]:
-        """Name, group, x, y and error of every point."""
+        """Name, group, x, y and error, or both ends of the interval, of every point."""
         n = len(self.x)
         names, groups = self.names or [""] * n, self.groups or [""] * n
-        errors = self.error or [math.nan] * n
+        bars = [list(ends) for ends in self.interval] or [[e] for e in self.error or [math.nan] * n]
         rows: list[list[str | float]] = [
-            [name, group, float(x), float(y), float(e)]
-            for name, group, x, y, e in zip(names, groups, self.x, self.y, errors, strict=True)
+            [name, group, float(x), float(y), *map(float, bar)]
+            for name, group, x, y, bar in zip(names, groups, self.x, self.y, bars, strict=True)
         ]
-        return ["name", "group", self.x_label, self.y_label or self.title, "error"], rows
+        ends = ["low", "high"] if self.interval else ["error"]
+        return ["name", "group", self.x_label, self.y_label or self.title, *ends], rows
+
+    def _bar(self, i: int) -> tuple[float, float] | None:
+        """Ends of a point's bar; None where it has none."""
+        if self.interval:
+            low, high = self.interval[i]
+        elif self.error:
+            low, high = self.y[i] - self.error[i], self.y[i] + self.error[i]
+        else:
+            return None
+        return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
     def _draw(self, ax: Axes, frame: Frame | None) -> None:
         kinds = list(dict.fromkeys(self.groups)) or [""]
         shown = [i for i in range(len(self.x)) if math.isfinite(self.x[i]) and math.isfinite(self.y[i])]
-        reach = [e if math.isfinite(e) else 0.0 for e in self.error or [0.0] * len(self.x)]
         xs = _ends([float(self.x[i]) for i in shown])
-        ys = _ends([float(self.y[i]) + sign * reach[i] for i in shown for sign in (-1, 1)])
+        ys = _ends([float(end) for i in shown for end in self._bar(i) or (self.y[i], self.y[i])])
         legend = [wrapped(kind, 0.34 * WIDTH, bold=True) for kind in kinds] if kinds != [""] else []
         words = [] if self.equal else labels(ticks(*ys))
         if frame is None:
@@ -121,11 +133,8 @@ class Scatter(Panel):
 
     def _point(self, ax: Axes, i: int, kinds: list[str], *, says: bool) -> None:
         place = kinds.index(self.groups[i]) if self.groups else 0
-        if self.error and math.isfinite(self.error[i]):
-            ax.plot(
-                [self.x[i]] * 2, [self.y[i] - self.error[i], self.y[i] + self.error[i]], color=colour(place),
-                linewidth=1.3, alpha=0.75,
-            )  # fmt: skip
+        if bar := self._bar(i):
+            ax.plot([self.x[i]] * 2, bar, color=colour(place), linewidth=1.3, alpha=0.75)
         name = f"{self.names[i]}: " if self.names else ""
         words = f"{name}{number(self.x[i])}, {number(self.y[i])}"
         mark(ax, [self.x[i]], [self.y[i]], place % _MARKERS, colour(place), gid=in_print(words) if says else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -109,6 +110,24 @@ def reading_weights(name: str, arguments: Mapping[str, Any], pretrained: bool) -
                 f"model_args: the weights of {name} do not fit a model with {changed} changed; leave it out"
             ) from error
         raise CorruptFile(f"model: the weights of {name} do not fit it: {first_line(error)}") from error
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Within the block transformers reads weights without its progress bars; those of downloads are shown."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging
+
+    def silent(factory: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return factory(*args, **{**options, "disable": True})
+
+    before, shown = logging.set_tqdm_hook(silent), gguf.tqdm
+    gguf.tqdm = partial(shown, disable=True)  # which asks no hook
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
+        gguf.tqdm = shown
 
 
 def check_finite_weights(model: nn.Module, source: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unrolled.errors import CorruptFile, MissingData, require
-from unrolled.models.building import first_line
+from unrolled.models.building import first_line, without_bars
 
 _OF_HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+)")
 _EXTRA = "gguf"
@@ -67,10 +67,11 @@ class Gguf:
         options = {}
         if (settings := getattr(transformers, "GgufConfig", None)) is not None:
             options["quantization_config"] = settings(dequantize=True)  # else compiled kernels are fetched where it can
-        model, report = loader.from_pretrained(
-            self.folder, config=config, gguf_file=self.file, dtype=torch.float32, output_loading_info=True,
-            trust_remote_code=False, **options,
-        )  # fmt: skip
+        with without_bars():
+            model, report = loader.from_pretrained(
+                self.folder, config=config, gguf_file=self.file, dtype=torch.float32, output_loading_info=True,
+                trust_remote_code=False, **options,
+            )  # fmt: skip
         if missing := sorted(report["missing_keys"]):
             raise CorruptFile(
                 f"model: {self.file} lacks {len(missing)} of the weights ({missing[0]}, ...): it is one part of "

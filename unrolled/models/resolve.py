@@ -16,7 +16,14 @@ import timm
 from torch import nn
 
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, nearest, require
-from unrolled.models.building import check_finite_weights, first_line, no_model, reading_weights, unknown_argument
+from unrolled.models.building import (
+    check_finite_weights,
+    first_line,
+    no_model,
+    reading_weights,
+    unknown_argument,
+    without_bars,
+)
 from unrolled.models.gguf import gguf_of
 from unrolled.models.hub_images import note_normalisation
 from unrolled.models.onnx_graph import open_onnx
@@ -367,10 +374,11 @@ def build_transformers(
             elif gguf is not None:
                 model = gguf.load(loader, config)
             else:
-                model = loader.from_pretrained(
-                    name, config=config, ignore_mismatched_sizes="num_labels" in kwargs, use_safetensors=True,
-                    trust_remote_code=False,
-                )  # fmt: skip
+                with without_bars():
+                    model = loader.from_pretrained(
+                        name, config=config, ignore_mismatched_sizes="num_labels" in kwargs, use_safetensors=True,
+                        trust_remote_code=False,
+                    )  # fmt: skip
                 note_normalisation(model, name)
     except (UnsafeFile, CorruptFile):
         raise

@@ -296,7 +296,7 @@ def _section(report: Report, config: BindingConfig, world: Place, mine: Sequence
 
 STUDY = Study(
     name="mesa-binding",
-    title="Token binding in the first layer of trained stacks",
+    title="Token binding in the first layer",
     question="After one layer, does a token hold the tokens that the regression in later layers needs beside it?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
     config=BindingConfig,

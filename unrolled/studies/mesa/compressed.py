@@ -351,7 +351,7 @@ def _figure(report: Report, name: str, rows: Results[Compressed]) -> None:
 
 STUDY = Study(
     name="mesa-compressed",
-    title="A trained linear layer is 32 numbers a head",
+    title="Trained linear layers as 32 numbers a head",
     question="How much of a trained model is in the means of the diagonals of its weights' blocks?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
     config=CompressedConfig,

@@ -250,7 +250,7 @@ def _predictors(results: Results[InWorld], world: Teacher) -> Iterator[list[str]
 
 STUDY = Study(
     name="mesa-controls",
-    title="No gradient step where nothing has to be learned in context",
+    title="Negative control of the one-step reading",
     question="Does a linear layer become a gradient step where nothing has to be learned in context?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
     config=ControlsConfig,

@@ -246,7 +246,7 @@ def report(report: Report, config: FloorsConfig, results: Results[Any]) -> None:
 
 STUDY = Study(
     name="mesa-floors",
-    title="What exact least squares in context reaches, and what the published control does",
+    title="Least squares in context: the floors",
     question="How well can anything predict the next state of an unknown linear system, and how well does the "
     "published control?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",

@@ -308,7 +308,7 @@ def report(report: Report, config: InterpolationConfig, results: Results[Mixed])
 
 STUDY = Study(
     name="mesa-interpolation",
-    title="Averaging trained weights with those of a gradient step costs nothing",
+    title="Between trained and constructed weights",
     question="Are the weights of a trained linear layer those of one gradient step, or do they only act alike?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
     config=InterpolationConfig,

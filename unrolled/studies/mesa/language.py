@@ -390,7 +390,7 @@ def _figures(report: Report, config: MesaTextConfig, results: Results[Any]) -> N
 
 STUDY = Study(
     name="mesa-language",
-    title="Mesa, linear, delta-rule and softmax layers as language models",
+    title="Mesa layers as language models",
     question="Do mesa layers predict text better than linear ones, and gain more from a longer context?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
     config=MesaTextConfig,

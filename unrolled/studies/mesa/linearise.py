@@ -395,7 +395,7 @@ def _kernels(report: Report, results: Results[Any]) -> None:
 
 STUDY = Study(
     name="mesa-linearise",
-    title="Trained softmax layers replaced by distilled linear attention",
+    title="Softmax layers made linear",
     question="How much is lost when one layer of a trained softmax stack is replaced by linear attention?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
     config=LineariseConfig,

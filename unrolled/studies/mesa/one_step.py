@@ -281,7 +281,7 @@ def _positions(report: Report, rows: Results[Layer], over: str) -> None:
 
 STUDY = Study(
     name="mesa-one-step",
-    title="One linear-attention layer is one gradient step on its own context",
+    title="One linear-attention layer and one gradient step",
     question="Does a trained linear layer do what one step of gradient descent on the sequence itself does?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
     config=OneStepConfig,

@@ -376,7 +376,7 @@ def _section(report: Report, config: ProbesConfig, kind: str, rows: Results[Prob
 
 STUDY = Study(
     name="mesa-probes",
-    title="Next states and preconditioned inputs in the layers of trained stacks, held out",
+    title="What each layer holds",
     question="Can the next state, and the input preconditioned by the context, be read off the layers of trained "
     "stacks, on sequences that the probes have not seen?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",

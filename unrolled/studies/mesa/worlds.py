@@ -296,7 +296,7 @@ def _words(rows: Results[HeldOut]) -> tuple[str, str]:
 
 STUDY = Study(
     name="mesa-worlds",
-    title="Softmax, hybrid and mesa stacks on fully observed, partially observed and nonlinear dynamics",
+    title="Sequence models in three worlds",
     question="How close do trained stacks of softmax and mesa layers come to regression on their own context?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
     config=ComparedConfig,

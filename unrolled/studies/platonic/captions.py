@@ -339,7 +339,7 @@ def _figure(report: Report, config: CaptionsConfig, results: Results[Density]) -
 
 STUDY = Study(
     name="platonic-captions",
-    title="Denser captions agree more with images",
+    title="Caption density",
     question="Do language models agree more with image networks, the more captions of an image they read?",
     citation="M. Huh et al., The Platonic Representation Hypothesis, arXiv 2405.07987",
     config=CaptionsConfig,

@@ -315,7 +315,7 @@ def _gain(results: Results[Pairs], config: CausesConfig, cause: Cause, labels: L
 
 STUDY = Study(
     name="platonic-causes",
-    title="More tasks, more capacity, more simplicity: three causes of convergence, one at a time",
+    title="Three causes of convergence",
     question="Do more tasks, more capacity and a pull to simplicity each make independent networks more alike?",
     citation="M. Huh et al., The Platonic Representation Hypothesis, arXiv 2405.07987",
     config=CausesConfig,

@@ -36,7 +36,8 @@ def open_model(name: str, context: Context) -> GivenModel:
     try:
         return open_given(name, find_weights(context.folder("models") if is_fetched(name) else context.data_dir))
     except MissingData as error:
-        raise data_missing(f"the weights of {name}", error) from error
+        argument = "models_dir" if is_fetched(name) and "models" in context.elsewhere else "data_dir"
+        raise data_missing(f"the weights of {name}", error, argument=argument) from error
     except MissingExtra as error:
         raise MissingData(str(error)) from error
 

@@ -326,8 +326,8 @@ def report(report: Report, config: MeasuresConfig, results: Results[Any]) -> Non
     ).figure(
         [_chart(name, by_metric) for name, by_metric in by_question.items()],
         name="auc",
-        caption="Bars are half the length of the 95 % interval: the wider of a bootstrap over networks and of the "
-        "exact interval of a share of as many, since of networks that are all in order every draw is.",
+        caption="Bars are 95 % intervals: the wider of a bootstrap over networks and of the exact interval of a share "
+        "of as many, since of networks that are all in order every draw is.",
     )
     for name, by_metric in by_question.items():
         separation = next(iter(by_metric.values()))
@@ -381,7 +381,7 @@ def _chart(name: str, by_metric: Mapping[str, Separation]) -> Scatter:
         x=[separation.dprime.value for separation in each],
         y=[separation.auc.value for separation in each],
         names=list(by_metric),
-        error=[(separation.auc.high - separation.auc.low) / 2 for separation in each],
+        interval=[(separation.auc.low, separation.auc.high) for separation in each],
     )
 
 

@@ -16,6 +16,7 @@ from unrolled.data.sources import evenly
 from unrolled.errors import CorruptFile, MissingData, MissingExtra
 from unrolled.instruments.control import drawn_anew
 from unrolled.studies.cells import Cell, Context, Result, data_missing
+from unrolled.studies.platonic.fetched import GRAPHS, folder_of, open_in
 
 if TYPE_CHECKING:
     from unrolled.data.pairs import PairSource
@@ -30,7 +31,13 @@ LABELS = {
     "given:efficientnet_lite0": "EfficientNet-Lite0", "given:mobilenet_v1_075": "MobileNet v1 0.75",
     "given:tiny_darknet": "Tiny Darknet", "given:squeezenet1_1": "SqueezeNet 1.1", "given:minilm": "MiniLM-L6",
     "given:glove": "GloVe 50d", "given:stories260k": "TinyStories LLaMA",
+    "given:efficientnet_lite1": "EfficientNet-Lite1", "given:efficientnet_lite2": "EfficientNet-Lite2",
+    "given:wordllama": "WordLlama", "given:tokenlearn": "tokenlearn",
+    **{name: graph.label for name, graph in GRAPHS.items()},
 }  # fmt: skip
+Collection = Literal["flickr8k", "coco"]
+FOLDERS: dict[Collection, str] = {"flickr8k": "flickr8k-2000", "coco": "coco-panoptic-200"}
+"""Where captioned photos are, in the folder of data."""
 CAPTIONS = 5
 """Captions of every photo."""
 _CALIBRATION = 64  # photos from which an untrained network's batch norms take their statistics
@@ -42,8 +49,8 @@ def label(spec: str, state: str = "") -> str:
 
 
 @cache
-def open_photos(data_dir: Path, pairs: int) -> PairSource:
-    """So many photos of Flickr8k with their captions, drawn evenly from the 2,000.
+def open_photos(data_dir: Path, pairs: int, collection: Collection = "flickr8k") -> PairSource:
+    """So many photos of a collection with their captions, drawn evenly from all: 2,000 of Flickr8k, 363 of COCO.
 
     Raises:
         MissingData: they are not in `data_dir`.
@@ -51,17 +58,15 @@ def open_photos(data_dir: Path, pairs: int) -> PairSource:
     from unrolled.data.pairs import open_pairs
 
     try:
-        everything = open_pairs("flickr8k", data_dir=data_dir.expanduser())
+        everything = open_pairs(collection, data_dir=data_dir.expanduser())
     except MissingData as error:
-        raise data_missing("flickr8k-2000", error) from error
+        raise data_missing(FOLDERS[collection], error) from error
     return everything.take(evenly(pairs, len(everything)))
 
 
 @lru_cache(maxsize=2)  # an image network and a text model
-def _encoder(spec: str, kind: Literal["image", "text"], data_dir: Path) -> Encoder:
-    from unrolled.models.encoders import open_encoder
-
-    return open_encoder(spec, kind, data_dir=data_dir)
+def _encoder(spec: str, kind: Literal["image", "text"], folder: Path) -> Encoder:
+    return open_in(spec, kind, folder)
 
 
 def opened(spec: str, kind: Literal["image", "text"], context: Context) -> Encoder:
@@ -72,7 +77,7 @@ def opened(spec: str, kind: Literal["image", "text"], context: Context) -> Encod
         MissingData: it cannot be had, or a package that it needs.
     """
     try:
-        encoder = _encoder(spec, kind, context.data_dir.expanduser())
+        encoder = _encoder(spec, kind, folder_of(spec, context))
     except MissingExtra as error:
         raise MissingData(str(error)) from error
     encoder.module.to(context.device)
@@ -113,13 +118,18 @@ class TextModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Cell):
-    """Features of `pairs` captioned photos in every layer of a model, kept in the store."""
+    """Features of `pairs` captioned photos of a collection in every layer of a model, kept in the store."""
 
     pairs: int
+    collection: Collection = "flickr8k"
+
+    def captioned(self, context: Context) -> PairSource:
+        """The photos with their captions."""
+        return open_photos(context.data_dir, self.pairs, self.collection)
 
     def require(self, context: Context) -> None:
         """The photos."""
-        open_photos(context.data_dir, self.pairs)
+        self.captioned(context)
 
     @abstractmethod
     def extract(self, context: Context) -> FeatureSet:
@@ -171,7 +181,7 @@ class OfPhotos(Features):
         from unrolled.instruments.features import extract
 
         encoder = opened(self.image, "image", context)
-        source = open_photos(context.data_dir, self.pairs).images()
+        source = self.captioned(context).images()
         expects = model_input(encoder.module, native_size=source.native_size)
         settings = {key: expects[key] for key in ("input_size", "mean", "std", "interpolation")}
         transform = eval_transform(**settings, crop_pct=1.0)
@@ -206,7 +216,7 @@ class OfTexts(Features):
 
         encoder = opened(self.model.text, "text", context)
         assert encoder.collate is not None
-        texts = self.texts(open_photos(context.data_dir, self.pairs))
+        texts = self.texts(self.captioned(context))
         return extract_texts(
             self.model.module(context), texts, encoder.collate, layers=list(encoder.layers), name=self.model.text,
             data="flickr8k captions",

@@ -408,7 +408,7 @@ def _networks(report: Report, view: View) -> None:
 
 STUDY = Study(
     name="platonic-whitebox",
-    title="White box against black box: who is closer to whom, at equal accuracy",
+    title="White box against black box at equal accuracy",
     question="Is CRATE closer to other models, to the brain and to language than a ViT that is as accurate?",
     citation="Question of this package; CRATE: arXiv 2306.01129, alignment: arXiv 2405.07987",
     config=WhiteboxConfig,

@@ -10,7 +10,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="crate-ablations",
-    title="CRATE's ablations, layer by layer, and what R^c says about accuracy",
+    title="CRATE's ablations, layer by layer",
     question="Which of CRATE's choices matter for accuracy, and does a lower R^c predict a higher one?",
     citation="Y. Yu et al., White-box transformers via sparse rate reduction, arXiv 2306.01129",
     config=cells.AblationsConfig,

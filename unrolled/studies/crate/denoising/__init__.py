@@ -10,7 +10,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="crate-denoising",
-    title="Compression as denoising: compression steps and the score of a mixture of subspaces",
+    title="Compression as denoising",
     question="Does CRATE's attention (MSSA) move tokens along the score, the direction in which noisy tokens become "
     "more likely, so that layers denoise, and do the decoder's steps bring tokens back?",
     citation="D. Pai et al., Masked Completion via Structured Diffusion with White-Box Transformers, arXiv 2404.02446",

@@ -10,7 +10,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="crate-family",
-    title="The white-box family at equal data: accuracy and what it costs",
+    title="The white-box family at equal data",
     question="What does each member of the CRATE family gain over CRATE and a ViT, and what does it cost?",
     citation="Y. Yu et al., White-box transformers via sparse rate reduction, arXiv 2306.01129, and its successors",
     config=cells.FamilyConfig,

@@ -9,7 +9,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="crate-transfer",
-    title="Transfer of CRATE and CRATE-MAE: fine-tuned and probed, beside training from scratch",
+    title="Transfer of CRATE and CRATE-MAE",
     question="Does pretraining on {source}, with labels or by masking, help on other images, and whom?",
     citation="Y. Yu et al., White-Box Transformers via Sparse Rate Reduction, arXiv 2306.01129; D. Pai et al., Masked "
     "Completion via Structured Diffusion with White-Box Transformers, arXiv 2404.02446",

@@ -10,7 +10,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="mesa-depth",
-    title="Deeper linear attention iterates, one mesa layer solves",
+    title="Depth and the mesa layer",
     question="What do more linear layers buy, what does one mesa layer, and how far are both from least squares?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",
     config=cells.DepthConfig,

@@ -10,7 +10,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="mesa-few-shot",
-    title="Few-shot regression by models of dynamics, and what removes the spurious pairs",
+    title="Few-shot regression by models of dynamics",
     question="How well does a model trained on linear dynamics alone learn regression from a prompt, and what removes "
     "the pairs that mean nothing?",
     citation="J. von Oswald et al., Uncovering mesa-optimization algorithms in Transformers, arXiv 2309.05858",

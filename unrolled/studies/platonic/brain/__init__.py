@@ -9,7 +9,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="platonic-brain",
-    title="Networks, brains and human judgement: what they find alike",
+    title="Networks beside brains and human judgement",
     question="Do networks find the same pictures, things and colours alike as brains and people do?",
     citation="M. Huh et al., The Platonic Representation Hypothesis, arXiv 2405.07987; N. Kriegeskorte et al., 2008",
     config=cells.BrainConfig,

@@ -9,7 +9,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="platonic-colour",
-    title="Colours laid out by pixels, by words and by people",
+    title="Colours laid out by pixels, words and people",
     question="Do co-occurring pixels and language alone give the layout of colours that people perceive?",
     citation="M. Huh et al., The Platonic Representation Hypothesis, arXiv 2405.07987",
     config=cells.ColourConfig,

@@ -10,7 +10,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="platonic-implications",
-    title="Translation without pairs, joint training, conditions, and exceptions",
+    title="What convergence allows, and where it ends",
     question="Can representations be translated without pairs, do modalities help each other, and what breaks it?",
     citation="M. Huh et al., The Platonic Representation Hypothesis, arXiv 2405.07987",
     config=cells.ImplicationsConfig,

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 from unrolled.data.sources import evenly
 from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.platonic.language import tasks
+from unrolled.studies.platonic.language.prompts import Prompt
 from unrolled.studies.platonic.language.readers import Bytes, Named, Reader
-from unrolled.studies.platonic.photos import NETS, Features, OfPhotos, open_photos
-from unrolled.studies.study import AtLeast, Budgets, Config, Count, Distinct
+from unrolled.studies.platonic.photos import NETS, Collection, Features, OfPhotos
+from unrolled.studies.study import AtLeast, Budgets, Config, Count, Distinct, Rate, Seeds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ CIFAR = (
     *("crate_nano_patch4_32.cifar10", "crate_nano_patch4_32.cifar10_conv"),
 )
 """Networks that learnt the labels of CIFAR-10, on which the probe is taken."""
-_IMAGENET = tuple(f"given:{name}" for name in NETS)
+_IMAGENET = tuple(f"given:{name}" for name in (*NETS, "efficientnet_lite1", "efficientnet_lite2"))
 _CORPUS = "brown"  # whose training part our models of bytes read, and whose test part is the general text
 
 
@@ -38,7 +39,8 @@ class LanguageConfig(Config):
         "quick": {
             "photos": 64, "images": ("given:squeezenet1_1", "given:resnet20"), "languages": ("given:stories260k",),
             "embeddings": ("given:glove",), "bytes": ("1x32x20",), "untrained": "given:stories260k", "draws": 20,
-            "resamples": 10, "probe": 120, "pieces": 12, "items": 8, "windows": 8, "layers": 4,
+            "resamples": 10, "probe": 120, "pieces": 12, "items": 8, "windows": 8, "layers": 4, "coco": 64,
+            "coco_images": ("given:squeezenet1_1",), "prompted": ("given:stories260k",), "seeds": (0,), "steps": 4,
         },
         "cpu": {},
         "gpu": {"device": "cuda", "photos": 2000, "draws": 1000, "items": 1000, "pieces": 1000, "layers": 40},
@@ -51,16 +53,30 @@ class LanguageConfig(Config):
     out."""
     photos: Count = 400
     """Photos with their first caption, drawn evenly from the 2,000 of Flickr8k."""
-    images: Models = (*_IMAGENET, *CIFAR, "crate_mae_nano_patch4_32.cifar10")
+    coco: Count = 363
+    """The same of COCO, of the 363 that have captions here."""
+    images: Models = (*_IMAGENET, "open-nsfw", "nudenet", *CIFAR, "crate_mae_nano_patch4_32.cifar10")
     """Image networks."""
+    coco_images: Models = ("given:efficientnet_lite0", "given:mobilenet_v1_075", "open-nsfw", "given:squeezenet1_1")
+    """Of these, those that also see COCO's photos."""
     languages: Models = ("given:stories260k", "smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
     """Language models that others trained."""
     bytes: Models = ("2x64x100", "2x64x600", "3x128x250")
     """Models of bytes that are trained here on the Brown corpus: LAYERSxWIDTHxSTEPS."""
-    embeddings: Models = ("given:minilm", "given:glove")
+    embeddings: Models = ("given:minilm", "paraphrase-minilm-l3", "given:glove", "given:wordllama", "given:tokenlearn")
     """Sentence and word embeddings, which have no bits per byte."""
     in_context: tuple[str, ...] = ("given:stories260k", "smollm2-135m")
     """Language models, and their untrained twins, of which it is asked what they learn from their context."""
+    prompted: tuple[str, ...] = ("given:stories260k", "smollm2-135m")
+    """Language models that a prompt is tuned for, and for their untrained twins."""
+    vectors: Count = 8
+    """Vectors of a tuned prompt."""
+    steps: Count = 40
+    """Steps of tuning, of four sequences."""
+    rate: Rate = 0.3
+    """Learning rate of tuning, as a share of the deviation of the table of tokens."""
+    seeds: Seeds = (0, 1, 2)
+    """Of tuned prompts and their sequences."""
     untrained: str = "smollm2-135m"
     """The language model whose twin with weights drawn anew is the control."""
     layers: Annotated[int, AtLeast(2)] = 7
@@ -127,7 +143,7 @@ class Read(Features):
     @property
     def name(self) -> str:
         """What progress calls it."""
-        return f"captions read by {self.reader.label}"
+        return f"captions of {self.collection} read by {self.reader.label}"
 
     def require(self, context: Context) -> None:
         """The photos and the model."""
@@ -139,9 +155,9 @@ class Read(Features):
         from unrolled.instruments.features.text import extract_texts
 
         opened = self.reader.open(context)
-        texts = [captions[0] for captions in open_photos(context.data_dir, self.pairs).captions]
+        texts = [captions[0] for captions in self.captioned(context).captions]
         return extract_texts(
-            opened.body, texts, opened.collate, layers=list(opened.layers), name=self.reader.label, data="flickr8k"
+            opened.body, texts, opened.collate, layers=list(opened.layers), name=self.reader.label, data=self.collection
         )
 
 
@@ -174,7 +190,7 @@ class Agreement(Cell):
     @property
     def name(self) -> str:
         """What progress calls it."""
-        return " with ".join(self.labels) + ", shuffled" * self.exchanged
+        return " with ".join(self.labels) + f", {self.seen.collection}" + ", shuffled" * self.exchanged
 
     def compute(self, context: Context) -> Result:
         """See `agreement`."""
@@ -226,29 +242,47 @@ def agreement(
 
 
 def cells(config: LanguageConfig) -> Iterator[Cell]:
-    """Model by model what each can do alone, the smallest first; then all pairs, and the controls."""
-    for reader in config.causal:
+    """Model by model what each can do alone, the smallest first; then all pairs, the controls, and tuned prompts."""
+    for reader in config.readers:
         yield Read(reader=reader, pairs=config.photos)
+        yield Read(reader=reader, pairs=config.coco, collection="coco")
         yield from _alone(reader, config)
-    for reader in config.readers[len(config.causal) :]:
-        yield Read(reader=reader, pairs=config.photos)
-    yield from _alone(config.twin, config)
     for image in config.images:
         yield tasks.Probe(image=image, samples=config.probe)
     agree = partial(
         Agreement, layers=config.layers, k=config.k, draws=config.draws, resamples=config.resamples, seed=config.seed
     )
+
+    def pair(image: str, reader: Reader, pairs: int, collection: Collection = "flickr8k", **options: bool) -> Agreement:
+        return agree(
+            seen=OfPhotos(image=image, pairs=pairs, collection=collection),
+            read=Read(reader=reader, pairs=pairs, collection=collection),
+            **options,
+        )
+
     for reader in config.readers:
         for image in config.images:
-            yield agree(seen=OfPhotos(image=image, pairs=config.photos), read=Read(reader=reader, pairs=config.photos))
-    first = OfPhotos(image=config.images[0], pairs=config.photos)
+            yield pair(image, reader, config.photos)
     for reader in config.readers:
-        yield agree(seen=first, read=Read(reader=reader, pairs=config.photos), exchanged=True)
+        yield pair(config.images[0], reader, config.photos, exchanged=True)
+    for reader in config.readers:
+        for image in config.coco_images:
+            yield pair(image, reader, config.coco, "coco")
+    for text in config.prompted:
+        for drawn in (None, config.seed):
+            for seed in config.seeds:
+                yield Prompt(
+                    reader=Named(text=text, text_drawn=drawn), vectors=config.vectors, steps=config.steps,
+                    rate=config.rate, seed=seed,
+                )  # fmt: skip
 
 
 def _alone(reader: Reader, config: LanguageConfig) -> Iterator[Cell]:
     """All tasks of a language model; of an untrained one neither bits nor choices, which it makes by chance."""
+    if not reader.causal:
+        return
     if reader != config.twin:
+        yield tasks.Start(reader=reader)
         for domain in get_args(tasks.Domain):
             yield tasks.Bits(reader=reader, domain=domain, pieces=config.pieces, pairs=config.photos)
         yield tasks.Continuation(reader=reader, items=config.items, seed=config.seed, pairs=config.photos)

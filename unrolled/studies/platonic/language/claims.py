@@ -3,201 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
-from statistics import fmean
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable
+from typing import Any
 
 from unrolled.studies.claim import CONTROL, NOBODY, Claim
-from unrolled.studies.platonic.language.cells import CIFAR, Agreement, LanguageConfig
-from unrolled.studies.platonic.language.readers import Reader
-from unrolled.studies.platonic.language.tasks import Bits, Colours, Continuation, InContext, Probe, Sums
-from unrolled.studies.platonic.photos import label
+from unrolled.studies.platonic.language.cells import CIFAR, LanguageConfig
+from unrolled.studies.platonic.language.view import View, Vision, last_layer, partial_trend, trend
 from unrolled.studies.results import Estimate, Results, Values
-from unrolled.studies.statistics import Array, correlation, over_models, rank_correlations, spearman
+from unrolled.studies.statistics import spearman
 
 _PAPER = "arXiv 2405.07987, section 2 and figure 3"
 _DOWNSTREAM = "arXiv 2405.07987, figure 4"
 _MESA = "arXiv 2309.05858, discussion: mesa-optimisation may underlie the in-context learning of large language models"
-_LABELS = {
-    "given:resnet20": "ResNet-20", "given:resnet56": "ResNet-56", "given:vit_d128_p4": "ViT of CIFAR-10",
-    "crate_nano_patch4_32.cifar10": "CRATE", "crate_nano_patch4_32.cifar10_conv": "CRATE, conv stem",
-    "crate_mae_nano_patch4_32.cifar10": "CRATE-MAE",
-}  # fmt: skip
-MISSING = math.nan
-
-
-def name_of(image: str) -> str:
-    """What a report calls an image network."""
-    return _LABELS.get(image, label(image))
-
-
-class Language(NamedTuple):
-    """A text model in numbers; NaN where something was not run.
-
-    `gain` is the mean over image networks of the score above chance as a share of what is possible, `held_out` the same
-    of layers chosen on the other half of the photos, `cka` of unbiased CKA, `shuffled` that of captions of other
-    photos with the first image network. `size` counts parameters without tables.
-    """
-
-    label: str
-    size: float
-    captions: float
-    general: float
-    continuation: float
-    sums: float
-    colours: float
-    gain: float
-    held_out: float
-    cka: float
-    shuffled: float
-
-
-class Vision(NamedTuple):
-    """An image network in numbers: accuracy of its probe, parameters, and the mean over text models of the gain."""
-
-    label: str
-    image: str
-    accuracy: float
-    size: float
-    gain: float
-
-
-class View:
-    """The results as claims and page read them.
-
-    Attributes:
-        pairs: all pairs of models, captions in place.
-        shuffled: the first image network with all text models, captions shuffled.
-    """
-
-    def __init__(self, results: Results[Any], config: LanguageConfig) -> None:
-        self.results, self.config = results, config
-        every = results.of(Agreement)
-        self.pairs = every.where(exchanged=False)
-        self.shuffled = every.where(exchanged=True)
-        self.n = int(self.pairs.first("knn.n", 0))
-
-    def languages(self, readers: Sequence[Reader]) -> list[Language]:
-        """Those that were compared with all image networks, in numbers."""
-        return [self._language(reader) for reader in readers if self._rows(reader)]
-
-    @property
-    def trained(self) -> list[Language]:
-        """Language models as trained, which have bits per byte."""
-        return self.languages(self.config.causal)
-
-    @property
-    def given(self) -> list[Language]:
-        """Of these, those that others trained."""
-        return self.languages(self.config.causal[len(self.config.bytes) :])
-
-    @property
-    def visions(self) -> list[Vision]:
-        """The image networks in numbers."""
-        probes = {row.cell.image: row.result for row in self.results.of(Probe)}
-        out = []
-        for image in self.config.images:
-            rows = [row for row in self.pairs if row.cell.seen.image == image and self._trained(row.cell)]
-            if rows:
-                probe = probes.get(image, {})
-                gain = fmean(row.result["knn"]["gain"] for row in rows)
-                out.append(
-                    Vision(
-                        name_of(image), image, probe.get("accuracy", MISSING), probe.get("parameters", MISSING), gain
-                    )
-                )
-        return out
-
-    def beyond(self, trained: bool) -> Values:
-        """1 for every pair beyond chance at 5 % false discoveries, the untrained twin's pairs among them, else 0."""
-        from unrolled.alignment import benjamini_hochberg
-
-        if not self.pairs:
-            return Values()
-        _, passed = benjamini_hochberg([row.result["knn"]["p_value"] for row in self.pairs])
-        rows = zip(self.pairs, passed.tolist(), strict=True)
-        by: dict[Hashable, float] = {
-            row.cell.labels: float(yes) for row, yes in rows if self._trained(row.cell) == trained
-        }
-        return Values(by, "pair")
-
-    def against_twin(self) -> Values:
-        """Gain of the untrained twin's model less that of the twin, by image network."""
-        twin = self.config.twin
-
-        def gains(drawn: int | None) -> Values:
-            rows = self._rows(replace(twin, text_drawn=drawn))
-            return Values({row.cell.seen.image: row.result["knn"]["gain"] for row in rows}, "image network")
-
-        return gains(None) - gains(twin.text_drawn)
-
-    def context_of(self, *, twin: bool) -> Mapping[str, Any] | None:
-        """What was learnt in context by the model that has an untrained twin, or by the twin; None if not run."""
-        want = self.config.twin.label if twin else self.config.twin.label.removesuffix(", untrained")
-        return next((row.result for row in self.results.of(InContext) if row.cell.reader.label == want), None)
-
-    def _trained(self, cell: Agreement) -> bool:
-        return cell.read.reader != self.config.twin
-
-    def _rows(self, reader: Reader) -> list[Any]:
-        return [row for row in self.pairs if row.cell.read.reader == reader]
-
-    def _language(self, reader: Reader) -> Language:
-        rows = self._rows(reader)
-        bits = {row.cell.domain: row.result for row in self.results.of(Bits) if row.cell.reader == reader}
-        size = next((result["parameters"] for result in bits.values()), MISSING)
-
-        def one(kind: Any, key: str) -> float:
-            return next((float(row.result[key]) for row in self.results.of(kind) if row.cell.reader == reader), MISSING)
-
-        shuffled = [row.result["knn"]["gain"] for row in self.shuffled if row.cell.read.reader == reader]
-        held = [(row.result["knn"]["held_out"]["score"], row.result["knn"]["held_out"]["chance"]) for row in rows]
-        return Language(
-            label=reader.label,
-            size=size,
-            captions=bits["captions"]["bits_per_byte"] if "captions" in bits else MISSING,
-            general=bits["general"]["bits_per_byte"] if "general" in bits else MISSING,
-            continuation=one(Continuation, "accuracy"),
-            sums=one(Sums, "accuracy"),
-            colours=one(Colours, "r2"),
-            gain=fmean(row.result["knn"]["gain"] for row in rows),
-            held_out=fmean((score - chance) / (1 - chance) for score, chance in held),
-            cka=fmean(row.result["cka"]["gain"] for row in rows),
-            shuffled=shuffled[0] if shuffled else MISSING,
-        )
-
-
-def trend(models: Sequence[Any], x: str, y: str = "gain", sign: float = 1.0) -> Estimate | Values:
-    """Rank correlation of two numbers of models that have both, with its interval over models; none of fewer than 4."""
-    pairs = [(sign * getattr(model, x), getattr(model, y)) for model in models]
-    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    if len(pairs) < 4:
-        return Values()
-    return correlation(*zip(*pairs, strict=True))
-
-
-def partial_trend(models: Sequence[Language], x: str, sign: float) -> Estimate | Values:
-    """Rank correlation of a number of models with their gain, given their size; with its interval over models."""
-    rows = [(sign * getattr(model, x), model.gain, model.size) for model in models]
-    table = np.array([row for row in rows if all(map(math.isfinite, row))], dtype=np.float64)
-    if len(table) < 5:
-        return Values()
-    a, b, size = table.T
-
-    def partial(drawn: Any) -> Array:
-        ab, az, bz = (rank_correlations(s[drawn], t[drawn]) for s, t in ((a, b), (a, size), (b, size)))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value: Array = (ab - az * bz) / np.sqrt((1 - az**2) * (1 - bz**2))
-        return value
-
-    drawn, count = over_models(partial, len(table)), len(table)
-    if not math.isfinite(drawn.value):
-        return drawn
-    basis = f"the wider of a bootstrap and Fisher's z over {count} models"
-    return drawn.reaching(Estimate.of_ranks(drawn.value, count - 1, basis))  # one is spent on the size
 
 
 def _of(read: Callable[[View], Any]) -> Callable[[Results[Any], LanguageConfig], Any]:
@@ -228,11 +45,6 @@ def _score(view: View, *, twin: bool = False) -> Estimate | Values:
 def _disorder(view: View) -> str:
     context = view.context_of(twin=False)
     return "" if context is None else f"; tokens in disorder {context['disordered']:+.2f}"
-
-
-def last_layer(context: Mapping[str, Any] | None) -> float:
-    """How much lower the mesa-objective of the last layer is for its own context than for another; NaN of none."""
-    return float(context["descent"][-2]["in_context"]) if context is not None else MISSING
 
 
 def _stand_in(what: str, statement: str, published: str) -> Claim:
@@ -287,6 +99,26 @@ CLAIMS = (
         value=_of(lambda view: trend(view.given, "general", sign=-1.0)),
         low=0.0,
         unjudged="four models have 24 orders, and one of them is right by accident",
+        spec=".2f",
+    ),
+    Claim(
+        statement="The same on photos of COCO (general text)",
+        source=_PAPER,
+        published="about linear, rising",
+        value=_of(lambda view: trend(view.trained, "general", "coco", sign=-1.0)),
+        low=0.0,
+        outside="models whose agreement has nothing to do with how well they predict: 0",
+        spec=".2f",
+        detail=_of(lambda view: f" (n = {view.n_coco} photos, {len(view.config.coco_images)} networks)"),
+    ),
+    Claim(
+        statement="Text models come in the same order on both collections (rank correlation of score above chance on "
+        "Flickr8k and on COCO, the same networks)",
+        source=NOBODY,
+        published="no number",
+        value=_of(lambda view: trend(view.languages(view.config.readers), "beside_coco", "coco")),
+        low=0.0,
+        unjudged=NOBODY,
         spec=".2f",
     ),
     Claim(
@@ -360,5 +192,42 @@ CLAIMS = (
         low=0.0,
         unjudged=NOBODY,
         detail=_of(lambda view: f" (untrained twin {last_layer(view.context_of(twin=True)):.3f})"),
+    ),
+    Claim(
+        statement="A tuned prompt makes it learn more in context, and its untrained twin less so (loss of values late "
+        "in a sequence of pairs of words less that early, nats: after a tuned prompt less after random vectors as "
+        "long, of the model less of the twin)",
+        source=_MESA,
+        published="below 0",
+        value=_of(lambda view: view.of_prompt("score") - view.of_prompt("score", twin=True)),
+        high=0.0,
+        outside="prompts that only say what words there are: 0",
+        spec=".2f",
+        detail=_of(
+            lambda view: (
+                f" ({view.of_prompt('score'):.2f} of the model, {view.of_prompt('score', twin=True):.2f} of the twin)"
+            )
+        ),
+    ),
+    Claim(
+        statement="And it predicts better what only the context says (nats of the late values, after a tuned prompt "
+        "less after random vectors as long; added when one seed had been seen)",
+        source=NOBODY,
+        published="no number",
+        value=_of(lambda view: view.of_prompt("late")),
+        high=0.0,
+        unjudged="knowing what words there are lowers it too",
+        spec=".2f",
+        detail=_of(lambda view: f" (untrained twin {view.of_prompt('late', twin=True):.2f})"),
+    ),
+    Claim(
+        statement="And its layers descend the objective of their own context more (difference of the mesa-objective as "
+        "above, tuned less random)",
+        source=_MESA,
+        published="asked, no number",
+        value=_of(lambda view: view.of_prompt("descent")),
+        low=0.0,
+        unjudged=NOBODY,
+        detail=_of(lambda view: f" (untrained twin {view.of_prompt('descent', twin=True):.3f})"),
     ),
 )

@@ -6,11 +6,11 @@ anew, and models of bytes that the study trains itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,12 @@ from unrolled.models.gguf import Gguf
 from unrolled.models.sequence_config import LanguageConfig
 from unrolled.studies.cells import Context
 from unrolled.studies.language import ByteModel
+from unrolled.studies.platonic.fetched import GRAPHS, folder_of
+from unrolled.studies.platonic.given import open_model
+from unrolled.studies.platonic.photos import label, opened
+
+if TYPE_CHECKING:
+    from unrolled.models.encoders import Encoder
 
 _BATCH = 16  # texts whose likelihood is asked for at a time
 _LONGEST = 256  # tokens, or bytes, of a text
@@ -50,7 +56,8 @@ class Opened(NamedTuple):
         layers: patterns of `instruments.trace`.
         collate: from texts to the body's keyword arguments.
         encode: from a text to ids, without special tokens.
-        start: id put before a text, so that its first token is predicted too.
+        starts: ids by their tokens that may stand before a text, so that its first token is predicted too; the
+            customary one first.
         parameters: how many the body has, tables of tokens and positions left out.
     """
 
@@ -59,7 +66,7 @@ class Opened(NamedTuple):
     layers: tuple[str, ...]
     collate: Callable[[Sequence[str]], dict[str, Tensor]]
     encode: Callable[[str], list[int]]
-    start: int
+    starts: Mapping[str, int]
     parameters: int
 
 
@@ -68,7 +75,7 @@ class Named:
     """A model that others trained.
 
     Attributes:
-        text: `given:NAME`, or a key of `GGUF`.
+        text: `given:NAME`, or a key of `GGUF` or `GRAPHS`.
         text_drawn: the seed that its weights are drawn anew from; None as it is.
     """
 
@@ -78,8 +85,6 @@ class Named:
     @property
     def label(self) -> str:
         """What a report calls it."""
-        from unrolled.studies.platonic.photos import label
-
         words = GGUF[self.text].label if self.text in GGUF else label(self.text)
         return words if self.text_drawn is None else f"{words}, untrained"
 
@@ -100,18 +105,21 @@ class Named:
                 Gguf(str(path.parent), path.name).require(self.text)
             except MissingExtra as error:
                 raise MissingData(str(error)) from error
+        elif self.text in GRAPHS:
+            opened(self.text, "text", context)
         else:
-            from unrolled.studies.platonic.given import open_model
-
             open_model(self.text.removeprefix("given:"), context)
 
     def open(self, context: Context) -> Opened:
         """The model."""
         if self.text in GGUF:
             return _gguf(_file(self.text, context), self.text_drawn)
+        if self.text in GRAPHS:
+            return _graph(opened(self.text, "text", context))
         from unrolled.models.given import find_weights
 
-        return _given(self.text.removeprefix("given:"), find_weights(context.data_dir), self.text_drawn)
+        name = self.text.removeprefix("given:")
+        return _given(name, find_weights(folder_of(self.text, context)), self.text_drawn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +156,9 @@ class Bytes(ByteModel):
 
             return padded([encode(text) for text in texts], ord("\n"))
 
-        return Opened(model, _Unmasked(model), ("embed", "block*"), collate, encode, ord("\n"), _size(model))
+        return Opened(
+            model, _Unmasked(model), ("embed", "block*"), collate, encode, {"line break": ord("\n")}, _size(model)
+        )
 
 
 class _Unmasked(nn.Module):
@@ -166,23 +176,24 @@ class _Unmasked(nn.Module):
 Reader = Named | Bytes
 
 
-def nats(opened: Opened, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> Tensor:
+def nats(reader: Opened, texts: Sequence[str], start: int, prefixes: Sequence[str] | None = None) -> Tensor:
     """How many nats a model spends on each text [n] float64, of which `prefixes` are read and not predicted.
 
     Args:
-        opened: a causal model.
+        reader: a causal model.
         texts: none empty; what is beyond 256 tokens is left out.
+        start: id put before each.
         prefixes: of every text its beginning; none if None.
     """
     from unrolled.instruments.sequences.losses import IGNORED, token_nats
 
-    assert opened.model is not None
+    assert reader.model is not None
     rows: list[tuple[list[int], int]] = []
     for place, text in enumerate(texts):
-        ids = opened.encode(text)[:_LONGEST]
+        ids = reader.encode(text)[:_LONGEST]
         skip = 0
         if prefixes is not None:
-            before = opened.encode(prefixes[place])
+            before = reader.encode(prefixes[place])
             skip = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), len(before))
         rows.append((ids, skip))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
@@ -190,14 +201,14 @@ def nats(opened: Opened, texts: Sequence[str], prefixes: Sequence[str] | None = 
     for first in range(0, len(order), _BATCH):
         some = order[first : first + _BATCH]
         width = max(len(rows[i][0]) for i in some)
-        inputs = torch.full((len(some), width), opened.start)
+        inputs = torch.full((len(some), width), start)
         targets = torch.full((len(some), width), IGNORED)
         for row, i in enumerate(some):
             ids, skip = rows[i]
             inputs[row, 1 : len(ids)] = torch.tensor(ids[:-1], dtype=torch.int64)
             targets[row, skip : len(ids)] = torch.tensor(ids[skip:], dtype=torch.int64)
         with torch.no_grad():
-            out: Any = opened.model(inputs)
+            out: Any = reader.model(inputs)
         totals[torch.tensor(some)] = token_nats(getattr(out, "logits", out), targets).double().sum(1)
     return totals
 
@@ -217,8 +228,16 @@ def _given(name: str, weights: Path, drawn: int | None) -> Opened:
         given.layers,
         tokenizer,
         (lambda text: tokenizer.encode(text, bos=False)) if causal else lambda text: [],
-        tokenizer.bos_id if causal else 0,
+        {"<s>": tokenizer.bos_id, "</s>": tokenizer.eos_id} if causal else {},
         _size(module),
+    )
+
+
+def _graph(encoder: Encoder) -> Opened:
+    """A graph that makes vectors of texts and predicts none."""
+    assert encoder.collate is not None
+    return Opened(
+        None, encoder.module, encoder.layers, encoder.collate, lambda text: [], {}, GRAPHS[encoder.name].parameters
     )
 
 
@@ -241,7 +260,8 @@ def _gguf(path: Path, drawn: int | None) -> Opened:
         model: Any = build_transformers(str(path), drawn is None, {}, causal=True)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
-    if tokenizer.pad_token is None:
+    pad = tokenizer.pad_token
+    if pad is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
 
@@ -249,14 +269,14 @@ def _gguf(path: Path, drawn: int | None) -> Opened:
         inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt")
         return {key: inputs[key] for key in ("input_ids", "attention_mask")}
 
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    marks = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, pad)
     return Opened(
         model,
         model.base_model,
         ("embed", "block*", "norm"),
         collate,
         lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
-        int(start),
+        {mark: int(tokenizer.convert_tokens_to_ids(mark)) for mark in marks if mark is not None},
         _size(model),
     )
 

@@ -22,12 +22,15 @@ from unrolled.studies.language import opened as corpus
 from unrolled.studies.networks import probe_accuracy
 from unrolled.studies.pictures import pictures
 from unrolled.studies.platonic.colour.cells import COLOUR_WORDS, TEMPLATES, Layout
+from unrolled.studies.platonic.fetched import GRAPHS
 from unrolled.studies.platonic.language.readers import Reader, nats
 from unrolled.studies.platonic.photos import label, open_photos, opened
 
 Domain = Literal["captions", "general"]
-_BROWN = "brown"
+BROWN = "brown"
 _SHORTEST, _LONGEST = 40, 200  # bytes of a sentence
+_TUNING = 24  # sentences by which the mark is chosen that texts are read after
+_MARGIN = 0.01  # bits per byte
 _CHOICES = 4
 _SIDE, _SMALL = 96, 64  # pixels that CIFAR-10 is enlarged to, for networks that expect more than the second
 _LENGTH, _EARLY, _LATE, _WINDOW = 96, 4, 80, 15  # tokens of an excerpt, and where late is compared with early
@@ -53,7 +56,53 @@ class OfReader(Cell):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bits(OfReader):
+class Start(OfReader):
+    """Which mark a text is read after: of those that the tokenizer names the one with the fewest bits on other text.
+
+    Not every tokenizer's beginning of a text is one: SmolLM2's begins a turn of a chat. Another than the customary mark
+    must be better by 0.01 bits per byte. The text is of the training part of the Brown corpus, which is scored nowhere;
+    models of bytes, which were trained on it, have one mark.
+
+    Attributes:
+        sentences: how many are read.
+    """
+
+    sentences: int = _TUNING
+
+    def require(self, context: Context) -> None:
+        """The text and the model."""
+        super().require(context)
+        corpus(BROWN, context.data_dir)
+
+    def compute(self, context: Context) -> Result:
+        """`bits` per byte after each mark, the customary one first, and the best `mark`."""
+        reader, texts = self.reader.open(context), sentences(context, "train", self.sentences)
+        size = sum(len(text.encode()) for text in texts)
+        bits = {
+            mark: float(nats(reader, texts, start).sum()) / math.log(2) / size for mark, start in reader.starts.items()
+        }
+        best = min(bits, key=bits.__getitem__)
+        customary = next(iter(bits))
+        return {"bits": bits, "mark": customary if bits[customary] - bits[best] < _MARGIN else best}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted(OfReader):
+    """What follows from how likely texts are to a language model, each read alone after the mark that `Start` chose."""
+
+    @property
+    def needs(self) -> Sequence[Cell]:
+        """The mark too."""
+        return (*super().needs, Start(reader=self.reader))
+
+    def nats(self, context: Context, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> Tensor:
+        """As `readers.nats`."""
+        reader = self.reader.open(context)
+        return nats(reader, texts, reader.starts[context.result(Start(reader=self.reader))["mark"]], prefixes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bits(Predicted):
     """Bits per byte of short texts, each read alone: captions of photos that are not compared, or sentences.
 
     Attributes:
@@ -73,19 +122,25 @@ class Bits(OfReader):
 
     def compute(self, context: Context) -> dict[str, float]:
         """`bits_per_byte`, its `error` (one standard error over the texts), the `bytes`, the model's `parameters`."""
-        model, texts = self.reader.open(context), self._texts(context)
-        bits = nats(model, texts) / math.log(2)
+        texts = self._texts(context)
+        bits = self.nats(context, texts) / math.log(2)
         sizes = torch.tensor([len(text.encode()) for text in texts], dtype=torch.float64)
         ratio = float(bits.sum() / sizes.sum())
         error = float((bits - ratio * sizes).std() * len(texts) ** 0.5 / sizes.sum())
-        return {"bits_per_byte": ratio, "error": error, "bytes": int(sizes.sum()), "parameters": model.parameters}
+        size = self.reader.open(context).parameters
+        return {"bits_per_byte": ratio, "error": error, "bytes": int(sizes.sum()), "parameters": size}
 
     def _texts(self, context: Context) -> list[str]:
         if self.domain == "captions":
             return other_captions(context, self.pairs, self.pieces, caption=0)
-        sentences = bytes(corpus(_BROWN, context.data_dir)["test"].tolist()).decode("utf-8").split("\n")
-        fit = [text for text in sentences if _SHORTEST <= len(text.encode()) <= _LONGEST]
-        return [fit[i] for i in evenly(self.pieces, len(fit))]
+        return sentences(context, "test", self.pieces)
+
+
+def sentences(context: Context, part: str, count: int) -> list[str]:
+    """Sentences of 40 to 200 bytes of a part of the Brown corpus, drawn evenly."""
+    lines = bytes(corpus(BROWN, context.data_dir)[part].tolist()).decode("utf-8", "ignore").split("\n")
+    fit = [text for text in lines if _SHORTEST <= len(text.encode()) <= _LONGEST]
+    return [fit[i] for i in evenly(count, len(fit))]
 
 
 def other_captions(context: Context, pairs: int, count: int, *, caption: int) -> list[str]:
@@ -99,7 +154,7 @@ def other_captions(context: Context, pairs: int, count: int, *, caption: int) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice(OfReader):
+class Choice(Predicted):
     """Items with one right ending of four, chosen by likelihood."""
 
     items: int
@@ -107,11 +162,10 @@ class Choice(OfReader):
 
     def score(self, context: Context, starts: Sequence[str], endings: Sequence[Sequence[str]]) -> dict[str, float]:
         """`accuracy`, the share of items whose first ending has the fewest nats a byte, and its standard `error`."""
-        model = self.reader.open(context)
         texts = [start + end for start, ends in zip(starts, endings, strict=True) for end in ends]
         prefixes = [start for start, ends in zip(starts, endings, strict=True) for _ in ends]
         sizes = torch.tensor([len(end.encode()) for ends in endings for end in ends], dtype=torch.float64)
-        best = (nats(model, texts, prefixes) / sizes).view(len(starts), -1).argmin(1)
+        best = (self.nats(context, texts, prefixes) / sizes).view(len(starts), -1).argmin(1)
         accuracy = float((best == 0).double().mean())
         return {"accuracy": accuracy, "error": (accuracy * (1 - accuracy) / len(starts)) ** 0.5}
 
@@ -216,7 +270,7 @@ class InContext(OfReader):
     def require(self, context: Context) -> None:
         """The text and the model."""
         super().require(context)
-        corpus(_BROWN, context.data_dir)
+        corpus(BROWN, context.data_dir)
 
     def compute(self, context: Context) -> Result:
         """`score` and `error` of `in_context_score`, the same of tokens in disorder, and `descent`, by layer.
@@ -227,7 +281,7 @@ class InContext(OfReader):
 
         model = self.reader.open(context)
         assert model.model is not None
-        text = bytes(corpus(_BROWN, context.data_dir)["test"].tolist()).decode("utf-8").replace("\n", " ")
+        text = bytes(corpus(BROWN, context.data_dir)["test"].tolist()).decode("utf-8").replace("\n", " ")
         ids = torch.tensor(model.encode(text[: 8 * _LENGTH * self.windows]))
         ids = ids[: self.windows * _LENGTH].view(-1, _LENGTH)
         generator = torch.Generator().manual_seed(self.seed)
@@ -237,7 +291,7 @@ class InContext(OfReader):
             for rows in (ids, disorder)
         ]
         descent = mesa_descent(
-            model.body, ids, states=_states(model.body, ids), position=_AT, pairs=_PAIRS, batch_size=32
+            model.body, ids, states=axes(_table(model.body), ids), position=_AT, pairs=_PAIRS, batch_size=32
         )
         keep = ("layer", "context", "foreign", "in_context", "next", "optimum")
         return {
@@ -247,14 +301,18 @@ class InContext(OfReader):
         }  # fmt: skip
 
 
-def _states(body: nn.Module, ids: Tensor) -> Tensor:
-    """[b, n, 16] float64: embeddings of the ids on their first principal axes, of unit variance together."""
+def _table(body: nn.Module) -> nn.Embedding:
     inner: Any = getattr(body, "model", body)  # of a model of bytes what is inside the one that takes a mask
-    table = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else inner.embed
+    table: nn.Embedding = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else inner.embed
+    return table
+
+
+def axes(table: nn.Embedding, ids: Tensor) -> Tensor:
+    """[b, n, 16] float64: embeddings of the ids on their first principal axes, of unit variance together."""
     rows = table.weight.detach().double()[ids].flatten(0, 1)
     rows = rows - rows.mean(0)
-    axes = torch.linalg.eigh(rows.mT @ rows).eigenvectors[:, -_WIDTH:]
-    states = rows @ axes
+    first = torch.linalg.eigh(rows.mT @ rows).eigenvectors[:, -_WIDTH:]
+    states = rows @ first
     return (states / states.std()).unflatten(0, ids.shape)
 
 
@@ -262,7 +320,8 @@ def _states(body: nn.Module, ids: Tensor) -> Tensor:
 class Probe(Cell):
     """A ridge classifier of CIFAR-10 on the last layer of an image network, on images of the test part.
 
-    Two thirds of them fit it, the rest are scored. Networks that expect larger images see them at 96 pixels.
+    Two thirds of them fit it, the rest are scored. Networks that expect larger images see them at 96 pixels, or at
+    their own size where they take no other.
     """
 
     image: str
@@ -287,7 +346,9 @@ class Probe(Cell):
         images = pictures("cifar10", "test", context.data_dir).first(self.samples)
         expects = model_input(encoder.module, native_size=(3, 32, 32))
         mean, std = (torch.tensor(expects[key]).view(3, 1, 1) for key in ("mean", "std"))
-        side = _SIDE if expects["input_size"][-1] > _SMALL else expects["input_size"][-1]
+        graph = GRAPHS.get(self.image)
+        full = expects["input_size"][-1]
+        side = full if full <= _SMALL or (graph and graph.fixed) else _SIDE
         pixels = images.images.float() / 255
         if side != pixels.shape[-1]:
             pixels = nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
@@ -295,6 +356,6 @@ class Probe(Cell):
         rows, split = list(features.values())[-1], 2 * self.samples // 3
         labels = images.labels
         accuracy = probe_accuracy((rows[:split], labels[:split]), (rows[split:], labels[split:]), 10)
-        size = sum(value.numel() for value in encoder.module.parameters())
+        size = graph.parameters if graph else sum(value.numel() for value in encoder.module.parameters())
         error = (accuracy * (1 - accuracy) / (self.samples - split)) ** 0.5
         return {"accuracy": accuracy, "error": error, "parameters": size}

@@ -9,7 +9,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="platonic-pmi",
-    title="Contrastive learners of two modalities end at the kernel of pointwise mutual information",
+    title="Contrastive kernels and pointwise mutual information",
     question="Do contrastive learners end at K_PMI, and do two modalities end at the same kernel?",
     citation="M. Huh et al., The Platonic Representation Hypothesis, arXiv 2405.07987",
     config=cells.PmiConfig,
