@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -63,6 +65,22 @@ def test_what_cannot_be_called_is_refused_before_anything_is_computed(options: d
 def test_what_is_no_number_is_said() -> None:
     with pytest.raises(ValueError, match="metric: rows returned a Tensor; return a number"):
         unrolled.compare(*sides(), rows)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_finite_number_is_never_significant(value: float) -> None:
+    def blank(x: Tensor, y: Tensor) -> float:
+        return value
+
+    with pytest.raises(ValueError, match=f"metric: blank returned {value}; return a finite number"):
+        unrolled.compare(*sides(), blank, draws=9)
+
+
+def test_a_score_that_is_nan_has_no_p_value_and_a_nan_by_chance_counts_as_reached() -> None:
+    with pytest.raises(ValueError, match="score is NaN"):
+        al.permutation_p_value(math.nan, torch.zeros(19))
+    assert al.permutation_p_value(2.0, torch.tensor([math.nan, 1.0, 3.0])) == 3 / 4
+    assert al.permutation_p_value(-2.0, torch.tensor([math.nan, -1.0, -3.0]), higher_is_closer=False) == 3 / 4
 
 
 def rows(x: Tensor, y: Tensor) -> Tensor:

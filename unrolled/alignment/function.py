@@ -53,13 +53,15 @@ class FunctionMetric(Metric):
         """What the function returns.
 
         Raises:
-            ValueError: it is no number.
+            ValueError: it is no finite number.
         """
         value = self.function(a, b, **self.options)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise ValueError(f"metric: {self.name} returned a {type(value).__name__}; return a number")
+        if not math.isfinite(value):
+            raise ValueError(f"metric: {self.name} returned {float(value)}; return a finite number")
         return float(value)
 
     def relabel(self, prepared: Tensor, order: Tensor) -> Tensor:

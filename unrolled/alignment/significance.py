@@ -50,10 +50,14 @@ def p_phrase(p: float, method: str = "") -> str:
 def permutation_p_value(score: float, null: Tensor, *, higher_is_closer: bool = True) -> float:
     """(1 + null values at least as extreme) / (draws + 1), valid for any number of draws (Phipson and Smyth 2010).
 
-    Values within float32 rounding count as reached, so that it cannot make equal scores significant.
+    Values within float32 rounding count as reached, so that it cannot make equal scores significant; so does NaN.
+
+    Raises:
+        ValueError: the score is NaN.
     """
     sign = 1.0 if higher_is_closer else -1.0
-    return (1 + int((sign * null.double() >= _bar(score, sign)).sum())) / (len(null) + 1)
+    missed = int((sign * null.double() < _bar(score, sign)).sum())
+    return (1 + len(null) - missed) / (len(null) + 1)
 
 
 def resolved_p_value(score: float, null: Iterable[float], *, higher_is_closer: bool = True) -> PValue:
@@ -67,7 +71,7 @@ def resolved_p_value(score: float, null: Iterable[float], *, higher_is_closer: b
     reached, seen = 0, []
     for value in null:
         seen.append(sign * value)
-        reached += seen[-1] >= _bar(score, sign)
+        reached += not seen[-1] < _bar(score, sign)
         if reached == _ENOUGH:
             return PValue(_ENOUGH / len(seen), f"{len(seen)} relabellings, until {_ENOUGH} reached the score")
     return tail_p_value(sign * score, torch.tensor(seen, dtype=torch.float64))
@@ -162,4 +166,6 @@ def benjamini_hochberg(p_values: Sequence[float] | Tensor, *, alpha: float = 0.0
 
 
 def _bar(score: float, sign: float) -> float:
+    if math.isnan(score):
+        raise ValueError("score is NaN: nothing was measured that chance could be held against")
     return sign * score - 1e-7 - 1e-6 * abs(score)
