@@ -82,6 +82,13 @@ def test_first_layers_are_told_apart_from_later_ones(metric: str) -> None:
     assert late.startswith(f"block2 of A and block2 of B agree best by {metric}. Neither is among the first layers.")
     single = compare(layers(first=True)[0]["block0"], layers(first=True)[1]["block0"], metric, draws=9, resamples=0)
     assert layer_words(single, metric) == ""
+    few = {name: dict(list(side.items())[:2]) for name, side in zip("ab", layers(first=True), strict=True)}
+    words = layer_words(compare(few["a"], few["b"], metric, draws=9, resamples=0), metric)
+    assert "Neither is" not in words
+    assert "further up" not in words
+    assert "both sides have too few to tell how far up this pair is" in words
+    one = layer_words(compare(layers(first=True)[0], few["b"]["block1"], metric, draws=9, resamples=0), metric)
+    assert "Neither is" not in one
 
 
 def test_weights_that_no_seed_draws_have_no_twin() -> None:

@@ -107,9 +107,36 @@ def test_other_files_are_refused_with_the_line_that_saves_them_anew(name: str, l
         (torch.ones(12, 3, 2, 2), "features_a must be [n, d].*give features_a.mean((2, 3)), of channels at places"),
         (np.ones((12, 3, 2, 2)), "features_a.reshape(len(features_a), -1)"),
         (np.ones(12), "give one row a sample, features_a[:, None]"),
+        (ROWS[:3], "features_a has 3 samples and features_b 12: rows must be the same samples"),
         ({"block": np.ones((12, 5, 3))}, "block must be [n, d].*give block.mean(1), of tokens"),
     ],
 )
 def test_compare_says_the_line_of_code_that_mends_its_features(features: Any, said: str) -> None:
     with pytest.raises(ValueError, match=".*".join(map(re.escape, said.split(".*")))):
         unrolled.compare(features, ROWS)
+
+
+def test_a_table_of_pandas_is_its_numbers() -> None:
+    class Table:
+        """What pandas has: an array of its own, and columns to go over."""
+
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+            return ROWS
+
+        def __iter__(self) -> Any:
+            return iter(["a", "b"])
+
+    assert unrolled.compare(Table(), ROWS, "cka", draws=9, resamples=0).score == pytest.approx(1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["maps.npy", "maps.npz", "maps.pt"])
+def test_features_at_places_are_refused_with_the_line_that_pools_them(name: str, tmp_path: Path) -> None:
+    maps, path = np.ones((12, 3, 2, 2), dtype=np.float32), tmp_path / name
+    if path.suffix == ".npz":
+        np.savez(path, maps=maps)
+    elif path.suffix == ".npy":
+        np.save(path, maps)
+    else:
+        torch.save({"maps": torch.from_numpy(maps)}, path)
+    with pytest.raises(ValueError, match=r"\(?12, 3, 2, 2.*give maps\.mean\(\(2, 3\)\), of channels at places"):
+        read_features(path)

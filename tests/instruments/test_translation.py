@@ -78,6 +78,17 @@ def test_independent_clusters_are_not_and_it_says_so() -> None:
     assert "Do not use" in repr(failed)
 
 
+def test_a_test_that_knows_no_pair_does_not_condemn_a_map_that_was_given_some() -> None:
+    frame, restarts = Frame(np.zeros(3), np.eye(3), 1.0), ({"restart": 0, "anchors": None, "criterion": 0.5},)
+    given = Translation(
+        frame, frame, np.eye(3), "orthogonal", pairs=20, restarts=restarts, level=0.5, controls=(0.6,)
+    )  # fmt: skip
+    assert given.worked is False
+    assert "No translation" not in given.verdict()
+    assert "Do not use" not in given.verdict()
+    assert "the 20 pairs given; how held-out pairs fare says what the map is worth" in given.verdict()
+
+
 @pytest.mark.parametrize(("place", "worked"), [(1, False), (19, False), (20, True), (25, True), (None, True)])
 def test_the_place_of_the_first_control_that_matches_decides(place: int | None, worked: bool) -> None:
     frame = Frame(np.zeros(3), np.eye(3), 1.0)

@@ -99,8 +99,9 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> 
     """Prepare every layer for every metric; the kernels that several metrics need are computed once a layer.
 
     Args:
-        features: [n, d] of one layer, [n, layers, d], a mapping from names to [n, d], or an iterable of [n, d] or of
-            (name, [n, d]) pairs. A generator is consumed one layer at a time, so features need not fit memory together.
+        features: [n, d] of one layer (of pandas too), [n, layers, d], a mapping from names to [n, d], or an iterable
+            of [n, d] or of (name, [n, d]) pairs. A generator is consumed one layer at a time, so features need not fit
+            memory together.
         metrics: names or metric objects.
 
     Raises:
@@ -144,6 +145,9 @@ def named_layers(features: LayerFeatures, what: str = "features") -> Iterator[tu
     """
     layers: Iterable[Any]
     check_kind(features, what)
+    if hasattr(features, "__array__") and not isinstance(features, Tensor | np.ndarray):  # such as a table of pandas
+        features = np.asarray(features)
+        check_kind(features, what)
     if isinstance(features, Mapping):
         layers = features.items()
     elif isinstance(features, Tensor | np.ndarray):

@@ -144,7 +144,7 @@ class Translation(Tabular):
         return p <= _LEVEL
 
     def verdict(self) -> str:
-        """In words, what can be said without pairs."""
+        """In words, what can be said without pairs; a map that some were given to may be good all the same."""
         if not self.restarts:
             return "Fitted to pairs."
         if self.p_value is None:
@@ -159,6 +159,11 @@ class Translation(Tabular):
             return (
                 f"The two spaces match beyond their spread and their clumps: {words}. {SIZE} Only pairs show what the "
                 "map is worth."
+            )
+        if self.pairs:
+            return (
+                f"The rest of the rows gives no sign of a translation: {words}. That test knows nothing of the "
+                f"{self.pairs} pairs given; how held-out pairs fare says what the map is worth."
             )
         return f"No translation was found: {words}. Do not use the map."
 

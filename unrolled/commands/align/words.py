@@ -26,10 +26,16 @@ def layer_words(result: Comparison, metric: str) -> str:
     if len(rows) == len(columns) == 1:
         return ""
     where = [rows.index(best[0]), columns.index(best[1])]
-    early = [len(names) > 2 and 3 * i < len(names) for i, names in zip(where, (rows, columns), strict=True)]
+    enough = [len(names) > 2 for names in (rows, columns)]  # of one or two, none is first in this sense
+    early = [some and 3 * i < len(names) for some, i, names in zip(enough, where, (rows, columns), strict=True)]
     if any(early):
         which = "Both are" if all(early) else f"{best[early.index(True)]} of {'AB'[early.index(True)]} is"
         verdict = f"{which} among the first layers. {FIRST_LAYERS}, so this says little of what was learned."
+    elif not all(enough):
+        few = "both sides" if not any(enough) else "AB"[enough.index(False)]
+        verdict = (
+            f"{FIRST_LAYERS}; {few} {'have' if not any(enough) else 'has'} too few to tell how far up this pair is."
+        )
     else:
         verdict = f"Neither is among the first layers. {FIRST_LAYERS}; this pair is further up."
     scores = result.scores.double().cpu().numpy()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unrolled.arrays import read_npy, read_npz
-from unrolled.ops.rows import as_floats
+from unrolled.ops.rows import as_floats, as_rows
 from unrolled.tensors import read_tensors
 
 _MAPPED = 2**30
@@ -120,10 +120,20 @@ def _read_npy(path: Path) -> Mapping[str, Tensor | np.ndarray]:
     array = read_npy(path, mapped_from=_MAPPED)
     large = isinstance(array, np.memmap)
     if array.dtype.kind not in "fiu" or array.ndim not in (2, 3) or not array.size:
-        raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}")
+        mend = f"; {_mended(array, path.stem)}" if array.ndim > 3 and array.dtype.kind in "fiu" else ""
+        raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}{mend}")
     if large and array.ndim == 2 and array.dtype.kind == "f":
         return {path.stem: array}
     return _layers(path, torch.from_numpy(array.astype(np.float64 if array.dtype == np.float64 else np.float32)))
+
+
+def _mended(array: Any, name: str) -> str:
+    """The line of code that makes features [n, d] of an array of another shape."""
+    try:
+        as_rows(array, name)
+    except ValueError as error:
+        return str(error).partition(": ")[2]
+    return ""
 
 
 def _layers(path: Path, content: Any) -> Mapping[str, Tensor]:
@@ -143,7 +153,9 @@ def _layers(path: Path, content: Any) -> Mapping[str, Tensor]:
     }
     if wrong or not content:
         shown = ", ".join(f"{name} {shape}" for name, shape in list(wrong.items())[:5]) or "nothing"
-        raise ValueError(f"{path}: every tensor must be the features [n, d] of one layer; there is {shown}")
+        first = next((name for name, value in content.items() if isinstance(value, Tensor) and value.dim() != 2), None)
+        mend = "" if first is None else f"; {_mended(content[first], str(first))}"
+        raise ValueError(f"{path}: every tensor must be the features [n, d] of one layer; there is {shown}{mend}")
     return {
         f"layer{name:02d}" if isinstance(name, int) else str(name): as_floats(value, f"{path}: {name}")
         for name, value in content.items()

@@ -374,6 +374,7 @@ def _ordered(by_metric: Mapping[str, Separation]) -> dict[str, Separation]:
 def _chart(name: str, by_metric: Mapping[str, Separation]) -> Scatter:
     from unrolled.report import Scatter
 
+    by_metric = _ordered(by_metric)  # names find room in turn, and that of the first matters most
     each = list(by_metric.values())
     return Scatter(
         title=f"AUC: {name}",

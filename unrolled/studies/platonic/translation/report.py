@@ -45,7 +45,7 @@ def _headline(report: Report, config: TranslationConfig, results: Results[Any]) 
     n = rows.first("n")
     bound = splits(results, best, partial(_score, "paired", "top1")).mean
     report.headline(
-        f"Without a single pair, {SORTS[best]} is translated best: {100 * known[best].mean:.1f} % of {n:,} held-out "
+        f"Translated best without a single pair: {SORTS[best]}. {100 * known[best].mean:.1f} % of {n:,} held-out "
         f"samples come nearest to their partners, where chance is {100 / n:.2f} % and a map fitted to all pairs "
         f"reaches {100 * bound:.1f} %.",
         [
