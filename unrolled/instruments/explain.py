@@ -331,7 +331,7 @@ def _by_source(layer: Any, read: Tensor, g: Tensor, passed: dict[nn.Module, Any]
     used = g.abs().amax(-1) > 0
     one = bool(used[0]) and not bool(used[1:].any())
     rows = slice(0, 1) if one else slice(None)
-    sign, own = 1.0, 0.0
+    sign, itself = 1.0, 0.0
     if callable(getattr(layer, "project", None)) and _is_softmax(layer):
         v = layer.project(read[None])[0]
         weights = layer.attention(read[None], query=rows)[0]
@@ -341,7 +341,7 @@ def _by_source(layer: Any, read: Tensor, g: Tensor, passed: dict[nn.Module, Any]
         offset = getattr(layer.output, "bias", None)
         if callable(signed := getattr(layer, "signed", None)):  # a v + b v_t, with a and b of the form of compression
             unit = v.new_ones(())
-            sign, own = float(signed(unit, 0 * unit)), float(signed(0 * unit, unit))
+            sign, itself = float(signed(unit, 0 * unit)), float(signed(0 * unit, unit))
     elif (type(layer).__module__, type(layer).__name__) == ("timm.layers.attention", "Attention"):
         if layer.gate is not None or not isinstance(layer.norm, nn.Identity):
             return None
@@ -352,8 +352,8 @@ def _by_source(layer: Any, read: Tensor, g: Tensor, passed: dict[nn.Module, Any]
         return None
     back = (g[rows] @ matrix).unflatten(-1, (v.shape[0], -1)).transpose(0, 1)
     sources = sign * (weights.mT @ back * v).sum(-1)
-    if own:
-        sources = sources + own * (weights.mT @ (back * v[:, rows]).sum(-1, keepdim=True))[..., 0]
+    if itself:
+        sources = sources + itself * (weights.mT @ (back * v[:, rows]).sum(-1, keepdim=True))[..., 0]
     return sources.sum(-1), sources, 0.0 if offset is None else float(g.sum(0) @ offset)
 
 
