@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.explain import Explanation, explain_logit
+from unrolled.instruments.trace import trace
 from unrolled.models import CRATE
 
 CRATES: dict[str, dict[str, Any]] = {
@@ -27,9 +28,12 @@ CRATES: dict[str, dict[str, Any]] = {
     "orthogonal": {"orthogonal": True, "output": "tied"},
     "registers": {"pool": "mean", "reg_tokens": 2},
     "derived step": {"compression": "derived", "output": "tied"},
+    "derived step, output of its own": {"compression": "derived", "pool": "mean"},
+    "negated step": {"compression": "negated"},
+    "exact step": {"compression": "exact", "eps": 0.5, "output": "tied"},
     "cbt": {"attention": "cbsa", "pool": "mean"},
 }
-WITHOUT_HEADS = {"derived step"}  # the step is no sum of what heads read; it is kept whole
+WITHOUT_HEADS = {"exact step"}  # no attention is in it; it is kept whole
 WITHOUT_SOURCES = {"tost frame", "cbt", *WITHOUT_HEADS}
 
 
@@ -102,6 +106,21 @@ def test_parts_of_a_vit_sum_to_the_logit(kwargs: dict[str, Any]) -> None:
     assert all((half.sources is None) == ("scale_attn_norm" in kwargs) for half in attention)
     assert found.prefix == (0 if kwargs.get("class_token") is False else 1 + kwargs.get("reg_tokens", 0))
     assert found.read == ("patches" if kwargs.get("global_pool") and found.prefix else found.read)
+
+
+def test_a_token_that_agrees_with_the_one_that_attends_gives_a_derived_step_nothing() -> None:
+    """Its sources are differences from the reading token's own coordinates, so equal patches are no evidence."""
+    model = crate(compression="derived", pool="mean", depth=1)
+    model, image = model.double(), torch.ones(1, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        model.pos_embed.zero_()
+        with trace(model) as values:
+            model(image)
+        model.cls_token.copy_(values["embed"][:, 1:2])
+    found = explain_logit(model, image)
+    attention = found.halves[0]
+    assert attention.sources is not None
+    torch.testing.assert_close(attention.sources, torch.zeros_like(attention.sources), rtol=0, atol=1e-9)
 
 
 def test_the_difference_of_two_logits() -> None:

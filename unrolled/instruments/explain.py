@@ -324,11 +324,14 @@ _Split = tuple[Tensor, Tensor | None, float]
 def _by_source(layer: Any, read: Tensor, g: Tensor, passed: dict[nn.Module, Any]) -> _Split | None:
     """By head and attended token, for softmax attention whose weights, values and output are known.
 
-    With a the weights, v the values and W_k the output of head k: token s gives sum_t a_kts <W_k^T g_t, v_ks>.
+    With a the weights, v the values and W_k the output of head k: token s gives sum_t a_kts <W_k^T g_t, v_ks>. Where a
+    layer subtracts a token's own coordinates from what it attended to (`compression="derived"` of MSSA), v_ks - v_kt
+    takes the place of v_ks: the weights of a token sum to one, so the own ones are shared among what it attends to.
     """
     used = g.abs().amax(-1) > 0
     one = bool(used[0]) and not bool(used[1:].any())
     rows = slice(0, 1) if one else slice(None)
+    sign, itself = 1.0, 0.0
     if callable(getattr(layer, "project", None)) and _is_softmax(layer):
         v = layer.project(read[None])[0]
         weights = layer.attention(read[None], query=rows)[0]
@@ -336,6 +339,9 @@ def _by_source(layer: Any, read: Tensor, g: Tensor, passed: dict[nn.Module, Any]
         matrix = layer.scale * layer.subspaces.weight.mT if tied else getattr(layer.output, "weight", None)
         matrix = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device) if matrix is None else matrix
         offset = getattr(layer.output, "bias", None)
+        if callable(signed := getattr(layer, "signed", None)):  # a v + b v_t, with a and b of the form of compression
+            unit = v.new_ones(())
+            sign, itself = float(signed(unit, 0 * unit)), float(signed(0 * unit, unit))
     elif (type(layer).__module__, type(layer).__name__) == ("timm.layers.attention", "Attention"):
         if layer.gate is not None or not isinstance(layer.norm, nn.Identity):
             return None
@@ -345,7 +351,9 @@ def _by_source(layer: Any, read: Tensor, g: Tensor, passed: dict[nn.Module, Any]
     else:
         return None
     back = (g[rows] @ matrix).unflatten(-1, (v.shape[0], -1)).transpose(0, 1)
-    sources = (weights.mT @ back * v).sum(-1)
+    sources = sign * (weights.mT @ back * v).sum(-1)
+    if itself:
+        sources = sources + itself * (weights.mT @ (back * v[:, rows]).sum(-1, keepdim=True))[..., 0]
     return sources.sum(-1), sources, 0.0 if offset is None else float(g.sum(0) @ offset)
 
 
