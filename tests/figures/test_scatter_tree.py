@@ -61,6 +61,12 @@ def test_names_never_overlap_however_crowded() -> None:
     assert faults(drawing) == []
 
 
+def test_a_point_at_the_edge_beside_another_keeps_its_name() -> None:
+    names = ["soft_matching", "procrustes", "pwcca"]
+    drawing = Scatter(title="AUC", x_label="d'", x=[3.55, 2.84, 0.6], y=[1.0, 0.969, 0.3], names=names)
+    assert all(name in drawing.svg() for name in names)
+
+
 def test_names_stay_off_the_numbers_of_the_axis() -> None:
     chart = Scatter(
         title="t" * 80,

@@ -225,7 +225,7 @@ def compare(
         features_a = dict(named_layers(features_a, "features_a"))
         features_b = dict(named_layers(features_b, "features_b"))
         stored = features_a, features_b
-        rows = [getattr(next(iter(side.values()), None), "shape", ())[:1] for side in stored]
+        rows = [list(getattr(next(iter(side.values()), None), "shape", ()))[:1] for side in stored]
         if all(rows) and rows[0] != rows[1]:  # before a metric finds the shorter side too short
             raise ValueError(
                 f"features_a has {rows[0][0]} samples and features_b {rows[1][0]}: rows must be the same samples"

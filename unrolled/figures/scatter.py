@@ -143,7 +143,7 @@ class Scatter(Panel):
         self, ax: Axes, shown: list[int], xs: tuple[float, float], ys: tuple[float, float], size: tuple[float, float],
         frame: Frame | None,
     ) -> None:  # fmt: skip
-        """Names beside their points, in the first of four free places; shortened, or none, where all are taken."""
+        """Names beside their points, in the first free place; shortened, or none, where all are taken."""
         if not self.names:
             return
         wide, tall = size
@@ -171,8 +171,9 @@ class Scatter(Panel):
 
 
 def _corners(x: float, y: float, long: float) -> Iterator[tuple[float, float]]:
-    """Where a name may begin: to the right of its point, to the left, above, below."""
+    """Where a name may begin: right of its point, left, above, below; above and below to the left and to the right."""
     yield from ((x + 7, y - 6), (x - 7 - long, y - 6), (x - long / 2, y + 7), (x - long / 2, y - 19))
+    yield from ((x + 5 - long, y + 7), (x + 5 - long, y - 19), (x - 5, y + 7), (x - 5, y - 19))
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
