@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,40 @@ def test_counts_at_the_order_of_the_definition() -> None:
     lower = (1 - 0.5) / 3 + (3 * 0.5 / 3) * uniform
     expected = (1 - 0.5) / 3 + ((0.5 + 1.0) / 3) * lower
     assert float(torch.exp(-counts.losses(row))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("order", [1, 3, 4])
+def test_counts_of_a_longer_text_at_every_order(order: int) -> None:
+    # long enough that discounts are estimated; the second row has bytes and contexts that the text has not
+    draws = torch.rand(400, generator=torch.Generator().manual_seed(0))
+    text = (4 * draws.square()).long()
+    row = torch.stack([text[5:25], torch.randint(6, (20,), generator=torch.Generator().manual_seed(1))])
+    levels = {order: Counter(tuple(text[i : i + order].tolist()) for i in range(len(text) - order + 1))}
+    for length in range(order - 1, 0, -1):
+        levels[length] = Counter(gram[1:] for gram in levels[length + 1])
+
+    def discounts(grams: Counter[tuple[int, ...]]) -> list[float]:
+        of = [sum(1 for count in grams.values() if count == wanted) for wanted in range(5)]
+        if not all(of[1:]):
+            return [0.0, 0.5, 1.0, 1.5]
+        share = of[1] / (of[1] + 2 * of[2])
+        raw = [(i, i - (i + 1) * share * of[i + 1] / of[i]) for i in (1, 2, 3)]
+        return [0.0, *(min(max(value, 0.05), i - 0.05) for i, value in raw)]
+
+    def probability(context: tuple[int, ...], byte: int) -> float:
+        lower = probability(context[1:], byte) if context else 1 / 256
+        grams = levels[len(context) + 1]
+        after = {gram[-1]: count for gram, count in grams.items() if gram[:-1] == context}
+        if not after:
+            return lower
+        less, total, count = discounts(grams), sum(after.values()), after.get(byte, 0)
+        given = sum(less[min(each, 3)] for each in after.values()) / total
+        return max(count - less[min(count, 3)], 0) / total + given * lower
+
+    losses = KneserNey(text, order).losses(row)
+    for values, each in zip(row.tolist(), losses.tolist(), strict=True):
+        expected = [-math.log(probability(tuple(values[max(0, t - order + 1) : t]), values[t])) for t in range(1, 20)]
+        assert each == pytest.approx(expected)
 
 
 def test_a_packer_saves_what_it_has_seen() -> None:

@@ -34,7 +34,8 @@ class SequenceConfig:
         mlp_ratio: hidden width of the second half over `dim`; ISTA has none.
         norm: before each half and at the end: "layernorm", "rmsnorm" or "none".
         positions: "learned" rows added to the tokens, "sinusoidal" ones, "first_layer" (sinusoids of width
-            `dim`, concatenated to what queries and keys of the first layer read and to nothing else), or "none".
+            `dim`, concatenated to what queries and keys of the first layer read and to nothing else), or "none"; rotary
+            ones are of a layer: `layer_args={"softmax": {"rotary": 10000.0}}`.
         max_length: rows of the learned table, and of what "tssa" learns by position; all else knows no limit.
         dropout: on the embedded tokens and on what each half adds, in training.
         init_std: of all weights but those of MSSA, TSSA and the ISTAs, which keep their own; PyTorch's default if None.
