@@ -76,7 +76,7 @@ def test_claims_read_shares_ranks_and_verdicts(tmp_path: Path) -> None:
     assert set(judged.values()) == {"reproduced", "not judged"}
     report = Report(STUDY.title, question=STUDY.question)
     STUDY.report(report, config, results)
-    assert "two seeds of a CRATE is translated best" in report.summary
+    assert "Translated best without a single pair: two seeds of a CRATE." in report.summary
     page = report.to_html()
     assert all(words in page for words in SORTS.values())
     assert "no translation found" in page
