@@ -15,7 +15,7 @@ NEEDED = {"CausalTSSA": {"max_length": 8}}
 PUBLIC = [name for name in layers.__all__ if issubclass(getattr(layers, name), nn.Module)]
 WITH_HEADS = [name for name in PUBLIC if "heads" in inspect.signature(getattr(layers, name)).parameters]
 # what layers share, and what blocks and instruments take from them
-PARTS = {"AttentionLayer", "MesaNetState", "RMSNorm", "SubspaceAttention"}
+PARTS = {"AttentionLayer", "MesaNetState", "RMSNorm", "SubspaceAttention", "ShortConvolution"}
 # what only places layers, or is the plain transformer's, and descends nothing of its own
 PLAIN = {"CRATEBlock", "MesaNetBlock", "SoftmaxSelfAttention", "ToSTBlock"}
 

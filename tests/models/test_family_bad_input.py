@@ -142,7 +142,7 @@ def test_texts_that_are_empty_too_long_or_in_unknown_tokens(name):
 @pytest.mark.parametrize("name", TEXT)
 def test_past_the_position_table_the_error_says_why_nothing_is_interpolated(name):
     model, tokens = language(name), torch.zeros(1, 9, dtype=torch.long)
-    if name.startswith("mesanet"):  # has no table: longer is fine
+    if name.startswith(("mesanet", "llama")):  # have no table: longer is fine
         assert model(tokens).shape == (1, 9, 11)
         return
     with pytest.raises(ValueError, match=r"max_length=8.*stretching the table would move every token"):
