@@ -169,6 +169,7 @@ def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytes
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_in_a_line(tmp_path: Path) -> None:
     with writing_without_end(tmp_path) as process:
         assert process.stdout is not None

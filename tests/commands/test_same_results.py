@@ -158,7 +158,10 @@ def test_every_verb_is_among_them_or_has_nothing_to_compare() -> None:
     assert not shown & _WITHOUT
 
 
-@pytest.mark.parametrize("name", NAMES)
+SLOW = ("segment-eval", "translate", "eval --robustness")  # the rest of them take a second or two
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NAMES])
 def test_batches_workers_and_the_order_of_files_change_nothing(
     name: str,
     data: Path,

@@ -225,10 +225,11 @@ def compare(
         features_a = dict(named_layers(features_a, "features_a"))
         features_b = dict(named_layers(features_b, "features_b"))
         stored = features_a, features_b
-        rows = [list(getattr(next(iter(side.values()), None), "shape", ()))[:1] for side in stored]
-        if all(rows) and rows[0] != rows[1]:  # before a metric finds the shorter side too short
+        shapes = [tuple(getattr(next(iter(side.values()), None), "shape", ())) for side in stored]
+        if all(len(shape) == 2 for shape in shapes) and shapes[0][0] != shapes[1][0]:
+            # before a metric finds the shorter side too short
             raise ValueError(
-                f"features_a has {rows[0][0]} samples and features_b {rows[1][0]}: rows must be the same samples"
+                f"features_a has {shapes[0][0]} samples and features_b {shapes[1][0]}: rows must be the same samples"
             )
     left = features_a if isinstance(features_a, Layers) else prepare_layers(features_a, [chosen])
     right = features_b if isinstance(features_b, Layers) else prepare_layers(features_b, [chosen])
