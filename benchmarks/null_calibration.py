@@ -44,10 +44,6 @@ GROUP = 5  # rows of a group
 RELABELLINGS = 199
 MOST = 999  # relabellings of the null "moments" where it has to draw
 CHUNK = 100
-WHY = (
-    "Missing are soft matching with ties and of 1,000 samples, about seven core-minutes that the machine did not have: "
-    "ties of 60 samples, 0.27 s a draw since the two sides differ in width, and the others, 0.01 to 0.02 s a draw."
-)
 
 
 def normal(n: int, generator: torch.Generator) -> Tensor:
@@ -257,8 +253,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"interval of {_alone(found)} rates lies above, where chance alone would have about "
         f"{0.025 * found['tested']:.0f}; metrics are tested on the same draws, so they are high and low together.",
         "",
-        f"{'' if done else WHY + ' '}`python -m benchmarks.null_calibration` computes what is missing, `--table docs` "
-        "writes this page.",
+        "`python -m benchmarks.null_calibration` computes what is missing, `--table docs` writes this page.",
     ]
     for n in SAMPLES:
         lines += [
