@@ -85,7 +85,7 @@ def noted(notes: list[str], sides: Mapping[str, str] | None = None, *, quiet: bo
     """
     names = sides or {}
 
-    def said(message: str) -> str:
+    def worded(message: str) -> str:
         return re.sub(rf"\b(?:{'|'.join(names)})\b", lambda match: names[match[0]], message) if names else message
 
     with warnings.catch_warnings(record=True) as caught:
@@ -93,13 +93,13 @@ def noted(notes: list[str], sides: Mapping[str, str] | None = None, *, quiet: bo
         try:
             yield
         except ValueError as error:
-            if (message := said(str(error))) == str(error):
+            if (message := worded(str(error))) == str(error):
                 raise
             raise ValueError(message) from error
     for each in caught:
         if each.category is not UserWarning:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        elif (note := as_typed(said(str(each.message)))) not in notes:
+        elif (note := as_typed(worded(str(each.message)))) not in notes:
             notes.append(note)
             say(f"note: {note}", quiet=quiet)
 
