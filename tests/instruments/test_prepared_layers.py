@@ -10,10 +10,11 @@ import torch
 
 from unrolled.alignment import models as module
 from unrolled.alignment.chance import compare
-from unrolled.alignment.embedding import EmbeddingMetric, sparse_product, whole_grids
+from unrolled.alignment.embedding import EmbeddingMetric, whole_grids
 from unrolled.alignment.layers import prepare_layers
 from unrolled.alignment.models import metric_of, model_grid
 from unrolled.alignment.prepared import load_prepared, save_prepared
+from unrolled.alignment.sparse import sparse_product
 from unrolled.errors import CorruptFile
 from unrolled.instruments.features.files import Rows, read_features
 

@@ -26,6 +26,14 @@ from scipy import sparse
 from torch import Tensor
 
 from unrolled.alignment.metric import Metric, stacked
+from unrolled.alignment.sparse import (
+    blockwise_grid,
+    mantel_moments,
+    mantel_totals,
+    sparse_grid,
+    sparse_nulls,
+    sparse_product,
+)  # fmt: skip
 from unrolled.ops.gram import accumulator, from_triangle, triangle, triangle_relabelling
 from unrolled.ops.permutation_moments import Factors, OrbitSums, orbit_sums, permutation_moments
 
@@ -37,7 +45,6 @@ _CACHED = 2**16  # entries of a kernel relabelled at a time
 _STACK = 2**31  # bytes of stacked layers for null grids
 _MOVED = 2**25  # relabelled entries of layers held at a time
 _SPARSER = 64  # samples for each neighbour above which sparse products of whole grids are cheaper than dense ones
-_ENTRIES = 2**23  # entries of the samples' rows of a matrix that one sparse product is of
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class SparseEmbedding:
     @cached_property
     def totals(self) -> Tensor:
         """[7] the six class totals of Mantel's statistic, then the sum of all values; needed for null moments only."""
-        return _mantel_totals(self.columns, self.values.to(accumulator(self.values)) * self.scale)
+        return mantel_totals(self.columns, self.values.to(accumulator(self.values)) * self.scale)
 
     @property
     def n(self) -> int:
@@ -201,7 +208,7 @@ class EmbeddingMetric(Metric):
             moments = schur_moments(components[0], components[1], n)
         else:
             totals = [torch.stack([e.totals for e in side]).double().cpu() for side in (a, b)]
-            moments = _mantel_moments(totals[0], totals[1], n)
+            moments = mantel_moments(totals[0], totals[1], n)
         where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
         mean, variance = (torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64) for _ in range(2))
         mean[where], variance[where] = moments
@@ -248,7 +255,7 @@ class EmbeddingMetric(Metric):
         if large:
             products = self._stacked_nulls(a, b, orders)
         else:
-            products = _dense_nulls(a, b, orders) if isinstance(a[0], DenseEmbedding) else _sparse_nulls(a, b, orders)
+            products = _dense_nulls(a, b, orders) if isinstance(a[0], DenseEmbedding) else sparse_nulls(a, b, orders)
         where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
         for values in products:
             out = torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64)
@@ -260,24 +267,7 @@ class EmbeddingMetric(Metric):
         entries = sum(e.columns.numel() for e in b)
         for some in stacked(orders, max(1, _MOVED // entries)):
             moved = [self.relabel(e, order) for order in some for e in b]
-            yield from _sparse_grid(a, moved).reshape(len(a), len(some), len(b)).unbind(1)
-
-
-def sparse_product(a: SparseEmbedding, b: SparseEmbedding) -> float:
-    """Inner product of two sparse matrices, a block of rows at a time."""
-    n, total = a.n, 0.0
-    few = a.columns.shape[1] * b.columns.shape[1] <= 4096
-    step = max(1, _BUDGET // 16 // (a.columns.shape[1] * b.columns.shape[1] if few else 4 * n))
-    for start in range(0, n, step):
-        rows = slice(start, start + step)
-        if few:
-            hit = a.columns[rows, :, None] == b.columns[rows, None, :]
-            products = torch.einsum("nab,na,nb->n", hit.to(a.values.dtype), a.values[rows], b.values[rows])
-        else:
-            dense = a.values.new_zeros(a.columns[rows].shape[0], n).scatter_add_(1, a.columns[rows], a.values[rows])
-            products = (dense.gather(1, b.columns[rows]) * b.values[rows]).sum(1)
-        total += float(products.sum(dtype=accumulator(products)))
-    return total * a.scale * b.scale
+            yield from sparse_grid(a, moved).reshape(len(a), len(some), len(b)).unbind(1)
 
 
 def whole_grids(layers: Sequence[Any]) -> bool:
@@ -315,53 +305,7 @@ def _product(a: Sequence[Embedding], b: Sequence[Embedding]) -> Tensor:
             left, right = (torch.stack([e.vector[start : start + step] for e in side]) for side in (a, b))  # type: ignore[union-attr]
             total += (left @ right.T).double().cpu()
         return total
-    n = a[0].n
-    if whole_grids([*a, *b]):
-        return _sparse_grid(a, b)  # type: ignore[arg-type]
-    if n > 4 * 4096:  # the dense blocks below cost n^2 per layer, pairs of lists only n k^2 per pair
-        return torch.tensor([[sparse_product(x, y) for y in b] for x in a], dtype=torch.float64)  # type: ignore[arg-type]
-    step = max(1, _BUDGET // 4 // (n * (len(a) + len(b))))
-    total = torch.zeros(len(a), len(b), dtype=torch.float64)
-    for start in range(0, n, step):
-        left, right = (_dense_rows(side, slice(start, start + step)) for side in (a, b))  # type: ignore[arg-type]
-        total += (left @ right.T).double().cpu()
-    return total * _scales(a)[:, None] * _scales(b)
-
-
-def _sparse_grid(a: Sequence[SparseEmbedding], b: Sequence[SparseEmbedding]) -> Tensor:
-    """All inner products of sparse matrices: one sparse product of layers by entries a few rows of samples.
-
-    Its cost is the number of entries that layers share. Blocks depend on n alone, so that a pair has the same value in
-    any company.
-    """
-    n, total = a[0].n, np.zeros((len(a), len(b)))
-    step = max(1, _ENTRIES // n)
-
-    def stack(side: Sequence[SparseEmbedding], start: int) -> Any:
-        rows = slice(start, min(start + step, n))
-        count = rows.stop - start
-        keys = [(e.columns[rows] + n * torch.arange(count)[:, None]).flatten().int().numpy() for e in side]
-        values = np.concatenate([e.values[rows].flatten().double().numpy() for e in side])
-        ends = np.cumsum([0, *(len(key) for key in keys)], dtype=np.int32)
-        return sparse.csr_array((values, np.concatenate(keys), ends), shape=(len(side), count * n))
-
-    for start in range(0, n, step):
-        left = stack(a, start)
-        right = left if a is b else stack(b, start)
-        total += (right @ left.T.tocsr()).toarray().T  # only the layers of a are sorted by entry
-    return torch.from_numpy(total) * _scales(a)[:, None] * _scales(b)
-
-
-def _scales(side: Sequence[Any]) -> Tensor:
-    return torch.tensor([e.scale for e in side], dtype=torch.float64)
-
-
-def _dense_rows(side: Sequence[SparseEmbedding], rows: slice) -> Tensor:
-    count, n = side[0].columns[rows].shape[0], side[0].n
-    dense = side[0].values.new_zeros(len(side), count, n)
-    for layer, e in zip(dense, side, strict=True):
-        layer.scatter_add_(1, e.columns[rows], e.values[rows])
-    return dense.flatten(1)
+    return sparse_grid(a, b) if whole_grids([*a, *b]) else blockwise_grid(a, b)  # type: ignore[arg-type]
 
 
 def _stack_bytes(a: Sequence[Embedding], b: Sequence[Embedding]) -> int:
@@ -402,54 +346,7 @@ def _symmetric(e: DenseEmbedding) -> Tensor:
     return matrix
 
 
-def _sparse_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
-    n = a[0].n
-    table = a[0].values.new_zeros(n * n, len(a))  # entries first, so that a lookup reads the layers of `a` together
-    for i, e in enumerate(a):
-        table[:, i] = table.new_zeros(n, n).scatter_add_(1, e.columns, e.values).flatten()
-    widest = max(e.columns.numel() for e in b)
-    for some in stacked(orders, max(1, min(16, _BUDGET // 16 // (widest * (2 + len(a)))))):
-        place = torch.argsort(some.to(table.device), 1)
-        nulls = []
-        for e in b:
-            keys = (n * place[:, :, None] + place[:, e.columns]).flatten()
-            entries = (table[:, 0] if len(a) == 1 else table).index_select(0, keys)
-            wide = accumulator(e.values)
-            nulls.append(e.values.flatten().to(wide) @ entries.to(wide).reshape(len(some), -1, len(a)))
-        yield from torch.stack(nulls, 2).cpu() * _scales(a)[:, None] * _scales(b)
-
-
-def _mantel_totals(columns: Tensor, values: Tensor) -> Tensor:
-    """Totals over pairs of entries: equal, transposed, same row, same column, chained, disjoint; then the plain sum."""
-    n = columns.shape[0]
-    rows_sum = values.sum(1)
-    columns_sum = values.new_zeros(n).scatter_add_(0, columns.flatten(), values.flatten())
-    keys = torch.arange(n, device=columns.device)[:, None] * n + columns
-    flipped = columns * n + torch.arange(n, device=columns.device)[:, None]
-    used = values.flatten() != 0
-    keys, flipped, flat = keys.flatten()[used], flipped.flatten()[used], values.flatten()[used]
-    keys, by_key = keys.sort()
-    at = torch.searchsorted(keys, flipped).clamp_max(keys.numel() - 1)
-    partner = torch.where(keys[at] == flipped, flat[by_key][at], torch.zeros_like(flat))
-    equal, transposed = flat.square().sum(), (flat * partner).sum()
-    same_row = rows_sum.square().sum() - equal
-    same_column = columns_sum.square().sum() - equal
-    chained = (rows_sum * columns_sum).sum() - transposed
-    total = rows_sum.sum()
-    disjoint = total.square() - equal - transposed - same_row - same_column - 2 * chained
-    return torch.stack([equal, transposed, same_row, same_column, chained, disjoint, total])
-
-
 def schur_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Moments from components [L, 3] and [M, 3]."""
     mean, middle, rest = (a[:, None, i] * b[None, :, i] for i in range(3))
     return mean, middle / (n - 1) + (rest * 2 / (n * (n - 3)) if n > 3 else 0 * rest)
-
-
-def _mantel_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Moments from totals [L, 7] and [M, 7]: each class of pairs of entries is relabelled onto itself, uniformly."""
-    pairs, triples = n * (n - 1), n * (n - 1) * (n - 2)
-    counts = torch.tensor([pairs, pairs, triples, triples, triples / 2, triples * (n - 3)], dtype=torch.float64)
-    mean = torch.outer(a[:, 6], b[:, 6]) / pairs
-    second = (a[:, :6] / counts.clamp_min(1)) @ b[:, :6].T
-    return mean, (second - mean.square()).clamp_min(0)
