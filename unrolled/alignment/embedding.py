@@ -4,11 +4,11 @@ Mutual k-NN, CKNNA, CKA and most forms of RSA turn a representation into one n x
 the inner product. A whole grid of layers is then one matrix product, and the mean and variance under random relabelling
 of the samples have closed forms:
 
-- symmetric matrices (`DenseEmbedding`). The relabelling group acts on hollow symmetric matrices, and on symmetric ones
+- symmetric matrices (`embedded.DenseEmbedding`). The relabelling group acts on hollow symmetric matrices, and on symmetric ones
   with zero row sums, as the sum of three different irreducible representations, of dimensions 1, n - 1 and n (n - 3) /
   2. With t the component along the first and p, q the squared norms of the other two, Schur's lemma gives mean t_a t_b
   and variance p_a p_b / (n - 1) + q_a q_b / (n (n - 3) / 2). For unbiased CKA p = t = 0 and q = 1.
-- k-NN matrices (`SparseEmbedding`), hollow and not symmetric: the moments of Mantel's statistic, sums of products of
+- k-NN matrices (`embedded.SparseEmbedding`), hollow and not symmetric: the moments of Mantel's statistic, sums of products of
   six class totals (Mantel 1967).
 """
 
@@ -16,157 +16,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
+from unrolled.alignment.embedded import DenseEmbedding, Embedding, SparseEmbedding, symmetric_matrix
 from unrolled.alignment.metric import Metric, stacked
 from unrolled.alignment.sparse import (
     blockwise_grid,
     mantel_moments,
-    mantel_totals,
     sparse_grid,
     sparse_nulls,
     sparse_product,
-)  # fmt: skip
-from unrolled.ops.gram import accumulator, from_triangle, triangle, triangle_relabelling
-from unrolled.ops.permutation_moments import Factors, OrbitSums, orbit_sums, permutation_moments
+)
+from unrolled.ops.gram import accumulator, triangle_relabelling
+from unrolled.ops.permutation_moments import permutation_moments
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
-_FEW = 384  # samples of matrices so small that calls cost more than arithmetic
-_WIDE = 2**28  # products of a sparse matrix with itself above which the dense form is cheaper
-_LARGE = 100.0  # norm of a diagonal that may be subtracted again from sums of third powers of a unit matrix
 _CACHED = 2**16  # entries of a kernel relabelled at a time
 _STACK = 2**31  # bytes of stacked layers for null grids
 _MOVED = 2**25  # relabelled entries of layers held at a time
 _SPARSER = 64  # samples for each neighbour above which sparse products of whole grids are cheaper than dense ones
-
-
-@dataclass(frozen=True)
-class DenseEmbedding:
-    """Unit vector of a symmetric matrix: its entries above the diagonal times sqrt(2), then the diagonal if it counts.
-
-    Attributes:
-        vector: [n (n - 1) / 2] or, with the diagonal, [n (n + 1) / 2].
-        n: samples.
-        components: (t, p, q) of the module docstring.
-        features: [n, d] centred features, for linear kernels of such as are narrow.
-    """
-
-    vector: Tensor
-    n: int
-    components: tuple[float, float, float]
-    features: Tensor | None = None
-
-    @classmethod
-    def of(cls, k: Tensor, *, diagonal: bool, scale: float, features: Tensor | None = None) -> DenseEmbedding:
-        """Embed a symmetric matrix: hollow (`diagonal=False`), or with zero row sums (`diagonal=True`).
-
-        Raises:
-            ValueError: the matrix is zero up to the rounding error of entries of size `scale`.
-        """
-        n = k.shape[0]
-        vector = triangle(k).mul_(math.sqrt(2))
-        if diagonal:
-            vector = torch.cat([vector, k.diagonal()])
-        wide = accumulator(k)
-        norm = float(vector.to(wide).norm())
-        if not norm > 4 * n * torch.finfo(k.dtype).eps * scale:
-            raise ValueError("x has no similarity structure: its centred kernel is zero up to rounding")
-        if diagonal:
-            # among matrices with zero row sums, the diagonal carries the middle component
-            on = k.diagonal().to(wide) / norm
-            t, p = float(on.sum()) / math.sqrt(n - 1), n * float((on - on.mean()).square().sum()) / max(1, n - 2)
-        else:
-            sums = k.sum(1, dtype=wide) / norm
-            t, p = (
-                float(sums.sum()) / math.sqrt(n * (n - 1)),
-                2 * float((sums - sums.mean()).square().sum()) / max(1, n - 2),
-            )
-        return cls(vector / norm, n, (t, p, max(0.0, 1.0 - t * t - p)), features)
-
-    @cached_property
-    def shape(self) -> Shape:
-        """For the third moment under relabelling."""
-        if self.features is not None:
-            factors = Factors.of_kernel(self.features, hollow=self.vector.numel() < self.n * (self.n + 1) // 2)
-            if float(factors.on.norm()) < _LARGE:
-                squares = factors.squares(torch.ones_like(factors.on))
-                return Shape(orbit_sums(factors, symmetric=True), float(squares.max()))
-        matrix = _symmetric(self).to(accumulator(self.vector))
-        on = matrix.diagonal().clone()
-        matrix.div_(math.sqrt(2)).diagonal().copy_(on)
-        return Shape.of(matrix, symmetric=True)
-
-
-@dataclass(frozen=True)
-class SparseEmbedding:
-    """Unit vector of an n x n matrix with few entries a row.
-
-    Attributes:
-        columns: [n, m] int64; values: [n, m], zero where padded; their norm is 1 / `scale`.
-    """
-
-    columns: Tensor
-    values: Tensor
-    scale: float
-
-    @classmethod
-    def of(cls, columns: Tensor, values: Tensor) -> SparseEmbedding:
-        """Embed the matrix with `values` at (row, `columns`).
-
-        Raises:
-            ValueError: all values are zero.
-        """
-        wide = values.to(accumulator(values))
-        norm = float(wide.square().sum().sqrt())
-        if not norm > 0:
-            raise ValueError("x has no similarity structure: its centred kernel is zero on all neighbours")
-        return cls(columns, values, 1 / norm)
-
-    @cached_property
-    def totals(self) -> Tensor:
-        """[7] the six class totals of Mantel's statistic, then the sum of all values; needed for null moments only."""
-        return mantel_totals(self.columns, self.values.to(accumulator(self.values)) * self.scale)
-
-    @property
-    def n(self) -> int:
-        """Samples."""
-        return self.columns.shape[0]
-
-    @cached_property
-    def shape(self) -> Shape:
-        """For the third moment under relabelling."""
-        n, m = self.columns.shape
-        values = self.values.to(accumulator(self.values)) * self.scale
-        if n <= _FEW or m * m * n > _WIDE:
-            return Shape.of(values.new_zeros(n, n).scatter_add_(1, self.columns, values), symmetric=False)
-        rows = np.repeat(np.arange(n), m)
-        entries = (values.flatten().cpu().numpy(), (rows, self.columns.flatten().cpu().numpy()))
-        return Shape.of(sparse.coo_array(entries, shape=(n, n)).tocsr(), symmetric=False)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the third moment of an embedding under relabelling needs, and the largest share of a sample in its norm."""
-
-    sums: OrbitSums
-    share: float
-
-    @classmethod
-    def of(cls, matrix: Any, *, symmetric: bool) -> Shape:
-        """From the [n, n] matrix of unit norm, a tensor or SciPy sparse."""
-        squares = matrix.multiply(matrix) if sparse.issparse(matrix) else matrix.square()
-        shares = (squares.sum(0) + squares.sum(1)) / 2
-        return cls(orbit_sums(matrix, symmetric=symmetric), float(shares.max()))
-
-
-Embedding = DenseEmbedding | SparseEmbedding
 
 
 class EmbeddingMetric(Metric):
@@ -319,10 +192,10 @@ def _dense_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -
         yield from (grid.T for grid in _dense_nulls(b, a, (torch.argsort(order) for order in orders)))
         return
     n = b[0].n
-    kernels = [_symmetric(e).flatten() for e in b]
+    kernels = [symmetric_matrix(e).flatten() for e in b]
     # a look-up of many layers reads them together
     layers = torch.stack(kernels, 1) if len(b) > 2 else None
-    left = torch.stack([_symmetric(e).triu_() for e in a])
+    left = torch.stack([symmetric_matrix(e).triu_() for e in a])
     step = max(1, _CACHED // n)
     blocks = [(start, left[:, start : start + step, start:].flatten(1)) for start in range(0, n, step)]
     for order in orders:
@@ -335,15 +208,6 @@ def _dense_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -
             else:
                 total += block @ layers.index_select(0, keys)
         yield total
-
-
-def _symmetric(e: DenseEmbedding) -> Tensor:
-    """[n, n] symmetric matrix whose entries on and above the diagonal are those of the vector."""
-    above = e.n * (e.n - 1) // 2
-    matrix = from_triangle(e.vector[:above], e.n)
-    if e.vector.numel() > above:
-        matrix.diagonal().copy_(e.vector[above:])
-    return matrix
 
 
 def schur_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,18 @@
-"""Products of matrices with few entries a row, `embedding.SparseEmbedding`, and what relabelling makes of them."""
+"""Products of matrices with few entries a row, `embedded.SparseEmbedding`, and what relabelling makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
+from unrolled.alignment.embedded import SparseEmbedding
 from unrolled.alignment.metric import stacked
 from unrolled.ops.gram import accumulator
-
-if TYPE_CHECKING:
-    from unrolled.alignment.embedding import SparseEmbedding
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
 _ENTRIES = 2**23  # entries of the samples' rows of a matrix that one sparse product is of
@@ -102,27 +100,6 @@ def sparse_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -
             wide = accumulator(e.values)
             nulls.append(e.values.flatten().to(wide) @ entries.to(wide).reshape(len(some), -1, len(a)))
         yield from torch.stack(nulls, 2).cpu() * _scales(a)[:, None] * _scales(b)
-
-
-def mantel_totals(columns: Tensor, values: Tensor) -> Tensor:
-    """Totals over pairs of entries: equal, transposed, same row, same column, chained, disjoint; then the plain sum."""
-    n = columns.shape[0]
-    rows_sum = values.sum(1)
-    columns_sum = values.new_zeros(n).scatter_add_(0, columns.flatten(), values.flatten())
-    keys = torch.arange(n, device=columns.device)[:, None] * n + columns
-    flipped = columns * n + torch.arange(n, device=columns.device)[:, None]
-    used = values.flatten() != 0
-    keys, flipped, flat = keys.flatten()[used], flipped.flatten()[used], values.flatten()[used]
-    keys, by_key = keys.sort()
-    at = torch.searchsorted(keys, flipped).clamp_max(keys.numel() - 1)
-    partner = torch.where(keys[at] == flipped, flat[by_key][at], torch.zeros_like(flat))
-    equal, transposed = flat.square().sum(), (flat * partner).sum()
-    same_row = rows_sum.square().sum() - equal
-    same_column = columns_sum.square().sum() - equal
-    chained = (rows_sum * columns_sum).sum() - transposed
-    total = rows_sum.sum()
-    disjoint = total.square() - equal - transposed - same_row - same_column - 2 * chained
-    return torch.stack([equal, transposed, same_row, same_column, chained, disjoint, total])
 
 
 def mantel_moments(a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
