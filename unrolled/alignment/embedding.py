@@ -4,12 +4,12 @@ Mutual k-NN, CKNNA, CKA and most forms of RSA turn a representation into one n x
 the inner product. A whole grid of layers is then one matrix product, and the mean and variance under random relabelling
 of the samples have closed forms:
 
-- symmetric matrices (`embedded.DenseEmbedding`). The relabelling group acts on hollow symmetric matrices, and on symmetric ones
-  with zero row sums, as the sum of three different irreducible representations, of dimensions 1, n - 1 and n (n - 3) /
-  2. With t the component along the first and p, q the squared norms of the other two, Schur's lemma gives mean t_a t_b
-  and variance p_a p_b / (n - 1) + q_a q_b / (n (n - 3) / 2). For unbiased CKA p = t = 0 and q = 1.
-- k-NN matrices (`embedded.SparseEmbedding`), hollow and not symmetric: the moments of Mantel's statistic, sums of products of
-  six class totals (Mantel 1967).
+- symmetric matrices (`embedded.DenseEmbedding`). The relabelling group acts on hollow symmetric matrices, and on
+  symmetric ones with zero row sums, as the sum of three different irreducible representations, of dimensions 1, n - 1
+  and n (n - 3) / 2. With t the component along the first and p, q the squared norms of the other two, Schur's lemma
+  gives mean t_a t_b and variance p_a p_b / (n - 1) + q_a q_b / (n (n - 3) / 2). For unbiased CKA p = t = 0 and q = 1.
+- k-NN matrices (`embedded.SparseEmbedding`), hollow and not symmetric: the moments of Mantel's statistic, sums of
+  products of six class totals (Mantel 1967).
 """
 
 from __future__ import annotations
