@@ -18,10 +18,13 @@ def test_the_name_is_entered_once_and_with_what_the_network_is_made_of() -> None
     if TAG in registry._SHIPPED[MODEL]:
         pytest.skip("it ships")
     text = entered(REGISTRY.read_text(encoding="utf-8"))
-    node = next(node for node in ast.parse(text).body if "_SHIPPED" in ast.unparse(node).split(":")[0])
-    assert isinstance(node, ast.AnnAssign)
-    assert node.value is not None
-    shipped = eval(ast.unparse(node.value), vars(registry))
+    value = next(
+        node.value
+        for node in ast.parse(text).body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "_SHIPPED"
+    )
+    assert value is not None
+    shipped = eval(ast.unparse(value), vars(registry))
     assert {name: tags for name, tags in shipped.items() if name != MODEL} == {
         name: tags for name, tags in registry._SHIPPED.items() if name != MODEL
     }
