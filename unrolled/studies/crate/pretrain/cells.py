@@ -10,15 +10,17 @@ from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.hour.networks import Given, given, studied
-from unrolled.studies.crate.masked import measure
+from unrolled.studies.crate.masked import fixed_noise, measure_layer, tokens
 from unrolled.studies.crate.pretrain.completion import Completed, Inpainted
 from unrolled.studies.crate.pretrain.learning import Learnt, Network, Tuned
 from unrolled.studies.crate.pretrain.networks import Data, Fresh, images
 from unrolled.studies.crate.pretrain.objectives import Objective
 from unrolled.studies.crate.transfer.cells import chance, frozen_features
+from unrolled.studies.pictures import as_input
 from unrolled.studies.study import Budgets, Config, Count, Distinct, Rate, Seeds
 
 Question = Literal["completion", "decoder", "features", "ship"]
@@ -138,13 +140,17 @@ class Layers(Measured):
     measured: int
 
     def compute(self, context: Context) -> Result:
-        """`encoder` and `decoder` as `masked.measure` says, and by group of images what the decoder changes: `rise`
+        """`encoder` and `decoder` as `measure_layer` says, and by group of images what the decoder changes: `rise`
         (R^c of its last layer over its first, less 1), `step` (of the reversed step alone, over what it was before,
         less 1, mean of the layers), `plain` (the same with orthonormal subspaces) and `linear` (of the maps alone)."""
         network = self.network
-        model = studied(network, context) if isinstance(network, Given) else network.load(context)
+        model: Any = studied(network, context) if isinstance(network, Given) else network.load(context)
         pixels = images(self.data_of, "test", context.data_dir).images[: self.measured]
-        groups = [measure(model, part) for part in pixels.chunk(_GROUPS)]
+        noise = fixed_noise(len(pixels), model.patch_embed.num_patches)
+        groups = [
+            by_layer(model, as_input(part).to(context.device), drawn.to(context.device))
+            for part, drawn in zip(pixels.chunk(_GROUPS), noise.chunk(_GROUPS), strict=True)
+        ]
         result: Result = {
             stack: [
                 {name: fmean(group[stack][layer][name] for group in groups) for name in row}
@@ -180,6 +186,20 @@ class Probed(Measured):
             "site": site,
             "chance": chance(fit.labels, test.labels),
         }
+
+
+@torch.no_grad()
+def by_layer(model: Any, pixels: Tensor, noise: Tensor) -> dict[str, list[dict[str, float]]]:
+    """`measure_layer` of every layer of `encoder` and `decoder` on images `[b, c, h, w]`, masked by noise `[b, n]`."""
+    states = tokens(model, pixels, noise)
+    stacks = {"encoder": model.blocks, "decoder": model.decoder_blocks}
+    return {
+        name: [
+            measure_layer(block, before, after)
+            for block, before, after in zip(blocks, states[name], states[name][1:], strict=False)
+        ]
+        for name, blocks in stacks.items()
+    }
 
 
 def changed(decoder: list[dict[str, float]]) -> dict[str, float]:
