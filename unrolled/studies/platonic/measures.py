@@ -25,7 +25,7 @@ from unrolled.studies.statistics import Array, Mask, Places, area, number, over_
 from unrolled.studies.study import AtLeast, Budgets, Config, Count, Study
 
 if TYPE_CHECKING:
-    from unrolled.report import Report, Scatter
+    from unrolled.report import Forest, Report
 
 LESSONS: dict[str, Taught | None] = {"true labels": "labels", "shuffled labels": "all shuffled", "untrained": None}
 ARCHITECTURE, UNTRAINED, TRAINING, TAUGHT = (
