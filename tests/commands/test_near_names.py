@@ -72,6 +72,7 @@ def test_models_of_the_hub() -> None:
             ["align", "a.npy", "b.npy", "--metric", "linear_cka"],
             "--metric linear_cka is not known; did you mean 'cka'?",
         ),
+        (["align", "a.npy", "b.npy", "--metric", "mutual_knn,cka"], "give --metric mutual_knn --metric cka"),
         (["train", "--precision", "fp16", "--accelerator", "cpu"], "use --precision fp32"),
         (["train", "--accelerator", "mps", "--devices", "1"], "use --accelerator auto"),
     ],
