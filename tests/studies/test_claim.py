@@ -12,7 +12,7 @@ import pytest
 
 from tests import study_docs
 from unrolled import studies
-from unrolled.studies.claim import CORRELATION, SHARE, Claim
+from unrolled.studies.claim import AT_MOST_1, CORRELATION, SHARE, Claim
 from unrolled.studies.results import Estimate, Results, Values
 from unrolled.studies.statistics import PValue
 from unrolled.studies.study import Config
@@ -160,8 +160,9 @@ def test_committed_reports_have_the_verdicts_of_todays_rule(path: Path) -> None:
 
 
 BOUNDED = {
-    re.compile(r"(rank correlation|cosine|unbiased CKA)(?! of| above)|R\^2"): CORRELATION,
-    re.compile(r"\((share of|top-1)|^Share of"): SHARE,
+    re.compile(r"(rank correlation|cosine|unbiased CKA)(?! of| above)"): CORRELATION,
+    re.compile(r"R\^2|share of variance"): AT_MOST_1,
+    re.compile(r"\((share of(?! variance)|top-1)|^Share of"): SHARE,
 }
 
 
