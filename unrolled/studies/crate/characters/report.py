@@ -175,7 +175,7 @@ def _limits(report: Report, view: View) -> None:
     seeds = {len(view.networks(family)) for family in config.families} - {0}
     report.section(
         "What this does not show",
-        f"A million characters of text, contexts of {config.length} characters and minutes of training: what is learned "
+        f"A million characters of text, contexts of {config.length} characters, minutes of training: what is learned "
         "here is spelling, and how fast. Equal parameters are nearly equal operations, and unequal time: small "
         "matrices, Muon and above all MesaNet's solver cost more than their operations say, and the ratio is of this "
         "code on one thread. Every model has its own published frame; the pairs with and without the convolution say "
