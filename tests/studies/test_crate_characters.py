@@ -15,16 +15,8 @@ from unrolled.models.encoder import parameters
 from unrolled.studies.cells import Context
 from unrolled.studies.crate.bytes.cells import FAMILIES
 from unrolled.studies.crate.characters import STUDY
-from unrolled.studies.crate.characters.cells import (
-    CORPUS,
-    PACES,
-    CharactersConfig,
-    Recipe,
-    Trained,
-    Training,
-    Trial,
-    characters,
-)
+from unrolled.studies.crate.characters.cells import CORPUS, CharactersConfig
+from unrolled.studies.crate.characters.networks import PACES, Recipe, Trained, Training, Trial, characters
 from unrolled.studies.language import new_model
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -6,15 +6,8 @@ from typing import Any
 
 from unrolled.studies.claim import CONTROL, EARLIER, NOBODY, Claim
 from unrolled.studies.crate.bytes.cells import CRATE, MESA, TWIN
-from unrolled.studies.crate.characters.cells import (
-    CONVOLVED,
-    GPT2,
-    UNCONVOLVED,
-    CharactersConfig,
-    Counted,
-    Trained,
-    Trial,
-)
+from unrolled.studies.crate.characters.cells import CharactersConfig, Counted
+from unrolled.studies.crate.characters.networks import CONVOLVED, GPT2, UNCONVOLVED, Trained, Trial
 from unrolled.studies.results import Results, Values
 
 PUBLISHED = "GPT-2, nanoGPT's recipe"

@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.crate.bytes.cells import ORDER
-from unrolled.studies.crate.characters.cells import GPT2, PACES, CharactersConfig
+from unrolled.studies.crate.characters.cells import CharactersConfig
 from unrolled.studies.crate.characters.claims import PUBLISHED, View
+from unrolled.studies.crate.characters.networks import GPT2, PACES
 from unrolled.studies.results import NOT_RUN, Results, Values
 
 if TYPE_CHECKING:
