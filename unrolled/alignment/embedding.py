@@ -260,8 +260,8 @@ class EmbeddingMetric(Metric):
     def _stacked_nulls(self, a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
         """By looking entries up, or, of so many layers that most looks meet some, by sparse products."""
         if _LOOKED_UP * sum(e.columns.shape[1] for e in a) <= a[0].n:
-            fixed, moved = ([(e.columns, e.values) for e in side] for side in (a, b))
-            for total in renamed_products(fixed, moved, orders):
+            left, right = ([(e.columns, e.values) for e in side] for side in (a, b))
+            for total in renamed_products(left, right, orders):
                 yield torch.from_numpy(total) * _scales(a)[:, None] * _scales(b)
             return
         entries = sum(e.columns.numel() for e in b)
