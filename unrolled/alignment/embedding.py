@@ -28,6 +28,7 @@ from torch import Tensor
 from unrolled.alignment.metric import Metric, stacked
 from unrolled.ops.gram import accumulator, from_triangle, triangle, triangle_relabelling
 from unrolled.ops.permutation_moments import Factors, OrbitSums, orbit_sums, permutation_moments
+from unrolled.ops.renamed_products import renamed_products
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
 _FEW = 384  # samples of matrices so small that calls cost more than arithmetic
@@ -36,6 +37,7 @@ _LARGE = 100.0  # norm of a diagonal that may be subtracted again from sums of t
 _CACHED = 2**16  # entries of a kernel relabelled at a time
 _STACK = 2**31  # bytes of stacked layers for null grids
 _MOVED = 2**25  # relabelled entries of layers held at a time
+_LOOKED_UP = 16  # samples for each entry of a row of all layers together above which entries are looked up
 _SPARSER = 64  # samples for each neighbour above which sparse products of whole grids are cheaper than dense ones
 _ENTRIES = 2**23  # entries of the samples' rows of a matrix that one sparse product is of
 
@@ -256,9 +258,14 @@ class EmbeddingMetric(Metric):
             yield out
 
     def _stacked_nulls(self, a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
-        """One sparse product for some orders at a time, so that the layers of a are laid out once for all of these."""
+        """By looking entries up, or, of so many layers that most looks meet some, by sparse products."""
+        if _LOOKED_UP * sum(e.columns.shape[1] for e in a) <= a[0].n:
+            left, right = ([(e.columns, e.values) for e in side] for side in (a, b))
+            for total in renamed_products(left, right, orders):
+                yield torch.from_numpy(total) * _scales(a)[:, None] * _scales(b)
+            return
         entries = sum(e.columns.numel() for e in b)
-        for some in stacked(orders, max(1, _MOVED // entries)):
+        for some in stacked(orders, max(1, _MOVED // entries)):  # the layers of a are laid out once for all of these
             moved = [self.relabel(e, order) for order in some for e in b]
             yield from _sparse_grid(a, moved).reshape(len(a), len(some), len(b)).unbind(1)
 
