@@ -94,14 +94,19 @@ def test_the_sparse_product_of_many_layers_is_that_of_each_pair(name: str, monke
     assert float(metric.grid(left, left)[0, 0]) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("looked_up", [0, N])
 @pytest.mark.parametrize("name", ["mutual_knn", "cknna"])
-def test_relabelled_grids_of_large_samples_are_those_of_small_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relabelled_grids_of_large_samples_are_those_of_small_ones(
+    name: str, looked_up: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metric = metric_of(name, {"k": K})
     left, right = (prepare_layers(layers_of(seed), [metric]).of(metric) for seed in (0, 1))
     orders = [torch.randperm(N, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
     tables = list(metric.null_grids(left, right, orders))
     monkeypatch.setattr("unrolled.alignment.embedding._STACK", 1)  # as if tables took too much memory
+    monkeypatch.setattr("unrolled.alignment.embedding._LOOKED_UP", looked_up)
     monkeypatch.setattr("unrolled.alignment.embedding._MOVED", 3 * 3 * N * K)  # two or three orders at a time
+    monkeypatch.setattr("unrolled.ops.renamed_products._BLOCK", 3 * 3 * K * 7)  # seven rows at a time
     products = list(metric.null_grids(left, right, orders))
     slow = [metric.grid(left, [None if b is None else metric.relabel(b, order) for b in right]) for order in orders]
     assert len(products) == 5

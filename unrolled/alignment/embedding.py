@@ -27,6 +27,7 @@ from unrolled.alignment.embedded import DenseEmbedding, Embedding, SparseEmbeddi
 from unrolled.alignment.metric import Metric, stacked
 from unrolled.alignment.sparse import (
     blockwise_grid,
+    looked_up_nulls,
     mantel_moments,
     sparse_grid,
     sparse_nulls,
@@ -39,6 +40,7 @@ _BUDGET = 2**29  # bytes of scratch for one grid product
 _CACHED = 2**16  # entries of a kernel relabelled at a time
 _STACK = 2**31  # bytes of stacked layers for null grids
 _MOVED = 2**25  # relabelled entries of layers held at a time
+_LOOKED_UP = 16  # samples for each entry of a row of all layers together above which entries are looked up
 _SPARSER = 64  # samples for each neighbour above which sparse products of whole grids are cheaper than dense ones
 
 
@@ -136,9 +138,12 @@ class EmbeddingMetric(Metric):
             yield out
 
     def _stacked_nulls(self, a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
-        """One sparse product for some orders at a time, so that the layers of a are laid out once for all of these."""
+        """By looking entries up, or, of so many layers that most looks meet some, by sparse products."""
+        if _LOOKED_UP * sum(e.columns.shape[1] for e in a) <= a[0].n:
+            yield from looked_up_nulls(a, b, orders)
+            return
         entries = sum(e.columns.numel() for e in b)
-        for some in stacked(orders, max(1, _MOVED // entries)):
+        for some in stacked(orders, max(1, _MOVED // entries)):  # the layers of a are laid out once for all of these
             moved = [self.relabel(e, order) for order in some for e in b]
             yield from sparse_grid(a, moved).reshape(len(a), len(some), len(b)).unbind(1)
 

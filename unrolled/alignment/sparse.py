@@ -13,6 +13,7 @@ from torch import Tensor
 from unrolled.alignment.embedded import SparseEmbedding
 from unrolled.alignment.metric import stacked
 from unrolled.ops.gram import accumulator
+from unrolled.ops.renamed_products import renamed_products
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
 _ENTRIES = 2**23  # entries of the samples' rows of a matrix that one sparse product is of
@@ -82,6 +83,15 @@ def _dense_rows(side: Sequence[SparseEmbedding], rows: slice) -> Tensor:
     for layer, e in zip(dense, side, strict=True):
         layer.scatter_add_(1, e.columns[rows], e.values[rows])
     return dense.flatten(1)
+
+
+def looked_up_nulls(
+    a: Sequence[SparseEmbedding], b: Sequence[SparseEmbedding], orders: Iterable[Tensor]
+) -> Iterator[Tensor]:
+    """`sparse_grid` for each order of the samples of b, of few layers of many samples; see `renamed_products`."""
+    left, right = ([(e.columns, e.values) for e in side] for side in (a, b))
+    for total in renamed_products(left, right, orders):
+        yield torch.from_numpy(total) * _scales(a)[:, None] * _scales(b)
 
 
 def sparse_nulls(a: Sequence[Any], b: Sequence[Any], orders: Iterable[Tensor]) -> Iterator[Tensor]:
