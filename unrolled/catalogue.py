@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TABLE = Path(__file__).with_name("catalogue.json")
+_WEIGHTS = Path(__file__).with_name("weights")
 
 
 class ModelInfo(NamedTuple):
@@ -26,6 +27,19 @@ class ModelInfo(NamedTuple):
 def catalogue() -> dict[str, ModelInfo]:
     """The models of images and then those of text, by name. `python -m tests.catalogue` writes the table anew."""
     return {row["name"]: ModelInfo(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))}
+
+
+def shipped_text(name: str) -> Path | None:
+    """The folder of a trained language model that comes with the package, such as `crate_gpt_nano.bytes`; None for any
+    other name, and where there is a file or folder of that name, which goes first."""
+    folder = _WEIGHTS / name
+    is_one = "." in name and folder.parent == _WEIGHTS and folder.is_dir() and not Path(name).exists()
+    return folder if is_one else None
+
+
+def shipped_tags(name: str) -> list[str]:
+    """What the trained language models of a size that come with the package go by, behind the dot."""
+    return sorted(folder.name.partition(".")[2] for folder in _WEIGHTS.glob(f"{name}.*") if folder.is_dir())
 
 
 def matching(pattern: str = "*") -> list[ModelInfo]:

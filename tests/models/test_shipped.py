@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from unrolled.models.resolve import resolve_model
 
 FILES = sorted(registry._SHIPPED_FOLDER.glob("*.safetensors"))
 NAMES = [file.name.removesuffix(".safetensors") for file in FILES]
+TEXTS = sorted(folder for folder in registry._SHIPPED_FOLDER.iterdir() if folder.is_dir())
+TEXT_NAMES = [folder.name for folder in TEXTS]
 
 
 def test_what_is_registered_is_there() -> None:
@@ -25,12 +28,17 @@ def test_what_is_registered_is_there() -> None:
     assert {"crate_nano_patch4_32.cifar10", "crate_mae_nano_patch4_32.cifar10"} <= registered
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_weights_load_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a network was asked for")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", [*NAMES, *TEXT_NAMES])
+def test_weights_load_without_a_network(name: str) -> None:
     model = unrolled.create_model(name, pretrained=True)
     random = unrolled.create_model(name)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), random.parameters(), strict=True))
@@ -61,14 +69,60 @@ def test_verbs_take_the_weights_data_and_classes_from_the_name(tmp_path: Path) -
     assert next(iter(class_names(opened, Reading(model=name))))[3] == "cat"
 
 
+@pytest.mark.parametrize("name", TEXT_NAMES)
+def test_language_models_are_listed_opened_and_go_on_with_a_text(name: str) -> None:
+    from unrolled.catalogue import catalogue
+    from unrolled.models.encoder import list_language_models
+    from unrolled.subjects.options import OneModelFlags
+    from unrolled.subjects.texts import open_reader, reads_text
+    from unrolled.subjects.writers import open_writer
+
+    size, _, tag = name.partition(".")
+    assert tag in catalogue()[size].weights
+    assert tag in list_language_models(size)[0].weights
+    flags = OneModelFlags(model=name)
+    reader, writer = open_reader(flags), open_writer(name)
+    assert reader.causal
+    assert not reader.random
+    prompt = writer.encode("the ")
+    options: Any = {"temperature": 0.0, "top_k": None, "seed": 0, "device": torch.device("cpu")}
+    words = writer.decode(list(writer.write(prompt, 30, **options)))
+    assert len(set(words)) > 4  # letters and spaces, not one byte again and again
+    with pytest.raises(ValueError, match=rf"no such weights; did you mean .*{re.escape(name)}"):
+        unrolled.from_pretrained(f"{name}s")
+    assert reads_text(SimpleNamespace(model=name, text=None, texts=None, data=None))
+
+
+def test_a_folder_of_the_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unrolled.subjects.runs import named
+
+    monkeypatch.chdir(tmp_path)
+    name = TEXT_NAMES[0]
+    assert Path(named(name).removeprefix("local:")) == TEXTS[0]
+    (tmp_path / name).mkdir()
+    assert named(name) == f"local:{name}"
+
+
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_a_card_says_data_recipe_accuracy_and_limits(file: Path) -> None:
+    check_card(file, file.with_suffix(".md"), unrolled.create_model(file.name.rsplit(".", 1)[0]))
+
+
+@pytest.mark.parametrize("folder", TEXTS, ids=TEXT_NAMES)
+def test_the_card_of_a_language_model_says_it_too(folder: Path) -> None:
+    assert {file.name for file in folder.iterdir()} == {
+        "README.md", "SHA256SUMS", "config.json", "model.safetensors", "tokenizer.json"
+    }  # fmt: skip
+    check_card(folder / "model.safetensors", folder / "README.md", unrolled.create_model(folder.name))
+
+
+def check_card(file: Path, card_file: Path, model: torch.nn.Module) -> None:
     assert file.stat().st_size <= 6 * 2**20
-    card = file.with_suffix(".md").read_text()
+    card = card_file.read_text()
     assert card.count("---") >= 2
     for part in ("| data |", "| recipe |", "| good for |", "**Limits.**", "measured on"):
         assert part in card
-    parameters = sum(value.numel() for value in unrolled.create_model(file.name.rsplit(".", 1)[0]).parameters())
+    parameters = sum(value.numel() for value in model.parameters())
     assert f"{parameters:,} parameters" in card
 
 
@@ -117,3 +171,16 @@ def test_the_classifier_is_as_accurate_as_its_card_says(name: str, shared: Path)
     scores, card = measured(name, shared, evaluate)
     said = float(re.search(r"\| accuracy \| ([\d.]+) %", card)[1]) / 100  # type: ignore[index]
     assert scores["accuracy"] == pytest.approx(said, abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", TEXTS, ids=TEXT_NAMES)
+def test_the_language_model_spends_as_many_bits_as_its_card_says(folder: Path, shared: Path) -> None:
+    from unrolled.instruments.sequences.context import token_losses
+    from unrolled.studies.language import bits, excerpts, opened
+
+    model: Any = unrolled.from_pretrained(folder.name)
+    rows = excerpts(opened("tinyshakespeare", shared / "data")["test"], model.config.max_length, 50_000)
+    measured_bits = bits(float(token_losses(model, rows[:, :-1], rows[:, 1:], batch_size=64).mean()))
+    stated = float(re.search(r"\| tinyshakespeare \| ([\d.]+)", (folder / "README.md").read_text())[1])  # type: ignore[index]
+    assert measured_bits == pytest.approx(stated, abs=2e-3)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unrolled.catalogue import ModelInfo, catalogue
+from unrolled.catalogue import ModelInfo, catalogue, shipped_tags
 from unrolled.errors import MissingData
 from unrolled.models.building import building, no_model
 from unrolled.models.sequence import LanguageModel
@@ -122,7 +122,8 @@ def _info(name: str) -> ModelInfo:
     with torch.device("meta"):
         model = build_language_model(language_config(name))
     counts = parameters(model)
-    return ModelInfo(name, counts["all"], language_source(name), "", counts["without_embeddings"])
+    weights = ", ".join(shipped_tags(name))
+    return ModelInfo(name, counts["all"], language_source(name), weights, counts["without_embeddings"])
 
 
 def parameters(model: nn.Module) -> dict[str, int]:

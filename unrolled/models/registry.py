@@ -17,7 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from unrolled.catalogue import ModelInfo, catalogue
+from unrolled.catalogue import ModelInfo, catalogue, shipped_tags
 from unrolled.checksums import check_file
 from unrolled.models.building import create_with_timm
 from unrolled.models.crate import CRATE, add_registers
@@ -293,8 +293,11 @@ def create_registered(name: str, *, pretrained: bool = False, **kwargs: Any) -> 
     Raises:
         ValueError, MissingData, CorruptFile: as `unrolled.create_model`.
     """
-    plain = name.rpartition(":")[2].partition(".")[0]
+    plain, _, tag = name.rpartition(":")[2].partition(".")
     if plain in LANGUAGE_MODELS or plain in ENCODERS:
+        if tag and (tags := shipped_tags(plain)):
+            known = ", ".join(f"{plain}.{each}" for each in tags)
+            raise ValueError(f"model={name!r}: there are no such weights; did you mean {known}?")
         task = "mlm" if plain in ENCODERS else "lm"
         raise ValueError(
             f"model={name!r} is a language model and takes no images; `unrolled train --task {task} --model {plain}`"

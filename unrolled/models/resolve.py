@@ -15,6 +15,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from unrolled.catalogue import shipped_text
 from unrolled.errors import CorruptFile, MissingData, UnsafeFile, nearest, require
 from unrolled.models.building import (
     check_finite_weights,
@@ -64,6 +65,8 @@ def create_model(name: str, pretrained: bool | None = None, **kwargs: Any) -> nn
     if not isinstance(name, str):
         raise ValueError(f"name: must be text, {_FORMS}; not a {type(name).__name__}")
     source, colon, _ = name.partition(":")
+    if shipped_text(name) is not None:
+        return resolve_model(name, pretrained=bool(pretrained), **kwargs)
     if (colon and source in _TIMM_SOURCES) or (not colon and not names_folder(name)):
         return create_registered(name, pretrained=bool(pretrained), **kwargs)
     if pretrained is None:
@@ -98,7 +101,7 @@ def resolve_model(
         MissingData: the folder or the weights are not there.
         MissingExtra: transformers is needed and not installed.
     """
-    spec = f"local:{spec}" if names_folder(spec) else spec
+    spec = f"local:{shipped_text(spec) or spec}" if shipped_text(spec) or names_folder(spec) else spec
     scheme, colon, rest = spec.partition(":")
     if not spec or (colon and not rest):
         raise ValueError(f"model={spec!r} names no model; give {_FORMS}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from unrolled.catalogue import catalogue
+from unrolled.catalogue import catalogue, shipped_text
 from unrolled.errors import MissingData
 from unrolled.subjects.options import DataFlags, SubjectFlags
 from unrolled.trust import KINDS_OF_MODELS, MODEL_FILES, check
@@ -17,7 +17,10 @@ Flags = TypeVar("Flags", bound=SubjectFlags)
 
 
 def named(spec: str) -> str:
-    """`spec`, with `local:` in front if it is a path, the name of a folder, or of a file that is a model."""
+    """`spec`, with `local:` in front if it is a path, the name of a folder, or of a file that is a model; of a language
+    model that ships with this package its folder."""
+    if (folder := shipped_text(spec)) is not None:
+        return f"local:{folder}"
     path = ":" not in spec and ("/" in spec or os.sep in spec or spec.endswith(MODEL_FILES))
     path = path or (spec != "" and spec.partition(":")[0] not in KINDS_OF_MODELS and Path(spec).expanduser().is_dir())
     return f"local:{spec}" if path else spec

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unrolled.catalogue import shipped_text
 from unrolled.data.text import open_text, read_lines, text_names
 from unrolled.errors import MissingData
 from unrolled.subjects.options import OneModelFlags
@@ -61,7 +62,7 @@ def reads_text(options: Any) -> bool:
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
 
     task = run_settings(options.model).get("task")
-    known = options.model in (*LANGUAGE_MODELS, *ENCODERS) or task in ("lm", "mlm")
+    known = options.model in (*LANGUAGE_MODELS, *ENCODERS) or task in ("lm", "mlm") or shipped_text(options.model)
     return bool(options.text or options.texts or options.data in text_names() or known)
 
 
