@@ -12,7 +12,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from unrolled.alignment.embedding import DenseEmbedding, EmbeddingMetric, schur_moments
+from unrolled.alignment.embedded import DenseEmbedding
+from unrolled.alignment.embedding import EmbeddingMetric, schur_moments
 from unrolled.alignment.metric import DENSE_LIMIT, Features, Representation, representations, stacked
 from unrolled.alignment.tiles import Form, TiledRDM, components, similarity
 from unrolled.ops.gram import (
