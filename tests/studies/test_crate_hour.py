@@ -199,7 +199,7 @@ def test_a_student_has_its_accuracy_passes_and_rate_beside_its_layers(
     monkeypatch.setattr("unrolled.create_model", lambda *which, **how: model)
     monkeypatch.setattr(among, "pictures", lambda *which: asked)
     monkeypatch.setattr(Context, "result", lambda self, cell: {"accuracy": 0.4})
-    result = Rates(network=student, looked_at=20, eps=0.1).compute(Context())
+    result = Rates(network=student, looked_at=4, eps=0.1).compute(Context())
     assert (result["accuracy"], result["passes"], result["rate"]) == (0.4, 2, 0.02)
     assert [len(result[name]) for name in ("subspace_rate", "orthonormal", "nonzero")] == [6, 6, 6]
     assert len(students()) == 48

@@ -106,7 +106,7 @@ def test_longer_training_is_extrapolated_from_two_lengths_and_from_one_it_is_not
         "images": 1_600_000,
         "accuracy": 0.81,
         "loss": 0.6,
-        "curve": [],
+        "curve": [{"epoch": 1.0, "loss": 2.0}],
     }
     rows: list[Any] = [Row(trial, {"accuracy": 0.608, "loss": 1.1}, 1.0), Row(tested, result, 1.0)]
     for few, there in ((rows, True), (rows[1:], False)):

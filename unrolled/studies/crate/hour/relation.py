@@ -43,36 +43,36 @@ def relation(
     """
     table = np.array([x, y, *given], dtype=np.float64)
     n, spent = table.shape[1], len(given)
-    left = _left(table)
-    rho = _correlation(*left)
+    one, other = _left(table[None])[0]
+    rho = float(_correlations(one[None], other[None])[0])
     if n < spent + 4 or math.isnan(rho):
         nothing = Estimate(math.nan, math.nan, math.nan, f"{n} networks")
         return Relation(rho=nothing, p=math.nan, networks=n)
     random = np.random.default_rng(seed)
-    drawn = np.array([_correlation(*_left(table[:, random.integers(n, size=n)])) for _ in range(_DRAWS)])
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    drawn = _left(table[:, random.integers(n, size=(_DRAWS, n))].swapaxes(0, 1))
+    low, high = np.nanquantile(_correlations(drawn[:, 0], drawn[:, 1]), [0.025, 0.975])
+    null = _correlations(one[None], random.permuted(np.tile(other, (_DRAWS, 1)), axis=1))
     basis = f"the wider of a bootstrap and Fisher's z over {n} networks"
-    rank = Estimate.of_ranks(rho, n - spent, basis)
-    null = np.array([_correlation(left[0], random.permutation(left[1])) for _ in range(_DRAWS)])
     return Relation(
-        rho=Estimate(rho, float(low), float(high), basis).reaching(rank),
+        rho=Estimate(rho, float(low), float(high), basis).reaching(Estimate.of_ranks(rho, n - spent, basis)),
         p=float((1 + (np.abs(null) >= abs(rho) - 1e-9).sum()) / (_DRAWS + 1)),
         networks=n,
     )
 
 
-def _left(table: np.ndarray) -> np.ndarray:
-    """Ranks of the first two rows, less what those of the others explain."""
+def _left(tables: np.ndarray) -> np.ndarray:
+    """Ranks of the first two rows of [r, rows, n], about their mean, less what those of the others explain."""
     from scipy.stats import rankdata
 
-    ranks = rankdata(table, axis=1)
-    known = np.vstack([np.ones(ranks.shape[1]), ranks[2:]]).T
-    fit = np.linalg.lstsq(known, ranks[:2].T, rcond=None)[0]
-    rest: np.ndarray = ranks[:2] - (known @ fit).T
+    ranks = rankdata(tables, axis=2)
+    ranks -= ranks.mean(2, keepdims=True)
+    sides, known = ranks[:, :2], ranks[:, 2:]
+    rest: np.ndarray = sides - sides @ np.linalg.pinv(known) @ known if known.shape[1] else sides
     return rest
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two sides with mean 0; NaN where one is constant."""
-    size = math.sqrt(float((a @ a) * (b @ b)))
-    return float(a @ b) / size if size > 1e-9 else math.nan
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of rows with mean 0, [r, n]; NaN where one is constant."""
+    size = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(size > 1e-9, (a * b).sum(1) / size, math.nan)
