@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,36 +59,41 @@ def sizes(report: Report, view: View) -> None:
 def regions(report: Report, view: View) -> None:
     """Heads, objects and borders against regions that people drew."""
     config = view.config
-    rows = []
+    heads, keys = [], []
     for name in (config.crate, config.vit, None):
         for trained in (True, False) if name else (True,):
-            head = [WORDS.get(name, name), "trained" if trained else "fresh"] if name else ["colour of patches", "-"]
-            columns = [*_heads(view, name, trained), *cut_columns(view, Found, name, trained)]
-            rows.append([*head, *columns, *_edges(view, name, trained)])
+            who = [WORDS.get(name, name), "trained" if trained else "fresh"] if name else ["colour of patches", "-"]
+            keys.append([*who, *cut_columns(view, Found, name, trained), *_edges(view, name, trained)])
+            if name:
+                heads.append([*who, *_heads(view, name, trained)])
     section = report.section(
         "Regions that people drew",
         f"BSDS500 at {config.side} px: five to eight people cut each photo into regions, which are objects, parts of "
         "objects and grounds, without names. It marks no things, so that maps are asked whether *some* head's map is a "
         "region: the Jaccard index of every region, of 2 % to half of the photo, with as many of the largest entries "
         "of the best head's attention as it has patches. Moved: the best head of the maps moved around the edges, "
-        "which has as many tries; the bump has one. MaskCut: every object in the keys against the region that fits it "
-        "best. Borders: F-measure of those between five clusters of keys, on photos at half size, nearest matching. "
-        f"Layers are chosen on {config.cut} photos, scores are of {config.cut} others.",
+        f"which has as many tries; the bump has one. Layers are chosen on {config.cut} photos, scores are of "
+        f"{config.cut} others.",
+    )
+    section.table(
+        ["network", "weights", "best head, Jaccard", "layer", "less moved", "less the bump", "less fresh"],
+        heads,
+        caption="Differences in hundredths, 95 % by a bootstrap over photos, of fresh weights of the mean over seeds; "
+        "less fresh: the wider of that and of the interval over seeds.",
     )
     section.table(
         [
-            *("network", "weights", "best head, Jaccard", "layer", "less moved", "less the bump", "less fresh"),
-            *("MaskCut, Jaccard", "layer", "less the bump", "borders, F", "layer", "moved"),
+            *("network", "weights", "MaskCut, Jaccard", "layer", "less the bump"),
+            *("borders, F", "layer", "moved"),
         ],
-        rows,
-        caption="Differences in hundredths, 95 % by a bootstrap over photos (of fresh weights of the mean over seeds; "
-        "less fresh: the wider of that and of the interval over seeds). Borders of fresh weights: the first seed.",
+        keys,
+        caption="In the keys. MaskCut: every object against the region that fits it best, of each person. Borders: "
+        "F-measure of those between five clusters, on photos at half size, nearest matching; of fresh weights the "
+        "first seed.",
     )
 
 
-def _heads(view: View, name: str | None, trained: bool) -> list[str]:
-    if name is None:
-        return ["-"] * 5
+def _heads(view: View, name: str, trained: bool) -> list[str]:
     rows = view.rows(Heads, name, trained=trained)
     if not rows:
         return [NOT_RUN, *["-"] * 4]
@@ -117,15 +123,15 @@ def roles(report: Report, view: View) -> None:
         for trained in (True, False):
             head = [WORDS.get(name, name), "trained" if trained else "fresh"]
             for row in list(view.rows(Roles, name, trained=trained).values())[:1]:
-                names = row["parts"]
+                names = _short(row["parts"])
                 head += [f"{row['consistency']:.3f}", *(f"{row[f'{null}_chance']:.3f}" for null in ("heads", "images"))]
                 head += [f"{row[f'{null}_p']:.3f}" for null in ("heads", "images")]
             rows.append(head if len(head) > 2 else [*head, NOT_RUN, *["-"] * 4])
     section = report.section(
         "Whether heads have roles",
         f"No data set at hand marks parts of things: a stand-in are the {config.parts} commonest things and stuffs of "
-        f"{config.photos} of COCO's photos{f' ({chr(44).join(names)})' if names else ''}. Consistency: the share, 0 to "
-        "1, of the variation of attention to them that a head's identity explains, in the penultimate layer at "
+        f"{config.photos} of COCO's photos: {', '.join(names) or NOT_RUN}. Consistency: the share, 0 to 1, of the "
+        "variation of attention to them that a head's identity explains, in the penultimate layer at "
         f"{config.side} px. Heads shuffled: chance if heads had no roles; photos shuffled, if each looked at a place.",
     )
     section.table(
@@ -142,12 +148,17 @@ def roles(report: Report, view: View) -> None:
                 HeatMap(
                     title=f"{WORDS.get(name, name)}: attention to parts over their area",
                     rows=[f"head {head}" for head in range(1, len(row["lift"]) + 1)],
-                    columns=row["parts"],
+                    columns=_short(row["parts"]),
                     values=np.array(row["lift"], dtype=np.float64),  # None of a part that no photo has is NaN
                 )
             )
     if panels:
         section.figure(panels, name="roles", caption="Geometric mean over photos; 1 is as by chance.")
+
+
+def _short(parts: Sequence[str]) -> list[str]:
+    """Names of COCO's categories, without what says that several were merged."""
+    return [name.removesuffix("-merged") for name in parts]
 
 
 def role_excess(view: View) -> Values:

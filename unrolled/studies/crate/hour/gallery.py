@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from unrolled.report import ImageGrid, ImageRow, Report
 
 _SHOWN = 96  # pixels of a side in the report
-_GROUND, _THING = 40, 235
+_GROUND, _BLANK, _THING = 40, 130, 235
 
 
 def pictures(report: Report, view: View) -> None:
@@ -34,10 +34,10 @@ def pictures(report: Report, view: View) -> None:
     report.section(
         "What it looks like",
         f"The {config.pictured} photos of COCO that the class token's attention fits best and worst, of the "
-        f"{config.photos} that scores are of: silhouettes of what people marked as things (annotations CC BY 4.0; most "
-        "of the photos themselves may not be shown), the map of the layer and head chosen on other photos, and its "
-        "largest 60 % of entries. Below each its Jaccard index and that of a bump in the middle: maps are good where "
-        "the thing is large and in the middle, and so is the bump.",
+        f"{config.photos} that scores are of: what people marked as things, in white (annotations CC BY 4.0; most of "
+        "the photos themselves may not be shown; grey has no label and does not count), the map of the layer and head "
+        "chosen on other photos, and its largest 60 % of entries. Below each its Jaccard index and that of a bump in "
+        "the middle: maps fit where things are large and in the middle, and so does the bump.",
     ).figure(panels, name="best-and-worst").figure(
         [_samples(view, name, shown[name]) for name in (config.crate, config.vit) if name in shown],
         name="samples",
@@ -64,12 +64,12 @@ def _annotated(view: View, name: str, shown: dict[str, Result]) -> list[ImageGri
         if bump is not None:
             beside = [f"{text}, {bump[each['place']]:.2f}" for text, each in zip(beside, chosen, strict=True)]
         rows = [
-            ImageRow(images=[_two(each["silhouette"]) for each in chosen], label="things, as people marked them"),
+            ImageRow(images=[_greys(each["silhouette"]) for each in chosen], label="things, as people marked them"),
             ImageRow(
                 images=[heat(_enlarged(each["map"])) for each in chosen],
                 label=f"attention, layer {layer}, {where if where == 'mean' else f'head {where}'}",
             ),
-            ImageRow(images=[_two(_enlarged(each["kept"])) for each in chosen], label="what is kept", names=beside),
+            ImageRow(images=[_greys(_enlarged(each["kept"])) for each in chosen], label="what is kept", names=beside),
         ]
         alt = f"Things, attention and mask of the {half} photos that {WORDS.get(name, name)} fits {words}."
         out.append(ImageGrid(title=f"{WORDS.get(name, name)}: {words}", rows=rows, alt=alt))
@@ -103,6 +103,7 @@ def _enlarged(values: Any) -> NDArray[np.float64]:
     return pixels
 
 
-def _two(values: Any) -> NDArray[np.uint8]:
-    """A mask in two greys."""
-    return np.where(np.asarray(values) > 0, _THING, _GROUND).astype(np.uint8)
+def _greys(values: Any) -> NDArray[np.uint8]:
+    """A mask in two greys, and a third where it is negative."""
+    mask = np.asarray(values)
+    return np.where(mask > 0, _THING, np.where(mask < 0, _BLANK, _GROUND)).astype(np.uint8)

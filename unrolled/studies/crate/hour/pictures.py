@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unrolled.data.masks import Scene
 from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.crate.emergence import maps
-from unrolled.studies.crate.emergence.photos import as_square, samples, things
+from unrolled.studies.crate.emergence.photos import as_square, ignored, samples, things
 from unrolled.studies.crate.hour.networks import load, shown, studied
 from unrolled.studies.crate.hour.photos import Things
 
@@ -49,7 +50,7 @@ class Pictured(Cell):
         values, masks = maps.chosen(model, [*scenes, *shown_too], cell.side, _MAP, *measured["picked"])
         pairs = [{"map": _plain(value), "kept": mask.int().tolist()} for value, mask in zip(values, masks, strict=True)]
         annotated = [
-            {"place": place, "jaccard": float(scores[place]), "silhouette": _silhouette(things(scene)), **pair}
+            {"place": place, "jaccard": float(scores[place]), "silhouette": _silhouette(scene), **pair}
             for place, scene, pair in zip(places, scenes, pairs, strict=False)
         ]
         evidence = self._evidence(as_square(shown_too, _TRAINED_AT).round().byte(), context)
@@ -72,10 +73,13 @@ class Pictured(Cell):
         return out
 
 
-def _silhouette(inside: Tensor) -> list[list[int]]:
-    """Things of a photo squeezed to a square, 0 or 1."""
-    small = F.interpolate(inside[None, None].float(), (_SILHOUETTE, _SILHOUETTE), mode="area")[0, 0]
-    return (small > 0.5).int().tolist()
+def _silhouette(scene: Scene) -> list[list[int]]:
+    """What people marked, squeezed to a square: 1 things, 0 all else, -1 without a label, which does not count."""
+    size = (_SILHOUETTE, _SILHOUETTE)
+    inside, blank = (
+        F.interpolate(m[None, None].float(), size, mode="area")[0, 0] for m in (things(scene), ignored(scene))
+    )
+    return torch.where(blank > 0.5, -1, (inside > 0.5 * (1 - blank)).int()).tolist()
 
 
 def _plain(values: Tensor) -> Any:
