@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,16 @@ def test_a_metric_is_asked_for_by_its_name() -> None:
         alignment.get_metric("samest")
     with pytest.raises(ValueError, match="unrolled-example promises it"):
         alignment.get_metric("broken")
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_metric_with_a_hyphen_in_its_name_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert repr(alignment.get_metric("Same-Nearest")) == repr(alignment.get_metric("same_nearest"))
+    assert repr(alignment.get_metric("mutual-knn")) == "MutualKNN(k=10)"
+    hyphened = EntryPoint("mutual-knn", "unrolled_example.metric:SameNearest", "unrolled.metrics")
+    monkeypatch.setitem(plugins("metrics"), "mutual-knn", hyphened)
+    assert type(alignment.get_metric("mutual-knn")).__name__ == "SameNearest"
+    assert repr(alignment.get_metric("mutual_knn")) == "MutualKNN(k=10)"
 
 
 @pytest.mark.usefixtures("installed")

@@ -53,9 +53,13 @@ def test_notes_and_the_way_of_p_are_printed(
     flags = ["--null", "moments", "--metric", "cka", "--metric", "svcca", "--resamples", "0", "--draws", "99"]
     assert cli.run(["align", *sides, *flags, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
-    assert "note: features_a: " in said.err
+    assert f"note: A ({sides[0]}): " in said.err
+    assert f"note: B ({sides[1]}): " in said.err
     assert "--groups" in said.err
-    assert said.err.count("features_a") == 1
+    assert not {"features_a", "groups="} & set(said.err.replace(":", " ").split())
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["results"]["notes"]
+    assert notes[0].startswith(f"A ({sides[0]}): ")
+    assert "--groups" in notes[0]
     assert "p: cka: " in said.out
     assert "svcca: " in said.out
 

@@ -135,6 +135,30 @@ def test_align_a_feature_folder_with_a_model(tmp_path: Path, capsys: pytest.Capt
     assert "not paired" in capsys.readouterr().err
 
 
+def test_metrics_are_taken_with_hyphens_and_have_their_neighbours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, _, _ = arrays(tmp_path)
+    flags = ["--metric", "Mutual-kNN", "--k", "3", "--draws", "5", "--resamples", "0", "--out", str(tmp_path / "out")]
+    assert cli.run(["align", str(a), str(b), *flags]) == 0
+    assert "\nmutual_knn  " in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["results"]["comparisons"][0]
+    assert found["metric"] == "MutualKNN(k=3)"
+
+
+def test_a_metric_that_cannot_be_computed_names_side_and_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, _, _, _ = arrays(tmp_path)
+    np.savez(tmp_path / "flat.npz", one=np.ones((60, 3), np.float32), two=np.ones((60, 2), np.float32))
+    np.savez(tmp_path / "even.npz", one=np.eye(60, dtype=np.float32))  # all rows equally far from each other
+    flags = ["--quiet", "--draws", "5", "--out", str(tmp_path / "out")]
+    assert cli.run(["align", str(a), str(tmp_path / "flat.npz"), *flags]) == 2
+    assert f"error: B ({tmp_path}/flat.npz): all layers have zero variance (one, two)" in capsys.readouterr().err
+    assert cli.run(["align", str(tmp_path / "even.npz"), str(a), "--metric", "rsa", *flags]) == 2
+    assert f"error: A ({tmp_path}/even.npz): one has no similarity structure" in capsys.readouterr().err
+
+
 def test_bad_features_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b, _, y = arrays(tmp_path)
 

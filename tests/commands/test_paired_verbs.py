@@ -112,7 +112,16 @@ def test_all_of_a_division_is_for_paired_data_only(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["given:minilm"], "--side image or --side text"),
+        (
+            ["given:minilm"],
+            "given:minilm takes texts, and the data are images; give paired data that have texts, such as "
+            "--data flickr8k, or --texts, a file of them",
+        ),
+        (["given:resnet20"], "--data-dir: the folder that holds"),
+        (
+            ["given:resnet20", "--data", "digits", "--weights", "crate_nano_patch4_32.cifar10"],
+            "--weights: given:resnet20 comes as it is",
+        ),
         (["given:minilm", "--data", "flickr8k"], "--data-dir"),
         (["given:minilm", "--texts", "nowhere.txt"], "no file nowhere.txt"),
     ],
@@ -136,6 +145,52 @@ def test_given_models_on_shared_pairs(shared: Path, tmp_path: Path, capsys: pyte
                     "--resamples", "0", "--out", str(tmp_path)]) == 0  # fmt: skip
     found = json.loads(capsys.readouterr().out)["comparisons"][0]
     assert found["score"] > 2 * found["chance"]
+
+
+def test_networks_of_images_see_data_that_are_no_pairs(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of torchvision, whose strings only `open_encoder` reads, and one of the shared folder."""
+    grid = tmp_path / "models.yaml"
+    squeezed = "{model: tv:squeezenet1_1, layers: 'features.?'}"
+    grid.write_text(f"models:\n  torchvision: {squeezed}\n  ours: {CRATE}\n")
+    flags = ["--images", "16", "--k", "3", "--quiet", "--json", "--out", str(tmp_path / "out")]
+    assert cli.run(["align-grid", str(grid), *flags, "--image-size", "32"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pairs"][0]["n"], found["models"]["torchvision"]["random"]) == (16, True)
+    if not (shared / "data" / "weights").is_dir():
+        pytest.skip("the given weights are not here")
+    flags += ["--draws", "5", "--resamples", "0", "--data", "digits", "--data-dir", str(shared / "data")]
+    assert cli.run(["align", "given:resnet20", CRATE, *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["random"], len(found["comparisons"][0]["layers"][0])) == (16, ["B"], 9)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (
+            ["given:resnet20", "given:glove"],
+            "m1: given:glove takes texts; give it `side: text`, and --data flickr8k or",
+        ),
+        (
+            ["{model: tv:resnet18, side: text}", CRATE],
+            "m0: tv:resnet18 takes images; give it `side: image`, not `side:",
+        ),
+        (
+            ["{model: hf:BERT, side: text2}", CRATE],
+            "m0: 24 of photos, 24 captioned images: `side: text2` is for pairs",
+        ),
+    ],
+)
+def test_a_line_of_a_grid_that_feeds_a_model_wrongly_is_named(
+    entries: list[str], words: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = tmp_path / "models.yaml"
+    lines = [f"  m{i}: {entry}" for i, entry in enumerate(entries)]
+    grid.write_text("models:\n" + "\n".join(lines).replace("BERT", str(place / "bert")) + "\n")
+    assert cli.run(["align-grid", str(grid), *photos(place), "--split", "all", "--out", str(tmp_path / "out")]) == 2
+    assert f"error: {grid}, {words}" in capsys.readouterr().err
 
 
 def test_a_grid_compares_models_of_both_sides(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,11 @@ def test_chance_is_found_significant_as_rarely_as_promised(tmp_path: Path) -> No
     assert min(grid.q_values("mutual_knn")) > 0.01
 
 
+def test_metrics_are_named_as_they_are_spelled(tmp_path: Path) -> None:
+    grid = model_grid(write_models(tmp_path, 2), ("Mutual-kNN",), options={"k": 4}, null="moments")
+    assert grid.metrics == [pair.metric for pair in grid.of("mutual-knn")] == ["mutual_knn"]
+
+
 def test_signal_is_found(tmp_path: Path) -> None:
     grid = model_grid(write_models(tmp_path, 6, n=200), null="moments")
     found = {(pair.a, pair.b): q for pair, q in zip(grid.pairs, grid.q_values("mutual_knn"), strict=True)}

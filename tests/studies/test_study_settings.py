@@ -51,6 +51,9 @@ def test_every_setting_is_explained(name: str) -> None:
 
 
 TOGETHER: list[tuple[str, dict[str, Any], str]] = [
+    ("crate-characters", {"families": ("GPT",)}, "^families: 'GPT' is none of GPT-2"),
+    ("crate-characters", {"as_long": ("GPT-2",)}, "^as_long: GPT-2 is what"),
+    ("crate-characters", {"adamw_rates": (), "muon_rates": ()}, "^adamw_rates, muon_rates"),
     ("crate-denoising", {"dim": 8}, "dim=8"),
     ("crate-denoising", {"rates": (1.0, 0.3)}, "the last must be 1"),
     ("crate-emergence", {"kinds": ("vit",)}, "kinds"),

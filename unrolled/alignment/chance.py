@@ -231,8 +231,8 @@ def compare(
             raise ValueError(
                 f"features_a has {shapes[0][0]} samples and features_b {shapes[1][0]}: rows must be the same samples"
             )
-    left = features_a if isinstance(features_a, Layers) else prepare_layers(features_a, [chosen])
-    right = features_b if isinstance(features_b, Layers) else prepare_layers(features_b, [chosen])
+    left = features_a if isinstance(features_a, Layers) else prepare_layers(features_a, [chosen], "features_a")
+    right = features_b if isinstance(features_b, Layers) else prepare_layers(features_b, [chosen], "features_b")
     check_paired(left, right)
     if stored is not None and groups is None and blocks is None:
         for side, name in zip(stored, ("features_a", "features_b"), strict=True):

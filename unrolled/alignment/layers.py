@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ class Grid(Tabular):
         return self.panel().plot(ax)
 
 
-def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> Layers:
+def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric], what: str = "") -> Layers:
     """Prepare every layer for every metric; the kernels that several metrics need are computed once a layer.
 
     Args:
@@ -103,6 +104,7 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> 
             of [n, d] or of (name, [n, d]) pairs. A generator is consumed one layer at a time, so features need not fit
             memory together.
         metrics: names or metric objects.
+        what: the features are called in errors, before the layer.
 
     Raises:
         ValueError: no layers, layers with different numbers of samples, bad features (named), or all layers constant.
@@ -111,30 +113,38 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric]) -> 
     names: list[str] = []
     constant: list[str] = []
     prepared: dict[str, list[Any]] = {repr(metric): [] for metric in chosen}
-    n, device = 0, None
-    for name, layer in named_layers(features):
+    n, device, side = 0, None, f"{what}: " if what else ""
+    for name, layer in named_layers(features, what or "features"):
         names.append(name)
-        checked = as_rows(layer, name)
+        checked = as_rows(layer, f"{side}{name}")
         rows = len(checked)
         if n and rows != n:
-            raise ValueError(f"layer {name} has {rows} samples and {names[0]} {n}: rows must be the same samples")
+            raise ValueError(f"{side}layer {name} has {rows} samples and {names[0]} {n}: rows must be the same samples")
         if device is not None and checked.device != device:
-            raise ValueError(f"layer {name} is on {checked.device} and {names[0]} on {device}: move one")
+            raise ValueError(f"{side}layer {name} is on {checked.device} and {names[0]} on {device}: move one")
         n, device = rows, checked.device
         try:
-            rep: Representation | None = Representation(checked, name)
+            rep: Representation | None = Representation(checked, f"{side}{name}")
         except ValueError as error:
             if "zero variance" not in str(error):
                 raise
             rep = None
             constant.append(name)
         for metric in chosen:
-            prepared[repr(metric)].append(None if rep is None else metric.prepare(rep))
+            prepared[repr(metric)].append(None if rep is None else _prepared(metric, rep, f"{side}{name}"))
     if not names:
-        raise ValueError("features hold no layers")
+        raise ValueError(f"{what or 'features'} hold no layers")
     if len(constant) == len(names):
-        raise ValueError(f"all layers have zero variance ({', '.join(names)}): similarity is undefined")
+        raise ValueError(f"{side}all layers have zero variance ({', '.join(names)}): similarity is undefined")
     return Layers(names, n, prepared, constant, device)
+
+
+def _prepared(metric: Metric, rep: Representation, name: str) -> Any:
+    """A layer prepared; what metrics call x in errors is called by its name."""
+    try:
+        return metric.prepare(rep)
+    except ValueError as error:
+        raise ValueError(re.sub(r"^x(?= has )", lambda _: name, str(error))) from error
 
 
 def named_layers(features: LayerFeatures, what: str = "features") -> Iterator[tuple[str, Features]]:

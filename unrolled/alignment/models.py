@@ -33,7 +33,7 @@ from unrolled.alignment.embedding import whole_grids
 from unrolled.alignment.layers import Layers, layer_grid
 from unrolled.alignment.metric import Metric
 from unrolled.alignment.prepared import few_numbers, load_prepared, prepare_model, save_prepared
-from unrolled.alignment.registry import get_metric
+from unrolled.alignment.registry import get_metric, metric_class, metric_name
 from unrolled.alignment.significance import benjamini_hochberg
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.features.files import Rows, check_same_samples, features_digest
@@ -133,6 +133,7 @@ class ModelGrid(Tabular):
         Raises:
             ValueError: it was not computed.
         """
+        metric = metric_name(metric)
         if metric not in self.metrics:
             raise ValueError(f"metric: {metric!r} was not computed; there are {', '.join(self.metrics)}")
         return [pair for pair in self.pairs if pair.metric == metric]
@@ -186,12 +187,13 @@ def model_grid(
         raise ValueError(f"features: give at least two models, not {len(names)}")
     if tile < 1:
         raise ValueError(f"tile={tile}: must be at least 1")
+    metrics = [metric_name(metric) for metric in metrics]
     for metric in metrics:
         metric_of(metric, options)
     digests = {name: features_digest(path) for name, path in features.items()}
     both_ways = not all(get_metric(metric).symmetric for metric in metrics)
     shared = {
-        "metrics": list(metrics), "options": dict(options or {}), "null": null, "draws": draws, "seed": seed,
+        "metrics": metrics, "options": dict(options or {}), "null": null, "draws": draws, "seed": seed,
         "both_ways": both_ways, "device": device, "blocks": blocks, "groups": _codes(groups), "version": _VERSION,
     }  # fmt: skip
     jobs = [
@@ -222,7 +224,7 @@ def model_grid(
     pairs = [PairScore(**{**pair, "layers": tuple(pair["layers"])}) for result in results for pair in result or []]
     place = {name: i for i, name in enumerate(names)}
     pairs.sort(key=lambda pair: (metrics.index(pair.metric), place[pair.a], place[pair.b]))
-    return ModelGrid(names, list(metrics), pairs, Units.of(pairs[0].n, groups, blocks).description)
+    return ModelGrid(names, metrics, pairs, Units.of(pairs[0].n, groups, blocks).description)
 
 
 def tiles(names: Sequence[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
@@ -260,8 +262,6 @@ def score_tile(job: Mapping[str, Any]) -> list[dict[str, Any]]:
 def metric_of(name: str, options: Mapping[str, Any] | None) -> Metric:
     """The metric, with those of `options` that it takes."""
     import inspect
-
-    from unrolled.alignment.registry import metric_class
 
     kind = metric_class(name)
     known = inspect.signature(kind).parameters if kind else {}

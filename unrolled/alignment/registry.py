@@ -32,6 +32,18 @@ METRICS: dict[str, type[Metric]] = {
         RidgePredictivity, PLSPredictivity, Stitching,
     )
 }  # fmt: skip
+_UNBIASED = "unbiased_cka"  # `cka` with an option
+
+
+def metric_name(name: str) -> str:
+    """The name that a metric has, of one in other case or with hyphens for underscores: `mutual_knn` of "Mutual-kNN".
+
+    A metric whose name is spelled as given goes first. Of an unknown name the name itself.
+    """
+    spellings = (name, name.lower(), name.replace("-", "_"), name.lower().replace("-", "_"))
+    return next(
+        (each for each in spellings if each in METRICS or each == _UNBIASED or each in plugins("metrics")), name
+    )
 
 
 def metric_class(name: str) -> type[Metric] | None:
@@ -40,6 +52,9 @@ def metric_class(name: str) -> type[Metric] | None:
     Raises:
         ValueError: a package adds something of that name which is no metric.
     """
+    name = metric_name(name)
+    if name == _UNBIASED:
+        return CKA
     if name in METRICS:
         return METRICS[name]
     added: type[Metric] | None = load_plugin("metrics", name)
@@ -51,7 +66,7 @@ def metric_class(name: str) -> type[Metric] | None:
 def get_metric(metric: str | Metric | Callable[..., float], **options: Any) -> Metric:
     """Metric object from a name such as "mutual_knn" ("unbiased_cka" is "cka" with unbiased=True) and its options.
 
-    Names of this package are taken in any case.
+    Names are taken in any case, and with hyphens for underscores ("Mutual-kNN").
 
     A function of your own, of features [n, d_x] and [n, d_y], is taken as `FunctionMetric`; `options` are its keyword
     arguments, and `higher_is_closer=False` says that it is a distance.
@@ -68,18 +83,17 @@ def get_metric(metric: str | Metric | Callable[..., float], **options: Any) -> M
         return metric(**options)
     if callable(metric) and not isinstance(metric, type):
         return FunctionMetric(metric, **options)
-    if isinstance(metric, str) and metric.lower() in (*METRICS, "unbiased_cka"):
-        metric = metric.lower()
-    if metric == "unbiased_cka":
-        metric, options = "cka", {"unbiased": True, **options}
-    kind = metric_class(metric) if isinstance(metric, str) else None
+    name = metric_name(metric) if isinstance(metric, str) else ""
+    kind = metric_class(name)
+    if name == _UNBIASED:
+        options = {"unbiased": True, **options}
     if kind is None:
-        hint = suggestion(str(metric), [*METRICS, "unbiased_cka", *plugins("metrics")])
+        hint = suggestion(str(metric), [*METRICS, _UNBIASED, *plugins("metrics")])
         raise ValueError(f"metric={metric!r} is not known; {hint}")
     known = list(inspect.signature(kind).parameters)
-    for name in options:
-        if name not in known:
-            raise ValueError(f"{metric} has no option {name!r}: it has {', '.join(known) or 'none'}")
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{metric} has no option {option!r}: it has {', '.join(known) or 'none'}")
     return kind(**options)
 
 

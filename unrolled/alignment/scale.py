@@ -111,9 +111,9 @@ def compare_large(
         [name for name, x in features_a.items() if _constant(x)],
         [name for name, x in features_b.items() if _constant(x)],
     )
-    for side, all_names in zip(constant, names, strict=True):
+    for what, side, all_names in zip(("features_a", "features_b"), constant, names, strict=True):
         if len(side) == len(all_names):
-            raise ValueError(f"all layers have zero variance ({', '.join(side)}): similarity is undefined")
+            raise ValueError(f"{what}: all layers have zero variance ({', '.join(side)}): similarity is undefined")
     used_a, used_b = (
         [(i, x) for i, (name, x) in enumerate(side.items()) if name not in left_out]
         for side, left_out in zip((features_a, features_b), constant, strict=True)

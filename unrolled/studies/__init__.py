@@ -22,6 +22,7 @@ STUDIES: dict[str, str] = {
     "crate-attribution": "crate.attribution",
     "crate-bytes": "crate.bytes",
     "crate-causal": "crate.causal",
+    "crate-characters": "crate.characters",
     "crate-codes": "crate.codes",
     "crate-denoising": "crate.denoising",
     "crate-emergence": "crate.emergence",

@@ -1,4 +1,4 @@
-"""Whose language model a string names, and those of this package with their tokenizers."""
+"""What a model takes by its string, whose language model it names, and those of this package with their tokenizers."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ def source_of(spec: str) -> tuple[Literal["ours", "transformers", "none"], str]:
     if is_language_config(config):
         return "ours", str(folder)
     return "transformers" if "model_type" in config else "none", str(folder)
+
+
+def kind_of(spec: str) -> Literal["image", "text"] | None:
+    """What a model takes, as far as its string says it; None where only the opened model does."""
+    from unrolled.models.given import GIVEN, given_names
+
+    scheme, _, rest = spec.partition(":")
+    if scheme == "given" and rest in GIVEN:
+        return "text" if rest in given_names("text") else "image"
+    if scheme == "st" or is_ours(spec):
+        return "text"
+    return None if spec.lower().endswith(".onnx") or source_of(spec)[0] == "transformers" else "image"
 
 
 def is_ours(spec: str) -> bool:

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from unrolled.errors import MissingData
-from unrolled.subjects.language import is_ours, source_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from unrolled.models.encoders import Encoder
-    from unrolled.subjects.options import OneModelFlags
     from unrolled.subjects.samples import ImageSamples, TextSamples
     from unrolled.subjects.subject import Subject
 
@@ -67,19 +65,6 @@ class Target:
         names = None if self.names is None else [self.names[i] for i in keep]
         pictures = None if self.pictures is None else self.pictures[keep]
         return replace(self, people=self.people[:, keep][:, :, keep], names=names, pictures=pictures)
-
-
-def kind_of(choice: OneModelFlags) -> Kind | None:
-    """What a model takes, as far as its string says it; None where only the opened model does."""
-    from unrolled.models.given import GIVEN, given_names
-
-    scheme, _, rest = choice.model.partition(":")
-    if scheme == "given" and rest in GIVEN:
-        return "text" if rest in given_names("text") else "image"
-    if scheme == "st" or is_ours(choice.model):
-        return "text"
-    graph = choice.model.lower().endswith(".onnx")
-    return None if graph or source_of(choice.model)[0] == "transformers" else "image"
 
 
 def targets(

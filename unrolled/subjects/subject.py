@@ -17,7 +17,7 @@ from unrolled.instruments.features.parts import Processes, extract_in_parts
 from unrolled.models.encoders import Encoder, Kind, open_encoder
 from unrolled.models.masked import whole_images
 from unrolled.subjects.images import images_of
-from unrolled.subjects.language import is_ours
+from unrolled.subjects.language import is_ours, kind_of
 from unrolled.subjects.models import open_model, origin
 from unrolled.subjects.options import Reading, SampleFlags, Side
 from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
@@ -26,7 +26,8 @@ from unrolled.subjects.samples import ImageSamples, Samples, SoundSamples
 from unrolled.subjects.texts import open_reader
 
 Flags = TypeVar("Flags", bound=SampleFlags)
-_ALONE = ("given:", "tv:", "st:")
+OF_ENCODERS = ("given:", "tv:", "st:")
+"""Models that `open_encoder` alone opens; their strings say what they take."""
 
 
 def material_for(
@@ -49,7 +50,7 @@ def material_for(
         quiet: do not say what was read.
 
     Raises:
-        ValueError: a split that the data do not have, or a model that only pairs know.
+        ValueError: a split that the data do not have, or a model of texts where the data are images.
     """
     for model in models:
         check_spelling(model)
@@ -57,10 +58,10 @@ def material_for(
         pairs = read_pairs(options.data, options.split, options.data_dir) if texts is None else read_texts(texts)
         return Paired.drawn(pairs, options.images), options
     for model in models:
-        if model.startswith(_ALONE):
+        if model.startswith(OF_ENCODERS) and kind_of(model) == "text":
             raise ValueError(
-                f"model: {model} needs to know what it is fed with: add side='image' or side='text' with paired "
-                "data (data='flickr8k'), or texts=, a file"
+                f"model: {model} takes texts, and the data are images; give paired data that have texts, such as "
+                "data='flickr8k', or texts=, a file of them"
             )
     if options.split == "all":
         raise ValueError("split='all' is for paired data; choose train or test")
@@ -101,7 +102,8 @@ class Subject:
         if isinstance(material, ImageSamples):
             run = data_of(reading.model, reading.weights)
             reading = replace(reading, image_size=reading.image_size or run.image_size)
-            encoder = _of_images(reading, classes=material.classes)
+            alone = reading.model.startswith(OF_ENCODERS)
+            encoder = _encoder(reading, "image") if alone else _of_images(reading, classes=material.classes)
             samples: Samples = material
         elif isinstance(material, Paired):
             encoder = _encoder(reading, "image" if side == "image" else "text")
@@ -180,6 +182,9 @@ def _encoder(reading: Reading, kind: Kind) -> Encoder:
     scheme = spec.partition(":")[0]
     if kind == "image" and scheme not in ("given", "tv", "st", "hf"):
         return _of_images(reading)
+    for flag, value in (("weights", reading.weights), ("model_args", reading.model_args)):
+        if value:
+            raise ValueError(f"{flag}: {reading.model} comes as it is; leave {flag}= out")
     torch.manual_seed(reading.seed)
     trained = reading.pretrained or scheme in ("hf", "given", "st", "local")
     return open_encoder(spec, kind, data_dir=reading.data_dir, pretrained=trained)

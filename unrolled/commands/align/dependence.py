@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,17 +72,36 @@ def dependence(
 
 
 @contextmanager
-def noted(notes: list[str], *, quiet: bool) -> Iterator[None]:
-    """Print what the library warns of as notes, once each, and add it to `notes`."""
+def noted(notes: list[str], sides: Mapping[str, str] | None = None, *, quiet: bool) -> Iterator[None]:
+    """Print what the library warns of as notes, once each, and add it to `notes`.
+
+    Args:
+        notes: as they are printed.
+        sides: what those who typed the command call an argument of the library, in notes and in errors.
+        quiet: print none.
+
+    Raises:
+        ValueError: one that was raised within, in these words.
+    """
+    names = sides or {}
+
+    def worded(message: str) -> str:
+        return re.sub(rf"\b(?:{'|'.join(names)})\b", lambda match: names[match[0]], message) if names else message
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        yield
+        try:
+            yield
+        except ValueError as error:
+            if (message := worded(str(error))) == str(error):
+                raise
+            raise ValueError(message) from error
     for each in caught:
         if each.category is not UserWarning:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        elif str(each.message) not in notes:
-            notes.append(str(each.message))
-            say(f"note: {as_typed(str(each.message))}", quiet=quiet)
+        elif (note := as_typed(worded(str(each.message)))) not in notes:
+            notes.append(note)
+            say(f"note: {note}", quiet=quiet)
 
 
 def _labels(groups: str, rows: Rows, pairs: PairSource | None) -> Sequence[Any]:

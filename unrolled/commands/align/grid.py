@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unrolled.commands.align.dependence import dependence, noted
 from unrolled.commands.align.entries import Entry, read_entries
 from unrolled.commands.align.grid_report import COLUMNS, grid_report, p_value_note, pair_records, pair_rows
-from unrolled.commands.align.options import CompareFlags
+from unrolled.commands.align.options import CompareFlags, metrics_of
 from unrolled.commands.options import check_counts, verb
 from unrolled.harness import Run, default_folder
 from unrolled.subjects.models import choose_device
@@ -58,14 +59,12 @@ def align_grid(options: AlignGridOptions) -> None:
         unrolled align-grid models.yaml --metric mutual_knn --metric cka
         unrolled align-grid models.yaml --data cifar10 --data-dir data --workers 4
     """
-    from unrolled.alignment import get_metric
     from unrolled.alignment.models import model_grid
     from unrolled.instruments.features.files import Rows, read_features
     from unrolled.train.log import duration
 
     models = read_entries(options.grid)
-    for metric in options.metric:
-        get_metric(metric)  # before the models run: a wrong name must not cost their features
+    options, _ = metrics_of(options)  # before the models run: a wrong name must not cost their features
     where = choose_device(options.device)
     run = Run(options, "align-grid", options.grid.stem, "", keeps_features=True)
     paths, random, pairs = _features(run.folder, models, options, where)
@@ -112,6 +111,8 @@ def _features(
     run = {name: entry for name, entry in models.items() if not is_feature_file(entry.model)}
     if not run:
         return paths, [], None
+    for name, entry in run.items():  # here and not when its turn comes, after hours of others
+        _check_fed(entry, f"{options.grid}, {name}")
     side = next((entry.side for entry in run.values() if entry.side), None)
     material, _ = material_for([entry.model for entry in run.values()], options, side=side, quiet=options.quiet)
     random = []
@@ -123,10 +124,31 @@ def _features(
             seed=options.seed + i, workers=0,
         )  # fmt: skip
         paths[name] = folder / "features" / default_folder("", name, "").name.strip("-")
-        subject = Subject.of(reading, material, where, side=entry.side or "image")
+        try:
+            subject = Subject.of(reading, material, where, side=entry.side or "image")
+        except ValueError as error:  # what a model is fed with is no flag of this verb, but a line of the file
+            raise type(error)(re.sub(r"\bside='(\w+)'", r"`side: \1`", f"{options.grid}, {name}: {error}")) from error
         subject.features(paths[name], quiet=options.quiet)
         random += [name] * subject.random
     return paths, random, material.pairs if isinstance(material, Paired) else None
+
+
+def _check_fed(entry: Entry, where: str) -> None:
+    """Refuse a model whose string says that it takes something else than its entry feeds it with.
+
+    Raises:
+        ValueError: naming `where` and the line that mends it.
+    """
+    from unrolled.subjects.language import kind_of
+    from unrolled.subjects.subject import OF_ENCODERS
+
+    fed, takes = entry.side or "image", kind_of(entry.model) if entry.model.startswith(OF_ENCODERS) else None
+    if takes == "text" and fed == "image":
+        raise ValueError(
+            f"{where}: {entry.model} takes texts; give it `side: text`, and data='flickr8k' or other pairs"
+        )
+    if takes == "image" and fed != "image":
+        raise ValueError(f"{where}: {entry.model} takes images; give it `side: image`, not `side: {fed}`")
 
 
 @contextlib.contextmanager

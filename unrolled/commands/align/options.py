@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from unrolled.commands.align.sides import TwoSides
 from unrolled.commands.options import REPEATED, check_counts
@@ -54,6 +53,9 @@ class CompareFlags(ModelFlags, SampleFlags, FeatureFlags, OutputFlags):
             raise ValueError(f"--draws {self.draws}: give at least 1; the smallest p-value is 1 / (draws + 1)")
 
 
+Flags = TypeVar("Flags", bound=CompareFlags)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlignOptions(CompareFlags, TwoSides):
     """Flags of `unrolled align`."""
@@ -72,13 +74,14 @@ class AlignOptions(CompareFlags, TwoSides):
     """Where config.yaml, report.html, report.json and features go; default: runs/align-A-B."""
 
 
-def metric_named(name: str, k: int) -> Metric:
-    """The metric, with `k` neighbours if it has them.
+def metrics_of(options: Flags) -> tuple[Flags, list[Metric]]:
+    """The flags with the names of the metrics as these are spelled, and the metrics, with `k` if they have it.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is none of a name.
     """
-    from unrolled.alignment import METRICS, get_metric
+    from unrolled.alignment.models import metric_of
+    from unrolled.alignment.registry import metric_name
 
-    takes_k = name in METRICS and "k" in inspect.signature(METRICS[name]).parameters
-    return get_metric(name, **({"k": k} if takes_k else {}))
+    options = replace(options, metric=tuple(metric_name(name) for name in options.metric))
+    return options, [metric_of(name, {"k": options.k}) for name in options.metric]

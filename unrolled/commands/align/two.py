@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from unrolled.commands.align.dependence import Dependence, dependence, noted
-from unrolled.commands.align.options import AlignOptions, metric_named
+from unrolled.commands.align.options import AlignOptions, metrics_of
 from unrolled.commands.align.report import align_report, p_value_note, score_table
 from unrolled.commands.align.sides import features_of, stem
 from unrolled.commands.align.twins import Twin, untrained_twins
@@ -53,7 +53,7 @@ def align(options: AlignOptions) -> None:
     from unrolled.alignment.scale import LARGE
     from unrolled.instruments.features.files import Rows, check_same_samples
 
-    metrics = [metric_named(name, options.k) for name in options.metric]
+    options, metrics = metrics_of(options)
     where = choose_device(options.device)
     run = Run(options, "align", stem(a), stem(b), keeps_features=True)
     sides = features_of(options, (a, b), run.folder, where)
@@ -63,7 +63,7 @@ def align(options: AlignOptions) -> None:
     _check_neighbours(metrics, options.k, rows.samples)
     units = dependence(options.groups, options.blocks, rows, sides.pairs, quiet=options.quiet)
     notes: list[str] = []
-    with noted(notes, quiet=options.quiet):
+    with noted(notes, {"features_a": f"A ({a})", "features_b": f"B ({b})"}, quiet=options.quiet):
         results = _compare(options, metrics, left, right, units, where)
     twins: list[Twin] = []
     without: list[str] = []

@@ -157,11 +157,11 @@ def _opened(options: BrainOptions, where: torch.device) -> tuple[Kind, Subject]:
         ValueError: it takes neither images nor texts.
     """
     from unrolled.errors import CorruptFile, UnsafeFile
-    from unrolled.subjects.people import kind_of
+    from unrolled.subjects.language import kind_of
     from unrolled.subjects.samples import NOTHING
     from unrolled.subjects.subject import Subject
 
-    known = options.side or kind_of(options)
+    known = options.side or kind_of(options.model)
     kinds: list[Kind] = ["image", "text"] if known is None else [known]
     refused: ValueError | None = None
     for kind in kinds:
