@@ -4,7 +4,8 @@
     ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 python -m benchmarks.neighbours
 
 One thread; CPU seconds, since other work may share the cores; both sides in turn, minimum of the rounds. The second
-line keeps PyTorch and MKL to AVX2, as on machines without AVX-512. Prints one JSON object.
+line keeps PyTorch and MKL to AVX2, as on machines without AVX-512. `search_over_prefiltered` is above 1 where searching
+by bfloat16 products first pays, which takes AMX (`amx`) or more. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import unrolled.alignment as al
 from benchmarks.alignment import naive_mutual_knn, pairs
 from benchmarks.timing import CLOCKS, interleaved, machine
 from unrolled.ops.neighbours import nearest_neighbours
+from unrolled.ops.prefilter import prefiltered_neighbours
 
 K = 10
 
@@ -39,6 +41,7 @@ def main() -> None:
         {
             "product": lambda: a @ b,
             "search": lambda: nearest_neighbours(x, K + 1),
+            "prefiltered": lambda: prefiltered_neighbours(x, K + 1),
             "here": lambda: values.update(here=al.mutual_knn(x, y, k=K)),
             "naive": lambda: values.update(naive=naive_mutual_knn(x, y, K)),
         },
@@ -52,6 +55,8 @@ def main() -> None:
         "matmul_gflops": peak / 1e9, "cpu_seconds": seconds, "ratio": seconds["naive"] / seconds["here"],
         # n^2 d multiplications and additions: every tile of scores serves its rows and its columns
         "search_share_of_peak": n * n * d / seconds["search"] / peak,
+        "amx": bool(torch.cpu.get_capabilities().get("amx_tile")) if hasattr(torch.cpu, "get_capabilities") else None,
+        "search_over_prefiltered": seconds["search"] / seconds["prefiltered"],
         "difference": abs(values["here"] - values["naive"]),
     }  # fmt: skip
     json.dump(record, sys.stdout, indent=2)

@@ -157,6 +157,9 @@ def test_a_metric_that_cannot_be_computed_names_side_and_layer(
     assert f"error: B ({tmp_path}/flat.npz): all layers have zero variance (one, two)" in capsys.readouterr().err
     assert cli.run(["align", str(tmp_path / "even.npz"), str(a), "--metric", "rsa", *flags]) == 2
     assert f"error: A ({tmp_path}/even.npz): one has no similarity structure" in capsys.readouterr().err
+    np.save(tmp_path / "single.npy", np.arange(60.0)[:, None])
+    assert cli.run(["align", str(a), str(tmp_path / "single.npy"), "--metric", "rsa", *flags]) == 2
+    assert f"error: B ({tmp_path}/single.npy): single has 1 column" in capsys.readouterr().err
 
 
 def test_bad_features_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from unrolled.errors import nearest, suggestion
     ("name", "meant"),
     [
         ("linear_cka", "cka"),
-        ("unbiased-CKA", "unbiased_cka"),
+        ("unbiased CKA", "unbiased_cka"),
         ("Mutual kNN", "mutual_knn"),
         ("mutual_nn", "mutual_knn"),
         ("cca", "svcca"),
@@ -29,8 +29,9 @@ def test_metrics(name: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*METRICS, "unbiased_cka"])
-def test_metrics_are_taken_in_any_case(name: str) -> None:
-    assert repr(get_metric(name.upper())) == repr(get_metric(name))
+def test_metrics_are_taken_in_any_case_and_with_hyphens(name: str) -> None:
+    for spelled in (name.upper(), name.replace("_", "-").title()):
+        assert repr(get_metric(spelled)) == repr(get_metric(name))
 
 
 def test_what_is_near_nothing_is_told_all_there_are() -> None:
@@ -72,6 +73,7 @@ def test_models_of_the_hub() -> None:
             ["align", "a.npy", "b.npy", "--metric", "linear_cka"],
             "--metric linear_cka is not known; did you mean 'cka'?",
         ),
+        (["align", "a.npy", "b.npy", "--metric", "mutual_knn,cka"], "give --metric mutual_knn --metric cka"),
         (["train", "--precision", "fp16", "--accelerator", "cpu"], "use --precision fp32"),
         (["train", "--accelerator", "mps", "--devices", "1"], "use --accelerator auto"),
     ],

@@ -80,6 +80,10 @@ def test_a_large_comparison_estimates_what_the_exact_one_says(tmp_path: Path) ->
     some = compare_large(*layers, "mutual_knn", queries=200)
     error = (some.interval[1] - some.score) / 1.96
     assert abs(some.score - exact.score) < 4 * error < 0.1
+    noise = torch.Generator().manual_seed(5)
+    moved = {name: x + 0.01 * torch.randn(x.shape, generator=noise) for name, x in layers[0].items()}
+    near = compare_large(layers[0], moved, "mutual_knn", queries=50, draws=5)
+    assert near.score < near.interval[1] == 1.0  # more than all neighbours cannot agree
     assert some.best == ("layer1", "layer1")
     assert some.p_value == 201**-2
     np.save(tmp_path / "x.npy", layers[0]["layer1"].numpy())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import unrolled.alignment as al
-from unrolled.alignment import embedding as alignment_embedding
+from unrolled.alignment import embedded
 
 
 def features(n: int, d: int, *, seed: int, shared: torch.Tensor | None = None, spectrum: float = 0.0) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_known_chance_levels() -> None:
 def test_null_grids_equal_computing_on_relabelled_features(
     metric: str, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alignment_embedding, "_FEW", few)
+    monkeypatch.setattr(embedded, "_FEW", few)
     chosen = al.get_metric(metric)
     a, b = ([features(40, d, seed=s) for d in widths] for s, widths in ((0, (5, 6)), (1, (4, 7, 30))))
     orders = list(al.relabellings(40, 3))

@@ -108,7 +108,8 @@ def test_other_files_are_refused_with_the_line_that_saves_them_anew(name: str, l
         (np.ones((12, 3, 2, 2)), "features_a.reshape(len(features_a), -1)"),
         (np.ones(12), "give one row a sample, features_a[:, None]"),
         (ROWS[:3], "features_a has 3 samples and features_b 12: rows must be the same samples"),
-        ({"block": np.ones((12, 5, 3))}, "block must be [n, d].*give block.mean(1), of tokens"),
+        ("a.npy", "features_a is a path: give what it holds, such as numpy.load('a.npy')"),
+        ({"block": np.ones((12, 5, 3))}, "features_a: block must be [n, d].*give block.mean(1), of tokens"),
     ],
 )
 def test_compare_says_the_line_of_code_that_mends_its_features(features: Any, said: str) -> None:
@@ -127,6 +128,12 @@ def test_a_table_of_pandas_is_its_numbers() -> None:
             return iter(["a", "b"])
 
     assert unrolled.compare(Table(), ROWS, "cka", draws=9, resamples=0).score == pytest.approx(1)  # type: ignore[arg-type]
+
+
+def test_one_number_a_row_is_refused_with_the_line_that_makes_it_a_column(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones(12))
+    with pytest.raises(ValueError, match=r"float64 \(12,\); give one row a sample, x\[:, None\]"):
+        read_features(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize("name", ["maps.npy", "maps.npz", "maps.pt"])

@@ -49,6 +49,20 @@ def test_a_distance_with_options() -> None:
     assert found.metric == "distance(power=2.0)"
 
 
+def test_its_range_is_declared_and_held() -> None:
+    found = unrolled.compare(*sides(), own_cka, draws=50, range=(0, 1), symmetric=True)
+    theirs = unrolled.compare(*sides(), "cka", draws=50)
+    assert found.calibrated == pytest.approx(theirs.calibrated, abs=1e-6)
+    assert found.metric == "own_cka()"
+    near = unrolled.compare({"x": sides()[0]["a1"]}, {"y": sides()[0]["a1"] + 1e-4}, own_cka, draws=9, range=(0, 1))
+    assert near.interval is not None
+    assert near.interval[1] <= 1
+    with pytest.raises(ValueError, match=r"metric: own_cka returned 0\.\d+, outside its range=\(0\.9, 1\.0\)"):
+        unrolled.compare(*sides(), own_cka, draws=9, range=(0.9, 1))
+    with pytest.raises(ValueError, match=r"range must be .*, got \(1, 0\)"):
+        unrolled.compare(*sides(), own_cka, range=(1, 0))
+
+
 def test_groups_halves_and_chance_level() -> None:
     found = unrolled.compare(*sides(), own_cka, draws=20, groups=[i // 2 for i in range(40)], select_held_out=True)
     assert found.held_out is not None

@@ -10,10 +10,11 @@ import torch
 
 from unrolled.alignment import models as module
 from unrolled.alignment.chance import compare
-from unrolled.alignment.embedding import EmbeddingMetric, sparse_product, whole_grids
+from unrolled.alignment.embedding import EmbeddingMetric, whole_grids
 from unrolled.alignment.layers import prepare_layers
 from unrolled.alignment.models import metric_of, model_grid
 from unrolled.alignment.prepared import load_prepared, save_prepared
+from unrolled.alignment.sparse import sparse_product
 from unrolled.errors import CorruptFile
 from unrolled.instruments.features.files import Rows, read_features
 
@@ -77,7 +78,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mutual_knn", "cknna"])
 def test_the_sparse_product_of_many_layers_is_that_of_each_pair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unrolled.alignment.embedding._ENTRIES", 40 * N)  # several blocks, the last one short
+    monkeypatch.setattr("unrolled.alignment.sparse._ENTRIES", 40 * N)  # several blocks, the last one short
     metric = metric_of(name, {"k": K})
     left, right = (prepare_layers(layers_of(seed), [metric]).of(metric) for seed in (0, 1))
     assert whole_grids([*left, *right])
@@ -93,14 +94,19 @@ def test_the_sparse_product_of_many_layers_is_that_of_each_pair(name: str, monke
     assert float(metric.grid(left, left)[0, 0]) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("looked_up", [0, N])
 @pytest.mark.parametrize("name", ["mutual_knn", "cknna"])
-def test_relabelled_grids_of_large_samples_are_those_of_small_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relabelled_grids_of_large_samples_are_those_of_small_ones(
+    name: str, looked_up: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metric = metric_of(name, {"k": K})
     left, right = (prepare_layers(layers_of(seed), [metric]).of(metric) for seed in (0, 1))
     orders = [torch.randperm(N, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
     tables = list(metric.null_grids(left, right, orders))
     monkeypatch.setattr("unrolled.alignment.embedding._STACK", 1)  # as if tables took too much memory
+    monkeypatch.setattr("unrolled.alignment.embedding._LOOKED_UP", looked_up)
     monkeypatch.setattr("unrolled.alignment.embedding._MOVED", 3 * 3 * N * K)  # two or three orders at a time
+    monkeypatch.setattr("unrolled.ops.renamed_products._BLOCK", 3 * 3 * K * 7)  # seven rows at a time
     products = list(metric.null_grids(left, right, orders))
     slow = [metric.grid(left, [None if b is None else metric.relabel(b, order) for b in right]) for order in orders]
     assert len(products) == 5

@@ -11,7 +11,7 @@ import torch
 from scipy import sparse, stats
 
 import unrolled.alignment as al
-from unrolled.alignment import embedding as alignment_embedding
+from unrolled.alignment import embedded
 from unrolled.alignment.chance import compare
 from unrolled.alignment.significance import (
     SMALLEST,
@@ -53,7 +53,7 @@ def test_skewness_agrees_with_permutations(metric: al.Metric, monkeypatch: pytes
     skewness, share = (float(value) for value in metric.null_shapes([a], [b]) or ())
     null = torch.cat([grid.flatten() for grid in metric.null_grids([a], [b], al.relabellings(40, 4000))])
     assert float(stats.skew(null.numpy())) == pytest.approx(skewness, abs=0.25)
-    monkeypatch.setattr(alignment_embedding, "_FEW", 0)  # as for many samples
+    monkeypatch.setattr(embedded, "_FEW", 0)  # as for many samples
     again, _ = (float(value) for value in metric.null_shapes([metric.prepare(x)], [metric.prepare(y)]) or ())
     assert again == pytest.approx(skewness, rel=1e-4)
     assert 1 / 40 <= share < 1

@@ -12,7 +12,7 @@ import pytest
 
 from tests import study_docs
 from unrolled import studies
-from unrolled.studies.claim import Claim
+from unrolled.studies.claim import AT_MOST_1, CORRELATION, SHARE, Claim
 from unrolled.studies.results import Estimate, Results, Values
 from unrolled.studies.statistics import PValue
 from unrolled.studies.study import Config
@@ -54,6 +54,24 @@ def test_a_verdict_needs_an_interval_inside_or_outside_the_range(
     assert why in judged.why
     assert bool(why) == bool(judged.why)
     assert judged.reproduced is {"reproduced": True, "not reproduced": False}.get(verdict)
+
+
+NEAR_1 = Values({0: -0.99, 1: -0.9, 2: -0.98})  # whose interval by Student ends at -1.08
+
+
+@pytest.mark.parametrize("value", [NEAR_1, Estimate(NEAR_1.mean, -1.08, -0.83, "standard error")])
+def test_intervals_are_cut_to_what_a_quantity_can_be(value: Any) -> None:
+    judged = claim(value, low=-1.0, high=-0.7, within=CORRELATION, control=lambda results, config: value)
+    for interval in (judged.interval, judged.control):
+        assert interval is not None
+        assert interval[0] == -1 < interval[1] < -0.8
+    assert "-1.08" not in judged.measured
+    assert judged.verdict == "controls do the same"  # and not undecided, for what lies beyond -1
+    before = {"verdict": "undecided", "interval": [-1.08, -0.83], "control": None, "over": "over 3"}
+    made = Claim(statement="s", source="p", published="1", value=lambda r, c: value, low=-1, outside="0",
+                 within=CORRELATION)  # fmt: skip
+    again = made.judged_again(before)
+    assert (again["verdict"], again["interval"], again["control"]) == ("reproduced", [-1, -0.83], None)
 
 
 def test_a_plain_number_is_judged_where_nothing_is_drawn() -> None:
@@ -139,6 +157,24 @@ def test_committed_reports_have_the_verdicts_of_todays_rule(path: Path) -> None:
     claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
     again = study_docs.judged_again(path.parent.name, claims)
     assert claims == again, "run: python -m tests.study_docs"
+
+
+BOUNDED = {
+    re.compile(r"(rank correlation|cosine|unbiased CKA)(?! of| above)"): CORRELATION,
+    re.compile(r"R\^2|share of variance"): AT_MOST_1,
+    re.compile(r"\((share of(?! variance)|top-1)|^Share of"): SHARE,
+}
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=[path.parent.name for path in REPORTS])
+def test_no_committed_interval_holds_what_cannot_be(path: Path) -> None:
+    for each in json.loads(path.read_text())["claims"]:
+        if re.search(r"difference|less|gain|above|points|mean over splits", each["statement"]):
+            continue
+        for what, (low, high) in BOUNDED.items():
+            for interval in (each["interval"], each["control"]):
+                if what.search(each["statement"]) and interval is not None:
+                    assert low <= interval[0] <= interval[1] <= high, each["statement"]
 
 
 @pytest.mark.parametrize("n", [4, 7, 30])

@@ -197,7 +197,8 @@ def compare(
             `prepare_layers`), or `Layers` prepared before (then there is no interval and no held-out selection).
         metric: name or object; `options` go with a name, e.g. `k=10`. Or a function of your own that takes features
             [n, d_x] and [n, d_y], tensors with paired rows, and returns a number; for a distance give
-            `higher_is_closer=False`, other `options` are its keyword arguments.
+            `higher_is_closer=False`, and `range=(0, 1)` where its values are known; other `options` are its keyword
+            arguments.
         null: "permutation" relabels samples `draws` times; the smallest p-value is 1 / (draws + 1). "moments" takes the
             Pearson III tail of the exact first three moments, times the number of layer pairs, where it is above 0.2,
             or below 1e-6 at layers that no sample dominates; else Cantelli's bound, which every null of the exact

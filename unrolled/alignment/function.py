@@ -23,17 +23,21 @@ class FunctionMetric(Metric):
     Args:
         function: with these two arguments by place; its own name is the metric's.
         higher_is_closer: False for a distance.
+        range: its smallest and largest value, where they are known: intervals end there, and scores are calibrated
+            between chance and the best. A value beyond it is refused.
+        symmetric: whether function(y, x) is the same.
         options: keyword arguments of every call.
 
     Raises:
-        ValueError: the function cannot be called so.
+        ValueError: the function cannot be called so, or the range ends before it begins.
     """
 
-    range = (-math.inf, math.inf)
-    symmetric = False  # not known
     name = "function"
 
-    def __init__(self, function: Callable[..., float], *, higher_is_closer: bool = True, **options: Any) -> None:
+    def __init__(
+        self, function: Callable[..., float], *, higher_is_closer: bool = True,
+        range: tuple[float, float] = (-math.inf, math.inf), symmetric: bool = False, **options: Any,
+    ) -> None:  # fmt: skip
         try:
             inspect.signature(function).bind(None, None, **options)
         except TypeError as error:
@@ -41,7 +45,11 @@ class FunctionMetric(Metric):
             raise ValueError(f"metric: {function!r} cannot be called as function(x, y{given}): {error}") from error
         except ValueError:  # some functions written in C do not say what they take
             pass
-        self.function, self.options = function, options
+        low, high = range
+        if not low < high:
+            raise ValueError(f"range must be the smallest and the largest value, got {range!r}")
+        self.function, self.options, self.symmetric = function, options, symmetric
+        self.range = float(low), float(high)  # type: ignore[misc]
         self.name = getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]
         self.higher_is_closer = higher_is_closer  # type: ignore[misc]
 
@@ -53,7 +61,7 @@ class FunctionMetric(Metric):
         """What the function returns.
 
         Raises:
-            ValueError: it is no finite number.
+            ValueError: it is no finite number, or not of the range that was declared.
         """
         value = self.function(a, b, **self.options)
         if isinstance(value, Tensor) and value.numel() == 1:
@@ -62,7 +70,11 @@ class FunctionMetric(Metric):
             raise ValueError(f"metric: {self.name} returned a {type(value).__name__}; return a number")
         if not math.isfinite(value):
             raise ValueError(f"metric: {self.name} returned {float(value)}; return a finite number")
-        return float(value)
+        low, high = self.range
+        slack = 1e-6 * max(1.0, abs(value))  # of rounding
+        if not low - slack <= value <= high + slack:
+            raise ValueError(f"metric: {self.name} returned {float(value)}, outside its range={self.range}")
+        return min(max(float(value), low), high)
 
     def relabel(self, prepared: Tensor, order: Tensor) -> Tensor:
         """The rows in that order."""

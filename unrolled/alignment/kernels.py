@@ -12,7 +12,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from unrolled.alignment.embedding import DenseEmbedding, EmbeddingMetric, schur_moments
+from unrolled.alignment.embedded import DenseEmbedding
+from unrolled.alignment.embedding import EmbeddingMetric, schur_moments
 from unrolled.alignment.metric import DENSE_LIMIT, Features, Representation, representations, stacked
 from unrolled.alignment.tiles import Form, TiledRDM, components, similarity
 from unrolled.ops.gram import (
@@ -283,7 +284,9 @@ def _rows_of(rep: Representation, dissimilarity: str) -> tuple[Tensor, Form, flo
         return unit_rows(rep.x.to(wide)), "cosine", 1.0
     if dissimilarity == "correlation":
         if rep.d < 2:
-            raise ValueError("dissimilarity 'correlation' needs at least 2 columns: use 'euclidean'")
+            raise ValueError(
+                "x has 1 column, which correlates with nothing: give at least 2, or in Python dissimilarity='euclidean'"
+            )
         rows = scaled_rows(rep.x.to(wide))
         # a row whose entries are equal up to rounding correlates with nothing, not with what rounding left of it
         centred = torch.where(varies(rep.x.mT)[:, None], rows - rows.mean(1, keepdim=True), 0)

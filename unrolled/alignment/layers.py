@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +118,8 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric], wha
     n, device, side = 0, None, f"{what}: " if what else ""
     for name, layer in named_layers(features, what or "features"):
         names.append(name)
-        checked = as_rows(layer, f"{side}{name}")
+        with _of_side(side):
+            checked = as_rows(layer, name)
         rows = len(checked)
         if n and rows != n:
             raise ValueError(f"{side}layer {name} has {rows} samples and {names[0]} {n}: rows must be the same samples")
@@ -124,7 +127,8 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric], wha
             raise ValueError(f"{side}layer {name} is on {checked.device} and {names[0]} on {device}: move one")
         n, device = rows, checked.device
         try:
-            rep: Representation | None = Representation(checked, f"{side}{name}")
+            with _of_side(side):
+                rep: Representation | None = Representation(checked, name)
         except ValueError as error:
             if "zero variance" not in str(error):
                 raise
@@ -137,6 +141,15 @@ def prepare_layers(features: LayerFeatures, metrics: Sequence[str | Metric], wha
     if len(constant) == len(names):
         raise ValueError(f"{side}all layers have zero variance ({', '.join(names)}): similarity is undefined")
     return Layers(names, n, prepared, constant, device)
+
+
+@contextmanager
+def _of_side(side: str) -> Iterator[None]:
+    """Errors within are of features that are called so."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{side}{error}") from error
 
 
 def _prepared(metric: Metric, rep: Representation, name: str) -> Any:
@@ -154,6 +167,8 @@ def named_layers(features: LayerFeatures, what: str = "features") -> Iterator[tu
         ValueError: none of these forms; it is called `what`, and the line of code that mends it is said.
     """
     layers: Iterable[Any]
+    if isinstance(features, str | os.PathLike):
+        raise ValueError(f"{what} is a path: give what it holds, such as numpy.load({str(features)!r})")
     check_kind(features, what)
     if hasattr(features, "__array__") and not isinstance(features, Tensor | np.ndarray):  # such as a table of pandas
         features = np.asarray(features)
@@ -164,7 +179,7 @@ def named_layers(features: LayerFeatures, what: str = "features") -> Iterator[tu
         if features.ndim not in (2, 3):
             as_rows(features, what)
         layers = [features[:, i] for i in range(features.shape[1])] if features.ndim == 3 else [features]
-    elif isinstance(features, Iterable) and not isinstance(features, str):
+    elif isinstance(features, Iterable):
         if isinstance(features, list | tuple) and features and _is_row(features[0]):
             stack = {Tensor: "torch.stack", np.ndarray: "numpy.stack"}.get(type(features[0]), "numpy.array")
             raise ValueError(

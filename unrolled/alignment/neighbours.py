@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unrolled.alignment.embedding import EmbeddingMetric, SparseEmbedding
+from unrolled.alignment.embedded import SparseEmbedding
+from unrolled.alignment.embedding import EmbeddingMetric
 from unrolled.alignment.metric import DENSE_LIMIT, Features, Metric, Representation, stacked, whole
 from unrolled.ops.neighbours import Neighbours, nearest_neighbours
 from unrolled.ops.ties import shuffled_ties

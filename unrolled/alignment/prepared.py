@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unrolled.alignment.embedding import Shape, SparseEmbedding
+from unrolled.alignment.embedded import Shape, SparseEmbedding
 from unrolled.alignment.layers import Layers, prepare_layers
 from unrolled.alignment.metric import Metric
 from unrolled.errors import CorruptFile

@@ -69,7 +69,7 @@ def get_metric(metric: str | Metric | Callable[..., float], **options: Any) -> M
     Names are taken in any case, and with hyphens for underscores ("Mutual-kNN").
 
     A function of your own, of features [n, d_x] and [n, d_y], is taken as `FunctionMetric`; `options` are its keyword
-    arguments, and `higher_is_closer=False` says that it is a distance.
+    arguments, but for `higher_is_closer`, `range` and `symmetric`, which say what it is.
 
     Raises:
         ValueError: unknown name (the known ones are listed), options the metric does not have, or options given with

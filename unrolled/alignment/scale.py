@@ -85,11 +85,12 @@ def compare_large(
 ) -> Comparison:
     """All pairs of layers of two models on samples too many for n x n kernels; a few tiles of memory.
 
-    Mutual k-NN is estimated from sampled queries: the interval is 1.96 standard errors of the best pair's estimate, and
-    concerns the choice of queries alone. Its null relabels queries among themselves and the others among themselves,
-    which needs no further neighbours; the p-value is the share of relabellings whose best pair reaches the score, and
-    where none does the tail of a Pareto distribution fitted to them, or the bound as far as that is believed
-    (`p_method` says so). z is the distance from chance in standard deviations of that null, for the best pair alone.
+    Mutual k-NN is estimated from sampled queries: the interval is 1.96 standard errors of the best pair's estimate, cut
+    to the metric's range, and concerns the choice of queries alone. Its null relabels queries among themselves and the
+    others among themselves, which needs no further neighbours; the p-value is the share of relabellings whose best pair
+    reaches the score, and where none does the tail of a Pareto distribution fitted to them, or the bound as far as that
+    is believed (`p_method` says so). z is the distance from chance in standard deviations of that null, for the best
+    pair alone.
     Unbiased linear CKA is computed in one pass over all samples, with 0 as its chance and no p-value, as every
     relabelling would be such a pass. Layers without variance score NaN and are listed in `constant`.
 
@@ -141,7 +142,7 @@ def compare_large(
         z = (score - chance) / spread if spread > 0 else None
         p = tail_p_value(score, torch.stack([grid.max() for grid in null]))
         reach = 1.96 * float(errors[row, column])
-        interval = score - reach, score + reach
+        interval = max(chosen.range[0], score - reach), min(chosen.range[1], score + reach)
     elif kind == "CKA" and chosen.unbiased and chosen.kernel == "linear":  # type: ignore[attr-defined]
         chance, units = 0.0, Units.of(n, groups, blocks)
         for i, x in used_a:

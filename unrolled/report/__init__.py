@@ -1,6 +1,17 @@
 """Reports: numbers, tables and figures with their provenance -> `report.json` and one self-contained `report.html`."""
 
-from unrolled.figures import HeatMap, ImageGrid, ImageRow, LineChart, Scatter, Series, Tree, heat, learning_curves
+from unrolled.figures import (
+    Forest,
+    HeatMap,
+    ImageGrid,
+    ImageRow,
+    LineChart,
+    Scatter,
+    Series,
+    Tree,
+    heat,
+    learning_curves,
+)
 from unrolled.report.document import Report
 from unrolled.report.layers import trace_section
 from unrolled.report.parts import Claim, Fact, ReportPaths, Section
@@ -10,6 +21,7 @@ from unrolled.report.runs import report_for_run
 __all__ = [
     "Claim",
     "Fact",
+    "Forest",
     "HeatMap",
     "ImageGrid",
     "ImageRow",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unrolled.figures.forest import Forest
 from unrolled.figures.heatmap import HeatMap
 from unrolled.figures.images import ImageGrid
 from unrolled.figures.lines import LineChart
@@ -18,7 +19,7 @@ from unrolled.figures.tree import Tree
 from unrolled.figures.words import number
 from unrolled.report.provenance import Provenance, plain, plain_config
 
-Panel = LineChart | ImageGrid | HeatMap | Scatter | Tree
+Panel = Forest | LineChart | ImageGrid | HeatMap | Scatter | Tree
 Cell = str | int | float | None
 
 

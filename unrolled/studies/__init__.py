@@ -30,6 +30,7 @@ STUDIES: dict[str, str] = {
     "crate-hour": "crate.hour",
     "crate-mae-layers": "crate.mae_layers",
     "crate-minutes": "crate.minutes",
+    "crate-pretrain": "crate.pretrain",
     "crate-text": "crate.text",
     "crate-transfer": "crate.transfer",
     "demo": "demo",

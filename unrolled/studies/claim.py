@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,12 @@ Place = Literal["inside", "outside", "undecided"]
 """Where an interval lies beside a range; `undecided` across an end of it, or where there is no interval."""
 Interval = tuple[float, float] | None
 Measured = Values | Estimate | float
+
+# what a quantity can be, for `Claim.within`
+CORRELATION = (-1.0, 1.0)
+SHARE = (0.0, 1.0)
+AT_LEAST_0 = (0.0, math.inf)
+AT_MOST_1 = (-math.inf, 1.0)
 
 # why a claim is not judged
 NOBODY = "nobody published it"
@@ -46,6 +52,8 @@ class Claim:
         published: the source's value, as a reader wants to see it.
         value: what was measured, from the results and the configuration; no `Values` at all mean `not run`.
         low, high: the range, ends included.
+        within: what the quantity can be, such as `CORRELATION`; intervals, which by Student or a standard error may
+            reach beyond it, are cut to it, and hold the value as often as before.
         outside: what has or would have a value outside the range; a claim without it is not judged.
         unjudged: why nothing is judged, instead; a range then says what was expected before.
         point: judge a plain number, which has no interval: a count, or what nothing random enters.
@@ -64,6 +72,7 @@ class Claim:
     value: Callable[[Results[Any], Any], Measured]
     low: float = -math.inf
     high: float = math.inf
+    within: tuple[float, float] = (-math.inf, math.inf)
     outside: str = ""
     unjudged: str = ""
     point: bool = False
@@ -89,6 +98,8 @@ class Claim:
 
         reason = self.unless(config)
         value = Values() if reason else self.value(results, config)
+        if type(value) is Estimate and (cut := self._cut((value.low, value.high))) is not None:
+            value = Estimate(value.value, *cut, value.basis)
         interval, over = self._interval(value)
         control: Interval = None
         verdict: Verdict
@@ -115,10 +126,11 @@ class Claim:
         """A claim of a report that was written before, by today's range and rule, from the intervals kept in it."""
         if record["verdict"] == "not run":
             return dict(record)
-        interval, control = (None if record[key] is None else tuple(record[key]) for key in ("interval", "control"))
-        verdict, why = self.verdict(interval, record["over"], control)  # type: ignore[arg-type]
+        ends = {key: self._cut(record[key]) for key in ("interval", "control")}
+        verdict, why = self.verdict(ends["interval"], record["over"], ends["control"])
         words = {"source": self.source, "published": self.published, "verdict": verdict, "why": why}
-        return {**record, **words, "reproduced": _reproduced(verdict)}
+        lists = {key: None if interval is None else list(interval) for key, interval in ends.items()}
+        return {**record, **words, **lists, "reproduced": _reproduced(verdict)}
 
     def verdict(self, interval: Interval, over: str, control: Interval) -> tuple[Verdict, str]:
         """The verdict on a value's interval and the control's, and why it is none of the two that decide.
@@ -161,11 +173,18 @@ class Claim:
         if isinstance(value, Values):
             if (ends := value.interval()) is None:
                 return None, f"one {value.unit}"
-            known = _finite(ends)
+            known = _finite(self._cut(ends))
             return known, "a value that is not finite" if known is None else f"over {value.count}"
         if isinstance(value, Estimate):
-            return _finite((value.low, value.high)), value.basis
+            return _finite(self._cut((value.low, value.high))), value.basis
         return (_finite((value, value)), "") if self.point else (None, "a number without an interval")
+
+    def _cut(self, interval: Sequence[float] | None) -> Interval:
+        """An interval without what the quantity cannot be."""
+        if interval is None:
+            return None
+        low, high = (min(max(end, self.within[0]), self.within[1]) for end in interval)
+        return low, high
 
     def _control(self, results: Results[Any], config: Any) -> Interval:
         from unrolled.studies.statistics import PValue

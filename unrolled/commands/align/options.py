@@ -83,5 +83,9 @@ def metrics_of(options: Flags) -> tuple[Flags, list[Metric]]:
     from unrolled.alignment.models import metric_of
     from unrolled.alignment.registry import metric_name
 
+    for name in options.metric:
+        if "," in name:
+            each = " ".join(f"--metric {part.strip()}" for part in name.split(","))
+            raise ValueError(f"--metric {name}: is one metric at a time; give {each}")
     options = replace(options, metric=tuple(metric_name(name) for name in options.metric))
     return options, [metric_of(name, {"k": options.k}) for name in options.metric]

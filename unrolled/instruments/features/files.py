@@ -111,8 +111,8 @@ def check_same_samples(left: Rows, right: Rows, a: str, b: str) -> None:
         )
     if left.indices is not None and right.indices is not None and not left.indices.equal(right.indices):
         raise ValueError(
-            f"{a} and {b} hold features of different images of {left.data}: they are not paired; extract both with the "
-            "same images= and on_error="
+            f"{a} and {b} hold features of different images of {left.data}: they are not paired; extract as many for "
+            "both, and leave none out on one side alone"
         )
 
 
@@ -120,7 +120,7 @@ def _read_npy(path: Path) -> Mapping[str, Tensor | np.ndarray]:
     array = read_npy(path, mapped_from=_MAPPED)
     large = isinstance(array, np.memmap)
     if array.dtype.kind not in "fiu" or array.ndim not in (2, 3) or not array.size:
-        mend = f"; {_mended(array, path.stem)}" if array.ndim > 3 and array.dtype.kind in "fiu" else ""
+        mend = f"; {_mended(array, path.stem)}" if array.ndim not in (2, 3) and array.dtype.kind in "fiu" else ""
         raise ValueError(f"{path}: needs numbers [n, d] or [n, layers, d], not {array.dtype} {array.shape}{mend}")
     if large and array.ndim == 2 and array.dtype.kind == "f":
         return {path.stem: array}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.studies.cells import Cell, Context, Result
-from unrolled.studies.claim import Claim
+from unrolled.studies.claim import AT_LEAST_0, Claim
 from unrolled.studies.mesa.held_out import TEST_SEED
 from unrolled.studies.mesa.stacks import LAGS, TITLES, Kind, Place, Stack, WorldsConfig
 from unrolled.studies.results import NOT_RUN, Results, Values
@@ -127,8 +127,9 @@ def _bound(world: Place, kind: Kind, lag: int, statement: str, published: str, *
         return error("untrained", results)
 
     return Claim(
-        statement=statement, source=_RELEASED, published=published, value=value, detail=detail, control=control, **limit
-    )
+        statement=statement, source=_RELEASED, published=published, value=value, within=AT_LEAST_0, detail=detail,
+        control=control, **limit,
+    )  # fmt: skip
 
 
 CLAIMS = (

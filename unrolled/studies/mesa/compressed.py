@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from unrolled.studies.cells import Cell, Context, Result
-from unrolled.studies.claim import CONTROL, Claim
+from unrolled.studies.claim import AT_LEAST_0, CONTROL, Claim
 from unrolled.studies.mesa.constructed import Constructed, ModelsConfig, columns_of, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, Predictor, mean_loss
 from unrolled.studies.mesa.weights import products
@@ -239,6 +239,7 @@ def _coincide(name: str) -> Claim:
         value=lambda results, config: ratio(results, name),
         low=0.95,
         high=1.1,
+        within=AT_LEAST_0,
         control=lambda results, config: ratio(results, name, "permuted"),
         detail=detail,
         unjudged="said of one and of six layers" if name == "2" else "",

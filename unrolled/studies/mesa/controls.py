@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from unrolled.studies.cells import Cell, Context, Result
-from unrolled.studies.claim import NOBODY, Claim
+from unrolled.studies.claim import CORRELATION, NOBODY, Claim
 from unrolled.studies.mesa.constructed import Constructed, columns_of, constructed_recipe, model_predictions, words
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss
 from unrolled.studies.mesa.weights import structure
@@ -169,6 +169,7 @@ CLAIMS = (
         unjudged=NOBODY,
         value=lambda results, config: rows_of(results, "fixed").values("structure.cosine"),
         high=0.8,
+        within=CORRELATION,
     ),
     Claim(
         statement="Contracting systems of the released code: loss of one linear layer over that of one gradient step",

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.studies.cells import Cell, Context, Result
-from unrolled.studies.claim import Claim
+from unrolled.studies.claim import CORRELATION, Claim
 from unrolled.studies.mesa.constructed import Constructed, Recipe, model_predictions
 from unrolled.studies.mesa.held_out import TEST_SEED, best_gradient_step, best_step_size, mean_loss, position_losses
 from unrolled.studies.mesa.weights import structure
@@ -160,6 +160,7 @@ CLAIMS = (
         published="shown, no number",
         value=lambda results, config: papers(results, config).values("structure.cosine"),
         low=0.95,
+        within=CORRELATION,
         outside="an untrained layer, 0, or one that knows its only teacher, -0.26",
     ),
     Claim(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from unrolled.reading import Json
 from unrolled.studies.cells import Cell, Context, Result
-from unrolled.studies.claim import NOBODY, Claim
+from unrolled.studies.claim import AT_LEAST_0, AT_MOST_1, NOBODY, Claim
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, position_losses
 from unrolled.studies.mesa.stacks import Kind, Stack, StacksConfig, tokens_of
 from unrolled.studies.results import NOT_RUN, Results, Values
@@ -210,6 +210,7 @@ def _last_layer(kind: Kind, **claim: Any) -> Claim:
         source=_FIGURE,
         value=lambda results, config: _layer(results.of(Probed, kind=kind), "held_out", "next", "score", -1),
         low=0.8,
+        within=AT_MOST_1,
         outside="the tokens that enter the first layer, or an untrained stack",
         control=lambda results, config: _layer(results.of(Probed, kind=kind), "untrained", "next", "score", -1),
         detail=lambda results, config: f" after {config.recipe(kind, 'full').label}",
@@ -235,6 +236,7 @@ CLAIMS = (
         published="0.06 (linear), 0.34 (softmax)",
         value=lambda results, config: _of_both(results, max, _best_error_ratio),
         high=0.7,
+        within=AT_LEAST_0,
         outside="layers that compute nothing: 1",
         control=lambda results, config: _of_both(results, max, lambda result: _best_error_ratio(result, "untrained")),
         spec=".2f",

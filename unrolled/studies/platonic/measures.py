@@ -25,7 +25,7 @@ from unrolled.studies.statistics import Array, Mask, Places, area, number, over_
 from unrolled.studies.study import AtLeast, Budgets, Config, Count, Study
 
 if TYPE_CHECKING:
-    from unrolled.report import Report, Scatter
+    from unrolled.report import Forest, Report
 
 LESSONS: dict[str, Taught | None] = {"true labels": "labels", "shuffled labels": "all shuffled", "untrained": None}
 ARCHITECTURE, UNTRAINED, TRAINING, TAUGHT = (
@@ -324,10 +324,15 @@ def report(report: Report, config: MeasuresConfig, results: Results[Any]) -> Non
         "pair within is more alike than a pair across: 0.5 by chance, 1 if a threshold separates them. Whether a "
         "network is trained, and on what labels, is asked among networks of one architecture.",
     ).figure(
-        [_chart(name, by_metric) for name, by_metric in by_question.items()],
+        [_forest(name, "AUC", _ordered(by_metric)) for name, by_metric in by_question.items()],
         name="auc",
         caption="Bars are 95 % intervals: the wider of a bootstrap over networks and of the exact interval of a share "
-        "of as many, since of networks that are all in order every draw is.",
+        "of as many, since of networks that are all in order every draw is. Dashed: by chance.",
+    ).figure(
+        [_forest(name, "d'", _ordered(by_metric)) for name, by_metric in by_question.items()],
+        name="dprime",
+        caption="Bars are 95 % intervals by a bootstrap over networks. Dashed: by chance. The metrics stand in the "
+        "order of d' in both figures.",
     )
     for name, by_metric in by_question.items():
         separation = next(iter(by_metric.values()))
@@ -371,18 +376,17 @@ def _ordered(by_metric: Mapping[str, Separation]) -> dict[str, Separation]:
     return dict(sorted(by_metric.items(), key=lambda item: -np.nan_to_num(item[1].dprime.value, nan=-math.inf)))
 
 
-def _chart(name: str, by_metric: Mapping[str, Separation]) -> Scatter:
-    from unrolled.report import Scatter
+def _forest(name: str, quantity: Literal["AUC", "d'"], by_metric: Mapping[str, Separation]) -> Forest:
+    from unrolled.report import Forest
 
-    by_metric = _ordered(by_metric)  # names find room in turn, and that of the first matters most
-    each = list(by_metric.values())
-    return Scatter(
-        title=f"AUC: {name}",
-        x_label="d'",
-        x=[separation.dprime.value for separation in each],
-        y=[separation.auc.value for separation in each],
+    each = [separation.auc if quantity == "AUC" else separation.dprime for separation in by_metric.values()]
+    return Forest(
+        title=f"{quantity}: {name}",
+        x_label=quantity,
         names=list(by_metric),
-        interval=[(separation.auc.low, separation.auc.high) for separation in each],
+        values=[estimate.value for estimate in each],
+        interval=[(estimate.low, estimate.high) for estimate in each],
+        beside=0.5 if quantity == "AUC" else 0.0,
     )
 
 

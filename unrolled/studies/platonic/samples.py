@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unrolled.reading import Json
 from unrolled.studies.cells import Cell, Context, Result
-from unrolled.studies.claim import Claim
+from unrolled.studies.claim import AT_LEAST_0, Claim
 from unrolled.studies.networks import Network
 from unrolled.studies.pictures import Pictures, pictures
 from unrolled.studies.platonic.zoo import FAMILIES, GPU, QUICK, LastLayer, ZooConfig, family
@@ -181,6 +181,7 @@ def _claim(words: str, **claim: Any) -> Claim:
             f" ({', '.join(f'{ratio:.2f}' for ratio in left(results, words))}; {span(results)})"
         ),
         spec=".2f",
+        within=AT_LEAST_0,
         **claim,
     )
 

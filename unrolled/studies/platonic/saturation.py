@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 
 from unrolled.studies.cells import Cell, Context, Result
-from unrolled.studies.claim import Claim
+from unrolled.studies.claim import AT_MOST_1, Claim
 from unrolled.studies.platonic.photos import (
     CAPTIONS,
     Features,
@@ -224,6 +224,7 @@ CLAIMS = (
         published="above 0.98",
         value=lambda results, config: numbers(results, lambda result: result["law"]["r2"]["value"]),
         low=0.98,
+        within=AT_MOST_1,
         outside="scores that do not grow, as of shuffled captions",
         control=lambda results, config: numbers(results, lambda result: result["law"]["r2"]["value"], shuffled=True),
         detail=lambda results, config: f" (five numbers fitted to {config.crops * CAPTIONS} points)",

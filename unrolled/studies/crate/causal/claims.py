@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from unrolled.reading import Json
-from unrolled.studies.claim import NOBODY, Claim
+from unrolled.studies.claim import CORRELATION, NOBODY, Claim
 from unrolled.studies.crate.causal.cells import SHIPPED, CausalConfig, Removal, What
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.results import Estimate, Results, Values
@@ -133,6 +133,7 @@ CLAIMS = (
         unjudged=_LAYERS,
         value=lambda results, config: predicts(results, config, "crate"),
         low=0.0,
+        within=CORRELATION,
         spec="+.2f",
         detail=lambda results, config: (
             f"; of R {predicts(results, config, 'crate', 'rate'):+.2f}; within layers "
@@ -182,6 +183,7 @@ CLAIMS = (
         unjudged=_LAYERS,
         value=lambda results, config: shipped(results, "subspace", "predicts.places_subspace_rate"),
         low=0.0,
+        within=CORRELATION,
         spec="+.2f",
         detail=lambda results, config: (
             f"; within layers {shipped(results, 'subspace', 'predicts.places_subspace_rate_within'):+.2f}, of random "

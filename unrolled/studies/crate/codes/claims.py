@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from unrolled.studies.claim import CONTROL, NOBODY, Claim
+from unrolled.studies.claim import AT_MOST_1, CONTROL, NOBODY, Claim
 from unrolled.studies.crate.codes.cells import SORTS, Agreement, Codes, CodesConfig, Lasso, Sort, codes_of
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.results import Results, Values
@@ -164,6 +164,7 @@ CLAIMS = (
         unjudged="the paper gives the objective, and does not say how well it is met",
         value=lambda results, config: lasso(results, config, "variance"),
         low=0.5,
+        within=AT_MOST_1,
         spec=".2f",
         detail=lambda results, config: (
             f"; untrained {lasso(results, config, 'variance', trained=False):.2f}; lasso of A over that of X "

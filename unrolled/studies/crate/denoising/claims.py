@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unrolled.studies.claim import Claim
+from unrolled.studies.claim import CORRELATION, Claim
 from unrolled.studies.crate.compared import of_kind
 from unrolled.studies.crate.denoising.cells import DenoisingConfig, base, stack
 from unrolled.studies.crate.denoising.steps import Stack, Steps
@@ -72,6 +72,7 @@ def _along(statement: str, step: str, published: str, source: str = _MAE) -> Cla
         published=published,
         value=lambda results, config: cosine(results, config, step),
         low=0.9,
+        within=CORRELATION,
         outside="a step in a direction of its own: 0; the step on R^c and its softmax form have 0.5 to 0.6",
         detail=lambda results, config: f" at {where(config)}",
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unrolled.studies.claim import CONTROL, Claim
+from unrolled.studies.claim import CONTROL, SHARE, Claim
 from unrolled.studies.crate.emergence.cells import (
     Baselines,
     Borders,
@@ -286,6 +286,7 @@ CLAIMS = (
         published="shown in pictures, no test",
         value=lambda results, config: _roles(View(results, config)),
         low=1.0,
+        within=SHARE,
         outside="heads that follow no part: 1 network in 20, or fewer",
         spec=".2f",
         detail=lambda results, config: _roles_words(View(results, config)),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unrolled.studies.claim import CONTROL, NOBODY, Claim, Measured
+from unrolled.studies.claim import CONTROL, CORRELATION, NOBODY, Claim, Measured
 from unrolled.studies.crate.emergence.claims import Difference, difference, excess
 from unrolled.studies.crate.hour.cells import Target
 from unrolled.studies.crate.hour.drawn import role_excess
@@ -139,6 +139,7 @@ CLAIMS = (
         published="said of its models, no number",
         unjudged="a handful of networks of two recipes, most of them the same one at other rates",
         high=-0.5,
+        within=CORRELATION,
         spec="+.2f",
         detail=lambda view: f"; with orthonormal bases {view.among_crates(_BASES):+.2f}",
     ),
@@ -149,6 +150,7 @@ CLAIMS = (
         source="arXiv 2509.16875",
         published="said of its models, no number",
         high=-0.5,
+        within=CORRELATION,
         outside="networks whose R^c has nothing to do with accuracy: 0",
         spec="+.2f",
         detail=lambda view: (

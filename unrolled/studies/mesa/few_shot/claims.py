@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from unrolled.studies.claim import NOBODY, Claim
+from unrolled.studies.claim import AT_LEAST_0, NOBODY, Claim
 from unrolled.studies.mesa.few_shot.cells import WAYS, Asked, FewShotConfig, LeastSquares, TwoTasks
 from unrolled.studies.results import Estimate, Results, Values
 
@@ -164,6 +164,7 @@ CLAIMS = (
         published="< 0.01",
         value=lambda results, config: _norms(results, max),
         high=0.1,
+        within=AT_LEAST_0,
         outside="the token before it is tuned: about 1",
         detail=lambda results, config: f", the larger of both models' (the smaller {_norms(results, min):.3f})",
     ),

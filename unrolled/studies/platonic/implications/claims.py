@@ -6,7 +6,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from unrolled.studies.claim import Claim
+from unrolled.studies.claim import CORRELATION, SHARE, Claim
 from unrolled.studies.platonic.implications.cells import ImplicationsConfig, Joined, Networks, Private, Translated
 from unrolled.studies.results import Results, Values
 
@@ -49,6 +49,7 @@ CLAIMS = (
         "5, translation",
         value=lambda results, config: at_the_end(results).values("matched"),
         low=0.9,
+        within=SHARE,
         outside="modalities that are matched by chance, 0.06, or after too short a training",
         detail=lambda results, config: f"; chance {1 / config.events:.2f}",
     ),
@@ -80,6 +81,7 @@ CLAIMS = (
         "6, different modalities contain different information",
         value=lambda results, config: results.of(Private).correlation("bits", "cka"),
         high=-0.9,
+        within=CORRELATION,
         outside="alignment that private bits leave as it is: 0",
     ),
 )

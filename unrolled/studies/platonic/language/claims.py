@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from unrolled.studies.claim import CONTROL, NOBODY, Claim
+from unrolled.studies.claim import CONTROL, NOBODY, SHARE, Claim
 from unrolled.studies.platonic.language.cells import CIFAR, LanguageConfig
 from unrolled.studies.platonic.language.view import View, Vision, last_layer, partial_trend, trend
 from unrolled.studies.results import Estimate, Results, Values
@@ -67,6 +67,7 @@ CLAIMS = (
         published="1",
         value=_of(lambda view: view.beyond(True)),
         low=1.0,
+        within=SHARE,
         outside="pairs that agree by chance",
         control=_of(lambda view: view.beyond(False)),
         spec=".2f",

@@ -6,7 +6,7 @@ import math
 from statistics import fmean
 from typing import Any
 
-from unrolled.studies.claim import NOBODY, Claim
+from unrolled.studies.claim import CORRELATION, NOBODY, Claim
 from unrolled.studies.platonic.pmi.cells import GROUPS, Blurred, Learnt, PmiConfig, Reached
 from unrolled.studies.results import Results, Values
 
@@ -75,6 +75,7 @@ CLAIMS = (
         published="equal (proved)",
         value=lambda results, config: agreement(results, "InfoNCE"),
         low=0.95,
+        within=CORRELATION,
         outside="learners of shuffled pairs: 0",
         control=lambda results, config: agreement(results, "InfoNCE, pairs shuffled"),
     ),
@@ -84,6 +85,7 @@ CLAIMS = (
         published="stated, no number",
         value=trend,
         high=-0.9,
+        within=CORRELATION,
         outside="agreement that does not depend on what is lost: 0",
         spec=".2f",
     ),

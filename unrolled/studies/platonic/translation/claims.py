@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from unrolled.studies.claim import CONTROL, NOBODY, Claim
+from unrolled.studies.claim import AT_LEAST_0, CONTROL, NOBODY, SHARE, Claim
 from unrolled.studies.platonic.translation.cells import SORTS, FewPairs, Sort, Translated
 from unrolled.studies.platonic.translation.classes import TEXTS, Named
 from unrolled.studies.platonic.zoo import Features
@@ -87,6 +87,7 @@ def _share(sort: Sort) -> Claim:
         published="no number",
         value=lambda results, config: splits(results, sort, share),
         low=0.5,
+        within=AT_LEAST_0,
         unjudged=NOBODY,
         control=lambda results, config: splits(results, sort, share, trained=False),
         spec=".2f",
@@ -101,6 +102,7 @@ CLAIMS = (
         published="near-perfect",
         value=lambda results, config: splits(results, "sentences", top1),
         low=0.9,
+        within=SHARE,
         unjudged="one of the two is a mean of word vectors of 50 numbers, and texts are a tenth as many",
         control=lambda results, config: splits(results, "sentences", top1, trained=False),
         detail=lambda results, config: (
@@ -127,6 +129,7 @@ CLAIMS = (
         published="no number",
         value=lambda results, config: splits(results, "image-text", rank_gain),
         low=0.1,
+        within=(-1.0, 1.0),
         unjudged="nobody claims it of single photos and networks this small",
         control=lambda results, config: splits(results, "image-text", rank_gain, trained=False),
         spec=".2f",
@@ -148,6 +151,7 @@ CLAIMS = (
         published="no number",
         value=verdicts,
         low=0.99,
+        within=SHARE,
         unjudged=CONTROL,
         spec=".2f",
     ),

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from math import nan
 from typing import Any, NamedTuple, TypeVar
 
-from unrolled.studies.claim import CONTROL, EARLIER, Claim
+from unrolled.studies.claim import CONTROL, EARLIER, SHARE, Claim
 from unrolled.studies.platonic.photos import TOP1, label
 from unrolled.studies.platonic.vision_language.cells import Compared, Quality, VisionLanguageConfig
 from unrolled.studies.results import Results, Values
@@ -181,6 +181,7 @@ CLAIMS = (
         published="1",
         value=of(lambda view: view.beyond(view.trained)),
         low=1.0,
+        within=SHARE,
         outside="pairs that agree by chance: few at this rate of false discoveries",
         control=of(lambda view: view.beyond(view.drawn)),
         spec=".2f",

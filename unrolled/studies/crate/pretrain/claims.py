@@ -1,0 +1,270 @@
+"""What `crate-pretrain` is asked, and how it is read off the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from statistics import fmean, stdev
+from typing import Any, TypeVar
+
+from unrolled.studies.claim import CONTROL, NOBODY, Claim
+from unrolled.studies.crate.pretrain.cells import OBJECTIVES, Layers, PretrainConfig, Probed
+from unrolled.studies.crate.pretrain.completion import HARMONIC, Completed, Inpainted
+from unrolled.studies.crate.pretrain.learning import Learnt, Tuned
+from unrolled.studies.crate.pretrain.networks import Fresh
+from unrolled.studies.crate.pretrain.objectives import WORDS, Objective
+from unrolled.studies.results import Estimate, Results, Values
+
+_MAE = "arXiv 2404.02446"
+_OURS = "a question of this package"
+CellT = TypeVar("CellT", Completed, Layers, Probed, Tuned)
+
+
+def learnt(
+    results: Results[Any], kind: type[CellT], length: float, *, objective: Objective = "mae", form: str = "crate"
+) -> Results[CellT]:
+    """Rows of one kind of cell about networks that learnt so long."""
+    wanted = (objective, form, length)
+    return Results(
+        row
+        for row in results.of(kind)
+        if isinstance(net := row.cell.network, Learnt) and (net.objective, net.form, net.operations) == wanted
+    )
+
+
+def fresh(results: Results[Any], kind: type[CellT], *, form: str = "crate") -> Results[CellT]:
+    """Rows of one kind of cell about untrained networks."""
+    return Results(
+        row for row in results.of(kind) if isinstance(row.cell.network, Fresh) and row.cell.network.form == form
+    )
+
+
+def change(rows: Results[Layers], name: str = "rise") -> Values:
+    """What decoders change of R^c, see `Layers`: by seed the mean over groups of images."""
+    return rows.values(lambda result: fmean(result[name]))
+
+
+def over_groups(values: Sequence[float]) -> Estimate:
+    """The mean of one network's groups of images, with Student's interval."""
+    return mean(values, f"{len(values)} groups of images, one network")
+
+
+def mean(values: Sequence[float], basis: str) -> Estimate:
+    """The mean with Student's 95 % interval over `basis`."""
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return Estimate(fmean(values), fmean(values) - half, fmean(values) + half, f"over {basis}")
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> Estimate:
+    """Mean of the one over that of the other, of the same images, with a 95 % interval over images (delta method)."""
+    value = fmean(one) / fmean(other)
+    spread = stdev(a - value * b for a, b in zip(one, other, strict=True)) / fmean(other)
+    half = 1.96 * spread / len(one) ** 0.5
+    return Estimate(value, value - half, value + half, f"over {len(one)} images, one network")
+
+
+def decoder(results: Results[Any], config: PretrainConfig, form: str, name: str = "rise") -> Values | Estimate:
+    """`change` of a form after its longest training: over seeds, or over groups of images where one seed was longer."""
+    rows = learnt(results, Layers, config.long, form=form)
+    return over_groups(rows[0].result[name]) if rows else change(learnt(results, Layers, config.trial, form=form), name)
+
+
+def longer(results: Results[Any], config: PretrainConfig) -> Values | Estimate:
+    """The published decoder's rise after the long training less that after the short one, of one seed."""
+    long, short = (learnt(results, Layers, length, form="published") for length in (config.long, config.trial))
+    if not long or not short:
+        return Values()
+    return over_groups([a - b for a, b in zip(long.first("rise"), short.first("rise"), strict=True)])
+
+
+def formed(results: Results[Any], config: PretrainConfig, form: str) -> Values:
+    """The rise of a form less that of the published one, after the short training."""
+    one, other = (change(learnt(results, Layers, config.trial, form=each)) for each in (form, "published"))
+    return one - other
+
+
+def loss(results: Results[Any], config: PretrainConfig, form: str) -> Values:
+    """On removed patches of test images, normalised, by seed."""
+    return learnt(results, Completed, config.length, form=form).values("loss")
+
+
+def inpainted(results: Results[Any], unit: str = "normalised") -> list[float]:
+    """Errors of harmonic inpainting, image by image; none if it was not computed."""
+    return list(results.of(Inpainted).first(unit, []))
+
+
+def beside_inpainting(results: Results[Any], config: PretrainConfig) -> Values:
+    """Loss of CRATE-MAE over that of harmonic inpainting, by seed."""
+    plain = inpainted(results)
+    return loss(results, config, "crate") / fmean(plain) if plain else Values()
+
+
+def shipped_beside_inpainting(results: Results[Any], config: PretrainConfig) -> Values | Estimate:
+    """Error of the CRATE-MAE of pixels over that of harmonic inpainting."""
+    rows, plain = learnt(results, Completed, config.ship, objective="mae-pixels"), inpainted(results, "pixels")
+    return ratio(rows.first("errors"), plain) if rows and plain else Values()
+
+
+def _of_images(results: Results[Any], config: PretrainConfig) -> str:
+    rows, plain = learnt(results, Completed, config.length), inpainted(results)
+    return f"; of the first network {ratio(rows.first('errors'), plain):.3f} over images" if rows and plain else ""
+
+
+def probe(results: Results[Any], config: PretrainConfig, objective: Objective | None) -> Values:
+    """Accuracy of the linear probe on test images, per cent, by seed; without an objective of untrained networks."""
+    rows = fresh(results, Probed) if objective is None else learnt(results, Probed, config.length, objective=objective)
+    return 100 * rows.values("accuracy")
+
+
+def tuned(
+    results: Results[Any], config: PretrainConfig, objective: Objective | None, *, few: bool, whole: bool = False
+) -> Values:
+    """Accuracy of fine-tuning on test images, per cent, by seed.
+
+    Args:
+        results: of the study.
+        config: its settings.
+        objective: of the pretraining; None: from scratch.
+        few: with few labels.
+        whole: from scratch, with the operations of pretraining too.
+    """
+    share, length = (config.few, config.tuning_few) if few else (1.0, config.tuning_all)
+    rows = fresh(results, Tuned) if objective is None else learnt(results, Tuned, config.length, objective=objective)
+    length += config.length if whole else 0.0
+    return 100 * Results(row for row in rows if (row.cell.share, row.cell.tuning) == (share, length)).values("accuracy")
+
+
+def _colour(results: Results[Any], config: PretrainConfig) -> Values:
+    vit = loss(results, config, "vit")
+    plain = results.of(Inpainted).first("scores", {}).get("mean colour of visible patches")
+    return vit.map(lambda value: plain["loss"] / value) if plain else Values()
+
+
+def _untrained(results: Results[Any], config: PretrainConfig, form: str) -> str:
+    return f"; untrained {change(fresh(results, Layers, form=form)):.3f}"
+
+
+def _decoder(form: str, statement: str, **kwargs: Any) -> Claim:
+    return Claim(
+        statement=statement,
+        value=lambda results, config: decoder(results, config, form),
+        low=0.0,
+        control=lambda results, config: change(fresh(results, Layers, form=form)),
+        detail=lambda results, config: _untrained(results, config, form),
+        **kwargs,
+    )
+
+
+def _formed(form: str, statement: str) -> Claim:
+    return Claim(
+        statement=statement,
+        source=_OURS,
+        published="-",
+        unjudged=NOBODY,
+        value=lambda results, config: formed(results, config, form),
+        low=0.0,
+        spec="+.3f",
+    )
+
+
+def _gains(objective: Objective) -> tuple[Claim, ...]:
+    """What an objective adds to the probe, and to fine-tuning with few labels and with all."""
+
+    def claim(statement: str, value: Any, detail: Any = None) -> Claim:
+        more = {} if detail is None else {"detail": detail}
+        return Claim(
+            statement=statement,
+            source="a comparison of this package",
+            published="-",
+            unjudged=NOBODY,
+            value=value,
+            low=0.0,
+            spec="+.1f",
+            **more,
+        )
+
+    def against(few: bool, whole: bool, results: Results[Any], config: PretrainConfig) -> Values:
+        start = partial(tuned, results, config, few=few)
+        return start(objective) - start(None, whole=whole)
+
+    def fine_tuned(few: bool, words: str) -> Claim:
+        return claim(
+            f"What pretraining by {WORDS[objective]} adds to fine-tuning with {words} (accuracy, points, less that of "
+            "training from scratch with the operations of both)",
+            partial(against, few, True),
+            lambda results, config: (
+                f" points; less scratch as long as the fine-tuning {against(few, False, results, config):+.1f}"
+            ),
+        )
+
+    return (
+        claim(
+            f"What pretraining by {WORDS[objective]} adds to the linear probe (accuracy, points, less untrained)",
+            lambda results, config: probe(results, config, objective) - probe(results, config, None),
+            lambda results, config: f" points; {probe(results, config, objective):.1f} %",
+        ),
+        fine_tuned(True, "a tenth of the labels"),
+        fine_tuned(False, "all labels"),
+    )
+
+
+CLAIMS = (
+    Claim(
+        statement="At equal parameters and operations of training CRATE-MAE completes images about as well as ViT-MAE "
+        "(ratio of losses on test images)",
+        source=f"{_MAE}: comparable, at 30 % of the parameters",
+        published="no number",
+        value=lambda results, config: loss(results, config, "crate") / loss(results, config, "vit"),
+        high=1.1,
+        outside="the mean colour of the visible patches",
+        control=_colour,
+    ),
+    Claim(
+        statement=f"CRATE-MAE completes images better than {HARMONIC}, which learns nothing (ratio of losses on test "
+        "images, patches normalised)",
+        source=CONTROL,
+        published="-",
+        unjudged=CONTROL,
+        value=beside_inpainting,
+        high=1.0,
+        detail=_of_images,
+    ),
+    Claim(
+        statement=f"A CRATE-MAE of pixels, trained longer, completes images better than {HARMONIC} (ratio of squared "
+        "errors on test images)",
+        source=CONTROL,
+        published="-",
+        unjudged=CONTROL,
+        value=shipped_beside_inpainting,
+        high=1.0,
+    ),
+    _decoder(
+        "published",
+        "R^c rises through the decoder of a CRATE-MAE as published (last layer over first, less 1)",
+        source=f"{_MAE}, layer-wise figures",
+        published="rises: the decoder is the encoder reversed",
+        outside="layers that compress, as those of the encoder",
+    ),
+    _decoder(
+        "derived-tied",
+        "R^c rises through a decoder that reverses the derived step, output tied (last layer over first, less 1)",
+        source=_OURS,
+        published="-",
+        unjudged=NOBODY,
+    ),
+    Claim(
+        statement="A longer training makes R^c rise more through the published decoder (long less short)",
+        source=_OURS,
+        published="-",
+        unjudged=NOBODY,
+        value=longer,
+        low=0.0,
+        spec="+.3f",
+    ),
+    _formed("tied", "Tied outputs alone make R^c rise more through the decoder (less published)"),
+    _formed("derived", "The derived step alone makes R^c rise more through the decoder (less published)"),
+    _formed("derived-tied", "The derived step with tied outputs makes R^c rise more (less published)"),
+    *(claim for objective in OBJECTIVES for claim in _gains(objective)),
+)

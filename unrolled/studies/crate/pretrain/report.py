@@ -1,0 +1,303 @@
+"""The page of `crate-pretrain`: completion, the decoder, features, how rates were chosen, limits."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from unrolled.studies.crate.mae_layers.cells import unpacked
+from unrolled.studies.crate.pretrain.cells import DECODERS, EARLIER, OBJECTIVES, PAIR, Layers, PretrainConfig, Probed
+from unrolled.studies.crate.pretrain.claims import (
+    beside_inpainting,
+    change,
+    fresh,
+    inpainted,
+    learnt,
+    loss,
+    probe,
+    tuned,
+)
+from unrolled.studies.crate.pretrain.completion import HARMONIC, Completed, Inpainted
+from unrolled.studies.crate.pretrain.learning import Learning, Learnt, Trial, TuningTrial
+from unrolled.studies.crate.pretrain.networks import FORMS, Fresh
+from unrolled.studies.crate.pretrain.objectives import WORDS
+from unrolled.studies.networks import BATCH, NAMES
+from unrolled.studies.results import NOT_RUN, Results
+
+if TYPE_CHECKING:
+    from unrolled.report import Report
+
+_PARTS = ("rise", "step", "plain", "linear")
+
+
+def report(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    """Headline, completion, decoder, features, rates, limits."""
+    _headline(report, config, results)
+    _completion(report, config, results)
+    _decoder(report, config, results)
+    _features(report, config, results)
+    _trials(report, config, results)
+    report.section(
+        "What this does not show",
+        "Networks of at most 350,000 parameters on small images, one recipe in which only rates were tuned, with as "
+        "many trials of as many operations for all; the weights in the losses of SIGReg and of the coding rate are "
+        "published ones and were not tuned, and papers train them hundreds of times longer. Operations are those of "
+        "matrix products and attention; norms, crops and changes of colour are not counted. The images are CIFAR-10 "
+        "re-encoded as JPEG at quality 75, which costs trained networks about 10 points. With all test images the "
+        "standard error of an accuracy near 60 % is 0.5 points, beside that over seeds.",
+    )
+
+
+def _headline(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    from unrolled.report import Fact
+
+    beside = beside_inpainting(results, config)
+    scores = {objective: probe(results, config, objective) for objective in OBJECTIVES}
+    best = max((each for each in OBJECTIVES if scores[each]), key=lambda each: scores[each].mean, default=None)
+    rise = change(learnt(results, Layers, config.long, form="published"))
+    features = f"{WORDS[best]} makes the best features ({scores[best]:.1f} %)" if best else f"features are {NOT_RUN}"
+    report.headline(
+        f"CRATE-MAE has {beside:.3f} times the loss of {HARMONIC}; R^c changes by {100 * rise:+.0f} % through the "
+        f"published decoder; of {len(OBJECTIVES)} objectives at equal operations {features}.",
+        [
+            Fact(label=f"CRATE-MAE over {HARMONIC}", value=f"{beside:.3f}", detail=beside.count),
+            *(
+                Fact(label=f"probe, {WORDS[each]}", value=f"{scores[each]:.1f} %", detail=scores[each].count)
+                for each in OBJECTIVES
+            ),
+            Fact(label="probe, untrained", value=f"{probe(results, config, None):.1f} %", detail="the same encoder"),
+        ],
+    )
+
+
+def _completion(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    section = report.section(
+        "Completion",
+        f"The first {config.tested:,} test images of {NAMES[config.data]}, three quarters of the patches removed, the "
+        "same of all; errors on removed patches. `normalised` is the mean squared error of patches of mean 0 and "
+        "variance 1, which the networks were taught; completions by other means are normalised too, and multiplied by "
+        "a factor fitted on training images. PSNR is in pixels, and nobody is told the mean or spread of a removed "
+        "patch: networks of normalised patches get the mean from harmonic inpainting and the spread from visible "
+        "patches. CRATE-MAE and ViT-MAE have equal parameters, encode visible patches alone and learn with equal "
+        "operations: the ViT, which works less on an image, sees more.",
+    )
+    rows: list[list[Any]] = []
+    for form in PAIR:
+        made, done = (learned(results, config, form), learnt(results, Completed, config.length, form=form))
+        rows.append(
+            [FORMS[form].words, *_cost(made), f"{loss(results, config, form):.3f}", f"{done.values('psnr'):.2f}"]
+        )
+    made = learned(results, config, "crate", "mae-pixels")
+    done = learnt(results, Completed, config.ship, objective="mae-pixels")
+    rows.append(["CRATE-MAE of pixels, longer", *_cost(made), "taught pixels", f"{done.values('psnr'):.2f}"])
+    for name, entry in results.of(Inpainted).first("scores", {}).items():
+        rows.append([name, 0, "-", "-", "-", f"{entry['loss']:.3f}", f"{entry['psnr']:.2f}"])
+    section.table(
+        ["completion", "parameters", "MFLOPs a training image", "images seen", "rate", "normalised", "PSNR, dB"],
+        rows,
+        caption=f"Networks of {config.length:g} x 10^12 operations ({config.ship:g} of pixels), mean and standard "
+        "deviation over seeds.",
+    )
+    plain = inpainted(results, "pixels")
+    if done and plain:
+        section.text(
+            f"In squared units of the input (64 grey levels) the network of pixels has {done.first('loss'):.4f}, "
+            f"{HARMONIC} {fmean(plain):.4f}."
+        )
+    _pictures(report, config, results)
+
+
+def _pictures(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    from unrolled.report import ImageGrid, ImageRow
+
+    shown = dict(results.of(Inpainted).first("pictures", {}))
+    for row in results.of(Completed, seed=config.seeds[0]):
+        if "pictures" in row.result:
+            network = row.cell.network
+            pixels = ", pixels" if network.objective == "mae-pixels" else ""
+            shown[FORMS[network.form].words + pixels] = row.result["pictures"]
+    if not shown:
+        return
+    rows = [ImageRow(images=unpacked(record), label=label) for label, record in shown.items()]
+    report.section("Completions").figure(
+        ImageGrid(
+            title=f"{NAMES[config.data]}, test images",
+            rows=rows,
+            alt=f"{len(rows[0].images)} test images, what is visible of them, and completions by "
+            + ", ".join(row.label for row in rows[2:]),
+        ),
+        name="completions",
+        caption="The first test images; nobody is told the brightness or contrast of a removed patch.",
+    )
+
+
+def _decoder(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    section = report.section(
+        "The decoder",
+        f"R^c of tokens of unit norm by the layer's own subspaces, on {config.measured} test images, in the decoder of "
+        "forms that encode all patches. A decoder layer is a free linear map, then a reversed compression step. "
+        "`rise`: R^c after the step of the last layer over that of the first, less 1, as the paper's figures show it; "
+        "`step`: what the reversed step alone changes, over what it was before it, less 1, mean of the layers; "
+        "`orthonormal`: the same by orthonormal bases of the subspaces, so that the size of weights plays no part; "
+        "`maps`: what the linear maps alone change. Of the published step the first-order term is left out, so that "
+        "adding it raises R^c for most tokens and subtracting it lowers it; the derived step has that term. A learned "
+        "output matrix may undo the sign of either, a tied one cannot.",
+    )
+    lengths = {"short": config.trial, "long": config.long}
+    table = []
+    for form in DECODERS:
+        rows: dict[str, Results[Layers]] = {"untrained": fresh(results, Layers, form=form)}
+        rows |= {name: learnt(results, Layers, length, form=form) for name, length in lengths.items()}
+        for name, each in rows.items():
+            if each or name != "long" or form in config.longer:
+                table.append([FORMS[form].words, name, *(f"{change(each, part):+.3f}" for part in _PARTS)])
+    earlier = Results(row for row in results.of(Layers) if "weights" in row.cell.columns)
+    if earlier:
+        parts = [f"{fmean(earlier.first(part)):+.3f}" for part in _PARTS]
+        table.append([f"`{EARLIER}`, which ships: published, visible patches", "490,000 images", *parts])
+    ship = learnt(results, Layers, config.ship, objective="mae-pixels")
+    if ship:
+        table.append(
+            [
+                "derived step, learned output, visible patches, pixels",
+                "longest",
+                *(f"{change(ship, part):+.3f}" for part in _PARTS),
+            ]
+        )
+    section.table(
+        ["form", "training", "rise", "step", "orthonormal", "maps"],
+        table,
+        caption=f"Short: {config.trial:g}, long: {config.long:g} x 10^12 operations. Mean and standard deviation over "
+        "seeds.",
+    )
+    _by_layer(report, config, results)
+
+
+def _by_layer(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    from unrolled.report import LineChart
+
+    lines = []
+    for place, form in enumerate(DECODERS):
+        for rows, words in (
+            (learnt(results, Layers, config.trial, form=form), ""),
+            (fresh(results, Layers, form=form), ", untrained"),
+        ):
+            if rows:
+                layers = range(1, 1 + len(rows.first("decoder")))
+                lines.append(
+                    rows.curve(
+                        FORMS[form].words + words, "decoder", "rate_after", x=layers, color=place, dashed=bool(words)
+                    )
+                )
+    if lines:
+        report.section("R^c by layer of the decoder").figure(
+            [LineChart(title="R^c, nats", x_label="layer of the decoder", series=lines)],
+            name="decoder",
+            caption="After the reversed step. Dashed: untrained. Bars are one standard deviation over seeds.",
+        )
+
+
+def _features(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    table = []
+    for objective in OBJECTIVES:
+        made = learned(results, config, "crate", objective)
+        table.append(
+            [
+                WORDS[objective],
+                f"{made.first('images'):,}" if made else NOT_RUN,
+                f"{probe(results, config, objective):.1f}",
+                *(f"{tuned(results, config, objective, few=few):.1f}" for few in (True, False)),
+            ]
+        )
+    table.append(
+        [
+            "none",
+            "0",
+            f"{probe(results, config, None):.1f}",
+            *(f"{tuned(results, config, None, few=few):.1f}" for few in (True, False)),
+        ]
+    )
+    table.append(
+        [
+            "none, trained as long as both",
+            "0",
+            "-",
+            *(f"{tuned(results, config, None, few=few, whole=True):.1f}" for few in (True, False)),
+        ]
+    )
+    chance = results.of(Probed).first("chance")
+    report.section(
+        "Features",
+        f"Accuracy on all test images, per cent, of one encoder of CRATE after {config.length:g} x 10^12 operations of "
+        "each objective, its decoder, projector or teacher included. The linear probe is a ridge classifier of frozen "
+        f"features of {config.fitted:,} training images; layer, pooling and ridge are chosen on held-out ones. "
+        f"Fine-tuning trains the whole encoder with {config.tuning_few:g} x 10^12 operations on {100 * config.few:g} % "
+        f"of the labels, or {config.tuning_all:g} on all. The last row is supervised training alone with the "
+        "operations of pretraining and fine-tuning together." + (f" Chance is {100 * chance:.0f} %." if chance else ""),
+    ).table(
+        ["pretraining", "images seen", "linear probe", f"{100 * config.few:g} % of the labels", "all labels"],
+        table,
+        caption="Mean and standard deviation over seeds. SIGReg and the coding rate see two views of an image, with "
+        "the same crops, mirror images and changes of colour, behind a projector of the same size; masks see shifts "
+        "and mirror images.",
+    )
+
+
+def _trials(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    section = report.section(
+        "How the rates were chosen",
+        f"On the tenth of the training images that is held out, after {config.trial:g} x 10^12 operations of "
+        "pretraining, seed 0: of autoencoders by the loss, of other objectives by the accuracy of a linear probe. "
+        f"Batches of {BATCH}, Muon with weight decay 0.05, a sixteenth of warm-up, then a cosine; label smoothing 0.1 "
+        "in fine-tuning.",
+    )
+    table = []
+    trials = results.of(Trial)
+    for cell in dict.fromkeys((row.cell.objective, row.cell.form) for row in trials):
+        rows = {row.cell.rate: row.result for row in trials.where(objective=cell[0], form=cell[1])}
+        table.append([WORDS[cell[0]], FORMS[cell[1]].words, *(_trial(rows.get(rate)) for rate in config.rates)])
+    section.table(
+        ["objective", "network", *(f"rate {rate:g}" for rate in config.rates)],
+        table or [[NOT_RUN] * (2 + len(config.rates))],
+        caption="Loss where there is one, and the probe's accuracy, per cent.",
+    )
+    chosen = [
+        [_start(row.cell.network), f"{100 * row.cell.share:g} %", f"{row.cell.rate:g}", _accuracy(row.result)]
+        for row in results.of(TuningTrial)
+    ]
+    if chosen:
+        section.table(
+            ["start of fine-tuning", "labels", "rate", "held-out accuracy, %"],
+            chosen,
+            caption=f"After {config.tuning_trial:g} x 10^12 operations, the first seed.",
+        )
+
+
+def learned(results: Results[Any], config: PretrainConfig, form: str, objective: str = "mae") -> Results[Learnt]:
+    """Rows of trainings of a form at the full length."""
+    length = config.ship if objective == "mae-pixels" else config.length
+    return results.of(Learnt, objective=objective, form=form, operations=length)
+
+
+def _cost(made: Results[Learnt]) -> list[str]:
+    if not made:
+        return [NOT_RUN] * 4
+    first = made[0].result
+    return [f"{first['parameters']:,}", f"{first['flops'] / 1e6:.0f}", f"{first['images']:,}", f"{first['rate']:g}"]
+
+
+def _trial(result: Any) -> str:
+    if result is None:
+        return NOT_RUN
+    if result["probe"] is None:
+        return "diverged"
+    words = f"{100 * result['probe']:.1f} %"
+    return words if result["loss"] is None else f"{result['loss']:.3f}, {words}"
+
+
+def _start(network: Learning | Fresh) -> str:
+    return WORDS[network.objective] if isinstance(network, Learning) else "scratch"
+
+
+def _accuracy(result: Any) -> str:
+    return "diverged" if result["accuracy"] is None else f"{100 * result['accuracy']:.1f}"
