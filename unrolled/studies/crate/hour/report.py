@@ -77,9 +77,7 @@ def _headline(report: Report, view: View) -> None:
         f"nats, with orthonormal bases in place of U_k {rates[1]:+.0f}; R, of all tokens, {rates[2]:+.0f}.",
         f"Its attention fits things {middle} than a bump in the middle of the photo." if middle else "",
         f"Features gain {' and '.join(transfer)}." if transfer else "",
-        f"On corrupted images its errors less the ViT's are {worse:+.1f} points."
-        if math.isfinite(worse.value)
-        else "",
+        f"On corrupted images its errors less the ViT's are {worse:+.1f} points." if math.isfinite(worse.value) else "",
         f"Removing the patches that `explain` calls evidence costs {evidence:+.1f} hundredths of probability more than "
         "removing random ones."
         if math.isfinite(evidence.value)
