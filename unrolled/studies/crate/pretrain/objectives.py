@@ -32,7 +32,7 @@ _PROJECTED, _HIDDEN = 64, 384
 _SCALE = (0.2, 1.0)  # area of a view
 _JITTER, _RECOLOURED, _GREY = 0.4, 0.8, 0.2
 _GAUSSIAN, _DIRECTIONS = 0.05, 256
-_RATE_EPS, _MOMENTUM = 0.5, 0.99
+_RATE_EPS, _MOMENTUM = 0.71, 0.99
 
 
 class Learner(nn.Module):
