@@ -18,7 +18,7 @@ from unrolled.studies.crate.hour import STUDY, among, cells
 from unrolled.studies.crate.hour.among import Rates, students
 from unrolled.studies.crate.hour.cells import Corrupted, HourConfig, Layers, Removed, Scores
 from unrolled.studies.crate.hour.networks import CRATE, VIT, given, load, shown, studied
-from unrolled.studies.crate.hour.photos import Cuts, Edges, Found, Heads, OnPhotos, Roles, Things, regions
+from unrolled.studies.crate.hour.photos import Cuts, Edges, CutRegions, Heads, OnPhotos, Roles, Things, regions
 from unrolled.studies.crate.hour.pictures import Pictured
 from unrolled.studies.crate.hour.relation import relation
 from unrolled.studies.crate.hour.removal import METHODS, RANDOM, SHARES, curves
@@ -153,7 +153,7 @@ def test_a_head_that_looks_at_a_region_fits_it_and_not_where_it_is_moved(monkeyp
     assert result["middle"][place] < best
 
 
-@pytest.mark.parametrize("cell", [Found, Edges, Heads])
+@pytest.mark.parametrize("cell", [CutRegions, Edges, Heads])
 def test_of_regions_a_layer_is_chosen_on_other_photos(cell: type[OnPhotos]) -> None:
     result = cell(network=given(CRATE), source="generated", photos=2, side=32).compute(Context())
     assert len(result["layers"]) == 6
@@ -164,12 +164,12 @@ def test_objects_of_regions_are_not_taken_for_objects_of_things_nor_one_size_for
     which: dict[str, Any] = {"network": given(CRATE), "source": "coco", "photos": 2}
     rows: list[Any] = [
         Row(kind(**which, side=side), {"jaccard": [number, number]}, 1.0)
-        for kind, side, number in ((Found, 64, 0.1), (Cuts, 32, 0.2), (Cuts, 64, 0.3))
+        for kind, side, number in ((CutRegions, 64, 0.1), (Cuts, 32, 0.2), (Cuts, 64, 0.3))
     ]
     view = View(Results(rows), HourConfig())
     assert view.cut(CRATE)[0][0] == 0.3
     assert view.by_photo(Cuts, CRATE, side=32)[0][0] == 0.2
-    assert view.by_photo(Found, CRATE)[0][0] == 0.1
+    assert view.by_photo(CutRegions, CRATE)[0][0] == 0.1
 
 
 def test_two_numbers_that_a_third_explains_have_nothing_to_do_with_each_other() -> None:
@@ -231,7 +231,7 @@ def test_a_bump_is_as_large_as_the_mask_it_stands_beside(weights: str | None) ->
 
 def test_every_network_stands_beside_three_fresh_ones(tmp_path: Path) -> None:
     made = list(STUDY.cells(HourConfig(kept=tmp_path)))
-    for kind in (Layers, Removed, Cuts, Heads, Found):
+    for kind in (Layers, Removed, Cuts, Heads, CutRegions):
         networks = [cell.network for cell in made if isinstance(cell, kind)]  # type: ignore[attr-defined]
         for weights in (CRATE, VIT):
             assert {given(weights), *(given(weights, seed) for seed in (0, 1, 2))} <= set(networks)

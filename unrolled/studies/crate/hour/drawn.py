@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled.studies.crate.emergence.claims import difference, excess, head_name
 from unrolled.studies.crate.hour.networks import WORDS
-from unrolled.studies.crate.hour.photos import Cuts, Edges, Found, Heads, Roles, Things
+from unrolled.studies.crate.hour.photos import Cuts, Edges, CutRegions, Heads, Roles, Things
 from unrolled.studies.crate.hour.tables import apart, cut_columns, mean
 from unrolled.studies.crate.hour.view import MAP, View
 from unrolled.studies.results import NOT_RUN, Values
@@ -63,7 +63,7 @@ def regions(report: Report, view: View) -> None:
     for name in (config.crate, config.vit, None):
         for trained in (True, False) if name else (True,):
             who = [WORDS.get(name, name), "trained" if trained else "fresh"] if name else ["colour of patches", "-"]
-            keys.append([*who, *cut_columns(view, Found, name, trained), *_edges(view, name, trained)])
+            keys.append([*who, *cut_columns(view, CutRegions, name, trained), *_edges(view, name, trained)])
             if name:
                 heads.append([*who, *_heads(view, name, trained)])
     section = report.section(

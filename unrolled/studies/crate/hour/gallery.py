@@ -83,8 +83,8 @@ def _samples(view: View, name: str, result: Result) -> ImageGrid:
     images: list[NDArray[np.uint8]] = []
     names: list[str] = []
     for photo, each in zip(photos, result["samples"], strict=True):
-        kept = np.where(_enlarged(each["kept"])[..., None] > 0, photo, photo // 5).astype(np.uint8)
-        images += [photo, heat(_enlarged(each["map"])), kept, heat(_enlarged(each["evidence"]), signed=True)]
+        cut = np.where(_enlarged(each["kept"])[..., None] > 0, photo, photo // 5).astype(np.uint8)
+        images += [photo, heat(_enlarged(each["map"])), cut, heat(_enlarged(each["evidence"]), signed=True)]
         names += ["photo", "attention", "kept", f"{each['label']}, {100 * each['probability']:.0f} %"]
     rows: Sequence[ImageRow] = [
         ImageRow(images=images[first : first + 4], names=names[first : first + 4]) for first in range(0, len(images), 4)

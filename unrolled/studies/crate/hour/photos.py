@@ -188,7 +188,7 @@ class Heads(OnPhotos):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found(Cuts):
+class CutRegions(Cuts):
     """How every object that MaskCut finds in a layer's keys fits the region, of those a person drew, that it fits best.
 
     What `Cuts` returns, the mean over objects and people.
