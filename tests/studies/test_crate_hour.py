@@ -18,7 +18,7 @@ from unrolled.studies.crate.hour import STUDY, among, cells
 from unrolled.studies.crate.hour.among import Rates, students
 from unrolled.studies.crate.hour.cells import Corrupted, HourConfig, Layers, Removed, Scores
 from unrolled.studies.crate.hour.networks import CRATE, VIT, given, load, shown, studied
-from unrolled.studies.crate.hour.photos import Cuts, Edges, CutRegions, Heads, OnPhotos, Roles, Things, regions
+from unrolled.studies.crate.hour.photos import CutRegions, Cuts, Edges, Heads, OnPhotos, Roles, Things, regions
 from unrolled.studies.crate.hour.pictures import Pictured
 from unrolled.studies.crate.hour.relation import relation
 from unrolled.studies.crate.hour.removal import METHODS, RANDOM, SHARES, curves

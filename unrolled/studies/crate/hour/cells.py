@@ -16,7 +16,7 @@ from unrolled.studies.crate.emergence.cells import Baselines, Source
 from unrolled.studies.crate.hour import removal
 from unrolled.studies.crate.hour.among import Rates, students
 from unrolled.studies.crate.hour.networks import CRATE, OLDER, OTHERS, VIT, Given, Looked, given, load, shown, studied
-from unrolled.studies.crate.hour.photos import Cuts, Edges, CutRegions, Heads, Roles, Things
+from unrolled.studies.crate.hour.photos import CutRegions, Cuts, Edges, Heads, Roles, Things
 from unrolled.studies.crate.hour.pictures import Pictured
 from unrolled.studies.crate.minutes.cells import Trial, epochs
 from unrolled.studies.crate.transfer.cells import HELD_OUT, chance, frozen_features, pixels, target_pictures

@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled.studies.crate.emergence.claims import difference, excess, head_name
 from unrolled.studies.crate.hour.networks import WORDS
-from unrolled.studies.crate.hour.photos import Cuts, Edges, CutRegions, Heads, Roles, Things
+from unrolled.studies.crate.hour.photos import CutRegions, Cuts, Edges, Heads, Roles, Things
 from unrolled.studies.crate.hour.tables import apart, cut_columns, mean
 from unrolled.studies.crate.hour.view import MAP, View
 from unrolled.studies.results import NOT_RUN, Values
