@@ -1,4 +1,4 @@
-"""What `unrolled align-grid` costs for 200 models x 12 layers x 10,000 samples: time, memory, disk; measured on a part.
+"""What `unrolled align-grid` costs for 200 models x 12 layers x 10,000 samples: time, memory, disk.
 
     python -m benchmarks.scale_grid [--models 8] [--tile 4] [--layers 12] [--n 10000] [--d 384] [--folder DIR]
 
@@ -6,8 +6,9 @@ Feature folders as `unrolled extract` writes them (float16) are simulated: layer
 later the layer, and every fourth model none of it. A process of its own then compares all pairs by mutual k-NN with
 p-values (null "moments"), one thread, in tiles of half the models by half unless `--tile` says otherwise. Every model
 is prepared once and every tile is compared once, so what 200 models cost follows from three tiles: `of_200`, a
-prediction. `--models 200 --tile 8` runs all of it. CPU seconds, since other work may share the cores. Prints one JSON
-object; finished tiles and their seconds are logged to standard error as they come.
+prediction, and a bad one where three tiles have few of the pairs that must be relabelled. `--models 200 --tile 8` runs
+all of it; begun again with the same `--folder` it goes on. CPU seconds, since other work may share the cores. Prints
+one JSON object; finished tiles and their seconds are logged to standard error as they come.
 """
 
 from __future__ import annotations

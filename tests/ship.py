@@ -1,9 +1,9 @@
 """Ship the CRATE-MAE of pixels that `crate-pretrain` trained: `python -m tests.ship --kept runs/kept --data-dir DATA`.
 
-Writes `unrolled/weights/NAME.safetensors`, measures it on the test images, writes its card beside it, and enters the
-name in `unrolled/models/registry.py`. What the study is run with besides its defaults is said here too: `--ship`,
-`--rates`, `--trial`. README's list of weights and CHANGELOG.md are left to the one who commits; commit the study's page
-before, since its cells follow from the registry.
+Writes `unrolled/weights/NAME.safetensors`, measures it on the test images, writes its card beside it, and prints the
+entry for `unrolled/models/registry.py`. What the study is run with besides its defaults is said here too: `--ship`,
+`--rates`, `--trial`. The entry, README's list of weights and CHANGELOG.md are left to the one who commits; commit the
+study's page before, since its cells follow from the registry.
 """
 
 from __future__ import annotations
@@ -17,26 +17,17 @@ from unrolled.studies.cells import stored_row
 from unrolled.studies.crate.pretrain.cells import SHIPPED, PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-REGISTRY, WEIGHTS = ROOT / "unrolled/models/registry.py", ROOT / "unrolled/weights"
+WEIGHTS = ROOT / "unrolled/weights"
 MODEL, TAG = "crate_mae_nano_patch4_32", "cifar10_long"
 NAME = f"{MODEL}.{TAG}"
 CARD = Path(__file__).with_name("ship_card.md")
 UNITS = {"mean": (0.5, 0.5, 0.5), "std": (64 / 255, 64 / 255, 64 / 255)}  # `pictures.as_input`
-_BEFORE = f'    "{MODEL}": {{"cifar10": {{"arch": {{"encoder": "visible"}}}}}},\n'
-_AFTER = f'''    "{MODEL}": {{
-        "cifar10": {{"arch": {{"encoder": "visible"}}}},
-        "{TAG}": {{
-            "arch": {{"encoder": "visible", "compression": "derived"}},
-            "mean": (0.5, 0.5, 0.5),
-            "std": (64 / 255, 64 / 255, 64 / 255),
-        }},
-    }},
-'''
+ENTRY = {"arch": {"encoder": "visible", "compression": "derived"}, **UNITS}
 _PACE = 22_200  # images a core-minute, by `benchmarks.pretraining_pace`
 
 
 def main() -> None:
-    """Write weights, card and entry."""
+    """Write weights and card."""
     from safetensors.torch import save_file
 
     from benchmarks.completion import completion_errors
@@ -58,7 +49,6 @@ def main() -> None:
         raise SystemExit(
             f"{config.kept} has no such network; run `unrolled study crate-pretrain --questions ship` first"
         )
-    entered(REGISTRY.read_text(encoding="utf-8"))  # before anything is written
     model: Any = network.load(config.context)
     model.pretrained_cfg = {**model.pretrained_cfg, **UNITS}
     file = WEIGHTS / f"{NAME}.safetensors"
@@ -67,21 +57,10 @@ def main() -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     text = card(row.result, config, errors, parameters=count, megabytes=file.stat().st_size / 1e6)
     file.with_suffix("").with_name(f"{NAME}.md").write_text(text, encoding="utf-8")
-    REGISTRY.write_text(entered(REGISTRY.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"{file}, its card and its entry are written; now `python -m tests.catalogue`, README.md and CHANGELOG.md")
-
-
-def entered(registry: str) -> str:
-    """The registry with the name in it.
-
-    Raises:
-        ValueError: it is there, or the place for it is not.
-    """
-    if f'"{TAG}"' in registry or _BEFORE not in registry:
-        raise ValueError(
-            f"{REGISTRY.name}: has {NAME} already, or its `_SHIPPED` is no longer as this program knows it"
-        )
-    return registry.replace(_BEFORE, _AFTER)
+    print(
+        f"{file} and its card are written; now `_SHIPPED` of models/registry.py, of {MODEL}:\n    {TAG!r}: {ENTRY!r},"
+    )
+    print("then `python -m tests.catalogue`, README.md and CHANGELOG.md")
 
 
 def card(

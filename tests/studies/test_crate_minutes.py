@@ -14,6 +14,7 @@ from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.crate.minutes import STUDY
 from unrolled.studies.crate.minutes import cells as minutes
 from unrolled.studies.crate.minutes.cells import FAMILIES, MinutesConfig, Scored, Trial, epochs
+from unrolled.studies.crate.minutes.longer import Length, accuracy_after, exponent
 from unrolled.studies.results import Results
 
 
@@ -79,3 +80,36 @@ def test_a_trial_that_diverged_has_a_word_and_no_number() -> None:
     page = Report("trials")
     STUDY.report(page, config, Results(rows))
     assert "'60.0', 'diverged'" in str([vars(section) for section in page.sections])
+
+
+def test_an_error_that_halves_with_four_times_the_images_halves_again_unless_some_of_it_stays() -> None:
+    short, long = Length(1e5, 0.4, 5000), Length(4e5, 0.2, 10_000)
+    assert exponent(short, long) == pytest.approx(0.5)
+    nothing, half = (accuracy_after(short, long, 1.6e6, stays) for stays in (0.0, 0.5))
+    assert nothing.value == pytest.approx(90)
+    assert long.error < 1 - half.value / 100 + 0.1  # 10 points stay
+    assert 80 < half.value < nothing.value
+    assert nothing.low < 90 < nothing.high
+    assert nothing.high - nothing.low < 3
+
+
+def test_longer_training_is_extrapolated_from_two_lengths_and_from_one_it_is_not() -> None:
+    config = MinutesConfig(families=("crate",), rates=(5e-3,))
+    trial = Trial(family="crate", data="cifar10", seed=0, epochs=2, rate=5e-3)
+    tested = Scored(
+        family="crate", data="cifar10", seed=0, epochs=32, minutes=60.0, rates=(5e-3,), trial_epochs=2
+    )  # fmt: skip
+    result = {
+        "parameters": 1,
+        "flops": 1,
+        "rate": 5e-3,
+        "images": 1_600_000,
+        "accuracy": 0.81,
+        "loss": 0.6,
+        "curve": [{"epoch": 1.0, "loss": 2.0}],
+    }
+    rows: list[Any] = [Row(trial, {"accuracy": 0.608, "loss": 1.1}, 1.0), Row(tested, result, 1.0)]
+    for few, there in ((rows, True), (rows[1:], False)):
+        page = Report("longer")
+        STUDY.report(page, config, Results(few))
+        assert any(section.title == "What longer training would likely change" for section in page.sections) is there

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unrolled.studies.cells import Cell, Context, Row, computed
-from unrolled.studies.crate.pretrain import STUDY, learning
+from unrolled.studies.crate.pretrain import STUDY, cells, learning
 from unrolled.studies.crate.pretrain.cells import DECODERS, OBJECTIVES, Layers, PretrainConfig, changed
 from unrolled.studies.crate.pretrain.claims import ratio
 from unrolled.studies.crate.pretrain.completion import HARMONIC, Completed, Inpainted
@@ -19,6 +19,7 @@ from unrolled.studies.crate.pretrain.learning import Learnt, Trial, Tuned, Tunin
 from unrolled.studies.crate.pretrain.networks import FORMS, Fresh, autoencoder, images
 from unrolled.studies.crate.pretrain.objectives import Objective, recoloured
 from unrolled.studies.networks import BATCH, reconstruction
+from unrolled.studies.pictures import Pictures
 from unrolled.studies.results import Results
 
 QUICK = PretrainConfig.of_budget("quick")
@@ -180,6 +181,16 @@ def test_what_a_decoder_changes_is_told_by_step_and_by_map() -> None:
         "plain": pytest.approx(0.25),
         "linear": pytest.approx(-0.2),
     }
+
+
+def test_the_layers_of_weights_that_ship_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    asked = Pictures(images=pixels, labels=torch.zeros(16, dtype=torch.long), classes=("0",))
+    monkeypatch.setattr(cells, "images", lambda *which: asked)
+    cell = next(cell for cell in STUDY.cells(PretrainConfig(questions=("decoder",))) if "weights" in cell.columns)
+    result = replace(cell, measured=16).compute(Context())  # type: ignore[call-arg]
+    assert [len(result[stack]) for stack in ("encoder", "decoder")] == [6, 6]
+    assert {len(result[name]) for name in ("rise", "step", "plain", "linear")} == {8}
 
 
 def rows_of_decoders(rise: float, untrained: float) -> list[Row[Any]]:

@@ -298,6 +298,9 @@ def test_values_are_combined_pair_by_pair(a: dict[int, float], b: dict[int, floa
 
 
 def test_values_read_as_a_reader_expects() -> None:
+    assert [Values(dict.fromkeys(range(n), 0.0), "pair of models").count for n in (1, 2)] == [
+        "1 pair of models", "2 pairs of models"
+    ]  # fmt: skip
     assert f"{Values({0: 1.0, 1: 2.0}):.1f}" == "1.5 ± 0.7"
     assert f"{Values({0: 1.0, 1: 2.0}):+.1f}" == "+1.5 ± 0.7"
     assert f"{Values({0: 1.25}):.2f}" == "1.25"

@@ -62,6 +62,8 @@ TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     ("crate-family", {"sides": (16, 64)}, "sides"),
     ("crate-family", {"sides": (30,)}, "sides"),
     ("crate-hour", {"side": 30}, "side"),
+    ("crate-hour", {"other_sides": (30,)}, "other_sides"),
+    ("crate-hour", {"other_sides": (64,)}, "other_sides"),
     ("crate-hour", {"vit": "vit_nano"}, "vit='vit_nano'"),
     ("crate-text", {"late": 120, "length": 128}, "late"),
     ("crate-text", {"dim": 4, "heads": 4}, "heads"),

@@ -41,8 +41,9 @@ class Values:
 
     @property
     def count(self) -> str:
-        """`1 seed`, `3 seeds`."""
-        return f"{len(self)} {self.unit}{'s' * (len(self) != 1)}"
+        """`1 seed`, `3 seeds`, `6 pairs of models`."""
+        what, of, rest = self.unit.partition(" of ")
+        return f"{len(self)} {what}{'s' * (len(self) != 1)}{of}{rest}"
 
     @property
     def mean(self) -> float:

@@ -140,7 +140,7 @@ class Subject:
         """
         fixed = (each for each in self.model.buffers() if each.dtype not in (torch.bool, torch.int64))  # no masks, ids
         if sum(each.numel() for each in self.model.parameters()) <= sum(each.numel() for each in fixed):
-            raise ValueError(f"model: {self.reading.model} keeps its weights as constants, which no seed draws anew")
+            raise ValueError(f"{self.reading.model} keeps its weights as constants, which no seed draws anew")
         module = untrained_control(self.model, seed)
         reading = replace(self.reading, model=f"{self.reading.model}, untrained")
         return replace(self, encoder=replace(self.encoder, module=module), reading=reading)

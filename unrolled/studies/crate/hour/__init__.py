@@ -1,8 +1,9 @@
 """What networks of small studies were asked, asked again of networks that learnt for a core-hour.
 
 Claims of arXiv 2306.01129 (compression and sparsity by layer) and arXiv 2308.16271 (segmentation that nobody taught),
-and questions of this package (transfer, calibration, faithfulness), each beside fresh weights of the same
-network. Nothing is trained but the trials of `crate-minutes`, where they are not kept.
+and questions of this package (transfer, calibration, corrupted images, faithfulness), each beside fresh weights of
+the same network. Nothing is trained but the trials of `crate-minutes` and the networks of `crate-aligned`, where they
+are not kept.
 """
 
 from unrolled.studies.crate.hour import cells, claims, report

@@ -14,14 +14,18 @@ from unrolled.errors import MissingData
 from unrolled.studies.cells import Cell, Columns, Context, Result, data_missing
 from unrolled.studies.crate.emergence.cells import Baselines, Source
 from unrolled.studies.crate.hour import removal
+from unrolled.studies.crate.hour.among import Rates, students
 from unrolled.studies.crate.hour.networks import CRATE, OLDER, OTHERS, VIT, Given, Looked, given, load, shown, studied
-from unrolled.studies.crate.hour.photos import Cuts, Things
+from unrolled.studies.crate.hour.photos import CutRegions, Cuts, Edges, Heads, Roles, Things
+from unrolled.studies.crate.hour.pictures import Pictured
 from unrolled.studies.crate.minutes.cells import Trial, epochs
 from unrolled.studies.crate.transfer.cells import HELD_OUT, chance, frozen_features, pixels, target_pictures
 from unrolled.studies.pictures import Pictures, pictures
 from unrolled.studies.study import AtLeast, Budgets, Config, Count, Rate, Seeds
 
 EPS = 0.1
+PENULTIMATE = 4
+"""Layer of six whose heads are asked whether they keep to their parts, as in `crate-emergence`; chosen by no score."""
 _ECE_DRAWS = 300
 _TRIAL_MINUTES = 4.0  # of `crate-minutes`, whose trials these are
 Target = Literal["tiny-imagenet-32", "fashion_mnist"]
@@ -41,7 +45,7 @@ class HourConfig(Config):
                 "source": "generated",
                 "photos": 4,
             },
-            **{"side": 32},
+            **{"side": 32, "other_sides": (), "cut": 4, "parts": 2, "corrupted": 20, "students": 0, "pictured": 2},
         },
         "cpu": {},
         "gpu": {
@@ -51,7 +55,7 @@ class HourConfig(Config):
     }
 
     data_dir: Path = Path("data")
-    """Folder with `cifar10`, `tiny-imagenet-32`, `fashion_mnist` and `coco-panoptic-200`."""
+    """Folder with `cifar10`, `tiny-imagenet-32`, `fashion_mnist`, `coco-panoptic-200` and `bsds500-val`."""
     fashion_dir: Path | None = None
     """Folder with Fashion-MNIST's four files, or with a folder `fashion_mnist` of them; default `data_dir`."""
     crate: str = CRATE
@@ -72,6 +76,8 @@ class HourConfig(Config):
     """Test images for accuracy and calibration, of which the last fifth fits the temperature."""
     trial_tested: Annotated[int, AtLeast(50)] = 1000
     """Test images for the accuracy of a trial."""
+    corrupted: Annotated[int, AtLeast(2)] = 400
+    """Test images that are made worse in nine ways and five severities."""
     explained: Annotated[int, AtLeast(2)] = 200
     """Test images whose patches are removed."""
     explained_fresh: Annotated[int, AtLeast(2)] = 40
@@ -88,6 +94,17 @@ class HourConfig(Config):
     """Photos of either half, to choose layer and head by and to report on."""
     side: Annotated[int, AtLeast(8)] = 64
     """Pixels of a side at which photos are shown; networks were trained at 32."""
+    other_sides: tuple[Annotated[int, AtLeast(8)], ...] = (32, 96)
+    """Further sizes for maps, with fresh weights of the first seed; for objects those below `side`."""
+    cut: Annotated[int, AtLeast(2)] = 50
+    """Photos of either half that people cut into regions."""
+    parts: Annotated[int, AtLeast(2)] = 8
+    """Commonest categories, things and stuff, that heads may keep to."""
+    pictured: Annotated[int, AtLeast(1)] = 5
+    """Best photos that are shown, and as many of the worst."""
+    students: Annotated[int, AtLeast(0)] = 100
+    """Test images on which R^c of the networks of `crate-aligned` is measured; 0: not of them. They are trained where
+    they are not kept, in about two core-hours."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +117,8 @@ class HourConfig(Config):
                     raise ValueError(f"{name}={error}") from error
         if self.side % 4:
             raise ValueError(f"side={self.side}: must be a multiple of 4, the patch")
+        if any(side % 4 for side in self.other_sides) or self.side in self.other_sides:
+            raise ValueError(f"other_sides={self.other_sides}: must be multiples of 4, the patch, other than side")
 
     @property
     def context(self) -> Context:
@@ -177,6 +196,37 @@ class Scores(OnTest):
             draws = [reliability(logits[rows], test.labels[rows], temperature=heat).ece for rows in drawn]
             out[name] = {"ece": whole.ece, "nll": whole.nll, "draws": [round(draw, 5) for draw in draws]}
         return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrupted(OnTest):
+    """Errors on images made worse."""
+
+    corrupted: int
+
+    def compute(self, context: Context) -> Result:
+        """`clean`, a digit of each image, 1 where it is named wrongly; by corruption in `wrong`, a digit of each image,
+        at how many of the five severities it is."""
+        from unrolled.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+
+        model = load(self.network, context)
+        test = self.first(context, self.corrupted)
+        pixels = test.images.movedim(1, -1).contiguous().numpy()
+
+        def wrong(images: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                parts = [model(shown(model, part).to(context.device)).argmax(1).cpu() for part in images.split(500)]
+            return (torch.cat(parts) != test.labels).int()
+
+        counts = {}
+        for name in CORRUPTIONS:
+            every = []
+            for severity in SEVERITIES:
+                changed = [corrupt(image, name, severity, index=place) for place, image in enumerate(pixels)]
+                every.append(wrong(torch.stack([torch.from_numpy(each.copy()) for each in changed]).movedim(-1, 1)))
+            counts[name] = torch.stack(every).sum(0)
+        digits = {name: "".join(map(str, count.tolist())) for name, count in counts.items()}
+        return {"clean": "".join(map(str, wrong(test.images).tolist())), "wrong": digits}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +313,32 @@ def cells(config: HourConfig) -> Iterator[Cell]:
         yield Things(network=network, **photos)
     for cut in (None, *twins):
         yield Cuts(network=cut, **photos)
+    few = [each for name in names for each in (trained[name], *fresh[name][:1])]
+    for side in config.other_sides:
+        here = {**photos, "side": side}
+        yield Baselines(**here)
+        for network in few:
+            yield Things(network=network, **here)
+        if side < config.side:
+            for cut in (None, *few):
+                yield Cuts(network=cut, **here)
+    for name in names:
+        yield Pictured(things=Things(network=trained[name], **photos), each=config.pictured)
+    for network in few:
+        yield Roles(network=network, **photos, layer=PENULTIMATE, parts=config.parts)
+    drawn: Columns = {**photos, "photos": config.cut}
+    for network in twins:
+        yield Heads(network=network, **drawn)
+    for cut in (None, *twins):
+        yield CutRegions(network=cut, **drawn)
+    for cut in (None, *few):
+        yield Edges(network=cut, **drawn)
+    for name in names:
+        yield Corrupted(network=trained[name], corrupted=config.corrupted)
     sizes: Columns = {"probe_images": config.probe_images, "test_images": config.test_images}
     for target in config.targets:
         for probed in (None, *twins, *beside, *(trained[name] for name in config.older)):
             yield Probe(network=probed, target=target, **sizes)
+    if config.students:
+        for student in students():
+            yield Rates(network=student, looked_at=config.students, eps=EPS)

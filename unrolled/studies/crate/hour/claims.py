@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from unrolled.studies.claim import CONTROL, NOBODY, Claim, Measured
-from unrolled.studies.crate.emergence.claims import Difference, difference
+from unrolled.studies.claim import CONTROL, CORRELATION, NOBODY, Claim, Measured
+from unrolled.studies.crate.emergence.claims import Difference, difference, excess
 from unrolled.studies.crate.hour.cells import Target
+from unrolled.studies.crate.hour.drawn import role_excess
 from unrolled.studies.crate.hour.networks import given
-from unrolled.studies.crate.hour.photos import Things
-from unrolled.studies.crate.hour.view import MAP, View, all_rate, hundredths, orthonormal, subspace_rate
+from unrolled.studies.crate.hour.photos import Heads, Roles, Things
+from unrolled.studies.crate.hour.relation import Relation
+from unrolled.studies.crate.hour.view import LAST, MAP, View, all_rate, hundredths, orthonormal, paired, subspace_rate
 from unrolled.studies.results import Estimate, Values
 
 _CURVES = "arXiv 2306.01129, figures 3 and 4"
 _EMERGENCE = "arXiv 2308.16271"
+_BASES = "R^c with orthonormal bases, last layer"
 
 
 def _or_none(value: Estimate | Difference | None) -> Measured:
@@ -42,6 +45,10 @@ def _claim(statement: str, value: Callable[[View], Measured], *, detail: Callabl
     )
 
 
+def _rho(value: Relation | None) -> Measured:
+    return Values() if value is None else _or_none(value.rho)
+
+
 def _last_layer(view: View, seed: int | None = None) -> Difference | None:
     row = view.of(Things, given(view.config.crate, seed))
     if row is None:
@@ -53,6 +60,27 @@ def _last_layer(view: View, seed: int | None = None) -> Difference | None:
 def _fresh_last_layer(view: View) -> Values:
     apart = {seed: _last_layer(view, seed) for seed in view.config.seeds}
     return Values({seed: each.estimate.value for seed, each in apart.items() if each is not None})
+
+
+def _regions(view: View) -> str:
+    vit = difference(view.by_photo(Heads, view.config.crate), view.by_photo(Heads, view.config.vit))
+    fresh = view.region_gain(view.config.crate)
+    ends = [("fresh weights", None if fresh is None else fresh.judged), ("the ViT", _alone(vit))]
+    return "".join(f"; against {words} {value:+.1f}" for words, value in ends if value is not None)
+
+
+def _roles(view: View) -> str:
+    """P-values, and the same of fresh weights and of the ViT."""
+    learnt, fresh = (view.rows(Roles, view.config.crate, trained=trained) for trained in (True, False))
+    vit = view.rows(Roles, view.config.vit)
+    p = [max(row["heads_p"], row["images_p"]) for row in learnt.values()]
+    beside = [("fresh weights", fresh), ("the ViT", vit)]
+    excesses = [(words, excess(next(iter(rows.values())))) for words, rows in beside if rows]
+    return "".join([*(f", p = {each:.3f}" for each in p), *(f"; {words} {value:+.3f}" for words, value in excesses)])
+
+
+def _corrupted(view: View, name: str = "") -> Estimate:
+    return paired(view.errors(view.config.crate, name), view.errors(view.config.vit, name), "test images")
 
 
 def _transfer_claim(target: Target, words: str) -> Claim:
@@ -106,13 +134,28 @@ CLAIMS = (
     ),
     _claim(
         "A lower R^c at the last layer goes with a higher accuracy (Spearman correlation over trained CRATEs)",
-        lambda view: _or_none(view.rate_and_accuracy(lambda r: subspace_rate(r)[-1])),
+        lambda view: _rho(view.among_crates(LAST)),
         source="arXiv 2509.16875",
         published="said of its models, no number",
         unjudged="a handful of networks of two recipes, most of them the same one at other rates",
         high=-0.5,
+        within=CORRELATION,
         spec="+.2f",
-        detail=lambda view: f"; with orthonormal bases {view.rate_and_accuracy(lambda r: orthonormal(r)[-1]):+.2f}",
+        detail=lambda view: f"; with orthonormal bases {view.among_crates(_BASES):+.2f}",
+    ),
+    _claim(
+        "The same among the networks of `crate-aligned`, given the passes they learnt for and their rate (partial "
+        "correlation of ranks)",
+        lambda view: _rho(view.among_students(LAST)),
+        source="arXiv 2509.16875",
+        published="said of its models, no number",
+        high=-0.5,
+        within=CORRELATION,
+        outside="networks whose R^c has nothing to do with accuracy: 0",
+        spec="+.2f",
+        detail=lambda view: (
+            f" over {len(view.students)} networks; given nothing {view.among_students(LAST, alike=False):+.2f}"
+        ),
     ),
     _claim(
         "Its attention fits things better than the ViT's (difference in Jaccard index, times 100)",
@@ -172,6 +215,29 @@ CLAIMS = (
         low=0.0,
         spec="+.1f",
     ),
+    _claim(
+        "Some head of it looks at each region that people drew on BSDS: best head, against the same maps moved "
+        "(difference in Jaccard index, times 100)",
+        lambda view: _alone(
+            difference(view.by_photo(Heads, view.config.crate), view.by_photo(Heads, view.config.crate, "moved"))
+        ),
+        source=f"{_EMERGENCE}, heads that attend to parts",
+        published="shown in pictures, no test",
+        unjudged="regions are no parts of named things",
+        low=0.0,
+        spec="+.1f",
+        detail=_regions,
+    ),
+    _claim(
+        "Its heads keep to the same kinds of things and stuff from photo to photo (consistency above chance, 0 to 1)",
+        role_excess,
+        source=f"{_EMERGENCE}, heads that attend to parts",
+        published="shown in pictures, no test",
+        unjudged="one network, and kinds of things are no parts of them",
+        low=0.0,
+        spec="+.3f",
+        detail=_roles,
+    ),
     _transfer_claim("tiny-imagenet-32", "Tiny-ImageNet-32"),
     _transfer_claim("fashion_mnist", "Fashion-MNIST"),
     _claim(
@@ -182,6 +248,15 @@ CLAIMS = (
         unjudged=NOBODY,
         spec="+.2f",
         detail=lambda view: f"; {view.ece(view.config.crate):.2f} and {view.ece(view.config.vit):.2f}",
+    ),
+    _claim(
+        "Errors on corrupted images, nine corruptions in five severities, of the CRATE less the ViT (points)",
+        lambda view: _or_none(_corrupted(view)),
+        source="a question of this package",
+        published="none",
+        unjudged=NOBODY,
+        spec="+.1f",
+        detail=lambda view: f"; on the same images, clean, {_corrupted(view, 'clean'):+.1f}",
     ),
     _claim(
         "Removing the patches with most evidence (`unrolled explain`) costs the CRATE more than random ones (area "

@@ -35,7 +35,7 @@ def things(report: Report, view: View) -> None:
     for baseline in ("centre prior", "colour", "best patches"):
         if (scores := view.baseline(baseline)) is not None:
             words = {"centre prior": "bump in the middle"}.get(baseline, baseline)
-            rows.append([words, "-", _mean({0: scores}), _ends({0: scores}), *["-"] * 4])
+            rows.append([words, "-", mean({0: scores}), _ends({0: scores}), *["-"] * 4])
     count = (view.of(Things, given(config.crate)) or {}).get("photos", [NOT_RUN, NOT_RUN])
     section = report.section(
         "Segmentation that nobody taught",
@@ -66,7 +66,7 @@ def things(report: Report, view: View) -> None:
         [
             [
                 each,
-                *(_mean(view.photos(name, trained=trained, name=each)) for name in names for trained in (True, False)),
+                *(mean(view.photos(name, trained=trained, name=each)) for name in names for trained in (True, False)),
             ]
             for each in (MAP, *others)
         ],
@@ -81,14 +81,14 @@ def _things_row(view: View, name: str, trained: bool) -> list[str]:
     scores = view.photos(name, trained=trained)
     if not scores:
         return [*head, NOT_RUN, *["-"] * 5]
-    measured = _rows(view, Things, name, trained)
+    measured = list(view.rows(Things, name, trained=trained).values())
     picked = [row["maps"][MAP]["picked"] for row in measured]
     moved = Values({i: row["maps"][MAP]["picked_chance"] for i, row in enumerate(measured)})
     fresh = view.against_fresh(name) if trained else None
     return [
-        *head, _mean(scores), _ends(scores),
+        *head, mean(scores), _ends(scores),
         ", ".join(f"{layer}/{head_name(place, measured[0]['heads'])}" for layer, place in picked), f"{moved:.3f}",
-        _apart(difference(scores, None if (bump := view.baseline()) is None else dict.fromkeys(scores, bump))),
+        apart(difference(scores, None if (bump := view.baseline()) is None else dict.fromkeys(scores, bump))),
         "-" if fresh is None else f"{fresh.judged:+.1f}",
     ]  # fmt: skip
 
@@ -125,7 +125,7 @@ def objects(report: Report, view: View) -> None:
                 WORDS.get(name, name) if name else "colour of patches",
                 "-" if not name else ("trained" if trained else "fresh"),
             ]
-            rows.append([*head, *_cut_columns(view, name, trained)])
+            rows.append([*head, *cut_columns(view, Cuts, name, trained)])
     report.section(
         "Objects in the keys",
         f"At {config.side} px. MaskCut: at most three objects in the keys of a layer (tau 0.15), together, against "
@@ -138,20 +138,14 @@ def objects(report: Report, view: View) -> None:
     )
 
 
-def _rows(view: View, cell: type[Any], name: str | None, trained: bool) -> list[Any]:
-    if name is None or trained:
-        row = view.of(cell, None if name is None else given(name))
-        return [] if row is None else [row]
-    return list(view.fresh(cell, name).values())
-
-
-def _cut_columns(view: View, name: str | None, trained: bool) -> list[str]:
-    if not (rows := _rows(view, Cuts, name, trained)):
+def cut_columns(view: View, cell: type[Cuts], name: str | None, trained: bool, **columns: Any) -> list[str]:
+    """What MaskCut's objects fit, in which layers, and less a bump as large."""
+    rows = view.rows(cell, name, trained=trained, **columns)
+    if not rows:
         return [NOT_RUN, "-", "-"]
-    masks = {place: np.array(row["jaccard"]) for place, row in enumerate(rows)}
-    bump = {place: np.array(row["middle"]) for place, row in enumerate(rows)}
-    layers = ", ".join(str(row["layer"]) for row in rows) if name else "-"
-    return [_mean(masks), layers, _apart(difference(masks, bump))]
+    masks, bump = (view.by_photo(cell, name, what, trained=trained, **columns) for what in ("jaccard", "middle"))
+    layers = ", ".join(str(row["layer"]) for row in rows.values()) if name else "-"
+    return [mean(masks), layers, apart(difference(masks, bump))]
 
 
 def explanations(report: Report, view: View) -> None:
@@ -199,13 +193,14 @@ def explanations(report: Report, view: View) -> None:
                 for method, record in measured["probability"][way].items()
             ]
             share = "share of patches removed" if way == "deletion" else "share of patches kept"
-            title = f"{WORDS.get(name, name)}: probability of the predicted class"
+            title = f"{WORDS.get(name, name)}, {way}: probability of the predicted class"
             panels.append(LineChart(title=title, x_label=share, series=lines, y_range=(0, 1)))
     if panels:
         section.figure(panels, name="removal", caption="Deletion: lower is better. Insertion: higher is better.")
 
 
-def _mean(scores: dict[int, np.ndarray]) -> str:
+def mean(scores: dict[int, np.ndarray]) -> str:
+    """Over photos, with its deviation over seeds."""
     return f"{Values({seed: float(each.mean()) for seed, each in scores.items()}):.3f}"
 
 
@@ -216,5 +211,6 @@ def _ends(scores: dict[int, np.ndarray]) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
-def _apart(value: Difference | None) -> str:
+def apart(value: Difference | None) -> str:
+    """A difference in hundredths with its interval over photos."""
     return "-" if value is None or math.isnan(value.estimate.value) else f"{value.estimate:+.1f}"

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from unrolled.data.corruptions import SEVERITIES
 from unrolled.studies.cells import Cell, Result
 from unrolled.studies.crate.emergence.cells import Baselines
 from unrolled.studies.crate.emergence.claims import ByPhoto, Difference, difference
-from unrolled.studies.crate.hour.cells import HourConfig, Layers, Probe, Removed, Scores, Target
+from unrolled.studies.crate.hour.among import Rates
+from unrolled.studies.crate.hour.cells import Corrupted, HourConfig, Layers, Probe, Removed, Scores, Target
 from unrolled.studies.crate.hour.networks import Given, Looked, given
-from unrolled.studies.crate.hour.photos import Cuts, Things
+from unrolled.studies.crate.hour.photos import Cuts, Heads, OnPhotos, Things
+from unrolled.studies.crate.hour.relation import Relation, relation
 from unrolled.studies.crate.minutes.cells import Trial
 from unrolled.studies.results import Estimate, Results, Values
-from unrolled.studies.statistics import spearman
 
 MAP = "class token"
+LAST = "R^c, last layer"
+QUANTITIES: Mapping[str, Callable[[Sequence[float], Sequence[float], Sequence[float]], float]] = MappingProxyType(
+    {
+        LAST: lambda rate, orthonormal, nonzero: rate[-1],
+        "R^c, mean over layers": lambda rate, orthonormal, nonzero: fmean(rate),
+        "R^c, last over first": lambda rate, orthonormal, nonzero: rate[-1] / rate[0],
+        "R^c with orthonormal bases, last layer": lambda rate, orthonormal, nonzero: orthonormal[-1],
+        "R^c with orthonormal bases, mean": lambda rate, orthonormal, nonzero: fmean(orthonormal),
+        "non-zero, last layer": lambda rate, orthonormal, nonzero: nonzero[-1],
+    }
+)
+"""What may go with accuracy, from R^c, R^c with orthonormal bases and the share of non-zero entries of every layer."""
 NOTHING = Estimate(math.nan, math.nan, math.nan, "nothing")
 _MOST = 1.96  # standard errors, of a 95 % interval
 
@@ -31,10 +46,13 @@ class View:
         self.results, self.config = results, config
 
     def of(self, cell: type[Cell], network: Looked | None, **columns: Any) -> Result | None:
-        """What was measured of a network, the only row of it."""
+        """What was measured of a network, the only row of it; of photos at `side` px unless another is named."""
+        if issubclass(cell, OnPhotos):
+            columns.setdefault("side", self.config.side)
         for row in self.results.of(cell):
             here = row.cell.columns
-            if row.cell.network == network and all(here[name] == value for name, value in columns.items()):  # type: ignore[attr-defined]
+            same = type(row.cell) is cell and row.cell.network == network  # type: ignore[attr-defined]
+            if same and all(here[name] == value for name, value in columns.items()):
                 return row.result
         return None
 
@@ -92,26 +110,52 @@ class View:
                 out.append((network, scores["accuracy"], layers))
         return out
 
-    def rate_and_accuracy(self, read: Callable[[Result], float]) -> Estimate:
-        """Rank correlation, over CRATEs, of accuracy with a number of the layers."""
+    @property
+    def students(self) -> list[Result]:
+        """What was measured of the networks of `crate-aligned`."""
+        return [row.result for row in self.results.of(Rates)]
+
+    def among_students(self, quantity: str, *, alike: bool = True) -> Relation | None:
+        """Rank correlation, over them, of accuracy with one of `QUANTITIES`, given passes and rate if `alike`."""
+        if len(self.students) < 8:
+            return None
+        given_too = [[float(row[name]) for row in self.students] for name in ("passes", "rate")] if alike else []
+        values = [
+            QUANTITIES[quantity](row["subspace_rate"], row["orthonormal"], row["nonzero"]) for row in self.students
+        ]
+        return relation(values, [row["accuracy"] for row in self.students], given_too)
+
+    def among_crates(self, quantity: str) -> Relation | None:
+        """The same over the CRATEs of `compared`, given nothing."""
         every = self.compared()
         if len(every) < 4:
-            return NOTHING
-        rho = spearman([read(layers) for _, _, layers in every], [accuracy for _, accuracy, _ in every])
-        return Estimate.of_ranks(rho, len(every), f"Fisher's z over {len(every)} networks")
+            return None
+        layers = [(subspace_rate(each), orthonormal(each), each["nonzero"]["mean"]) for _, _, each in every]
+        return relation([QUANTITIES[quantity](*each) for each in layers], [accuracy for _, accuracy, _ in every])
 
     # photos
 
-    def photos(self, weights: str, *, trained: bool = True, what: str = "picked_photos", name: str = MAP) -> ByPhoto:
+    def rows(self, cell: type[Cell], weights: str | None, *, trained: bool = True, **columns: Any) -> dict[int, Result]:
+        """What was measured of trained weights, alone, or of fresh ones, by seed; of None, of what is no network."""
+        if weights is not None and not trained:
+            return self.fresh(cell, weights, **columns)
+        row = self.of(cell, None if weights is None else given(weights), **columns)
+        return {} if row is None else {0: row}
+
+    def by_photo(self, cell: type[Cell], weights: str | None, what: str = "jaccard", **which: Any) -> ByPhoto:
+        """A list of the results, one number a photo."""
+        return {seed: np.asarray(row[what]) for seed, row in self.rows(cell, weights, **which).items()}
+
+    def photos(
+        self, weights: str, *, trained: bool = True, what: str = "picked_photos", name: str = MAP, **columns: Any
+    ) -> ByPhoto:
         """Jaccard by photo, of trained weights or, by seed, of fresh ones."""
-        learnt = self.of(Things, given(weights)) if trained else None
-        rows = {} if learnt is None else {0: learnt}
-        rows = rows if trained else self.fresh(Things, weights)
+        rows = self.rows(Things, weights, trained=trained, **columns)
         return {seed: np.asarray(row["maps"][name][what]) for seed, row in rows.items()}
 
-    def baseline(self, name: str = "centre prior") -> np.ndarray | None:
+    def baseline(self, name: str = "centre prior", side: int | None = None) -> np.ndarray | None:
         """Jaccard by photo of what needs no model, by default a bump in the middle."""
-        scores = self.results.of(Baselines).first(name)
+        scores = self.results.of(Baselines, side=side or self.config.side).first(name)
         return None if scores is None else np.asarray(scores)
 
     def against_fresh(self, weights: str, **which: Any) -> Difference | None:
@@ -119,10 +163,14 @@ class View:
         learnt, fresh = self.photos(weights, **which), self.photos(weights, trained=False, **which)
         return difference(dict.fromkeys(fresh, learnt[0]), fresh) if learnt and fresh else None
 
+    def region_gain(self, weights: str) -> Difference | None:
+        """How much better some head fits regions that people drew than one of fresh weights does, in hundredths."""
+        learnt, fresh = self.by_photo(Heads, weights), self.by_photo(Heads, weights, trained=False)
+        return difference(dict.fromkeys(fresh, learnt[0]), fresh) if learnt and fresh else None
+
     def cut(self, weights: str, what: str = "jaccard") -> ByPhoto:
         """Jaccard by photo of MaskCut's objects, or of a bump as large as they (`middle`)."""
-        row = self.of(Cuts, given(weights))
-        return {} if row is None else {0: np.asarray(row[what])}
+        return self.by_photo(Cuts, weights, what)
 
     # other images
 
@@ -152,6 +200,18 @@ class View:
         a, b = (row["plain"] for row in rows if row is not None)
         return _drawn(100 * (a["ece"] - b["ece"]), 100 * (np.array(a["draws"]) - np.array(b["draws"])))
 
+    # images made worse
+
+    def errors(self, weights: str, name: str = "") -> np.ndarray | None:
+        """Share of wrong answers by image, per cent, over severities of a corruption, or of all of them; or `clean`."""
+        row = self.of(Corrupted, given(weights))
+        if row is None:
+            return None
+        if name == "clean":
+            return 100 * _digits(row["clean"])
+        every = [_digits(row["wrong"][each]) for each in ([name] if name else row["wrong"])]
+        return 100 * np.mean(every, axis=0) / len(SEVERITIES)
+
     # explanations
 
     def area(
@@ -167,6 +227,10 @@ class View:
         return paired(other, one, "images") if way == "deletion" else paired(one, other, "images")
 
 
+def _digits(text: str) -> np.ndarray:
+    return np.array([int(digit) for digit in text])
+
+
 def paired(one: np.ndarray | None, other: np.ndarray | None, unit: str) -> Estimate:
     """Mean of `one` less `other`, with the interval of a bootstrap over `unit`; NaN if either is None."""
     from unrolled.instruments.regions.overlap import bootstrap_interval
@@ -175,6 +239,11 @@ def paired(one: np.ndarray | None, other: np.ndarray | None, unit: str) -> Estim
         return NOTHING
     low, high = bootstrap_interval(one - other)
     return Estimate(float((one - other).mean()), low, high, f"bootstrap over {len(one)} {unit}")
+
+
+def over_images(scores: np.ndarray) -> Estimate:
+    """A mean with the interval of a bootstrap over images."""
+    return paired(scores, np.zeros_like(scores), "test images")
 
 
 def _drawn(value: float, draws: np.ndarray) -> Estimate:
