@@ -21,7 +21,8 @@ class GenerateOptions(MachineFlags, JsonFlags):
     """Flags of `unrolled generate`."""
 
     model: str = field(kw_only=False)
-    """The folder of a run on text, or hf:NAME, a causal language model of the Hugging Face hub."""
+    """The folder of a run on text, crate_gpt_nano.bytes or mesanet_nano.bytes, which come with the package, or hf:NAME, a
+    causal language model of the Hugging Face hub."""
     prompt: str = "\n"
     """The text to continue."""
     tokens: int = 200
@@ -45,6 +46,7 @@ def generate(options: GenerateOptions) -> None:
 
     Where the model has a longest context, it reads the last so many tokens of what stands there, and goes on.
 
+        unrolled generate mesanet_nano.bytes --prompt "The natural selection of "
         unrolled generate runs/lm --prompt "To be" --tokens 500
         unrolled generate runs/lm --prompt "To be" --temperature 0
         unrolled generate hf:gpt2 --prompt "Once upon a time" --top-k 40 --seed 3 --json

@@ -70,7 +70,7 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
     """The model of texts that a string names: a run or folder, a language model's name, `hf:`, `st:` or `given:NAME`.
 
     Args:
-        choice: the model and how it is opened. A name has random weights and reads bytes.
+        choice: the model and how it is opened. The name of a size has random weights and reads bytes.
         stack: of an encoder-decoder "decoder" opens both; else the encoder alone. Of two towers that of texts is taken.
 
     Raises:

@@ -53,7 +53,7 @@ def open_writer(spec: str) -> Writer:
         MissingExtra: transformers is needed and not installed.
         ValueError: it is none, or one that cannot continue a text.
     """
-    from unrolled.catalogue import catalogue
+    from unrolled.catalogue import catalogue, shipped_tags
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
     from unrolled.subjects.language import source_of
 
@@ -65,8 +65,10 @@ def open_writer(spec: str) -> Writer:
     if name:
         raise ValueError(f"model: {name} holds no language model")
     if spec in (*LANGUAGE_MODELS, *ENCODERS):
+        trained = " or ".join(f"{spec}.{tag}" for tag in shipped_tags(spec))
         raise ValueError(
-            f"model: {spec} is a size, with random weights and no tokenizer; train one (`unrolled train --task lm "
+            f"model: {spec} is a size, with random weights and no tokenizer; "
+            f"{f'give {trained}, which ships, or ' if trained else ''}train one (`unrolled train --task lm "
             f"--model {spec}`) and give its folder"
         )
     if spec.startswith(("timm:", "st:")) or spec.partition(".")[0] in catalogue():
