@@ -17,7 +17,7 @@ SHIPPED = {"crate_gpt_nano.bytes": CRATE, "mesanet_nano.bytes": MESA}
 
 
 def ship(kept: Path, data_dir: Path) -> None:
-    """Write the folder of each, from the trained models kept in `kept`; `data_dir` has the text they were trained on."""
+    """Write the folder of each, from the trained models kept in `kept`; `data_dir` has the text they learnt from."""
     config = BytesConfig(kept=kept, data_dir=data_dir)
     context = Context(store=kept, data_dir=data_dir)
     for name, family in SHIPPED.items():

@@ -21,8 +21,8 @@ class GenerateOptions(MachineFlags, JsonFlags):
     """Flags of `unrolled generate`."""
 
     model: str = field(kw_only=False)
-    """The folder of a run on text, crate_gpt_nano.bytes or mesanet_nano.bytes, which come with the package, or hf:NAME, a
-    causal language model of the Hugging Face hub."""
+    """The folder of a run on text, crate_gpt_nano.bytes or mesanet_nano.bytes, which come with the package, or hf:NAME,
+    a causal language model of the Hugging Face hub."""
     prompt: str = "\n"
     """The text to continue."""
     tokens: int = 200

@@ -117,12 +117,12 @@ def list_language_models(pattern: str = "*") -> list[ModelInfo]:
 
 @cache
 def _info(name: str) -> ModelInfo:
+    weights = ", ".join(shipped_tags(name))
     if name in catalogue():
-        return catalogue()[name]
+        return catalogue()[name]._replace(weights=weights)
     with torch.device("meta"):
         model = build_language_model(language_config(name))
     counts = parameters(model)
-    weights = ", ".join(shipped_tags(name))
     return ModelInfo(name, counts["all"], language_source(name), weights, counts["without_embeddings"])
 
 
