@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -7,6 +10,9 @@ from torch import nn
 
 from unrolled.instruments import untrained_control
 from unrolled.models import CRATE
+from unrolled.models.encoder import build_language_model
+from unrolled.models.sequence import SequenceRegressor
+from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS, LAYERS, RegressorConfig, language_config
 
 
 def crate() -> nn.Module:
@@ -19,6 +25,27 @@ def vit() -> nn.Module:
     ).eval()
 
 
+def of_text(name: str, **changes: Any) -> Callable[[], nn.Module]:
+    size: Any = {"vocab_size": 40, "dim": 32, "heads": 2, "dim_head": 8, "depth": 2, "max_length": 12, **changes}
+    return lambda: build_language_model(language_config(name, **size)).eval()
+
+
+def regressor(layer: str, **arguments: Any) -> Callable[[], nn.Module]:
+    args = {layer: arguments} if arguments else {}
+    return lambda: SequenceRegressor(
+        RegressorConfig(layers=(layer,) * 2, dim=32, heads=2, input_dim=4, init_std=None, layer_args=args)
+    ).eval()
+
+
+SEQUENCES = {
+    **{name: of_text(name) for name in (*LANGUAGE_MODELS, *ENCODERS) if "nano" in name},
+    "layer scale": of_text("tost_gpt_nano", layer_scale=0.25),
+    **{layer: regressor(layer) for layer in LAYERS},
+    "mesa, forgetful": regressor("mesa", forgetful=True, ridge=2.0, init_std=0.05),
+    "linear, narrow": regressor("linear", init_std=0.01),
+}
+
+
 def trained(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
@@ -26,7 +53,11 @@ def trained(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [crate, vit, lambda: timm.create_model("resnet18", num_classes=3)])
+@pytest.mark.parametrize(
+    "make",
+    [crate, vit, lambda: timm.create_model("resnet18", num_classes=3), *SEQUENCES.values()],
+    ids=["crate", "vit", "resnet18", *SEQUENCES],
+)
 def test_control_is_fresh_and_reproducible(make) -> None:
     model = trained(make())
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -90,6 +90,10 @@ def test_language_models_are_listed_opened_and_go_on_with_a_text(name: str) -> N
     assert len(set(words)) > 4  # letters and spaces, not one byte again and again
     with pytest.raises(ValueError, match=rf"no such weights; did you mean .*{re.escape(name)}"):
         unrolled.from_pretrained(f"{name}s")
+    with pytest.raises(ValueError, match=rf"no such weights; did you mean .*{re.escape(name)}"):
+        open_writer(f"{name}s")
+    with pytest.raises(ValueError, match=rf"give {re.escape(name)}, which ships"):
+        open_writer(size)
     assert reads_text(SimpleNamespace(model=name, text=None, texts=None, data=None))
 
 

@@ -83,9 +83,14 @@ class AttentionLayer(nn.Module):
         self.key = nn.Linear(dim, heads * dim_head, bias=False)
         self.value = nn.Linear(dim, heads * self.dim_value, bias=False)
         self.output = nn.Linear(heads * self.dim_value, dim, bias=False)
-        if init_std is not None:
+        self.init_std = init_std
+        AttentionLayer.reset_parameters(self)  # not a subclass's, whose parameters are not there yet
+
+    def reset_parameters(self) -> None:
+        """Draw the projections with `init_std`; without one they initialise themselves."""
+        if self.init_std is not None:
             for layer in (self.query, self.key, self.value, self.output):
-                nn.init.normal_(layer.weight, std=init_std)
+                nn.init.normal_(layer.weight, std=self.init_std)
 
     def heads_of(self, projected: Tensor) -> Tensor:
         """[b, n, heads * width] -> [b, heads, n, width]."""

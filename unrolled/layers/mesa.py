@@ -127,12 +127,22 @@ class MesaLayer(_Mesa):
         if not 0 < ridge < math.inf:
             raise ValueError(f"ridge must be positive and finite, not {ridge}")
         _check_method(method, recurrent=True)
-        self.log_ridge = nn.Parameter(torch.full((heads,), math.log(ridge)))
+        self.log_ridge = nn.Parameter(torch.empty(heads))
         self.forget = nn.Linear(dim, heads) if forgetful else None
+        self.normalize, self.method = normalize, method
+        self._start = ridge
+        self._reset_gates()
+
+    def reset_parameters(self) -> None:
+        """The ridge goes back to where it started, and the layer begins by remembering."""
+        super().reset_parameters()
+        self._reset_gates()
+
+    def _reset_gates(self) -> None:
+        nn.init.constant_(self.log_ridge, math.log(self._start))
         if self.forget is not None:
             nn.init.zeros_(self.forget.weight)
-            nn.init.constant_(self.forget.bias, 5.0)  # starts by remembering: sigmoid(5) = 0.993
-        self.normalize, self.method = normalize, method
+            nn.init.constant_(self.forget.bias, 5.0)  # sigmoid(5) = 0.993
 
     @property
     def ridge(self) -> Tensor:
@@ -241,8 +251,17 @@ class MesaNetLayer(_Mesa):
         self.width, self.conv_values, self.method = width, conv_values, method
         self.conv = ShortConvolution(heads * (2 * self.dim_head + (self.dim_value if conv_values else 0)), width)
         self.gates = nn.Linear(dim, 2 * heads)
-        self.raw_ridge = nn.Parameter(torch.full((heads, self.dim_head), math.log(math.expm1(0.75))))
+        self.raw_ridge = nn.Parameter(torch.empty(heads, self.dim_head))
         self.head_norm = RMSNorm(self.dim_value)
+        self._reset_ridge()
+
+    def reset_parameters(self) -> None:
+        """The ridge starts at 1."""
+        super().reset_parameters()
+        self._reset_ridge()
+
+    def _reset_ridge(self) -> None:
+        nn.init.constant_(self.raw_ridge, math.log(math.expm1(0.75)))
 
     @property
     def ridge(self) -> Tensor:

@@ -45,9 +45,15 @@ class MaskedLanguageModel(LanguageModel):
         self.embed_norm = nn.LayerNorm(config.dim)
         self.transform = nn.Linear(config.dim, config.dim)
         self.transform_norm = nn.LayerNorm(config.dim)
-        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.head_bias = nn.Parameter(torch.empty(config.vocab_size))
         self.reset_parameters()
-        nn.init.zeros_(self.transform.bias)
+
+    def reset_parameters(self) -> None:
+        """As a `LanguageModel`'s; the biases of the head start at 0."""
+        super().reset_parameters()
+        if hasattr(self, "head_bias"):  # not yet while the language model in it is built
+            nn.init.zeros_(self.head_bias)
+            nn.init.zeros_(self.transform.bias)
 
     def forward(  # type: ignore[override]
         self, tokens: Tensor, *, segments: Tensor | None = None, features: bool = False

@@ -128,9 +128,17 @@ class SequenceBlock(nn.Module):
         self.ista = second if sparse else None
         self.mlp = None if sparse else second
         self.gamma1 = self.gamma2 = None
+        self.layer_scale = config.layer_scale
         if config.layer_scale is not None:
-            self.gamma1 = nn.Parameter(torch.full((config.dim,), config.layer_scale))
-            self.gamma2 = None if second is None else nn.Parameter(torch.full((config.dim,), config.layer_scale))
+            self.gamma1 = nn.Parameter(torch.empty(config.dim))
+            self.gamma2 = None if second is None else nn.Parameter(torch.empty(config.dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Layer scales go back to where they started; the layers initialise themselves."""
+        for gamma in (self.gamma1, self.gamma2):
+            if gamma is not None:
+                nn.init.constant_(gamma, self.layer_scale or 0.0)
 
     def forward(
         self, z: Tensor, *, positions: Tensor | None = None, state: Any = None, return_state: bool = False

@@ -71,6 +71,9 @@ def open_writer(spec: str) -> Writer:
             f"{f'give {trained}, which ships, or ' if trained else ''}train one (`unrolled train --task lm "
             f"--model {spec}`) and give its folder"
         )
+    if tags := shipped_tags(spec.partition(".")[0]):
+        known = " or ".join(f"{spec.partition('.')[0]}.{tag}" for tag in tags)
+        raise ValueError(f"model: {spec}: there are no such weights; did you mean {known}?")
     if spec.startswith(("timm:", "st:")) or spec.partition(".")[0] in catalogue():
         raise ValueError(f"model: {spec} writes no text; give a run on text, or hf:NAME of the Hugging Face hub")
     from unrolled.models.registry import hub_hint  # with timm
