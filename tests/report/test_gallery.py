@@ -235,3 +235,16 @@ def test_the_verb_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture
         (tmp_path / "in/mesa-some/report.json").write_text(text)
         assert cli.run(arguments) == code
         assert said in capsys.readouterr().err
+
+
+def test_a_page_shows_pictures_of_other_pages_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    for path in ("note/own.svg", "other/figure.svg", "other/secret.txt", "../outside.svg"):
+        (docs / path).parent.mkdir(parents=True, exist_ok=True)
+        (docs / path).write_text("<svg/>")
+    targets = ("note/own.svg", "other/figure.svg", "other/secret.txt", "../outside.svg")
+    (docs / "note.md").write_text("# Note\n\nLead.\n\n" + "\n".join(f"![words]({target})" for target in targets))
+    (note,) = read_notes(docs, without=docs / "studies")
+    page = note.page(tmp_path / "site")
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {"own.svg", "figure.svg"}
+    assert page.count("<img") == 2

@@ -27,7 +27,7 @@ SHOTS = {
 
 @dataclass(frozen=True)
 class Note:
-    """One page `NAME.md` with its pictures in the folder `NAME` beside it."""
+    """One page `NAME.md` with its files in the folder `NAME` beside it, and pictures of other pages."""
 
     name: str
     title: str
@@ -50,15 +50,14 @@ class Note:
         return None
 
     def _copied(self, out: Path) -> dict[str, str]:
-        """Targets of links that lie in the folder -> where they are from the page."""
+        """Targets of links that lie in the folder, and pictures beside it -> where they are from the page."""
         addresses = {}
         for target in re.findall(r"\]\(([^)]+)\)", self.text):
             path = self.folder.parent / target
-            if (
-                target.startswith(f"{self.name}/")
-                and path.is_file()
-                and path.resolve().is_relative_to(self.folder.resolve())
-            ):
+            inside = self.folder if target.startswith(f"{self.name}/") else self.folder.parent
+            if inside != self.folder and path.suffix not in (".svg", ".png"):
+                continue
+            if path.is_file() and path.resolve().is_relative_to(inside.resolve()):
                 shutil.copyfile(path, out / path.name)
                 addresses[target] = path.name
         return addresses
