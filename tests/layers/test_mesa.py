@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unrolled.layers.linear_attention import LinearSelfAttention
+from unrolled.layers.linear_attention import LinearSelfAttention, SoftmaxSelfAttention
 from unrolled.layers.mesa import MesaLayer, MesaNetBlock, MesaNetLayer
 from unrolled.theory.in_context import context_weights, least_squares, ridge_regression
 
@@ -252,7 +252,12 @@ def test_a_parameter_that_diverged_is_named() -> None:
         (MesaLayer, {"dim_value": 0}, "dim_value must be positive"),
         (MesaNetBlock, {"dim_value": 0}, "dim_value must be positive"),
         (LinearSelfAttention, {"dim_value": 0}, "dim_value must be positive"),
-        (MesaNetLayer, {"width": 0}, "width must be at least 1"),
+        (MesaNetLayer, {"width": 0}, "width must be a whole number, at least 1"),
+        (MesaNetLayer, {"width": 2.5}, "width must be a whole number, at least 1"),
+        (SoftmaxSelfAttention, {"width": "4"}, "width must be a whole number, at least 1"),
+        (SoftmaxSelfAttention, {"rotary": "x"}, "rotary='x': must be a positive number"),
+        (SoftmaxSelfAttention, {"rotary": float("nan")}, "rotary=nan: must be a positive number"),
+        (SoftmaxSelfAttention, {"rotary": 10.0, "dim_head": 3}, "dim_head=3 must be even"),
         (MesaLayer, {"method": "exact"}, "method must be one of auto"),
         (MesaNetBlock, {"method": "exact"}, "method must be one of auto"),
         (MesaNetLayer, {"method": "recurrent"}, "method must be one of auto"),

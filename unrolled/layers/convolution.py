@@ -16,8 +16,8 @@ class ShortConvolution(nn.Conv1d):
     """
 
     def __init__(self, channels: int, width: int) -> None:
-        if width < 1:
-            raise ValueError(f"width must be at least 1, which mixes no steps, not {width}")
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"width must be a whole number, at least 1, which mixes no steps, not {width!r}")
         super().__init__(channels, channels, width, groups=channels, bias=False)
         self.width = width
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -220,8 +221,10 @@ class SoftmaxSelfAttention(AttentionLayer):
         init_std: float | None = None,
     ) -> None:
         super().__init__(dim, heads, dim_head=dim_head, dim_value=dim_value, init_std=init_std)
-        if rotary is not None and (not rotary > 0 or self.dim_head % 2):
-            raise ValueError(f"rotary={rotary}: must be positive, and dim_head={self.dim_head} even")
+        if rotary is not None and not (isinstance(rotary, int | float) and 0 < rotary < math.inf):
+            raise ValueError(f"rotary={rotary!r}: must be a positive number, such as 10000.0")
+        if rotary is not None and self.dim_head % 2:
+            raise ValueError(f"rotary={rotary}: turns pairs, so dim_head={self.dim_head} must be even")
         if width is not None and not causal:
             raise ValueError(f"width={width}: the convolution is causal; leave it out where attention is not")
         self.causal, self.rotary = causal, rotary
