@@ -32,14 +32,18 @@ def catalogue() -> dict[str, ModelInfo]:
 def shipped_text(name: str) -> Path | None:
     """The folder of a trained language model that comes with the package, such as `crate_gpt_nano.bytes`; None for any
     other name, and where there is a file or folder of that name, which goes first."""
-    folder = _WEIGHTS / name
-    is_one = "." in name and folder.parent == _WEIGHTS and folder.is_dir() and not Path(name).exists()
-    return folder if is_one else None
+    is_one = name in _texts() and not Path(name).exists()
+    return _WEIGHTS / name if is_one else None
 
 
 def shipped_tags(name: str) -> list[str]:
     """What the trained language models of a size that come with the package go by, behind the dot."""
-    return sorted(folder.name.partition(".")[2] for folder in _WEIGHTS.glob(f"{name}.*") if folder.is_dir())
+    return [tag for size, _, tag in (text.partition(".") for text in _texts()) if size == name]
+
+
+@cache
+def _texts() -> list[str]:
+    return sorted(folder.name for folder in _WEIGHTS.iterdir() if folder.is_dir())
 
 
 def matching(pattern: str = "*") -> list[ModelInfo]:

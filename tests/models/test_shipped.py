@@ -107,6 +107,16 @@ def test_a_folder_of_the_name_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert named(name) == f"local:{name}"
 
 
+@pytest.mark.parametrize("shape", ["./{}", "{}/", "{}/.", "*{}", "{}*", "../weights/{}"])
+def test_what_looks_like_a_shipped_name_is_none(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unrolled.catalogue import shipped_tags, shipped_text
+
+    monkeypatch.chdir(tmp_path)
+    assert shipped_text(shape.format(TEXT_NAMES[0])) is None
+    for size in ("*", "**", "a**", "/etc", "..", "", "mesanet_nan?"):
+        assert shipped_tags(size) == []
+
+
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_a_card_says_data_recipe_accuracy_and_limits(file: Path) -> None:
     check_card(file, file.with_suffix(".md"), unrolled.create_model(file.name.rsplit(".", 1)[0]))
