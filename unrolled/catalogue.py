@@ -43,7 +43,7 @@ def shipped_tags(name: str) -> list[str]:
 
 @cache
 def _texts() -> list[str]:
-    return sorted(folder.name for folder in _WEIGHTS.iterdir() if folder.is_dir())
+    return sorted(file.parent.name for file in _WEIGHTS.glob("*/config.json"))
 
 
 def matching(pattern: str = "*") -> list[ModelInfo]:
