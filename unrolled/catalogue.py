@@ -31,13 +31,16 @@ def catalogue() -> dict[str, ModelInfo]:
 
 def shipped_text(name: str) -> Path | None:
     """The folder of a trained language model that comes with the package, such as `crate_gpt_nano.bytes`; None for any
-    other name, and where there is a file or folder of that name, which goes first."""
-    is_one = name in _texts() and not Path(name).exists()
+    other name, and where there is a folder of that name, which goes first."""
+    is_one = name in _texts() and not Path(name).is_dir()
     return _WEIGHTS / name if is_one else None
 
 
 def shipped_tags(name: str) -> list[str]:
-    """What the trained language models of a size that come with the package go by, behind the dot."""
+    """What the trained language models that come with the package in the frame of a size go by, behind the dot.
+
+    They need not be as wide: their cards say how wide they are.
+    """
     return [tag for size, _, tag in (text.partition(".") for text in _texts()) if size == name]
 
 

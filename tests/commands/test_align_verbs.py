@@ -251,3 +251,15 @@ def test_layers_are_named_after_one_flag_and_a_masked_autoencoder_is_shown_whole
         runs.append(json.loads(capsys.readouterr().out))
     one, two = ([each["score"] for each in run["comparisons"]] for run in runs)
     assert one == two
+
+
+def test_a_file_that_is_called_like_an_argument_keeps_its_name() -> None:
+    from unrolled.commands.align.dependence import noted
+
+    sides = {"features_a": "A (m)", "features_b": "B (features_a.npy)"}
+    words = "features_b: features_a.npy has 1 column; features_a has 2 and runs/features_a-2 none"
+    with (
+        pytest.raises(ValueError, match=r"^B \(features_a\.npy\): features_a\.npy has 1 column; A \(m\) has 2 and ru"),
+        noted([], sides, quiet=True),
+    ):
+        raise ValueError(words)

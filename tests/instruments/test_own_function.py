@@ -57,6 +57,9 @@ def test_its_range_is_declared_and_held() -> None:
     near = unrolled.compare({"x": sides()[0]["a1"]}, {"y": sides()[0]["a1"] + 1e-4}, own_cka, draws=9, range=(0, 1))
     assert near.interval is not None
     assert near.interval[1] <= 1
+    for ends in (1, (0,), ("a", "b"), (1, 0), (0, float("nan"))):
+        with pytest.raises(ValueError, match="range must be the smallest and the largest value"):
+            unrolled.compare(*sides(), own_cka, draws=9, range=ends)
     with pytest.raises(ValueError, match=r"metric: own_cka returned 0\.\d+, outside its range=\(0\.9, 1\.0\)"):
         unrolled.compare(*sides(), own_cka, draws=9, range=(0.9, 1))
     with pytest.raises(ValueError, match=r"range must be .*, got \(1, 0\)"):

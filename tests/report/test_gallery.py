@@ -246,5 +246,5 @@ def test_a_page_shows_pictures_of_other_pages_and_nothing_from_elsewhere(tmp_pat
     (docs / "note.md").write_text("# Note\n\nLead.\n\n" + "\n".join(f"![words]({target})" for target in targets))
     (note,) = read_notes(docs, without=docs / "studies")
     page = note.page(tmp_path / "site")
-    assert {path.name for path in (tmp_path / "site").iterdir()} == {"own.svg", "figure.svg"}
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {"own.svg", "other-figure.svg"}
     assert page.count("<img") == 2

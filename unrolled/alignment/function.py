@@ -45,9 +45,10 @@ class FunctionMetric(Metric):
             raise ValueError(f"metric: {function!r} cannot be called as function(x, y{given}): {error}") from error
         except ValueError:  # some functions written in C do not say what they take
             pass
-        low, high = range
-        if not low < high:
-            raise ValueError(f"range must be the smallest and the largest value, got {range!r}")
+        ends = list(range) if isinstance(range, list | tuple) else []
+        if len(ends) != 2 or not all(isinstance(end, numbers.Real) for end in ends) or not ends[0] < ends[1]:
+            raise ValueError(f"range must be the smallest and the largest value, such as (0, 1), got {range!r}")
+        low, high = ends
         self.function, self.options, self.symmetric = function, options, symmetric
         self.range = float(low), float(high)  # type: ignore[misc]
         self.name = getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]

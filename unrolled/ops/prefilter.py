@@ -63,7 +63,8 @@ def prefiltered_neighbours(
 
     Args:
         x, k, queries, normalize, tile, device: as in `nearest_neighbours`. Memory is a few tiles, O(q k), three
-            numbers a row, and rows of up to 512 MiB twice; a larger memory map is read a few times.
+            numbers a row, and rows of up to 512 MiB, in float32 and in float64; a larger memory map is read again for
+            every tile of rows.
 
     Raises:
         ValueError: as `nearest_neighbours`; a device without float64.

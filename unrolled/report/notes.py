@@ -58,8 +58,9 @@ class Note:
             if inside != self.folder and path.suffix not in (".svg", ".png"):
                 continue
             if path.is_file() and path.resolve().is_relative_to(inside.resolve()):
-                shutil.copyfile(path, out / path.name)
-                addresses[target] = path.name
+                name = path.name if inside == self.folder else target.replace("/", "-")
+                shutil.copyfile(path, out / name)
+                addresses[target] = name
         return addresses
 
 

@@ -86,7 +86,9 @@ def noted(notes: list[str], sides: Mapping[str, str] | None = None, *, quiet: bo
     names = sides or {}
 
     def worded(message: str) -> str:
-        return re.sub(rf"\b(?:{'|'.join(names)})\b", lambda match: names[match[0]], message) if names else message
+        # arguments, not files that are called like them
+        pattern = rf"(?<![\w./-])(?:{'|'.join(names)})(?![\w/-]|\.\w)"
+        return re.sub(pattern, lambda match: names[match[0]], message) if names else message
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

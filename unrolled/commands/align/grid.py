@@ -127,7 +127,9 @@ def _features(
         try:
             subject = Subject.of(reading, material, where, side=entry.side or "image")
         except ValueError as error:  # what a model is fed with is no flag of this verb, but a line of the file
-            raise type(error)(re.sub(r"\bside='(\w+)'", r"`side: \1`", f"{options.grid}, {name}: {error}")) from error
+            words = re.sub(r"\bside='(\w+)'", r"`side: \1`", f"{options.grid}, {name}: {error}")
+            ours = type(error).__module__.startswith("unrolled.")
+            raise (type(error)(words) if ours else ValueError(words)) from error
         subject.features(paths[name], quiet=options.quiet)
         random += [name] * subject.random
     return paths, random, material.pairs if isinstance(material, Paired) else None

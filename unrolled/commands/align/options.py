@@ -87,5 +87,5 @@ def metrics_of(options: Flags) -> tuple[Flags, list[Metric]]:
         if "," in name:
             each = " ".join(f"--metric {part.strip()}" for part in name.split(","))
             raise ValueError(f"--metric {name}: is one metric at a time; give {each}")
-    options = replace(options, metric=tuple(metric_name(name) for name in options.metric))
+    options = replace(options, metric=tuple(dict.fromkeys(metric_name(name) for name in options.metric)))
     return options, [metric_of(name, {"k": options.k}) for name in options.metric]
