@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from unrolled.checksums import write_sums
 from unrolled.data.tokens import ByteTokenizer
 from unrolled.studies.cells import Context, stored_row
 from unrolled.studies.crate.bytes.cells import CRATE, MESA, BytesConfig
@@ -26,6 +27,7 @@ def ship(kept: Path, data_dir: Path) -> None:
             raise SystemExit(f"{cell.name} is not in {kept}; run `unrolled study crate-bytes` with --kept {kept} first")
         cell.load(context).save_pretrained(WEIGHTS / name)
         ByteTokenizer().save(WEIGHTS / name / "tokenizer.json")
+        write_sums(WEIGHTS / name)  # the tokenizer's too
 
 
 if __name__ == "__main__":
