@@ -34,17 +34,20 @@ any_number = st.one_of(finite, st.sampled_from([math.nan, math.inf, -math.inf]))
     lines=st.lists(
         st.lists(st.tuples(finite, any_number, st.floats(0, 1e6)), min_size=1, max_size=18), min_size=1, max_size=16
     ),
+    log_x=st.booleans(),
     log_y=st.booleans(),
     names=st.lists(st.text(max_size=60), min_size=18, max_size=18),
 )
 def test_any_numbers_and_names_make_a_legible_drawing(
-    lines: list[list[tuple[float, float, float]]], log_y: bool, names: list[str]
+    lines: list[list[tuple[float, float, float]]], log_x: bool, log_y: bool, names: list[str]
 ) -> None:
     series = []
     for name, line in zip(names, lines, strict=False):
         x, y, error = zip(*line, strict=True)
+        x = tuple(abs(value) + 1e-9 for value in x) if log_x else x
         series.append(Series(label=name, x=x, y=y, error=error))
-    text = LineChart(title=names[-1], x_label=names[-2], series=series, log_y=log_y).svg("a", standalone=True)
+    chart = LineChart(title=names[-1], x_label=names[-2], series=series, log_x=log_x, log_y=log_y)
+    text = chart.svg("a", standalone=True)
     root = ElementTree.fromstring(text)
     for element in root.iter():
         for name in ("x", "y", "d"):
@@ -124,6 +127,23 @@ def test_gap_breaks_the_line_and_dashes_mark_controls() -> None:
     trained, control = found["s0"], found["s0 dashed"]
     assert (trained.count("M"), trained.count("L")) == (1, 2)
     assert (control.count("M"), control.count("L")) == (2, 0)
+
+
+def test_lines_of_one_colour_differ_in_dashes_and_marks() -> None:
+    series = [Series(label=str(i), x=[1, 10, 100], y=[i, i + 1, i + 2]) for i in range(2 * COLOURS)]
+    svg = LineChart(title="t", x_label="x", series=series).svg("a")
+    assert len(curves(svg)) == 2 * COLOURS  # by class and dashes
+    paths = [e for e in ElementTree.fromstring(svg).iter("path") if e.get("stroke-width") == "1.8"]
+    assert len({re.sub(r"[\d. -]+", "", path.get("d", "")) for path in paths}) >= 6  # outlines of marks
+
+
+def test_a_logarithmic_x_spreads_powers_evenly_and_has_no_zero() -> None:
+    line = Series(label="a", x=[1, 10, 100], y=[3.0, 2.0, 1.0])
+    (d,) = curves(LineChart(title="t", x_label="x", series=[line], log_x=True).svg("a")).values()
+    first, second, third = (float(point.split(" ")[0]) for point in re.split("[ML]", d)[1:])
+    assert second - first == pytest.approx(third - second, abs=0.2)
+    with pytest.raises(ValueError, match="log_x needs an x above 0"):
+        chart(log_x=True)
 
 
 def test_every_line_is_named_at_its_end_in_its_colour() -> None:

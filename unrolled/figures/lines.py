@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled.figures.escaping import in_print
 from unrolled.figures.panel import Frame, Panel
-from unrolled.figures.style import LIGHT, LINE, SIZE, TITLE, WIDTH, colour, size_of
+from unrolled.figures.style import COLOURS, LIGHT, LINE, SIZE, TITLE, WIDTH, colour, size_of
 from unrolled.figures.words import apart, labels, log_ticks, number, spread_out, ticks, width, wrapped
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ _INNER = 176.0  # height of the axes
 _LEADER = 60.0  # a longer line from a last point to its name would read as a part of the curve
 _ASIDE = 16.0  # between points of several series at the only x
 _MANY = 14  # points of a line: with more, bars merge and every mark would hide the line
-MARKERS = ("o", "s", "^", "D", "v", "+")
-_SIZES = (6.0, 5.8, 7.0, 5.8, 7.0, 8.0)
+MARKERS = ("o", "s", "^", "D", "v", "+", "*", "X", "<", "p", ">", "x")  # the second six are of those colours again
+_SIZES = (6.0, 5.8, 7.0, 5.8, 7.0, 8.0, 9.5, 7.5, 7.0, 7.5, 7.0, 6.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class Series:
     """One line of a chart: `y` against `x`, optionally with one symmetric `error` per point.
 
     A non-finite value leaves a gap. `color` is a place in the palette (series that belong together share one);
-    `dashed` marks controls and baselines, whose markers are hollow.
+    `dashed` marks controls and baselines, whose markers are hollow. From the seventh series on colours come again, with
+    other markers and long dashes.
     """
 
     label: str
@@ -58,18 +59,21 @@ class Series:
 class LineChart(Panel):
     """One panel of a figure: a title that names quantity and unit, an x axis, and lines labelled where they end.
 
-    Where all points share one x, those of several series stand side by side above it.
+    Where all points share one x, those of several series stand side by side above it. `log_x` needs an x above 0.
     """
 
     title: str
     x_label: str
     series: Sequence[Series]
+    log_x: bool = False
     log_y: bool = False
     y_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.series:
             raise ValueError(f"chart {self.title!r} has no series: give at least one")
+        if self.log_x and not all(x > 0 for series in self.series for x in series.x):
+            raise ValueError(f"chart {self.title!r}: log_x needs an x above 0; leave such points out, or log_x")
 
     @property
     def lone(self) -> bool:
@@ -166,12 +170,22 @@ class LineChart(Panel):
 
     def _marks_of_axes(self, ax: Axes, across: tuple[float, float], wide: float, shifts: list[float]) -> None:
         xs = [float(x) for series in self.series for x in series.x]
-        room = (across[1] - across[0]) / wide
-        ax.set_xlim(across[0] - 6 * room, across[1] + 8 * room)
         alone = min(xs) == max(xs)
-        marks = xs[:1] if alone else ticks(*across, 6, whole=all(x == int(x) for x in xs))
-        marks = apart(marks, wide)
+        if self.log_x and not alone:
+            unit = (across[1] / across[0]) ** (1 / wide)
+            ax.set_xscale("log")
+            ax.set_xlim(across[0] * unit**-6, across[1] * unit**8)
+            marks, room = log_ticks(*across), wide
+            if len(marks) > 1:  # where they stand closest, they must do
+                room *= (len(marks) - 1) * min(np.diff(np.log(marks))) / math.log(across[1] / across[0])
+        else:
+            unit = (across[1] - across[0]) / wide
+            ax.set_xlim(across[0] - 6 * unit, across[1] + 8 * unit)
+            marks = xs[:1] if alone else ticks(*across, 6, whole=all(x == int(x) for x in xs))
+            room = wide
+        marks = apart(marks, room)
         ax.set_xticks(marks, labels(marks))
+        ax.set_xticks([], minor=True)
 
     def _y_limits(self) -> tuple[float, float]:
         if self.y_range is not None:
@@ -209,7 +223,8 @@ class LineChart(Panel):
                     x[known], y[known], [y[known] - low[known], high[known] - y[known]], fmt="none", ecolor=tone,
                     elinewidth=1.3, capsize=3, capthick=1.3, alpha=0.75,
                 )  # fmt: skip
-        dashes = (0, (1, 2.5)) if series.dashed else "-"
+        again = place >= COLOURS  # its colour is that of another
+        dashes = (0, (1, 2.5)) if series.dashed else (0, (6, 3)) if again else "-"
         ax.plot(
             x, y, color=tone, linewidth=2, linestyle=dashes, dash_capstyle="round", solid_capstyle="round", marker=""
         )
@@ -226,8 +241,8 @@ def mark(
 ) -> None:  # fmt: skip
     """Marks of the shape and size that the place in a chart has."""
     ax.plot(
-        x, y, linestyle="none", marker=MARKERS[place % 6], markersize=_SIZES[place % 6], markeredgewidth=1.8,
-        markeredgecolor=tone, markerfacecolor=LIGHT["paper"] if hollow else tone, **options,
+        x, y, linestyle="none", marker=MARKERS[place % len(MARKERS)], markersize=_SIZES[place % len(MARKERS)],
+        markeredgewidth=1.8, markeredgecolor=tone, markerfacecolor=LIGHT["paper"] if hollow else tone, **options,
     )  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def _curves(report: Report, view: View) -> None:
     while edges[-1] < config.length:
         edges.append(min(config.length, max(edges[-1] + 1, round(1.6 * edges[-1]))))
     spans = list(pairwise(edges))
-    where = [(start + end - 1) / 2 for start, end in spans]
+    where = [(start + 1 + end) / 2 for start, end in spans]  # counted from 1
 
     def binned(result: Any) -> list[float]:
         curves = [result["by_corpus"][corpus]["read"]["curve"] for corpus in config.corpora]
@@ -145,6 +145,7 @@ def _curves(report: Report, view: View) -> None:
                 title="test loss (bits per byte)",
                 x_label="position in the context",
                 series=[view.tested(name).curve(name, binned, x=where, color=_PLACES[name]) for name in trained],
+                log_x=True,
             ),
             LineChart(
                 title="validation loss (bits per byte)",

@@ -145,6 +145,7 @@ def _curves(report: Report, view: View) -> None:
                     view.networks(family).curve(family, "by_position", x=positions, color=_PLACES[family])
                     for family in families
                 ],
+                log_x=True,
             ),
         ],
         name="curves",
