@@ -50,5 +50,9 @@ def _texts() -> list[str]:
 
 
 def matching(pattern: str = "*") -> list[ModelInfo]:
-    """The rows whose name matches `pattern` (wildcards * and ?)."""
-    return [row for name, row in catalogue().items() if fnmatch(name, pattern)]
+    """The rows whose name, or name with weights that ship (`NAME.TAG`), matches `pattern` (wildcards * and ?)."""
+
+    def names(row: ModelInfo) -> list[str]:
+        return [row.name, *(f"{row.name}.{tag}" for tag in row.weights.split(", ") if tag)]
+
+    return [row for row in catalogue().values() if any(fnmatch(name, pattern) for name in names(row))]

@@ -378,3 +378,24 @@ def test_scores_on_other_data_than_the_model_knows_come_with_a_warning(
     said = ask(capsys, "crate_nano_patch4_32.cifar10", *flags)["said"]
     assert "was trained on cifar10" in said
     assert "was trained on" not in ask(capsys, str(run_folder), *flags)["said"]
+
+
+# --- language models that are no run's
+
+
+def test_a_language_model_that_ships_is_measured_on_a_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"The {thing} stood in the garden of the old house, and nobody came.\n" for thing in ("tree", "chair")]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "all.txt").write_text("".join(lines * 300))
+    flags = ["--data", "folder", "--data-dir", str(tmp_path / "text"), "--out", str(tmp_path / "out")]
+    trained, untrained = (ask(capsys, name, *flags) for name in ("crate_gpt_nano.bytes", "crate_gpt_nano"))
+    assert trained["task"] == "lm"
+    assert trained["bits_per_byte"] < 4 < untrained["bits_per_byte"]
+
+
+def test_a_language_model_without_a_corpus_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("mesanet_nano.bytes", "mesanet_nano"):
+        assert cli.run(["eval", name]) == 2
+        assert f"--data: {name} is a language model; name a corpus, one of" in capsys.readouterr().err

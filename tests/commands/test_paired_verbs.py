@@ -102,6 +102,17 @@ def test_two_text_models_on_a_file_of_texts(
     assert score == pytest.approx(1) if name == "lines.txt" else 0.3 < score < 1
 
 
+def test_language_models_of_this_package_read_texts(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--texts", str(place / "lines.txt"), "--k", "3", "--draws", "20", "--resamples", "0", "--quiet", "--json"]
+    for other in ("mesanet_nano.bytes", f"hf:{place / 'bert'}"):
+        assert cli.run(["align", "crate_gpt_nano.bytes", other, *flags, "--out", str(tmp_path / other[:2])]) == 0
+        assert json.loads(capsys.readouterr().out)["n"] == 30
+    assert extract(tmp_path / "f", "crate_gpt_nano.bytes", *photos(place), "--side", "text") == 0
+    assert list(json.loads(capsys.readouterr().out)["layers"].values()) == [128] * 5
+
+
 def test_all_of_a_division_is_for_paired_data_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["extract", CRATE, "--split", "all"]) == 2
     assert "paired data" in capsys.readouterr().err
@@ -117,6 +128,7 @@ def test_all_of_a_division_is_for_paired_data_only(capsys: pytest.CaptureFixture
             "given:minilm takes texts, and the data are images; give paired data that have texts, such as "
             "--data flickr8k, or --texts, a file of them",
         ),
+        (["mesanet_nano.bytes"], "mesanet_nano.bytes takes texts, and the data are images; give paired data"),
         (["given:resnet20"], "--data-dir: the folder that holds"),
         (
             ["given:resnet20", "--data", "digits", "--weights", "crate_nano_patch4_32.cifar10"],

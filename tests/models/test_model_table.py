@@ -31,3 +31,9 @@ def test_listing_imports_neither_torch_nor_timm() -> None:
     code = "import sys; from unrolled.cli import run; run(['list']); print({'torch', 'timm'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_pattern_finds_weights_that_ship_by_their_name() -> None:
+    assert [row.name for row in catalogue.matching("mesanet_nano.bytes")] == ["mesanet_nano"]
+    assert {row.name for row in catalogue.matching("*.cifar10_hour")} == {"crate_nano_patch4_32"}
+    assert catalogue.matching("crate_nano_patch4_32.nothing") == []

@@ -22,7 +22,7 @@ class ListOptions(MachineFlags, JsonFlags):
     """Flags of `unrolled list`."""
 
     pattern: str = field(default="*", kw_only=False)
-    """Names to show, with the wildcards * and ?."""
+    """Names to show, with the wildcards * and ?; with a dot also the names of weights that ship (`"*.cifar10"`)."""
     compare: tuple[str, ...] | None = None
     """Image models whose parameters, operations and measured throughput to tabulate instead."""
     match: Literal["parameters", "flops"] | None = None

@@ -23,7 +23,7 @@ from unrolled.subjects.options import Reading, SampleFlags, Side
 from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
 from unrolled.subjects.runs import check_spelling, data_of, named, shared_data_of
 from unrolled.subjects.samples import ImageSamples, Samples, SoundSamples
-from unrolled.subjects.texts import open_reader
+from unrolled.subjects.texts import named_of_text, open_reader
 
 Flags = TypeVar("Flags", bound=SampleFlags)
 OF_ENCODERS = ("given:", "tv:", "st:")
@@ -58,7 +58,7 @@ def material_for(
         pairs = read_pairs(options.data, options.split, options.data_dir) if texts is None else read_texts(texts)
         return Paired.drawn(pairs, options.images), options
     for model in models:
-        if model.startswith(OF_ENCODERS) and kind_of(model) == "text":
+        if named_of_text(model) or (model.startswith(OF_ENCODERS) and kind_of(model) == "text"):
             raise ValueError(
                 f"model: {model} takes texts, and the data are images; give paired data that have texts, such as "
                 "data='flickr8k', or texts=, a file of them"
@@ -106,8 +106,8 @@ class Subject:
             encoder = _encoder(reading, "image") if alone else _of_images(reading, classes=material.classes)
             samples: Samples = material
         elif isinstance(material, Paired):
-            encoder = _encoder(reading, "image" if side == "image" else "text")
-            samples = material.samples(side, reading.captions)
+            kind: Kind = "image" if side == "image" else "text"
+            return cls.shown(reading, material.samples(side, reading.captions), kind, where)
         else:
             encoder = _encoder(reading, "audio")
             samples = SoundSamples.drawn(material, most or 1, encoder.rate)

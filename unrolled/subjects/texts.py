@@ -59,11 +59,16 @@ class TextReader:
 
 def reads_text(options: Any) -> bool:
     """Whether flags speak of text: a text, a file, a corpus, or a model that is known to read nothing else."""
+    return bool(options.text or options.texts or options.data in text_names() or named_of_text(options.model))
+
+
+def named_of_text(spec: str) -> bool:
+    """Whether a string is the name of a language model of this package, or the folder of a run on text."""
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
 
-    task = run_settings(options.model).get("task")
-    known = options.model in (*LANGUAGE_MODELS, *ENCODERS) or task in ("lm", "mlm") or shipped_text(options.model)
-    return bool(options.text or options.texts or options.data in text_names() or known)
+    if spec in (*LANGUAGE_MODELS, *ENCODERS) or shipped_text(spec) is not None:
+        return True
+    return run_settings(spec).get("task") in ("lm", "mlm")
 
 
 def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReader:

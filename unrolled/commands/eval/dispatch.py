@@ -17,7 +17,7 @@ def evaluate(options: EvalOptions) -> None:
 
     Preprocessing is the model's own; a folder with config.yaml, report.html and report.json says what was measured. Of
     a classifier's run that was interrupted it is the newest checkpoint. Of a run on text it is loss and bits per byte,
-    with the tokenizer and context of the run, and so it is of a language model of transformers on a corpus (`--data
+    with the tokenizer and context of the run, and so it is of any other language model on a corpus (`--data
     tinyshakespeare`); of a run of `unrolled pretrain`, its loss beside trivial guesses.
 
         unrolled eval runs/digits

@@ -1,4 +1,4 @@
-"""`unrolled eval` of language models of transformers: bits per byte on a part of a corpus."""
+"""`unrolled eval` of language models that are no run's: bits per byte on a part of a corpus."""
 
 from __future__ import annotations
 
@@ -17,26 +17,34 @@ _EXCERPT = 1000  # characters
 
 
 def measures_language(options: EvalOptions) -> bool:
-    """Whether the model is one of transformers and the data are a corpus."""
+    """Whether the model is a language model of this package, or one of transformers and the data are a corpus."""
     from unrolled.data.text import text_names
     from unrolled.subjects.language import source_of
+    from unrolled.subjects.texts import named_of_text
 
-    return options.data in text_names() and source_of(options.model)[0] == "transformers"
+    if named_of_text(options.model):
+        return True
+    return options.data in text_names() and source_of(options.model)[0] != "none"
 
 
 def evaluate_language_model(options: EvalOptions) -> None:
     """Bits per byte, in windows of 256 tokens or of as many as the model takes, each with its mark of a text's begin.
 
     Raises:
-        ValueError: it does not predict the next token, or its tokenizer does not tell bytes.
+        ValueError: there are no data, it does not predict the next token, or its tokenizer does not tell bytes.
     """
-    from unrolled.data.text import open_text
+    from unrolled.data.text import open_text, text_names
     from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
     from unrolled.report import Fact, Report
     from unrolled.subjects.texts import DEFAULT_LENGTH, open_reader
 
     if options.split == "all" or options.labels is not None or options.robustness:
         raise ValueError("--split all, --labels and --robustness are for images; leave them out")
+    if options.data is None:
+        raise ValueError(
+            f"--data: {options.model} is a language model; name a corpus, one of {', '.join(text_names())} or folder, "
+            "and with --data-dir where it is"
+        )
     reader = open_reader(options)
     if not reader.causal or reader.bytes_of is None:
         reason = "has a tokenizer that does not tell bytes" if reader.causal else "does not predict the next token"
