@@ -106,7 +106,7 @@ class BytesConfig(TextConfig):
     """Training steps; by default 8 million bytes."""
     long_steps: Count = 14_648
     """Of the longer training; by default 30 million bytes."""
-    rates: Annotated[tuple[Rate, ...], Distinct()] = (3e-3, 1e-2, 3e-2)
+    rates: Annotated[tuple[Rate, ...], Distinct()] = (3e-3, 1e-2, 3e-2, 1e-1)
     """Peak learning rates that every model tries."""
     table_std: Rate = 0.2
     """Standard deviation of the initial tables of bytes and positions; 0.02 was worse for all in `crate-text`."""
