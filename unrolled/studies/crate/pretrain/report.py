@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from unrolled.studies.crate.mae_layers.cells import unpacked
+from unrolled.studies.crate.mae_layers.report import draw_completions
 from unrolled.studies.crate.pretrain.cells import DECODERS, EARLIER, OBJECTIVES, PAIR, Layers, PretrainConfig, Probed
 from unrolled.studies.crate.pretrain.claims import (
     beside_inpainting,
@@ -108,27 +108,13 @@ def _completion(report: Report, config: PretrainConfig, results: Results[Any]) -
 
 
 def _pictures(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
-    from unrolled.report import ImageGrid, ImageRow
-
     shown = dict(results.of(Inpainted).first("pictures", {}))
     for row in results.of(Completed, seed=config.seeds[0]):
         if "pictures" in row.result:
             network = row.cell.network
             pixels = ", pixels" if network.objective == "mae-pixels" else ""
             shown[FORMS[network.form].words + pixels] = row.result["pictures"]
-    if not shown:
-        return
-    rows = [ImageRow(images=unpacked(record), label=label) for label, record in shown.items()]
-    report.section("Completions").figure(
-        ImageGrid(
-            title=f"{NAMES[config.data]}, test images",
-            rows=rows,
-            alt=f"{len(rows[0].images)} test images, what is visible of them, and completions by "
-            + ", ".join(row.label for row in rows[2:]),
-        ),
-        name="completions",
-        caption="The first test images; nobody is told the brightness or contrast of a removed patch.",
-    )
+    draw_completions(report, config.data, shown, "Nobody is told the brightness or contrast of a removed patch.")
 
 
 def _decoder(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
