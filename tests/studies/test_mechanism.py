@@ -342,7 +342,7 @@ STUDY = Study(
 
 
 def test_of_many_cells_that_were_not_run_a_page_counts_the_rest() -> None:
-    missing: dict[Cell, str] = {Square(seed=seed): f"{seed // 2} is not kept" for seed in range(40)}
+    missing: dict[Cell, str] = {Square(seed=seed, number=3): f"{seed // 2} is not kept" for seed in range(40)}
     few = not_run(dict(list(missing.items())[:16])).split("\n\n")
     assert few == [f"{number} is not kept" for number in range(8)]
     many = not_run(missing).split("\n\n")

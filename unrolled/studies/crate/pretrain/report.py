@@ -34,8 +34,10 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
     """Headline, completion, decoder, features, rates, limits."""
     _headline(report, config, results)
     _completion(report, config, results)
-    _decoder(report, config, results)
-    _features(report, config, results)
+    if results.of(Layers):
+        _decoder(report, config, results)
+    if results.of(Probed):
+        _features(report, config, results)
     _trials(report, config, results)
     report.section(
         "What this does not show",
@@ -52,22 +54,24 @@ def _headline(report: Report, config: PretrainConfig, results: Results[Any]) -> 
     from unrolled.report import Fact
 
     beside = beside_inpainting(results, config)
-    scores = {objective: probe(results, config, objective) for objective in OBJECTIVES}
-    best = max((each for each in OBJECTIVES if scores[each]), key=lambda each: scores[each].mean, default=None)
+    scores = {objective: score for objective in OBJECTIVES if (score := probe(results, config, objective))}
     rise = change(learnt(results, Layers, config.long, form="published"))
-    features = f"{WORDS[best]} makes the best features ({scores[best]:.1f} %)" if best else f"features are {NOT_RUN}"
-    report.headline(
-        f"CRATE-MAE has {beside:.3f} times the loss of {HARMONIC}; R^c changes by {100 * rise:+.0f} % through the "
-        f"published decoder; of {len(OBJECTIVES)} objectives at equal operations {features}.",
-        [
-            Fact(label=f"CRATE-MAE over {HARMONIC}", value=f"{beside:.3f}", detail=beside.count),
-            *(
-                Fact(label=f"probe, {WORDS[each]}", value=f"{scores[each]:.1f} %", detail=scores[each].count)
-                for each in OBJECTIVES
-            ),
-            Fact(label="probe, untrained", value=f"{probe(results, config, None):.1f} %", detail="the same encoder"),
-        ],
-    )
+    words, facts = [], []
+    if beside:
+        words.append(f"CRATE-MAE has {beside:.3f} times the loss of {HARMONIC}")
+        facts.append(Fact(label=f"CRATE-MAE over {HARMONIC}", value=f"{beside:.3f}", detail=beside.count))
+    if rise:
+        words.append(f"R^c changes by {100 * rise:+.0f} % through the published decoder")
+    if scores:
+        best = max(scores, key=lambda each: scores[each].mean)
+        words.append(
+            f"of {len(scores)} objectives at equal operations {WORDS[best]} makes the best features "
+            f"({scores[best]:.1f} %)"
+        )
+        facts += [Fact(label=f"probe, {WORDS[name]}", value=f"{x:.1f} %", detail=x.count) for name, x in scores.items()]
+        untrained = probe(results, config, None)
+        facts.append(Fact(label="probe, untrained", value=f"{untrained:.1f} %", detail="the same encoder"))
+    report.headline(f"{'; '.join(words) or 'Nothing is computed yet'}.", facts)
 
 
 def _completion(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
