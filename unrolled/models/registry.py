@@ -84,7 +84,9 @@ _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
     "crate_mae_nano_patch4_32": {
         "cifar10": {"arch": {"encoder": "visible"}},
         "cifar10_long": {
-            "arch": {"encoder": "visible", "compression": "derived"}, "mean": (0.5,) * 3, "std": (64 / 255,) * 3,
+            "arch": {"encoder": "visible", "compression": "derived"},
+            "mean": (0.5,) * 3,
+            "std": (64 / 255,) * 3,
         },
     },
 }
