@@ -19,7 +19,7 @@ from unrolled.studies.crate.mae_layers.completion import completed_by_baselines,
 from unrolled.train.tasks.images import HELD_OUT_SEED
 from unrolled.train.tasks.masked import mask_noise
 
-NAME = "crate_mae_nano_patch4_32.cifar10"
+NAME = "crate_mae_nano_patch4_32.cifar10_long"
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ FILES = sorted(registry._SHIPPED_FOLDER.glob("*.safetensors"))
 NAMES = [file.name.removesuffix(".safetensors") for file in FILES]
 TEXTS = sorted(folder for folder in registry._SHIPPED_FOLDER.iterdir() if folder.is_dir())
 TEXT_NAMES = [folder.name for folder in TEXTS]
+COMPLETES = "crate_mae_nano_patch4_32.cifar10_long"
 
 
 def test_what_is_registered_is_there() -> None:
@@ -143,10 +144,10 @@ def check_card(file: Path, card_file: Path, model: torch.nn.Module) -> None:
 def test_the_autoencoder_comes_as_it_was_trained(tmp_path: Path) -> None:
     import timm
 
-    name = "crate_mae_nano_patch4_32.cifar10"
-    model = timm.create_model(name, pretrained=True)
-    assert model.encoder == "visible"
-    assert not model.norm_pix_loss
+    for name, step in (("crate_mae_nano_patch4_32.cifar10", "softmax"), (COMPLETES, "derived")):
+        model = timm.create_model(name, pretrained=True)
+        assert (model.encoder, model.norm_pix_loss) == ("visible", False)
+        assert model.blocks[0].attn.compression == step
     assert timm.create_model("crate_mae_nano_patch4_32").encoder == "full"
     assert unrolled.create_model(name, pretrained=True, encoder="full").encoder == "full"
 
@@ -167,10 +168,10 @@ def measured(name: str, shared: Path, score: Callable[..., Any]) -> tuple[dict[s
 
 
 @pytest.mark.slow
-def test_the_autoencoder_completes_as_well_as_its_card_says(shared: Path) -> None:
+@pytest.mark.parametrize("name", ["crate_mae_nano_patch4_32.cifar10", COMPLETES])
+def test_the_autoencoder_completes_as_well_as_its_card_says(name: str, shared: Path) -> None:
     from unrolled.train.tasks.masked import evaluate_masked
 
-    name = "crate_mae_nano_patch4_32.cifar10"
     scores, card = measured(name, shared, lambda model, loader: evaluate_masked(model, model, loader, mask_ratio=0.75))
     said = float(re.search(r"\| mean squared error on the removed patches \| ([\d.]+)", card)[1])  # type: ignore[index]
     assert scores["loss"] == pytest.approx(said, abs=2e-3)

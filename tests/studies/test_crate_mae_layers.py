@@ -39,6 +39,7 @@ from unrolled.studies.crate.mae_layers.completion import (
     nearest_patch,
     normalised,
     patches_of,
+    showable,
 )
 from unrolled.studies.crate.masked import MaskedLayers
 from unrolled.studies.kinds import build
@@ -141,6 +142,16 @@ def test_a_fitted_factor_never_loses_to_a_constant_on_its_own_lessons() -> None:
     constant = float(target.square().mean(-1)[masks(images, 2)].mean())
     assert set(found) == set(BASELINES)
     assert all(entry["loss"] <= constant + 1e-6 for entry in found.values())
+
+
+def test_pages_show_no_photo_of_a_data_set() -> None:
+    photos, grey = torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9 * 64).reshape(9, 1, 8, 8) % 17
+    shown = showable(photos, 6)
+    assert (shown.shape, shown.dtype) == ((6, 3, 32, 32), torch.uint8)
+    assert len({picture.numpy().tobytes() for picture in shown}) == 6
+    assert int(shown.flatten(1).amin(1).min()) < 60 < 150 < int(shown.flatten(1).amax(1).min()), "pictures, not blanks"
+    assert torch.equal(showable(grey.byte(), 2), grey[:2].byte())
+    assert len(showable(photos, 0)) == 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -34,7 +34,7 @@ class CompleteOptions(PictureFlags, OutputFlags):
 
     images: tuple[Path, ...] = field(kw_only=False)
     """Pictures, or folders of them."""
-    model: str = "crate_mae_nano_patch4_32.cifar10"
+    model: str = "crate_mae_nano_patch4_32.cifar10_long"
     """A masked autoencoder: `crate_mae_*`, `vit_mae_*` or a folder with one. The default is small and comes trained."""
     mask_ratio: float = 0.75
     """Share of the patches to remove, in (0, 1)."""

@@ -30,7 +30,7 @@ class Series:
     """One line of a chart: `y` against `x`, optionally with one symmetric `error` per point.
 
     A non-finite value leaves a gap. `color` is a place in the palette (series that belong together share one);
-    `dashed` marks controls and baselines, whose markers are hollow. From the seventh series on colours come again, with
+    `dashed` marks controls and baselines, whose markers are hollow. From the seventh place on colours come again, with
     other markers and long dashes.
     """
 
@@ -223,7 +223,7 @@ class LineChart(Panel):
                     x[known], y[known], [y[known] - low[known], high[known] - y[known]], fmt="none", ecolor=tone,
                     elinewidth=1.3, capsize=3, capthick=1.3, alpha=0.75,
                 )  # fmt: skip
-        again = place >= COLOURS  # its colour is that of another
+        again = (place if series.color is None else series.color) >= COLOURS  # its colour is that of another
         dashes = (0, (1, 2.5)) if series.dashed else (0, (6, 3)) if again else "-"
         ax.plot(
             x, y, color=tone, linewidth=2, linestyle=dashes, dash_capstyle="round", solid_capstyle="round", marker=""

@@ -81,7 +81,14 @@ _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
         "cifar10_hour": _CONV,
     },
     "vit_nano_conv_patch4_32": {"cifar10": {"label_names": CIFAR10}},
-    "crate_mae_nano_patch4_32": {"cifar10": {"arch": {"encoder": "visible"}}},
+    "crate_mae_nano_patch4_32": {
+        "cifar10": {"arch": {"encoder": "visible"}},
+        "cifar10_long": {
+            "arch": {"encoder": "visible", "compression": "derived"},
+            "mean": (0.5,) * 3,
+            "std": (64 / 255,) * 3,
+        },
+    },
 }
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
 

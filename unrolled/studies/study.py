@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -121,6 +122,22 @@ def _check_bound(name: str, value: Any, bound: Any) -> None:
         raise ValueError(f"{name}={value}: must be more than {bound.low:g}, and finite")
 
 
+_FEW = 8  # reasons that a page gives one by one
+
+
+def not_run(missing: Mapping[Cell, str]) -> str:
+    """Why cells were not computed: every reason once, of many the first and how many more there are of each kind."""
+    reasons: dict[str, Cell] = {}
+    for cell, reason in missing.items():
+        reasons.setdefault(reason, cell)
+    lines = [*reasons]
+    if len(lines) > _FEW:
+        more = Counter(type(reasons[reason]).__name__ for reason in lines[_FEW - 1 :])
+        counts = ", ".join(f"{count} of {kind}" for kind, count in more.items())
+        lines[_FEW - 1 :] = [f"And {more.total()} more: {counts}."]
+    return "\n\n".join(lines)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A published claim that can be run.
@@ -175,7 +192,7 @@ class Study:
         report.claims = [claim.judge(results, config) for claim in self.claims]
         self.report(report, config, results)
         if outcome.missing:
-            report.section("Not run", "\n\n".join(dict.fromkeys(outcome.missing.values())))
+            report.section("Not run", not_run(outcome.missing))
         report.results = {"rows": results.records()}
         seeds = getattr(config, "seeds", [config.seed] if hasattr(config, "seed") else [])
         report.provenance = Provenance.collect(config=config, seeds=seeds, duration=outcome.seconds)

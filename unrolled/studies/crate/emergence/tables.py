@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from unrolled.studies.crate.credits import PHOTOS
 from unrolled.studies.crate.emergence import pictures
 from unrolled.studies.crate.emergence.cells import PENULTIMATE, Borders, Objects, Parts, map_of
 from unrolled.studies.crate.emergence.claims import STATES, ByPhoto, Difference, View, difference
@@ -148,9 +149,8 @@ def show(report: Report, view: View) -> None:
             alt="two photos, and for every kind of model a map and what of the photo is left when it is cut",
         ),
         name="pictures",
-        caption="scikit-learn's two sample photos (CC BY 2.0, danielbuechele and vultilion on Flickr; here squeezed to "
-        "squares), which took no part in any choice. Of each: the map of the layer and head chosen, and the photo "
-        f"where its largest {KEEP:.0%} of entries lie. First seed.",
+        caption=f"{PHOTOS}, here squeezed to squares; they took no part in any choice. Of each: the map of the layer "
+        f"and head chosen, and the photo where its largest {KEEP:.0%} of entries lie. First seed.",
     )
 
 

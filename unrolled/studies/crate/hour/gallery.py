@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from unrolled.studies.cells import Result
+from unrolled.studies.crate.credits import PHOTOS
 from unrolled.studies.crate.emergence.claims import head_name
 from unrolled.studies.crate.emergence.photos import as_square, samples
 from unrolled.studies.crate.hour.networks import WORDS, given
@@ -41,10 +42,9 @@ def pictures(report: Report, view: View) -> None:
     ).figure(panels, name="best-and-worst").figure(
         [_samples(view, name, shown[name]) for name in (config.crate, config.vit) if name in shown],
         name="samples",
-        caption="scikit-learn's two sample photos (CC BY 2.0, danielbuechele and vultilion on Flickr; squeezed to "
-        "squares), which no class of CIFAR-10 fits and which took no part in any choice. What the network names is "
-        "the class of highest probability at 32 px; evidence, by `unrolled explain`, is orange for it and blue against "
-        "it.",
+        caption=f"{PHOTOS}, squeezed to squares, which no class of CIFAR-10 fits and which took no part in any choice. "
+        "What the network names is the class of highest probability at 32 px; evidence, by `unrolled explain`, is "
+        "orange for it and blue against it.",
     )
 
 

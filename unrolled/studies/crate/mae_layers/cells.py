@@ -22,6 +22,7 @@ from unrolled.studies.crate.mae_layers.completion import (
     masks,
     model_scores,
     patches_of,
+    showable,
 )
 from unrolled.studies.crate.masked import MaskedLayers
 from unrolled.studies.kinds import MASKED
@@ -63,7 +64,7 @@ class MaeLayersConfig(NetworksConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Completed(OfNetwork):
-    """A masked autoencoder's completions of held-out images; the first `shown` are kept as pictures."""
+    """A masked autoencoder's completions of held-out images, and of so many pictures, which are `shown`."""
 
     tested: int
     lessons: int
@@ -77,7 +78,7 @@ class Completed(OfNetwork):
         result = {**scores, "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         if self.shown:
             weight, patch = next(model.parameters()), model.patch_embed.patch_size[0]
-            pixels = as_input(test[: self.shown])
+            pixels = as_input(showable(test, self.shown))
             removed = masks(pixels, patch)
             filled = completed_by(model, pixels.to(weight), removed.to(weight.device), scores["factor"])[0]
             result["pictures"] = packed(filled, patch, test)
@@ -98,10 +99,10 @@ class Baselines(Cell):
         pictures(self.data, "test", context.data_dir)
 
     def compute(self, context: Context) -> Result:
-        """`scores` as `baseline_scores` says, and `pictures`: the images, what is visible, and completions."""
+        """`scores` as `baseline_scores` says, and `pictures`: images, what is visible of them, and completions."""
         test, lessons = images(self.data, context, self.tested, self.lessons)
         patch = 2 if test.shape[-1] < 32 else 4
-        pixels = as_input(test[: self.shown])
+        pixels = as_input(showable(test, self.shown))
         removed = masks(pixels, patch)
         whole = patches_of(pixels, patch)
         rows = {"image": whole, "visible": whole.masked_fill(removed[..., None], 0.0)}

@@ -12,7 +12,10 @@ from __future__ import annotations
 from math import log10
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from unrolled.models.masked import removed_patches
@@ -30,6 +33,23 @@ def masks(images: Tensor, patch: int, mask_ratio: float = 0.75) -> Tensor:
     noise = fixed_noise(len(images), (images.shape[2] // patch) * (images.shape[3] // patch))
     order = noise.argsort(dim=1, stable=True).argsort(dim=1)
     return order >= noise.shape[1] - removed_patches(noise.shape[1], mask_ratio)
+
+
+def showable(images: Tensor, count: int) -> Tensor:
+    """Pictures that may be passed on, of the size of `images`, `[count, c, h, w]` uint8, to complete on a page.
+
+    Of grey `images`, which are scikit-learn's digits, the first. In the place of photos that their data sets do not
+    license, squares of scikit-learn's two photos (CC BY 2.0), at most six.
+    """
+    if images.shape[1] == 1 or not count:
+        return images[:count]
+    squares = []
+    for photo in load_sample_images().images:
+        side = photo.shape[0]
+        for left in (0, (photo.shape[1] - side) // 2, photo.shape[1] - side):
+            square = Image.fromarray(photo[:, left : left + side])
+            squares.append(np.asarray(square.resize((images.shape[3], images.shape[2]), Image.Resampling.BOX)))
+    return torch.from_numpy(np.stack(squares[:count])).movedim(-1, 1)
 
 
 def patches_of(images: Tensor, patch: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.crate.compared import of_kind
+from unrolled.studies.crate.credits import PHOTOS
 from unrolled.studies.crate.mae_layers.cells import (
     BASE,
     VIT_BASE,
@@ -20,7 +21,7 @@ from unrolled.studies.crate.mae_layers.cells import (
 from unrolled.studies.crate.mae_layers.claims import RATE, falls, loss, plain, rises, share, thins
 from unrolled.studies.crate.masked import MaskedLayers
 from unrolled.studies.kinds import DEPTH, KINDS, MASKED
-from unrolled.studies.networks import images_seen
+from unrolled.studies.networks import Data, images_seen
 from unrolled.studies.results import NOT_RUN, Results, Values
 
 if TYPE_CHECKING:
@@ -224,24 +225,39 @@ def _reconstruction(report: Report, config: MaeLayersConfig, results: Results[An
 
 
 def _completions(report: Report, config: MaeLayersConfig, results: Results[Any]) -> None:
-    from unrolled.report import ImageGrid, ImageRow
-
     shown = dict(results.of(Baselines).first("pictures", {}))
     for row in results.of(Completed, seed=config.seeds[0], shown=config.shown):
         shown[row.cell.network.words] = row.result["pictures"]
+    draw_completions(
+        report, config.data, shown,
+        f"No model is told the brightness or contrast of a removed patch. Models of seed {config.seeds[0]}.",
+    )  # fmt: skip
+
+
+def draw_completions(report: Report, data: Data, shown: Mapping[str, Any], words: str) -> None:
+    """A section with rows of pictures as `packed` keeps them: images, what is visible of them, and completions.
+
+    Args:
+        report: that they stand in.
+        data: that the models learnt from.
+        shown: records by label, the first two of the images and of what is visible; empty draws nothing.
+        words: end of the caption.
+    """
+    from unrolled.report import ImageGrid, ImageRow
+
     if not shown:
         return
     rows = [ImageRow(images=unpacked(record), label=label) for label, record in shown.items()]
+    what = "The first held-out digits" if data == "digits" else f"Squares of {PHOTOS}, shrunk to the models' input"
     report.section("Completions").figure(
         ImageGrid(
-            title=f"{config.data}, held out",
+            title="digits, held out" if data == "digits" else "photos of no data set",
             rows=rows,
-            alt=f"{len(rows[0].images)} held-out images, what is visible of them, and completions by "
+            alt=f"{len(rows[0].images)} images, what is visible of them, and completions by "
             + ", ".join(row.label for row in rows[2:]),
         ),
         name="completions",
-        caption="The first held-out images, three quarters of their patches removed (grey). No model is told the "
-        f"brightness or contrast of a removed patch. Models of seed {config.seeds[0]}.",
+        caption=f"{what}, three quarters of their patches removed (grey). {words}",
     )
 
 

@@ -161,7 +161,7 @@ def _formed(form: str, statement: str) -> Claim:
     return Claim(
         statement=statement,
         source=_OURS,
-        published="-",
+        published="none",
         unjudged=NOBODY,
         value=lambda results, config: formed(results, config, form),
         low=0.0,
@@ -177,7 +177,7 @@ def _gains(objective: Objective) -> tuple[Claim, ...]:
         return Claim(
             statement=statement,
             source="a comparison of this package",
-            published="-",
+            published="none",
             unjudged=NOBODY,
             value=value,
             low=0.0,
@@ -225,7 +225,7 @@ CLAIMS = (
         statement=f"CRATE-MAE completes images better than {HARMONIC}, which learns nothing (ratio of losses on test "
         "images, patches normalised)",
         source=CONTROL,
-        published="-",
+        published="none",
         unjudged=CONTROL,
         value=beside_inpainting,
         high=1.0,
@@ -235,7 +235,7 @@ CLAIMS = (
         statement=f"A CRATE-MAE of pixels, trained longer, completes images better than {HARMONIC} (ratio of squared "
         "errors on test images)",
         source=CONTROL,
-        published="-",
+        published="none",
         unjudged=CONTROL,
         value=shipped_beside_inpainting,
         high=1.0,
@@ -251,13 +251,13 @@ CLAIMS = (
         "derived-tied",
         "R^c rises through a decoder that reverses the derived step, output tied (last layer over first, less 1)",
         source=_OURS,
-        published="-",
+        published="none",
         unjudged=NOBODY,
     ),
     Claim(
         statement="A longer training makes R^c rise more through the published decoder (long less short)",
         source=_OURS,
-        published="-",
+        published="none",
         unjudged=NOBODY,
         value=longer,
         low=0.0,

@@ -22,6 +22,7 @@ from unrolled.studies.crate.mae_layers.completion import (
     normalised,
     patches_of,
     psnr,
+    showable,
 )
 from unrolled.studies.crate.pretrain.learning import Learnt
 from unrolled.studies.crate.pretrain.networks import Data, images
@@ -33,7 +34,7 @@ HARMONIC = "harmonic inpainting"
 
 @dataclass(frozen=True, kw_only=True)
 class Completed(Cell):
-    """A masked autoencoder's completions of the first test images; the first `shown` are kept as pictures."""
+    """A masked autoencoder's completions of the first test images, and of so many pictures, which are `shown`."""
 
     network: Learnt
     tested: int
@@ -54,23 +55,23 @@ class Completed(Cell):
         model: Any = self.network.load(context)
         test, lessons = of(self.network.data, context, self.tested, self.lessons)
         patch, device = model.patch_embed.patch_size[0], next(model.parameters()).device
-        errors, filled = [], []
+        errors = []
         for pixels, gone in parts(test, patch):
-            with torch.no_grad():
-                guess = model(pixels.to(device), 0.75, fixed_noise_of(gone).to(device)).prediction.cpu()
             wanted = patches_of(pixels, patch)
+            guess = guessed(model, pixels.to(device), gone.to(device)).cpu()
             errors.append(by_image(guess - (normalised(wanted) if model.norm_pix_loss else wanted), gone))
-            filled.append(torch.where(gone[..., None], guess, wanted))
         error = torch.cat(errors)
+        scores = model_scores(model, test, lessons) if model.norm_pix_loss else {"psnr": psnr(float(error.mean()))}
+        result = {"errors": rounded(error), "loss": float(error.mean()), "psnr": scores["psnr"]}
+        if not self.shown:
+            return result
+        few = as_input(showable(test, self.shown)).to(device)
+        gone = masks(few, patch).to(device)
         if model.norm_pix_loss:
-            scores = model_scores(model, test, lessons)
-            few = as_input(test[: self.shown])
-            seen = completed_by(model, few.to(device), masks(few, patch).to(device), scores["factor"])[0].cpu()
-            decibels = scores["psnr"]
+            seen = completed_by(model, few, gone, scores["factor"])[0]
         else:
-            seen, decibels = torch.cat(filled)[: self.shown], psnr(float(error.mean()))
-        result = {"errors": rounded(error), "loss": float(error.mean()), "psnr": decibels}
-        return {**result, "pictures": packed(seen, patch, test)} if self.shown else result
+            seen = torch.where(gone[..., None], guessed(model, few, gone), patches_of(few, patch))
+        return {**result, "pictures": packed(seen.cpu(), patch, test)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class Inpainted(Cell):
             guess, wanted = patches_of(harmonic(pixels, hidden), patch), patches_of(pixels, patch)
             in_patches.append(by_image(factor * normalised(guess) - normalised(wanted), gone))
             in_pixels.append(by_image(guess - wanted, gone))
-        few = as_input(test[: self.shown])
+        few = as_input(showable(test, self.shown))
         removed = masks(few, patch)
         whole = patches_of(few, patch)
         rows = {"image": whole, "visible": whole.masked_fill(removed[..., None], 0.0)}
@@ -123,6 +124,13 @@ def parts(pixels: Tensor, patch: int) -> Any:
     """Images as networks take them, and which of their patches are removed, part by part; the same for all networks."""
     for part, gone in zip(pixels.split(_CHUNK), masks(pixels, patch).split(_CHUNK), strict=True):
         yield as_input(part), gone
+
+
+def guessed(model: Any, pixels: Tensor, gone: Tensor) -> Tensor:
+    """What a masked autoencoder makes of patches, `[n, m, p * p * c]`, where those that are `gone` are removed."""
+    with torch.no_grad():
+        patches: Tensor = model(pixels, 0.75, fixed_noise_of(gone)).prediction
+    return patches
 
 
 def by_image(error: Tensor, gone: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from unrolled.studies.crate.mae_layers.cells import unpacked
+from unrolled.studies.crate.mae_layers.report import draw_completions
 from unrolled.studies.crate.pretrain.cells import DECODERS, EARLIER, OBJECTIVES, PAIR, Layers, PretrainConfig, Probed
 from unrolled.studies.crate.pretrain.claims import (
     beside_inpainting,
@@ -34,8 +34,10 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
     """Headline, completion, decoder, features, rates, limits."""
     _headline(report, config, results)
     _completion(report, config, results)
-    _decoder(report, config, results)
-    _features(report, config, results)
+    if results.of(Layers):
+        _decoder(report, config, results)
+    if results.of(Probed):
+        _features(report, config, results)
     _trials(report, config, results)
     report.section(
         "What this does not show",
@@ -52,22 +54,24 @@ def _headline(report: Report, config: PretrainConfig, results: Results[Any]) -> 
     from unrolled.report import Fact
 
     beside = beside_inpainting(results, config)
-    scores = {objective: probe(results, config, objective) for objective in OBJECTIVES}
-    best = max((each for each in OBJECTIVES if scores[each]), key=lambda each: scores[each].mean, default=None)
+    scores = {objective: score for objective in OBJECTIVES if (score := probe(results, config, objective))}
     rise = change(learnt(results, Layers, config.long, form="published"))
-    features = f"{WORDS[best]} makes the best features ({scores[best]:.1f} %)" if best else f"features are {NOT_RUN}"
-    report.headline(
-        f"CRATE-MAE has {beside:.3f} times the loss of {HARMONIC}; R^c changes by {100 * rise:+.0f} % through the "
-        f"published decoder; of {len(OBJECTIVES)} objectives at equal operations {features}.",
-        [
-            Fact(label=f"CRATE-MAE over {HARMONIC}", value=f"{beside:.3f}", detail=beside.count),
-            *(
-                Fact(label=f"probe, {WORDS[each]}", value=f"{scores[each]:.1f} %", detail=scores[each].count)
-                for each in OBJECTIVES
-            ),
-            Fact(label="probe, untrained", value=f"{probe(results, config, None):.1f} %", detail="the same encoder"),
-        ],
-    )
+    words, facts = [], []
+    if beside:
+        words.append(f"CRATE-MAE has {beside:.3f} times the loss of {HARMONIC}")
+        facts.append(Fact(label=f"CRATE-MAE over {HARMONIC}", value=f"{beside:.3f}", detail=beside.count))
+    if rise:
+        words.append(f"R^c changes by {100 * rise:+.0f} % through the published decoder")
+    if scores:
+        best = max(scores, key=lambda each: scores[each].mean)
+        words.append(
+            f"of {len(scores)} objectives at equal operations {WORDS[best]} makes the best features "
+            f"({scores[best]:.1f} %)"
+        )
+        facts += [Fact(label=f"probe, {WORDS[name]}", value=f"{x:.1f} %", detail=x.count) for name, x in scores.items()]
+        untrained = probe(results, config, None)
+        facts.append(Fact(label="probe, untrained", value=f"{untrained:.1f} %", detail="the same encoder"))
+    report.headline(f"{'; '.join(words) or 'Nothing is computed yet'}.", facts)
 
 
 def _completion(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
@@ -108,27 +112,13 @@ def _completion(report: Report, config: PretrainConfig, results: Results[Any]) -
 
 
 def _pictures(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
-    from unrolled.report import ImageGrid, ImageRow
-
     shown = dict(results.of(Inpainted).first("pictures", {}))
     for row in results.of(Completed, seed=config.seeds[0]):
         if "pictures" in row.result:
             network = row.cell.network
             pixels = ", pixels" if network.objective == "mae-pixels" else ""
             shown[FORMS[network.form].words + pixels] = row.result["pictures"]
-    if not shown:
-        return
-    rows = [ImageRow(images=unpacked(record), label=label) for label, record in shown.items()]
-    report.section("Completions").figure(
-        ImageGrid(
-            title=f"{NAMES[config.data]}, test images",
-            rows=rows,
-            alt=f"{len(rows[0].images)} test images, what is visible of them, and completions by "
-            + ", ".join(row.label for row in rows[2:]),
-        ),
-        name="completions",
-        caption="The first test images; nobody is told the brightness or contrast of a removed patch.",
-    )
+    draw_completions(report, config.data, shown, "Nobody is told the brightness or contrast of a removed patch.")
 
 
 def _decoder(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
