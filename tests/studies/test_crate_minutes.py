@@ -113,3 +113,28 @@ def test_longer_training_is_extrapolated_from_two_lengths_and_from_one_it_is_not
         page = Report("longer")
         STUDY.report(page, config, Results(few))
         assert any(section.title == "What longer training would likely change" for section in page.sections) is there
+
+
+def _tested(family: str, minutes: float, seed: int, accuracy: float) -> Any:
+    cell = Scored(
+        family=family, data="cifar10", seed=seed, epochs=2, minutes=minutes, rates=(5e-3,), trial_epochs=2
+    )  # fmt: skip
+    return Row(cell, {"accuracy": accuracy}, 1.0)
+
+
+def test_what_ista_adds_is_said_of_the_length_with_most_seeds_and_then_of_the_others() -> None:
+    config = MinutesConfig(families=("crate", "attention-only"), minutes=(20.0, 60.0, 240.0), seeds=(0, 1))
+    tried = [
+        Row(Trial(family=family, data="cifar10", seed=0, epochs=2, rate=5e-3), {"accuracy": accuracy}, 1.0)
+        for family, accuracy in (("crate", 0.60), ("attention-only", 0.58))
+    ]
+    short = [_tested("crate", 20, seed, 0.75 + 0.01 * seed) for seed in (0, 1)]
+    short += [_tested("attention-only", 20, seed, 0.74) for seed in (0, 1)]
+    long = [_tested("crate", 60, 0, 0.81), _tested("attention-only", 60, 0, 0.805), _tested("crate", 240, 0, 0.84)]
+    claim = next(claim for claim in STUDY.claims if "ISTA" in claim.statement)
+    judged = claim.judge(Results[Any]([*tried, *short, *long]), config)
+    assert judged.measured == (
+        "+1.5 ± 0.7 points after 20 core-minutes; +0.5 after 60 (1 seed); +2.0 on held-out images after 4 (1 seed)"
+    )
+    assert judged.over == "over 2 seeds"
+    assert claim.judge(Results[Any](short[:2]), config).verdict == "not run"

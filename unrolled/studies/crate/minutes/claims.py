@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unrolled.studies.claim import CONTROL, NOBODY, Claim
-from unrolled.studies.crate.minutes.cells import MinutesConfig, Scored
+from unrolled.studies.crate.minutes.cells import MinutesConfig, Scored, Trial
 from unrolled.studies.results import Results, Values
 
 
@@ -14,20 +14,36 @@ def accuracy(results: Results[Any], family: str, minutes: float) -> Values:
     return 100 * results.of(Scored, family=family, minutes=minutes).values("accuracy")
 
 
+def held_out(results: Results[Any], family: str) -> Values:
+    """Of the best trial, per cent of the images held out."""
+    rates = {row.cell.rate for row in results.of(Trial, family=family)}
+    tried = [100 * results.of(Trial, family=family, rate=rate).values("accuracy") for rate in rates]
+    return max(filter(len, tried), key=lambda values: values.mean, default=Values())
+
+
 def _less(one: str, other: str, statement: str, *, source: str, published: str, unjudged: str) -> Claim:
-    """The difference after the longest training, and after the shorter ones."""
+    """The difference after the training that most seeds have, the longest of these; then after the others."""
+
+    def by_minutes(results: Results[Any], config: MinutesConfig) -> dict[float, Values]:
+        """The difference at every length that both have, that of most seeds first."""
+        lengths = sorted(config.minutes, reverse=True)
+        of = {minutes: accuracy(results, one, minutes) - accuracy(results, other, minutes) for minutes in lengths}
+        measured = [minutes for minutes in lengths if of[minutes]]
+        return {minutes: of[minutes] for minutes in sorted(measured, key=lambda minutes: -len(of[minutes]))}
 
     def value(results: Results[Any], config: MinutesConfig) -> Values:
-        longest = max(config.minutes)
-        return accuracy(results, one, longest) - accuracy(results, other, longest)
+        return next(iter(by_minutes(results, config).values()), Values())
 
     def detail(results: Results[Any], config: MinutesConfig) -> str:
-        *shorter, longest = sorted(config.minutes)
-        words = [f" points after {longest:g} core-minutes"]
-        for minutes in shorter:
-            values = accuracy(results, one, minutes) - accuracy(results, other, minutes)
-            words.append(f"{values:+.1f} after {minutes:g}")
-        return "; ".join(words)
+        (first, _), *others = by_minutes(results, config).items()
+        tried = held_out(results, one) - held_out(results, other)
+        return "; ".join(
+            [
+                f" points after {first:g} core-minutes",
+                *(f"{values:+.1f} after {minutes:g} ({values.count})" for minutes, values in others),
+                *([f"{tried:+.1f} on held-out images after {config.trial:g} (1 seed)"] if tried else []),
+            ]
+        )
 
     return Claim(
         statement=statement,

@@ -33,7 +33,7 @@ def report(report: Report, config: MinutesConfig, results: Results[Any]) -> None
         "What this does not show",
         f"Networks of {_sizes(results)} parameters on small images, one recipe in which only the rate was tuned, "
         f"with {len(config.rates)} trials for every family alike. "
-        + ("One seed has no error bar. " if len(config.seeds) == 1 else "")
+        + ("One seed has no error bar. " if _alone(config, results) else "")
         + "Minutes are images divided by the pace of one processor, measured once: on another one, or on a GPU, "
         "the same networks stand at other times, and wide products gain more there than narrow ones. The images are "
         "CIFAR-10 re-encoded as JPEG at quality 75, which costs trained networks about 10 points.",
@@ -175,6 +175,13 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         caption="95 % by sampling the scored images alone. Two lengths fix a power and cannot show that the curve "
         "bends: the columns differ by more than their intervals, and the first is the most that is likely, since the "
         "same images come back four times as often. Another seed, and a rate tuned for the longer run, are in none.",
+    )
+
+
+def _alone(config: MinutesConfig, results: Results[Any]) -> bool:
+    """Whether a network of some length has one seed."""
+    return any(
+        len(accuracy(results, family, minutes)) == 1 for family in config.families for minutes in config.minutes
     )
 
 
