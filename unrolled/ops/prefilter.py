@@ -6,15 +6,15 @@ b(x), so that such products lose nothing more, and a = <b(x), b(y)> comes in flo
 is gained, and the result is the same. With e(x) = x - b(x), whose norm is computed and not estimated, and by
 Cauchy-Schwarz
 
-    |<x, y> - a|  <=  |e(x)| |y| + |b(x)| |e(y)|  +  d 2^-22 |b(x)| |b(y)|  +  t.
+    |<x, y> - a|  <=  |e(x)| |y| + |b(x)| |e(y)|  +  g |b(x)| |b(y)|  +  t.
 
-The third term is the float32 accumulation of d exact products, in any order, rounded or cut off (2^-24 or 2^-22 a
-step); t is what units may lose that take subnormal numbers for zero. For a query x let R be the right side with the
-longest y and longest e(y) there are, plus the rounding of the scores that are returned. If T is the k-th largest a, the
-k rows with an a of at least T have scores of T - R or more, and those with a < T - 2 R less than that: these cannot be
-among the k nearest, not even tied. Only a list of the largest a is held. If its end is not below T - 2 R, rows may be
-missing from it, and the query is searched for in full: so it is with near copies, rows of very different lengths, or
-scores that differ by less than bfloat16 tells apart.
+The third term is the float32 accumulation of d exact products, in any order: a step that rounds loses u = 2^-24, one
+that cuts off no more than u = 2^-22, and d of them g = d u / (1 - d u); t is what units may lose that take subnormal
+numbers for zero. For a query x let R be the right side with the longest y and longest e(y) there are, plus the rounding
+of the scores that are returned. If T is the k-th largest a, the k rows with an a of at least T have scores of T - R or
+more, and those with a < T - 2 R less than that: these cannot be among the k nearest, not even tied. Only a list of the
+largest a is held. If its end is not below T - 2 R, rows may be missing from it, and the query is searched for in full:
+so it is with near copies, rows of very different lengths, or scores that differ by less than bfloat16 tells apart.
 
 Letters: `n` rows of width `d`, `k` neighbours, `m` >= k places of a list, `q` queries.
 """
@@ -36,6 +36,7 @@ Load = Callable[[slice | Tensor], Tensor]
 
 _SPARE = 4  # places of a list beyond five quarters of k
 _WORTH = 8  # rows for each place of a list below which a full search costs less
+_WIDE = 2**20  # width from which float32 sums are too far off for lists to hold
 _HELD = 2**29  # bytes of rows that are held, once as they are and once rounded, instead of loaded again
 _SIDE = 1024  # of tiles of rows that are held
 _TOGETHER = {"cpu": 2**16}  # numbers of candidates scored at a time: what a cache holds
@@ -73,7 +74,7 @@ def prefiltered_neighbours(
     target = torch.device(device) if device is not None else x.device if isinstance(x, Tensor) else torch.device("cpu")
     full = partial(nearest_neighbours, x, k, normalize=normalize, tile=tile, device=target)
     m = k + k // 4 + _SPARE
-    if m * _WORTH > n or d == 0:
+    if m * _WORTH > n or not 0 < d < _WIDE:
         return full(queries=queries)
     if queries is not None and not (queries.ndim == 1 and len(queries) and 0 <= queries.min() <= queries.max() < n):
         raise ValueError(f"queries must be a non-empty vector of row indices in 0..{n - 1}")
@@ -151,10 +152,16 @@ def _radius(load: Load, near: Load, n: int, size: int, scale: float) -> Tensor:
     lengths = torch.cat(parts, 1)
     (length, close, error), (longest, widest, worst) = lengths, lengths.amax(1)
     d, kind = rows.shape[1], torch.finfo(torch.float32)  # the coarser, whichever scores have
-    radius = error * longest + close * worst + d * 2.0**-22 * close * widest
+    radius = error * longest + close * worst + _growth(d) * close * widest
     radius += (8 * kind.eps + d * 2.0**-50) * length * longest
     radius = radius * (1 + 2.0**-20) + d * 2.0**-110 + kind.smallest_normal * kind.eps / scale / scale
     return radius.masked_fill(~(length * longest * scale * scale < kind.max / 4), torch.inf)
+
+
+def _growth(d: int) -> float:
+    """By how much of |x| |y| a float32 sum of d exact products may be off, in any order and even where it cuts off."""
+    lost = d * 2.0**-22
+    return lost / (1 - lost)
 
 
 def _scored(load: Load, asked: Tensor, indices: Tensor, candidate: Tensor, step: int) -> Tensor:
