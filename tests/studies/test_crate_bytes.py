@@ -62,9 +62,11 @@ def test_counts_of_a_longer_text_at_every_order(order: int) -> None:
     draws = torch.rand(400, generator=torch.Generator().manual_seed(0))
     text = (4 * draws.square()).long()
     row = torch.stack([text[5:25], torch.randint(6, (20,), generator=torch.Generator().manual_seed(1))])
-    levels = {order: Counter(tuple(text[i : i + order].tolist()) for i in range(len(text) - order + 1))}
-    for length in range(order - 1, 0, -1):
-        levels[length] = Counter(gram[1:] for gram in levels[length + 1])
+    counts = {
+        length: Counter(tuple(text[i : i + length].tolist()) for i in range(len(text) - length + 1))
+        for length in range(1, order + 1)
+    }
+    contexts = {length: Counter(gram[1:] for gram in counts[length + 1]) for length in range(1, order)}
 
     def discounts(grams: Counter[tuple[int, ...]]) -> list[float]:
         of = [sum(1 for count in grams.values() if count == wanted) for wanted in range(5)]
@@ -74,9 +76,9 @@ def test_counts_of_a_longer_text_at_every_order(order: int) -> None:
         raw = [(i, i - (i + 1) * share * of[i + 1] / of[i]) for i in (1, 2, 3)]
         return [0.0, *(min(max(value, 0.05), i - 0.05) for i, value in raw)]
 
-    def probability(context: tuple[int, ...], byte: int) -> float:
-        lower = probability(context[1:], byte) if context else 1 / 256
-        grams = levels[len(context) + 1]
+    def probability(context: tuple[int, ...], byte: int, *, highest: bool = True) -> float:
+        lower = probability(context[1:], byte, highest=False) if context else 1 / 256
+        grams = (counts if highest else contexts)[len(context) + 1]
         after = {gram[-1]: count for gram, count in grams.items() if gram[:-1] == context}
         if not after:
             return lower
@@ -88,6 +90,13 @@ def test_counts_of_a_longer_text_at_every_order(order: int) -> None:
     for values, each in zip(row.tolist(), losses.tolist(), strict=True):
         expected = [-math.log(probability(tuple(values[max(0, t - order + 1) : t]), values[t])) for t in range(1, 20)]
         assert each == pytest.approx(expected)
+
+
+def test_the_start_of_an_excerpt_is_counted_by_the_order_that_it_has() -> None:
+    rows = torch.stack([TEXT[5:15], TEXT[30:40]])
+    losses = KneserNey(TEXT, 5).losses(rows)
+    for order in (2, 3, 4):
+        torch.testing.assert_close(losses[:, order - 2], KneserNey(TEXT, order).losses(rows)[:, order - 2])
 
 
 def test_a_packer_saves_what_it_has_seen() -> None:

@@ -15,9 +15,11 @@ from unrolled.studies.crate.text.ngrams import LONGEST, gram_codes
 class KneserNey:
     """Interpolated n-grams of bytes with three discounts an order (Chen and Goodman 1999, section 3).
 
-    The highest order counts bytes; a lower one counts in how many contexts, one byte longer, its gram was seen. Order 1
-    is mixed with the uniform distribution. A discount is estimated from how many grams were seen once to four times;
-    where these are too few to tell it is a half of the count.
+    The highest order counts bytes; a lower one counts in how many contexts, one byte longer, its gram was seen, which is
+    right for backing off and for nothing else: near the start of an excerpt, where the bytes before are fewer than the
+    highest order has, the order that they make is the highest and counts bytes. Order 1 is mixed with the uniform
+    distribution. A discount is estimated from how many grams were seen once to four times; where these are too few to
+    tell it is a half of the count.
     """
 
     def __init__(self, tokens: Tensor, order: int) -> None:
@@ -34,11 +36,14 @@ class KneserNey:
             raise ValueError(f"order={order}: must lie between 1 and {LONGEST}")
         if len(tokens) < order:
             raise ValueError(f"tokens: {len(tokens)} bytes are fewer than order={order}; give a longer text")
-        grams, counts = np.unique(gram_codes(tokens.numpy().astype(np.int64), order), return_counts=True)
-        self.order, self._tables = order, [_Table(grams, counts)]
-        for length in range(order - 1, 0, -1):
-            grams, counts = np.unique(grams & ((1 << 8 * length) - 1), return_counts=True)
-            self._tables.insert(0, _Table(grams, counts))
+        values = tokens.numpy().astype(np.int64)
+        self.order = order
+        self._highest = [_Table(*_counted(gram_codes(values, length))) for length in range(1, order + 1)]
+        # the distinct grams of one byte more, each counted once without its first byte
+        self._lower = [
+            _Table(*_counted(longer.grams & ((1 << 8 * length) - 1)))
+            for length, longer in enumerate(self._highest[1:], 1)
+        ]
 
     def losses(self, rows: Tensor) -> Tensor:
         """Nats for every byte of excerpts but the first, from bytes of the same excerpt alone.
@@ -50,13 +55,16 @@ class KneserNey:
             [b, t] in float64; near the start of an excerpt the order is what the excerpt has.
         """
         values = rows.numpy().astype(np.int64)
-        probability = np.full((values.shape[0], values.shape[1] - 1), 1 / 256)
-        for length, table in enumerate(self._tables, 1):
-            if length > values.shape[1]:
-                break
+        below = np.full((values.shape[0], values.shape[1] - 1), 1 / 256)  # by the orders below
+        probability = np.empty_like(below)
+        for length in range(1, min(self.order, values.shape[1]) + 1):
             begin = max(length - 2, 0)  # the first prediction with length - 1 bytes before it
             grams = gram_codes(values, length)[:, length == 1 :]
-            probability[:, begin:] = table.mixed(grams, probability[:, begin:])
+            highest = slice(None if length == self.order else 1)  # predictions that have no more bytes before them
+            mixed = self._highest[length - 1].mixed(grams[:, highest], below[:, begin:][:, highest])
+            probability[:, begin:][:, highest] = mixed
+            if length < self.order:
+                below[:, begin:] = self._lower[length - 1].mixed(grams, below[:, begin:])
         return torch.from_numpy(-np.log(probability))
 
 
@@ -94,6 +102,12 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
         estimated = [count - (count + 1) * share * seen[count + 1] / seen[count] for count in (1, 2, 3)]
         discounts[1:] = np.clip(estimated, 0.05, [0.95, 1.95, 2.95])
     return discounts
+
+
+def _counted(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct grams, sorted, and how often each is there."""
+    distinct, counts = np.unique(grams, return_counts=True)
+    return distinct, counts
 
 
 def _places(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
