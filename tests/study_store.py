@@ -48,7 +48,7 @@ def take_over(report: Mapping[str, Any], name: str, store: Path) -> tuple[int, l
         row = next((row for row in rows if row["cell"] == type(cell).__name__ and columns.items() <= row.items()), None)
         if row is not None:
             rows.remove(row)
-            result = {key: value for key, value in row.items() if key not in {*columns, "cell", "seconds"}}
+            result = {key.removeprefix("result."): row[key] for key in row if key not in {*columns, "cell", "seconds"}}
             _keep(cell, Context(store=store), result, row["seconds"])
     return len(report["results"]["rows"]) - len(rows), [row["cell"] for row in rows]
 

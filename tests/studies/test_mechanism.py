@@ -277,6 +277,13 @@ def test_a_table_for_pandas() -> None:
     assert {"cell", "seed", "number", "seconds"} <= set(frame)
 
 
+def test_a_result_called_as_a_column_loses_neither() -> None:
+    row: Row[Any] = Row(Square(number=3, seed=1), {"number": 9, "seconds": 2.5}, 0.5)
+    (record,) = Results([row]).records()
+    assert (record["number"], record["seconds"], record["seed"]) == (3, 0.5, 1)
+    assert (record["result.number"], record["result.seconds"]) == (9, 2.5)
+
+
 @settings(deadline=None)
 @given(
     st.dictionaries(st.integers(0, 9), st.floats(-1e6, 1e6), max_size=6),

@@ -276,11 +276,16 @@ class Results(Tabular, Sequence[Row[CellT]]):
         return LineChart(title=title or str(path), x_label=x, series=lines).plot(ax)
 
     def records(self) -> list[Json]:
-        """Every row as plain values: its cell's class, the columns, the result, the seconds; for `report.json`."""
-        return [
-            {"cell": type(row.cell).__name__, **row.cell.columns, **row.result, "seconds": row.seconds}
-            for row in self.rows
-        ]
+        """Every row as plain values: its cell's class, the columns, the result, the seconds; for `report.json`.
+
+        A number of the result that is called as one of the others is "result." and its name.
+        """
+        records = []
+        for row in self.rows:
+            record: Json = {"cell": type(row.cell).__name__, **row.cell.columns, "seconds": row.seconds}
+            result = {f"result.{name}" if name in record else name: value for name, value in row.result.items()}
+            records.append({**record, **result})
+        return records
 
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(type(row.cell).__name__ for row in self.rows))

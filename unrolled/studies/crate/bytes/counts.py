@@ -15,11 +15,10 @@ from unrolled.studies.crate.text.ngrams import LONGEST, gram_codes
 class KneserNey:
     """Interpolated n-grams of bytes with three discounts an order (Chen and Goodman 1999, section 3).
 
-    The highest order counts bytes; a lower one counts in how many contexts, one byte longer, its gram was seen, which is
-    right for backing off and for nothing else: near the start of an excerpt, where the bytes before are fewer than the
-    highest order has, the order that they make is the highest and counts bytes. Order 1 is mixed with the uniform
-    distribution. A discount is estimated from how many grams were seen once to four times; where these are too few to
-    tell it is a half of the count.
+    The highest order counts bytes; a lower one counts in how many contexts, one byte longer, its gram was seen. That is
+    for backing off: at the start of an excerpt, where fewer bytes stand before the predicted one, the order that they
+    make is the highest, and counts bytes. Order 1 is mixed with the uniform distribution. A discount is estimated from
+    how many grams were seen once to four times; where these are too few to tell it is a half of the count.
     """
 
     def __init__(self, tokens: Tensor, order: int) -> None:

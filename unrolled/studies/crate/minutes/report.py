@@ -180,9 +180,7 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
 
 def _alone(config: MinutesConfig, results: Results[Any]) -> bool:
     """Whether a network of some length has one seed."""
-    return any(
-        len(accuracy(results, family, minutes)) == 1 for family in config.families for minutes in config.minutes
-    )
+    return any(len(accuracy(results, family, minutes)) == 1 for family in config.families for minutes in config.minutes)
 
 
 def _sizes(results: Results[Any]) -> str:
