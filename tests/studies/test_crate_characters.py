@@ -122,7 +122,7 @@ def test_every_asked_model_is_on_the_page_and_learns(corpus: Path) -> None:
     symbols = characters(CORPUS, corpus).symbols
     for row in rows:
         assert row["loss"] < math.log(symbols)
-        assert row["curve"][-1] == {"step": row["steps"], "loss": row["loss"]}
+        assert row["curve"][-1] == {"step": row["result.steps"], "loss": row["loss"]}
         assert row["loss"] == pytest.approx(sum(row["by_position"]) / 16)
         assert row["milliseconds"] > 0
     table = next(block for section in report.to_dict()["sections"] for block in section["blocks"] if "rows" in block)

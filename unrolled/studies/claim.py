@@ -61,6 +61,7 @@ class Claim:
         spec: how the value is written.
         detail: words after the value.
         unless: why a configuration cannot judge it, such as other data than the claim names; "" if it can.
+        asked: whether a configuration asks it at all; a claim that is not asked is not on the page.
 
     Raises:
         ValueError: neither `outside` nor `unjudged` is said, or both, or a judged claim has no range.
@@ -80,6 +81,7 @@ class Claim:
     spec: str = ".3f"
     detail: Callable[[Results[Any], Any], str] = lambda results, config: ""
     unless: Callable[[Any], str] = lambda config: ""
+    asked: Callable[[Any], bool] = lambda config: True
 
     def __post_init__(self) -> None:
         if bool(self.outside) == bool(self.unjudged):

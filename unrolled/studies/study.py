@@ -149,7 +149,7 @@ class Study:
         citation: what is reproduced.
         config: the class of its settings.
         cells: what a configuration computes; the same cell may come twice.
-        claims: what is judged, in the order of the page.
+        claims: what is judged, in the order of the page; those that a configuration does not ask are left out.
         report: lays out what came out: headline, sections, figures.
     """
 
@@ -189,7 +189,7 @@ class Study:
         results = Results(outcome.rows, outcome.missing)
         report = Report(self.title, question=self.question.format(**vars(config)))
         report.notice = QUICK_NOTICE if config.budget == "quick" else ""
-        report.claims = [claim.judge(results, config) for claim in self.claims]
+        report.claims = [claim.judge(results, config) for claim in self.claims if claim.asked(config)]
         self.report(report, config, results)
         if outcome.missing:
             report.section("Not run", not_run(outcome.missing))

@@ -47,7 +47,7 @@ def _headline(report: Report, view: View) -> None:
     report.headline(
         f"After {_megabytes(config, config.steps)} of text, {best} spends the fewest bits on a byte it never saw, "
         f"{losses[best]:.3f}, and {last} the most, {losses[last]:.3f}. Counting {ORDER} bytes in a row in all of the "
-        f"training text spends {counts:.3f}: {ahead} of {len(ranked)} models are ahead of it.",
+        f"training text spends {counts:.3f}: {ahead or 'none'} of {len(ranked)} models are ahead of it.",
         [Fact(label=family, value=f"{losses[family]:.3f}", detail="bits per byte") for family in ranked],
     )
 

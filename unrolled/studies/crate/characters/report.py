@@ -40,11 +40,13 @@ def _headline(report: Report, view: View) -> None:
         f"After {_millions(view.config)} characters, {best} has the lowest loss on nanoGPT's validation part, "
         f"{losses[best]:.3f} nats a character"
     )
-    words += f", and GPT-2 {losses[GPT2]:.3f}." if best != GPT2 and losses.get(GPT2) else "."
+    others = [family for family in dict.fromkeys([*ranked[1:2], GPT2]) if family != best and losses.get(family)]
+    words += "".join(f", {family} {losses[family]:.3f}" for family in others) + "."
     if (counted := view.counted("loss")) is not None:
         ahead = sum(losses[family].mean < counted for family in ranked)
         words += (
-            f" Counting {ORDER} characters in a row spends {counted:.3f}: {ahead} of {len(ranked)} are ahead of it."
+            f" Counting {ORDER} characters in a row spends {counted:.3f}: {ahead or 'none'} of {len(ranked)} are ahead "
+            "of it."
         )
     timed = {family: view.losses(family, timed=True) for family in (GPT2, *view.config.as_long)}
     timed = {family: values for family, values in timed.items() if values}

@@ -53,6 +53,7 @@ def _less(one: str, other: str, statement: str, *, source: str, published: str, 
         value=value,
         detail=detail,
         spec="+.1f",
+        asked=lambda config: {one, other} <= set(config.families),
     )
 
 

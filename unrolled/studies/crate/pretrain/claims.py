@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from unrolled.studies.claim import CONTROL, NOBODY, Claim
-from unrolled.studies.crate.pretrain.cells import OBJECTIVES, Layers, PretrainConfig, Probed
+from unrolled.studies.crate.pretrain.cells import OBJECTIVES, Layers, PretrainConfig, Probed, Question
 from unrolled.studies.crate.pretrain.completion import HARMONIC, Completed, Inpainted
 from unrolled.studies.crate.pretrain.learning import Learnt, Tuned
 from unrolled.studies.crate.pretrain.networks import Fresh
@@ -142,6 +142,10 @@ def _colour(results: Results[Any], config: PretrainConfig) -> Values:
     return vit.map(lambda value: plain["loss"] / value) if plain else Values()
 
 
+def _asks(question: Question) -> Callable[[PretrainConfig], bool]:
+    return lambda config: question in config.questions
+
+
 def _untrained(results: Results[Any], config: PretrainConfig, form: str) -> str:
     return f"; untrained {change(fresh(results, Layers, form=form)):.3f}"
 
@@ -153,6 +157,7 @@ def _decoder(form: str, statement: str, **kwargs: Any) -> Claim:
         low=0.0,
         control=lambda results, config: change(fresh(results, Layers, form=form)),
         detail=lambda results, config: _untrained(results, config, form),
+        asked=_asks("decoder"),
         **kwargs,
     )
 
@@ -166,6 +171,7 @@ def _formed(form: str, statement: str) -> Claim:
         value=lambda results, config: formed(results, config, form),
         low=0.0,
         spec="+.3f",
+        asked=_asks("decoder"),
     )
 
 
@@ -182,6 +188,7 @@ def _gains(objective: Objective) -> tuple[Claim, ...]:
             value=value,
             low=0.0,
             spec="+.1f",
+            asked=_asks("features"),
             **more,
         )
 
@@ -218,8 +225,9 @@ CLAIMS = (
         published="no number",
         value=lambda results, config: loss(results, config, "crate") / loss(results, config, "vit"),
         high=1.1,
-        outside="the mean colour of the visible patches",
+        unjudged="the network here has the derived step and encodes visible patches, the paper's has neither",
         control=_colour,
+        asked=_asks("completion"),
     ),
     Claim(
         statement=f"CRATE-MAE completes images better than {HARMONIC}, which learns nothing (ratio of losses on test "
@@ -230,6 +238,7 @@ CLAIMS = (
         value=beside_inpainting,
         high=1.0,
         detail=_of_images,
+        asked=_asks("completion"),
     ),
     Claim(
         statement=f"A CRATE-MAE of pixels, trained longer, completes images better than {HARMONIC} (ratio of squared "
@@ -239,6 +248,7 @@ CLAIMS = (
         unjudged=CONTROL,
         value=shipped_beside_inpainting,
         high=1.0,
+        asked=_asks("ship"),
     ),
     _decoder(
         "published",
@@ -262,6 +272,7 @@ CLAIMS = (
         value=longer,
         low=0.0,
         spec="+.3f",
+        asked=_asks("decoder"),
     ),
     _formed("tied", "Tied outputs alone make R^c rise more through the decoder (less published)"),
     _formed("derived", "The derived step alone makes R^c rise more through the decoder (less published)"),

@@ -6,7 +6,16 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.crate.mae_layers.report import draw_completions
-from unrolled.studies.crate.pretrain.cells import DECODERS, EARLIER, OBJECTIVES, PAIR, Layers, PretrainConfig, Probed
+from unrolled.studies.crate.pretrain.cells import (
+    DECODERS,
+    EARLIER,
+    OBJECTIVES,
+    PAIR,
+    QUESTIONS,
+    Layers,
+    PretrainConfig,
+    Probed,
+)
 from unrolled.studies.crate.pretrain.claims import (
     beside_inpainting,
     change,
@@ -34,11 +43,13 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
     """Headline, completion, decoder, features, rates, limits."""
     _headline(report, config, results)
     _completion(report, config, results)
-    if results.of(Layers):
+    if "decoder" in config.questions:
         _decoder(report, config, results)
     if results.of(Probed):
         _features(report, config, results)
     _trials(report, config, results)
+    if left := [question for question in QUESTIONS if question not in config.questions]:
+        report.section("Not asked", f"Of the study's questions {', '.join(left)}: `--questions` adds them.")
     report.section(
         "What this does not show",
         "Networks of at most 350,000 parameters on small images, one recipe in which only rates were tuned, with as "
@@ -82,8 +93,9 @@ def _completion(report: Report, config: PretrainConfig, results: Results[Any]) -
         "variance 1, which the networks were taught; completions by other means are normalised too, and multiplied by "
         "a factor fitted on training images. PSNR is in pixels, and nobody is told the mean or spread of a removed "
         "patch: networks of normalised patches get the mean from harmonic inpainting and the spread from visible "
-        "patches. CRATE-MAE and ViT-MAE have equal parameters, encode visible patches alone and learn with equal "
-        "operations: the ViT, which works less on an image, sees more.",
+        "patches. CRATE-MAE and ViT-MAE have equal parameters and learn with equal operations: the ViT, which works "
+        "less on an image, sees more, and takes longer. Both encode visible patches alone, and CRATE-MAE has the "
+        "derived compression step; the published CRATE-MAE encodes all patches, by the published step.",
     )
     rows: list[list[Any]] = []
     for form in PAIR:
@@ -125,11 +137,12 @@ def _decoder(report: Report, config: PretrainConfig, results: Results[Any]) -> N
     section = report.section(
         "The decoder",
         f"R^c of tokens of unit norm by the layer's own subspaces, on {config.measured} test images, in the decoder of "
-        "forms that encode all patches. A decoder layer is a free linear map, then a reversed compression step. "
-        "`rise`: R^c after the step of the last layer over that of the first, less 1, as the paper's figures show it; "
-        "`step`: what the reversed step alone changes, over what it was before it, less 1, mean of the layers; "
-        "`orthonormal`: the same by orthonormal bases of the subspaces, so that the size of weights plays no part; "
-        "`maps`: what the linear maps alone change. Of the published step the first-order term is left out, so that "
+        "forms that encode all patches, as published, and below them of networks that ship. A decoder layer is a free "
+        "linear map, then a reversed compression step. `rise`: R^c after the step of the last layer over that of the "
+        "first, less 1, as the paper's figures show it; `step`: what the reversed step alone changes, over what it was "
+        "before it, less 1, mean of the layers; `orthonormal`: the same by orthonormal bases of the subspaces, so that "
+        "the size of weights plays no part; `maps`: what the linear maps alone change. Of the published step the "
+        "first-order term is left out, so that "
         "adding it raises R^c for most tokens and subtracting it lowers it; the derived step has that term. A learned "
         "output matrix may undo the sign of either, a tied one cannot.",
     )
@@ -149,8 +162,8 @@ def _decoder(report: Report, config: PretrainConfig, results: Results[Any]) -> N
     if ship:
         table.append(
             [
-                "derived step, learned output, visible patches, pixels",
-                "longest",
+                "derived step, learned output, visible patches, pixels; ships",
+                f"{config.ship:g} x 10^12 operations",
                 *(f"{change(ship, part):+.3f}" for part in _PARTS),
             ]
         )
