@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import unrolled
+from unrolled.commands.complete import CompleteOptions
+from unrolled.commands.explain import ExplainOptions
 from unrolled.models import registry
 from unrolled.models.resolve import resolve_model
 
@@ -27,6 +29,18 @@ def test_what_is_registered_is_there() -> None:
     registered = {f"{name}.{tag}" for name, tags in registry._SHIPPED.items() for tag in tags}
     assert registered == set(NAMES)
     assert {"crate_nano_patch4_32.cifar10", "crate_mae_nano_patch4_32.cifar10"} <= registered
+
+
+@pytest.mark.parametrize("name", [*NAMES, *TEXT_NAMES])
+def test_commands_of_a_card_are_about_its_weights(name: str) -> None:
+    defaults = {"explain": ExplainOptions.model, "complete": CompleteOptions.model}
+    single, folder = registry._SHIPPED_FOLDER / f"{name}.md", registry._SHIPPED_FOLDER / name / "README.md"
+    card = (single if single.is_file() else folder).read_text(encoding="utf-8")
+    commands = re.findall(
+        r"`(?:unrolled|python -m benchmarks\.)\s*(complete|explain|completion|trace|generate) ([^`]+)`", card
+    )
+    for verb, arguments in commands:
+        assert name in arguments.split() or defaults.get(verb) == name, f"{verb} {arguments}"
 
 
 @pytest.fixture
