@@ -50,8 +50,9 @@ the reports hold, and all verdicts are by the present rule, as the end of each p
 At the `cpu` budget all mesa studies together took about 65 minutes of one core and all Platonic ones about 50, the zoo
 of models included. Those of white-box transformers took about 155, of which transfer and text 125, and the 98 trained
 models of their roster about 330, in processes of one thread on a machine busy with other work. Reports were written
-again when their text changed, from kept cells and trained models: the duration in a `report.json` is then that of the
-last writing. `--budget gpu` has the papers' own steps; no study has run with it yet.
+again when their text changed, from kept cells and trained models: duration, threads, machine and revision at the end of
+a page are then those of the last writing, and what was computed earlier or elsewhere is in [LOG.md](../LOG.md).
+`--budget gpu` has the papers' own steps; no study has run with it yet.
 """
 _ROWS = 24  # of a table; the report has them all
 
@@ -152,7 +153,7 @@ def entry(name: str, report: dict[str, Any]) -> str:
             lines += shown(block, drawn)
     lines.append("## How it was run\n")
     lines.append(
-        f"`{command}`: {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
+        f"`{command}`; written with {record['hardware'].get('threads', '?')} thread(s), {hardware}, "
         f"torch {record['versions']['torch']}, revision {record['versions'].get('revision', '?')}"
         + (f"; judged again by the rule and ranges of revision {record['judged']}" if "judged" in record else "")
         + ". [All numbers](report.json).\n"
