@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests import study_docs
+from unrolled.reading import read_json
 from unrolled.studies.cells import Cell, Context, Row, computed
-from unrolled.studies.crate.pretrain import STUDY, cells, learning
+from unrolled.studies.crate.mae_layers.cells import packed, unpacked
+from unrolled.studies.crate.mae_layers.completion import patches_of, showable
+from unrolled.studies.crate.pretrain import STUDY, cells, completion, learning
 from unrolled.studies.crate.pretrain.cells import DECODERS, OBJECTIVES, Layers, PretrainConfig, changed
 from unrolled.studies.crate.pretrain.claims import ratio
 from unrolled.studies.crate.pretrain.completion import HARMONIC, Completed, Inpainted
@@ -19,7 +23,7 @@ from unrolled.studies.crate.pretrain.learning import Learnt, Trial, Tuned, Tunin
 from unrolled.studies.crate.pretrain.networks import FORMS, Fresh, autoencoder, images
 from unrolled.studies.crate.pretrain.objectives import Objective, recoloured
 from unrolled.studies.networks import BATCH, reconstruction
-from unrolled.studies.pictures import Pictures
+from unrolled.studies.pictures import Pictures, as_input
 from unrolled.studies.results import Results
 
 QUICK = PretrainConfig.of_budget("quick")
@@ -240,3 +244,21 @@ def test_what_is_not_asked_is_no_claim_of_the_page() -> None:
 def test_a_form_that_is_no_decoder_is_named() -> None:
     with pytest.raises(ValueError, match="longer: 'vit' is none of published, tied"):
         PretrainConfig(longer=("vit",))
+
+
+PHOTOS = torch.zeros(6, 3, 32, 32, dtype=torch.uint8)
+
+
+def test_pictures_that_are_kept_are_no_photos_of_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = torch.randint(256, PHOTOS.shape, dtype=torch.uint8)
+    monkeypatch.setattr(completion, "of", lambda *_: (photos, photos))
+    kept = Inpainted(data="cifar10", tested=6, lessons=6, shown=2).compute(Context())["pictures"]["image"]
+    assert kept == packed(patches_of(as_input(showable(photos, 2)), 4), 4, photos)
+    assert all((picture != photo.movedim(0, -1).numpy()).any() for picture in unpacked(kept) for photo in photos)
+
+
+def test_pictures_of_the_committed_report_are_no_photos_of_a_data_set() -> None:
+    rows = read_json(study_docs.STUDIES / "crate-pretrain" / "report.json")["results"]["rows"]
+    kept = [row["pictures"]["image"] for row in rows if row["cell"] == "Inpainted" and "pictures" in row]
+    assert kept
+    assert all(each == packed(patches_of(as_input(showable(PHOTOS, 6)), 4), 4, PHOTOS) for each in kept)

@@ -23,7 +23,7 @@ from unrolled.studies.claim import Claim
 from unrolled.studies.networks import Network, OfNetwork
 from unrolled.studies.results import Results, Values, line
 from unrolled.studies.runner import compute_all
-from unrolled.studies.study import Config, Count, Rate, Seeds, Study, not_run
+from unrolled.studies.study import Config, Count, Rate, Seeds, Study, causes, not_run
 
 
 def times(context: Context) -> list[str]:
@@ -348,12 +348,15 @@ STUDY = Study(
 )
 
 
-def test_of_many_cells_that_were_not_run_a_page_counts_the_rest() -> None:
-    missing: dict[Cell, str] = {Square(seed=seed, number=3): f"{seed // 2} is not kept" for seed in range(40)}
-    few = not_run(dict(list(missing.items())[:16])).split("\n\n")
-    assert few == [f"{number} is not kept" for number in range(8)]
-    many = not_run(missing).split("\n\n")
-    assert many == [*few[:7], "And 13 more: 13 of Square."]
+def test_of_cells_that_were_not_run_a_page_gives_every_cause_and_counts_them() -> None:
+    squares = [Square(seed=seed, number=3) for seed in range(40)]
+    missing: dict[Cell, str] = {cell: f"{cell.name}: not computed yet" for cell in squares}
+    missing[OnData()] = "data_dir: there is no numbers"
+    first, second = not_run(missing).split("\n\n")
+    assert first.startswith("not computed yet: 40 cells (Square number 3, seed 0")
+    assert first.endswith(" and 37 more).")
+    assert second.startswith("data_dir: there is no numbers: 1 cell (OnData")
+    assert len(causes(missing)["not computed yet"]) == 40
 
 
 def test_a_study_runs_judges_and_reports(tmp_path: Path) -> None:

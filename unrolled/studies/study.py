@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,20 +121,24 @@ def _check_bound(name: str, value: Any, bound: Any) -> None:
         raise ValueError(f"{name}={value}: must be more than {bound.low:g}, and finite")
 
 
-_FEW = 8  # reasons that a page gives one by one
+_FEW = 3  # cells that a page names of each cause
 
 
 def not_run(missing: Mapping[Cell, str]) -> str:
-    """Why cells were not computed: every reason once, of many the first and how many more there are of each kind."""
-    reasons: dict[str, Cell] = {}
-    for cell, reason in missing.items():
-        reasons.setdefault(reason, cell)
-    lines = [*reasons]
-    if len(lines) > _FEW:
-        more = Counter(type(reasons[reason]).__name__ for reason in lines[_FEW - 1 :])
-        counts = ", ".join(f"{count} of {kind}" for kind, count in more.items())
-        lines[_FEW - 1 :] = [f"And {more.total()} more: {counts}."]
+    """Why cells were not computed: every cause once, how many cells it has, and the first of them by name."""
+    lines = []
+    for cause, cells in causes(missing).items():
+        more = f" and {len(cells) - _FEW} more" * (len(cells) > _FEW)
+        lines.append(f"{cause}: {len(cells)} cell{'s' * (len(cells) > 1)} ({', '.join(cells[:_FEW])}{more}).")
     return "\n\n".join(lines)
+
+
+def causes(missing: Mapping[Cell, str]) -> dict[str, list[str]]:
+    """The names of cells that were not computed, by cause: the reason without the cell's own name."""
+    by_cause: dict[str, list[str]] = {}
+    for cell, reason in missing.items():
+        by_cause.setdefault(reason.removeprefix(f"{cell.name}: "), []).append(cell.name)
+    return by_cause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +196,7 @@ class Study:
         self.report(report, config, results)
         if outcome.missing:
             report.section("Not run", not_run(outcome.missing))
-        report.results = {"rows": results.records()}
+        report.results = {"rows": results.records(), "missing": causes(outcome.missing)}
         seeds = getattr(config, "seeds", [config.seed] if hasattr(config, "seed") else [])
         report.provenance = Provenance.collect(config=config, seeds=seeds, duration=outcome.seconds)
         report.write(self.folder(config))
