@@ -153,7 +153,7 @@ def _curves(report: Report, result: Probed) -> None:
         report.section("Layer by layer").figure(
             panels,
             caption="Test accuracy of a classifier on the features of one layer, with its 95 % bootstrap interval over "
-            "test images. Dashed: the same architecture with fresh weights, and always naming the commonest class.",
+            "test images. Dotted: the same architecture with fresh weights, and always naming the commonest class.",
         )
 
 

@@ -30,8 +30,8 @@ class Series:
     """One line of a chart: `y` against `x`, optionally with one symmetric `error` per point.
 
     A non-finite value leaves a gap. `color` is a place in the palette (series that belong together share one);
-    `dashed` marks controls and baselines, whose markers are hollow. From the seventh place on colours come again, with
-    other markers and long dashes.
+    `dashed` marks controls and baselines: their lines are dotted and their markers hollow. From the seventh place on
+    colours come again, with other markers and long dashes.
     """
 
     label: str

@@ -372,7 +372,7 @@ def _section(report: Report, config: ProbesConfig, kind: str, rows: Results[Prob
     section.figure(
         LineChart(title=f"held-out R^2 at t = {POSITION}", x_label="layers passed", series=series),
         name=f"{kind}-depth",
-        caption=f"Mean over {seeds}; dashed, the same model with its initial weights.",
+        caption=f"Mean over {seeds}; dotted, the same model with its initial weights.",
     )
 
 

@@ -332,7 +332,7 @@ def _figure(report: Report, config: CaptionsConfig, results: Results[Density]) -
     report.section("By number of captions").figure(
         panels,
         name="density",
-        caption=f"Mutual {config.k}-NN of last layers, one panel a text model, 1 to {CAPTIONS} captions. Dashed: "
+        caption=f"Mutual {config.k}-NN of last layers, one panel a text model, 1 to {CAPTIONS} captions. Dotted: "
         "captions joined or foreign, for one image network, and chance.",
     )
 

@@ -322,7 +322,7 @@ def _simulated(report: Report, config: SamplesConfig, results: Results[Curves]) 
     report.section(
         "Simulated beyond",
         "Pairs of feature vectors drawn from a Gaussian with the measured joint mean and covariance, which can be had "
-        "in any number (n / 100: with a quarter of the queries). Where solid and dashed lines agree, second moments "
+        "in any number (n / 100: with a quarter of the queries). Where solid and dotted lines agree, second moments "
         "explain the score; how far they part says how far the extrapolation is to be trusted.",
     ).figure(panels, name="simulated").table(
         ["pair", "n", "k = 10", "k = n / 100"],

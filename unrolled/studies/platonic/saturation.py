@@ -331,7 +331,7 @@ def _figure(report: Report, config: SaturationConfig, rows: Results[Law]) -> Non
     report.section("By number of captions and crops").figure(
         panels,
         name="law",
-        caption=f"Mutual {config.k}-NN of last layers, measured with 1 to {CAPTIONS} captions; dashed: the law, "
+        caption=f"Mutual {config.k}-NN of last layers, measured with 1 to {CAPTIONS} captions; dotted: the law, "
         f"beyond {CAPTIONS} where nothing was measured.",
     )
 

@@ -119,7 +119,7 @@ def _curves(report: Report, results: Results[Any], data: Data) -> None:
         report.section(f"By layer, {NAMES[data]}").figure(
             panels,
             name=f"layers-{data}",
-            caption="Mean over seeds, bars one standard deviation where there are several. Dashed: CRATE untrained.",
+            caption="Mean over seeds, bars one standard deviation where there are several. Dotted: CRATE untrained.",
         )
 
 

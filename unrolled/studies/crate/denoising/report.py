@@ -214,7 +214,7 @@ def _stacks(report: Report, config: DenoisingConfig, results: Results[Any]) -> N
         panels,
         name="stacks",
         caption=f"Squared distance to the clean tokens per signal energy, mean over {_draws(config)} of "
-        f"{config.sets} x {config.tokens} tokens. Dashed: random subspaces instead of the true ones, and the best "
+        f"{config.sets} x {config.tokens} tokens. Dotted: random subspaces instead of the true ones, and the best "
         "denoiser there is.",
     )
     section.table(

@@ -176,7 +176,7 @@ def _layers(report: Report, view: View) -> None:
     section.figure(
         panels,
         name="layers",
-        caption="In every layer the head that is best on the choosing photos, scored on the others. Dashed: untrained, "
+        caption="In every layer the head that is best on the choosing photos, scored on the others. Dotted: untrained, "
         f"and a centre prior of the same size. Bars: one standard deviation over {plural(len(config.seeds), 'seed')}.",
     )
     maps = []

@@ -147,7 +147,7 @@ def _layers(report: Report, view: View) -> None:
     ]
     if drawn := [panel for panel in panels if panel is not None]:
         section.figure(
-            drawn, name="layers", caption="Dashed: fresh weights, with one standard deviation over seeds as bars."
+            drawn, name="layers", caption="Dotted: fresh weights, with one standard deviation over seeds as bars."
         )
 
 

@@ -115,7 +115,7 @@ def _layers(report: Report, config: MaeLayersConfig, results: Results[Any]) -> N
     section.figure(
         panels,
         name="layers",
-        caption=f"Layers 1 to {DEPTH} are the encoder's, the others the decoder's. Dashed: untrained. "
+        caption=f"Layers 1 to {DEPTH} are the encoder's, the others the decoder's. Dotted: untrained. "
         f"{_seeds(config)}; bars are one standard deviation. Non-zeros are the encoder's only: nothing in the decoder "
         "sets entries to zero. Density, see the table, tells dense layers apart.",
     )

@@ -196,7 +196,7 @@ def _by_layer(report: Report, config: PretrainConfig, results: Results[Any]) -> 
         report.section("R^c by layer of the decoder").figure(
             [LineChart(title="R^c, nats", x_label="layer of the decoder", series=lines)],
             name="decoder",
-            caption="After the reversed step. Dashed: untrained. Bars are one standard deviation over seeds.",
+            caption="After the reversed step. Dotted: untrained. Bars are one standard deviation over seeds.",
         )
 
 

@@ -158,7 +158,7 @@ def _positions(report: Report, view: View) -> None:
             panels,
             name="positions",
             caption="Means over seeds; bars are one standard deviation where there are several. Left: over "
-            "neighbouring positions too, wider spans further on; dashed lines count bytes. The last validation losses "
+            "neighbouring positions too, wider spans further on; dotted lines count bytes. The last validation losses "
             "come after the learning rate has fallen to a tenth.",
         )
 

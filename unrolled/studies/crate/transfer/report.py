@@ -272,7 +272,7 @@ def _fine_tuning(report: Report, view: View) -> None:
         section.figure(
             panels,
             name="curves",
-            caption="Training loss in fine-tuning, nats, mean over the tenth of the steps before each point. Dashed: "
+            caption="Training loss in fine-tuning, nats, mean over the tenth of the steps before each point. Dotted: "
             "from scratch.",
         )
 
@@ -285,7 +285,7 @@ def _lines(
     rows_of: Callable[[str, bool], Results[Any]],
     curve: Callable[..., Series],
 ) -> LineChart:
-    """One line a network that was run, dashed for its control."""
+    """One line a network that was run, dotted for its control."""
     from unrolled.report import LineChart
 
     series = []
@@ -342,7 +342,7 @@ def _probes(report: Report, view: View) -> None:
             panels,
             name="layers",
             caption="Test accuracy of ridge probes on the mean of the patches after each block, all labels of the "
-            "probe images. Dashed: untrained.",
+            "probe images. Dotted: untrained.",
         )
 
 

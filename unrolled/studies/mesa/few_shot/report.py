@@ -91,7 +91,7 @@ def _published(report: Report, config: FewShotConfig, results: Results[Any]) -> 
         report.sections[-1].figure(
             panels,
             name="published",
-            caption=f"{_over(config)}. Dashed: least squares on all neighbouring tokens and on clean pairs.",
+            caption=f"{_over(config)}. Dotted: least squares on all neighbouring tokens and on clean pairs.",
         )
 
 

@@ -283,7 +283,7 @@ def _layers(report: Report, view: View, config: LanguageConfig) -> None:
             ),
             name="layers",
             caption="Every compared layer of the text models with the layer of the image network that agrees most; "
-            "dashed: untrained, and chance.",
+            "dotted: untrained, and chance.",
         )
 
 
