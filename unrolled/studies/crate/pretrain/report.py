@@ -49,7 +49,7 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
         _features(report, config, results)
     _trials(report, config, results)
     if left := [question for question in QUESTIONS if question not in config.questions]:
-        report.section("Not asked", f"Of the study's questions {', '.join(left)}: `--questions` adds them.")
+        report.section("Not asked", f"The study can also be asked for {' and '.join(left)}: `--questions`.")
     report.section(
         "What this does not show",
         "Networks of at most 350,000 parameters on small images, one recipe in which only rates were tuned, with as "
@@ -66,13 +66,17 @@ def _headline(report: Report, config: PretrainConfig, results: Results[Any]) -> 
 
     beside = beside_inpainting(results, config)
     scores = {objective: score for objective in OBJECTIVES if (score := probe(results, config, objective))}
-    rise = change(learnt(results, Layers, config.long, form="published"))
+    long = learnt(results, Layers, config.long, form="published")
     words, facts = [], []
     if beside:
         words.append(f"CRATE-MAE has {beside:.3f} times the loss of {HARMONIC}")
         facts.append(Fact(label=f"CRATE-MAE over {HARMONIC}", value=f"{beside:.3f}", detail=beside.count))
-    if rise:
-        words.append(f"R^c changes by {100 * rise:+.0f} % through the published decoder")
+    if long:
+        rise, step = (100 * change(long, name) for name in ("rise", "step"))
+        words.append(
+            f"from the first to the last layer of the published decoder R^c changes by {rise:+.0f} %, by a layer's own "
+            f"step it changes by {step:+.0f} %"
+        )
     if scores:
         best = max(scores, key=lambda each: scores[each].mean)
         words.append(
@@ -183,13 +187,19 @@ def _by_layer(report: Report, config: PretrainConfig, results: Results[Any]) -> 
     for place, form in enumerate(DECODERS):
         for rows, words in (
             (learnt(results, Layers, config.trial, form=form), ""),
+            (learnt(results, Layers, config.long, form=form), ", long"),
             (fresh(results, Layers, form=form), ", untrained"),
         ):
             if rows:
                 layers = range(1, 1 + len(rows.first("decoder")))
                 lines.append(
                     rows.curve(
-                        FORMS[form].words + words, "decoder", "rate_after", x=layers, color=place, dashed=bool(words)
+                        FORMS[form].words + words,
+                        "decoder",
+                        "rate_after",
+                        x=layers,
+                        color=place,
+                        dashed=words == ", untrained",
                     )
                 )
     if lines:
