@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from unrolled import cli
+from unrolled.catalogue import shipped_text
 from unrolled.commands.eval.classifier import _validation, calibration
 from unrolled.commands.eval.report import at_bound
 from unrolled.data import eval_loader, eval_transform, open_images, synthetic_images
@@ -396,6 +397,9 @@ def test_a_language_model_that_ships_is_measured_on_a_corpus(
 
 
 def test_a_language_model_without_a_corpus_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("mesanet_nano.bytes", "mesanet_nano"):
+    saved = str(shipped_text("mesanet_nano.bytes"))  # a folder without a run's config.yaml
+    for name in ("mesanet_nano.bytes", "mesanet_nano", saved, f"local:{saved}"):
         assert cli.run(["eval", name]) == 2
-        assert f"--data: {name} is a language model; name a corpus, one of" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"--data: {name} is a language model; name a corpus, one of" in said
+        assert "images" not in said

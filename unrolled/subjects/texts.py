@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrolled.catalogue import shipped_text
 from unrolled.data.text import open_text, read_lines, text_names
 from unrolled.errors import MissingData
+from unrolled.subjects.language import is_language_model
 from unrolled.subjects.options import OneModelFlags
 from unrolled.subjects.runs import named, run_settings
 from unrolled.trust import check
@@ -59,16 +59,7 @@ class TextReader:
 
 def reads_text(options: Any) -> bool:
     """Whether flags speak of text: a text, a file, a corpus, or a model that is known to read nothing else."""
-    return bool(options.text or options.texts or options.data in text_names() or named_of_text(options.model))
-
-
-def named_of_text(spec: str) -> bool:
-    """Whether a string is the name of a language model of this package, or the folder of a run on text."""
-    from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
-
-    if spec in (*LANGUAGE_MODELS, *ENCODERS) or shipped_text(spec) is not None:
-        return True
-    return run_settings(spec).get("task") in ("lm", "mlm")
+    return bool(options.text or options.texts or options.data in text_names() or is_language_model(options.model))
 
 
 def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReader:

@@ -19,10 +19,9 @@ _EXCERPT = 1000  # characters
 def measures_language(options: EvalOptions) -> bool:
     """Whether the model is a language model of this package, or one of transformers and the data are a corpus."""
     from unrolled.data.text import text_names
-    from unrolled.subjects.language import source_of
-    from unrolled.subjects.texts import named_of_text
+    from unrolled.subjects.language import is_language_model, source_of
 
-    if named_of_text(options.model):
+    if is_language_model(options.model):
         return True
     return options.data in text_names() and source_of(options.model)[0] != "none"
 
