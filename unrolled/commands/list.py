@@ -105,16 +105,14 @@ def _compare(options: ListOptions) -> None:
     import torch
 
     from unrolled.models.compare import compare
-    from unrolled.models.encoder import list_language_models
     from unrolled.provenance import environment
+    from unrolled.subjects.language import is_language_model
 
-    texts = {model.name for model in list_language_models()}.intersection(options.compare or ())
-    if texts:
-        raise ValueError(f"--compare: {', '.join(sorted(texts))}: a language model; only models of images are compared")
+    names = options.compare or ()
+    if texts := sorted({name for name in names if is_language_model(name)}):
+        raise ValueError(f"--compare: {', '.join(texts)}: a language model; only models of images are compared")
     where = choose_device(options.device)
-    rows = compare(
-        tuple(map(named, options.compare or ())), batch_size=options.batch_size, device=where, match=options.match
-    )
+    rows = compare(tuple(map(named, names)), batch_size=options.batch_size, device=where, match=options.match)
     known = environment()
     machine = known["gpus"][where.index or 0] if where.type == "cuda" else str(known["cpu"] or where.type)
     if where.type == "cpu":
