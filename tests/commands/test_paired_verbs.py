@@ -146,6 +146,14 @@ def test_what_is_missing_is_said(flags: list[str], words: str, capsys: pytest.Ca
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("models", [["extract", SAVED], ["align", SAVED, CRATE], ["extract", CRATE, "--side", "text"]])
+def test_a_corpus_is_no_list_of_texts(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*models, "--data", "tinyshakespeare"]) == 2
+    said = capsys.readouterr().err
+    assert "error: --data: tinyshakespeare is a corpus, one long text" in said
+    assert "give --texts, a file with one text a line" in said
+
+
 def test_an_empty_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "lines.txt").write_text("a patch\n\na patch\n")
     assert cli.run(["extract", "given:minilm", "--texts", str(tmp_path / "lines.txt")]) == 2

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from unrolled.data.text import text_names
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.control import untrained_control
 from unrolled.instruments.features import FeatureSet, read_descriptors
@@ -50,10 +51,15 @@ def material_for(
         quiet: do not say what was read.
 
     Raises:
-        ValueError: a split that the data do not have, or a model of texts where the data are images.
+        ValueError: a split that the data do not have, a corpus, or a model of texts where the data are images.
     """
     for model in models:
         check_spelling(model)
+    if texts is None and options.data in text_names():
+        raise ValueError(
+            f"data: {options.data} is a corpus, one long text, and features are of images or of texts by themselves; "
+            "give texts=, a file with one text a line, or paired data that have texts, such as data='flickr8k'"
+        )
     if is_paired(options.data, side, texts):
         pairs = read_pairs(options.data, options.split, options.data_dir) if texts is None else read_texts(texts)
         return Paired.drawn(pairs, options.images), options
