@@ -396,6 +396,26 @@ def test_a_language_model_that_ships_is_measured_on_a_corpus(
     assert trained["bits_per_byte"] < 4 < untrained["bits_per_byte"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--image-size", "64", "--val-fraction", "0"], "--val-fraction, --image-size: are for images"),
+        (["--split", "all", "--robustness"], "--split all, --robustness: are for images"),
+        (["--unknown-classes", "skip"], "--unknown-classes: is for images, and mesanet_nano.bytes is a language model"),
+        (["--split-seed", "0"], "--split-seed: is for images"),
+        (["--classes-by", "number"], "--classes-by: is for images"),
+        (["--on-error", "skip"], "--on-error: is for images"),
+        (["--weights", "crate_nano_patch4_32.cifar10"], "--weights: is for models of images; give a folder or hf:NAME"),
+    ],
+)
+def test_a_language_model_takes_no_flags_of_images(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = ["--data", "tinyshakespeare", "--data-dir", str(tmp_path)]
+    assert cli.run(["eval", "mesanet_nano.bytes", *corpus, *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_language_model_without_a_corpus_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     saved = str(shipped_text("mesanet_nano.bytes"))  # a folder without a run's config.yaml
     for name in ("mesanet_nano.bytes", "mesanet_nano", saved, f"local:{saved}"):

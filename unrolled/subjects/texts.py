@@ -78,8 +78,9 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS, language_config
     from unrolled.subjects.language import open_ours, source_of
 
-    if choice.weights is not None or choice.pretrained:
-        raise ValueError("weights, pretrained: are for models of images; give a folder or hf:NAME as the model")
+    for flag in ("weights", "pretrained"):
+        if getattr(choice, flag):
+            raise ValueError(f"{flag}: is for models of images; give a folder or hf:NAME as the model")
     spec = named(choice.model)
     torch.manual_seed(choice.seed)
     if spec in (*LANGUAGE_MODELS, *ENCODERS):

@@ -30,15 +30,14 @@ def evaluate_language_model(options: EvalOptions) -> None:
     """Bits per byte, in windows of 256 tokens or of as many as the model takes, each with its mark of a text's begin.
 
     Raises:
-        ValueError: there are no data, it does not predict the next token, or its tokenizer does not tell bytes.
+        ValueError: there are no data or flags of images, it does not predict the next token, or its tokenizer does not tell bytes.
     """
     from unrolled.data.text import open_text, text_names
     from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
     from unrolled.report import Fact, Report
     from unrolled.subjects.texts import DEFAULT_LENGTH, open_reader
 
-    if options.split == "all" or options.labels is not None or options.robustness:
-        raise ValueError("--split all, --labels and --robustness are for images; leave them out")
+    options.refuse_images()
     if options.data is None:
         raise ValueError(
             f"--data: {options.model} is a language model; name a corpus, one of {', '.join(text_names())} or folder, "
