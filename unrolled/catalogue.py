@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 TABLE = Path(__file__).with_name("catalogue.json")
 _WEIGHTS = Path(__file__).with_name("weights")
+_ENGLISH = ("brown", "bronte", "darwin", "tinyshakespeare", "wikitext2-small")
+_LEARNT = {"crate_gpt_nano.bytes": _ENGLISH, "mesanet_nano.bytes": _ENGLISH}
 
 
 class ModelInfo(NamedTuple):
@@ -34,6 +36,13 @@ def shipped_text(name: str) -> Path | None:
     other name, and where there is a folder of that name, which goes first."""
     is_one = name in _texts() and not Path(name).is_dir()
     return _WEIGHTS / name if is_one else None
+
+
+def learnt_from(folder: Path) -> tuple[str, ...]:
+    """The corpora whose training parts a language model that comes with the package learnt from, as its card says;
+    empty for any other folder."""
+    place = folder.expanduser().resolve()
+    return _LEARNT.get(place.name, ()) if place.parent == _WEIGHTS.resolve() else ()
 
 
 def shipped_tags(name: str) -> list[str]:

@@ -394,6 +394,42 @@ def test_a_language_model_that_ships_is_measured_on_a_corpus(
     trained, untrained = (ask(capsys, name, *flags) for name in ("crate_gpt_nano.bytes", "crate_gpt_nano"))
     assert trained["task"] == "lm"
     assert trained["bits_per_byte"] < 4 < untrained["bits_per_byte"]
+    assert (trained["weights"], untrained["weights"]) == ("crate_gpt_nano.bytes", "random")
+    assert "tinyshakespeare" in trained["learnt_from"]
+    assert trained["said"] == ""
+    assert "crate_gpt_nano has random weights" in untrained["said"]
+    assert "random: nothing was learned" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("corpus", "split", "seen"),
+    [
+        ("tinyshakespeare", "train", True),
+        ("tinyshakespeare", "test", False),
+        ("wikitext2", "val", True),  # what it learnt is cut from it
+        ("wikitext2-small", "test", False),
+    ],
+)
+def test_a_score_of_the_text_that_a_model_learnt_from_comes_with_a_warning(
+    corpus: str, split: str, seen: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("tinyshakespeare.txt", "wikitext2_train.txt", "wikitext2_valid.txt", "wikitext2_test.txt"):
+        (tmp_path / file).write_text("".join(f"This is line {number} of the text.\n" for number in range(1000)))
+    flags = ["--data", corpus, "--data-dir", str(tmp_path), "--split", split, "--out", str(tmp_path / "out")]
+    found = ask(capsys, "crate_gpt_nano.bytes", *flags, "--samples", "1")
+    assert ("crate_gpt_nano.bytes learnt from this text; --split test" in found["said"]) is seen
+    assert ("notes" in found) is seen
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("It learnt from this text" in page) is seen
+    assert "is not known" not in page
+
+
+def test_what_another_folder_learnt_from_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(str(shipped_text("mesanet_nano.bytes")), tmp_path / "mesanet_nano.bytes")
+    (tmp_path / "tinyshakespeare.txt").write_text("This is a line of the text.\n" * 1000)
+    flags = ["--data", "tinyshakespeare", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    ask(capsys, str(tmp_path / "mesanet_nano.bytes"), *flags, "--samples", "1")
+    assert "in training is not known" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
