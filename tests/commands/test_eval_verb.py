@@ -397,6 +397,7 @@ def test_a_language_model_that_ships_is_measured_on_a_corpus(
     assert (trained["weights"], untrained["weights"]) == ("crate_gpt_nano.bytes", "random")
     assert "tinyshakespeare" in trained["learnt_from"]
     assert trained["said"] == ""
+    assert (trained["length"], untrained["length"]) == (128, 256)
     assert "crate_gpt_nano has random weights" in untrained["said"]
     assert "random: nothing was learned" in (tmp_path / "out" / "report.html").read_text()
 
@@ -428,7 +429,9 @@ def test_what_another_folder_learnt_from_is_not_known(tmp_path: Path, capsys: py
     shutil.copytree(str(shipped_text("mesanet_nano.bytes")), tmp_path / "mesanet_nano.bytes")
     (tmp_path / "tinyshakespeare.txt").write_text("This is a line of the text.\n" * 1000)
     flags = ["--data", "tinyshakespeare", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
-    ask(capsys, str(tmp_path / "mesanet_nano.bytes"), *flags, "--samples", "1")
+    found = ask(capsys, str(tmp_path / "mesanet_nano.bytes"), *flags, "--samples", "1")
+    assert found["length"] == 128  # it could read more; it learnt from so many at a time
+    assert "in windows of 128 tokens" in (tmp_path / "out" / "report.html").read_text()
     assert "in training is not known" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -31,6 +31,7 @@ class TextReader:
         decode: the text of ids; None where its tokenizer is asked for whole texts only.
         bytes_of: how many bytes of a text a token stands for; 0 of a mark. None where its tokenizer does not tell.
         limit: the longest sequence it takes; None: any.
+        context: of how many tokens the sequences were that it learnt from, where that is known.
         causal: predicts the next token, as logits.
         argument: the name its ids go by; empty: they are given by position.
         random: no weights were loaded.
@@ -49,6 +50,12 @@ class TextReader:
     random: bool = False
     paired: bool = False
     part: str = ""
+    context: int | None = None
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window of a corpus, where nothing else is said: 256, or as many as it takes and learnt from."""
+        return min(DEFAULT_LENGTH, self.limit or DEFAULT_LENGTH, self.context or DEFAULT_LENGTH)
 
     def given(self, ids: Tensor) -> Tensor | dict[str, Tensor]:
         """Ids [b, n] of one length, as `layerwise` takes them."""
@@ -107,10 +114,10 @@ def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:
         tokens: list[int] = tokenizer.encode(text).tolist()
         return tokens
 
-    limit = model.config.max_length if model.positions is not None else None
     return TextReader(
-        module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random,
-        decode=lambda tokens: str(tokenizer.decode(torch.tensor(tokens))), bytes_of=tokenizer.bytes_of,
+        module=model.eval(), encode=ids, pieces=ids, limit=model.longest, causal=bool(model.config.causal),
+        random=random, context=None if random else model.config.max_length, bytes_of=tokenizer.bytes_of,
+        decode=lambda tokens: str(tokenizer.decode(torch.tensor(tokens))),
     )  # fmt: skip
 
 
@@ -230,7 +237,7 @@ def open_texts(reader: TextReader, options: Any) -> Texts:
     held_out = run.get("held_out") if data == run.get("data") else None
     part = open_text(data, options.split, data_dir=folder, held_out=held_out)
     ids = torch.tensor(reader.pieces(part.text))
-    length = options.length or min(run.get("length") or DEFAULT_LENGTH, reader.limit or DEFAULT_LENGTH)
+    length = options.length or min(run.get("length") or reader.window, reader.limit or DEFAULT_LENGTH)
     _check_length(length, reader, "length")
     if len(ids) < length:
         raise ValueError(f"length={length}: {part.description}, is {len(ids):,} tokens; give a smaller length")

@@ -28,15 +28,17 @@ def measures_language(options: EvalOptions) -> bool:
 
 
 def evaluate_language_model(options: EvalOptions) -> None:
-    """Bits per byte, in windows of 256 tokens or of as many as the model takes, each with its mark of a text's begin.
+    """Bits per byte, in windows of 256 tokens, or of as many as the model takes and learnt from where these are fewer,
+    each with its mark of a text's begin.
 
     Raises:
-        ValueError: there are no data or flags of images, it does not predict the next token, or its tokenizer does not tell bytes.
+        ValueError: there are no data, flags are of images, it does not predict the next token, or its tokenizer does
+            not tell bytes.
     """
     from unrolled.data.text import open_text, text_names
     from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
     from unrolled.report import Fact, Report
-    from unrolled.subjects.texts import DEFAULT_LENGTH, open_reader
+    from unrolled.subjects.texts import open_reader
 
     options.refuse_images()
     if options.data is None:
@@ -54,7 +56,7 @@ def evaluate_language_model(options: EvalOptions) -> None:
     training, seen, note = _training(options, random=reader.random)
     if note:
         say(f"note: {note}")
-    length = min(DEFAULT_LENGTH, reader.limit or DEFAULT_LENGTH)
+    length = reader.window
     texts = [part.text] if options.samples is None else _excerpts(part.text, options.samples)
     run = Run(options, "eval", options.model, str(options.data))
     begins = reader.encode("")[:1]
@@ -79,18 +81,18 @@ def evaluate_language_model(options: EvalOptions) -> None:
         **({"notes": [note]} if note else {}),
     }  # fmt: skip
     words = f"{scores['bits_per_byte']:.4f} bits per byte, {scores['loss']:.4f} nats per token"
+    windows = f"in windows of {length} tokens"
     what = f"{options.model} on {options.data}"
     report = Report(what, question=f"How well does it predict the {options.split} part?")
     report.headline(
-        f"{words}, of {scores['bytes']:,} bytes in {scores['tokens']:,} tokens, in windows of {length}. {seen}",
+        f"{words}, of {scores['bytes']:,} bytes in {scores['tokens']:,} tokens, {windows}. {seen}",
         [
             Fact(label="Bits per byte", value=f"{scores['bits_per_byte']:.4f}", detail=f"{scores['bytes']:,} bytes"),
             Fact(label="Loss", value=f"{scores['loss']:.4f}", detail="nats per predicted token"),
         ],
     )
-    run.finish(
-        report, result, f"{what} ({options.split}): {words}", seeds=[options.seed] * reader.random, options=options
-    )
+    text = f"{what} ({options.split}): {words}, {windows}"
+    run.finish(report, result, text, seeds=[options.seed] * reader.random, options=options)
 
 
 def _training(options: EvalOptions, *, random: bool) -> tuple[dict[str, Any], str, str]:
