@@ -58,10 +58,16 @@ def _texts() -> list[str]:
     return sorted(file.parent.name for file in _WEIGHTS.glob("*/config.json"))
 
 
+def known_names() -> list[str]:
+    """What a model of this package goes by: its name, and its name with weights that ship (`NAME.TAG`)."""
+    return [name for row in catalogue().values() for name in (row.name, *_trained(row))]
+
+
+def _trained(row: ModelInfo) -> list[str]:
+    return [f"{row.name}.{tag}" for tag in row.weights.split(", ") if tag]
+
+
 def matching(pattern: str = "*") -> list[ModelInfo]:
     """The rows whose name, or name with weights that ship (`NAME.TAG`), matches `pattern` (wildcards * and ?)."""
-
-    def names(row: ModelInfo) -> list[str]:
-        return [row.name, *(f"{row.name}.{tag}" for tag in row.weights.split(", ") if tag)]
-
-    return [row for row in catalogue().values() if any(fnmatch(name, pattern) for name in names(row))]
+    rows = catalogue().values()
+    return [row for row in rows if any(fnmatch(name, pattern) for name in (row.name, *_trained(row)))]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Literal
 
-from unrolled.catalogue import ModelInfo, catalogue, matching
+from unrolled.catalogue import ModelInfo, catalogue, known_names, matching
 from unrolled.commands.options import check_counts, verb
 from unrolled.errors import nearest
 from unrolled.harness import JsonFlags, print_answer
@@ -66,9 +66,10 @@ def list_(options: ListOptions) -> None:
         return
     models = [*matching(options.pattern), *_added(options.pattern)]
     if not models:
-        known = [*catalogue(), *(model.name for model in _added("*"))]
-        near = nearest(options.pattern, known, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"`unrolled list` shows all {len(known)}"
+        added = [model.name for model in _added("*")]
+        near = nearest(options.pattern, [*known_names(), *added], 3)
+        count = len(catalogue()) + len(added)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"`unrolled list` shows all {count}"
         raise ValueError(f"pattern={options.pattern!r} matches no model; {hint}")
     width = max(len(model.name) for model in models)
     # without a column of dashes where there are no language models

@@ -14,7 +14,7 @@ from unrolled.data.text import open_text, read_lines, text_names
 from unrolled.errors import MissingData
 from unrolled.subjects.language import is_language_model
 from unrolled.subjects.options import OneModelFlags
-from unrolled.subjects.runs import named, run_settings
+from unrolled.subjects.runs import check_spelling, named, run_settings
 from unrolled.trust import check
 
 DEFAULT_LENGTH = 256
@@ -105,6 +105,7 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
         return _hugging_face(choice.model, name, stack)
     if spec.startswith(("given:", "st:")):
         return _encoder(choice.model, getattr(choice, "data_dir", None))
+    check_spelling(choice.model)
     others = "; give a run on text, a language model of `unrolled list`, hf:NAME, st:NAME or given:NAME"
     raise ValueError(f"model: {choice.model} does not read text{hub_hint(choice.model) or others}")
 
