@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from fnmatch import fnmatch
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 TABLE = Path(__file__).with_name("catalogue.json")
 _WEIGHTS = Path(__file__).with_name("weights")
 _ENGLISH = ("brown", "bronte", "darwin", "tinyshakespeare", "wikitext2-small")
+_TABLES = ("embed.", "positions.", "segments.")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation, no parameters
 _LEARNT = {"crate_gpt_nano.bytes": _ENGLISH, "mesanet_nano.bytes": _ENGLISH}
 
 
@@ -68,6 +71,25 @@ def _trained(row: ModelInfo) -> list[str]:
 
 
 def matching(pattern: str = "*") -> list[ModelInfo]:
-    """The rows whose name, or name with weights that ship (`NAME.TAG`), matches `pattern` (wildcards * and ?)."""
-    rows = catalogue().values()
-    return [row for row in rows if any(fnmatch(name, pattern) for name in (row.name, *_trained(row)))]
+    """The rows whose name matches `pattern` (wildcards * and ?), and those of weights that ship where only the name
+    with these (`NAME.TAG`) does: with the parameters that they have, which may be of another width or stem.
+    """
+    rows = []
+    for row in catalogue().values():
+        if fnmatch(row.name, pattern):
+            rows.append(row)
+        else:
+            rows += [_of_weights(row, name) for name in _trained(row) if fnmatch(name, pattern)]
+    return rows
+
+
+def _of_weights(row: ModelInfo, name: str) -> ModelInfo:
+    file = _WEIGHTS / name / "model.safetensors" if name in _texts() else _WEIGHTS / f"{name}.safetensors"
+    with file.open("rb") as stream:  # eight bytes say how long the header is, which has the shapes
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    sizes = {key: prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
+    sizes = {key: size for key, size in sizes.items() if not key.endswith(_STATISTICS)}
+    tables = sum(size for key, size in sizes.items() if key.startswith(_TABLES))
+    total = sum(sizes.values())
+    inner = None if row.without_embeddings is None else total - tables
+    return row._replace(name=name, parameters=total, weights=name.partition(".")[2], without_embeddings=inner)

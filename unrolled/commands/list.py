@@ -22,7 +22,8 @@ class ListOptions(MachineFlags, JsonFlags):
     """Flags of `unrolled list`."""
 
     pattern: str = field(default="*", kw_only=False)
-    """Names to show, with the wildcards * and ?; with a dot also the names of weights that ship (`"*.cifar10"`)."""
+    """Names to show, with the wildcards * and ?; with a dot also the names of weights that ship (`"*.cifar10"`), with
+    the parameters that these have."""
     compare: tuple[str, ...] | None = None
     """Image models whose parameters, operations and measured throughput to tabulate instead."""
     match: Literal["parameters", "flops"] | None = None
