@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from unrolled import cli
+from unrolled.catalogue import shipped_text
 from unrolled.subjects.runs import data_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,8 +44,9 @@ def test_list_has_the_language_models(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_list_compares_models_of_images_only(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["list", "--compare", "vit_nano_patch2_8", "crate_gpt_nano"]) == 2
-    assert "--compare: crate_gpt_nano: a language model; only models of images" in capsys.readouterr().err
+    for name in ("crate_gpt_nano", "mesanet_nano.bytes", str(shipped_text("mesanet_nano.bytes"))):
+        assert cli.run(["list", "--compare", "vit_nano_patch2_8", name]) == 2
+        assert f"--compare: {name}: a language model; only models of images" in capsys.readouterr().err
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from fnmatch import fnmatch
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 TABLE = Path(__file__).with_name("catalogue.json")
 _WEIGHTS = Path(__file__).with_name("weights")
+_ENGLISH = ("brown", "bronte", "darwin", "tinyshakespeare", "wikitext2-small")
+_TABLES = ("embed.", "positions.", "segments.")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch normalisation, no parameters
+_LEARNT = {"crate_gpt_nano.bytes": _ENGLISH, "mesanet_nano.bytes": _ENGLISH}
 
 
 class ModelInfo(NamedTuple):
@@ -36,6 +41,13 @@ def shipped_text(name: str) -> Path | None:
     return _WEIGHTS / name if is_one else None
 
 
+def learnt_from(folder: Path) -> tuple[str, ...]:
+    """The corpora whose training parts a language model that comes with the package learnt from, as its card says;
+    empty for any other folder."""
+    place = folder.expanduser().resolve()
+    return _LEARNT.get(place.name, ()) if place.parent == _WEIGHTS.resolve() else ()
+
+
 def shipped_tags(name: str) -> list[str]:
     """What the trained language models that come with the package in the frame of a size go by, behind the dot.
 
@@ -49,10 +61,35 @@ def _texts() -> list[str]:
     return sorted(file.parent.name for file in _WEIGHTS.glob("*/config.json"))
 
 
+def known_names() -> list[str]:
+    """What a model of this package goes by: its name, and its name with weights that ship (`NAME.TAG`)."""
+    return [name for row in catalogue().values() for name in (row.name, *_trained(row))]
+
+
+def _trained(row: ModelInfo) -> list[str]:
+    return [f"{row.name}.{tag}" for tag in row.weights.split(", ") if tag]
+
+
 def matching(pattern: str = "*") -> list[ModelInfo]:
-    """The rows whose name, or name with weights that ship (`NAME.TAG`), matches `pattern` (wildcards * and ?)."""
+    """The rows whose name matches `pattern` (wildcards * and ?), and those of weights that ship where only the name
+    with these (`NAME.TAG`) does: with the parameters that they have, which may be of another width or stem.
+    """
+    rows = []
+    for row in catalogue().values():
+        if fnmatch(row.name, pattern):
+            rows.append(row)
+        else:
+            rows += [_of_weights(row, name) for name in _trained(row) if fnmatch(name, pattern)]
+    return rows
 
-    def names(row: ModelInfo) -> list[str]:
-        return [row.name, *(f"{row.name}.{tag}" for tag in row.weights.split(", ") if tag)]
 
-    return [row for row in catalogue().values() if any(fnmatch(name, pattern) for name in names(row))]
+def _of_weights(row: ModelInfo, name: str) -> ModelInfo:
+    file = _WEIGHTS / name / "model.safetensors" if name in _texts() else _WEIGHTS / f"{name}.safetensors"
+    with file.open("rb") as stream:  # eight bytes say how long the header is, which has the shapes
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    sizes = {key: prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
+    sizes = {key: size for key, size in sizes.items() if not key.endswith(_STATISTICS)}
+    tables = sum(size for key, size in sizes.items() if key.startswith(_TABLES))
+    total = sum(sizes.values())
+    inner = None if row.without_embeddings is None else total - tables
+    return row._replace(name=name, parameters=total, weights=name.partition(".")[2], without_embeddings=inner)

@@ -45,16 +45,18 @@ def check_finite(value: Any, name: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
-    """What of `known` may be meant by `name`: the same but for case and signs, one that is a part of the other, or
-    that is spelled alike."""
+    """What of `known` may be meant by `name`: the same but for case and signs, spelled nearly so, one that is a part of
+    the other, or that is spelled alike."""
     plain = {each: re.sub(r"[\W_]+", "", each.lower()) for each in known}
     wanted = re.sub(r"[\W_]+", "", name.lower())
     if wanted and (same := [each for each, letters in plain.items() if letters == wanted]):
         return same[:most]
+    lower = {each.lower(): each for each in plain}
+    if typed := difflib.get_close_matches(name.lower(), lower, n=most, cutoff=0.9):
+        return [lower[each] for each in typed]
     parts = {each: re.split(r"[\W_]+", each.lower()) for each in [name, *plain]}
     if held := [each for each in plain if each.lower() in parts[name] or name.lower() in parts[each]]:
         return held[:most]
-    lower = {each.lower(): each for each in plain}
     return [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n=most)]
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from unrolled import cli
+from unrolled.catalogue import shipped_text
 from unrolled.commands.eval.classifier import _validation, calibration
 from unrolled.commands.eval.report import at_bound
 from unrolled.data import eval_loader, eval_transform, open_images, synthetic_images
@@ -393,9 +394,71 @@ def test_a_language_model_that_ships_is_measured_on_a_corpus(
     trained, untrained = (ask(capsys, name, *flags) for name in ("crate_gpt_nano.bytes", "crate_gpt_nano"))
     assert trained["task"] == "lm"
     assert trained["bits_per_byte"] < 4 < untrained["bits_per_byte"]
+    assert (trained["weights"], untrained["weights"]) == ("crate_gpt_nano.bytes", "random")
+    assert "tinyshakespeare" in trained["learnt_from"]
+    assert trained["said"] == ""
+    assert (trained["length"], untrained["length"]) == (128, 256)
+    assert "crate_gpt_nano has random weights" in untrained["said"]
+    assert "random: nothing was learned" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("corpus", "split", "seen"),
+    [
+        ("tinyshakespeare", "train", True),
+        ("tinyshakespeare", "test", False),
+        ("wikitext2", "val", True),  # what it learnt is cut from it
+        ("wikitext2-small", "test", False),
+    ],
+)
+def test_a_score_of_the_text_that_a_model_learnt_from_comes_with_a_warning(
+    corpus: str, split: str, seen: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("tinyshakespeare.txt", "wikitext2_train.txt", "wikitext2_valid.txt", "wikitext2_test.txt"):
+        (tmp_path / file).write_text("".join(f"This is line {number} of the text.\n" for number in range(1000)))
+    flags = ["--data", corpus, "--data-dir", str(tmp_path), "--split", split, "--out", str(tmp_path / "out")]
+    found = ask(capsys, "crate_gpt_nano.bytes", *flags, "--samples", "1")
+    assert ("crate_gpt_nano.bytes learnt from this text; --split test" in found["said"]) is seen
+    assert ("notes" in found) is seen
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("It learnt from this text" in page) is seen
+    assert "is not known" not in page
+
+
+def test_what_another_folder_learnt_from_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(str(shipped_text("mesanet_nano.bytes")), tmp_path / "mesanet_nano.bytes")
+    (tmp_path / "tinyshakespeare.txt").write_text("This is a line of the text.\n" * 1000)
+    flags = ["--data", "tinyshakespeare", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    found = ask(capsys, str(tmp_path / "mesanet_nano.bytes"), *flags, "--samples", "1")
+    assert found["length"] == 128  # it could read more; it learnt from so many at a time
+    assert "in windows of 128 tokens" in (tmp_path / "out" / "report.html").read_text()
+    assert "in training is not known" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--image-size", "64", "--val-fraction", "0"], "--val-fraction, --image-size: are for images"),
+        (["--split", "all", "--robustness"], "--split all, --robustness: are for images"),
+        (["--unknown-classes", "skip"], "--unknown-classes: is for images, and mesanet_nano.bytes is a language model"),
+        (["--split-seed", "0"], "--split-seed: is for images"),
+        (["--classes-by", "number"], "--classes-by: is for images"),
+        (["--on-error", "skip"], "--on-error: is for images"),
+        (["--weights", "crate_nano_patch4_32.cifar10"], "--weights: is for models of images; give a folder or hf:NAME"),
+    ],
+)
+def test_a_language_model_takes_no_flags_of_images(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = ["--data", "tinyshakespeare", "--data-dir", str(tmp_path)]
+    assert cli.run(["eval", "mesanet_nano.bytes", *corpus, *flags]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_language_model_without_a_corpus_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("mesanet_nano.bytes", "mesanet_nano"):
+    saved = str(shipped_text("mesanet_nano.bytes"))  # a folder without a run's config.yaml
+    for name in ("mesanet_nano.bytes", "mesanet_nano", saved, f"local:{saved}"):
         assert cli.run(["eval", name]) == 2
-        assert f"--data: {name} is a language model; name a corpus, one of" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"--data: {name} is a language model; name a corpus, one of" in said
+        assert "images" not in said

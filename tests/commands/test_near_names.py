@@ -53,6 +53,20 @@ def test_data(name: str, meant: str) -> None:
         open_images(name, "test")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("crate_gpt_nano.byte", "did you mean crate_gpt_nano.bytes?"),
+        ("crate_mae_nano_patch4_32.cifar10_lon", "did you mean crate_mae_nano_patch4_32.cifar10_long or"),
+        ("crate_nano_patch4_33", "did you mean crate_nano_patch4_32?"),
+        ("patch4_99", "`unrolled list` shows all"),
+    ],
+)
+def test_models_and_weights_of_the_list(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list", name]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_models_of_the_hub() -> None:
     with pytest.raises(ValueError, match="model='gpt2' is not known; did you mean hf:gpt2"):
         unrolled.create_model("gpt2")
@@ -64,6 +78,12 @@ def test_models_of_the_hub() -> None:
         (["trace", "gpt2", "--text", "a"], "did you mean hf:gpt2?"),
         (["trace", "given:minilm", "--data", "digits"], "models of given: are read where features are compared"),
         (["generate", "gpt2"], "did you mean hf:gpt2?"),
+        *(
+            ([verb, "mesanet_nano.byte"], "there are no such weights; did you mean mesanet_nano.bytes?")
+            for verb in ("eval", "trace", "extract", "generate")
+        ),
+        (["trace", "mesanet_nan.bytes", "--text", "a"], "did you mean mesanet_nano.bytes or"),
+        (["eval", "gpt2_nano.bytes"], "none ship for gpt2_nano"),
         # a typo is named before data that are not here
         *(
             ([verb, "crate_nano_patch4_33", "--data", "cifar10", "--data-dir", "nowhere"], "crate_nano_patch4_32")

@@ -13,11 +13,13 @@ import yaml
 from PIL import Image
 
 from unrolled import cli
+from unrolled.catalogue import shipped_text
 from unrolled.instruments import FeatureSet
 
 transformers = pytest.importorskip("transformers")
 WORDS = ["[PAD]", "[UNK]", "grey", "dark", "light", "patch", "a", "of"]
 CRATE = "crate_nano_patch2_8"
+SAVED = str(shipped_text("mesanet_nano.bytes"))
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,7 @@ def test_all_of_a_division_is_for_paired_data_only(capsys: pytest.CaptureFixture
             "--data flickr8k, or --texts, a file of them",
         ),
         (["mesanet_nano.bytes"], "mesanet_nano.bytes takes texts, and the data are images; give paired data"),
+        ([SAVED], f"{SAVED} takes texts, and the data are images; give paired data"),
         (["given:resnet20"], "--data-dir: the folder that holds"),
         (
             ["given:resnet20", "--data", "digits", "--weights", "crate_nano_patch4_32.cifar10"],
@@ -141,6 +144,14 @@ def test_all_of_a_division_is_for_paired_data_only(capsys: pytest.CaptureFixture
 def test_what_is_missing_is_said(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["extract", *flags]) in (2, 3)
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("models", [["extract", SAVED], ["align", SAVED, CRATE], ["extract", CRATE, "--side", "text"]])
+def test_a_corpus_is_no_list_of_texts(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*models, "--data", "tinyshakespeare"]) == 2
+    said = capsys.readouterr().err
+    assert "error: --data: tinyshakespeare is a corpus, one long text" in said
+    assert "give --texts, a file with one text a line" in said
 
 
 def test_an_empty_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +195,10 @@ def test_networks_of_images_see_data_that_are_no_pairs(
         (
             ["given:resnet20", "given:glove"],
             "m1: given:glove takes texts; give it `side: text`, and --data flickr8k or",
+        ),
+        (
+            [CRATE, SAVED],
+            f"m1: {SAVED} takes texts; give it `side: text`, and --data flickr8k or",
         ),
         (
             ["{model: tv:resnet18, side: text}", CRATE],

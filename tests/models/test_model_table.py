@@ -9,7 +9,8 @@ import pytest
 
 from tests.catalogue import counted, rows
 from unrolled import catalogue
-from unrolled.models.encoder import list_language_models
+from unrolled.models import create_model
+from unrolled.models.encoder import list_language_models, parameters
 from unrolled.models.registry import list_models
 
 
@@ -34,6 +35,20 @@ def test_listing_imports_neither_torch_nor_timm() -> None:
 
 
 def test_a_pattern_finds_weights_that_ship_by_their_name() -> None:
-    assert [row.name for row in catalogue.matching("mesanet_nano.bytes")] == ["mesanet_nano"]
-    assert {row.name for row in catalogue.matching("*.cifar10_hour")} == {"crate_nano_patch4_32"}
+    assert [row.name for row in catalogue.matching("mesanet_nano.bytes")] == ["mesanet_nano.bytes"]
+    assert {row.name for row in catalogue.matching("*.cifar10_hour")} == {"crate_nano_patch4_32.cifar10_hour"}
+    assert [row.name for row in catalogue.matching("crate_nano_patch4_32*")] == ["crate_nano_patch4_32"]
     assert catalogue.matching("crate_nano_patch4_32.nothing") == []
+
+
+@pytest.mark.parametrize("name", [name for name in catalogue.known_names() if "." in name])
+def test_weights_that_ship_are_listed_with_their_own_parameters(name: str) -> None:
+    (row,) = catalogue.matching(name)
+    (size,) = catalogue.matching(name.partition(".")[0])
+    model = create_model(name)
+    assert row.parameters == sum(value.numel() for value in model.parameters())
+    if size.without_embeddings is None:
+        assert row.without_embeddings is None
+    else:
+        assert row.without_embeddings == parameters(model)["without_embeddings"]
+        assert row.parameters < size.parameters  # of bytes, and not of GPT-2's vocabulary

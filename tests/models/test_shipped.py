@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import unrolled
+from unrolled.catalogue import learnt_from
 from unrolled.commands.complete import CompleteOptions
 from unrolled.commands.explain import ExplainOptions
 from unrolled.models import registry
@@ -143,6 +144,8 @@ def test_the_card_of_a_language_model_says_it_too(folder: Path) -> None:
         "README.md", "SHA256SUMS", "config.json", "model.safetensors", "tokenizer.json"
     }  # fmt: skip
     check_card(folder / "model.safetensors", folder / "README.md", unrolled.create_model(folder.name))
+    rows = re.findall(r"^\| ([\w-]+) \| \d\.\d+ \|", (folder / "README.md").read_text(), re.MULTILINE)
+    assert rows == [*learnt_from(folder), "mean"]  # the corpora that it is measured on are those it learnt from
 
 
 def check_card(file: Path, card_file: Path, model: torch.nn.Module) -> None:

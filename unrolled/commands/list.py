@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Literal
 
-from unrolled.catalogue import ModelInfo, catalogue, matching
+from unrolled.catalogue import ModelInfo, catalogue, known_names, matching
 from unrolled.commands.options import check_counts, verb
 from unrolled.errors import nearest
 from unrolled.harness import JsonFlags, print_answer
@@ -22,7 +22,8 @@ class ListOptions(MachineFlags, JsonFlags):
     """Flags of `unrolled list`."""
 
     pattern: str = field(default="*", kw_only=False)
-    """Names to show, with the wildcards * and ?; with a dot also the names of weights that ship (`"*.cifar10"`)."""
+    """Names to show, with the wildcards * and ?; with a dot also the names of weights that ship (`"*.cifar10"`), with
+    the parameters that these have."""
     compare: tuple[str, ...] | None = None
     """Image models whose parameters, operations and measured throughput to tabulate instead."""
     match: Literal["parameters", "flops"] | None = None
@@ -66,9 +67,10 @@ def list_(options: ListOptions) -> None:
         return
     models = [*matching(options.pattern), *_added(options.pattern)]
     if not models:
-        known = [*catalogue(), *(model.name for model in _added("*"))]
-        near = nearest(options.pattern, known, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"`unrolled list` shows all {len(known)}"
+        added = [model.name for model in _added("*")]
+        near = nearest(options.pattern, [*known_names(), *added], 3)
+        count = len(catalogue()) + len(added)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"`unrolled list` shows all {count}"
         raise ValueError(f"pattern={options.pattern!r} matches no model; {hint}")
     width = max(len(model.name) for model in models)
     # without a column of dashes where there are no language models
@@ -105,16 +107,14 @@ def _compare(options: ListOptions) -> None:
     import torch
 
     from unrolled.models.compare import compare
-    from unrolled.models.encoder import list_language_models
     from unrolled.provenance import environment
+    from unrolled.subjects.language import is_language_model
 
-    texts = {model.name for model in list_language_models()}.intersection(options.compare or ())
-    if texts:
-        raise ValueError(f"--compare: {', '.join(sorted(texts))}: a language model; only models of images are compared")
+    names = options.compare or ()
+    if texts := sorted({name for name in names if is_language_model(name)}):
+        raise ValueError(f"--compare: {', '.join(texts)}: a language model; only models of images are compared")
     where = choose_device(options.device)
-    rows = compare(
-        tuple(map(named, options.compare or ())), batch_size=options.batch_size, device=where, match=options.match
-    )
+    rows = compare(tuple(map(named, names)), batch_size=options.batch_size, device=where, match=options.match)
     known = environment()
     machine = known["gpus"][where.index or 0] if where.type == "cuda" else str(known["cpu"] or where.type)
     if where.type == "cpu":

@@ -46,7 +46,8 @@ class SweepFlags(SubjectFlags, OutputFlags):
     texts: Path | None = None
     """A file with one text a line, for a language model."""
     length: int | None = None
-    """Tokens of a text; default: of a corpus those of the run, else 256 or as many as the model takes; of texts all."""
+    """Tokens of a text; default: of a corpus those of the run, else 256, or as many as the model takes and learnt from
+    where these are fewer; of texts all."""
     batch_size: int = 64
     """Images or texts in one forward pass, whose blocks are kept."""
     seed: int = 0

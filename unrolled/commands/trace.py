@@ -39,7 +39,8 @@ class TraceOptions(SubjectFlags, OutputFlags):
     texts: Path | None = None
     """A file with one text a line, for a language model."""
     length: int | None = None
-    """Tokens of a text; default: of a corpus those of the run, else 256 or as many as the model takes; of texts all."""
+    """Tokens of a text; default: of a corpus those of the run, else 256, or as many as the model takes and learnt from
+    where these are fewer; of texts all."""
     stack: str | None = None
     """Of a model with several stacks of blocks the one to measure, such as `decoder` of T5; default: the main one. Of
     two towers that is taken which reads what is shown."""

@@ -78,6 +78,20 @@ def text_names() -> list[str]:
     return sorted(_CORPORA)
 
 
+def share_text(name: str, split: Split, other: str, part: Split) -> bool:
+    """Whether a part of one corpus has text in common with a part of another, or the same one; by their files."""
+    if name == other:
+        return split == part
+    if name not in _CORPORA or other not in _CORPORA:
+        return False
+    first, second = (_CORPORA[each].files for each in (name, other))
+
+    def files(of: dict[str, tuple[str, ...]], which: Split) -> set[str]:
+        return set(of.get(which) or of.get("all") or of["train"])  # what is not published is cut from the training part
+
+    return bool(files(first, split) & files(second, part))
+
+
 def open_text(
     name: str, split: Split = "train", *, data_dir: Path | str | None = None, held_out: float | None = None
 ) -> Text:

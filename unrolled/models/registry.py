@@ -300,16 +300,13 @@ def create_registered(name: str, *, pretrained: bool = False, **kwargs: Any) -> 
     Raises:
         ValueError, MissingData, CorruptFile: as `unrolled.create_model`.
     """
-    plain, _, tag = name.rpartition(":")[2].partition(".")
+    check_known(name)
+    plain = name.rpartition(":")[2].partition(".")[0]
     if plain in LANGUAGE_MODELS or plain in ENCODERS:
-        if tag and (tags := shipped_tags(plain)):
-            known = ", ".join(f"{plain}.{each}" for each in tags)
-            raise ValueError(f"model={name!r}: there are no such weights; did you mean {known}?")
         task = "mlm" if plain in ENCODERS else "lm"
         raise ValueError(
             f"model={name!r} is a language model and takes no images; `unrolled train --task {task} --model {plain}`"
         )
-    check_known(name)
     return create_with_timm(name.removeprefix("timm:"), pretrained, **kwargs)
 
 
@@ -346,16 +343,23 @@ def hub_hint(name: str) -> str:
 
 def _check_name(name: str, spec: str) -> None:
     plain, _, tag = name.partition(".")
-    if not is_registered(plain):
-        known = timm.list_models()
+    of_text = (*LANGUAGE_MODELS, *ENCODERS)
+    if plain not in of_text and not is_registered(plain):
+        known = [*timm.list_models(), *of_text]
         family = [full for full in known if full.split("_")[0] == plain.split("_")[0]]
         near = get_close_matches(plain, family, n=3, cutoff=0.5) or get_close_matches(plain, known, n=3)
+        near = [f"{full}.{tag}" if tag in _tags(full) else full for full in near]
         hint = f"; did you mean {' or '.join(near)}?" if near else "; `unrolled list` shows what there is"
         raise ValueError(f"model={spec!r} is not known{hub_hint(name) or hint}")
-    if plain in _INFO and tag and tag not in _SHIPPED.get(plain, {}):
-        known = ", ".join(f"{plain}.{tag}" for tag in _SHIPPED.get(plain, {}))
-        hint = f"did you mean {known}?" if known else f"none ship for {plain}; train it, or leave out {tag!r}"
+    if (plain in of_text or plain in _INFO) and tag and tag not in (tags := _tags(plain)):
+        trained = " or ".join(f"{plain}.{each}" for each in tags)
+        hint = f"did you mean {trained}?" if trained else f"none ship for {plain}; train it, or leave out {tag!r}"
         raise ValueError(f"model={spec!r}: there are no such weights; {hint}")
+
+
+def _tags(name: str) -> list[str]:
+    """What the weights of a model that ship go by, behind the dot."""
+    return shipped_tags(name) or list(_SHIPPED.get(name, {}))
 
 
 def names_folder(spec: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unrolled.subjects.runs import named
+from unrolled.errors import MissingData
+from unrolled.subjects.runs import named, run_settings
 
 if TYPE_CHECKING:
     from unrolled.data.tokens import Tokenizer
@@ -48,16 +49,26 @@ def kind_of(spec: str) -> Literal["image", "text"] | None:
     scheme, _, rest = spec.partition(":")
     if scheme == "given" and rest in GIVEN:
         return "text" if rest in given_names("text") else "image"
-    if scheme == "st" or is_ours(spec):
+    if scheme == "st" or is_language_model(spec):
         return "text"
     return None if spec.lower().endswith(".onnx") or source_of(spec)[0] == "transformers" else "image"
 
 
-def is_ours(spec: str) -> bool:
-    """Whether a MODEL argument names a language model of this package, by its name or in a folder."""
+def is_language_model(spec: str) -> bool:
+    """Whether a MODEL argument names a language model of this package: by its name, with or without weights that ship,
+    in a folder, or as a run on text.
+
+    Raises:
+        CorruptFile: a `config.json` or `config.yaml` cannot be read.
+    """
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
 
-    return spec in (*LANGUAGE_MODELS, *ENCODERS) or source_of(spec)[0] == "ours"
+    if spec in (*LANGUAGE_MODELS, *ENCODERS) or run_settings(spec).get("task") in ("lm", "mlm"):
+        return True
+    try:
+        return source_of(spec)[0] == "ours"
+    except MissingData:  # no folder, or no model in it as yet: whoever opens it says so
+        return False
 
 
 def open_ours(spec: str, folder: str) -> tuple[Any, Tokenizer]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from unrolled.data.text import text_names
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.control import untrained_control
 from unrolled.instruments.features import FeatureSet, read_descriptors
@@ -17,13 +18,13 @@ from unrolled.instruments.features.parts import Processes, extract_in_parts
 from unrolled.models.encoders import Encoder, Kind, open_encoder
 from unrolled.models.masked import whole_images
 from unrolled.subjects.images import images_of
-from unrolled.subjects.language import is_ours, kind_of
+from unrolled.subjects.language import is_language_model, kind_of
 from unrolled.subjects.models import open_model, origin
 from unrolled.subjects.options import Reading, SampleFlags, Side
 from unrolled.subjects.pairs import Paired, is_paired, read_pairs, read_texts
 from unrolled.subjects.runs import check_spelling, data_of, named, shared_data_of
 from unrolled.subjects.samples import ImageSamples, Samples, SoundSamples
-from unrolled.subjects.texts import named_of_text, open_reader
+from unrolled.subjects.texts import open_reader
 
 Flags = TypeVar("Flags", bound=SampleFlags)
 OF_ENCODERS = ("given:", "tv:", "st:")
@@ -50,15 +51,20 @@ def material_for(
         quiet: do not say what was read.
 
     Raises:
-        ValueError: a split that the data do not have, or a model of texts where the data are images.
+        ValueError: a split that the data do not have, a corpus, or a model of texts where the data are images.
     """
     for model in models:
         check_spelling(model)
+    if texts is None and options.data in text_names():
+        raise ValueError(
+            f"data: {options.data} is a corpus, one long text, and features are of images or of texts by themselves; "
+            "give texts=, a file with one text a line, or paired data that have texts, such as data='flickr8k'"
+        )
     if is_paired(options.data, side, texts):
         pairs = read_pairs(options.data, options.split, options.data_dir) if texts is None else read_texts(texts)
         return Paired.drawn(pairs, options.images), options
     for model in models:
-        if named_of_text(model) or (model.startswith(OF_ENCODERS) and kind_of(model) == "text"):
+        if is_language_model(model) or (model.startswith(OF_ENCODERS) and kind_of(model) == "text"):
             raise ValueError(
                 f"model: {model} takes texts, and the data are images; give paired data that have texts, such as "
                 "data='flickr8k', or texts=, a file of them"
@@ -117,7 +123,7 @@ class Subject:
     @classmethod
     def shown(cls, reading: Reading, samples: Samples, kind: Kind, where: torch.device) -> Subject:
         """The model that `reading` names, on its device, and samples of the kind that it takes."""
-        ours = kind == "text" and is_ours(reading.model)
+        ours = kind == "text" and is_language_model(reading.model)
         encoder = _of_texts(reading) if ours else _encoder(reading, kind)
         encoder.module.to(where)
         return cls(encoder, samples, replace(reading, batch_size=1) if ours else reading)

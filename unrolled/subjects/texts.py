@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unrolled.catalogue import shipped_text
 from unrolled.data.text import open_text, read_lines, text_names
 from unrolled.errors import MissingData
+from unrolled.subjects.language import is_language_model
 from unrolled.subjects.options import OneModelFlags
-from unrolled.subjects.runs import named, run_settings
+from unrolled.subjects.runs import check_spelling, named, run_settings
 from unrolled.trust import check
 
 DEFAULT_LENGTH = 256
@@ -31,6 +31,7 @@ class TextReader:
         decode: the text of ids; None where its tokenizer is asked for whole texts only.
         bytes_of: how many bytes of a text a token stands for; 0 of a mark. None where its tokenizer does not tell.
         limit: the longest sequence it takes; None: any.
+        context: of how many tokens the sequences were that it learnt from, where that is known.
         causal: predicts the next token, as logits.
         argument: the name its ids go by; empty: they are given by position.
         random: no weights were loaded.
@@ -49,6 +50,12 @@ class TextReader:
     random: bool = False
     paired: bool = False
     part: str = ""
+    context: int | None = None
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window of a corpus, where nothing else is said: 256, or as many as it takes and learnt from."""
+        return min(DEFAULT_LENGTH, self.limit or DEFAULT_LENGTH, self.context or DEFAULT_LENGTH)
 
     def given(self, ids: Tensor) -> Tensor | dict[str, Tensor]:
         """Ids [b, n] of one length, as `layerwise` takes them."""
@@ -59,16 +66,7 @@ class TextReader:
 
 def reads_text(options: Any) -> bool:
     """Whether flags speak of text: a text, a file, a corpus, or a model that is known to read nothing else."""
-    return bool(options.text or options.texts or options.data in text_names() or named_of_text(options.model))
-
-
-def named_of_text(spec: str) -> bool:
-    """Whether a string is the name of a language model of this package, or the folder of a run on text."""
-    from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
-
-    if spec in (*LANGUAGE_MODELS, *ENCODERS) or shipped_text(spec) is not None:
-        return True
-    return run_settings(spec).get("task") in ("lm", "mlm")
+    return bool(options.text or options.texts or options.data in text_names() or is_language_model(options.model))
 
 
 def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReader:
@@ -87,8 +85,9 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
     from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS, language_config
     from unrolled.subjects.language import open_ours, source_of
 
-    if choice.weights is not None or choice.pretrained:
-        raise ValueError("weights, pretrained: are for models of images; give a folder or hf:NAME as the model")
+    for flag in ("weights", "pretrained"):
+        if getattr(choice, flag):
+            raise ValueError(f"{flag}: is for models of images; give a folder or hf:NAME as the model")
     spec = named(choice.model)
     torch.manual_seed(choice.seed)
     if spec in (*LANGUAGE_MODELS, *ENCODERS):
@@ -106,6 +105,7 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
         return _hugging_face(choice.model, name, stack)
     if spec.startswith(("given:", "st:")):
         return _encoder(choice.model, getattr(choice, "data_dir", None))
+    check_spelling(choice.model)
     others = "; give a run on text, a language model of `unrolled list`, hf:NAME, st:NAME or given:NAME"
     raise ValueError(f"model: {choice.model} does not read text{hub_hint(choice.model) or others}")
 
@@ -115,10 +115,10 @@ def _ours(model: Any, tokenizer: Any, *, random: bool = False) -> TextReader:
         tokens: list[int] = tokenizer.encode(text).tolist()
         return tokens
 
-    limit = model.config.max_length if model.positions is not None else None
     return TextReader(
-        module=model.eval(), encode=ids, pieces=ids, limit=limit, causal=bool(model.config.causal), random=random,
-        decode=lambda tokens: str(tokenizer.decode(torch.tensor(tokens))), bytes_of=tokenizer.bytes_of,
+        module=model.eval(), encode=ids, pieces=ids, limit=model.longest, causal=bool(model.config.causal),
+        random=random, context=None if random else model.config.max_length, bytes_of=tokenizer.bytes_of,
+        decode=lambda tokens: str(tokenizer.decode(torch.tensor(tokens))),
     )  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def open_texts(reader: TextReader, options: Any) -> Texts:
     held_out = run.get("held_out") if data == run.get("data") else None
     part = open_text(data, options.split, data_dir=folder, held_out=held_out)
     ids = torch.tensor(reader.pieces(part.text))
-    length = options.length or min(run.get("length") or DEFAULT_LENGTH, reader.limit or DEFAULT_LENGTH)
+    length = options.length or min(run.get("length") or reader.window, reader.limit or DEFAULT_LENGTH)
     _check_length(length, reader, "length")
     if len(ids) < length:
         raise ValueError(f"length={length}: {part.description}, is {len(ids):,} tokens; give a smaller length")

@@ -141,10 +141,11 @@ def _check_fed(entry: Entry, where: str) -> None:
     Raises:
         ValueError: naming `where` and the line that mends it.
     """
-    from unrolled.subjects.language import kind_of
+    from unrolled.subjects.language import is_language_model, kind_of
     from unrolled.subjects.subject import OF_ENCODERS
 
-    fed, takes = entry.side or "image", kind_of(entry.model) if entry.model.startswith(OF_ENCODERS) else None
+    by_string = entry.model.startswith(OF_ENCODERS) or is_language_model(entry.model)
+    fed, takes = entry.side or "image", kind_of(entry.model) if by_string else None
     if takes == "text" and fed == "image":
         raise ValueError(
             f"{where}: {entry.model} takes texts; give it `side: text`, and data='flickr8k' or other pairs"

@@ -35,7 +35,7 @@ def evaluate(options: EvalOptions) -> None:
 
         evaluate_text_run(options)
         return
-    if options.weights is None and measures_language(options):
+    if measures_language(options):
         evaluate_language_model(options)
         return
     if options.stride is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,27 +20,27 @@ _EXCERPT = 1000  # characters
 def measures_language(options: EvalOptions) -> bool:
     """Whether the model is a language model of this package, or one of transformers and the data are a corpus."""
     from unrolled.data.text import text_names
-    from unrolled.subjects.language import source_of
-    from unrolled.subjects.texts import named_of_text
+    from unrolled.subjects.language import is_language_model, source_of
 
-    if named_of_text(options.model):
+    if is_language_model(options.model):
         return True
     return options.data in text_names() and source_of(options.model)[0] != "none"
 
 
 def evaluate_language_model(options: EvalOptions) -> None:
-    """Bits per byte, in windows of 256 tokens or of as many as the model takes, each with its mark of a text's begin.
+    """Bits per byte, in windows of 256 tokens, or of as many as the model takes and learnt from where these are fewer,
+    each with its mark of a text's begin.
 
     Raises:
-        ValueError: there are no data, it does not predict the next token, or its tokenizer does not tell bytes.
+        ValueError: there are no data, flags are of images, it does not predict the next token, or its tokenizer does
+            not tell bytes.
     """
     from unrolled.data.text import open_text, text_names
     from unrolled.instruments.sequences.bits_per_byte import bits_per_byte
     from unrolled.report import Fact, Report
-    from unrolled.subjects.texts import DEFAULT_LENGTH, open_reader
+    from unrolled.subjects.texts import open_reader
 
-    if options.split == "all" or options.labels is not None or options.robustness:
-        raise ValueError("--split all, --labels and --robustness are for images; leave them out")
+    options.refuse_images()
     if options.data is None:
         raise ValueError(
             f"--data: {options.model} is a language model; name a corpus, one of {', '.join(text_names())} or folder, "
@@ -52,7 +53,10 @@ def evaluate_language_model(options: EvalOptions) -> None:
     split, options = options.split, replace(options, batch_size=options.batch_size or 8)
     part = open_text(str(options.data), split, data_dir=options.data_dir)
     say(part.description, quiet=options.quiet)
-    length = min(DEFAULT_LENGTH, reader.limit or DEFAULT_LENGTH)
+    training, seen, note = _training(options, random=reader.random)
+    if note:
+        say(f"note: {note}")
+    length = reader.window
     texts = [part.text] if options.samples is None else _excerpts(part.text, options.samples)
     run = Run(options, "eval", options.model, str(options.data))
     begins = reader.encode("")[:1]
@@ -73,20 +77,45 @@ def evaluate_language_model(options: EvalOptions) -> None:
     result: Answer = {
         "model": options.model, "task": "lm", "data": options.data, "split": options.split, "length": length,
         "stride": options.stride or length, **({} if options.samples is None else {"samples": options.samples}),
-        **scores, "tokens_per_second": total["tokens"] / run.seconds,
+        **training, **scores, "tokens_per_second": total["tokens"] / run.seconds,
+        **({"notes": [note]} if note else {}),
     }  # fmt: skip
     words = f"{scores['bits_per_byte']:.4f} bits per byte, {scores['loss']:.4f} nats per token"
+    windows = f"in windows of {length} tokens"
     what = f"{options.model} on {options.data}"
     report = Report(what, question=f"How well does it predict the {options.split} part?")
     report.headline(
-        f"{words}, of {scores['bytes']:,} bytes in {scores['tokens']:,} tokens, in windows of {length}. Whether the "
-        "model has seen this text in training is not known.",
+        f"{words}, of {scores['bytes']:,} bytes in {scores['tokens']:,} tokens, {windows}. {seen}",
         [
             Fact(label="Bits per byte", value=f"{scores['bits_per_byte']:.4f}", detail=f"{scores['bytes']:,} bytes"),
             Fact(label="Loss", value=f"{scores['loss']:.4f}", detail="nats per predicted token"),
         ],
     )
-    run.finish(report, result, f"{what} ({options.split}): {words}", seeds=[], options=options)
+    text = f"{what} ({options.split}): {words}, {windows}"
+    run.finish(report, result, text, seeds=[options.seed] * reader.random, options=options)
+
+
+def _training(options: EvalOptions, *, random: bool) -> tuple[dict[str, Any], str, str]:
+    """Whether the model has seen the text in training: for the answer, for the page, and what warns of the score."""
+    from unrolled.catalogue import learnt_from
+    from unrolled.data.text import share_text
+    from unrolled.subjects.runs import named
+
+    model, split = options.model, options.split
+    if random:
+        note = f"{model} has random weights; a run folder or hf:NAME gives it trained ones"
+        return {"weights": "random"}, "Its weights are random: nothing was learned.", note
+    scheme, _, folder = named(model).partition(":")
+    learnt = learnt_from(Path(folder)) if scheme == "local" else ()
+    if not learnt:
+        return {"weights": model}, "Whether the model has seen this text in training is not known.", ""
+    facts = {"weights": model, "learnt_from": list(learnt)}
+    corpora = f"the training parts of {', '.join(learnt[:-1])} and {learnt[-1]}"
+    assert split != "all"
+    if any(share_text(str(options.data), split, corpus, "train") for corpus in learnt):
+        note = f"{model} learnt from this text; --split test is of text that it has not seen"
+        return facts, f"It learnt from this text, of {corpora}: the score says little of other text.", note
+    return facts, f"It learnt from {corpora}.", ""
 
 
 def _excerpts(text: str, count: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,11 @@ from unrolled.commands.options import check_counts
 from unrolled.harness import OutputFlags
 from unrolled.subjects.options import LoaderFlags, OnError, SubjectFlags
 from unrolled.subjects.runs import DataOf, completed
+
+_OF_IMAGES = (
+    "labels", "classes_by", "unknown_classes", "robustness", "robustness_images", "val_fraction", "split_seed",
+    "image_size", "workers", "on_error",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,21 @@ class EvalOptions(SubjectFlags, LoaderFlags, OutputFlags):
         seed = data.split_seed if options.split_seed is None else options.split_seed
         unknown = options.unknown_classes or data.unknown_classes
         return replace(options, split_seed=seed, val_fraction=fraction, unknown_classes=unknown), data
+
+    def refuse_images(self) -> None:
+        """Refuse the flags that are for images, where a language model is measured.
+
+        Raises:
+            ValueError: naming those that were given.
+        """
+        default = {item.name: item.default for item in fields(self)}
+        given = [name for name in _OF_IMAGES if getattr(self, name) != default[name]]
+        flags = ["--split all"] * (self.split == "all") + [f"--{name.replace('_', '-')}" for name in given]
+        if flags:
+            words = ("is", "it") if len(flags) == 1 else ("are", "them")
+            raise ValueError(
+                f"{', '.join(flags)}: {words[0]} for images, and {self.model} is a language model; leave {words[1]} out"
+            )
 
     def refuse(self, *names: str) -> None:
         """Refuse flags that would be ignored of a run that is measured as it was trained."""

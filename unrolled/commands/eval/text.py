@@ -22,9 +22,8 @@ def evaluate_text_run(options: EvalOptions) -> None:
     from unrolled.train import load_config
     from unrolled.train.text import check_excerpts, evaluate_text, open_corpus
 
-    if options.split == "all" or options.labels is not None or options.robustness:
-        raise ValueError("--split all, --labels and --robustness are for images; leave them out")
-    options.refuse("image_size", "pretrained", "model_args", "weights")
+    options.refuse_images()
+    options.refuse("pretrained", "model_args", "weights")
     folder = Path(options.model.removeprefix("local:")).expanduser()
     changes: Settings = {"accumulate": 1, "devices": 1, "num_nodes": 1, "eval_every": None}
     given = {"data": options.data, "data_dir": options.data_dir, "batch_size": options.batch_size}
