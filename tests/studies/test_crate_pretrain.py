@@ -220,6 +220,18 @@ def test_the_decoders_claim_can_come_out_either_way(rise: float, untrained: floa
     assert claim.judge(Results(rows_of_decoders(rise, untrained)), PretrainConfig()).verdict == verdict
 
 
+def test_one_decoder_that_was_trained_longer_decides_nothing() -> None:
+    config = PretrainConfig()
+    longer = Layers(network=config.learnt("mae", "published", 0, config.long), measured=256)
+    rows = rows_of_decoders(-0.4, -0.2)
+    rows.append(Row(longer, {**rows[0].result, "rise": [0.3] * 8}, 1.0))
+    claim = next(claim for claim in STUDY.claims if "as published" in claim.statement)
+    judged = claim.judge(Results(rows), config)
+    assert (judged.verdict, judged.why) == ("undecided", "one seed decides nothing")
+    assert judged.measured.startswith("0.300 (1 seed); untrained -0.19")
+    assert "after 5 x 10^12 operations instead of 50 -0.39" in judged.measured
+
+
 @pytest.mark.parametrize(("worse", "words"), [(1.0, "; as expected"), (1.3, "; not as expected")])
 def test_a_crate_beside_its_vit_is_not_judged_since_it_is_not_the_papers(worse: float, words: str) -> None:
     config = PretrainConfig()

@@ -44,19 +44,6 @@ def change(rows: Results[Layers], name: str = "rise") -> Values:
     return rows.values(lambda result: fmean(result[name]))
 
 
-def over_groups(values: Sequence[float]) -> Estimate:
-    """The mean of one network's groups of images, with Student's interval."""
-    return mean(values, f"{len(values)} groups of images, one network")
-
-
-def mean(values: Sequence[float], basis: str) -> Estimate:
-    """The mean with Student's 95 % interval over `basis`."""
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return Estimate(fmean(values), fmean(values) - half, fmean(values) + half, f"over {basis}")
-
-
 def ratio(one: Sequence[float], other: Sequence[float]) -> Estimate:
     """Mean of the one over that of the other, of the same images, with a 95 % interval over images (delta method)."""
     value = fmean(one) / fmean(other)
@@ -65,24 +52,23 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> Estimate:
     return Estimate(value, value - half, value + half, f"over {len(one)} images, one network")
 
 
-def decoder(results: Results[Any], config: PretrainConfig, form: str, name: str = "rise") -> Values | Estimate:
-    """`change` of a form after its longest training: over seeds, or over groups of images where one seed was longer."""
-    rows = learnt(results, Layers, config.long, form=form)
-    return over_groups(rows[0].result[name]) if rows else change(learnt(results, Layers, config.trial, form=form), name)
+def decoder(results: Results[Any], config: PretrainConfig, form: str, name: str = "rise") -> Values:
+    """`change` of a form after its longest training, by seed."""
+    return change(learnt(results, Layers, config.long, form=form), name) or _short(results, config, form, name)
 
 
-def longer(results: Results[Any], config: PretrainConfig) -> Values | Estimate:
-    """The published decoder's rise after the long training less that after the short one, of one seed."""
-    long, short = (learnt(results, Layers, length, form="published") for length in (config.long, config.trial))
-    if not long or not short:
-        return Values()
-    return over_groups([a - b for a, b in zip(long.first("rise"), short.first("rise"), strict=True)])
+def longer(results: Results[Any], config: PretrainConfig) -> Values:
+    """The published decoder's rise after the long training less that after the short one, by seed."""
+    return change(learnt(results, Layers, config.long, form="published")) - _short(results, config, "published")
+
+
+def _short(results: Results[Any], config: PretrainConfig, form: str, name: str = "rise") -> Values:
+    return change(learnt(results, Layers, config.trial, form=form), name)
 
 
 def formed(results: Results[Any], config: PretrainConfig, form: str) -> Values:
     """The rise of a form less that of the published one, after the short training."""
-    one, other = (change(learnt(results, Layers, config.trial, form=each)) for each in (form, "published"))
-    return one - other
+    return _short(results, config, form) - _short(results, config, "published")
 
 
 def loss(results: Results[Any], config: PretrainConfig, form: str) -> Values:
@@ -146,8 +132,16 @@ def _asks(question: Question) -> Callable[[PretrainConfig], bool]:
     return lambda config: question in config.questions
 
 
-def _untrained(results: Results[Any], config: PretrainConfig, form: str) -> str:
-    return f"; untrained {change(fresh(results, Layers, form=form)):.3f}"
+def _beside(results: Results[Any], config: PretrainConfig, form: str) -> str:
+    """The same after the short training, where a longer one is judged, before training, and what the step does."""
+    value, short = decoder(results, config, form), _short(results, config, form)
+    words = [f" ({value.count})", f"untrained {change(fresh(results, Layers, form=form)):.3f}"]
+    if value.by != short.by:
+        words.append(
+            f"after {config.trial:g} x 10^12 operations instead of {config.long:g} {short:.3f} ({short.count})"
+        )
+    words.append(f"a layer's own step {100 * decoder(results, config, form, 'step'):+.0f} %")
+    return "; ".join(words)
 
 
 def _decoder(form: str, statement: str, **kwargs: Any) -> Claim:
@@ -156,7 +150,7 @@ def _decoder(form: str, statement: str, **kwargs: Any) -> Claim:
         value=lambda results, config: decoder(results, config, form),
         low=0.0,
         control=lambda results, config: change(fresh(results, Layers, form=form)),
-        detail=lambda results, config: _untrained(results, config, form),
+        detail=lambda results, config: _beside(results, config, form),
         asked=_asks("decoder"),
         **kwargs,
     )
