@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from unrolled.commands.eval.options import EvalOptions
 from unrolled.harness import Answer, Run
@@ -51,9 +51,10 @@ def evaluate_language_model(options: EvalOptions) -> None:
         reason = "has a tokenizer that does not tell bytes" if reader.causal else "does not predict the next token"
         raise ValueError(f"model: {options.model} {reason}; give a causal language model")
     split, options = options.split, replace(options, batch_size=options.batch_size or 8)
+    assert split != "all"  # refused above
     part = open_text(str(options.data), split, data_dir=options.data_dir)
     say(part.description, quiet=options.quiet)
-    training, seen, note = _training(options, random=reader.random)
+    training, seen, note = _training(options, split, random=reader.random)
     if note:
         say(f"note: {note}")
     length = reader.window
@@ -95,13 +96,15 @@ def evaluate_language_model(options: EvalOptions) -> None:
     run.finish(report, result, text, seeds=[options.seed] * reader.random, options=options)
 
 
-def _training(options: EvalOptions, *, random: bool) -> tuple[dict[str, Any], str, str]:
+def _training(
+    options: EvalOptions, split: Literal["train", "val", "test"], *, random: bool
+) -> tuple[dict[str, Any], str, str]:
     """Whether the model has seen the text in training: for the answer, for the page, and what warns of the score."""
     from unrolled.catalogue import learnt_from
     from unrolled.data.text import share_text
     from unrolled.subjects.runs import named
 
-    model, split = options.model, options.split
+    model = options.model
     if random:
         note = f"{model} has random weights; a run folder or hf:NAME gives it trained ones"
         return {"weights": "random"}, "Its weights are random: nothing was learned.", note
@@ -111,7 +114,6 @@ def _training(options: EvalOptions, *, random: bool) -> tuple[dict[str, Any], st
         return {"weights": model}, "Whether the model has seen this text in training is not known.", ""
     facts = {"weights": model, "learnt_from": list(learnt)}
     corpora = f"the training parts of {', '.join(learnt[:-1])} and {learnt[-1]}"
-    assert split != "all"
     if any(share_text(str(options.data), split, corpus, "train") for corpus in learnt):
         note = f"{model} learnt from this text; --split test is of text that it has not seen"
         return facts, f"It learnt from this text, of {corpora}: the score says little of other text.", note

@@ -49,7 +49,7 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
         _features(report, config, results)
     _trials(report, config, results)
     if left := [question for question in QUESTIONS if question not in config.questions]:
-        report.section("Not asked", f"The study can also be asked for {' and '.join(left)}: `--questions`.")
+        report.section("Not asked", f"The study can also be asked for {' and '.join(left)} (`questions`).")
     report.section(
         "What this does not show",
         "Networks of at most 350,000 parameters on small images, one recipe in which only rates were tuned, with as "
