@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -24,7 +25,7 @@ from unrolled.studies.study import Config
 STUDIES = Path(__file__).resolve().parents[1] / "docs/studies"
 
 
-def take_over(report: Mapping[str, Any], name: str, store: Path) -> tuple[int, list[str]]:
+def take_over(report: Mapping[str, Any], name: str, store: Path) -> tuple[int, Counter[str]]:
     """Put the rows of a report into a store.
 
     Args:
@@ -33,7 +34,9 @@ def take_over(report: Mapping[str, Any], name: str, store: Path) -> tuple[int, l
         store: the folder.
 
     Returns:
-        how many rows were taken over, and the class of each that no cell of the study's settings has the columns of.
+        how many rows were taken over, and how many of each class were left, since no cell of the study's settings has
+        their columns. Of a report of before 30 November 2026, in which a result could hide a column of its name,
+        classes of which a row is left are left whole.
 
     Raises:
         ValueError: the report has no rows.
@@ -42,15 +45,23 @@ def take_over(report: Mapping[str, Any], name: str, store: Path) -> tuple[int, l
         raise ValueError(f"{name}: its report is of a time when reports held no rows; compute it anew")
     study = studies.load(name)
     config = configuration(study.config, report["provenance"]["config"])
-    rows = list(report["results"]["rows"])
-    for cell in dict.fromkeys(study.cells(config)):
+    rows, found = list(report["results"]["rows"]), []
+    # those with most columns first: the columns of an untrained network are among those of the same one trained
+    for cell in sorted(dict.fromkeys(study.cells(config)), key=lambda cell: -len(cell.columns)):
         columns = plain(cell.columns)
         row = next((row for row in rows if row["cell"] == type(cell).__name__ and columns.items() <= row.items()), None)
         if row is not None:
             rows.remove(row)
-            result = {key.removeprefix("result."): row[key] for key in row if key not in {*columns, "cell", "seconds"}}
-            _keep(cell, Context(store=store), result, row["seconds"])
-    return len(report["results"]["rows"]) - len(rows), [row["cell"] for row in rows]
+            found.append((cell, {key: row[key] for key in row if key not in {*columns, "cell"}}))
+    hidden = set() if "missing" in report["results"] else {row["cell"] for row in rows}
+    taken = [(cell, result) for cell, result in found if type(cell).__name__ not in hidden]
+    for cell, result in taken:
+        seconds = result.pop("seconds")
+        named = {key.removeprefix("result."): value for key, value in result.items()}
+        _keep(cell, Context(store=store), named, seconds)
+    left = Counter(row["cell"] for row in rows)
+    left.update(type(cell).__name__ for cell, _ in found if type(cell).__name__ in hidden)
+    return len(taken), left
 
 
 def configuration(kind: type[Config], recorded: Mapping[str, Any]) -> Config:
@@ -76,8 +87,13 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--kept", type=Path, required=True)
     arguments = parser.parse_args()
-    taken, left = take_over(read_json(STUDIES / arguments.name / "report.json"), arguments.name, arguments.kept)
-    print(f"{taken} rows of {arguments.name} in {arguments.kept}", *sorted({f"not {kind}" for kind in left}), sep=", ")
+    try:
+        report = read_json(STUDIES / arguments.name / "report.json")
+        taken, left = take_over(report, arguments.name, arguments.kept)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    counts = [f"{count} of {kind} left" for kind, count in left.items()]
+    print(", ".join([f"{taken} rows of {arguments.name} in {arguments.kept}", *counts]))
 
 
 if __name__ == "__main__":
