@@ -72,15 +72,18 @@ def list_(options: ListOptions) -> None:
         count = len(catalogue()) + len(added)
         hint = f"did you mean {' or '.join(near)}?" if near else f"`unrolled list` shows all {count}"
         raise ValueError(f"pattern={options.pattern!r} matches no model; {hint}")
-    width = max(len(model.name) for model in models)
+    width, trained = (max(len(getattr(model, name)) for model in models) for name in ("name", "weights"))
+    trained = max(trained, len("weights"))
     # without a column of dashes where there are no language models
     texts = any(model.without_embeddings is not None for model in models)
-    lines = [f"{'name':<{width}}  {'parameters':>11}{'  without embeddings' if texts else ''}  {'weights':<8}  source"]
+    lines = [
+        f"{'name':<{width}}  {'parameters':>11}{'  without embeddings' if texts else ''}  {'weights':<{trained}}  source"
+    ]
     for model in models:
         inner = "-" if model.without_embeddings is None else f"{model.without_embeddings:,}"
         lines.append(
             f"{model.name:<{width}}  {model.parameters:>11,}{f'  {inner:>18}' if texts else ''}  "
-            f"{model.weights or '-':<8}  {model.source}"
+            f"{model.weights or '-':<{trained}}  {model.source}"
         )
     print_answer("list", {"models": [model._asdict() for model in models]}, "\n".join(lines), json=options.json)
 

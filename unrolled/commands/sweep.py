@@ -134,13 +134,13 @@ def causal_reader(options: SweepFlags) -> TextReader:
     Raises:
         ValueError: it does not predict the next token.
     """
-    from unrolled.subjects.texts import open_reader
+    from unrolled.subjects.texts import of_random_weights, open_reader
 
     reader = open_reader(options)
     if not reader.causal:
         raise ValueError(f"model: {options.model} does not predict the next token; give a causal language model")
     if reader.random:
-        say(f"note: {options.model} has random weights; a run folder or hf:NAME gives it trained ones")
+        say(f"note: {of_random_weights(options.model)}")
     return reader
 
 

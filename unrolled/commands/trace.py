@@ -123,7 +123,7 @@ def _trace_texts(options: TraceOptions) -> None:
     from unrolled.commands.trace_report import legend, table_of, text_report
     from unrolled.commands.trace_text import context_sentences, in_context
     from unrolled.instruments import trace_report
-    from unrolled.subjects.texts import open_reader, open_texts
+    from unrolled.subjects.texts import of_random_weights, open_reader, open_texts
 
     where = choose_device(options.device)
     reader = open_reader(options, stack=options.stack)
@@ -131,7 +131,7 @@ def _trace_texts(options: TraceOptions) -> None:
     say(f"data: {texts.description}", quiet=options.quiet)
     _say_part(reader.part, options)
     if reader.random:
-        say(f"note: {options.model} has random weights; a run folder or hf:NAME gives it trained ones")
+        say(f"note: {of_random_weights(options.model)}")
     run = Run(options, "trace", options.model, texts.name)
     parts = list(texts.batches(options.batch_size))
     shown = (reader.given(ids) for ids in progress(parts, total=len(parts), what="trace", quiet=options.quiet))

@@ -147,6 +147,8 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
         return dict(opener(folder))
     if Path(name).is_dir():
         raise ValueError(f"data: {name!r} is a folder; give data='folder' and data_dir={name!r}")
+    if name in text_names():
+        raise ValueError(f"data: {name} is a corpus, one long text; give images, such as data='cifar10'")
     hint = suggestion(name, dataset_names())
     if (corpus := nearest(name, text_names())) and not nearest(name, dataset_names()):
         hint = f"did you mean {corpus[0]!r}, which is text?"

@@ -163,8 +163,8 @@ def takes_images(spec: str, model: nn.Module) -> None:
     of_text = getattr(model, "main_input_name", "") == "input_ids"  # Hugging Face's
     if isinstance(model, LanguageModel) or (of_text and not any(isinstance(part, Conv2d) for part in model.modules())):
         raise ValueError(
-            f"model: {spec.removeprefix('local:')} is a language model and these are images; `unrolled eval --data "
-            'tinyshakespeare` measures it on text, `unrolled trace --text "..."` shows its layers'
+            f"model: {spec.removeprefix('local:')} is a language model and these are images; `unrolled eval MODEL "
+            '--data tinyshakespeare` measures it on text, `unrolled trace MODEL --text "..."` shows its layers'
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unrolled.catalogue import shipped_tags
 from unrolled.data.text import open_text, read_lines, text_names
 from unrolled.errors import MissingData
 from unrolled.subjects.language import is_language_model
@@ -69,6 +70,12 @@ def reads_text(options: Any) -> bool:
     return bool(options.text or options.texts or options.data in text_names() or is_language_model(options.model))
 
 
+def of_random_weights(model: str) -> str:
+    """What is said of a language model whose weights are random: by which name there are trained ones."""
+    trained = [f"{model}.{tag} has" for tag in shipped_tags(model)]
+    return f"{model} has random weights; {' or '.join([*trained, 'a run folder or hf:NAME gives it'])} trained ones"
+
+
 def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReader:
     """The model of texts that a string names: a run or folder, a language model's name, `hf:`, `st:` or `given:NAME`.
 
@@ -87,7 +94,8 @@ def open_reader(choice: OneModelFlags, *, stack: str | None = None) -> TextReade
 
     for flag in ("weights", "pretrained"):
         if getattr(choice, flag):
-            raise ValueError(f"{flag}: is for models of images; give a folder or hf:NAME as the model")
+            known = "".join(f"{choice.model}.{tag}, " for tag in shipped_tags(choice.model))
+            raise ValueError(f"{flag}: is for models of images; give {known}a folder or hf:NAME as the model")
     spec = named(choice.model)
     torch.manual_seed(choice.seed)
     if spec in (*LANGUAGE_MODELS, *ENCODERS):

@@ -103,11 +103,11 @@ def _training(
     from unrolled.catalogue import learnt_from
     from unrolled.data.text import share_text
     from unrolled.subjects.runs import named
+    from unrolled.subjects.texts import of_random_weights
 
     model = options.model
     if random:
-        note = f"{model} has random weights; a run folder or hf:NAME gives it trained ones"
-        return {"weights": "random"}, "Its weights are random: nothing was learned.", note
+        return {"weights": "random"}, "Its weights are random: nothing was learned.", of_random_weights(model)
     scheme, _, folder = named(model).partition(":")
     learnt = learnt_from(Path(folder)) if scheme == "local" else ()
     if not learnt:

@@ -14,7 +14,7 @@ from unrolled.subjects.runs import DataOf, completed
 
 _OF_IMAGES = (
     "labels", "classes_by", "unknown_classes", "robustness", "robustness_images", "val_fraction", "split_seed",
-    "image_size", "workers", "on_error",
+    "image_size", "on_error",
 )  # fmt: skip
 
 

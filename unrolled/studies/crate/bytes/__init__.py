@@ -1,7 +1,8 @@
 """Language models of bytes after one pass over several books: tuned, at equal parameters, beside counting and packing.
 
-`crate-text` compares them after a tenth of this, on one play; here they have seen enough to be ahead of counting, and
-the rivals that decide are there: softmax attention in a frame of today, with and without MesaNet's convolution.
+`crate-text` compares them after a tenth of this, on one play; here they have seen enough to come near counting, which
+there was far ahead, and the rivals that decide are there: softmax attention in a frame of today, with and without
+MesaNet's convolution.
 """
 
 from unrolled.studies.crate.bytes import cells, claims, report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -32,16 +33,12 @@ class View:
         """A loss on one corpus, by default the mean over all."""
         corpora = (corpus,) if corpus else self.config.corpora
 
-        def mean(result: Any) -> float:
-            return bits(fmean(at(result["by_corpus"][name], path) for name in corpora))
-
-        return self.tested(family, long=long).values(mean)
+        return self.tested(family, long=long).values(lambda result: _mean(result, path, corpora))
 
     def counts(self, path: str, corpus: str = "") -> float | None:
         """The same of counting or packing."""
-        rows = self.results.of(Counted)
         corpora = (corpus,) if corpus else self.config.corpora
-        return bits(fmean(at(rows[0].result["by_corpus"][name], path) for name in corpora)) if rows else None
+        return next((_mean(row.result, path, corpora) for row in self.results.of(Counted)), None)
 
     def trials(self, family: str) -> list[Values]:
         """Validation losses at the end of the trials that chose for a family."""
@@ -50,11 +47,15 @@ class View:
         return [rows.values("validation.-1.loss").map(bits) for rows in chosen]
 
 
-def at(result: Any, path: str) -> float:
-    """The number at keys with dots between them."""
-    for key in path.split("."):
-        result = result[key]
-    return float(result)
+def _mean(result: Any, path: str, corpora: Sequence[str]) -> float | None:
+    """Mean over corpora of the number at keys with dots between them, in bits; None of one that was not computed."""
+    numbers = []
+    for corpus in corpora:
+        number = result["by_corpus"][corpus]
+        for key in path.split("."):
+            number = number[key]
+        numbers.append(number)
+    return None if None in numbers else bits(fmean(numbers))
 
 
 def _behind(
@@ -70,7 +71,11 @@ def _behind(
         values = value(results, config)
         return f" ({values.count})" if values else ""
 
-    return Claim(statement=f"{statement} (bits per byte)", value=value, detail=detail, spec="+.3f", **claim)
+    def asked(config: BytesConfig) -> bool:
+        return {one, other} <= set(config.families) and not (long and {one, other} - set(config.longer))
+
+    statement = f"{statement} (bits per byte)"
+    return Claim(statement=statement, value=value, detail=detail, asked=asked, spec="+.3f", **claim)
 
 
 def _copied(family: str) -> Claim:
@@ -89,6 +94,7 @@ def _copied(family: str) -> Claim:
         unjudged=NOBODY,
         high=0.0,
         spec="+.3f",
+        asked=lambda config: family in config.families,
     )
 
 

@@ -1,4 +1,4 @@
-"""What counting bytes does beside a network: interpolated Kneser-Ney, and a file packer."""
+"""What counting bytes does beside a network: modified Kneser-Ney, and a file packer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from unrolled.studies.crate.text.ngrams import LONGEST, gram_codes
 
 
 class KneserNey:
-    """Interpolated n-grams of bytes with three discounts an order (Chen and Goodman 1999, section 3).
+    """Modified Kneser-Ney: interpolated n-grams with three discounts an order (Chen and Goodman 1999, section 3).
 
-    The highest order counts bytes; a lower one counts in how many contexts, one byte longer, its gram was seen. That is
-    for backing off: at the start of an excerpt, where fewer bytes stand before the predicted one, the order that they
-    make is the highest, and counts bytes. Order 1 is mixed with the uniform distribution. A discount is estimated from
-    how many grams were seen once to four times; where these are too few to tell it is a half of the count.
+    The highest order counts bytes; a lower one counts in how many contexts, one byte longer, its gram was seen. Such
+    continuation counts are for backing off: at the start of an excerpt, where fewer bytes stand before the predicted
+    one, the order that they make is the highest, and counts bytes. Order 1 is mixed with the uniform distribution. A
+    discount is estimated from how many grams were seen once to four times; where these are too few to tell it is a half
+    of the count.
     """
 
     def __init__(self, tokens: Tensor, order: int) -> None:
@@ -37,11 +38,11 @@ class KneserNey:
             raise ValueError(f"tokens: {len(tokens)} bytes are fewer than order={order}; give a longer text")
         values = tokens.numpy().astype(np.int64)
         self.order = order
-        self._highest = [_Table(*_counted(gram_codes(values, length))) for length in range(1, order + 1)]
+        self._counts = [_Table(*_counted(gram_codes(values, length))) for length in range(1, order + 1)]
         # the distinct grams of one byte more, each counted once without its first byte
-        self._lower = [
+        self._continuations = [
             _Table(*_counted(longer.grams & ((1 << 8 * length) - 1)))
-            for length, longer in enumerate(self._highest[1:], 1)
+            for length, longer in enumerate(self._counts[1:], 1)
         ]
 
     def losses(self, rows: Tensor) -> Tensor:
@@ -60,10 +61,10 @@ class KneserNey:
             begin = max(length - 2, 0)  # the first prediction with length - 1 bytes before it
             grams = gram_codes(values, length)[:, length == 1 :]
             highest = slice(None if length == self.order else 1)  # predictions that have no more bytes before them
-            mixed = self._highest[length - 1].mixed(grams[:, highest], below[:, begin:][:, highest])
+            mixed = self._counts[length - 1].mixed(grams[:, highest], below[:, begin:][:, highest])
             probability[:, begin:][:, highest] = mixed
             if length < self.order:
-                below[:, begin:] = self._lower[length - 1].mixed(grams, below[:, begin:])
+                below[:, begin:] = self._continuations[length - 1].mixed(grams, below[:, begin:])
         return torch.from_numpy(-np.log(probability))
 
 

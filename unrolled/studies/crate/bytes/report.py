@@ -195,6 +195,5 @@ def _limits(report: Report, view: View) -> None:
         "attention has no activation behind it, MesaNet's has one, and MesaNet without it keeps that. "
         + ("Models with one seed have no error bar. " if 1 in seeds else "")
         + "Brown is text of separate sentences, tokenised, and WikiText's words are split from their punctuation: "
-        "bits per byte are low there for that reason. On the page in docs/studies, mixtures are with counts that did "
-        "worse at the first three bytes of an excerpt: two computed again are 0.007 and 0.013 bits lower (LOG.md).",
+        "bits per byte are low there for that reason.",
     )

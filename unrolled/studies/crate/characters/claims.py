@@ -58,8 +58,12 @@ def _behind(one: str, other: str, statement: str, *, after: int = 0, timed: bool
         view = View(results, config)
         return view.losses(one, after=after, timed=timed) - view.losses(other, after=after, timed=timed)
 
+    def asked(config: CharactersConfig) -> bool:
+        trained = {one, other} - {PUBLISHED}
+        return trained <= set(config.families) and not (timed and trained - {GPT2, *config.as_long})
+
     control = {"source": CONTROL, "published": "none", "unjudged": CONTROL}
-    return _claim(statement, value, spec="+.3f", **{**control, **claim})
+    return _claim(statement, value, spec="+.3f", asked=asked, **{**control, **claim})
 
 
 def _claim(statement: str, value: Any, **claim: Any) -> Claim:

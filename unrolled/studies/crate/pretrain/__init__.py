@@ -11,8 +11,8 @@ from unrolled.studies.study import Study
 STUDY = Study(
     name="crate-pretrain",
     title="Pretraining without labels: completion, the decoder, and three objectives on one CRATE",
-    question="Does a CRATE-MAE complete images better than inpainting that learns nothing, why does its decoder not "
-    "raise R^c, and which objective makes the best features at equal operations?",
+    question="Does a CRATE-MAE complete images better than inpainting that learns nothing, when does its decoder raise "
+    "R^c, and which objective makes the best features at equal operations?",
     citation="D. Pai et al., Masked Completion via Structured Diffusion with White-Box Transformers, arXiv 2404.02446; "
     "R. Balestriero and Y. LeCun, LeJEPA, arXiv 2511.08544; Z. Wu et al., Simplifying DINO via Coding Rate "
     "Regularization, arXiv 2502.10385",

@@ -24,6 +24,7 @@ from unrolled.studies.crate.pretrain.claims import (
     learnt,
     loss,
     probe,
+    shipped_beside_inpainting,
     tuned,
 )
 from unrolled.studies.crate.pretrain.completion import HARMONIC, Completed, Inpainted
@@ -31,7 +32,7 @@ from unrolled.studies.crate.pretrain.learning import Learning, Learnt, Trial, Tu
 from unrolled.studies.crate.pretrain.networks import FORMS, Fresh
 from unrolled.studies.crate.pretrain.objectives import WORDS
 from unrolled.studies.networks import BATCH, NAMES
-from unrolled.studies.results import NOT_RUN, Results
+from unrolled.studies.results import NOT_RUN, Estimate, Results
 
 if TYPE_CHECKING:
     from unrolled.report import Report
@@ -42,14 +43,15 @@ _PARTS = ("rise", "step", "plain", "linear")
 def report(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
     """Headline, completion, decoder, features, rates, limits."""
     _headline(report, config, results)
-    _completion(report, config, results)
-    if "decoder" in config.questions:
+    if {"completion", "ship"} & set(config.questions):
+        _completion(report, config, results)
+    if {"decoder", "ship"} & set(config.questions):
         _decoder(report, config, results)
     if results.of(Probed):
         _features(report, config, results)
     _trials(report, config, results)
     if left := [question for question in QUESTIONS if question not in config.questions]:
-        report.section("Not asked", f"The study can also be asked for {' and '.join(left)} (`questions`).")
+        report.section("Not asked", f"The study can also be asked for {', '.join(left)} (`questions`).")
     report.section(
         "What this does not show",
         "Networks of at most 350,000 parameters on small images, one recipe in which only rates were tuned, with as "
@@ -66,16 +68,20 @@ def _headline(report: Report, config: PretrainConfig, results: Results[Any]) -> 
 
     beside = beside_inpainting(results, config)
     scores = {objective: score for objective in OBJECTIVES if (score := probe(results, config, objective))}
-    long = learnt(results, Layers, config.long, form="published")
+    shipped = shipped_beside_inpainting(results, config)
     words, facts = [], []
     if beside:
         words.append(f"CRATE-MAE has {beside:.3f} times the loss of {HARMONIC}")
         facts.append(Fact(label=f"CRATE-MAE over {HARMONIC}", value=f"{beside:.3f}", detail=beside.count))
-    if long:
-        rise, step = (100 * change(long, name) for name in ("rise", "step"))
+    if isinstance(shipped, Estimate):
         words.append(
-            f"from the first to the last layer of the published decoder R^c changes by {rise:+.0f} %, by a layer's own "
-            f"step it changes by {step:+.0f} %"
+            f"a CRATE-MAE of pixels, trained longer, {shipped.value:.3f} times the squared error of {HARMONIC}"
+        )
+    steps = {form: 100 * change(learnt(results, Layers, config.trial, form=form), "step") for form in DECODERS}
+    if steps["published"] and steps["derived-tied"]:
+        words.append(
+            f"a layer's step in the decoder changes R^c by {steps['published']:+.0f} % as published, by "
+            f"{steps['derived-tied']:+.0f} % derived and with tied output"
         )
     if scores:
         best = max(scores, key=lambda each: scores[each].mean)
@@ -102,14 +108,15 @@ def _completion(report: Report, config: PretrainConfig, results: Results[Any]) -
         "derived compression step; the published CRATE-MAE encodes all patches, by the published step.",
     )
     rows: list[list[Any]] = []
-    for form in PAIR:
+    for form in PAIR if "completion" in config.questions else ():
         made, done = (learned(results, config, form), learnt(results, Completed, config.length, form=form))
         rows.append(
             [FORMS[form].words, *_cost(made), f"{loss(results, config, form):.3f}", f"{done.values('psnr'):.2f}"]
         )
     made = learned(results, config, "crate", "mae-pixels")
     done = learnt(results, Completed, config.ship, objective="mae-pixels")
-    rows.append(["CRATE-MAE of pixels, longer", *_cost(made), "taught pixels", f"{done.values('psnr'):.2f}"])
+    if "ship" in config.questions:
+        rows.append(["CRATE-MAE of pixels, longer", *_cost(made), "taught pixels", f"{done.values('psnr'):.2f}"])
     for name, entry in results.of(Inpainted).first("scores", {}).items():
         rows.append([name, 0, "-", "-", "-", f"{entry['loss']:.3f}", f"{entry['psnr']:.2f}"])
     section.table(
@@ -152,7 +159,7 @@ def _decoder(report: Report, config: PretrainConfig, results: Results[Any]) -> N
     )
     lengths = {"short": config.trial, "long": config.long}
     table = []
-    for form in DECODERS:
+    for form in DECODERS if "decoder" in config.questions else ():
         rows: dict[str, Results[Layers]] = {"untrained": fresh(results, Layers, form=form)}
         rows |= {name: learnt(results, Layers, length, form=form) for name, length in lengths.items()}
         for name, each in rows.items():
