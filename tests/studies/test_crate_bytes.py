@@ -146,4 +146,4 @@ def test_every_asked_model_is_on_the_page(corpus: Path) -> None:
     page = (corpus / "out" / "report.html").read_text()
     for words in ("LLaMA", "ToST", "5-gram counts, Kneser-Ney", "xz", "tinyshakespeare"):
         assert words in page
-    assert len(report.claims) == 11
+    assert [claim.statement.split()[0] for claim in report.claims] == ["LLaMA"]  # others are of families not asked

@@ -76,9 +76,8 @@ def list_(options: ListOptions) -> None:
     trained = max(trained, len("weights"))
     # without a column of dashes where there are no language models
     texts = any(model.without_embeddings is not None for model in models)
-    lines = [
-        f"{'name':<{width}}  {'parameters':>11}{'  without embeddings' if texts else ''}  {'weights':<{trained}}  source"
-    ]
+    inner = "  without embeddings" if texts else ""
+    lines = [f"{'name':<{width}}  {'parameters':>11}{inner}  {'weights':<{trained}}  source"]
     for model in models:
         inner = "-" if model.without_embeddings is None else f"{model.without_embeddings:,}"
         lines.append(
