@@ -149,7 +149,7 @@ def test_random_weights_are_called_so_at_the_top(folder: Path, capsys: Capture) 
     ("arguments", "code", "fragment"),
     [
         (["crate_gpt_nano"], 2, "crate_gpt_nano reads text: add --text, --texts (a file"),
-        (["hf:ROOT/gpt2"], 2, "is a language model and these are images; `unrolled eval --data"),
+        (["hf:ROOT/gpt2"], 2, "is a language model and these are images; `unrolled eval MODEL --data"),
         (["hf:ROOT/gpt2", "--text", "cat " * 40], 2, "--length cuts it: it has 40 tokens; this model takes 1 to 32"),
         (["hf:ROOT/gpt2", "--text", "cat", " "], 2, "--text: text 2 is empty"),
         (["hf:ROOT/gpt2", "--texts", "ROOT/lines.txt"], 2, "--texts: text 2 is empty"),

@@ -353,9 +353,9 @@ def test_of_cells_that_were_not_run_a_page_gives_every_cause_and_counts_them() -
     missing: dict[Cell, str] = {cell: f"{cell.name}: not computed yet" for cell in squares}
     missing[OnData()] = "data_dir: there is no numbers"
     first, second = not_run(missing).split("\n\n")
-    assert first.startswith("not computed yet: 40 cells (Square number 3, seed 0")
-    assert first.endswith(" and 37 more).")
-    assert second.startswith("data_dir: there is no numbers: 1 cell (OnData")
+    assert first.startswith("not computed yet (40 cells: Square number 3, seed 0")
+    assert first.endswith(" and 37 more)")
+    assert second.startswith("data_dir: there is no numbers (1 cell: OnData")
     assert len(causes(missing)["not computed yet"]) == 40
 
 

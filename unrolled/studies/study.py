@@ -129,7 +129,7 @@ def not_run(missing: Mapping[Cell, str]) -> str:
     lines = []
     for cause, cells in causes(missing).items():
         more = f" and {len(cells) - _FEW} more" * (len(cells) > _FEW)
-        lines.append(f"{cause}: {len(cells)} cell{'s' * (len(cells) > 1)} ({', '.join(cells[:_FEW])}{more}).")
+        lines.append(f"{cause} ({len(cells)} cell{'s' * (len(cells) > 1)}: {', '.join(cells[:_FEW])}{more})")
     return "\n\n".join(lines)
 
 
