@@ -89,6 +89,7 @@ _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
             "std": (64 / 255,) * 3,
         },
     },
+    "aot_nano_patch4_32": {"cifar10_hour": _CONV},
 }
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
 
