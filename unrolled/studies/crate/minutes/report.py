@@ -141,34 +141,26 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
     longest = max(config.minutes)
     rows = []
     for family in config.families:
-        tested = results.of(Scored, family=family, minutes=longest)
-        tried = results.of(Trial, family=family, rate=tested.first("rate")) if tested else tested
-        if not tried:
+        known = _lengths(config, results, family)
+        if longest not in known or len(known) < 2:
             continue
-        images, right = tested.first("images"), tested.values("accuracy")
-        epoch = images / tested[0].cell.epochs
-        short = Length(
-            images=epoch * (1 - HELD_OUT) * tried[0].cell.epochs,
-            error=1 - tried.first("accuracy"),
-            scored=round(epoch * HELD_OUT),
-        )
-        long = Length(images=images, error=1 - right.mean, scored=len(right) * _TESTED[config.data])
+        (minutes, short), (_, long) = sorted(known.items())[-2:]
         if short.images < long.images and long.error < short.error:
             after = [accuracy_after(short, long, _TIMES * long.images, stays) for stays in _STAYS]
-            now = [f"{100 * (1 - each.error):.1f}" for each in (short, long)]
+            now = [f"{minutes:g} min: {100 * (1 - short.error):.1f}", f"{100 * (1 - long.error):.1f}"]
             power = f"{-exponent(short, long):.2f}"
             rows.append([FAMILIES[family].words, *now, power, *(f"{each:.1f}" for each in after)])
     if not rows:
         return
     report.section(
         "What longer training would likely change",
-        f"Nothing was trained for {_TIMES * longest:g} core-minutes: this is extrapolated. Two lengths of the recipe "
-        "are known, the trial at the rate that was chosen, on held-out images, and the network that was tested; the "
-        "power says how errors fall between them with the images seen. Accuracy in per cent if that goes on, and if "
-        "none, half or three quarters of the errors made now stay for good.",
+        f"Nothing was trained for {_TIMES * longest:g} core-minutes: this is extrapolated from the two longest lengths "
+        f"of the recipe that are known, of which the {config.trial:g} minutes are those of the trial at the rate that "
+        "was chosen, on held-out images; the power says how errors fall between them with the images seen. Accuracy in "
+        "per cent if that goes on, and if none, half or three quarters of the errors made now stay for good.",
     ).table(
         [
-            *("network", f"{config.trial:g} min", f"{longest:g} min", "power"),
+            *("network", "shorter", f"{longest:g} min", "power"),
             *(f"{_TIMES * longest:g} min, {words} stays" for words in ("nothing", "half", "three quarters")),
         ],
         rows,
@@ -176,6 +168,26 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         "bends: the columns differ by more than their intervals, and the first is the most that is likely, since the "
         "same images come back four times as often. Another seed, and a rate tuned for the longer run, are in none.",
     )
+
+
+def _lengths(config: MinutesConfig, results: Results[Any], family: str) -> dict[float, Length]:
+    """The accuracies of a family by minutes: of its trial at the rate that was chosen, and of what was tested."""
+    known = {}
+    for minutes in config.minutes:
+        if tested := results.of(Scored, family=family, minutes=minutes):
+            right = tested.values("accuracy")
+            known[minutes] = Length(tested.first("images"), 1 - right.mean, len(right) * _TESTED[config.data])
+    if known:
+        longest = results.of(Scored, family=family, minutes=max(known))
+        tried = results.of(Trial, family=family, rate=longest.first("rate"))
+        if tried:
+            epoch = longest.first("images") / longest[0].cell.epochs
+            known[config.trial] = Length(
+                images=epoch * (1 - HELD_OUT) * tried[0].cell.epochs,
+                error=1 - tried.first("accuracy"),
+                scored=round(epoch * HELD_OUT),
+            )
+    return known
 
 
 def _alone(config: MinutesConfig, results: Results[Any]) -> bool:
