@@ -68,6 +68,7 @@ TOST_SIZES: dict[str, dict[str, int]] = {
 }
 _CRATE_NAMES = {"img_size": "image_size", "in_chans": "channels", "embed_dim": "dim", "num_heads": "heads"}
 _CRATE_SOURCE = "CRATE, arXiv 2306.01129"
+_AOT_SOURCE = "attention-only transformer, arXiv 2506.03790"
 _FIRST_CONV = "patch_embed.proj.0.0"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CONV = {"label_names": CIFAR10, "first_conv": _FIRST_CONV, "arch": {"stem": "conv", "compression": "derived"}}
@@ -89,7 +90,7 @@ _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
             "std": (64 / 255,) * 3,
         },
     },
-    "aot_nano_patch4_32": {"cifar10_hour": _CONV},
+    "aot_nano_conv_patch4_32": {"cifar10": {"label_names": CIFAR10}},
 }
 _VIT_SOURCE = "ViT of the same width and depth (timm), the baseline of CRATE"
 
@@ -266,9 +267,12 @@ def _register_families() -> None:
         name = f"{size}_patch{patch}_{_side(patch)['img_size']}"
         stem = "linear" if size == "nano" else "layernorm"
         arch = {**widths, **_side(patch), "stem": stem, "sparsifier": "none"}
-        register(f"aot_{name}", _build_crate, arch, source="attention-only transformer, arXiv 2506.03790")
+        register(f"aot_{name}", _build_crate, arch, source=_AOT_SOURCE)
         arch = {**widths, **_side(patch)}
         register(f"crate_mae_{name}", _build_masked, arch, source="CRATE-MAE, arXiv 2404.02446", num_classes=0)
+    arch = {**SIZES["nano"], **_side(4), "stem": "conv", "compression": "derived", "sparsifier": "none"}
+    source = f"{_AOT_SOURCE}, with a convolutional stem and the derived step"
+    register("aot_nano_conv_patch4_32", _build_crate, arch, source=source, first_conv=_FIRST_CONV)
     for size, widths in CBT_SIZES.items():
         patch = 4 if size == "nano" else 16
         name = f"cbt_{size}_patch{patch}_{_side(patch)['img_size']}"
