@@ -182,11 +182,12 @@ def _lengths(config: MinutesConfig, results: Results[Any], family: str) -> dict[
         tried = results.of(Trial, family=family, rate=longest.first("rate"))
         if tried:
             epoch = longest.first("images") / longest[0].cell.epochs
-            known[config.trial] = Length(
+            held_out = Length(
                 images=epoch * (1 - HELD_OUT) * tried[0].cell.epochs,
                 error=1 - tried.first("accuracy"),
                 scored=round(epoch * HELD_OUT),
             )
+            known.setdefault(config.trial, held_out)  # what was tested after as long says more
     return known
 
 
