@@ -43,6 +43,18 @@ def test_list_has_the_language_models(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(model["source"].startswith("text: ") for model in models)
 
 
+def test_list_says_where_the_card_of_weights_that_ship_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["list", "*.*", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert {"mesanet_nano.bytes", "crate_nano_patch4_32.cifar10"} < {model["name"] for model in models}
+    for model in models:
+        assert "icence" in Path(model["card"]).read_text(encoding="utf-8"), model["name"]
+    assert cli.run(["list", "mesanet_nano.bytes"]) == 0
+    assert "card of mesanet_nano.bytes: " in capsys.readouterr().out
+    assert cli.run(["list", "mesanet_*"]) == 0
+    assert "card of" not in capsys.readouterr().out  # names without weights have none
+
+
 def test_list_compares_models_of_images_only(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("crate_gpt_nano", "mesanet_nano.bytes", str(shipped_text("mesanet_nano.bytes"))):
         assert cli.run(["list", "--compare", "vit_nano_patch2_8", name]) == 2

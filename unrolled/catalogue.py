@@ -61,6 +61,13 @@ def _texts() -> list[str]:
     return sorted(file.parent.name for file in _WEIGHTS.glob("*/config.json"))
 
 
+def card_of(name: str) -> Path | None:
+    """The card of weights that come with the package, `NAME.TAG`: data, recipe, licence, accuracy and limits; None for
+    any other name."""
+    card = _WEIGHTS / name / "README.md" if name in _texts() else _WEIGHTS / f"{name}.md"
+    return card if name in known_names() and card.is_file() else None
+
+
 def known_names() -> list[str]:
     """What a model of this package goes by: its name, and its name with weights that ship (`NAME.TAG`)."""
     return [name for row in catalogue().values() for name in (row.name, *_trained(row))]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Literal
 
-from unrolled.catalogue import ModelInfo, catalogue, known_names, matching
+from unrolled.catalogue import ModelInfo, card_of, catalogue, known_names, matching
 from unrolled.commands.options import check_counts, verb
 from unrolled.errors import nearest
 from unrolled.harness import JsonFlags, print_answer
@@ -23,7 +23,7 @@ class ListOptions(MachineFlags, JsonFlags):
 
     pattern: str = field(default="*", kw_only=False)
     """Names to show, with the wildcards * and ?; with a dot also the names of weights that ship (`"*.cifar10"`), with
-    the parameters that these have."""
+    the parameters that these have and where their cards are."""
     compare: tuple[str, ...] | None = None
     """Image models whose parameters, operations and measured throughput to tabulate instead."""
     match: Literal["parameters", "flops"] | None = None
@@ -84,7 +84,10 @@ def list_(options: ListOptions) -> None:
             f"{model.name:<{width}}  {model.parameters:>11,}{f'  {inner:>18}' if texts else ''}  "
             f"{model.weights or '-':<{trained}}  {model.source}"
         )
-    print_answer("list", {"models": [model._asdict() for model in models]}, "\n".join(lines), json=options.json)
+    cards = {model.name: str(card) for model in models if (card := card_of(model.name))}
+    lines += [f"card of {name}: {card}" for name, card in cards.items()]
+    rows = [{**model._asdict(), "card": cards.get(model.name)} for model in models]
+    print_answer("list", {"models": rows}, "\n".join(lines), json=options.json)
 
 
 def _added(pattern: str) -> list[ModelInfo]:
