@@ -92,6 +92,22 @@ def test_a_corpus_shows_what_the_context_does(folder: Path, capsys: Capture) -> 
         assert "in-context score" in page
 
 
+def test_a_folder_of_texts_is_a_corpus_for_whoever_reads_text(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    data = tmp_path / "books"
+    (data / "old").mkdir(parents=True)
+    (data / "old" / "one.TXT").write_text("\n".join(f"line {i} and {i % 7} are numbers" for i in range(600)))
+    corpus = ["--data", "folder", "--data-dir", str(data)]
+    _, said, _ = answer(folder, capsys, f"hf:{folder}/gpt2", *corpus, "--images", "9", "--length", "24")
+    assert "data: 9 windows of 24 tokens of folder (test split), drawn evenly" in said
+    out = ["--out", str(tmp_path / "out")]
+    assert cli.run(["eval", f"hf:{folder}/gpt2", *corpus, *out]) == 0
+    assert "gpt2 on folder (test): " in capsys.readouterr().out
+    # with a picture in it, it is a folder of pictures
+    (data / "old" / "one.png").write_bytes(b"")
+    assert cli.run(["eval", f"hf:{folder}/gpt2", *corpus, *out]) == 2
+    assert "images" in capsys.readouterr().err
+
+
 def test_a_decoder_is_named_and_measured(folder: Path, capsys: Capture) -> None:
     result, _, page = answer(folder, capsys, f"hf:{folder}/t5", "--text", "line 1 and 2", "--stack", "decoder")
     assert result["stack"] == "decoder"

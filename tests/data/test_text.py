@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unrolled.data.text import divide, open_text, read_lines, text_names
+from unrolled.data.text import divide, is_text, open_text, read_lines, text_names
 from unrolled.data.tokens import (
     IGNORED,
     ByteTokenizer,
@@ -132,6 +132,20 @@ def test_what_cannot_be_read_is_named_with_the_fix(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="decompressed"):
         open_text("darwin", data_dir=tmp_path)
     assert "wikitext2" in text_names()
+
+
+def test_what_counts_as_text(tmp_path: Path) -> None:
+    assert is_text("brown", None)
+    assert not is_text("cifar10", tmp_path)
+    assert not is_text(None, None)
+    assert not is_text("folder", None)
+    assert not is_text("folder", tmp_path / "nowhere")
+    assert not is_text("folder", tmp_path)  # empty
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "labels.txt").write_text("cat")
+    assert is_text("folder", tmp_path)
+    (tmp_path / "picture.JPG").write_bytes(b"")
+    assert not is_text("folder", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bytes", "characters", "bpe:300"])

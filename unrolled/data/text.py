@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import hashlib
+import os
 import re
 import zlib
 from dataclasses import dataclass
@@ -76,6 +77,20 @@ _CORPORA: dict[str, _Corpus] = {
 def text_names() -> list[str]:
     """Names that `open_text` knows, besides `folder` and `hf:ORG/NAME`."""
     return sorted(_CORPORA)
+
+
+def is_text(name: str | None, data_dir: Path | None) -> bool:
+    """Whether data are texts: a corpus by its name, or a `folder` in which there are .txt files and no pictures."""
+    if name != "folder" or data_dir is None or not data_dir.is_dir():
+        return name in _CORPORA
+    from unrolled.data.files import IMAGES
+
+    found = False
+    for _, _, names in os.walk(data_dir):  # the first picture ends it: folders of these are large
+        if any(os.path.splitext(each)[1].lower() in IMAGES for each in names):
+            return False
+        found = found or any(_is_text_file(each) for each in names)
+    return found
 
 
 def share_text(name: str, split: Split, other: str, part: Split) -> bool:
@@ -236,11 +251,15 @@ def _packed(name: str, folder: Path) -> dict[str, str]:
     return parts
 
 
+def _is_text_file(name: str) -> bool:
+    return name.lower().endswith((".txt", ".txt.gz"))
+
+
 def _folder(folder: Path) -> tuple[dict[str, str], str]:
     if not folder.is_dir():
         raise ValueError(f"data_dir: {printable(folder)} is a file; give the folder it is in")
     passed = PassedOver()
-    files = files_below(folder, lambda name: name.lower().endswith((".txt", ".txt.gz")), passed)
+    files = files_below(folder, _is_text_file, passed)
     unpacked = set(files)
     for path in list(files):
         if path.suffix.lower() == ".gz" and path.with_suffix("") in unpacked:

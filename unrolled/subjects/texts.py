@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.catalogue import shipped_tags
-from unrolled.data.text import open_text, read_lines, text_names
+from unrolled.data.text import is_text, open_text, read_lines
 from unrolled.errors import MissingData
 from unrolled.subjects.language import is_language_model
 from unrolled.subjects.options import OneModelFlags
@@ -66,8 +66,9 @@ class TextReader:
 
 
 def reads_text(options: Any) -> bool:
-    """Whether flags speak of text: a text, a file, a corpus, or a model that is known to read nothing else."""
-    return bool(options.text or options.texts or options.data in text_names() or is_language_model(options.model))
+    """Whether flags speak of text: texts, a file, corpus or folder of them, or a model known to read nothing else."""
+    given = options.text or options.texts or is_text(options.data, options.data_dir)
+    return bool(given or is_language_model(options.model))
 
 
 def of_random_weights(model: str) -> str:

@@ -18,13 +18,13 @@ _EXCERPT = 1000  # characters
 
 
 def measures_language(options: EvalOptions) -> bool:
-    """Whether the model is a language model of this package, or one of transformers and the data are a corpus."""
-    from unrolled.data.text import text_names
+    """Whether the model is a language model of this package, or one of transformers and the data are texts."""
+    from unrolled.data.text import is_text
     from unrolled.subjects.language import is_language_model, source_of
 
     if is_language_model(options.model):
         return True
-    return options.data in text_names() and source_of(options.model)[0] != "none"
+    return is_text(options.data, options.data_dir) and source_of(options.model)[0] != "none"
 
 
 def evaluate_language_model(options: EvalOptions) -> None:
