@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,12 @@ from unrolled.studies.crate.pretrain.claims import (
 from unrolled.studies.crate.pretrain.completion import HARMONIC, Completed, Inpainted
 from unrolled.studies.crate.pretrain.learning import Learning, Learnt, Trial, TuningTrial
 from unrolled.studies.crate.pretrain.networks import FORMS, Fresh
-from unrolled.studies.crate.pretrain.objectives import WORDS
+from unrolled.studies.crate.pretrain.objectives import WORDS, Objective
 from unrolled.studies.networks import BATCH, NAMES
-from unrolled.studies.results import NOT_RUN, Estimate, Results
+from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 
 if TYPE_CHECKING:
-    from unrolled.report import Report
+    from unrolled.report import Forest, Report
 
 _PARTS = ("rise", "step", "plain", "linear")
 
@@ -218,35 +219,20 @@ def _by_layer(report: Report, config: PretrainConfig, results: Results[Any]) -> 
 
 
 def _features(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    scores = {WORDS[each]: _scores(results, config, each) for each in OBJECTIVES}
+    scores |= {
+        "none": _scores(results, config, None),
+        "none, trained as long as both": _scores(results, config, None, whole=True),
+    }
+    seen = {WORDS[each]: learned(results, config, "crate", each) for each in OBJECTIVES}
     table = []
-    for objective in OBJECTIVES:
-        made = learned(results, config, "crate", objective)
-        table.append(
-            [
-                WORDS[objective],
-                f"{made.first('images'):,}" if made else NOT_RUN,
-                f"{probe(results, config, objective):.1f}",
-                *(f"{tuned(results, config, objective, few=few):.1f}" for few in (True, False)),
-            ]
-        )
-    table.append(
-        [
-            "none",
-            "0",
-            f"{probe(results, config, None):.1f}",
-            *(f"{tuned(results, config, None, few=few):.1f}" for few in (True, False)),
-        ]
-    )
-    table.append(
-        [
-            "none, trained as long as both",
-            "0",
-            "-",
-            *(f"{tuned(results, config, None, few=few, whole=True):.1f}" for few in (True, False)),
-        ]
-    )
+    for words, values in scores.items():
+        made = seen.get(words)
+        images = "0" if made is None else f"{made.first('images'):,}" if made else NOT_RUN
+        table.append([words, images, *("-" if value is None else f"{value:.1f}" for value in values.values())])
+    measures = list(scores["none"])
     chance = results.of(Probed).first("chance")
-    report.section(
+    section = report.section(
         "Features",
         f"Accuracy on all test images, per cent, of one encoder of CRATE after {config.length:g} x 10^12 operations of "
         "each objective, its decoder, projector or teacher included. The linear probe is a ridge classifier of frozen "
@@ -254,12 +240,43 @@ def _features(report: Report, config: PretrainConfig, results: Results[Any]) -> 
         f"Fine-tuning trains the whole encoder with {config.tuning_few:g} x 10^12 operations on {100 * config.few:g} % "
         f"of the labels, or {config.tuning_all:g} on all. The last row is supervised training alone with the "
         "operations of pretraining and fine-tuning together." + (f" Chance is {100 * chance:.0f} %." if chance else ""),
-    ).table(
-        ["pretraining", "images seen", "linear probe", f"{100 * config.few:g} % of the labels", "all labels"],
+    )
+    section.table(
+        ["pretraining", "images seen", *measures],
         table,
         caption="Mean and standard deviation over seeds. SIGReg and the coding rate see two views of an image, with "
         "the same crops, mirror images and changes of colour, behind a projector of the same size; masks see shifts "
         "and mirror images.",
+    )
+    section.figure(
+        [_forest(each, {words: values[each] for words, values in scores.items()}) for each in measures],
+        name="features",
+        caption="Bars are 95 % intervals of the mean over seeds. Dashed: without pretraining.",
+    )
+
+
+def _scores(
+    results: Results[Any], config: PretrainConfig, objective: Objective | None, *, whole: bool = False
+) -> dict[str, Values | None]:
+    """Accuracies by what is measured; of a `whole` training, as long as pretraining and fine-tuning, no probe."""
+    return {
+        "linear probe": None if whole else probe(results, config, objective),
+        f"{100 * config.few:g} % of the labels": tuned(results, config, objective, few=True, whole=whole),
+        "all labels": tuned(results, config, objective, few=False, whole=whole),
+    }
+
+
+def _forest(title: str, scores: dict[str, Values | None]) -> Forest:
+    from unrolled.report import Forest
+
+    rows = {words: values for words, values in scores.items() if values is not None}
+    return Forest(
+        title=title.capitalize(),
+        x_label="accuracy on test images, %",
+        names=list(rows),
+        values=[values.mean for values in rows.values()],
+        interval=[values.interval() or (math.nan, math.nan) for values in rows.values()],
+        beside=rows["none"].mean if rows["none"] else None,
     )
 
 
