@@ -37,6 +37,12 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 170
 
 
+def test_every_study_that_is_written_up_is_among_the_results():
+    shown = "".join(page.read_text() for page in sorted((ROOT / "docs" / "results").glob("*.md")))
+    left = [path.parent.name for path in study_docs.STUDIES.glob("*/report.json")]
+    assert [name for name in left if f"<!-- summary {name} -->" not in shown] == []
+
+
 @pytest.mark.parametrize("path", sorted(study_docs.STUDIES.glob("*/report.json")), ids=lambda path: path.parent.name)
 def test_committed_reports_name_no_folder_of_a_machine(path: Path):
     report = json.loads(path.read_text())
