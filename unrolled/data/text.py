@@ -85,12 +85,12 @@ def is_text(name: str | None, data_dir: Path | None) -> bool:
         return name in _CORPORA
     from unrolled.data.files import IMAGES
 
-    found = False
+    has_text = False
     for _, _, names in os.walk(data_dir):  # the first picture ends it: folders of these are large
         if any(os.path.splitext(each)[1].lower() in IMAGES for each in names):
             return False
-        found = found or any(_is_text_file(each) for each in names)
-    return found
+        has_text = has_text or any(_is_text_file(each) for each in names)
+    return has_text
 
 
 def share_text(name: str, split: Split, other: str, part: Split) -> bool:
