@@ -110,8 +110,8 @@ CLAIMS = (
         *(CRATE, TWIN, "CRATE-GPT is behind a LLaMA frame"),
         source=_BOOK,
         published="3.37 (CRATE base, 60M) against 2.85 (GPT-2 base, 124M) and 3.04 (small), nats per BPE token",
+        unjudged="the published numbers are against GPT-2, which is a weaker rival here",
         low=0.0,
-        outside=_LEVEL,
     ),
     _behind(
         *(CRATE, TWIN, "CRATE-GPT is behind a LLaMA frame after the longer training"),

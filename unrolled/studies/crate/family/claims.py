@@ -115,7 +115,7 @@ CLAIMS = (
         published="77.9 - 79.8 = -1.9",
         low=-4.0,
         high=4.0,
-        outside="a stem that learns faster in so few passes, as the convolutions of CBT do beside CRATE's, by 9 points",
+        unjudged="ToST begins with convolutions here, which bring CRATE 9 points, and the ViT does not",
     ),
     difference_claim(
         "Attention alone comes within 5 points of CRATE (attention only less CRATE)",
