@@ -14,7 +14,7 @@ from unrolled.harness import OutputFlags, Run
 from unrolled.reading import Json
 from unrolled.subjects.images import batches, images_of
 from unrolled.subjects.models import choose_device, class_names, open_model, origin
-from unrolled.subjects.options import PictureFlags, SubjectFlags
+from unrolled.subjects.options import SHIPPED, PictureFlags, SubjectFlags
 from unrolled.subjects.runs import data_for, run_of
 from unrolled.terminal import progress, table
 
@@ -33,7 +33,7 @@ class ExplainOptions(PictureFlags, SubjectFlags, OutputFlags):
 
     image: Path = field(kw_only=False)
     """A picture."""
-    model: str = "crate_nano_patch4_32.cifar10"
+    model: str = SHIPPED
     """A run folder, or any classifier by one string (`unrolled list`, timm:NAME, hf:ORG/NAME, local:DIR, ...). The
     default is small and comes trained, on CIFAR-10."""
     target: str | None = None

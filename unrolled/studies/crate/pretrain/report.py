@@ -1,4 +1,4 @@
-"""The page of `crate-pretrain`: completion, the decoder, features, how rates were chosen, limits."""
+"""The page of `crate-pretrain`: completion, the decoder, features, how rates were chosen, training, limits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _PARTS = ("rise", "step", "plain", "linear")
 
 
 def report(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
-    """Headline, completion, decoder, features, rates, limits."""
+    """Headline, completion, decoder, features, rates, training, limits."""
     _headline(report, config, results)
     if {"completion", "ship"} & set(config.questions):
         _completion(report, config, results)
@@ -51,6 +51,7 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
     if results.of(Probed):
         _features(report, config, results)
     _trials(report, config, results)
+    _training(report, config, results)
     if left := [question for question in QUESTIONS if question not in config.questions]:
         report.section("Not asked", f"The study can also be asked for {', '.join(left)} (`questions`).")
     report.section(
@@ -307,6 +308,32 @@ def _trials(report: Report, config: PretrainConfig, results: Results[Any]) -> No
             ["start of fine-tuning", "labels", "rate", "held-out accuracy, %"],
             chosen,
             caption=f"After {config.tuning_trial:g} x 10^12 operations, the first seed.",
+        )
+
+
+def _training(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    """What the autoencoders learnt with the images seen: the one whose weights ship, and those that are compared."""
+    from unrolled.report import LineChart
+
+    charts = []
+    for title, networks in (
+        ("patches normalised", [(FORMS[form].words, learned(results, config, form)) for form in PAIR]),
+        ("pixels", [("CRATE-MAE", learned(results, config, "crate", "mae-pixels"))]),
+    ):
+        lines = [
+            rows.curve(words, "curve", "loss", x=[BATCH * point["step"] / 1000 for point in rows.first("curve")])
+            for words, rows in networks
+            if rows
+        ]
+        if lines:
+            label = "thousand images seen"
+            charts.append(LineChart(title=f"training loss, {title}", x_label=label, series=lines))
+    if charts:
+        report.section("During training").figure(
+            charts,
+            name="training",
+            caption="Errors on removed patches, of pixels in squares of 64 grey levels: mean of the augmented batches "
+            "since the point before. Bars are one standard deviation over seeds where there are several.",
         )
 
 
