@@ -11,10 +11,10 @@ from unrolled.models import create_model
 from unrolled.models.stem import ConvStem
 from unrolled.report import Report
 from unrolled.studies.cells import Cell, Context, Row
+from unrolled.studies.crate.longer import Length, error_after, exponent
 from unrolled.studies.crate.minutes import STUDY
 from unrolled.studies.crate.minutes import cells as minutes
 from unrolled.studies.crate.minutes.cells import FAMILIES, MinutesConfig, Scored, Trial, epochs
-from unrolled.studies.crate.minutes.longer import Length, accuracy_after, exponent
 from unrolled.studies.results import Results
 
 
@@ -83,14 +83,15 @@ def test_a_trial_that_diverged_has_a_word_and_no_number() -> None:
 
 
 def test_an_error_that_halves_with_four_times_the_images_halves_again_unless_some_of_it_stays() -> None:
-    short, long = Length(1e5, 0.4, 5000), Length(4e5, 0.2, 10_000)
+    short, long = Length(1e5, 0.4, 0.007), Length(4e5, 0.2, 0.004)
     assert exponent(short, long) == pytest.approx(0.5)
-    nothing, half = (accuracy_after(short, long, 1.6e6, stays) for stays in (0.0, 0.5))
-    assert nothing.value == pytest.approx(90)
-    assert long.error < 1 - half.value / 100 + 0.1  # 10 points stay
-    assert 80 < half.value < nothing.value
-    assert nothing.low < 90 < nothing.high
-    assert nothing.high - nothing.low < 3
+    nothing, half = (error_after(short, long, 1.6e6, stays) for stays in (0.0, 0.5))
+    assert nothing.value == pytest.approx(0.1)
+    assert half.value == pytest.approx(0.1 + 0.1 * 0.1 / 0.3)  # what is above the floor falls to a third each time
+    assert nothing.low < 0.1 < nothing.high
+    assert nothing.high - nothing.low < 0.03
+    certain = error_after(short._replace(spread=0.0), long._replace(spread=0.0), 1.6e6, 0.0)
+    assert certain.low == pytest.approx(certain.high)
 
 
 def test_longer_training_is_extrapolated_from_two_lengths_and_from_one_it_is_not() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.crate.bytes.cells import FAMILIES, ORDER, BytesConfig, Counted
 from unrolled.studies.crate.bytes.claims import View
+from unrolled.studies.crate.longer import STAYS, TIMES, Length, errors_after, exponent
 from unrolled.studies.language import bits
 from unrolled.studies.results import NOT_RUN, Results
 
@@ -18,13 +19,14 @@ _PLACES = {family: place for place, family in enumerate(FAMILIES)}  # in the pal
 
 
 def report(report: Report, config: BytesConfig, results: Results[Any]) -> None:
-    """Headline, models, corpora, positions, what was chosen, limits."""
+    """Headline, models, corpora, positions, what was chosen, longer training, limits."""
     view = View(results, config)
     _headline(report, view)
     _models(report, view)
     _corpora(report, view)
     _curves(report, view)
     _trials(report, view)
+    _longer(report, view)
     _limits(report, view)
 
 
@@ -179,6 +181,38 @@ def _trials(report: Report, view: View) -> None:
         ["model", *(f"rate {rate:g}" for rate in config.rates), "chosen"],
         rows,
         caption="Validation loss at the end of a trial, bits per byte.",
+    )
+
+
+def _longer(report: Report, view: View) -> None:
+    """An extrapolation of models with two lengths, the shorter of several seeds, which say how far seeds differ."""
+    config, rows = view.config, []
+    for family in config.longer:
+        short, long = view.bits(family), view.bits(family, long=True)
+        if len(short) < 2 or not long or long.mean >= short.mean:
+            continue
+        lengths = [
+            Length(steps * config.batch_size * config.length, bits.mean, short.deviation / len(bits) ** 0.5)
+            for steps, bits in ((config.steps, short), (config.long_steps, long))
+        ]
+        after = (f"{each:.2f}" for each in errors_after(*lengths))
+        rows.append([family, f"{short:.3f}", f"{long:.3f}", f"{-exponent(*lengths):.3f}", *after])
+    if not rows:
+        return
+    times = _megabytes(config, TIMES * config.long_steps)
+    report.section(
+        "What longer training would likely change",
+        f"Nothing was trained on {times}: this is extrapolated. The power says how the loss falls with the bytes seen; "
+        "if that goes on, and if none, half or three quarters of the loss stays for good, bits per byte come to:",
+    ).table(
+        [
+            *("model", _megabytes(config, config.steps), _megabytes(config, config.long_steps), "power"),
+            *(f"{times}, {words} stays" for words in STAYS),
+        ],
+        rows,
+        caption="95 % by the spread over seeds of the shorter training, taken for the longer one's too. Two lengths "
+        "cannot show that the curve bends. Text has an entropy that no model goes below, so that the first column is "
+        "the least that is likely; the same text comes back many times.",
     )
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from unrolled.studies.crate.longer import STAYS, TIMES, Length, errors_after, exponent
 from unrolled.studies.crate.minutes.cells import BATCH, FAMILIES, HELD_OUT, Data, MinutesConfig, Scored, Trial
 from unrolled.studies.crate.minutes.claims import accuracy
-from unrolled.studies.crate.minutes.longer import Length, accuracy_after, exponent
 from unrolled.studies.networks import NAMES
-from unrolled.studies.results import NOT_RUN, Results, Values, line
+from unrolled.studies.results import NOT_RUN, Estimate, Results, Values, line
 
 if TYPE_CHECKING:
     from unrolled.report import Report
 
-_TIMES = 4
-"""How much longer than the longest training."""
-_STAYS = (0.0, 0.5, 0.75)
-"""Of the errors made now, those that more training does not mend."""
 _TESTED: Mapping[Data, int] = MappingProxyType({"cifar10": 10_000, "digits": 357})
 
 
@@ -145,8 +142,8 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         if longest not in known or len(known) < 2:
             continue
         (minutes, short), (_, long) = sorted(known.items())[-2:]
-        if short.images < long.images and long.error < short.error:
-            after = [accuracy_after(short, long, _TIMES * long.images, stays) for stays in _STAYS]
+        if short.seen < long.seen and long.error < short.error:
+            after = map(_accuracy, errors_after(short, long))
             now = [f"{minutes:g} min: {100 * (1 - short.error):.1f}", f"{100 * (1 - long.error):.1f}"]
             power = f"{-exponent(short, long):.2f}"
             rows.append([FAMILIES[family].words, *now, power, *(f"{each:.1f}" for each in after)])
@@ -154,14 +151,14 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         return
     report.section(
         "What longer training would likely change",
-        f"Nothing was trained for {_TIMES * longest:g} core-minutes: this is extrapolated from the two longest lengths "
+        f"Nothing was trained for {TIMES * longest:g} core-minutes: this is extrapolated from the two longest lengths "
         f"of the recipe that are known, of which the {config.trial:g} minutes are those of the trial at the rate that "
         "was chosen, on held-out images; the power says how errors fall between them with the images seen. Accuracy in "
         "per cent if that goes on, and if none, half or three quarters of the errors made now stay for good.",
     ).table(
         [
             *("network", "shorter", f"{longest:g} min", "power"),
-            *(f"{_TIMES * longest:g} min, {words} stays" for words in ("nothing", "half", "three quarters")),
+            *(f"{TIMES * longest:g} min, {words} stays" for words in STAYS),
         ],
         rows,
         caption="95 % by sampling the scored images alone. Two lengths fix a power and cannot show that the curve "
@@ -176,19 +173,27 @@ def _lengths(config: MinutesConfig, results: Results[Any], family: str) -> dict[
     for minutes in config.minutes:
         if tested := results.of(Scored, family=family, minutes=minutes):
             right = tested.values("accuracy")
-            known[minutes] = Length(tested.first("images"), 1 - right.mean, len(right) * _TESTED[config.data])
+            known[minutes] = _length(tested.first("images"), right.mean, len(right) * _TESTED[config.data])
     if known:
         longest = results.of(Scored, family=family, minutes=max(known))
         tried = results.of(Trial, family=family, rate=longest.first("rate"))
         if tried:
             epoch = longest.first("images") / longest[0].cell.epochs
-            held_out = Length(
-                images=epoch * (1 - HELD_OUT) * tried[0].cell.epochs,
-                error=1 - tried.first("accuracy"),
-                scored=round(epoch * HELD_OUT),
-            )
+            seen = epoch * (1 - HELD_OUT) * tried[0].cell.epochs
+            held_out = _length(seen, tried.first("accuracy"), round(epoch * HELD_OUT))
             known.setdefault(config.trial, held_out)  # what was tested after as long says more
     return known
+
+
+def _length(images: float, right: float, scored: int) -> Length:
+    """A share of right answers on so many images."""
+    return Length(images, 1 - right, math.sqrt(right * (1 - right) / scored))
+
+
+def _accuracy(error: Estimate) -> Estimate:
+    """Per cent of right answers."""
+    value, high, low = (100 * (1 - each) for each in (error.value, error.low, error.high))
+    return Estimate(value, low, high, error.basis)
 
 
 def _alone(config: MinutesConfig, results: Results[Any]) -> bool:

@@ -6,6 +6,7 @@ import math
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from unrolled.studies.crate.longer import STAYS, TIMES, Length, errors_after, exponent
 from unrolled.studies.crate.mae_layers.report import draw_completions
 from unrolled.studies.crate.pretrain.cells import (
     DECODERS,
@@ -52,6 +53,7 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
         _features(report, config, results)
     _trials(report, config, results)
     _training(report, config, results)
+    _longer(report, config, results)
     if left := [question for question in QUESTIONS if question not in config.questions]:
         report.section("Not asked", f"The study can also be asked for {', '.join(left)} (`questions`).")
     report.section(
@@ -335,6 +337,39 @@ def _training(report: Report, config: PretrainConfig, results: Results[Any]) -> 
             caption="Errors on removed patches, of pixels in squares of 64 grey levels: mean of the augmented batches "
             "since the point before. Bars are one standard deviation over seeds where there are several.",
         )
+
+
+def _longer(report: Report, config: PretrainConfig, results: Results[Any]) -> None:
+    """An extrapolation of the autoencoders that are compared, from the trial that was chosen and the full length."""
+    rows = []
+    for form in PAIR:
+        made = learned(results, config, form)
+        held = made.values("loss")
+        rate = made.first("rate") if made else math.nan
+        tried = results.of(Trial, objective="mae", form=form, operations=config.trial, rate=rate)
+        if len(held) < 2 or not tried or held.mean >= tried.first("loss"):
+            continue
+        short = Length(config.trial, tried.first("loss"), held.deviation)
+        long = Length(config.length, held.mean, held.deviation / len(held) ** 0.5)
+        after = (f"{each:.3f}" for each in errors_after(short, long))
+        rows.append([FORMS[form].words, f"{short.error:.3f}", f"{held:.3f}", f"{-exponent(short, long):.2f}", *after])
+    if not rows:
+        return
+    times = f"{TIMES * config.length:g} x 10^12"
+    report.section(
+        "What longer training would likely change",
+        f"Nothing was compared after {times} operations: this is extrapolated from the trial at the rate that was "
+        "chosen and the full length, by losses on held-out training images. The power says how they fall with the "
+        "operations; if that goes on, and if none, half or three quarters of the loss stays for good, it comes to:",
+    ).table(
+        [
+            *("network", f"{config.trial:g} x 10^12", f"{config.length:g} x 10^12", "power"),
+            *(f"{times}, {words} stays" for words in STAYS),
+        ],
+        rows,
+        caption="95 % by the spread over seeds of the full length, taken for the trial's too. Two lengths cannot show "
+        "that the curve bends.",
+    )
 
 
 def learned(results: Results[Any], config: PretrainConfig, form: str, objective: str = "mae") -> Results[Learnt]:
