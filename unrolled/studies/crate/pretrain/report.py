@@ -333,7 +333,7 @@ def _training(report: Report, config: PretrainConfig, results: Results[Any]) -> 
     if charts:
         report.section("During training").figure(
             charts,
-            name="training",
+            name="curves",
             caption="Errors on removed patches, of pixels in squares of 64 grey levels: mean of the augmented batches "
             "since the point before. Bars are one standard deviation over seeds where there are several.",
         )
