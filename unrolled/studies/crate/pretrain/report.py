@@ -88,13 +88,10 @@ def _headline(report: Report, config: PretrainConfig, results: Results[Any]) -> 
             f"{steps['derived-tied']:+.0f} % derived and with tied output"
         )
     if scores:
-        best = max(scores, key=lambda each: scores[each].mean)
-        words.append(
-            f"of {len(scores)} objectives at equal operations {WORDS[best]} makes the best features "
-            f"({scores[best]:.1f} %)"
-        )
-        facts += [Fact(label=f"probe, {WORDS[name]}", value=f"{x:.1f} %", detail=x.count) for name, x in scores.items()]
         untrained = probe(results, config, None)
+        each = ", ".join(f"{score:.1f} ({WORDS[name]})" for name, score in scores.items())
+        words.append(f"a linear probe of features learnt at equal operations has {each} %, untrained {untrained:.1f} %")
+        facts += [Fact(label=f"probe, {WORDS[name]}", value=f"{x:.1f} %", detail=x.count) for name, x in scores.items()]
         facts.append(Fact(label="probe, untrained", value=f"{untrained:.1f} %", detail="the same encoder"))
     report.headline(f"{'; '.join(words) or 'Nothing is computed yet'}.", facts)
 
