@@ -203,8 +203,8 @@ white_box["layers"].panel(
 # - Any block's halves can be read by name, and they add up.
 # - What training did to the layers is the distance between the two curves, and the draws of the
 #   control say how large a distance is nothing.
-# - Training raised R^c in this ViT and lowered it in the CRATE: that tokens are compressed with depth is
-#   no property of all transformers.
+# - Training raised R^c in this ViT and lowered it in this CRATE: what it does to R^c is no property of all
+#   transformers, nor of all CRATEs (in `crate_nano_patch4_32.cifar10_hour` it raised it).
 # - Sparsity of CRATE's tokens is there before any training: ISTA brings it.
 #
 # ## What not to conclude

@@ -45,16 +45,17 @@ Ranges stood in the studies' sources before the runs, but for those changed afte
 `mesa-depth` began below the exact solution's loss, MesaNet's of `crate-text` had no lower end, and those of
 `mesa-language` (level), `mesa-worlds` (fully and partially observed), `platonic-vision` (metrics), `crate-family`
 (ToST) and `crate-bytes` (LLaMA) are gone; the share of networks whose heads keep to their parts, of `crate-emergence`,
-must be half, where it had to be all. Most of the reports were written before claims kept intervals: these were computed
-afterwards from the values by seed that the reports hold, and all verdicts are by the present rule, as the end of each
-page says ([LOG.md](../LOG.md)).
+must be half, where it had to be all. About half of the reports were written before claims kept intervals: these were
+computed afterwards from the values by seed that the reports hold, and all verdicts are by the present rule, as the end
+of each page says ([LOG.md](../LOG.md)).
 
-At the `cpu` budget all mesa studies together took about 65 minutes of one core and all Platonic ones about 50, the zoo
-of models included. Those of white-box transformers took about 155, of which transfer and text 125, and the 98 trained
-models of their roster about 330, in processes of one thread on a machine busy with other work. Reports were written
-again when their text changed, from kept cells and trained models: duration, threads, machine and revision at the end of
-a page are then those of the last writing, and what was computed earlier or elsewhere is in [LOG.md](../LOG.md).
-`--budget gpu` has the papers' own steps; no study has run with it yet.
+At the `cpu` budget, by the clocks of the reports and in processes of one thread beside other work, a mesa study took
+up to 50 minutes, all of them three hours; a Platonic one up to 20 minutes, but `platonic-measures` an hour and
+`platonic-language` and `platonic-translation` six each. Of white-box transformers seven took about 155 minutes
+together, of which transfer and text 125, and the 98 trained models of their roster about 330; the nine others took two
+to seven hours each. Reports were written again when their text changed, from kept cells and trained models: threads,
+machine and revision at the end of a page are then those of the last writing, and what was computed earlier or
+elsewhere is in [LOG.md](../LOG.md). `--budget gpu` has the papers' own steps; no study has run with it yet.
 """
 _ROWS = 24  # of a table; the report has them all
 

@@ -182,8 +182,10 @@ class CRATEDecoderBlock(nn.Module):
     | MSSA   | `attn`                 |                     |
     | LN, LN | `norm1`, `norm2`       |                     |
 
-    Objective: the one of `CRATEBlock`, ascended: the encoder's compression step run backwards in time. The reversal is
-    *approximate*, because MSSA is evaluated where the encoder's step ended, not where it began.
+    Objective: the one of `CRATEBlock`, to be ascended: the encoder's compression step run backwards in time. The
+    reversal is *approximate*, because MSSA is evaluated where the encoder's step ended, not where it began. That is
+    the derivation. In small decoders, trained for minutes, the step changes R^c by -6 % as published, by
+    +5 % with `output="tied"`, by +2 % with `compression="derived"` and by +38 % with both (study `crate-pretrain`).
 
     Departures: none in what is computed.
     """

@@ -1,4 +1,4 @@
-"""Small trained text models: MiniLM, GloVe as a table of words, and a LLaMA of TinyStories, with their tokenizers."""
+"""Small trained text models: MiniLM, tables of words (GloVe, WordLlama, tokenlearn), a LLaMA; with their tokenizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small trained image networks as plain modules: four of ImageNet, two residual networks and a ViT of CIFAR-10."""
+"""Small trained image networks as plain modules: six of ImageNet, two residual networks and a ViT of CIFAR-10."""
 
 from __future__ import annotations
 
