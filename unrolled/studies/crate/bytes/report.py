@@ -191,12 +191,12 @@ def _longer(report: Report, view: View) -> None:
         short, long = view.bits(family), view.bits(family, long=True)
         if len(short) < 2 or not long or long.mean >= short.mean:
             continue
-        lengths = [
+        first, last = (
             Length(steps * config.batch_size * config.length, bits.mean, short.deviation / len(bits) ** 0.5)
             for steps, bits in ((config.steps, short), (config.long_steps, long))
-        ]
-        after = (f"{each:.2f}" for each in errors_after(*lengths))
-        rows.append([family, f"{short:.3f}", f"{long:.3f}", f"{-exponent(*lengths):.3f}", *after])
+        )
+        after = (f"{each:.2f}" for each in errors_after(first, last))
+        rows.append([family, f"{short:.3f}", f"{long:.3f}", f"{-exponent(first, last):.3f}", *after])
     if not rows:
         return
     times = _megabytes(config, TIMES * config.long_steps)
