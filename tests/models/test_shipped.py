@@ -110,7 +110,7 @@ def test_language_models_are_listed_opened_and_go_on_with_a_text(name: str) -> N
         open_writer(f"{name}s")
     with pytest.raises(ValueError, match=rf"give {re.escape(name)}, which ships"):
         open_writer(size)
-    assert reads_text(SimpleNamespace(model=name, text=None, texts=None, data=None))
+    assert reads_text(SimpleNamespace(model=name, text=None, texts=None, data=None, data_dir=None))
 
 
 def test_a_folder_of_the_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
