@@ -42,11 +42,13 @@ def planted(config: DownstreamConfig, sign: float) -> Results[Any]:
     return Results(rows)
 
 
-def test_alignment_that_goes_with_the_tasks_is_found_and_its_reverse_refuted() -> None:
+def test_alignment_that_goes_with_the_tasks_is_found_and_so_is_its_reverse() -> None:
     config = DownstreamConfig(members="few")
-    for sign, verdict in ((1, "reproduced"), (-1, "not reproduced")):
+    for sign, words in ((1, "; as expected"), (-1, "; not as expected")):
         claims = [claim.judge(planted(config, sign), config) for claim in STUDY.claims]
-        assert claims[0].verdict == verdict
+        # the paper's are language models on tasks of language
+        assert [claim.verdict for claim in claims] == ["not judged"] * 2
+        assert all(claim.why.endswith(words) for claim in claims)
         assert claims[0].measured.startswith(f"{sign}.00")
     near = aligned(planted(config, 1), config)
     assert near["GloVe"] is None
@@ -66,3 +68,4 @@ def test_downstream_says_what_it_stands_in_for_and_what_was_not_run(tmp_path: Pa
     rows = [row for row in report.sections[1].blocks[0].rows if row[2] == "all"]  # type: ignore[union-attr]
     assert [row[:2] for row in rows if row[4] != "not run"] == [("best of other kinds", "ten-way probe")]
     assert len(rows) == 12
+    assert "not corrected for there being 5." in report.sections[1].blocks[0].caption  # type: ignore[union-attr]

@@ -56,10 +56,10 @@ def test_samples_are_reported_against_n_with_chance(tmp_path: Path) -> None:
         assert words in page
 
 
-def fallen(config: SamplesConfig, *ratios: float) -> Results[Any]:
-    """Rows whose scores at k = 10 fall to these shares, and at k = n / 100 stay; the untrained pair's does neither."""
+def fallen(config: SamplesConfig, *ratios: float, untrained: float = 7.0) -> Results[Any]:
+    """Rows whose scores at k = 10 fall to these shares, and at k = n / 100 stay; the untrained pair's may rise."""
     rows = []
-    for cell, ratio in zip(cells(config), (*ratios, 7.0), strict=True):
+    for cell, ratio in zip(cells(config), (*ratios, untrained), strict=True):
         points = {words: [{"n": 100, "score": 0.5}, {"n": 1000, "score": 0.5 * end}]
                   for words, end in (("k = 10", ratio), ("k = n / 100", 1 if ratio < 7 else ratio))}  # fmt: skip
         rows.append(Row(cell, points, 0.0))
@@ -73,5 +73,8 @@ def test_the_ratio_is_judged_over_trained_pairs() -> None:
     claims = [claim.judge(results, config) for claim in STUDY.claims]
     assert [claim.verdict for claim in claims] == ["reproduced", "reproduced"]
     assert claims[0].measured == "0.15 ± 0.05 (0.10, 0.20, 0.15; n from 100 to 1,000)"
+    # what an untrained pair does as well is not the trained ones'
+    as_well = STUDY.claims[0].judge(fallen(config, 0.1, 0.2, 0.15, untrained=0.15), config)
+    assert (as_well.verdict, as_well.why) == ("controls do the same", "0.15")
     # pairs that disagree about it decide nothing
     assert STUDY.claims[0].judge(fallen(config, 0.1, 0.9, 0.3), config).verdict == "undecided"

@@ -19,9 +19,9 @@ from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.networks import Network
 from unrolled.studies.pictures import pictures
 from unrolled.studies.platonic.pairs import PairScores, pair_scores
-from unrolled.studies.platonic.vision import STUDY
+from unrolled.studies.platonic.vision import STUDY, claims
 from unrolled.studies.platonic.vision.cells import VisionConfig
-from unrolled.studies.platonic.vision.claims import ALL, View
+from unrolled.studies.platonic.vision.claims import ALL, TRENDS, View
 from unrolled.studies.platonic.zoo import FAMILIES, Features, Probe, ZooConfig, family, full_name, group, size
 from unrolled.studies.results import Results
 from unrolled.studies.statistics import (
@@ -120,6 +120,12 @@ def test_intervals_over_models_count_no_model_beside_itself() -> None:
     mean = over_models(lambda drawn: values[drawn].mean(1), 30)
     assert mean.value == pytest.approx(0.5)
     assert mean.low < mean.value < mean.high
+    assert mean.basis == "bootstrap over 30 models"
+    one_of_six = over_models(lambda drawn: values[drawn].mean(1), 30, of=6)
+    assert one_of_six.value == mean.value
+    # a mean's is about normal: 2.64 standard errors for 1.96
+    assert (one_of_six.high - one_of_six.low) / (mean.high - mean.low) == pytest.approx(2.64 / 1.96, abs=0.07)
+    assert one_of_six.basis == "bootstrap over 30 models, corrected for 6 that are looked at"
     undefined = over_models(lambda drawn: np.full(len(drawn), np.nan), 5)
     assert np.isnan([undefined.low, undefined.high]).all()
     assert 0.97 < correlation(values, values**2).low < 1, "a perfect order of 30 models is not certain"
@@ -163,6 +169,20 @@ def test_a_trend_with_competence_is_found_and_its_reverse_refuted() -> None:
         assert gains == sorted(gains, reverse=sign < 0)
 
 
+def test_a_trend_that_would_do_alone_is_undecided_among_those_that_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = VisionConfig(data="digits", members="few")
+    results = planted(config, 1)
+    score = np.array(results[0].result["score"])
+    noise = np.random.default_rng(0).normal(size=score.shape)
+    results[0].result["score"] = (0.5 * score + 0.04 * (noise + noise.T)).tolist()
+    (claim, *_) = STUDY.claims
+    assert claim.judge(results, config).verdict == "undecided"
+    monkeypatch.setattr(claims, "TRENDS", 1)
+    assert claim.judge(results, config).verdict == "reproduced"
+
+
 def test_what_was_not_run_is_said(tmp_path: Path) -> None:
     config = VisionConfig(data="digits", members="few")
     page = Report("A")
@@ -176,7 +196,12 @@ def test_alignment_against_competence_is_reported_with_its_controls(tmp_path: Pa
         "quick", **TINY, samples=60, draws=9, k=5, kept=tmp_path / "kept", out=tmp_path / "out"
     )
     report = STUDY.run(config)
-    assert [len(table["rows"]) for table in tables(report, "Alignment within bins of competence")] == [4, 6]
+    bins, trends = tables(report, "Alignment within bins of competence")
+    assert (len(bins["rows"]), len(trends["rows"])) == (4, TRENDS)
+    assert trends["columns"][-1] == "99.2 % interval"
+    assert f"all {TRENDS} hold together" in trends["caption"]
+    assert f"one of {TRENDS} trends" in report.claims[0].measured
+    assert report.claims[0].over.endswith(f"corrected for {TRENDS} that are looked at")
     assert [len(row) for row in tables(report, "Every model")[0]["rows"]] == [10] * 11
     assert [claim.verdict for claim in report.claims] == ["not judged"] * 3
     rows = report.results["rows"]

@@ -44,7 +44,8 @@ class Claim:
     It is judged if its value could have come out outside the range, if somebody else published it, and if the 95 %
     interval lies inside the range (reproduced) or outside it (not reproduced); across an end of it is undecided. The
     interval is over what `value` gives `Values` of, mostly seeds, or the one that an `Estimate` brings; one seed has
-    none and decides nothing. What a control does as well is not reproduced: the controls do the same.
+    none and decides nothing. One of several trends that are looked at has an interval for all of them, by `of` of
+    `statistics.over_models`. What a control does as well is not reproduced: the controls do the same.
 
     Attributes:
         statement: what is claimed, with the quantity and its unit.

@@ -26,7 +26,11 @@ from unrolled.studies.statistics import (
     spearman,
 )
 
-ALL, ACROSS, SOUND = "all pairs", "different kinds", "different kinds, true labels only"
+ALL, ACROSS, SOUND = SELECTIONS = "all pairs", "different kinds", "different kinds, true labels only"
+CALIBRATED = KNN, CKA = "mutual k-NN", "unbiased CKA"
+TRENDS = len(SELECTIONS) * len(CALIBRATED)
+"""Trends that are looked at, all of which the page shows: intervals are corrected for their number."""
+LEVEL = f"{100 - 5 / TRENDS:.1f} %"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class View:
 
     def calibrated(self) -> dict[str, Pairs]:
         """Pairs with their chance level by what tables call the metric; those that were run."""
-        scores = {"mutual k-NN": self.pairs(self.config.best), "unbiased CKA": self.pairs(self.config.last)}
+        scores = {KNN: self.pairs(self.config.best), CKA: self.pairs(self.config.last)}
         return {metric: pairs for metric, pairs in scores.items() if pairs is not None}
 
     def allowed(self, among: str) -> Mask:
@@ -71,7 +75,7 @@ class View:
         return {ALL: np.ones_like(across), ACROSS: across, SOUND: across & true}[among]
 
     def trend(self, pairs: Pairs, among: str) -> Estimate:
-        """Rank correlation of a pair's mean competence with its alignment above chance."""
+        """Rank correlation of a pair's mean competence with its alignment above chance, one of `TRENDS`."""
         allowed = self.allowed(among)
 
         def rho(drawn: Places) -> Array:
@@ -80,7 +84,7 @@ class View:
                 np.where(keep, (self.competence[i] + self.competence[j]) / 2, np.nan), pairs.gain[i, j]
             )
 
-        return over_models(rho, len(self.zoo))
+        return over_models(rho, len(self.zoo), of=TRENDS)
 
     def count(self, among: str = ALL) -> int:
         """How many pairs a selection has."""
@@ -147,10 +151,14 @@ def weakest(view: View) -> tuple[str, float] | None:
 def _trend(among: str) -> Callable[[Results[Any], VisionConfig], Values | Estimate]:
     def value(results: Results[Any], config: VisionConfig) -> Values | Estimate:
         view = View(results, config)
-        pairs = view.calibrated().get("mutual k-NN")
+        pairs = view.calibrated().get(KNN)
         return Values() if pairs is None else view.trend(pairs, among)
 
     return value
+
+
+def _corrected(results: Results[Any], config: VisionConfig) -> str:
+    return f" (one of {TRENDS} trends: interval at {LEVEL})"
 
 
 def _weakest(results: Results[Any], config: VisionConfig) -> float:
@@ -172,6 +180,7 @@ CLAIMS = (
         low=0.0,
         outside="models whose alignment has nothing to do with what they can do: 0",
         spec=".2f",
+        detail=_corrected,
     ),
     Claim(
         statement="It does so among models of different kinds, where architecture cannot be the reason",
@@ -181,6 +190,7 @@ CLAIMS = (
         value=_trend(ACROSS),
         low=0.0,
         spec=".2f",
+        detail=_corrected,
     ),
     Claim(
         statement="Metrics order pairs of models alike (smallest rank correlation of mutual k-NN with another metric)",

@@ -11,7 +11,7 @@ from unrolled.studies.networks import BATCH, Network
 from unrolled.studies.platonic.given import GIVEN_VISION
 from unrolled.studies.platonic.pairs import Pairs
 from unrolled.studies.platonic.vision.cells import VisionConfig
-from unrolled.studies.platonic.vision.claims import ACROSS, ALL, SOUND, Bin, View
+from unrolled.studies.platonic.vision.claims import ACROSS, ALL, KNN, LEVEL, SELECTIONS, TRENDS, Bin, View
 from unrolled.studies.platonic.zoo import FAMILIES, Probe, colour_of, family, group, short_name, size
 from unrolled.studies.results import NOT_RUN, Results
 from unrolled.studies.statistics import Array, classical_mds, number
@@ -34,25 +34,25 @@ def report(report: Report, config: VisionConfig, results: Results[Any]) -> None:
     if len(pairs) == 2:
         _headline(report, view, pairs)
         _bins(report, view, pairs)
-        _map(report, view, pairs["mutual k-NN"])
+        _map(report, view, pairs[KNN])
         _metrics(report, view, pairs)
     else:
         report.headline(f"Alignment of the pairs of models: {NOT_RUN}.", [])
     _given(report, view)
-    _members(report, view, pairs.get("mutual k-NN"))
+    _members(report, view, pairs.get(KNN))
 
 
 def _headline(report: Report, view: View, pairs: dict[str, Pairs]) -> None:
     from unrolled.report import Fact
 
-    best = pairs["mutual k-NN"]
+    best = pairs[KNN]
     overall, across = (f"{view.trend(best, among):.2f}" for among in (ALL, ACROSS))
     bins = view.bins()
     bottom, top = (view.bin(best, places, ALL).gain for places in (bins[0], bins[-1]))
     report.headline(
         f"Mutual k-NN alignment above chance goes from {number(bottom)} among the least to {number(top)} among the "
         f"most competent of {len(view.zoo)} models in {len(bins)} bins; rank correlation with competence {overall} "
-        f"over all pairs and {across} between different kinds.",
+        f"over all pairs and {across} between different kinds (two of {TRENDS} trends: intervals at {LEVEL}).",
         [
             Fact(label="Rank correlation, all pairs", value=overall, detail=f"{view.count()} pairs"),
             Fact(label="Different kinds only", value=across, detail=f"{view.count(ACROSS)} pairs"),
@@ -116,9 +116,9 @@ def _bins(report: Report, view: View, pairs: dict[str, Pairs]) -> None:
         ],
         caption="Raw scores beside their chance level; CKA is unbiased, 0 by chance.",
     )
-    trends = [(m, among, view.trend(scores, among)) for m, scores in pairs.items() for among in (ALL, ACROSS, SOUND)]
+    trends = [(m, among, view.trend(scores, among)) for m, scores in pairs.items() for among in SELECTIONS]
     section.table(
-        ["metric", "pairs", "number", "rank correlation with competence", "95 % interval"],
+        ["metric", "pairs", "number", "rank correlation with competence", f"{LEVEL} interval"],
         [
             [
                 *(metric, among, view.count(among), number(rho.value, 2)),
@@ -127,8 +127,9 @@ def _bins(report: Report, view: View, pairs: dict[str, Pairs]) -> None:
             for metric, among, rho in trends
         ],
         caption="Spearman between the mean competence of a pair and its alignment; the interval is a bootstrap over "
-        "models, because pairs that share a model are not independent. The last selection asks whether the trend "
-        "is more than the difference between trained and spoiled models.",
+        f"models, because pairs that share a model are not independent, at {LEVEL}, so that all {TRENDS} hold together "
+        "in 95 % of cases (Bonferroni). The last selection asks whether the trend is more than the difference between "
+        "trained and spoiled models.",
     )
 
 
