@@ -36,7 +36,7 @@ def error_after(short: Length, long: Length, seen: float, stays: float) -> Estim
 
     Args:
         short: the shorter length.
-        long: the longer one, of a lower error.
+        long: the longer one, of no higher error.
         seen: more than in either.
         stays: the floor, as a share of the longer one's error, 0 to below 1.
 
@@ -47,11 +47,12 @@ def error_after(short: Length, long: Length, seen: float, stays: float) -> Estim
     drawn = {each: np.clip(random.normal(each.error, each.spread, _DRAWS), 1e-9, None) for each in (short, long)}
 
     def after(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-        # of (last - floor) (seen / last.seen)^-exponent, with a floor of stays * last
-        fall = math.log(seen / long.seen) / math.log(long.seen / short.seen)
-        return last * (stays + (1 - stays) * ((first / last - stays) / (1 - stays)) ** -fall)
+        # floor + (last - floor) (seen / long.seen)^-exponent, with a floor of stays * last; what is drawn to rise stays
+        times = math.log(seen / long.seen) / math.log(long.seen / short.seen)
+        fall = (np.maximum(first / last, 1.0) - stays) / (1 - stays)
+        return last * (stays + (1 - stays) * fall**-times)
 
-    low, high = np.nanquantile(after(drawn[short], drawn[long]), [0.025, 0.975])
+    low, high = np.quantile(after(drawn[short], drawn[long]), [0.025, 0.975])
     value = after(np.array(short.error), np.array(long.error))
     return Estimate(float(value), float(low), float(high), "the standard errors of both lengths")
 
