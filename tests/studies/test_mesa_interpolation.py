@@ -13,11 +13,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled.layers.linear_attention import LinearSelfAttention
-from unrolled.studies.mesa.interpolation import STUDY, InterpolationConfig, construction, products_of, random_like
+from unrolled.studies.mesa.compressed import compressed
+from unrolled.studies.mesa.constructed import Recipe, new_model
+from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss
+from unrolled.studies.mesa.interpolation import STUDY
+from unrolled.studies.mesa.interpolation.cells import InterpolationConfig
+from unrolled.studies.mesa.interpolation.deep import (
+    StackProducts,
+    aligned,
+    cosines,
+    gradient_steps,
+    of_numbers,
+    random_stack,
+    spread_like,
+    stack_products,
+    steps_numbers,
+)
+from unrolled.studies.mesa.interpolation.one_layer import construction, products_of, random_like
 from unrolled.tasks import LinearDynamics, constructed_tokens
 from unrolled.theory.in_context import gradient_descent_predictions
 
 TINY: dict[str, Any] = {"steps": 4, "batch_size": 8, "test_sequences": 32, "points": 2, "coefficients": 3}
+TINY |= {"deep": ("2",), "deep_steps": (3,), "deep_batch_size": (8,)}
+WORLD = LinearDynamics(dim=3, steps=9)
+
+
+def a_stack(layers: int, seed: int = 0) -> Any:
+    return new_model(WORLD, Recipe(steps=1, batch_size=1, layers=layers, heads=3, dim_head=5, init_std=0.4), seed=seed)
+
+
+def states() -> torch.Tensor:
+    return WORLD.sample(4, seed=0, dtype=torch.float64).inputs
 
 
 def test_products_predict_what_the_layer_predicts() -> None:
@@ -53,11 +79,80 @@ def test_mixing_ends_at_both_and_random_products_have_the_norms() -> None:
     torch.testing.assert_close(own.mixed(construction(own, 0.1), 0.5).scores, own.scores)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_products_of_a_stack_predict_what_it_predicts(layers: int) -> None:
+    model = a_stack(layers).double()
+    with torch.no_grad():
+        expected = model(constructed_tokens(states()))
+    stack = stack_products(model)
+    torch.testing.assert_close(stack.predict(states()), expected)
+    # and so do the numbers of a head
+    numbers = compressed(model, 3)
+    torch.testing.assert_close(of_numbers(numbers, 3).predict(states()), numbers.predict(states()))
+
+
+@given(steps=st.integers(1, 4), size=st.floats(1e-3, 0.1))
+@settings(max_examples=10, deadline=None)
+def test_layers_of_one_step_size_are_gradient_descent_on_the_context(steps: int, size: float) -> None:
+    sizes = torch.full((steps,), size, dtype=torch.float64)
+    predicted = of_numbers(steps_numbers(sizes, sizes, 1e9), 3).predict(states())
+    for t in range(9):
+        before, after = states()[:, :t], states()[:, 1 : t + 1]
+        weights = torch.zeros(4, 3, 3, dtype=torch.float64)
+        for _ in range(steps):
+            weights = weights - size * (before @ weights.mT - after).mT @ before
+        torch.testing.assert_close(predicted[:, t], (weights @ states()[:, t, :, None])[..., 0])
+
+
+def test_tuned_steps_are_better_than_one_and_spread_over_heads_they_are_the_same() -> None:
+    world = LinearDynamics(dim=3, steps=12)
+    test = world.sample(256, seed=TEST_SEED)
+    losses = [mean_loss(gradient_steps(world, n, 4.0, sequences=256).predict, *test[:2]) for n in (1, 2, 3)]
+    one = mean_loss(lambda x: gradient_descent_predictions(x, best_step_size(world)), *test[:2])
+    assert losses[0] == pytest.approx(one, rel=0.05)
+    assert losses[1] < 0.9 * losses[0]
+    assert losses[2] < 0.9 * losses[1]
+    single = of_numbers(steps_numbers(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.3, 0.2, 0.1]), 4.0), 3)
+    spread = spread_like(stack_products(a_stack(3)), single)
+    assert spread.scores.shape == (3, 3, 12, 12)
+    torch.testing.assert_close(spread.predict(states()), single.predict(states()))
+    torch.testing.assert_close(torch.tensor(cosines(spread, spread)), torch.ones(3))
+
+
+@pytest.mark.parametrize("copies", [[0, 1, 2, 3], [0, 2, 1, 3]])
+def test_a_stack_written_otherwise_is_found_to_be_the_same(copies: list[int]) -> None:
+    own = stack_products(a_stack(2))
+    place = torch.arange(12).unflatten(0, (4, 3))[copies].flatten()
+    factor = torch.tensor([2.0, -0.5, 3.0], dtype=torch.float64)[:, None, None]
+    order = [2, 0, 1]
+    other = StackProducts(
+        (own.scores * factor)[:, order][..., place, :][..., place],
+        (own.values / factor)[:, order][..., place, :][..., place],
+        own.clip,
+    )
+    torch.testing.assert_close(other.predict(states()), own.predict(states()))
+    assert not torch.allclose(own.mixed(other, 0.5).predict(states()), own.predict(states()))
+    found = aligned(own, other)
+    torch.testing.assert_close(found.scores, own.scores)
+    torch.testing.assert_close(found.values, own.values)
+    assert min(cosines(own, aligned(own, stack_products(a_stack(2, seed=1))))) < 0.9
+
+
+def test_random_stacks_have_the_norms_and_write_where_the_last_layer_is_read() -> None:
+    own = stack_products(a_stack(2))
+    other = random_stack(own, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(other.values.norm(dim=(-2, -1)), own.values.norm(dim=(-2, -1)))
+    assert float(other.values[-1, :, 3:].abs().max()) == 0
+
+
 def test_the_report_holds_both_ends_of_the_way(tmp_path: Path) -> None:
     report = STUDY.run(InterpolationConfig(seeds=(0, 1), out=tmp_path, kept=tmp_path / "kept", **TINY))
     record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert len(record["results"]["rows"]) == 2
-    for row in record["results"]["rows"]:
+    one, stacks = (
+        [row for row in record["results"]["rows"] if row["cell"] == cell] for cell in ("Mixed", "MixedStack")
+    )
+    assert [len(one), len(stacks)] == [2, 2]
+    for row in one:
         assert [point["step"] for point in row["curve"]] == [0, 2, 4]
         last = row["curve"][-1]
         assert row["to_construction"][0] == pytest.approx(last["trained"])
@@ -66,7 +161,24 @@ def test_the_report_holds_both_ends_of_the_way(tmp_path: Path) -> None:
         assert last["constructed"] < 0.7 * row["zero_loss"]
     # four steps from weights near zero: the trained layer predicts zero
     assert report.claims[0].verdict == "not reproduced"
-    assert "paper: 2500 of 512" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    # each stack beside the other one, from which all ways begin; nothing of them is judged
+    assert [(row["seed"], row["other_seed"]) for row in stacks] == [(0, 1), (1, 0)]
+    for row in stacks:
+        ways = [row[f"to_{end}"] for end in ("steps", "random", "numbers", "shuffled", "other")]
+        assert len({way[0] for way in ways}) == 1
+        assert row["halfway"]["to_steps"] == pytest.approx(row["to_steps"][1])
+        assert row["to_steps"][-1] < 0.7 * row["zero_loss"]
+    assert [claim.verdict for claim in report.claims[4:]] == ["not judged"] * 3
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "paper: 2500 of 512" in page
+    assert "no loss is published for more than one layer" in page
+
+
+def test_stacks_have_their_settings_each() -> None:
+    with pytest.raises(ValueError, match=r"^deep_steps="):
+        InterpolationConfig(deep=("2",))
+    config = InterpolationConfig(**TINY, seeds=(7,))
+    assert [getattr(cell, "other_seed", None) for cell in STUDY.cells(config)] == [None, 8]
 
 
 @pytest.mark.slow

@@ -24,6 +24,14 @@ TINY: dict[str, Any] = {
 }
 
 
+def test_the_stack_of_the_papers_depth_is_linearised_where_it_is_named() -> None:
+    config = LineariseConfig(kind="softmax-7", widths=(4,))
+    assert config.depth == 7
+    first = next(iter(STUDY.cells(config)))
+    assert (first.columns["kind"], first.columns["depth"], first.columns["dim"]) == ("softmax-7", 7, 16)
+    assert LineariseConfig().depth == 3
+
+
 def test_a_near_linear_layer_is_imitated() -> None:
     each = replace(recipe("softmax", "full", "quick", batch_size=16), state=3, dim=12, dim_head=6, init_std=0.3)
     teacher = new_model(each, 0)

@@ -30,6 +30,17 @@ def test_the_preconditioned_input_predicts_least_squares_and_is_the_limit_of_che
     torch.testing.assert_close(chebyshev_inputs(states, 0.5, 300)[-1], inputs, rtol=1e-5, atol=1e-7)
 
 
+def test_the_stack_of_the_papers_depth_is_probed_where_it_is_named(tmp_path: Path) -> None:
+    asked = {"out": tmp_path / "out", "kept": tmp_path / "kept", **TINY, "steps": 1, "sequences": 128}
+    report = STUDY.run(ProbesConfig(seeds=(0,), kinds=("softmax-7",), **asked))
+    statements = [claim.statement for claim in report.claims if claim.verdict != "not run"]
+    assert len(statements) == 3
+    assert all("softmax-7" in statement for statement in statements)
+    assert "In softmax-7 the held-out R^2" in report.summary
+    (row,) = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["results"]["rows"]
+    assert len(row["layers"]) == 8
+
+
 def test_the_report_sets_held_out_scores_beside_controls_and_the_papers_protocol(tmp_path: Path) -> None:
     config = ProbesConfig(seeds=(0, 1), out=tmp_path / "out", kept=tmp_path / "kept", **TINY)
     assert config.positions == (9, 29)

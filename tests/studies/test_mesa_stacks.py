@@ -30,6 +30,28 @@ def test_every_kind_predicts_observations_causally_in_every_world(kind: Any, wor
     )
 
 
+@pytest.mark.parametrize("world", stacks.PLACES)
+@pytest.mark.parametrize("effort", ["quick", "cpu", "gpu"])
+def test_softmax_7_has_the_depth_of_the_paper_at_every_effort(effort: Any, world: Any) -> None:
+    each = recipe("softmax-7", world, effort)
+    assert each.layers == ("softmax",) * 7
+    assert each.label == "softmax-7"
+    if effort == "gpu":
+        assert each == replace(recipe("softmax", world, effort), kind="softmax-7")
+    else:
+        assert "paper: " in each.extent
+        short = replace(each, dim=8, heads=2, dim_head=4)
+        states = world_of(each).sample(1, seed=0).inputs
+        assert predictor(short, new_model(short, 0))(states).shape == states.shape
+
+
+def test_softmax_7_is_trained_where_it_is_named_alone() -> None:
+    assert {stack.recipe.kind for stack in WorldsConfig().stacks} == {"softmax", "hybrid", "mesa"}
+    named = WorldsConfig(kinds=("softmax", "softmax-7"), worlds=("full",), seeds=(0,)).stacks
+    assert [stack.recipe.label for stack in named] == ["softmax-3", "softmax-7"]
+    assert named[0] in WorldsConfig().stacks
+
+
 def test_the_linear_stack_reads_constructed_tokens_of_one_world_only() -> None:
     each = recipe("linear", "full", "quick")
     states = world_of(each).sample(2, seed=0).inputs

@@ -28,7 +28,10 @@ PUBLISHED = {
     ("full", "hybrid", 1): "0.005",
     ("full", "hybrid", 2): "0.11",
     ("full", "mesa", 1): "0.21",
+    ("full", "softmax-7", 1): "0.0004",
+    ("full", "softmax-7", 2): "0.151",
     ("partial", "softmax", 3): "0.026",
+    ("partial", "softmax-7", 3): "0.026",
     ("partial", "hybrid", 4): "0.046",
 }
 
@@ -128,7 +131,7 @@ def _bound(world: Place, kind: Kind, lag: int, statement: str, published: str, *
 
     return Claim(
         statement=statement, source=_RELEASED, published=published, value=value, within=AT_LEAST_0, detail=detail,
-        control=control, **limit,
+        control=control, asked=lambda config: kind != "softmax-7" or kind in config.kinds, **limit,
     )  # fmt: skip
 
 
@@ -172,6 +175,27 @@ CLAIMS = (
         *("partial", "hybrid", 4),
         "Partially observed, hybrid: the same of the token four back",
         "error 0.046",
+        high=0.2,
+        outside=_ABSENT,
+    ),
+    _bound(
+        *("full", "softmax-7", 1),
+        "Fully observed, softmax of 7 layers: error of the previous token over that of its mean, after layer 1",
+        "0.0004 / 0.26 = 0.002",
+        high=0.1,
+        outside=_ABSENT,
+    ),
+    _bound(
+        *("full", "softmax-7", 2),
+        "Fully observed, softmax of 7 layers: the same of the token two back, which a pair does not need",
+        "0.151 / 0.26 = 0.58",
+        low=0.3,
+        outside="a layer that copies more than a pair needs, as of the previous token: 0.02",
+    ),
+    _bound(
+        *("partial", "softmax-7", 3),
+        "Partially observed, softmax of 7 layers: the same of the token three back",
+        "error 0.026",
         high=0.2,
         outside=_ABSENT,
     ),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import truediv
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.claim import Claim
@@ -47,6 +47,8 @@ class LineariseConfig(StacksConfig):
 
     widths: Annotated[tuple[int, ...], Distinct(), AtLeast(2)] = (4, 6, 10)
     """Widths n of the state; sequences have 4 n tokens. The paper's are 4, 6, 10, 20, 40, 60."""
+    kind: Literal["softmax", "softmax-7"] = "softmax"
+    """Stacks whose layers are replaced; softmax-7 has the paper's 7 at every effort."""
     seeds: Seeds = (0,)
     """One softmax stack of each width for each."""
     distil_steps: Count = 800
@@ -63,7 +65,7 @@ class LineariseConfig(StacksConfig):
     @property
     def depth(self) -> int:
         """Layers of every stack."""
-        return self.recipe("softmax", "full").depth
+        return self.recipe(self.kind, "full").depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,7 @@ class Kernels(Cell):
 
 def cells(config: LineariseConfig) -> Iterator[Cell]:
     """Every seed's stacks by width, then the kernels at the paper's widths."""
-    base = config.recipe("softmax", "full")
+    base = config.recipe(config.kind, "full")
     for seed in config.seeds:
         for width in config.widths:
             recipe = replace(base, state=width, dim=4 * width, dim_head=2 * width)

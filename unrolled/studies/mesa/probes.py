@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from unrolled.reading import Json
 from unrolled.studies.cells import Cell, Context, Result
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from unrolled.report import Report
 
 _FIGURE = "arXiv 2309.05858, figures 4 and 6, and its released results"
-KINDS: tuple[Kind, ...] = ("softmax", "linear")
+ProbedKind = Literal["softmax", "softmax-7", "linear"]
+# of which both are claimed
+KINDS: tuple[ProbedKind, ...] = ("softmax", "linear")
 PUBLISHED = {
     "softmax": "1.61 -> .012 (7 layers)",
+    "softmax-7": "1.61 -> .012",
     "linear": "1.53, .53, .31, .10, .048, .030, .009 (6 layers)",
 }
 TARGETS = {
@@ -49,6 +52,8 @@ class ProbesConfig(StacksConfig):
         "gpu": {"effort": "gpu", "seeds": (0, 1, 2, 3, 4), "device": "cuda"},
     }
 
+    kinds: Annotated[tuple[ProbedKind, ...], Distinct()] = KINDS
+    """Stacks to probe; softmax-7 is the softmax stack of the paper's depth at every effort."""
     sequences: Annotated[int, AtLeast(8)] = 2048
     """Sequences for the probes; a quarter of them scores."""
     paper_sequences: Annotated[int, AtLeast(8)] = 256
@@ -117,9 +122,9 @@ class Probed(Cell):
 
 
 def cells(config: ProbesConfig) -> Iterator[Probed]:
-    """The stacks of both kinds for every seed."""
+    """The stacks of every kind for every seed."""
     for seed in config.seeds:
-        for kind in KINDS:
+        for kind in config.kinds:
             yield Probed(
                 stack=Stack(recipe=config.recipe(kind, "full"), seed=seed),
                 sequences=config.sequences,
@@ -218,6 +223,14 @@ def _last_layer(kind: Kind, **claim: Any) -> Claim:
     )
 
 
+def _seven(config: ProbesConfig) -> bool:
+    return "softmax-7" in config.kinds
+
+
+def _of_seven(of: Callable[[Mapping[str, Any]], float]) -> Callable[[Results[Any], ProbesConfig], Values]:
+    return lambda results, config: _values(results.of(Probed, kind="softmax-7"), of)
+
+
 CLAIMS = (
     _last_layer("softmax", published="error 1.61 to 0.012 (7 layers)"),
     _last_layer("linear", published="error 1.53 to 0.009 (6 layers)"),
@@ -250,6 +263,29 @@ CLAIMS = (
         value=lambda results, config: _of_both(results, fmean, _optimism),
         spec=".2f",
     ),
+    _last_layer("softmax-7", published="error 1.61 to 0.012", asked=_seven),
+    Claim(
+        statement="Next state: smallest gain of held-out R^2 from one layer to the next, softmax-7, t = 29",
+        source=_FIGURE,
+        published="error falls at every layer",
+        value=_of_seven(_smallest_gain),
+        low=-0.01,
+        outside="a layer after which less can be read",
+        asked=_seven,
+    ),
+    Claim(
+        statement="Preconditioned input, t = 29: held-out error of the best layer over that of the tokens entering the "
+        "first, softmax-7",
+        source=_FIGURE,
+        published="0.34",
+        value=_of_seven(_best_error_ratio),
+        high=0.7,
+        within=AT_LEAST_0,
+        outside="layers that compute nothing: 1",
+        control=_of_seven(lambda result: _best_error_ratio(result, "untrained")),
+        spec=".2f",
+        asked=_seven,
+    ),
 )
 
 
@@ -257,30 +293,29 @@ def report(report: Report, config: ProbesConfig, results: Results[Any]) -> None:
     """How the next state and the preconditioned input emerge in the softmax stack, then every layer of both."""
     from unrolled.report import Fact
 
-    facts = []
-    for kind in KINDS:
+    facts = {}
+    for kind in config.kinds:
         if rows := results.of(Probed, kind=kind):
             recipe = rows[0].cell.stack.recipe
             first, last = (_layer(rows, "held_out", "next", "score", place) for place in (0, -1))
-            facts.append(
-                Fact(
-                    label=f"{recipe.label}: R^2 of the next state",
-                    value=f"{first:.2f} to {last:.3f}",
-                    detail=f"input to last layer, t = {POSITION}, held out; {recipe.extent}",
-                )
+            facts[kind] = Fact(
+                label=f"{recipe.label}: R^2 of the next state",
+                value=f"{first:.2f} to {last:.3f}",
+                detail=f"input to last layer, t = {POSITION}, held out; {recipe.extent}",
             )
-    softmax = results.of(Probed, kind="softmax")
-    if softmax:
+    chosen = "softmax" if "softmax" in facts else "softmax-7"
+    if softmax := results.of(Probed, kind=chosen):
         exact = _layer(softmax, "held_out", "exact", "score", 0)
         best = _values(softmax, lambda result: max(scores(result, "held_out", "exact")[1:]))
         answer = (
-            f"In {softmax[0].cell.stack.recipe.label} the held-out R^2 of the next state goes from {facts[0].value}; "
-            f"that of the preconditioned input is {exact.mean:.2f} at the input and {best.mean:.2f} in the best layer."
+            f"In {softmax[0].cell.stack.recipe.label} the held-out R^2 of the next state goes from "
+            f"{facts[chosen].value}; that of the preconditioned input is {exact.mean:.2f} at the input and "
+            f"{best.mean:.2f} in the best layer."
         )
     else:
         answer = f"The softmax stack was {NOT_RUN}."
-    report.headline(answer, facts)
-    for kind in KINDS:
+    report.headline(answer, list(facts.values()))
+    for kind in config.kinds:
         if rows := results.of(Probed, kind=kind):
             _section(report, config, kind, rows)
     report.section(

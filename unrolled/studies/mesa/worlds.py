@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.claim import Claim
 from unrolled.studies.mesa.held_out import TEST_SEED, position_losses
-from unrolled.studies.mesa.stacks import TITLES, Place, Stack, WorldsConfig, predictor
+from unrolled.studies.mesa.stacks import TITLES, Place, RawKind, Stack, WorldsConfig, predictor
 from unrolled.studies.results import NOT_RUN, Results, Values
 from unrolled.studies.study import Budgets, Count, Distinct, Study
 
@@ -111,11 +111,11 @@ def _ratio(losses: Callable[[Results[Any]], tuple[Values, Values | float]], **cl
     return Claim(value=value, detail=detail, source=_RELEASED, spec=".2f", **claim)
 
 
-def _beside_control(world: Place, control: str, **claim: Any) -> Claim:
+def _beside_control(world: Place, control: str, kind: RawKind = "softmax", **claim: Any) -> Claim:
     """Loss of the softmax stack over that of a control; `{depth}` stands for the layers of the stack."""
 
     def losses(results: Results[Any]) -> tuple[Values, float]:
-        rows, controls = _of(results, world, "softmax"), results.of(Controls, world=world).first("loss")
+        rows, controls = _of(results, world, kind), results.of(Controls, world=world).first("loss")
         if not rows or controls is None:
             return Values(), float("nan")
         return rows.values("loss"), controls[control.format(depth=rows[0].cell.stack.recipe.depth)]
@@ -123,13 +123,17 @@ def _beside_control(world: Place, control: str, **claim: Any) -> Claim:
     return _ratio(losses, **claim)
 
 
-def _late(world: Place, **claim: Any) -> Claim:
+def _late(world: Place, kind: RawKind = "softmax", **claim: Any) -> Claim:
     """Loss of the hybrid over that of the softmax stack at the last position."""
 
     def losses(results: Results[Any]) -> tuple[Values, Values]:
-        return _of(results, world, "hybrid").values("late"), _of(results, world, "softmax").values("late")
+        return _of(results, world, "hybrid").values("late"), _of(results, world, kind).values("late")
 
     return _ratio(losses, high=1.0, outside="a hybrid that is level with the softmax stack or behind it", **claim)
+
+
+def _seven(config: ComparedConfig) -> bool:
+    return "softmax-7" in config.kinds
 
 
 _STEPS = "Proposition 2, {depth} steps"
@@ -167,10 +171,56 @@ CLAIMS = (
         statement="Nonlinear, last position: loss of the hybrid over that of the softmax stack",
         published="0.0019 / 0.0033 = 0.58",
     ),
+    Claim(
+        statement="Fully observed: loss of the softmax stack of 7 layers",
+        source=_RELEASED,
+        published="0.230",
+        value=lambda results, config: _of(results, "full", "softmax-7").values("loss"),
+        low=0.205,
+        high=0.255,
+        outside="3 layers, 0.315, or exact ridge regression, 0.186",
+        control=lambda results, config: _of(results, "full", "softmax").values("loss"),
+        asked=_seven,
+    ),
+    _beside_control(
+        *("full", _STEPS, "softmax-7"),
+        statement="Fully observed: loss of the softmax stack of 7 layers over that of Proposition 2 with as many steps",
+        published="0.99",
+        unjudged=_OTHER,
+        asked=_seven,
+    ),
+    _beside_control(
+        *("partial", _STEPS, "softmax-7"),
+        statement="Partially observed: loss of the softmax stack of 7 layers over that of Proposition 2 on 16 lags",
+        published="0.77",
+        unjudged=_OTHER,
+        asked=_seven,
+    ),
+    _beside_control(
+        *("nonlinear", "naive", "softmax-7"),
+        statement="Nonlinear: loss of the softmax stack of 7 layers over that of linear regression on the states",
+        published="0.43",
+        high=1.0,
+        outside="a stack that knows the last state alone, or an untrained one",
+        asked=_seven,
+    ),
+    _late(
+        *("partial", "softmax-7"),
+        statement="Partially observed, last position: loss of the hybrid over that of the softmax stack of 7 layers",
+        published="0.034 / 0.061 = 0.56",
+        asked=_seven,
+    ),
+    _late(
+        *("nonlinear", "softmax-7"),
+        statement="Nonlinear, last position: loss of the hybrid over that of the softmax stack of 7 layers",
+        published="0.0019 / 0.0033 = 0.58",
+        asked=_seven,
+    ),
 )
 PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
     "full": {
         "softmax": ("0.315 (3 layers), 0.230 (7)", ""),
+        "softmax-7": ("0.230", ""),
         "mesa": ("0.198 to 0.199 (curve unlabelled)", "0.002 to 0.004"),
         "Proposition 2": ("0.305 (3 steps), 0.232 (7), without newest pair", ""),
         "exact ridge": ("0.186 (recomputed)", ""),
@@ -178,12 +228,14 @@ PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
     },
     "partial": {
         "softmax": ("0.795 (7 layers)", "0.061"),
+        "softmax-7": ("0.795", "0.061"),
         "hybrid": ("0.797", "0.034"),
         "Proposition 2": ("1.03 (16 lags, 7 steps)", ""),
         "naive": ("2.35", ""),
     },
     "nonlinear": {
         "softmax": ("0.0392 (7 layers)", "0.0033"),
+        "softmax-7": ("0.0392", "0.0033"),
         "hybrid": ("0.0375", "0.0019"),
         "Proposition 2": ("0.0467 (on MLP*'s features)", ""),
         "naive": ("0.092", ""),
