@@ -303,7 +303,7 @@ def report(report: Report, config: ProbesConfig, results: Results[Any]) -> None:
                 value=f"{first:.2f} to {last:.3f}",
                 detail=f"input to last layer, t = {POSITION}, held out; {recipe.extent}",
             )
-    chosen = "softmax" if "softmax" in facts else "softmax-7"
+    chosen: ProbedKind = "softmax" if "softmax" in facts else "softmax-7"
     if softmax := results.of(Probed, kind=chosen):
         exact = _layer(softmax, "held_out", "exact", "score", 0)
         best = _values(softmax, lambda result: max(scores(result, "held_out", "exact")[1:]))

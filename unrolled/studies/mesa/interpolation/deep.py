@@ -204,12 +204,13 @@ def gradient_steps(world: LinearDynamics, layers: int, clip: float, *, sequences
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = sequence_loss(steps_numbers(*sizes, clip).predict(sample.inputs), sample.targets)
+        loss = sequence_loss(steps_numbers(sizes[0], sizes[1], clip).predict(sample.inputs), sample.targets)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return steps_numbers(*sizes.detach(), clip)
+    learned, forgotten = sizes.detach()
+    return steps_numbers(learned, forgotten, clip)
 
 
 def spread_like(trained: StackProducts, single: StackProducts) -> StackProducts:

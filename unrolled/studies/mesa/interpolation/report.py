@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.claim import AT_LEAST_0, CONTROL, Claim
@@ -227,6 +228,10 @@ def _one_layer(report: Report, config: InterpolationConfig, results: Results[Mix
     )
 
 
+def _highest(way: str, result: Any) -> float:
+    return float(max(result[way]))
+
+
 def _stack(report: Report, name: str, rows: Results[MixedStack]) -> None:
     from unrolled.report import LineChart
 
@@ -244,7 +249,7 @@ def _stack(report: Report, name: str, rows: Results[MixedStack]) -> None:
     )
     table = []
     for way, words in WAYS.items():
-        highest = rows.values(lambda result, way=way: max(result[way]))
+        highest = rows.values(partial(_highest, way))
         cosine = [rows.values(f"cosine.{way}.{layer}").mean for layer in range(int(name))]
         table.append(
             [
