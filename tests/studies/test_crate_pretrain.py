@@ -47,9 +47,10 @@ def test_every_form_and_objective_has_as_many_trials_and_every_cell_what_it_need
     trials = Counter((cell.objective, cell.form) for cell in dict.fromkeys(made) if isinstance(cell, Trial))
     wanted = {("mae", form) for form in FORMS} | {(objective, "crate") for objective in OBJECTIVES}
     assert trials == dict.fromkeys(wanted | {("mae-pixels", "crate")}, len(config.rates))
-    starts = Counter((cell.network, cell.share) for cell in dict.fromkeys(made) if isinstance(cell, TuningTrial))
+    tried = [cell for cell in dict.fromkeys(made) if isinstance(cell, TuningTrial)]
+    starts = Counter((cell.network, cell.share, cell.tuning) for cell in tried)
     assert set(starts.values()) == {len(config.tuning_rates)}
-    assert len(starts) == 2 * (len(OBJECTIVES) + 1)
+    assert len(starts) == 2 * (len(OBJECTIVES) + 2)  # from scratch also as long as pretraining and fine-tuning
     assert {need for cell in made for need in cell.needs} <= set(made)
 
 
@@ -131,6 +132,22 @@ def test_fine_tuning_trials_are_of_the_first_seed_and_few_labels_are_few(tmp_pat
     assert cell.seed == cell.columns["seed"] == 3
     _, _, labels = cell.tuned(Context(store=tmp_path), 1e-2)
     assert labels == 10 * round(0.1 * len(images("digits", "train", Path()).labels) / 10)
+
+
+def test_a_fine_tuning_as_long_as_its_trials_is_the_best_of_them_and_is_not_run_again(tmp_path: Path) -> None:
+    fresh = Fresh(form="crate", data="digits", seed=1)
+    cell = Tuned(
+        network=fresh, share=0.1, tuning=0.0005, first=1, tuning_rates=(1e-3, 1e-2), tuning_trial=0.0005
+    )  # fmt: skip
+    context = Context(store=tmp_path)
+    trials = [need for need in cell.needs if isinstance(need, TuningTrial)]
+    best = max(trials, key=lambda trial: computed(trial, context).result["accuracy"])
+    result = cell.compute(context)
+    assert result["rate"] == best.rate
+    assert not cell.checkpoint(context).path.exists()
+    later = replace(cell, network=replace(fresh, seed=2))
+    assert later.compute(context)["rate"] == best.rate
+    assert later.checkpoint(context).path.exists()
 
 
 def test_held_out_images_are_not_taught() -> None:

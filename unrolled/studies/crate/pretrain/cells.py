@@ -76,7 +76,7 @@ class PretrainConfig(Config):
     tuning_rates: Annotated[tuple[Rate, ...], Distinct()] = (3e-3, 1e-2)
     """Peak rates of fine-tuning, each tried once for every start and share of labels."""
     tuning_trial: Rate = 2.0
-    """Operations of such a trial."""
+    """Operations of such a trial; of training from scratch as long as pretraining and fine-tuning, those of both."""
     few: Rate = 0.1
     """Share of the training images whose labels are few."""
     tuning_few: Rate = 3.0
@@ -266,8 +266,10 @@ def _features(config: PretrainConfig) -> Iterator[Cell]:
             fresh = config.fresh(seed)
             starts: list[Network] = [config.learnt(each, "crate", seed, config.length) for each in OBJECTIVES]
             some = [tuned(network=network, share=share, tuning=length) for network in (*starts, fresh)]
-            # from scratch also with the operations of pretraining and fine-tuning together
-            for cell in (*some, tuned(network=fresh, share=share, tuning=config.length + length)):
+            # from scratch also with the operations of pretraining and fine-tuning together, at a rate tried as long:
+            # what a short trial chooses is too high for it
+            whole = config.length + length
+            for cell in (*some, tuned(network=fresh, share=share, tuning=whole, tuning_trial=whole)):
                 yield from (*cell.needs, cell)
 
 

@@ -281,10 +281,11 @@ class Tuned(Tuning):
     def compute(self, context: Context) -> Result:
         """`accuracy` on the test images, `rate`, `tuned_images` seen, and `labels` used."""
         trials = [need for need in self.needs if isinstance(need, TuningTrial)]
-        rate = max(trials, key=lambda trial: context.result(trial)["accuracy"] or 0.0).rate
-        model, seen, labels = self.tuned(context, rate)
+        best = max(trials, key=lambda trial: context.result(trial)["accuracy"] or 0.0)
+        same = (self.seed, self.tuning) == (self.first, self.tuning_trial)  # the trial is this training
+        model, seen, labels = (best if same else self).tuned(context, best.rate)
         test = images(self.network.data, "test", context.data_dir)
-        return {"accuracy": accuracy(model, test), "rate": rate, "tuned_images": seen, "labels": labels}
+        return {"accuracy": accuracy(model, test), "rate": best.rate, "tuned_images": seen, "labels": labels}
 
 
 def probed(network: nn.Module, fit: Pictures, held: Pictures) -> float:

@@ -239,7 +239,8 @@ def _features(report: Report, config: PretrainConfig, results: Results[Any]) -> 
         f"features of {config.fitted:,} training images; layer, pooling and ridge are chosen on held-out ones. "
         f"Fine-tuning trains the whole encoder with {config.tuning_few:g} x 10^12 operations on {100 * config.few:g} % "
         f"of the labels, or {config.tuning_all:g} on all. The last row is supervised training alone with the "
-        "operations of pretraining and fine-tuning together." + (f" Chance is {100 * chance:.0f} %." if chance else ""),
+        "operations of pretraining and fine-tuning together, at the rate that is best at that length."
+        + (f" Chance is {100 * chance:.0f} %." if chance else ""),
     )
     section.table(
         ["pretraining", "images seen", *measures],
@@ -299,14 +300,17 @@ def _trials(report: Report, config: PretrainConfig, results: Results[Any]) -> No
         caption="Loss where there is one, and the probe's accuracy, per cent.",
     )
     chosen = [
-        [_start(row.cell.network), f"{100 * row.cell.share:g} %", f"{row.cell.rate:g}", _accuracy(row.result)]
+        [
+            *(_start(row.cell.network), f"{100 * row.cell.share:g} %", f"{row.cell.tuning:g} x 10^12"),
+            *(f"{row.cell.rate:g}", _accuracy(row.result)),
+        ]
         for row in results.of(TuningTrial)
     ]
     if chosen:
         section.table(
-            ["start of fine-tuning", "labels", "rate", "held-out accuracy, %"],
+            ["start of fine-tuning", "labels", "operations", "rate", "held-out accuracy, %"],
             chosen,
-            caption=f"After {config.tuning_trial:g} x 10^12 operations, the first seed.",
+            caption="The first seed.",
         )
 
 
