@@ -129,7 +129,7 @@ def test_one_pair_has_no_interval_and_its_answers_are_read(tmp_path: Path, capsy
     pair = ["gpt2_nano", "--text", "ab cd", "--other", "xy cd", "--answer", "e", "--against", "a"]
     assert cli.run(["patch", *pair, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "There is one sample, so there are no intervals" in out
+    assert "There is one sample: fewer than 8 have no intervals" in out
     assert "95 %" not in out
     page = (tmp_path / "report.html").read_text()
     assert "&#x27;e&#x27; (token 101)" in page or "'e' (token 101)" in page

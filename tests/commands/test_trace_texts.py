@@ -102,6 +102,11 @@ def test_a_folder_of_texts_is_a_corpus_for_whoever_reads_text(folder: Path, tmp_
     out = ["--out", str(tmp_path / "out")]
     assert cli.run(["eval", f"hf:{folder}/gpt2", *corpus, *out]) == 0
     assert "gpt2 on folder (test): " in capsys.readouterr().out
+    for verb in (["eval", "given:resnet20"], ["probe", "vit_nano_patch4_32"]):
+        assert cli.run([*verb, *corpus, *out]) == 2
+        assert "books has texts and no pictures" in capsys.readouterr().err
+    assert cli.run(["extract", "vit_nano_patch4_32", *corpus, *out]) == 2
+    assert "one long text, and features are of images or of texts by themselves" in capsys.readouterr().err
     # with a picture in it, it is a folder of pictures
     (data / "old" / "one.png").write_bytes(b"")
     assert cli.run(["eval", f"hf:{folder}/gpt2", *corpus, *out]) == 2

@@ -305,6 +305,7 @@ def test_a_file_and_its_compressed_copy_are_read_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(BOOK.encode()))
     again = open_text("folder", data_dir=tmp_path)
     assert again.text == once.text
+    assert again.description.endswith(f" (passed over: {again.passed_over})")
     assert again.passed_over == "1 compressed copies of files beside them (a.txt.gz)"
 
 

@@ -92,6 +92,8 @@ def test_an_error_that_halves_with_four_times_the_images_halves_again_unless_som
     assert nothing.high - nothing.low < 0.03
     certain = error_after(short._replace(spread=0.0), long._replace(spread=0.0), 1.6e6, 0.0)
     assert certain.low == pytest.approx(certain.high)
+    seeds = error_after(short._replace(freedom=2), long._replace(freedom=2), 1.6e6, 0.0)  # Student's: wider
+    assert seeds.low < nothing.low < nothing.high < seeds.high
     level = error_after(Length(1e5, 0.21, 0.05), Length(4e5, 0.2, 0.05), 1.6e6, 0.75)  # seeds differ by more
     assert 0 < level.low < level.value < level.high < 0.4
 

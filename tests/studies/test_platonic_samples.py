@@ -76,5 +76,7 @@ def test_the_ratio_is_judged_over_trained_pairs() -> None:
     # what an untrained pair does as well is not the trained ones'
     as_well = STUDY.claims[0].judge(fallen(config, 0.1, 0.2, 0.15, untrained=0.15), config)
     assert (as_well.verdict, as_well.why) == ("controls do the same", "0.15")
+    stays = STUDY.claims[1].judge(fallen(config, 0.1, 0.2, 0.15, untrained=0.15), config)
+    assert (stays.verdict, stays.why) == ("controls do the same", "1.00")
     # pairs that disagree about it decide nothing
     assert STUDY.claims[0].judge(fallen(config, 0.1, 0.9, 0.3), config).verdict == "undecided"

@@ -168,7 +168,7 @@ def explain_report(result: Answer, explanation: Explanation, views: Sequence[Vie
     report.section("Evidence on the picture").figure(
         panels,
         caption=f"Orange: for {_what(result)}; blue: against it; strength is the share of the largest patch, of all "
-        "layers together on the left, of any layer on the right. Attention counts where it looked, other terms on "
+        "layers together above, of any layer below. Attention counts where it looked, other terms on "
         f"their own token. On the patches lie {explanation.logit - result['elsewhere']:+.3f} of the logit; "
         f"{result['elsewhere']:+.3f} lie on no patch: class token, registers and biases.",
     )

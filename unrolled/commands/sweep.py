@@ -145,7 +145,7 @@ def causal_reader(options: SweepFlags) -> TextReader:
 
 
 def has_intervals(effects: Effects) -> bool:
-    """Whether there are intervals: one sample has none."""
+    """Whether there are intervals: few samples have none."""
     return not any(math.isnan(row.low) for row in effects)
 
 
@@ -157,7 +157,11 @@ def within(low: float, high: float, form: str = "+.4f") -> str:
 def how_many_are_clear(effects: Effects) -> str:
     """The sentence on intervals."""
     if not has_intervals(effects):
-        return "There is one sample, so there are no intervals: others may differ."
+        from unrolled.instruments.causal.effects import FEWEST
+
+        count = len(effects[0].samples)
+        few = "There is one sample" if count == 1 else f"There are {count} samples"
+        return f"{few}: fewer than {FEWEST} have no intervals, and others may differ."
     clear = sum(row.low > 0 or row.high < 0 for row in effects)
     return f"{clear} of {len(effects)} places have an interval without 0, each by itself."
 

@@ -11,9 +11,10 @@ from typing import Literal
 
 from unrolled.data.builtin import digits, synthetic_images
 from unrolled.data.files import Splits, Unknown, find_packed, open_folder, open_packed
+from unrolled.data.listing import printable
 from unrolled.data.loader import Batch, eval_loader, steps_per_epoch, train_loader
 from unrolled.data.sources import BadImage, ImageSource, Subset, stratified_split
-from unrolled.data.text import text_names
+from unrolled.data.text import is_text, text_names
 from unrolled.data.torchvision_sets import TORCHVISION_NAMES, open_torchvision
 from unrolled.data.transforms import eval_transform, train_transform
 from unrolled.errors import MissingData, nearest, suggestion
@@ -125,6 +126,8 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
 
         return open_shards(name[4:], folder, split=split, val_fraction=val_fraction, seed=seed)
     if name == "folder":
+        if is_text(name, folder):
+            raise ValueError(f"data_dir: {printable(folder)} has texts and no pictures; give a folder of pictures")
         return open_folder(folder, split=split, unknown=unknown)
     if name == "packed":
         return open_packed(name, folder, split=split, unknown=unknown)

@@ -81,12 +81,12 @@ def text_names() -> list[str]:
 
 def is_text(name: str | None, data_dir: Path | None) -> bool:
     """Whether data are texts: a corpus by its name, or a `folder` in which there are .txt files and no pictures."""
-    if name != "folder" or data_dir is None or not data_dir.is_dir():
+    if name != "folder" or data_dir is None or not (folder := data_dir.expanduser()).is_dir():
         return name in _CORPORA
     from unrolled.data.files import IMAGES
 
     has_text = False
-    for _, _, names in os.walk(data_dir):  # the first picture ends it: folders of these are large
+    for _, _, names in os.walk(folder):  # the first picture ends it: folders of these are large
         if any(os.path.splitext(each)[1].lower() in IMAGES for each in names):
             return False
         has_text = has_text or any(_is_text_file(each) for each in names)
@@ -158,14 +158,16 @@ def open_text(
             f"data={name!r}: is no text; choose one of {', '.join(text_names())}, hf:ORG/NAME, or for .txt files of "
             f"your own data='folder' and data_dir={str(place)!r}"
         )
-    text = _divided(name, parts, held_out)[split]
+    divided = _divided(name, parts, held_out)
+    text, whole = divided[split], sum(map(len, divided.values()))
     if not text.strip():
         raise ValueError(f"data={name!r}: the {split} part is empty; give longer files, or files for every part")
     return Text(
         name=name,
         split=split,
         text=text,
-        description=f"{name} ({split}), {len(text):,} characters",
+        description=f"{name} ({split}), {len(text):,} of {whole:,} characters"
+        + (f" (passed over: {passed})" if passed else ""),
         passed_over=passed,
     )
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from unrolled.data.text import text_names
+from unrolled.data.text import is_text
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.control import untrained_control
 from unrolled.instruments.features import FeatureSet, read_descriptors
@@ -55,7 +55,7 @@ def material_for(
     """
     for model in models:
         check_spelling(model)
-    if texts is None and options.data in text_names():
+    if texts is None and is_text(options.data, options.data_dir):
         raise ValueError(
             f"data: {options.data} is a corpus, one long text, and features are of images or of texts by themselves; "
             "give texts=, a file with one text a line, or paired data that have texts, such as data='flickr8k'"

@@ -254,6 +254,7 @@ def open_texts(reader: TextReader, options: Any) -> Texts:
     count = min(options.images, len(ids) // length)
     starts = torch.linspace(0, len(ids) - length, count, dtype=torch.float64).long()
     description = f"{count:,} windows of {length} tokens of {data} ({options.split} split), drawn evenly"
+    description += f" (passed over: {part.passed_over})" if part.passed_over else ""
     return Texts(
         ids=[ids[start : start + length] for start in starts.tolist()], name=data, description=description, whole=True
     )

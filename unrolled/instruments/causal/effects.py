@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from unrolled.figures import HeatMap, LineChart
 
 _NO_NUMBER = float("nan")
+FEWEST = 8
+"""Samples that a bootstrap interval needs: resampled, fewer of them say too little of how others would differ."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Effect:
     Attributes:
         name: the place.
         change: mean over samples of the score with the place changed, less the score without.
-        low, high: 95 % bootstrap interval of `change` over samples; NaN of one sample, which has none.
+        low, high: 95 % bootstrap interval of `change` over samples; NaN of fewer than `FEWEST`.
         control: the same for a change in a random direction, as large at every token; NaN where none was asked for.
         samples: `change` of every sample.
         control_samples: what the random change did to every sample; None where none was asked for.
@@ -71,7 +73,8 @@ class Effects(Tabular, Sequence[Effect]):
     ) -> Effects:
         """From the changes of every sample by place, those of random changes if there are any, and the scores."""
         table = np.stack(list(changes.values()), axis=1)  # [samples, places]
-        low, high = bootstrap_intervals(table, seed=seed) if len(table) > 1 else [np.full(len(changes), np.nan)] * 2
+        known = len(table) >= FEWEST
+        low, high = bootstrap_intervals(table, seed=seed) if known else [np.full(len(changes), np.nan)] * 2
         best = _NO_NUMBER if goal is None else float(goal.mean())
         gap = best - float(score.mean())
         rows = tuple(
@@ -111,7 +114,8 @@ class Effects(Tabular, Sequence[Effect]):
     def agreement(self, other: Effects, *, seed: int = 0) -> tuple[float, float, float]:
         """Rank correlation (Spearman's) of the changes of the places that both have, with its 95 % interval.
 
-        The interval resamples samples, the same in both, so both must be of the same samples; of one sample it is NaN.
+        The interval resamples samples, the same in both, so both must be of the same samples; of fewer than `FEWEST` it
+        is NaN.
         All is NaN of fewer than three places, or where one of them changes nothing.
         """
         from scipy.stats import rankdata
@@ -130,7 +134,7 @@ class Effects(Tabular, Sequence[Effect]):
         n = len(tables[0])
         index = np.random.default_rng(seed).integers(n, size=(1000, n))
         drawn = [rho(*(table[rows].mean(0) for table in tables)) for rows in index]
-        known = n > 1 and np.isfinite(drawn).any()
+        known = n >= FEWEST and np.isfinite(drawn).any()
         low, high = np.nanquantile(drawn, [0.025, 0.975]) if known else (_NO_NUMBER, _NO_NUMBER)
         return rho(*(table.mean(0) for table in tables)), float(low), float(high)
 

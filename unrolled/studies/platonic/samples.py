@@ -213,7 +213,7 @@ CLAIMS = (
         low=0.8,
         high=1.25,
         outside="k of 10: 0.1 to 0.3",
-        control=lambda results, config: left(results, TEN),
+        control=lambda results, config: _left(untrained(results), SHARED),
     ),
 )
 

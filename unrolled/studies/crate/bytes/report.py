@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -185,34 +186,34 @@ def _trials(report: Report, view: View) -> None:
 
 
 def _longer(report: Report, view: View) -> None:
-    """An extrapolation of models with two lengths, the shorter of several seeds, which say how far seeds differ."""
+    """An extrapolation of models with two lengths."""
     config, rows = view.config, []
     for family in config.longer:
         short, long = view.bits(family), view.bits(family, long=True)
-        if len(short) < 2 or not long or long.mean >= short.mean:
+        if not short or not long or long.mean >= short.mean:
             continue
         first, last = (
-            Length(steps * config.batch_size * config.length, bits.mean, short.deviation / len(bits) ** 0.5)
+            Length(steps * config.batch_size * config.length, bits.mean, math.nan)
             for steps, bits in ((config.steps, short), (config.long_steps, long))
         )
-        after = (f"{each:.2f}" for each in errors_after(first, last))
+        after = (f"{each.value:.2f}" for each in errors_after(first, last))
         rows.append([family, f"{short:.3f}", f"{long:.3f}", f"{-exponent(first, last):.3f}", *after])
     if not rows:
         return
     times = _megabytes(config, TIMES * config.long_steps)
     report.section(
         "What longer training would likely change",
-        f"Nothing was trained on {times}: this is extrapolated. The power says how the loss falls with the bytes seen; "
-        "if that goes on, and if none, half or three quarters of the loss stays for good, bits per byte come to:",
+        f"Nothing was trained on {times}: this is extrapolated. The power says how the loss falls with the bytes seen. "
+        "Bits per byte if that goes on, and if none, half or three quarters of the loss stays for good (the floor):",
     ).table(
         [
             *("model", _megabytes(config, config.steps), _megabytes(config, config.long_steps), "power"),
-            *(f"{times}, {words} stays" for words in STAYS),
+            *(f"{times}, floor {words}" for words in STAYS),
         ],
         rows,
-        caption="95 % by the spread over seeds of the shorter training, taken for the longer one's too. Two lengths "
-        "cannot show that the curve bends. Text has an entropy that no model goes below, so that the first column is "
-        "the least that is likely; the same text comes back many times.",
+        caption="One seed of the longer training gives no interval; what seeds of the shorter one differ by stands "
+        "beside it. Two lengths cannot show that the curve bends. Text has an entropy that no model goes below, so "
+        "that floor 0 gives the least that is likely; the same text comes back many times.",
     )
 
 

@@ -142,7 +142,7 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         if longest not in known or len(known) < 2:
             continue
         (minutes, short), (_, long) = sorted(known.items())[-2:]
-        if short.seen < long.seen and long.error < short.error:
+        if short.seen < long.seen and 0 < long.error < short.error:
             after = map(_accuracy, errors_after(short, long))
             now = [f"{minutes:g} min: {100 * (1 - short.error):.1f}", f"{100 * (1 - long.error):.1f}"]
             power = f"{-exponent(short, long):.2f}"
@@ -154,11 +154,12 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         f"Nothing was trained for {TIMES * longest:g} core-minutes: this is extrapolated from the two longest lengths "
         f"of the recipe that are known, of which the {config.trial:g} minutes are those of the trial at the rate that "
         "was chosen, on held-out images; the power says how errors fall between them with the images seen. Accuracy in "
-        "per cent if that goes on, and if none, half or three quarters of the errors made now stay for good.",
+        "per cent if that goes on, and if none, half or three quarters of the errors made now stay for good (the "
+        "floor).",
     ).table(
         [
             *("network", "shorter", f"{longest:g} min", "power"),
-            *(f"{TIMES * longest:g} min, {words} stays" for words in STAYS),
+            *(f"{TIMES * longest:g} min, floor {words}" for words in STAYS),
         ],
         rows,
         caption="95 % by sampling the scored images alone. Two lengths fix a power and cannot show that the curve "
@@ -173,7 +174,7 @@ def _lengths(config: MinutesConfig, results: Results[Any], family: str) -> dict[
     for minutes in config.minutes:
         if tested := results.of(Scored, family=family, minutes=minutes):
             right = tested.values("accuracy")
-            known[minutes] = _length(tested.first("images"), right.mean, len(right) * _TESTED[config.data])
+            known[minutes] = _length(tested.first("images"), right.mean, _TESTED[config.data])  # the same of all seeds
     if known:
         longest = results.of(Scored, family=family, minutes=max(known))
         tried = results.of(Trial, family=family, rate=longest.first("rate"))

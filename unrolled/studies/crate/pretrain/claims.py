@@ -95,7 +95,13 @@ def shipped_beside_inpainting(results: Results[Any], config: PretrainConfig) -> 
 
 def _of_images(results: Results[Any], config: PretrainConfig) -> str:
     rows, plain = learnt(results, Completed, config.length), inpainted(results)
-    return f"; of the first network {ratio(rows.first('errors'), plain):.3f} over images" if rows and plain else ""
+    if not rows or not plain:
+        return ""
+    psnr = results.of(Inpainted).first("scores", {})[HARMONIC]["psnr"]
+    return (
+        f"; of the first network {ratio(rows.first('errors'), plain):.3f} over images; in pixels, where nobody is told "
+        f"a patch's brightness, {rows.values('psnr'):.2f} dB for {psnr:.2f}"
+    )
 
 
 def probe(results: Results[Any], config: PretrainConfig, objective: Objective | None) -> Values:

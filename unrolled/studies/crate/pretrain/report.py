@@ -350,8 +350,8 @@ def _longer(report: Report, config: PretrainConfig, results: Results[Any]) -> No
         tried = results.of(Trial, objective="mae", form=form, operations=config.trial, rate=rate)
         if len(held) < 2 or not tried or held.mean >= tried.first("loss"):
             continue
-        short = Length(config.trial, tried.first("loss"), held.deviation)
-        long = Length(config.length, held.mean, held.deviation / len(held) ** 0.5)
+        short = Length(config.trial, tried.first("loss"), held.deviation, len(held) - 1)
+        long = Length(config.length, held.mean, held.deviation / len(held) ** 0.5, len(held) - 1)
         after = (f"{each:.3f}" for each in errors_after(short, long))
         rows.append([FORMS[form].words, f"{short.error:.3f}", f"{held:.3f}", f"{-exponent(short, long):.2f}", *after])
     if not rows:
@@ -361,15 +361,16 @@ def _longer(report: Report, config: PretrainConfig, results: Results[Any]) -> No
         "What longer training would likely change",
         f"Nothing was compared after {times} operations: this is extrapolated from the trial at the rate that was "
         "chosen and the full length, by losses on held-out training images. The power says how they fall with the "
-        "operations; if that goes on, and if none, half or three quarters of the loss stays for good, it comes to:",
+        "operations; if that goes on, and if none, half or three quarters of the loss stays for good (the floor), it "
+        "comes to:",
     ).table(
         [
             *("network", f"{config.trial:g} x 10^12", f"{config.length:g} x 10^12", "power"),
-            *(f"{times}, {words} stays" for words in STAYS),
+            *(f"{times}, floor {words}" for words in STAYS),
         ],
         rows,
-        caption="95 % by the spread over seeds of the full length, taken for the trial's too. Two lengths cannot show "
-        "that the curve bends.",
+        caption="95 % by the spread over seeds of the full length (Student's), taken for the trial's too. The trial is "
+        "the best of its rates by the same images, which flatters it. Two lengths cannot show that the curve bends.",
     )
 
 

@@ -29,7 +29,7 @@ from unrolled.studies.statistics import (
 ALL, ACROSS, SOUND = SELECTIONS = "all pairs", "different kinds", "different kinds, true labels only"
 CALIBRATED = KNN, CKA = "mutual k-NN", "unbiased CKA"
 TRENDS = len(SELECTIONS) * len(CALIBRATED)
-"""Trends that are looked at, all of which the page shows: intervals are corrected for their number."""
+"""Trends of pairs that are looked at: their intervals are corrected for their number."""
 LEVEL = f"{100 - 5 / TRENDS:.1f} %"
 
 

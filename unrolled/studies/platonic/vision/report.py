@@ -237,7 +237,8 @@ def _given(report: Report, view: View) -> None:
         ],
         rows,
         caption="Mutual k-NN above chance at the best pair of layers, mean over members; rank correlation over all "
-        "members between competence and this alignment, with a bootstrap interval over members.",
+        "members between competence and this alignment, with a bootstrap interval over members, not corrected for the "
+        "number of networks.",
     )
 
 
