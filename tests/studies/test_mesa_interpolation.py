@@ -15,19 +15,20 @@ from hypothesis import strategies as st
 from unrolled.layers.linear_attention import LinearSelfAttention
 from unrolled.studies.mesa.compressed import compressed
 from unrolled.studies.mesa.constructed import Recipe, new_model
-from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss
+from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, best_step_size, mean_loss
 from unrolled.studies.mesa.interpolation import STUDY
 from unrolled.studies.mesa.interpolation.cells import InterpolationConfig
 from unrolled.studies.mesa.interpolation.deep import (
     StackProducts,
+    _plain,
     aligned,
     cosines,
-    gradient_steps,
     of_numbers,
     random_stack,
     spread_like,
     stack_products,
     steps_numbers,
+    tuned_steps,
 )
 from unrolled.studies.mesa.interpolation.one_layer import construction, products_of, random_like
 from unrolled.tasks import LinearDynamics, constructed_tokens
@@ -107,7 +108,12 @@ def test_layers_of_one_step_size_are_gradient_descent_on_the_context(steps: int,
 def test_tuned_steps_are_better_than_one_and_spread_over_heads_they_are_the_same() -> None:
     world = LinearDynamics(dim=3, steps=12)
     test = world.sample(256, seed=TEST_SEED)
-    losses = [mean_loss(gradient_steps(world, n, 4.0, sequences=256).predict, *test[:2]) for n in (1, 2, 3)]
+
+    def tuned(layers: int) -> Any:
+        learned, forgotten, _ = tuned_steps(world, layers, 4.0, sequences=256)
+        return steps_numbers(learned, forgotten, 4.0).predict
+
+    losses = [mean_loss(tuned(layers), *test[:2]) for layers in (1, 2, 3)]
     one = mean_loss(lambda x: gradient_descent_predictions(x, best_step_size(world)), *test[:2])
     assert losses[0] == pytest.approx(one, rel=0.05)
     assert losses[1] < 0.9 * losses[0]
@@ -142,7 +148,22 @@ def test_random_stacks_have_the_norms_and_write_where_the_last_layer_is_read() -
     own = stack_products(a_stack(2))
     other = random_stack(own, torch.Generator().manual_seed(0))
     torch.testing.assert_close(other.values.norm(dim=(-2, -1)), own.values.norm(dim=(-2, -1)))
+    torch.testing.assert_close(other.scores.norm(dim=(-2, -1)), own.scores.norm(dim=(-2, -1)))
     assert float(other.values[-1, :, 3:].abs().max()) == 0
+    acts = _plain(other.scores, other.values, other.clip)  # none of it stands where nothing reads or is read
+    torch.testing.assert_close(acts.scores, other.scores)
+    torch.testing.assert_close(acts.values, other.values)
+
+
+def test_tuned_steps_are_as_good_as_they_come() -> None:
+    world = LinearDynamics(dim=3, steps=12)
+    learned, forgotten, loss = tuned_steps(world, 6, 4.0, sequences=64)
+    sample = world.sample(64, seed=TUNE_SEED)
+    for scale in (0.97, 1.03):  # a step size by itself
+        for sizes in range(5):
+            other = learned.clone()
+            other[sizes] *= scale
+            assert mean_loss(steps_numbers(other, forgotten, 4.0).predict, *sample[:2]) > loss - 1e-4
 
 
 def test_the_report_holds_both_ends_of_the_way(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def _open(name: str, split: str, folder: Path | None, val_fraction: float, seed:
 
         return open_shards(name[4:], folder, split=split, val_fraction=val_fraction, seed=seed)
     if name == "folder":
-        if is_text(name, folder):
+        if folder is not None and is_text(name, folder):
             raise ValueError(f"data_dir: {printable(folder)} has texts and no pictures; give a folder of pictures")
         return open_folder(folder, split=split, unknown=unknown)
     if name == "packed":

@@ -46,7 +46,7 @@ class Distinct:
 
 Count = Annotated[int, AtLeast(1)]
 Rate = Annotated[float, Above(0)]
-Seeds = Annotated[tuple[int, ...], Distinct()]
+Seeds = Annotated[tuple[int, ...], AtLeast(0), Distinct()]
 
 
 @dataclass(kw_only=True)

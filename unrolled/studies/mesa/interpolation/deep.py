@@ -23,14 +23,38 @@ from unrolled.studies.mesa.constructed import Constructed
 from unrolled.studies.mesa.held_out import TEST_SEED, TUNE_SEED, mean_loss
 from unrolled.studies.mesa.interpolation.one_layer import noise_like, spread
 from unrolled.studies.mesa.weights import products
+from unrolled.tasks import LinearDynamics
+from unrolled.tasks.dynamics import Teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from unrolled.models import SequenceRegressor
-    from unrolled.tasks import LinearDynamics
 
 _CHANNELS = 4  # of a token: the prediction, s_t, s_t again, s_{t-1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedSteps(Cell):
+    """Gradient steps of so many layers, with the step sizes that predict best on sequences that no test sees.
+
+    Attributes:
+        layers, clip: as of the stacks that they stand beside.
+        dim, teacher: of the world, as of `Constructed`.
+        sequences: that choose.
+    """
+
+    layers: int
+    clip: float
+    dim: int
+    teacher: Teacher
+    sequences: int
+
+    def compute(self, context: Context) -> Result:
+        """The step sizes `learned` and `forgotten` (`steps_numbers`), and their `loss` on the sequences that choose."""
+        world = LinearDynamics(dim=self.dim, teacher=self.teacher)
+        learned, forgotten, loss = tuned_steps(world, self.layers, self.clip, sequences=self.sequences)
+        return {"learned": learned.tolist(), "forgotten": forgotten.tolist(), "loss": loss}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +64,7 @@ class MixedStack(Cell):
     Attributes:
         network: the stack.
         other_seed: of a stack trained alike, which shares nothing but the task.
-        test_sequences: held-out sequences; as many others, at most 1024, choose the step sizes.
+        test_sequences: held-out sequences; as many others choose the step sizes.
         coefficients: shares of the way, ends included.
     """
 
@@ -55,9 +79,18 @@ class MixedStack(Cell):
         return replace(self.network, seed=self.other_seed)
 
     @property
+    def steps(self) -> TunedSteps:
+        """What it is mixed with, the same for all seeds."""
+        network, recipe = self.network, self.network.recipe
+        return TunedSteps(
+            layers=recipe.layers, clip=recipe.clip, dim=network.dim, teacher=network.teacher,
+            sequences=self.test_sequences,
+        )  # fmt: skip
+
+    @property
     def needs(self) -> Sequence[Cell]:
-        """Both stacks."""
-        return self.network, self.other
+        """Both stacks, and the steps."""
+        return self.network, self.other, self.steps
 
     def compute(self, context: Context) -> Result:
         """Losses along every way, at `shares` of it, and `halfway`.
@@ -73,7 +106,8 @@ class MixedStack(Cell):
         inputs, targets = test.inputs.to(context.device), test.targets.to(context.device)
         model, other = self.network.load(context), self.other.load(context)
         trained, numbers = stack_products(model), compressed(model, world.dim)
-        steps = gradient_steps(world, self.network.recipe.layers, clip, sequences=min(self.test_sequences, 1024))
+        sizes = context.result(self.steps)
+        steps = steps_numbers(torch.tensor(sizes["learned"]), torch.tensor(sizes["forgotten"]), clip)
         constructed = spread_like(trained, of_numbers(steps, world.dim))
         ends = {
             "to_steps": constructed,
@@ -92,10 +126,7 @@ class MixedStack(Cell):
             **{name: [loss(end, share) for share in shares] for name, end in ends.items()},
             "halfway": {name: loss(end, 0.5) for name, end in ends.items()},
             "cosine": {name: cosines(trained, end) for name, end in ends.items()},
-            "step_sizes": {
-                "learned": steps.values[:, 0, 0, 1].tolist(),
-                "forgotten": (-steps.values[:-1, 0, 2, 3]).tolist(),
-            },
+            "step_sizes": {"learned": sizes["learned"], "forgotten": sizes["forgotten"][:-1]},
             "extent": self.network.recipe.extent,
             "zero_loss": mean_loss(lambda x: 0 * x, inputs, targets),
         }
@@ -192,15 +223,18 @@ def steps_numbers(learned: Tensor, forgotten: Tensor, clip: float) -> Numbers:
     return Numbers(number(2, 3, torch.ones_like(learned)), number(0, 1, learned) - number(2, 3, forgotten), clip)
 
 
-def gradient_steps(world: LinearDynamics, layers: int, clip: float, *, sequences: int) -> Numbers:
-    """`steps_numbers` with the step sizes that predict best on sequences that no test sees."""
+def tuned_steps(world: LinearDynamics, layers: int, clip: float, *, sequences: int) -> tuple[Tensor, Tensor, float]:
+    """Step sizes of `steps_numbers`, [layers] each, that predict best on sequences that no test sees; and their loss.
+
+    Found by L-BFGS from equal small ones, until it is done.
+    """
     import torch
 
     from unrolled.tasks import sequence_loss
 
     sample = world.sample(sequences, seed=TUNE_SEED)
     sizes = torch.full((2, layers), 0.02).requires_grad_()
-    optimizer = torch.optim.LBFGS([sizes], lr=1e-3, max_iter=80, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([sizes], max_iter=200, max_eval=1000, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -209,8 +243,9 @@ def gradient_steps(world: LinearDynamics, layers: int, clip: float, *, sequences
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
+    loss = float(closure().detach())
     learned, forgotten = sizes.detach()
-    return steps_numbers(learned, forgotten, clip)
+    return learned, forgotten, loss
 
 
 def spread_like(trained: StackProducts, single: StackProducts) -> StackProducts:
@@ -287,11 +322,10 @@ def cosines(one: StackProducts, other: StackProducts) -> list[float]:
 
 
 def random_stack(like: StackProducts, generator: Any) -> StackProducts:
-    """Random products with the norm of every matrix of `like`, the last layer's written to the first channel alone."""
-    import torch
+    """Random products with the norm of every matrix of `like`, all of which can act, as in it (`_plain`)."""
+    random = _plain(noise_like(like.scores, generator), noise_like(like.values, generator), like.clip)
 
-    scores, values = noise_like(like.scores, generator), like.values.clone()
-    d = values.shape[-1] // _CHANNELS
-    values[:-1] = noise_like(values[:-1], generator)
-    values[-1:, :, :d] = noise_like(values[-1:, :, :d], generator)
-    return StackProducts(torch.as_tensor(scores), values, like.clip)
+    def sized(x: Tensor, wanted: Tensor) -> Tensor:
+        return x * (wanted.norm(dim=(-2, -1), keepdim=True) / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-300))
+
+    return StackProducts(sized(random.scores, like.scores), sized(random.values, like.values), like.clip)

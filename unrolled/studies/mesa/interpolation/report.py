@@ -149,14 +149,14 @@ def report(report: Report, config: InterpolationConfig, results: Results[Any]) -
     seeds = f"{len(one)} seed{'s' * (len(one) != 1)}"
     stacks = {name: rows for name in config.deep if (rows := stacks_of(results, name))}
     times = [
-        f"{name} layers, {halfway(results, name, 'to_steps').mean:.2f} times halfway to gradient steps and "
-        f"{halfway(results, name, 'to_numbers').mean:.2f} times halfway to their own 32 numbers a head"
+        f"{name} layers, {halfway(results, name, 'to_steps').mean:.2f} halfway to gradient steps and "
+        f"{halfway(results, name, 'to_numbers').mean:.2f} halfway to their own 32 numbers a head"
         for name in stacks
     ]
     report.headline(
         f"Halfway between trained and constructed weights the loss is {shown['mixed']}, that of the trained layer "
         f"{shown['trained']}; halfway to random weights of the same norm it is {shown['mixed with random']}."
-        + f" Of stacks it is, with {'; with '.join(times)}."
+        + f" As a multiple of the trained stack's loss it is, with {'; with '.join(times)}."
         * bool(times),
         [
             Fact(label="Trained", value=shown["trained"], detail=f"{seeds}, {_extent(config)}"),
