@@ -127,6 +127,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--model-args.a.b", "1"], ["--model-args.NAME"]),
         (["list", "crete*"], ["crete*", "did you mean crate"]),
         (["list", "nosuch"], ["nosuch", "`unrolled list` shows all"]),
+        (["list", "*.imagenet"], ["imagenet", '`unrolled list "*.*"` shows all weights']),
     ],
 )
 def test_wrong_usage_is_one_line(

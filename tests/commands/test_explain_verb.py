@@ -79,7 +79,7 @@ def test_against_another_class_and_names(picture: Path, tmp_path: Path, capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Terms of the logit of class 1 less that of class 2")
     assert lines[2].split()[:3] == ["layer", "head", "0"]
-    assert lines[-2].startswith("without the ")
+    assert lines[-2].startswith("change of the logit without the ")
     assert lines[-1].startswith("Over many images: not run; --data")
     assert "class 1 against class 2" in (tmp_path / "out/report.html").read_text()
     assert run(picture, *MODEL, "--target", "cat", "--out", tmp_path / "out") == 2

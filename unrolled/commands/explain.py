@@ -118,7 +118,7 @@ def explain(options: ExplainOptions) -> None:
         f"Terms of the logit of class {result['target']['name']}{less}, by layer and head; they sum to it:\n\n"
         f"{table(*layer_table(explanation, text=True))}\n"
         f"\n{removed_sentence(without)}\n"
-        f"\nwithout the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
+        f"\nchange of the logit without the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
         f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}\n{faithfulness_sentence(many)}"
     )
     run.finish(explain_report(result, explanation, views, without), result, text, seeds=[options.seed])

@@ -70,7 +70,10 @@ def list_(options: ListOptions) -> None:
         added = [model.name for model in _added("*")]
         near = nearest(options.pattern, [*known_names(), *added], 3)
         count = len(catalogue()) + len(added)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"`unrolled list` shows all {count}"
+        every = '`unrolled list "*.*"` shows all weights'
+        if "." not in options.pattern:
+            every = f"`unrolled list` shows all {count}"
+        hint = f"did you mean {' or '.join(near)}?" if near else every
         raise ValueError(f"pattern={options.pattern!r} matches no model; {hint}")
     width, trained = (max(len(getattr(model, name)) for model in models) for name in ("name", "weights"))
     trained = max(trained, len("weights"))
