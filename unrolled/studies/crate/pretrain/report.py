@@ -59,7 +59,9 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
     report.section(
         "What this does not show",
         "Networks of at most 350,000 parameters on small images, one recipe in which only rates were tuned, with as "
-        "many trials of as many operations for all; the weights in the losses of SIGReg and of the coding rate are "
+        "many trials of as many operations for all. What is best after a fifth of a training can be too high for the "
+        "whole of it, and a rate that suits an objective need not leave weights that are easy to train on: of masks it "
+        "is chosen by their loss. The weights in the losses of SIGReg and of the coding rate are "
         "published ones and were not tuned, and papers train them hundreds of times longer. Operations are those of "
         "matrix products and attention; norms, crops and changes of colour are not counted. The images are CIFAR-10 "
         "re-encoded as JPEG at quality 75, which costs trained networks about 10 points. With all test images the "
@@ -291,9 +293,12 @@ def _trials(report: Report, config: PretrainConfig, results: Results[Any]) -> No
     )
     table = []
     trials = results.of(Trial)
-    for cell in dict.fromkeys((row.cell.objective, row.cell.form) for row in trials):
-        rows = {row.cell.rate: row.result for row in trials.where(objective=cell[0], form=cell[1])}
-        table.append([WORDS[cell[0]], FORMS[cell[1]].words, *(_trial(rows.get(rate)) for rate in config.rates)])
+    for objective, form, masked in dict.fromkeys(
+        (row.cell.objective, row.cell.form, row.cell.masked) for row in trials
+    ):
+        rows = {row.cell.rate: row.result for row in trials.where(objective=objective, form=form)}
+        words = FORMS[form].words if masked else "the encoder of CRATE-MAE"
+        table.append([WORDS[objective], words, *(_trial(rows.get(rate)) for rate in config.rates)])
     section.table(
         ["objective", "network", *(f"rate {rate:g}" for rate in config.rates)],
         table or [[NOT_RUN] * (2 + len(config.rates))],
