@@ -241,7 +241,8 @@ def _features(report: Report, config: PretrainConfig, results: Results[Any]) -> 
         f"features of {config.fitted:,} training images; layer, pooling and ridge are chosen on held-out ones. "
         f"Fine-tuning trains the whole encoder with {config.tuning_few:g} x 10^12 operations on {100 * config.few:g} % "
         f"of the labels, or {config.tuning_all:g} on all. The last row is supervised training alone with the "
-        "operations of pretraining and fine-tuning together, at the rate that is best at that length."
+        "operations of pretraining and fine-tuning together, at the rate that is best at that length; rates of the "
+        "others are the best of shorter trials, so that a part of what it is ahead by may be the rate's."
         + (f" Chance is {100 * chance:.0f} %." if chance else ""),
     )
     section.table(
