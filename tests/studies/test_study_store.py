@@ -50,7 +50,8 @@ def test_an_untrained_network_is_not_given_the_numbers_of_the_trained_one(tmp_pa
     study = studies.load("crate-pretrain")
     config = configuration(study.config, report["provenance"]["config"])
     config.kept = tmp_path
-    (cell,) = compute_all(study.cells(config), config.context, only_kept=True).missing
+    missing = compute_all(study.cells(config), config.context, only_kept=True).missing
+    (cell,) = (each for each in missing if type(each).__name__ == "Layers")  # the report may lack others too
     assert (cell.columns["form"], cell.columns["seed"]) == (untrained["form"], untrained["seed"])
     assert "operations" not in cell.columns
 
