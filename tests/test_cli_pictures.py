@@ -181,17 +181,20 @@ def test_complete(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     result = json.loads(capsys.readouterr().out)
     row = result["images"][0]
     assert (row["grid"], row["removed"]) == ([8, 16], 64)
-    original, left, filled, bare = (
-        opened(out / row["files"][k]) for k in ("input", "mask", "completion", "prediction")
+    original, left, filled, bare, inpainted = (
+        opened(out / row["files"][k]) for k in ("input", "mask", "completion", "prediction", "inpainting")
     )
     assert original.shape == (32, 64, 3)
     gone = (left != original).any(-1)
     assert gone.mean() == pytest.approx(0.5, abs=0.01)
     assert np.array_equal(filled[~gone], original[~gone]), "what was left is untouched"
     assert np.array_equal(filled[gone], bare[gone])
-    for key, guess in (("psnr", filled[gone]), ("psnr_mean_colour", original[~gone].mean(0))):
+    assert np.array_equal(inpainted[~gone], original[~gone])
+    guesses = {"": filled[gone], "_mean_colour": original[~gone].mean(0), "_inpainting": inpainted[gone]}
+    for name, guess in guesses.items():
         error = np.mean((original[gone].astype(float) - guess) ** 2)
-        assert row[key] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-9), "of the removed pixels alone"
+        ratio = 10 * np.log10(255**2 / error)
+        assert row[f"psnr{name}"] == pytest.approx(ratio, abs=1e-9), "of the removed pixels alone"
     assert "The weights are random" in (out / "report.html").read_text()
 
 

@@ -31,7 +31,6 @@ from unrolled.studies.crate.mae_layers.completion import (
     baseline_scores,
     completed_by,
     fixed_noise_of,
-    harmonic,
     images_of,
     masks,
     mean_colour,
@@ -46,6 +45,7 @@ from unrolled.studies.kinds import build
 from unrolled.studies.networks import Network, reconstruction
 from unrolled.studies.pictures import Pictures, as_input
 from unrolled.studies.results import Results
+from unrolled.theory.inpainting import harmonic
 
 TINY: dict[str, Any] = {
     **{"data": "digits", "images": 128, "seeds": (0,), "measured": 16, "tested": 40, "lessons": 20},
@@ -89,21 +89,6 @@ def test_patches_are_the_models_and_go_back(rows: int, columns: int, patch: int,
             depth=1,
         )
         torch.testing.assert_close(model.patchify(images), patches)
-
-
-def test_harmonic_completion_solves_laplace() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(3, 2, 8, 8, generator=generator, dtype=torch.float64)
-    removed = torch.rand(3, 1, 8, 8, generator=generator) < 0.7
-    removed[:, :, 0, 0] = False
-    filled = harmonic(images, removed, tolerance=1e-10)
-    gone = removed.expand_as(images)
-    assert torch.equal(filled[~gone], images[~gone])
-    padded = torch.nn.functional.pad(filled, (1, 1, 1, 1), mode="replicate")
-    neighbours = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
-    assert float((4 * filled - neighbours)[gone].abs().max()) < 1e-8
-    other = torch.where(removed, 7.0, images)  # what is removed is not looked at
-    torch.testing.assert_close(harmonic(other, removed, tolerance=1e-10), filled)
 
 
 def test_a_constant_image_is_completed_exactly_and_the_nearest_patch_is_near() -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from unrolled.subjects.pictures import Pixels
 
 _GREY = 128
-_NAMES = ("input", "mask", "completion", "prediction")
+_NAMES = ("input", "mask", "completion", "prediction", "inpainting")
+_RATIOS = ("psnr", "psnr_inpainting", "psnr_mean_colour")
 _FLATTERED = (
     "This model predicts patches normalised one by one. They are shown with the mean and variance of the true patches, "
     "which it does not know: these pictures and their PSNR flatter it, the loss does not."
@@ -57,8 +58,9 @@ class CompleteOptions(PictureFlags, OutputFlags):
 def complete(options: CompleteOptions) -> None:
     """Remove patches of pictures and let a masked autoencoder fill them in.
 
-    Writes the input, what was left of it, its completion and the bare prediction, at the size the model sees. The error
-    on the removed patches stands beside that of filling them with the mean colour of the others.
+    Writes the input, what was left of it, its completion, the bare prediction, and a completion without learning, at
+    the size the model sees. The error on the removed patches stands beside those of filling them with the mean colour
+    of the others and by harmonic inpainting, where every removed pixel is the mean of its neighbours.
 
         unrolled complete cat.jpg
         unrolled complete cat.jpg --model crate_mae_base_patch16_224 --weights models/crate-mae
@@ -98,7 +100,7 @@ def complete(options: CompleteOptions) -> None:
 
 
 def completion_of(network: Any, pixels: Tensor, mask_ratio: float, seed: int, back: Any) -> tuple[list[Pixels], Json]:
-    """Input, mask, completion and prediction, and the numbers, of one picture `[1, c, h, w]`.
+    """Input, mask, completion, prediction and harmonic inpainting, and the numbers, of one picture `[1, c, h, w]`.
 
     Args:
         network: a masked autoencoder.
@@ -126,7 +128,7 @@ def completion_of(network: Any, pixels: Tensor, mask_ratio: float, seed: int, ba
     gone = mask[0, 0].bool().cpu().numpy()
     original, completion = back(pixels[0]), back(filled[0])
     left = np.where(gone[..., None], np.uint8(_GREY), original)
-    mean = original[~gone].mean(0)
+    mean, inpainting = original[~gone].mean(0), _inpainted(original, gone)
     row = {
         "size": list(size),
         "grid": [rows, columns],
@@ -134,8 +136,19 @@ def completion_of(network: Any, pixels: Tensor, mask_ratio: float, seed: int, ba
         "loss": float(loss),
         "psnr": _psnr(original[gone], completion[gone]),
         "psnr_mean_colour": _psnr(original[gone], mean),
+        "psnr_inpainting": _psnr(original[gone], inpainting[gone]),
     }
-    return [original, left, completion, back(bare[0])], row
+    return [original, left, completion, back(bare[0]), inpainting], row
+
+
+def _inpainted(original: Pixels, gone: Any) -> Pixels:
+    """The picture uint8 `[h, w, 3]` with the removed pixels as the membrane over the others."""
+    import torch
+
+    from unrolled.theory.inpainting import harmonic
+
+    image, removed = torch.from_numpy(original).movedim(-1, 0)[None].float(), torch.from_numpy(gone)[None, None]
+    return harmonic(image, removed)[0].round().clamp(0, 255).byte().movedim(0, -1).numpy()
 
 
 def _rescaled(target: Tensor, prediction: Tensor) -> Tensor:
@@ -153,14 +166,14 @@ def _psnr(true: Any, guess: Any) -> float | None:
 
 
 def _numbers(result: Answer) -> tuple[list[str], list[list[str]]]:
-    columns = ["image", "patches", "removed", "loss", "PSNR dB", "PSNR dB of the mean colour"]
+    columns = ["image", "patches", "removed", "loss", "PSNR dB", "of inpainting", "of the mean colour"]
     rows = [
         [
             Path(row["image"]).name,
             "{} x {}".format(*row["grid"]),
             str(row["removed"]),
             f"{row['loss']:.4g}",
-            *("exact" if row[key] is None else f"{row[key]:.2f}" for key in ("psnr", "psnr_mean_colour")),
+            *("exact" if row[key] is None else f"{row[key]:.2f}" for key in _RATIOS),
         ]
         for row in result["images"]
     ]
@@ -181,17 +194,20 @@ def _report(result: Answer, shown: list[tuple[str, list[Pixels]]], normalised: b
         headline += f"Weights: {result['weights']}."
     report.headline(headline)
     panels = [
-        (name, f"{name}: the input, what was left of it, its completion and the bare prediction.", pictures, _NAMES)
+        (name, f"{name}: the input, what was left, its completion, the prediction, inpainting.", pictures, _NAMES)
         for name, pictures in shown
     ]
-    caption = "Grey patches were removed. The prediction covers all patches, the completion keeps those that were left."
+    caption = (
+        "Grey patches were removed. The prediction covers all patches, the completion keeps those that were left. "
+        "Inpainting learnt nothing: every removed pixel is the mean of its neighbours."
+    )
     if normalised:
         caption += " " + _FLATTERED
     grid_section(report, "Pictures", panels, caption)
     report.section("Numbers").table(
         *_numbers(result),
         caption="Loss: mean squared error on the removed patches in the model's units. PSNR: on the removed patches, "
-        "beside that of filling them with the mean colour of the others."
+        "beside those of harmonic inpainting and of filling them with the mean colour of the others."
         + (" With the mean and variance of the true patches, which this model is not told." if normalised else ""),
     )
     return report

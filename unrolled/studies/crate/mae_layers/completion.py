@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from unrolled.models.masked import removed_patches
 from unrolled.studies.crate.masked import fixed_noise
 from unrolled.studies.pictures import as_input
+from unrolled.theory.inpainting import harmonic
 
 _EPS = 1e-6  # of the model's own patch normalisation
 _CHUNK = 250
@@ -81,45 +82,6 @@ def nearest_patch(patches: Tensor, removed: Tensor, columns: int) -> Tensor:
     far = torch.where(removed[:, None, :], torch.inf, distance)
     index = far.argmin(-1)
     return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
-
-
-def harmonic(images: Tensor, removed: Tensor, *, tolerance: float = 1e-4, iterations: int = 500) -> Tensor:
-    """Removed pixels as the membrane over the visible ones: each the mean of its neighbours (Laplace's equation).
-
-    Solved by conjugate gradients; the image's border is free.
-
-    Args:
-        images: `[n, c, h, w]`; removed pixels are not read.
-        removed: `[n, 1, h, w]`, true for removed.
-        tolerance: of the residual, relative to where it began.
-        iterations: at most so many.
-    """
-    free = removed.to(images)
-    known = images * (1 - free)
-
-    def laplace(x: Tensor) -> Tensor:
-        result = torch.zeros_like(x)
-        for axis in (2, 3):
-            step = x.diff(dim=axis)
-            result.narrow(axis, 0, step.shape[axis]).sub_(step)
-            result.narrow(axis, 1, step.shape[axis]).add_(step)
-        return result
-
-    start = free * (known.sum((2, 3), keepdim=True) / (1 - free).sum((2, 3), keepdim=True))
-    x, residual = start, -free * laplace(known + start)
-    direction, energy = residual, residual.square().sum((2, 3), keepdim=True)
-    goal = tolerance**2 * energy
-    for _ in range(iterations):
-        if bool((energy <= goal).all()):
-            break
-        image = free * laplace(direction)
-        curve = (direction * image).sum((2, 3), keepdim=True)
-        step = torch.where(curve > 0, energy / curve.clamp_min(1e-30), 0.0)
-        x, residual = x + step * direction, residual - step * image
-        after = residual.square().sum((2, 3), keepdim=True)
-        direction = residual + torch.where(energy > 0, after / energy.clamp_min(1e-30), 0.0) * direction
-        energy = after
-    return known + free * x
 
 
 def completed_by_baselines(images: Tensor, removed: Tensor, patch: int) -> dict[str, Tensor]:
