@@ -14,12 +14,14 @@ from unrolled.studies.crate.causal.cells import Shipped, inputs
 from unrolled.studies.crate.minutes.cells import Trial
 
 CRATE, VIT = "crate_nano_patch4_32.cifar10_hour", "vit_nano_conv_patch4_32.cifar10"
-OTHERS, OLDER = ("crate_nano_patch4_32.cifar10_conv",), ("crate_nano_patch4_32.cifar10",)
+OTHERS = ("aot_nano_conv_patch4_32.cifar10", "crate_nano_patch4_32.cifar10_conv")
+OLDER = ("crate_nano_patch4_32.cifar10",)
 WORDS: Mapping[str, str] = MappingProxyType(
     {
         CRATE: "CRATE, one hour",
         VIT: "ViT, one hour",
-        OTHERS[0]: "CRATE, one hour at twice the rate",
+        OTHERS[0]: "attention only, one hour",
+        OTHERS[1]: "CRATE, one hour at twice the rate",
         OLDER[0]: "CRATE as published, linear stem, 25 epochs",
     }
 )
