@@ -21,8 +21,9 @@ from unrolled.studies.results import Results
 TINY: dict[str, Any] = {
     **{"corpora": ("tinyshakespeare",), "depths": (2, 4), "models": ("softmax", "hybrid-linear", "hybrid-mesa")},
     **{"compared": ("softmax", "hybrid-linear"), "dim": 16, "heads": 2, "length": 24, "steps": 3, "points": 1},
-    **{"early": 2, "late": 20, "window": 2, "test_bytes": 400},
+    **{"early": 2, "late": 20, "window": 2, "test_bytes": 400, "rates": (1e-2, 3e-2), "trial_steps": 2},
 }
+TWO = ("tinyshakespeare", "wikitext2-small")
 
 
 def tiny(folder: Path, **changes: Any) -> MesaTextConfig:
@@ -34,8 +35,8 @@ def test_the_study_reports_every_model_beside_its_controls(corpus: Path) -> None
     report = STUDY.run(tiny(corpus))
     rows = json.loads((corpus / "out" / "report.json").read_text())["results"]["rows"]
     tested = [row for row in rows if row["cell"] == "Predicted"]
-    assert sum(row["steps"] > 0 for row in tested) == 2 * 2 + 1 + 2
-    assert sum(row["steps"] == 0 for row in tested) == 2 * 2 + 1 + 2
+    assert sum(row["steps"] > 0 for row in tested) == 2 * 3 + 1 + 2
+    assert sum(row["steps"] == 0 for row in tested) == 2 * 3 + 1 + 2
     for row in tested:
         assert len(row["curve"]) == 24
         if not row["steps"]:
@@ -54,12 +55,13 @@ def test_a_page_of_what_is_kept_needs_nothing(corpus: Path) -> None:
     assert {claim.measured for claim in report.claims} == {"not run"}
     sections = {section["title"]: section["blocks"] for section in report.to_dict()["sections"]}
     rows = {row[1]: row[2:] for row in sections["Every model"][1]["rows"]}
-    assert rows["softmax"] == ["not run"] * 7
+    assert rows["softmax"] == ["not run"] * 8
     assert "not run" not in rows["mesa"]
 
 
 def test_models_of_one_size_have_equal_parameters_and_start_as_asked() -> None:
-    networks = {cell.model: cell for cell in cells(MesaTextConfig(dim=64, heads=4)) if isinstance(cell, Layered)}
+    config = MesaTextConfig(depths=(2,), dim=64, heads=4)
+    networks = {cell.model: cell for cell in cells(config) if isinstance(cell, Layered)}
     counts = [parameters(new_model(networks[name].frame))["all"] for name in MODELS]
     assert max(counts) < 1.02 * min(counts)
     hybrid: Any = new_model(networks["hybrid-mesa"].frame)
@@ -70,9 +72,9 @@ def test_models_of_one_size_have_equal_parameters_and_start_as_asked() -> None:
 
 
 def test_the_first_place_gets_everything_and_the_rest_a_few() -> None:
-    plan = list(MesaTextConfig().plan)
+    plan = list(MesaTextConfig(corpora=TWO).plan)
     assert len(plan) == len(set(plan))
-    assert sum(job[:2] == ("tinyshakespeare", 2) for job in plan) == 3 * 2 + 4
+    assert sum(job[:2] == ("tinyshakespeare", 2) for job in plan) == 3 * 3 + 4
     assert sum(job[:2] == ("tinyshakespeare", 4) for job in plan) == 3
     assert sum(job[:2] == ("wikitext2-small", 2) for job in plan) == 3
 
@@ -87,7 +89,9 @@ def made_up(cell: Cell) -> Row[Any]:
 
 
 def test_the_least_favourable_place_decides_and_all_are_named() -> None:
-    config = MesaTextConfig(models=("softmax", "hybrid-linear", "hybrid-mesa"), seeds_elsewhere=2)
+    config = MesaTextConfig(
+        corpora=TWO, models=("softmax", "hybrid-linear", "hybrid-mesa"), seeds=(0, 1), seeds_elsewhere=2
+    )
     results = Results(made_up(cell) for cell in cells(config) if isinstance(cell, Predicted) and cell.network.steps)
     loss, score, level, behind = (claim.judge(results, config) for claim in STUDY.claims)
     assert loss.measured.startswith("-0.070 ± 0.000 (wikitext2-small, 2 layers, 2 seeds); -0.0")

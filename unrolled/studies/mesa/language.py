@@ -8,7 +8,7 @@ gain more from a longer context, at every size; beside an all-softmax model they
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Model = Literal["softmax", "linear", "delta", "mesa", "hybrid-linear", "hybrid-delta", "hybrid-mesa"]
 MODELS: tuple[Model, ...] = get_args(Model)
+MIXTURE = "brown+bronte+darwin+tinyshakespeare+wikitext2-small"
 _SOURCE = "arXiv 2309.05858, figures 26 to 28"
 _COLORS = {"softmax": 0, "linear": 1, "delta": 2, "mesa": 3}
 _BIN = 8
@@ -46,19 +47,20 @@ class MesaTextConfig(TextConfig):
     budgets: ClassVar[Budgets] = {
         "quick": {
             **{"corpora": ("tinyshakespeare",), "depths": (2,), "models": ("softmax", "hybrid-linear", "hybrid-mesa")},
-            **{"seeds": (0,), "steps": 100, "test_bytes": 20_000},
+            **{"seeds": (0,), "steps": 100, "rates": (1e-2,), "test_bytes": 20_000, "val_bytes": 4_000},
         },
         "cpu": {},
         "gpu": {
             **{"corpora": ("brown", "bronte", "tinyshakespeare"), "compared": MODELS},
             **{"seeds": (0, 1, 2), "seeds_elsewhere": 3, "steps": 4000, "dim": 512, "heads": 8, "length": 1024},
-            **{"mlp_from": 3, "batch_size": 32, "early": 32, "late": 992, "window": 16, "rate": 1e-3},
-            **{"test_bytes": 10**9, "device": "cuda"},
+            **{"mlp_from": 3, "batch_size": 32, "early": 32, "late": 992, "window": 16},
+            **{"test_bytes": 10**9, "val_bytes": 200_000, "device": "cuda"},
         },
     }
 
-    corpora: Annotated[tuple[str, ...], Distinct()] = ("tinyshakespeare", "wikitext2-small")
-    """Names of `unrolled.data.text.open_text`; the paper's is the Pile."""
+    corpora: Annotated[tuple[str, ...], Distinct()] = (MIXTURE,)
+    """Names of `unrolled.data.text.open_text`, several with a plus between them for their mixture; the paper's is the
+    Pile."""
     depths: Annotated[tuple[int, ...], Distinct(), AtLeast(2)] = (2, 4)
     """Layers."""
     mlp_from: Count = 2
@@ -68,7 +70,7 @@ class MesaTextConfig(TextConfig):
     """Of the first corpus and depth."""
     compared: tuple[Model, ...] = ("softmax", "hybrid-linear", "hybrid-mesa")
     """Models of the other corpora and depths, which the claims are about."""
-    seeds: Seeds = (0, 1)
+    seeds: Seeds = (0, 1, 2)
     """One training for each, of the compared models at the first corpus and depth: initial weights and excerpts."""
     seeds_elsewhere: Count = 1
     """How many of them everything else gets."""
@@ -79,15 +81,25 @@ class MesaTextConfig(TextConfig):
     length: Count = 256
     """Bytes of context; the paper's 1024 are GPT-2 tokens."""
     batch_size: Count = 4
-    steps: Count = 600
-    rate: Rate = 3e-3
-    """Peak learning rate of all models."""
+    steps: Count = 3906
+    """Training steps; by default 4 million bytes."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """AdamW for all, or Muon for the matrices of the layers. With AdamW at 3e-3 and 0.6 million bytes, softmax and
+    hybrids were worse than a table of bigrams."""
+    rates: Annotated[tuple[Rate, ...], Distinct()] = (3e-3, 1e-2, 3e-2)
+    """Peak learning rates that every model of every size tries with the first seed."""
+    trial_steps: Count = 488
+    """Steps of each trial."""
+    table_std: Rate = 0.2
+    """Standard deviation of the initial tables of bytes and positions, as in `crate-bytes`."""
     early: Annotated[int, AtLeast(0)] = 8
     """First position of the score's early window, counted from 0."""
     late: Count = 240
     """First position of its late window."""
     window: Count = 8
     points: Count = 8
+    val_bytes: Count = 40_000
+    """At most so many bytes of the validation part are predicted."""
 
     @property
     def plan(self) -> Iterator[tuple[str, int, Model, int]]:
@@ -153,23 +165,27 @@ def cells(config: MesaTextConfig) -> Iterator[Cell]:
     for corpus in config.corpora:
         yield Tables(corpus=corpus, length=config.length, test_bytes=config.test_bytes, windows=config.windows)
     for corpus, depth, model, seed in config.plan:
-        names = ("length", "batch_size", "dim", "heads")
-        plain = {name: getattr(config, name) for name in names}
-        for steps, points, most in ((config.steps, config.points, config.test_bytes), (0, 1, 32 * (config.length + 1))):
-            network = Layered(
-                **plain,
-                corpus=corpus,
-                depth=depth,
-                model=model,
-                seed=seed,
-                steps=steps,
-                points=points,
-                rates=(config.rate,),
-                val_bytes=16 * config.length,
-                second="relu" if depth >= config.mlp_from else "none",
-            )
+        names = ("length", "batch_size", "dim", "heads", "steps", "points", "rates", "optimizer", "val_bytes")
+        trained = Layered(
+            **{name: getattr(config, name) for name in names},
+            corpus=corpus,
+            depth=depth,
+            model=model,
+            seed=seed,
+            table_stds=(config.table_std,),
+            trial_steps=config.trial_steps if len(config.rates) > 1 else 0,
+            second="relu" if depth >= config.mlp_from else "none",
+        )
+        untrained = replace(trained, steps=0, points=1, rates=config.rates[:1], trial_steps=0)
+        few = min(32 * (config.length + 1), config.test_bytes)
+        for network, test_bytes in ((trained, config.test_bytes), (untrained, few)):
             yield network
-            yield Predicted(network=network, test_bytes=min(most, config.test_bytes), windows=config.windows)
+            yield Predicted(network=network, test_bytes=test_bytes, windows=config.windows)
+
+
+def in_words(corpus: str) -> str:
+    """What a page calls a corpus, or a mixture of several."""
+    return "the mixture" if "+" in corpus else corpus
 
 
 def on_test(
@@ -188,7 +204,7 @@ def _differences(
     for corpus, layers in product(config.corpora, config.depths):
         ours, theirs = (on_test(results, corpus, layers, model).values(path) for model in ("hybrid-mesa", other))
         if (values := ours - theirs) and depth in (None, layers):
-            differences[f"{corpus}, {layers} layers"] = values
+            differences[f"{in_words(corpus)}, {layers} layers"] = values
     return differences
 
 
@@ -248,7 +264,7 @@ def report(report: Report, config: MesaTextConfig, results: Results[Any]) -> Non
         "Limits",
         f"The paper trains wider models (756, context 1024 tokens) on the Pile. Here the width is {config.dim}, the "
         f"context {config.length} bytes, and a model sees {_seen(config) / 1e6:.2f} million bytes: every cell is far "
-        f"below the paper's steps. All models share one learning rate ({config.rate:g}), which was not tuned for any. "
+        f"below the paper's steps. {_rates(config)} "
         "The paper does not say between which positions its score is taken: here it is the mean loss at positions "
         f"{config.late} to {config.late + config.window - 1} less that at {config.early} to "
         f"{config.early + config.window - 1}, counted from 0. Of the paper's sizes the one-layer model with shifted "
@@ -256,6 +272,16 @@ def report(report: Report, config: MesaTextConfig, results: Results[Any]) -> Non
         "queries are l2-normalised, without the feature map the paper gives its linear layers. The delta rule is not "
         "part of the paper's comparison. `wikitext2-small` trains on WikiText-2's validation part, so its numbers are "
         "not comparable with published ones.",
+    )
+
+
+def _rates(config: MesaTextConfig) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in config.rates)
+    if len(config.rates) == 1:
+        return f"All models share one learning rate ({rates}), which was not tuned for any."
+    return (
+        f"Every model of every size tried the learning rates {rates} for {config.trial_steps} steps with the seed 0 "
+        "and learnt at the one with the lowest validation loss."
     )
 
 
@@ -276,7 +302,7 @@ def _headline(report: Report, config: MesaTextConfig, results: Results[Any]) -> 
     trained = [row.result for row in results.of(Predicted) if row.cell.network.steps]
     helped = sum(result["score"] < -2 * result["score_error"] for result in trained)
     report.headline(
-        f"On {corpus} with {depth} layers the held-out loss is "
+        f"On {in_words(corpus)} with {depth} layers the held-out loss is "
         + ", ".join(f"{losses[model]:.3f} ({model})" for model in shown)
         + f" nats per byte after {_seen(config) / 1e6:.2f} million bytes; a bigram table has "
         f"{NOT_RUN if bigram is None else f'{bigram:.3f}'}. "
@@ -310,14 +336,15 @@ def _models(report: Report, config: MesaTextConfig, results: Results[Any]) -> No
             for model in dict.fromkeys((*config.models, *config.compared)):
                 scores = on_test(results, corpus, depth, model)
                 if not scores:
-                    rows.append([depth, model, *[NOT_RUN] * 7])
+                    rows.append([depth, model, *[NOT_RUN] * 8])
                     continue
-                network = results.of(Layered, corpus=corpus, depth=depth, model=model)
+                network = results.of(Layered, corpus=corpus, depth=depth, model=model, steps=config.steps)
                 before = on_test(results, corpus, depth, model, untrained=True).values("loss")
                 loss = scores.values("loss")
                 rows.append(
                     [
-                        *(depth, model, f"{network.first('parameters.all'):,}", len(scores)),
+                        *(depth, model, f"{network.first('parameters.all'):,}", f"{network.first('rate'):g}"),
+                        len(scores),
                         *(f"{loss:.3f}", f"{loss.map(bits):.3f}", f"{scores.values('score'):.3f}"),
                         *(f"{scores.values('score_error').mean:.3f}", f"{before.mean:.3f}"),
                     ]
@@ -326,13 +353,16 @@ def _models(report: Report, config: MesaTextConfig, results: Results[Any]) -> No
         for name in ("unigram", "bigram") if tables else ():
             counts = tables.first(name)
             numbers = (counts["loss"], bits(counts["loss"]), counts["score"], counts["score_error"])
-            rows.append(["", f"{name} table", "", "", *(f"{number:.3f}" for number in numbers), ""])
+            rows.append(["", f"{name} table", "", "", "", *(f"{number:.3f}" for number in numbers), ""])
         sizes = tables.first("sizes", dict.fromkeys(("train", "val", "test"), 0))
         section.table(
-            ["layers", "model", "parameters", "seeds", "loss", "bits per byte", "score", "its error", "untrained loss"],
+            [
+                *("layers", "model", "parameters", "rate", "seeds", "loss", "bits per byte", "score", "its error"),
+                "untrained loss",
+            ],
             rows,
-            caption=f"{corpus}: {sizes['train']:,} bytes for training, {sizes['val']:,} for validation, "
-            f"{sizes['test']:,} for the test (at most {config.test_bytes:,} used). Every model saw "
+            caption=f"{corpus.replace('+', ', ')}: {sizes['train']:,} bytes for training, {sizes['val']:,} for "
+            f"validation, {sizes['test']:,} for the test (at most {config.test_bytes:,} used). Every model saw "
             f"{_seen(config):,} bytes. Loss in nats per byte, ± one standard deviation over seeds; the error of "
             "the score is its standard error over excerpts.",
         )
@@ -365,8 +395,8 @@ def _figures(report: Report, config: MesaTextConfig, results: Results[Any]) -> N
         report.section("By position").figure(
             panels,
             name="positions",
-            caption=f"{corpus}, {depth} layers, mean over seeds and over {_BIN} neighbouring positions; bars are one "
-            "standard deviation where there are several seeds.",
+            caption=f"{in_words(corpus)}, {depth} layers, mean over seeds and over {_BIN} neighbouring positions; bars "
+            "are one standard deviation where there are several seeds.",
         )
     training = [
         rows.curve(
@@ -383,8 +413,8 @@ def _figures(report: Report, config: MesaTextConfig, results: Results[Any]) -> N
         report.section("During training").figure(
             LineChart(title="validation loss (nats per byte)", x_label="training step", series=training),
             name="training",
-            caption=f"{corpus}, {depth} layers, mean over seeds; bars are one standard deviation where there are "
-            "several. The untrained models (5.545) are left out of the picture.",
+            caption=f"{in_words(corpus)}, {depth} layers, mean over seeds; bars are one standard deviation where "
+            "there are several. The untrained models (5.545) are left out of the picture.",
         )
 
 
