@@ -63,7 +63,7 @@ class HourConfig(Config):
     vit: str = VIT
     """Weights of the ViT that it is compared with."""
     others: tuple[str, ...] = OTHERS
-    """Further weights that stand beside, without fresh ones but for their layers, and without objects."""
+    """Further weights that stand beside, without fresh ones but for layers and maps, and without objects."""
     older: tuple[str, ...] = OLDER
     """Still further ones, of which layers, accuracy and transfer alone are measured."""
     rates: tuple[Rate, ...] = (3e-3, 5e-3, 1e-2, 2e-2)
@@ -309,7 +309,7 @@ def cells(config: HourConfig) -> Iterator[Cell]:
         yield Removed(network=network, explained=config.explained if network.drawn is None else config.explained_fresh)
     photos: Columns = {"source": config.source, "photos": config.photos, "side": config.side}
     yield Baselines(**photos)
-    for network in (*twins, *beside):
+    for network in (*twins, *beside, *(each for name in config.others for each in fresh[name])):
         yield Things(network=network, **photos)
     for cut in (None, *twins):
         yield Cuts(network=cut, **photos)
@@ -317,7 +317,7 @@ def cells(config: HourConfig) -> Iterator[Cell]:
     for side in config.other_sides:
         here = {**photos, "side": side}
         yield Baselines(**here)
-        for network in few:
+        for network in (*few, *beside):
             yield Things(network=network, **here)
         if side < config.side:
             for cut in (None, *few):

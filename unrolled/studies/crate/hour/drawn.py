@@ -25,7 +25,7 @@ def sizes(report: Report, view: View) -> None:
         return
     rows = []
     for side in sorted((config.side, *config.other_sides)):
-        for name in (config.crate, config.vit):
+        for name in (config.crate, config.vit, *config.others):
             scores = view.photos(name, side=side)
             if not scores:
                 rows.append([f"{side} px", WORDS.get(name, name), NOT_RUN, *["-"] * 6])

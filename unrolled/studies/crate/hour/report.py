@@ -76,6 +76,7 @@ def _headline(report: Report, view: View) -> None:
         f"{words(crate)} ({100 * scores['accuracy']:.1f} % on CIFAR-10), beside fresh weights: R^c {rates[0]:+.0f} "
         f"nats, with orthonormal bases in place of U_k {rates[1]:+.0f}; R, of all tokens, {rates[2]:+.0f}.",
         f"Its attention fits things {middle} than a bump in the middle of the photo." if middle else "",
+        tables.ahead_of_middle(view),
         f"Features gain {' and '.join(transfer)}." if transfer else "",
         f"On corrupted images its errors less the ViT's are {worse:+.1f} points." if math.isfinite(worse.value) else "",
         f"Removing the patches that `explain` calls evidence costs {evidence:+.1f} hundredths of probability more than "

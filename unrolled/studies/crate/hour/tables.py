@@ -26,12 +26,19 @@ def against_middle(view: View, weights: str) -> str:
     return "" if apart is None else {"up": "better", "down": "worse", "unclear": "no better"}[apart.verdict]
 
 
+def ahead_of_middle(view: View) -> str:
+    """Which of the other networks fit things better than that bump, and by how much, in a sentence; "" of none."""
+    names = [name for name in (view.config.vit, *view.config.others) if against_middle(view, name) == "better"]
+    bump = view.baseline()
+    by = [f"{WORDS.get(name, name)} {apart(difference(view.photos(name), bump))}" for name in names]
+    return f"Those that fit better, in hundredths of the Jaccard index: {', '.join(by)}." if by else ""
+
+
 def things(report: Report, view: View) -> None:
     """Maps against things."""
     config = view.config
     names = (config.crate, config.vit)
-    rows = [_things_row(view, name, trained) for name in names for trained in (True, False)]
-    rows += [_things_row(view, name, True) for name in config.others if view.photos(name)]
+    rows = [_things_row(view, name, trained) for name in (*names, *config.others) for trained in (True, False)]
     for baseline in ("centre prior", "colour", "best patches"):
         if (scores := view.baseline(baseline)) is not None:
             words = {"centre prior": "bump in the middle"}.get(baseline, baseline)
