@@ -45,14 +45,14 @@ class Family(NamedTuple):
 
 
 _ROTARY = {"rotary": 10000.0}
-TWIN, CRATE, MESA = "LLaMA", "CRATE-GPT", "MesaNet"
+TWIN, CRATE, ALPHA, MESA = "LLaMA", "CRATE-GPT", "CRATE-alpha", "MesaNet"
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "GPT-2": Family("gpt2_nano", {}),
         TWIN: Family("llama_nano", {}),
         "LLaMA, convolution": Family("llama_nano", {"layer_args": {"softmax": {**_ROTARY, "width": 4}}}),
         CRATE: Family("crate_gpt_nano", {}),
-        "CRATE-alpha": Family("crate_alpha_gpt_nano", {}),
+        ALPHA: Family("crate_alpha_gpt_nano", {}),
         "ToST": Family("tost_gpt_nano", {"layer_scale": 1.0}),
         "delta rule": Family("mesanet_nano", {"layers": ("delta",)}),
         MESA: Family("mesanet_nano", {}),
@@ -94,7 +94,7 @@ class BytesConfig(TextConfig):
     """One training for each."""
     twice: tuple[str, ...] = (TWIN, CRATE, MESA)
     """Models that are trained once more, with the seed after the last."""
-    longer: tuple[str, ...] = (TWIN, CRATE)
+    longer: tuple[str, ...] = (TWIN, CRATE, ALPHA)
     """Models that are also trained for `long_steps`, first seed, at the rate of the others."""
     depth: Count = 4
     """Layers of every model."""

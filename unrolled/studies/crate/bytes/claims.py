@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from unrolled.studies.claim import CONTROL, NOBODY, Claim
-from unrolled.studies.crate.bytes.cells import CRATE, MESA, TWIN, BytesConfig, Counted, Tested, Trained
+from unrolled.studies.crate.bytes.cells import ALPHA, CRATE, MESA, TWIN, BytesConfig, Counted, Tested, Trained
 from unrolled.studies.language import bits
 from unrolled.studies.results import Results, Values
 
@@ -115,6 +115,14 @@ CLAIMS = (
     ),
     _behind(
         *(CRATE, TWIN, "CRATE-GPT is behind a LLaMA frame after the longer training"),
+        long=True,
+        source=CONTROL,
+        published="none",
+        unjudged=CONTROL,
+        low=0.0,
+    ),
+    _behind(
+        *(ALPHA, TWIN, "CRATE-alpha is behind a LLaMA frame after the longer training"),
         long=True,
         source=CONTROL,
         published="none",
