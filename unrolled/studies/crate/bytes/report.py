@@ -224,8 +224,8 @@ def _limits(report: Report, view: View) -> None:
         "What this does not show",
         "The scale is far from the published one: 57 to 940 million parameters there, billions of tokens. Here all "
         f"models have about as many parameters and see as many bytes ({_megabytes(config, config.steps)}), which costs "
-        "them unequal time: operations are in the table, and MesaNet's solver is slower than its operations say. Nothing was trained at "
-        "equal operations: a model that is behind one of fewer operations would be further behind there. "
+        "them unequal time: operations are in the table, and MesaNet's solver is slower than its operations say. "
+        "Nothing was trained at equal operations: a model that is behind one of fewer operations would be further behind there. "
         "Every model has its own published frame, so that a difference is not that of the layer alone; the two pairs "
         "with and without the convolution say what it is worth in each frame. The convolution given to softmax "
         "attention has no activation behind it, MesaNet's has one, and MesaNet without it keeps that. "
