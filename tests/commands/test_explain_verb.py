@@ -77,8 +77,11 @@ def test_the_strongest_patch_is_painted_most(picture: Path, tmp_path: Path) -> N
 def test_against_another_class_and_names(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(picture, *MODEL, "--target", 1, "--against", 2, "--out", tmp_path / "out") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Terms of the logit of class 1 less that of class 2")
-    assert lines[2].split()[:3] == ["layer", "head", "0"]
+    target = json.loads((tmp_path / "out/report.json").read_text())["results"]["target"]
+    assert lines[0].startswith("Class 1: ")
+    assert lines[0].endswith(f" of 10, probability {target['probability']:.1%}.")
+    assert lines[2].startswith("Terms of the logit of class 1 less that of class 2")
+    assert lines[4].split()[:3] == ["layer", "head", "0"]
     assert lines[-2].startswith("change of the logit without the ")
     assert lines[-1].startswith("Over many images: not run; --data")
     assert "class 1 against class 2" in (tmp_path / "out/report.html").read_text()

@@ -76,6 +76,7 @@ def explain(options: ExplainOptions) -> None:
     from unrolled.commands.explain_removed import removed_record, removed_sentence
     from unrolled.commands.explain_report import (
         among_sentence,
+        decision_sentence,
         explain_report,
         faithfulness_sentence,
         layer_table,
@@ -114,7 +115,7 @@ def explain(options: ExplainOptions) -> None:
     less = "" if result["against"] is None else f" less that of class {result['against']['name']}"
     random = removals["random"]
     text = (
-        f"{among_sentence(result)}"
+        f"{decision_sentence(result).rstrip()}\n\n{among_sentence(result)}"
         f"Terms of the logit of class {result['target']['name']}{less}, by layer and head; they sum to it:\n\n"
         f"{table(*layer_table(explanation, text=True))}\n"
         f"\n{removed_sentence(without)}\n"

@@ -122,6 +122,14 @@ def among_sentence(result: Answer) -> str:
     return f"Perhaps nothing like the picture is among {highest}{advice}" if among["probability"] < _UNSURE else ""
 
 
+def decision_sentence(result: Answer) -> str:
+    """Which class is explained, where its logit stands among all, and its probability."""
+    target = result["target"]
+    place = "the highest logit" if target["rank"] == 1 else f"logit number {target['rank']}"
+    of = result["among"]["classes"]
+    return f"Class {target['name']}: {place} of {of:,}, probability {target['probability']:.1%}. "
+
+
 def explain_report(result: Answer, explanation: Explanation, views: Sequence[View], removed: Removed | None) -> Report:
     """The page of one decision."""
     from unrolled.report import Fact, HeatMap, ImageGrid, LineChart, Report, Series
@@ -130,9 +138,8 @@ def explain_report(result: Answer, explanation: Explanation, views: Sequence[Vie
         f"Why {result['model'].rstrip('/').rsplit('/', 1)[-1]} says what it says",
         question=f"Which layers, heads and patches is the logit of {_what(result)} made of?",
     )
-    removals, target = result["removals"], result["target"]
-    place = "the highest logit" if target["rank"] == 1 else f"logit number {target['rank']}"
-    summary = f"Class {target['name']}: {place} of {len(explanation.logits)}, probability {target['probability']:.1%}. "
+    removals = result["removals"]
+    summary = decision_sentence(result)
     if result["weights"] == "random":
         summary += "The weights are random: nothing here was learned."
     else:
