@@ -56,7 +56,8 @@ def things(report: Report, view: View) -> None:
         ["network", "weights", "Jaccard", "95 %", "layer/head", "moved", "against the bump", "against fresh"],
         rows,
         caption="Differences in hundredths, 95 % by a bootstrap over photos; against fresh weights the wider of that "
-        "and of the interval over seeds.",
+        f"and of the interval over seeds. {len(names) + len(config.others)} networks, each of one training, are "
+        "compared with the bump, and intervals are not widened for that.",
     )
     if lines := _by_layer(view):
         from unrolled.report import LineChart
