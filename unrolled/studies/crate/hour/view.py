@@ -101,7 +101,7 @@ class View:
 
     def compared(self) -> list[tuple[Looked, float, Result]]:
         """CRATEs whose accuracy is known, with it and with their layers."""
-        names = [name for name in self.config.trained if name != self.config.vit]
+        names = [name for name in self.config.trained if name.startswith("crate_")]
         out: list[tuple[Looked, float, Result]] = []
         networks: list[Looked] = [*map(given, names), *self.trials.values()]
         for network in networks:
