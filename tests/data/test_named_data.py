@@ -108,6 +108,19 @@ def test_a_download_is_tried_only_when_needed_and_its_failure_is_explained(
         open_images("cifar10", "train")
 
 
+def test_a_failed_download_leaves_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(dataset: Any) -> None:
+        Path(dataset.raw_folder).mkdir(parents=True)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", download)
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path, tmp_path / "deep" / "new"):
+        with pytest.raises(MissingData, match="no network"):
+            open_images("fashion_mnist", "train", data_dir=folder)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["deep", "mine"]
+
+
 def test_imagenet_is_a_folder(image_folder: Path) -> None:
     assert len(open_images("imagenet", "train", data_dir=image_folder)) == 9
     assert len(open_images("imagenet", "test", data_dir=image_folder)) == 3

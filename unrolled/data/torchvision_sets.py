@@ -104,15 +104,25 @@ def _open(entry: _Entry, root: Path, name: str, value: Any) -> Any:
         ) from error
     except (RuntimeError, OSError):
         pass  # not there, or not whole: torchvision says both with RuntimeError
+    there = {root, *root.glob("*")} if root.exists() else set()
     try:
         root.mkdir(parents=True, exist_ok=True)
         return make(root, download=True, **arguments)
     except (RuntimeError, OSError) as error:
+        for folder in {*root.glob("*"), root} - there:
+            _remove_empty(folder)
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise MissingData(
             f"data: {name} is not in {root} and could not be downloaded ({reason[0]}); "
             f"put the files that torchvision.datasets.{entry.cls} reads there, or give their folder as data_dir"
         ) from error
+
+
+def _remove_empty(folder: Path) -> None:
+    """Take away a folder and those in it that hold no file, as a download that failed leaves them."""
+    for inner in sorted((folder, *folder.rglob("*")), reverse=True):  # what is within before what it is in
+        if inner.is_dir() and not any(inner.iterdir()):
+            inner.rmdir()
 
 
 def _source(name: str, dataset: Any, part: str, root: Path) -> ImageSource:
