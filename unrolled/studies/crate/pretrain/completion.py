@@ -15,7 +15,6 @@ from unrolled.studies.crate.mae_layers.completion import (
     completed_by,
     completed_by_baselines,
     fixed_noise_of,
-    harmonic,
     images_of,
     masks,
     model_scores,
@@ -27,6 +26,7 @@ from unrolled.studies.crate.mae_layers.completion import (
 from unrolled.studies.crate.pretrain.learning import Learnt
 from unrolled.studies.crate.pretrain.networks import Data, images
 from unrolled.studies.pictures import as_input
+from unrolled.theory.inpainting import harmonic
 
 _CHUNK = 250
 HARMONIC = "harmonic inpainting"
