@@ -104,12 +104,12 @@ def _open(entry: _Entry, root: Path, name: str, value: Any) -> Any:
         ) from error
     except (RuntimeError, OSError):
         pass  # not there, or not whole: torchvision says both with RuntimeError
-    there = {root, *root.glob("*")} if root.exists() else set()
+    before = {root, *root.glob("*")} if root.exists() else set()
     try:
         root.mkdir(parents=True, exist_ok=True)
         return make(root, download=True, **arguments)
     except (RuntimeError, OSError) as error:
-        for folder in {*root.glob("*"), root} - there:
+        for folder in {*root.glob("*"), root} - before:
             _remove_empty(folder)
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise MissingData(
