@@ -322,7 +322,7 @@ def cells(config: HourConfig) -> Iterator[Cell]:
         if side < config.side:
             for cut in (None, *few):
                 yield Cuts(network=cut, **here)
-    for name in names:
+    for name in (*names, *config.others):
         yield Pictured(things=Things(network=trained[name], **photos), each=config.pictured)
     for network in few:
         yield Roles(network=network, **photos, layer=PENULTIMATE, parts=config.parts)

@@ -29,7 +29,8 @@ def pictures(report: Report, view: View) -> None:
     """The best and the worst maps, and evidence on photos that may be shown."""
     config = view.config
     shown = {row.cell.things.network.weights: row.result for row in view.results.of(Pictured)}
-    panels = [panel for name in (config.crate, config.vit) if name in shown for panel in _annotated(view, name, shown)]
+    names = [name for name in (config.crate, config.vit, *config.others) if name in shown]
+    panels = [panel for name in names for panel in _annotated(view, name, shown)]
     if not panels:
         return
     report.section(
@@ -40,7 +41,7 @@ def pictures(report: Report, view: View) -> None:
         "chosen on other photos, and its largest 60 % of entries. Below each its Jaccard index and that of a bump in "
         "the middle: maps fit where things are large and in the middle, and so does the bump.",
     ).figure(panels, name="best-and-worst").figure(
-        [_samples(view, name, shown[name]) for name in (config.crate, config.vit) if name in shown],
+        [_samples(view, name, shown[name]) for name in names],
         name="samples",
         caption=f"{PHOTOS}, squeezed to squares, which no class of CIFAR-10 fits and which took no part in any choice. "
         "What the network names is the class of highest probability at 32 px; evidence, by `unrolled explain`, is "
