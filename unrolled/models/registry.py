@@ -23,6 +23,7 @@ from unrolled.models.building import create_with_timm
 from unrolled.models.crate import CRATE, add_registers
 from unrolled.models.masked import MaskedAutoencoder
 from unrolled.models.sequence_config import ENCODERS, LANGUAGE_MODELS
+from unrolled.models.sequence_pool import vit_with_sequence_pool
 from unrolled.models.stem import stem_named
 from unrolled.models.tost import ToST
 from unrolled.plugins import load_plugin
@@ -249,6 +250,8 @@ def _register_families() -> None:
     arch = {**SIZES["nano"], "embed_dim": 56, "patch_size": 4, "img_size": 32, "stem": "conv", "dynamic_img_size": True}
     source = "ViT of about the operations of a CRATE nano with a convolutional stem (timm)"
     register("vit_nano_conv_patch4_32", _build_vit, arch, source=source, first_conv=_FIRST_CONV)
+    source = "the same without a class token, pooling over the sequence as CCT does, arXiv 2104.05704"
+    register("vit_nano_conv_seqpool_patch4_32", vit_with_sequence_pool, arch, source=source, first_conv=_FIRST_CONV)
 
     alpha = {
         "stem": "linear",

@@ -51,6 +51,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "tost": Family("ToST", "tost_nano_patch4_32", {}, 13_700),
         "cbt": Family("CBT", "cbt_nano_patch4_32", {}, 14_400),
         "vit": Family("ViT of CRATE's operations", _VIT, {**_CONV, "embed_dim": 56}, 22_900),
+        "cct": Family("that ViT, pooling as CCT does", "vit_nano_conv_seqpool_patch4_32", {}, 22_200),
     }
 )
 """Beside `studies.kinds.KINDS` and not of it: those are networks of four blocks, trained by one recipe for all, which
