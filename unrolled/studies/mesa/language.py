@@ -87,7 +87,7 @@ class MesaTextConfig(TextConfig):
     """AdamW for all, or Muon for the matrices of the layers. With AdamW at 3e-3 and 0.6 million bytes, softmax and
     hybrids were worse than a table of bigrams."""
     rates: Annotated[tuple[Rate, ...], Distinct()] = (3e-3, 1e-2, 3e-2)
-    """Peak learning rates that every model of every size tries with the first seed."""
+    """Peak learning rates that every model of every size tries with the seed 0."""
     trial_steps: Count = 488
     """Steps of each trial."""
     table_std: Rate = 0.2
