@@ -197,7 +197,9 @@ def test_the_report_holds_both_ends_of_the_way(tmp_path: Path) -> None:
 
 def test_stacks_have_their_settings_each() -> None:
     with pytest.raises(ValueError, match=r"^deep_steps="):
-        InterpolationConfig(deep=("2",))
+        InterpolationConfig(deep=("2",), deep_steps=(3, 4))
+    alone = InterpolationConfig(deep=("4",), deep_batch_size=(8,))
+    assert (alone.deep_steps, alone.deep_batch_size) == ((1200,), (8,))
     config = InterpolationConfig(**TINY, seeds=(7,))
     assert [getattr(cell, "other_seed", None) for cell in STUDY.cells(config)] == [None, 8]
 

@@ -13,6 +13,9 @@ from unrolled.studies.mesa.interpolation.one_layer import Mixed
 from unrolled.studies.study import AtLeast, Budgets, Config, Count, Distinct, Seeds
 
 Depth = Literal["2", "4", "6"]
+# of a laptop, as `mesa-depth` has them
+_STEPS: dict[Depth, int] = {"2": 1000, "4": 1200, "6": 2500}
+_BATCH_SIZE: dict[Depth, int] = {"2": 256, "4": 256, "6": 32}
 
 
 @dataclass(kw_only=True)
@@ -58,15 +61,18 @@ class InterpolationConfig(Config):
     """Mixing coefficients from 0 (trained) to 1 (constructed)."""
     deep: Annotated[tuple[Depth, ...], Distinct()] = ("2", "6")
     """Numbers of layers of stacks."""
-    deep_steps: tuple[Count, ...] = (1000, 2500)
-    """Training steps of each stack; the paper's for 2, 4 and 6 layers are 5000, 10000 and 15000."""
-    deep_batch_size: tuple[Count, ...] = (256, 32)
-    """Sequences per step of each stack; the paper's 512."""
+    deep_steps: tuple[Count, ...] = ()
+    """Training steps of each stack; if not given, 1000, 1200 and 2500 of 2, 4 and 6 layers; the paper's are 5000, 10000
+    and 15000."""
+    deep_batch_size: tuple[Count, ...] = ()
+    """Sequences per step of each stack; if not given, 256, 256 and 32; the paper's 512."""
     published: bool = False
     """Train stacks with the paper's constant learning rate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.deep_steps = self.deep_steps or tuple(_STEPS[depth] for depth in self.deep)
+        self.deep_batch_size = self.deep_batch_size or tuple(_BATCH_SIZE[depth] for depth in self.deep)
         for name in ("deep_steps", "deep_batch_size"):
             if len(value := getattr(self, name)) != len(self.deep):
                 raise ValueError(f"{name}={value}: must have one number for each of deep={self.deep}")
