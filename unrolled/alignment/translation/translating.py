@@ -31,7 +31,7 @@ from unrolled.alignment.translation.record import KINDS, Kind, Translation, read
 LEAST = 8
 """Rows of each side below which no anchors are looked for."""
 _FORMAT = "unrolled.attempt/2"
-_RESTART, _CONTROL, _ROWS = 0, 1, 2  # streams of random numbers
+_RESTART, _CONTROL, _ROWS, _REARRANGED = 0, 1, 2, 3  # streams of random numbers
 
 
 def translate(
@@ -156,7 +156,7 @@ def _control(
     """
     seed, tries, level = test
     both = np.concatenate([y, pairs[1]])
-    both = rearranged(both, min(recipe.clusters, len(y) // 2), _drawing(seed, _CONTROL, number))
+    both = rearranged(both, min(recipe.clusters, len(y) // 2), _drawing(seed, _REARRANGED, number))
     moved, partners = both[: len(y)], both[len(y) :]
     frame = Frame.of(moved, recipe.width)
     target, known = frame.codes(moved), Pairs(pairs[0], frame.codes(partners))
