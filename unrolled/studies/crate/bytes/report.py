@@ -61,7 +61,7 @@ def _models(report: Report, view: View) -> None:
     for family in config.families:
         networks, tested = view.networks(family), view.tested(family)
         if not tested:
-            rows.append([family, *[NOT_RUN] * 9])
+            rows.append([family, *[NOT_RUN] * 10])
             continue
         rows.append(
             [
@@ -71,6 +71,7 @@ def _models(report: Report, view: View) -> None:
                 f"{view.bits(family, long=True):.3f}" if family in config.longer else "",
                 f"{view.bits(family, 'mixed'):.3f}",
                 f"{tested.values('weight'):.2f}",
+                f"{view.bits(family, 'mixed', long=True):.3f}" if family in config.longer else "",
                 f"{view.bits(family, 'read.score'):+.3f}",
                 f"{view.bits(family, 'repeated') - view.bits(family, 'unrepeated'):+.3f}",
             ]
@@ -79,7 +80,7 @@ def _models(report: Report, view: View) -> None:
         value = view.counts(path)
         score = view.counts("counts.score") if path == "counts.loss" else None
         words = NOT_RUN if value is None else f"{value:.3f}"
-        rows.append([name, *[""] * 3, words, *[""] * 3, "" if score is None else f"{score:+.3f}", ""])
+        rows.append([name, *[""] * 3, words, *[""] * 4, "" if score is None else f"{score:+.3f}", ""])
     report.section(
         "Every model",
         "Bits per byte on the test parts, by which nothing was chosen, mean over the corpora; 8 is a uniform guess. "
@@ -92,7 +93,7 @@ def _models(report: Report, view: View) -> None:
     ).table(
         [
             *("model", "width", "parameters", "kFLOPs a byte", "bits per byte", "longer", "with counts", "share"),
-            *("late less early", "repeated"),
+            *("longer, with counts", "late less early", "repeated"),
         ],
         rows,
         caption=f"Parameters without the tables of bytes and positions. {config.depth} layers, {config.heads} heads, "
