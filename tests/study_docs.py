@@ -53,7 +53,7 @@ from the values that the reports hold, and all verdicts are by the present rule,
 ([LOG.md](../LOG.md)).
 
 At the `cpu` budget, by the clocks of the reports and in processes of one thread beside other work, a mesa study took
-up to 50 minutes, all of them three hours; a Platonic one up to 20 minutes, but `platonic-measures` an hour and
+up to 45 minutes, `mesa-language` two hours; a Platonic one up to 20 minutes, but `platonic-measures` an hour and
 `platonic-language` and `platonic-translation` six each. Of white-box transformers seven took about 155 minutes
 together, of which transfer and text 125, and the 98 trained models of their roster about 330; the nine others took two
 to seven hours each. Reports were written again when their text changed, from kept cells and trained models: threads,
