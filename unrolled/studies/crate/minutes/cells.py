@@ -78,7 +78,7 @@ class MinutesConfig(Config):
     data: Data = "cifar10"
     """What is classified; `digits` only shows that the study runs."""
     families: Annotated[tuple[str, ...], Distinct()] = ("crate", "vit")
-    """Which networks: `crate`, `published-step`, `attention-only`, `alpha`, `tost`, `cbt`, `vit`."""
+    """Which networks: `crate`, `published-step`, `attention-only`, `alpha`, `tost`, `cbt`, `vit`, `cct`."""
     rates: Annotated[tuple[Rate, ...], Distinct()] = (3e-3, 5e-3, 1e-2, 2e-2)
     """Peak rates of Muon, each tried once for every family, on held-out images."""
     trial: Rate = 4.0
