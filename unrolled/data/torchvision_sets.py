@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from dataclasses import dataclass
@@ -121,8 +122,9 @@ def _open(entry: _Entry, root: Path, name: str, value: Any) -> Any:
 def _remove_empty(folder: Path) -> None:
     """Take away a folder and those in it that hold no file, as a download that failed leaves them."""
     for inner in sorted((folder, *folder.rglob("*")), reverse=True):  # what is within before what it is in
-        if inner.is_dir() and not any(inner.iterdir()):
-            inner.rmdir()
+        if inner.is_dir():
+            with contextlib.suppress(OSError):  # it holds something, or another process was first
+                inner.rmdir()
 
 
 def _source(name: str, dataset: Any, part: str, root: Path) -> ImageSource:

@@ -113,21 +113,16 @@ CLAIMS = (
         unjudged="the published numbers are against GPT-2, which is a weaker rival here",
         low=0.0,
     ),
-    _behind(
-        *(CRATE, TWIN, "CRATE-GPT is behind a LLaMA frame after the longer training"),
-        long=True,
-        source=CONTROL,
-        published="none",
-        unjudged=CONTROL,
-        low=0.0,
-    ),
-    _behind(
-        *(ALPHA, TWIN, "CRATE-alpha is behind a LLaMA frame after the longer training"),
-        long=True,
-        source=CONTROL,
-        published="none",
-        unjudged=CONTROL,
-        low=0.0,
+    *(
+        _behind(
+            *(family, TWIN, f"{family} is behind a LLaMA frame after the longer training"),
+            long=True,
+            source=CONTROL,
+            published="none",
+            unjudged=CONTROL,
+            low=0.0,
+        )
+        for family in (CRATE, ALPHA)
     ),
     _behind(
         *(MESA, TWIN, "MesaNet is level with softmax attention in a frame of today"),
