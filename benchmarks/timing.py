@@ -59,7 +59,8 @@ def machine(device: str = "cpu") -> str:
             name = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), name)
     if device == "cuda":
         name = torch.cuda.get_device_name()
-    return f"{name}, {torch.get_num_threads()} thread{"s" * (torch.get_num_threads() > 1)}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}"
 
 
 def _synchronize() -> None:
