@@ -1,7 +1,8 @@
 """Batches whose content is a function of the seed and the step alone.
 
 The order of epoch e is `source.order(seed, e)`; step s of it is one slice, and the random draws for image i come from
-(seed, e, i). Nothing depends on workers, on the number of processes or on where a run was resumed.
+(seed, e, i), or (seed, i) for mirrors that alternate. Nothing depends on workers, on the number of processes or on
+where a run was resumed.
 
 Three ways to the same batch, chosen by source and transform, never by chance:
 - pixels: small images kept decoded, the whole batch cropped, flipped and normalised at once;
@@ -86,6 +87,7 @@ def train_loader(
     world_size: int = 1,
     workers: int = 0,
     on_error: OnError = "raise",
+    alternate_flip: bool = False,
 ) -> Iterator[Batch]:
     """Training batches from `start_step` on, epoch after epoch.
 
@@ -99,6 +101,8 @@ def train_loader(
         rank, world_size: this process takes every `world_size`-th image of the batch.
         workers: loader processes. Ignored where the images are kept in memory, which is faster.
         on_error: stop at an image that cannot be used, or leave it out and name it in `Batch.skipped`.
+        alternate_flip: mirror half of the images, drawn by `seed`, in even epochs and the others in odd ones, after
+            `transform`, which should mirror none.
 
     Raises:
         ValueError: an argument out of range, or (while iterating) a label outside the classes.
@@ -113,7 +117,13 @@ def train_loader(
         raise ValueError(f"start_step and steps must be 0 or more, not {start_step} and {steps}")
     plan = _TrainPlan(source, seed, batch_size, per_epoch, rank, world_size)
     wanted: Iterable[int] = counter(start_step) if steps is None else range(start_step, start_step + steps)
-    return _iterate(_Steps(source, transform, plan, seed, on_error), wanted, workers)
+    mirrors = _mirrors(len(source), seed) if alternate_flip else None
+    return _iterate(_Steps(source, transform, plan, seed, on_error, mirrors), wanted, workers)
+
+
+def _mirrors(count: int, seed: int) -> np.ndarray:
+    """Which images are mirrored in even epochs, bool [count]."""
+    return np.random.default_rng(np.random.SeedSequence((seed, 0, 5))).random(count) < 0.5
 
 
 def eval_loader(
@@ -197,12 +207,14 @@ class _Steps(Dataset):
         plan: _TrainPlan | _EvalPlan,
         seed: int,
         on_error: OnError,
+        mirrors: np.ndarray | None = None,
     ) -> None:
         self.source = source
         self.transform = transform
         self.plan = plan
         self.seed = seed
         self.on_error = on_error
+        self.mirrors = mirrors
         self.gather = _gatherer(source, transform, seed)
 
     def __getitem__(self, step: int) -> Batch | Exception:
@@ -216,6 +228,9 @@ class _Steps(Dataset):
         if len(indices) == 0:
             return self._empty([])
         images, labels, bad = self.gather(indices, epoch)
+        if self.mirrors is not None:
+            mirrored = torch.from_numpy(self.mirrors[indices] != bool(epoch % 2))
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         outside = np.flatnonzero((labels < 0) | (labels >= len(self.source.classes)))
         for position in outside:
             if position not in bad:

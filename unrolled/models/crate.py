@@ -53,6 +53,7 @@ class CRATE(HubMixin, VisionTransformer):
         emb_dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
         fc_norm: bool | None = None,
         reg_tokens: int = 0,
         **block_args: Any,
@@ -78,6 +79,8 @@ class CRATE(HubMixin, VisionTransformer):
             emb_dropout: on the embedded tokens.
             drop_path_rate: stochastic depth of the last layer, growing linearly from 0.
             drop_rate: dropout before the classifier.
+            patch_drop_rate: share of the patches' tokens that training leaves out before the first layer, at random
+                for every image (arXiv 2208.07220); not for `attention="cbsa"`, which pools over the grid of patches.
             fc_norm: normalise after pooling instead of before; default: when tokens are averaged.
             reg_tokens: registers (arXiv 2309.16588): further learned tokens between class token and patches, each with
                 a position row of its own. Layers use them as room for what belongs to no patch; no pooling reads them,
@@ -95,6 +98,10 @@ class CRATE(HubMixin, VisionTransformer):
             raise ValueError(f"pool={pool!r}: choose 'cls' or 'mean', or one of timm's {sorted(set(POOLS.values()))}")
         if depth < 1:
             raise ValueError(f"depth={depth}: must be at least 1")
+        if not 0 <= patch_drop_rate < 1:
+            raise ValueError(f"patch_drop_rate={patch_drop_rate}: must be at least 0 and below 1")
+        if patch_drop_rate and block_args.get("attention") == "cbsa":
+            raise ValueError('patch_drop_rate: attention="cbsa" pools over the whole grid of patches; leave it at 0')
         if reg_tokens < 0:
             raise ValueError(f"reg_tokens={reg_tokens}: must be at least 0")
 
@@ -126,6 +133,7 @@ class CRATE(HubMixin, VisionTransformer):
             dynamic_img_size=True,
             drop_rate=drop_rate,
             pos_drop_rate=emb_dropout,
+            patch_drop_rate=patch_drop_rate,
             drop_path_rate=drop_path_rate,
             embed_layer=embed_layer,
             norm_layer=partial(nn.LayerNorm, eps=head_norm_eps),

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,7 +196,9 @@ def build_loaders(config: ImageConfig, splits: Splits, model: nn.Module, *, rank
     evaluation = eval_transform(size, mean, std, interpolation=interpolation, crop_pct=cfg["crop_pct"])
     training = evaluation
     if isinstance(config, Augmentation):  # else the task makes views of its own
-        training = train_transform(config, size, mean, std, interpolation=interpolation)
+        random_flips = replace(config, hflip=0.0, alternate_flip=False) if config.alternate_flip else config
+        training = train_transform(random_flips, size, mean, std, interpolation=interpolation)
+    mirrored = isinstance(config, Augmentation) and config.alternate_flip
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "rank": rank,
@@ -205,7 +207,7 @@ def build_loaders(config: ImageConfig, splits: Splits, model: nn.Module, *, rank
         "on_error": config.on_error,
     }
     return Loaders(
-        train_at=partial(train_loader, splits.train, training, seed=config.seed, **common),
+        train_at=partial(train_loader, splits.train, training, seed=config.seed, alternate_flip=mirrored, **common),
         evaluate=partial(eval_loader, transform=evaluation, **common),
         once=partial(eval_loader, splits.train, training, **{**common, "rank": 0, "world_size": 1}),
         steps_per_epoch=steps_per_epoch(splits.train, config.batch_size),

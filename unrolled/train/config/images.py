@@ -56,6 +56,9 @@ class Augmentation:
     """Crop after padding by this many pixels (the CIFAR habit) instead of the resized crop."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
+    alternate_flip: bool = False
+    """Instead of `hflip`, which is passed over then: every image mirrored in every other pass, half of them in the
+    first one, so that two passes show both sides (of "airbench", arXiv 2404.00498)."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation jitter."""
     auto_augment: str | None = None
@@ -74,6 +77,8 @@ class Augmentation:
         for name in ("hflip", "random_erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a probability: 0 to 1")
+        if self.alternate_flip and not self.augment:
+            raise ValueError("alternate_flip: nothing is mirrored with augment off; choose one of the two")
 
 
 @dataclass(kw_only=True)
@@ -109,6 +114,14 @@ class TrainConfig(ImageConfig, Augmentation):
     their own, see `unrolled train --task lm --help`."""
     model: str = "crate_nano_patch2_8"
     """Any registered name (see `unrolled list`), or `timm:NAME`, `local:DIR`, `package.module:factory`."""
+    whiten_stem: bool = False
+    """Begin the stem's first convolution, as which patches are projected too, with the directions that whiten its own
+    patches of training images, instead of random ones (of "airbench", arXiv 2404.00498, which then keeps them)."""
+    small_size: int | None = None
+    """Side in pixels to which training images are made smaller at first, for steps that cost less; the model has to
+    accept both sizes. Validation and test see the whole. Default: training does too, throughout."""
+    small_share: float = 0.5
+    """Share of the steps with images of `small_size`."""
     mixup: float = 0.0
     """Mixup alpha."""
     cutmix: float = 0.0
@@ -150,7 +163,12 @@ class TrainConfig(ImageConfig, Augmentation):
         for name in ("srr_weight", "align_weight"):
             if getattr(self, name) and (self.compile or self.strategy == "fsdp"):
                 raise ValueError(f"{name}: needs the layers' tokens; leave compile off and strategy other than 'fsdp'")
+        self._require("must lie between 0 and 1", "small_share", holds=lambda value: 0 <= value <= 1)
+        if self.small_size is not None and self.small_size < 1:
+            raise ValueError(f"small_size={self.small_size}: must be a number of pixels, 1 or more")
         self._check_teacher()
+        if self.whiten_stem and self.weights is not None:
+            raise ValueError("whiten_stem: weights bring a stem of their own; leave one of the two away")
         if self.orthogonality_weight and self.strategy == "fsdp":
             raise ValueError("orthogonality_weight: needs whole weights; choose a strategy other than 'fsdp'")
 

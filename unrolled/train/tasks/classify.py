@@ -7,9 +7,11 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unrolled.data import model_input
 from unrolled.instruments.readouts.confusion import MOST_CLASSES, Confusion, Decisions
 from unrolled.instruments.trace import trace
 from unrolled.models import MaskedAutoencoder
@@ -21,6 +23,7 @@ from unrolled.train.run import build_model, model_of
 from unrolled.train.task import Numbers
 from unrolled.train.tasks.images import ImageTask
 from unrolled.train.teacher import Teacher, divergence
+from unrolled.train.whitening import whiten_stem
 
 
 class Classify(ImageTask):
@@ -45,8 +48,11 @@ class Classify(ImageTask):
             self.teacher_digest = self.teacher.digest
 
     def build(self, *, resumed: bool) -> nn.Module:
-        """Also what is learned beside the model, drawn after it: the model begins as without a teacher."""
+        """Also whitens the stem, and makes what is learned beside the model, drawn after it: the model begins as
+        without a teacher."""
         model = super().build(resumed=resumed)
+        if self.config.whiten_stem and not resumed:
+            whiten_stem(model, (batch.images for batch in self.loaders.once()))
         if self.teacher is not None:
             self.teacher.meet(model, self.config, self.data.train)
             self.beside = self.teacher.projector
@@ -83,6 +89,8 @@ class Classify(ImageTask):
         config = self.config
         self.mixing = Mixing(config, self.data.classes) if config.mixup or config.cutmix else None
         self.smoothing = 0.0 if self.mixing else config.label_smoothing
+        if config.small_size is not None:
+            _check_small(model, config.small_size, self.loaders.size)
         if config.orthogonality_weight:
             orthogonality_loss(model)
         self.traced: list[str] = []
@@ -106,8 +114,16 @@ class Classify(ImageTask):
         check_labels(fetched.labels, fetched.indices, self.data.classes)
         images = fetched.images.to(self.device, non_blocking=True)
         targets = fetched.labels.to(self.device, non_blocking=True)
+        images = self._smaller(images, step)
         images, targets = self.mixing(images, targets) if self.mixing is not None else (images, targets)
         return (images, targets) if self.teacher is None else (images, targets, fetched.indices)
+
+    def _smaller(self, images: Tensor, step: int) -> Tensor:
+        """Images `[b, c, h, w]` of `small_size` in the first steps."""
+        side = self.config.small_size
+        if side is None or step >= self.config.small_share * self.total:
+            return images
+        return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 
     def mean_loss(self, wrapped: nn.Module, *part: Tensor) -> tuple[Tensor, Numbers]:
         """As `ImageTask.mean_loss`."""
@@ -163,3 +179,22 @@ class Classify(ImageTask):
     def words(self, scores: dict[str, Any]) -> str:
         """As `Task.words`."""
         return f"accuracy {100 * scores['accuracy']:.2f} %"
+
+
+def _check_small(model: nn.Module, side: int, size: tuple[int, int]) -> None:
+    """Refuse a `small_size` that is not smaller, or that the model does not take.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if side >= min(size):
+        raise ValueError(f"small_size={side}: is no smaller than the images, {size[0]} x {size[1]} pixels")
+    images = next(model.parameters()).new_zeros(1, *model_input(model, image_size=side)["input_size"])
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"small_size={side}: the model does not take such images: {error}") from error
+    finally:
+        model.train(training)
