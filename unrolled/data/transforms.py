@@ -27,6 +27,7 @@ class Augments(Protocol):
     crop_scale: tuple[float, float]
     pad_crop: int | None
     hflip: float
+    alternate_flip: bool
     color_jitter: float
     auto_augment: str | None
     random_erasing: float
@@ -155,7 +156,7 @@ def train_transform(
             augment=True,
             crop_scale=(low, high),
             pad_crop=config.pad_crop,
-            hflip=config.hflip,
+            hflip=0.0 if config.alternate_flip else config.hflip,  # the loader mirrors then
             color_jitter=config.color_jitter,
             auto_augment=config.auto_augment or None,
             random_erasing=config.random_erasing,

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,8 +196,7 @@ def build_loaders(config: ImageConfig, splits: Splits, model: nn.Module, *, rank
     evaluation = eval_transform(size, mean, std, interpolation=interpolation, crop_pct=cfg["crop_pct"])
     training = evaluation
     if isinstance(config, Augmentation):  # else the task makes views of its own
-        random_flips = replace(config, hflip=0.0, alternate_flip=False) if config.alternate_flip else config
-        training = train_transform(random_flips, size, mean, std, interpolation=interpolation)
+        training = train_transform(config, size, mean, std, interpolation=interpolation)
     mirrored = isinstance(config, Augmentation) and config.alternate_flip
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
