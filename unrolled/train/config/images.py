@@ -57,8 +57,8 @@ class Augmentation:
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     alternate_flip: bool = False
-    """Instead of `hflip`, which is passed over then: every image mirrored in every other pass, half of them in the
-    first one, so that two passes show both sides (of "airbench", arXiv 2404.00498)."""
+    """Instead of flips at random: every image mirrored in every other pass, half of them in the first one, so that two
+    passes show both sides (of "airbench", arXiv 2404.00498)."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation jitter."""
     auto_augment: str | None = None
@@ -121,7 +121,7 @@ class TrainConfig(ImageConfig, Augmentation):
     """Side in pixels to which training images are made smaller at first, for steps that cost less; the model has to
     accept both sizes. Validation and test see the whole. Default: training does too, throughout."""
     small_share: float = 0.5
-    """Share of the steps with images of `small_size`."""
+    """Share of the steps in which they are small."""
     mixup: float = 0.0
     """Mixup alpha."""
     cutmix: float = 0.0
