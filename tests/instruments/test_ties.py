@@ -1,97 +1,102 @@
-"""Ties do not make independent features agree, and features without ties are compared as before."""
+"""What is equal but for rounding stays equal: in ranks, in ceilings, between a score and its nulls."""
 
 from __future__ import annotations
 
-import warnings
-
+import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy.stats import spearmanr
+from torch.nn import functional as F
 
 import unrolled.alignment as al
-from unrolled.alignment.copies import copied_share
-from unrolled.alignment.scale import compare_large
-from unrolled.ops.neighbours import nearest_neighbours
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*are copies of other rows")
-
-
-def tied(kind: str, n: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if kind == "one-hot":
-        return torch.eye(8)[torch.randint(8, (n,), generator=generator)]
-    if kind == "binary":
-        return (torch.rand(n, 4, generator=generator) > 0.5).float()
-    return torch.randn(n // 6, 8, generator=generator)[torch.randint(n // 6, (n,), generator=generator)]
+from unrolled.alignment import kernels
+from unrolled.alignment.layers import prepare_layers
+from unrolled.alignment.people import correlation_rdms, noise_ceiling, unit_ranks, upper
+from unrolled.alignment.registry import get_metric
+from unrolled.alignment.significance import SMALLEST, cantelli_bound
 
 
-@pytest.mark.parametrize("kind", ["one-hot", "binary", "repeated"])
-@pytest.mark.parametrize("metric", ["lcs_knn", "edit_knn", "cycle_knn", "mutual_knn"])
-def test_independent_features_with_ties_are_not_significant(metric: str, kind: str) -> None:
-    chosen, hits, repeats = al.get_metric(metric, k=5), 0, 60
-    for seed in range(repeats):
-        a, b = (al.prepare_layers(tied(kind, 48, 2 * seed + side), [chosen]) for side in (0, 1))
-        score = float(al.layer_grid(a, b, chosen).scores)
-        hits += al.permutation_p_value(score, al.null_of_best(a, b, chosen, draws=19, seed=seed)) <= 0.05
-    assert stats.binomtest(hits, repeats, 0.05).pvalue > 0.001
+def rated(people: int, levels: int, n: int, seed: int) -> np.ndarray:
+    """Dissimilarities [people, n, n] of so many levels."""
+    rng = np.random.default_rng(seed)
+    values = np.triu(rng.integers(1, levels + 1, (people, n, n)), 1).astype(float)
+    return values + values.swapaxes(1, 2)
 
 
-@pytest.mark.parametrize("kind", ["one-hot", "repeated"])
-def test_sampled_neighbours_with_ties_are_not_significant(kind: str) -> None:
-    hits = 0
-    for seed in range(60):
-        x, y = tied(kind, 240, 2 * seed), tied(kind, 240, 2 * seed + 1)
-        hits += compare_large({"x": x}, {"y": y}, k=5, queries=60, draws=19, seed=seed).p_value <= 0.05
-    assert stats.binomtest(hits, 60, 0.05).pvalue > 0.001
+@pytest.mark.parametrize("levels", [2, 3, 7])
+def test_a_ceiling_of_two_people_is_how_their_ratings_correlate(levels: int) -> None:
+    people = rated(2, levels, 30, seed=levels)
+    low, high = noise_ceiling(people)
+    expected = spearmanr(*upper(people)).statistic
+    assert low == pytest.approx(expected, abs=1e-10)
+    assert high >= low
 
 
-@pytest.mark.parametrize("metric", ["lcs_knn", "edit_knn", "mutual_knn"])
-def test_equal_features_with_ties_agree_entirely(metric: str) -> None:
-    x = tied("repeated", 60, 0)
-    assert al.get_metric(metric, k=5)(x, x.clone()) == pytest.approx(1.0, abs=1e-6)
+def test_a_ceiling_of_many_people_is_by_the_others_ratings() -> None:
+    people = rated(4, 3, 25, seed=0)
+    ranks = unit_ranks(upper(people))
+
+    expected = []
+    for i in range(4):
+        others = np.delete(ranks, i, 0).sum(0).round(9)
+        expected.append(spearmanr(others, upper(people)[i]).statistic)
+    assert noise_ceiling(people)[0] == pytest.approx(np.mean(expected), abs=1e-9)
 
 
-def test_lists_without_ties_are_those_of_the_search() -> None:
-    x = torch.randn(80, 6, dtype=torch.float64)
-    assert torch.equal(al.LCSKNN(k=7).prepare(x), nearest_neighbours(x, 7).indices)
-    assert torch.equal(al.LCSKNN(k=79).prepare(x), nearest_neighbours(x, 79).indices)
+def test_distances_that_differ_by_rounding_are_tied_beside_people() -> None:
+    labels = torch.arange(40) % 5
+    layer = F.one_hot(labels, 5).float()
+    distances = upper(correlation_rdms([layer]))[0]
+    assert len(np.unique(unit_ranks(distances[None])[0].round(12))) == 2
+    assert unit_ranks(np.zeros((1, 6))).tolist() == [[0.0] * 6]
 
 
-def test_sampled_scores_with_ties_are_the_exact_one_when_all_are_asked() -> None:
-    x, y = tied("repeated", 120, 0), tied("repeated", 120, 1)
-    found = al.mutual_knn_sampled(x, y, 5, queries=120, tile=32)
-    assert found.score == pytest.approx(al.mutual_knn(x, y, 5), abs=1e-6)
-    assert found.chance == pytest.approx(al.chance_level("mutual_knn", x, y, k=5)[0], abs=1e-6)
-    some = [al.mutual_knn_sampled(x, y, 5, queries=60, seed=seed) for seed in range(40)]
-    z = torch.tensor([(each.score - found.score) / each.standard_error for each in some])
-    assert abs(float(z.mean())) < 0.6
-    assert 0.7 < float(z.std()) < 1.4
+@pytest.mark.parametrize("method", ["spearman", "pearson"])
+def test_tiles_rank_where_the_largest_dissimilarity_is_one(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sides = [
+        (torch.randn(60, 8, generator=generator).relu() * (torch.rand(60, 8, generator=generator) < 0.4)).double()
+        + 1e-3 * torch.eye(60, 8).double()
+        for _ in range(2)
+    ]
+    sides = [torch.where(side.sum(1, keepdim=True) == 0, torch.eye(60, 8).double(), side) for side in sides]
+    whole = al.rsa(*sides, method=method, dissimilarity="cosine")
+    monkeypatch.setattr(kernels, "RSA_DENSE", 10)
+    assert al.rsa(*sides, method=method, dissimilarity="cosine") == pytest.approx(whole, abs=1e-6)
 
 
-@pytest.mark.filterwarnings("default:.*are copies of other rows")
-@pytest.mark.parametrize("metric", sorted(al.METRICS))
-def test_every_metric_warns_of_many_copies(metric: str) -> None:
-    x, y = torch.randn(60, 5), torch.randn(60, 4)
-    chosen = al.get_metric(metric)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        chosen(x, y)
-    with pytest.warns(UserWarning, match="x: 33 % of the 60 rows are copies"):
-        chosen(torch.cat([x[:50], x[:10]]), y)
+@pytest.mark.parametrize("name", ["mutual_knn", "cknna", "unbiased_cka", "cka", "rsa"])
+@pytest.mark.parametrize("n", [65, 200, 500])
+def test_a_relabelling_that_changes_nothing_reaches_the_score(name: str, n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    x, y = (F.one_hot(torch.randint(0, 2, (n,), generator=generator), 2).float() for _ in range(2))
+    first = y.argmax(1) == 0
+    order = torch.arange(n)
+    for some in (first, ~first):  # within a class all samples are alike
+        places = some.nonzero().flatten()
+        order[places] = places[torch.randperm(len(places), generator=generator)]
+    metric = get_metric(name)
+    left, right = (prepare_layers({"layer": side}, [metric]).of(metric) for side in (x, y))
+    score = float(metric.grid(left, right))
+    (null,) = metric.null_grids(left, right, [order])
+    assert al.permutation_p_value(score, null.flatten()) == 1.0
 
 
-def test_shares_of_copies() -> None:
-    x = torch.randn(30, 3)
-    assert copied_share(x) == 0
-    assert copied_share(torch.cat([x, x[:10]])) == pytest.approx(20 / 40)
-    assert copied_share(torch.cat([x, x[:1], x[:1]])) == pytest.approx(3 / 32)
+def test_where_no_relabelling_changes_the_score_there_is_no_evidence() -> None:
+    for seed in range(20):
+        n, k = 20 + 2 * seed, 3 + seed % 8
+        other = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+        result = al.compare(torch.eye(n), other, "mutual_knn", k=k, null="moments")
+        assert result.p_value == 1.0
+        assert result.z is None
+    grid = al.compare({"ids": torch.eye(40), "other": torch.randn(40, 5)}, torch.randn(40, 5), null="moments")
+    assert grid.p_value > 1e-3
+    assert cantelli_bound(1e200, 3).value == SMALLEST
 
 
-def test_an_identical_pair_of_large_samples_has_a_p_value_above_zero() -> None:
-    x = torch.randn(300, 8)
-    same = compare_large({"x": x}, {"x": x}, queries=300)
-    assert same.score == 1.0
-    assert same.p_value is not None
-    assert same.p_value == 201**-2, "as far beyond 200 relabellings as these reach"
-    assert "Pareto tail" in same.p_method
-    assert same.z is not None
+def test_layers_of_two_precisions_compare_above_the_dense_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "DENSE_LIMIT", 50)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(60, 4, generator=generator) for _ in range(2))
+    wide = al.compare(x.double(), y.double(), "cka").score
+    assert al.compare(x, y.double(), "cka").score == pytest.approx(wide, rel=1e-5)

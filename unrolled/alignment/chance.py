@@ -33,6 +33,8 @@ from unrolled.alignment.layers import (
 from unrolled.alignment.metric import Features, Metric, Representation
 from unrolled.alignment.registry import get_metric
 from unrolled.alignment.significance import (
+    RELATIVE,
+    ROUNDING,
     SHOWN,
     SMALLEST,
     PValue,
@@ -265,7 +267,7 @@ def judged(
     score = float(grid.scores[row, column])
     names = left.names[row], right.names[column]
     z = None
-    if grid.null_mean is not None and grid.null_std is not None and float(grid.null_std[row, column]) > 0:
+    if grid.null_mean is not None and grid.null_std is not None and not _unmoved(grid)[row, column]:
         z = float((score - grid.null_mean[row, column]) / grid.null_std[row, column])
     threshold, calibrated = None, None
     if null == "permutation":
@@ -346,6 +348,13 @@ def chance_level(
     return float(null.mean()), float(null.std())
 
 
+def _unmoved(grid: Grid) -> Tensor:
+    """[L, M] pairs whose score is the same for every relabelling, up to rounding: one side has no order to lose."""
+    assert grid.null_mean is not None
+    assert grid.null_std is not None
+    return grid.null_std <= ROUNDING + RELATIVE * grid.null_mean.abs()
+
+
 def _quick_p_value(
     left: Layers, right: Layers, metric: Metric, grid: Grid, units: Units, most: int, seed: int, progress: Progress
 ) -> tuple[PValue, float]:
@@ -356,14 +365,15 @@ def _quick_p_value(
         values = (drawn.append(value) or value for value in metric.null_bests(rows, columns, orders))  # type: ignore[func-returns-value]
         score = float(grid.scores[best_pair(grid.scores, metric)])
         return resolved_p_value(score, values, higher_is_closer=metric.higher_is_closer), sum(drawn) / len(drawn)
-    mean, std = grid.null_mean, grid.null_std.clamp_min(1e-300)
+    mean, unmoved = grid.null_mean, _unmoved(grid)
+    std = torch.where(unmoved, math.inf, grid.null_std)  # such a pair has z = 0: no relabelling is further out
     row, column = best_pair(grid.scores, metric)
     chance = float(mean[row, column])
     z = ((grid.scores - mean) / std).nan_to_num(nan=-math.inf)
     shapes = metric.null_shapes(rows, columns)
     if shapes is not None:
         skewness, share = shapes
-        tails = pearson_tail(z.numpy(), skewness.nan_to_num(nan=0.0).numpy())
+        tails = np.where(unmoved.numpy(), 1.0, pearson_tail(z.numpy(), skewness.nan_to_num(nan=0.0).numpy()))
         p = max(min(1.0, tails.size * float(tails.min())), SMALLEST)
         # a sample that carries much of both sides moves the score by itself, and no three moments tell how often
         trusted = np.where((share > _DOMINANT * std).numpy(), 1.0, tails)
@@ -375,7 +385,8 @@ def _quick_p_value(
     if bound.value * (most + 1) < 1:  # all relabellings together could not say less
         return bound, chance
     nulls = metric.null_grids(rows, columns, orders)
-    largest = (float(((null - mean) / std).nan_to_num(nan=-math.inf).max()) for null in nulls)
+    rounding = ROUNDING + RELATIVE * grid.scores.abs()  # of a score, before it is divided by a small deviation
+    largest = (float(((null - mean + rounding) / std).nan_to_num(nan=-math.inf).max()) for null in nulls)
     return resolved_p_value(float(z.max()), largest), chance
 
 

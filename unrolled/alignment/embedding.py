@@ -37,6 +37,7 @@ from unrolled.ops.gram import accumulator, triangle_relabelling
 from unrolled.ops.permutation_moments import permutation_moments
 
 _BUDGET = 2**29  # bytes of scratch for one grid product
+_MOVES = 1e-8  # standard deviation below which a value changes by rounding alone
 _CACHED = 2**16  # entries of a kernel relabelled at a time
 _STACK = 2**31  # bytes of stacked layers for null grids
 _MOVED = 2**25  # relabelled entries of layers held at a time
@@ -99,7 +100,8 @@ class EmbeddingMetric(Metric):
         if not a or not b:
             return None
         first, second, third = permutation_moments([e.sums for e in a], [e.sums for e in b])
-        variance = np.clip(second - first**2, 1e-300, None)
+        variance = second - first**2
+        variance = np.where(variance > _MOVES**2, variance, np.inf)  # what relabelling does not move is not skewed
         where = torch.tensor(kept_rows)[:, None], torch.tensor(kept_columns)[None, :]
         skewness, share = (torch.full((len(rows), len(columns)), math.nan, dtype=torch.float64) for _ in range(2))
         skewness[where] = torch.from_numpy((third - 3 * first * second + 2 * first**3) / variance**1.5)
@@ -177,11 +179,12 @@ def _alike(a: list[Any], b: list[Any]) -> tuple[list[Any], list[Any]]:
 def _product(a: Sequence[Embedding], b: Sequence[Embedding]) -> Tensor:
     if isinstance(a[0], DenseEmbedding):
         length = a[0].vector.numel()
-        step = max(1, _BUDGET // 4 // (len(a) + len(b)))
+        step = max(1, _BUDGET // 12 // (len(a) + len(b)))
         total = torch.zeros(len(a), len(b), dtype=torch.float64)
         for start in range(0, length, step):
             left, right = (torch.stack([e.vector[start : start + step] for e in side]) for side in (a, b))  # type: ignore[union-attr]
-            total += (left @ right.T).double().cpu()
+            wide = accumulator(left)  # as the nulls, so that ties with them stay ties
+            total += (left.to(wide) @ right.to(wide).T).double().cpu()
         return total
     return sparse_grid(a, b) if whole_grids([*a, *b]) else blockwise_grid(a, b)  # type: ignore[arg-type]
 

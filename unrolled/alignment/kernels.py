@@ -100,7 +100,9 @@ class CKA(EmbeddingMetric):
     def compare(self, a: Any, b: Any) -> float:
         """Value for two prepared representations."""
         if isinstance(a, CentredFeatures):
-            value = float(linear_hsic(a.x, b.x, unbiased=self.unbiased) / (a.hsic.sqrt() * b.hsic.sqrt()))
+            wide = torch.promote_types(a.x.dtype, b.x.dtype)
+            together = linear_hsic(a.x.to(wide), b.x.to(wide), unbiased=self.unbiased)
+            value = float(together / (a.hsic.sqrt() * b.hsic.sqrt()))
             return max(self.range[0], min(1.0, value))
         return super().compare(a, b)
 

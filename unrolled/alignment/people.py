@@ -29,10 +29,15 @@ def upper(rdm: Array) -> Array:
 
 
 def unit_ranks(values: Array) -> Array:
-    """Ranks [..., m], centred and of unit length: the inner product of two such vectors is Spearman's correlation."""
+    """Ranks [..., m], centred and of unit length: the inner product of two such vectors is Spearman's correlation.
+
+    What differs by less than 1e-12 of the largest value is tied, as it differs by rounding.
+    """
     from scipy.stats import rankdata
 
-    ranks = rankdata(values, axis=-1)
+    values = np.asarray(values, dtype=np.float64)
+    largest = np.abs(values).max(-1, keepdims=True)
+    ranks = rankdata((values / np.where(largest > 0, largest, 1.0)).round(12), axis=-1)
     ranks = ranks - ranks.mean(-1, keepdims=True)
     norm = np.linalg.norm(ranks, axis=-1, keepdims=True)
     out: Array = ranks / np.where(norm > 0, norm, 1.0)

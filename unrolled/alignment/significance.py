@@ -23,6 +23,8 @@ SMALLEST = 1e-300
 """p-values below this are given as this: they are bounds."""
 SHOWN = 1e-6
 """p-values below this are printed as below this: no tail was held against relabellings further out."""
+ROUNDING, RELATIVE = 1e-7, 1e-6
+"""Scores that are closer than the first and the second's share of them count as equal: they differ by rounding."""
 
 _BOUND = "a bound"
 _ENOUGH = 10  # relabellings that reach the score, after which no more are drawn
@@ -113,7 +115,7 @@ def cantelli_bound(z: float, pairs: int) -> PValue:
 
     Cantelli's inequality, P(Z >= z) <= 1 / (1 + z^2), times the pairs: true of every distribution, whatever its tail.
     """
-    value = min(1.0, pairs / (1 + z * z)) if z > 0 else 1.0
+    value = max(min(1.0, pairs / (1 + z * z)), SMALLEST) if z > 0 else 1.0
     return PValue(value, f"Cantelli's inequality for two exact moments, times {pairs} pairs of layers: {_BOUND}")
 
 
@@ -168,4 +170,4 @@ def benjamini_hochberg(p_values: Sequence[float] | Tensor, *, alpha: float = 0.0
 def _bar(score: float, sign: float) -> float:
     if math.isnan(score):
         raise ValueError("score is NaN: nothing was measured that chance could be held against")
-    return sign * score - 1e-7 - 1e-6 * abs(score)
+    return sign * score - ROUNDING - RELATIVE * abs(score)

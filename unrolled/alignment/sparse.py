@@ -21,18 +21,18 @@ _ENTRIES = 2**23  # entries of the samples' rows of a matrix that one sparse pro
 
 def sparse_product(a: SparseEmbedding, b: SparseEmbedding) -> float:
     """Inner product of two sparse matrices, a block of rows at a time."""
-    n, total = a.n, 0.0
+    n, total, wide = a.n, 0.0, accumulator(a.values)
     few = a.columns.shape[1] * b.columns.shape[1] <= 4096
     step = max(1, _BUDGET // 16 // (a.columns.shape[1] * b.columns.shape[1] if few else 4 * n))
     for start in range(0, n, step):
         rows = slice(start, start + step)
         if few:
             hit = a.columns[rows, :, None] == b.columns[rows, None, :]
-            products = torch.einsum("nab,na,nb->n", hit.to(a.values.dtype), a.values[rows], b.values[rows])
+            products = torch.einsum("nab,na,nb->n", hit.to(wide), a.values[rows].to(wide), b.values[rows].to(wide))
         else:
             dense = a.values.new_zeros(a.columns[rows].shape[0], n).scatter_add_(1, a.columns[rows], a.values[rows])
-            products = (dense.gather(1, b.columns[rows]) * b.values[rows]).sum(1)
-        total += float(products.sum(dtype=accumulator(products)))
+            products = (dense.gather(1, b.columns[rows]).to(wide) * b.values[rows]).sum(1)
+        total += float(products.sum())
     return total * a.scale * b.scale
 
 
@@ -65,11 +65,12 @@ def blockwise_grid(a: Sequence[SparseEmbedding], b: Sequence[SparseEmbedding]) -
     n = a[0].n
     if n > 4 * 4096:  # the dense blocks below cost n^2 per layer, pairs of lists only n k^2 per pair
         return torch.tensor([[sparse_product(x, y) for y in b] for x in a], dtype=torch.float64)
-    step = max(1, _BUDGET // 4 // (n * (len(a) + len(b))))
+    step = max(1, _BUDGET // 12 // (n * (len(a) + len(b))))
     total = torch.zeros(len(a), len(b), dtype=torch.float64)
     for start in range(0, n, step):
         left, right = (_dense_rows(side, slice(start, start + step)) for side in (a, b))
-        total += (left @ right.T).double().cpu()
+        wide = accumulator(left)  # as the nulls, so that ties with them stay ties
+        total += (left.to(wide) @ right.to(wide).T).double().cpu()
     return total * _scales(a)[:, None] * _scales(b)
 
 

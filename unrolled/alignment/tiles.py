@@ -64,7 +64,8 @@ class TiledRDM:
     Attributes:
         rows: [n, d] of unit length for "cosine", centred otherwise.
         form: what is made of them.
-        scale: by which dissimilarities are divided before they are compared.
+        scale: by which dissimilarities are divided, and then rounded, before they are ranked; None where their values
+            are compared.
         table: of ranks; None where values are compared.
         mean: of what is compared, over pairs.
         sums: [n] over the pairs of each sample, mean taken off.
@@ -73,7 +74,7 @@ class TiledRDM:
 
     rows: Tensor
     form: Form
-    scale: float = 1.0
+    scale: float | None = None
     table: RankTable | None = None
     mean: float = 0.0
     sums: Tensor | None = None
@@ -146,12 +147,13 @@ class TiledRDM:
             tile = torch.addcmul(both, tile, tile.new_tensor(-2.0))
             tile.mul_(tile > 16 * torch.finfo(tile.dtype).eps * both)  # rows equal but for rounding are 0 apart
             tile = tile.sqrt_() if self.form == "euclidean" else tile
-        if self.scale == 1.0:
+        if self.scale is None:
             return tile
         tile = tile.div_(self.scale).round_(decimals=12)  # what differs by rounding is tied
         return tile if self.table is None else self.table.of(tile)
 
     def _table(self, low: float, high: float) -> RankTable:
+        assert self.scale is not None
         low, high = (round(bound / self.scale, 12) for bound in (low, high))
         where = self.rows.device
         even = torch.ones(_COARSE, dtype=torch.int64, device=where)
