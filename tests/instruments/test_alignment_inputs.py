@@ -358,3 +358,11 @@ def test_numpy_counts_and_matrices_are_taken() -> None:
     assert al.mutual_knn(x, y, k=np.int64(5)) == al.mutual_knn(x, y, k=5)
     far = [al.rdm(side).numpy() for side in (x, y)]
     assert al.compare_rdms(*far) == pytest.approx(al.rsa(x, y), abs=1e-6)
+
+
+def test_held_out_selection_takes_what_comparing_takes() -> None:
+    x, y = (side.numpy() for side in pair(60))
+    expected = al.compare(x[::-1].copy(), y, select_held_out=True, resamples=0, draws=9).held_out
+    assert expected is not None
+    for same in (x[::-1], x[::-1].astype(">f8")):
+        assert al.compare(same, y, select_held_out=True, resamples=0, draws=9).held_out == expected

@@ -134,3 +134,20 @@ def test_why_there_is_no_p_is_said() -> None:
     assert found.p_value is None
     assert "p: none, as every relabelling would be a pass over all samples" in found.summary()
     assert found.to_dict()["p_method"].endswith("50,000 samples or fewer")
+
+
+def test_every_layer_of_a_large_comparison_has_the_same_samples() -> None:
+    x = np.random.default_rng(0).normal(size=(8192 + 500, 3)).astype(np.float32)
+    for metric in ("unbiased_cka", "mutual_knn"):
+        with pytest.raises(ValueError, match="same n"):
+            compare_large({"a": x[:8192]}, {"b": x}, metric, queries=20)
+        with pytest.raises(ValueError, match="same n"):
+            compare_large({"a": x[:8192]}, {"b": x[:8192], "c": x}, metric, queries=20)
+
+
+def test_a_large_cka_knows_no_offset() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2000, 16)), rng.normal(size=(2000, 16))
+    expected = al.cka(x, y, unbiased=True)
+    far = compare_large({"a": (x + 1000 * rng.normal(size=16))}, {"b": y - 2000}, "unbiased_cka")
+    assert far.score == pytest.approx(expected, abs=1e-8)

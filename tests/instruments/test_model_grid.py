@@ -197,3 +197,11 @@ def test_what_two_processes_were_killed_at_is_taken_up_with_the_same_numbers(tmp
     resumed = model_grid(paths, ("mutual_knn",), draws=60, tile=1, folder=tmp_path / "tiles")
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert resumed.pairs == model_grid(paths, ("mutual_knn",), draws=60, tile=8).pairs
+
+
+def test_a_metric_whose_option_makes_it_symmetric_fills_both_halves(tmp_path: Path) -> None:
+    grid = model_grid(write_models(tmp_path, 3), ("cycle_knn",), options={"direction": "mean"}, draws=5)
+    matrix = grid.matrix("cycle_knn")
+    off = ~np.eye(3, dtype=bool)
+    assert np.isfinite(matrix[off]).all()
+    assert (matrix == matrix.T)[off].all()

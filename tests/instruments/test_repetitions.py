@@ -137,3 +137,18 @@ def test_they_are_rsatoolboxs() -> None:
         runs = {"cv_descriptor": "run"} if kind == "crossnobis" else {}
         theirs = toolbox.rdm.calc_rdm(data, method=kind, descriptor="stimulus", noise=precision, **runs)
         assert np.allclose(function(x, torch.from_numpy(covariance)), theirs.get_matrices()[0])
+
+
+def test_distances_know_no_offset() -> None:
+    x = measured()
+    noise = al.noise_covariance(x)
+    for far in (1e6, 1e8):
+        for rdm in (al.crossnobis_rdm, al.mahalanobis_rdm):
+            np.testing.assert_allclose(rdm(x + far, noise), rdm(x, noise), rtol=0, atol=1e-6)
+
+
+def test_a_channel_that_rounding_alone_varies_has_no_noise() -> None:
+    x = measured()
+    x[:, :, 2] = 0.1
+    with pytest.raises(ValueError, match="channels 2 do not vary between repetitions"):
+        al.noise_covariance(x)

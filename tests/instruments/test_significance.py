@@ -190,3 +190,22 @@ def test_layers_that_a_sample_dominates_do_not_forbid_the_tail_of_others(monkeyp
     found = compare(*sides, "mutual_knn", null="moments", resamples=0)
     assert "Pearson III" in found.p_method
     assert found.p_value < 1e-100
+
+
+def test_moments_name_the_pair_that_is_judged_where_it_is_not_the_best() -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(200, 1, generator=generator)
+    sides = [
+        {
+            "wide": torch.randn(200, 400, generator=generator),
+            "narrow": common + torch.randn(200, 1, generator=generator),
+        }
+        for _ in range(2)
+    ]
+    result = compare(*sides, "cka", null="moments", resamples=0)
+    assert result.best == ("wide", "wide")
+    assert result.p_value is not None
+    assert result.p_value < 1e-6
+    assert result.p_method.startswith("of narrow x narrow, furthest beyond its chance: ")
+    alone = compare(sides[0]["narrow"], sides[1]["narrow"], "cka", null="moments", resamples=0)
+    assert "furthest" not in alone.p_method

@@ -9,7 +9,7 @@ or blocks of them are relabelled, left out and resampled: `groups=` and `blocks=
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ from unrolled.alignment.significance import (
     permutation_p_value,
     resolved_p_value,
 )
+from unrolled.ops.rows import as_floats
 from unrolled.tables import Tabular
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class Comparison(Tabular):
             scores depend on n), as if the pair had been chosen beforehand: searching raises the score and its interval
             alike, which `held_out` avoids; see `score_interval`.
         held_out: see `held_out`.
-        p_method: how `p_value` was found, or why there is none, in words.
+        p_method: how `p_value` was found, or why there is none, in words. Null "moments" judges the pair furthest
+            beyond its own chance, which is named here where it is not the best one.
         units: what traded places, in words; "" for single rows.
     """
 
@@ -379,15 +381,25 @@ def _quick_p_value(
         trusted = np.where((share > _DOMINANT * std).numpy(), 1.0, tails)
         sure = max(min(1.0, tails.size * float(trusted.min())), SMALLEST)
         if p >= _SURE[1] or sure < _SURE[0]:
-            p = p if p >= _SURE[1] else sure
-            return PValue(p, f"Pearson III tail of three exact moments, times {tails.size} pairs of layers"), chance
-    bound = cantelli_bound(float(z.max()), z.numel())
+            p, of = (p, tails) if p >= _SURE[1] else (sure, trusted)
+            tail = PValue(p, f"Pearson III tail of three exact moments, times {tails.size} pairs of layers")
+            return _named(tail, np.unravel_index(of.argmin(), of.shape), (row, column), left, right), chance
+    furthest = divmod(int(z.argmax()), z.shape[1])
+    bound = _named(cantelli_bound(float(z.max()), z.numel()), furthest, (row, column), left, right)
     if bound.value * (most + 1) < 1:  # all relabellings together could not say less
         return bound, chance
     nulls = metric.null_grids(rows, columns, orders)
     rounding = ROUNDING + RELATIVE * grid.scores.abs()  # of a score, before it is divided by a small deviation
     largest = (float(((null - mean + rounding) / std).nan_to_num(nan=-math.inf).max()) for null in nulls)
-    return resolved_p_value(float(z.max()), largest), chance
+    return _named(resolved_p_value(float(z.max()), largest), furthest, (row, column), left, right), chance
+
+
+def _named(p: PValue, judged: Sequence[Any], best: tuple[int, int], left: Layers, right: Layers) -> PValue:
+    """With the pair that was judged in its words, where that is not the best one."""
+    row, column = (int(place) for place in judged)
+    if (row, column) == best:
+        return p
+    return PValue(p.value, f"of {left.names[row]} x {right.names[column]}, furthest beyond its chance: {p.method}")
 
 
 def _null(
@@ -399,4 +411,5 @@ def _null(
 
 
 def _rows(layer: Features, rows: Tensor) -> Features:
-    return layer[rows.to(layer.device)] if isinstance(layer, Tensor) else torch.as_tensor(layer)[rows]
+    values = as_floats(layer)
+    return values[rows.to(values.device)]

@@ -102,11 +102,11 @@ class ModelGrid(Tabular):
         """`score`, `chance`, `p_value`, `z` or `calibrated` of row a and column b; NaN where there is no pair."""
         place = {name: i for i, name in enumerate(self.models)}
         values = np.full((len(place), len(place)), np.nan)
-        for pair in self.of(metric):
-            value = getattr(pair, quantity)
-            values[place[pair.a], place[pair.b]] = math.nan if value is None else value
-        if get_metric(metric).symmetric:
-            values = np.where(np.isnan(values), values.T, values)
+        pairs = {(pair.a, pair.b): getattr(pair, quantity) for pair in self.of(metric)}
+        for (a, b), value in pairs.items():
+            values[place[a], place[b]] = math.nan if value is None else value
+            if (b, a) not in pairs:  # of a symmetric metric one direction stands for both
+                values[place[b], place[a]] = values[place[a], place[b]]
         return values
 
     def panel(self, *, metric: str = "", quantity: str = "score") -> HeatMap:

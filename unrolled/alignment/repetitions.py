@@ -43,7 +43,8 @@ def noise_covariance(x: Features, *, shrinkage: float | None = None) -> Tensor:
     count, free = repetitions * n, (repetitions - 1) * n
     covariance = residuals.T @ residuals / free
     variance = covariance.diagonal()
-    if bool((silent := ~(variance > 0)).any()):
+    rounding = (8 * torch.finfo(x.dtype).eps * x.abs().amax((0, 1))).square()
+    if bool((silent := ~(variance > rounding)).any()):
         which = ", ".join(map(str, silent.nonzero()[:5, 0].tolist()))
         raise ValueError(f"x: channels {which} do not vary between repetitions, so their noise is unknown: drop them")
     if shrinkage is None:
@@ -116,8 +117,9 @@ def _repeated(x: Features, name: str, *, fewest: int = 2) -> Tensor:
 
 
 def _whitened(x: Tensor, covariance: Tensor | None) -> Tensor:
-    """[r, n, d] such that inner products are those by S^-1, over d."""
+    """[r, n, d] without their mean, such that inner products are those by S^-1, over d."""
     d = x.shape[-1]
+    x = x - x.mean((0, 1))  # distances stay, and are not differences of large numbers
     if covariance is None:
         return x / d**0.5
     given = as_floats(covariance, "covariance").to(x)

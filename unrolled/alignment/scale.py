@@ -17,6 +17,7 @@ from unrolled.alignment.metric import Metric
 from unrolled.alignment.registry import get_metric
 from unrolled.alignment.significance import tail_p_value
 from unrolled.alignment.streaming import StreamingCKA
+from unrolled.ops.gram import accumulator
 from unrolled.ops.rows import as_floats, check_array
 from unrolled.ops.ties import Membership, membership
 
@@ -119,13 +120,15 @@ def compare_large(
         [(i, x) for i, (name, x) in enumerate(side.items()) if name not in left_out]
         for side, left_out in zip((features_a, features_b), constant, strict=True)
     )
+    first = next(iter(features_a.values()))
+    for layer in (*features_a.values(), *features_b.values()):
+        _paired(first, layer)
     kind = type(chosen).__name__
     n = len(next(iter(features_a.values())))
     scores, errors = (torch.full((len(names[0]), len(names[1])), math.nan, dtype=torch.float64) for _ in range(2))
     z, p, interval = None, None, None
     if kind == "MutualKNN":
         k = int(chosen.k)  # type: ignore[attr-defined]
-        _paired(next(iter(features_a.values())), next(iter(features_b.values())))
         units = Units.of(n, groups, blocks)
         asked = _queries(units, queries, seed)
         found_a, found_b = ([membership(layer, k, queries=asked) for _, layer in used] for used in (used_a, used_b))
@@ -262,7 +265,9 @@ def _constant(x: Tensor | np.ndarray, block: int = 8192) -> bool:
 
 
 def _streamed_cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, block: int = 8192) -> float:
-    stream = StreamingCKA(unbiased=True)
+    centers = [as_floats(side[:block]) for side in (x, y)]  # far from the origin sums of products lose what varies
+    center_x, center_y = (rows.to(accumulator(rows)).mean(0) for rows in centers)
+    stream = StreamingCKA(unbiased=True, center_x=center_x, center_y=center_y)
     for start in range(0, len(x), block):
         stream.update(x[start : start + block], y[start : start + block])
     return stream.compute()
