@@ -83,7 +83,7 @@ class MinutesConfig(Config):
     rates: Annotated[tuple[Rate, ...], Distinct()] = (3e-3, 5e-3, 1e-2, 2e-2)
     """Peak rates of Muon, each tried once for every family, on held-out images."""
     trial: Rate = 4.0
-    """Core-minutes of a trial."""
+    """Core-minutes of a trial, to the nearest whole pass over the images that are not held out."""
     minutes: Annotated[tuple[Rate, ...], Distinct()] = (60.0,)
     """Core-minutes of the networks that are tested."""
     seeds: Seeds = (0,)
@@ -225,6 +225,11 @@ def cells(config: MinutesConfig) -> Iterator[Cell]:
     for each in tested:
         yield from each.needs
     yield from tested
+
+
+def trial_minutes(family: str, data: Data, passes: int) -> float:
+    """Core-minutes of so many passes over the training images that are not held out."""
+    return passes * (1 - HELD_OUT) * _IMAGES[data] / FAMILIES[family].pace
 
 
 def epochs(family: str, data: Data, minutes: float) -> int:

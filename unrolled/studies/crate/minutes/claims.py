@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from unrolled.studies.claim import CONTROL, NOBODY, Claim
-from unrolled.studies.crate.minutes.cells import MinutesConfig, Scored, Trial
+from unrolled.studies.crate.minutes.cells import MinutesConfig, Scored, Trial, epochs, trial_minutes
 from unrolled.studies.results import Results, Values
 
 
 def accuracy(results: Results[Any], family: str, minutes: float) -> Values:
     """On the test images, per cent, by seed."""
     return 100 * results.of(Scored, family=family, minutes=minutes).values("accuracy")
+
+
+def passes(config: MinutesConfig, family: str) -> int:
+    """Of a trial over the images that are not held out."""
+    return epochs(family, config.data, config.trial)
 
 
 def held_out(results: Results[Any], family: str) -> Values:
@@ -37,11 +42,13 @@ def _less(one: str, other: str, statement: str, *, source: str, published: str, 
     def detail(results: Results[Any], config: MinutesConfig) -> str:
         (first, _), *others = by_minutes(results, config).items()
         tried = held_out(results, one) - held_out(results, other)
+        took = (f"{trial_minutes(name, config.data, passes(config, name)):.1f}" for name in (one, other))
+        trials = [f"{tried:+.1f} on held-out images in the trials, of {' and '.join(took)} (1 seed)"] if tried else []
         return "; ".join(
             [
                 f" points after {first:g} core-minutes",
                 *(f"{values:+.1f} after {minutes:g} ({values.count})" for minutes, values in others),
-                *([f"{tried:+.1f} on held-out images after {config.trial:g} (1 seed)"] if tried else []),
+                *trials,
             ]
         )
 

@@ -8,8 +8,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from unrolled.studies.crate.longer import STAYS, TIMES, Length, errors_after, exponent
-from unrolled.studies.crate.minutes.cells import BATCH, FAMILIES, HELD_OUT, Data, MinutesConfig, Scored, Trial
-from unrolled.studies.crate.minutes.claims import accuracy
+from unrolled.studies.crate.minutes.cells import (
+    BATCH,
+    FAMILIES,
+    HELD_OUT,
+    Data,
+    MinutesConfig,
+    Scored,
+    Trial,
+    trial_minutes,
+)
+from unrolled.studies.crate.minutes.claims import accuracy, passes
 from unrolled.studies.networks import NAMES
 from unrolled.studies.results import NOT_RUN, Estimate, Results, Values, line
 
@@ -103,10 +112,13 @@ def _trials(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         scores = [_trial(100 * rows.values("accuracy"), done=bool(rows)) for rows in trials]
         chosen = results.of(Scored, family=family).first("rate")
         table.append([FAMILIES[family].words, *scores, f"{chosen:g}" if chosen else NOT_RUN])
+    took = sorted(trial_minutes(family, config.data, passes(config, family)) for family in config.families)
+    between = f"{took[0]:.2g}" if len(took) == 1 else f"{took[0]:.2g} to {took[-1]:.2g}"
     report.section(
         "How the rates were chosen",
-        f"Per cent of the {100 * HELD_OUT:g} % of the training images held out, after about {config.trial:g} "
-        "core-minutes, one seed; the best goes on to the test.",
+        f"Per cent of the {100 * HELD_OUT:g} % of the training images held out, one seed; the best goes on to the "
+        f"test. Trials are of {config.trial:g} core-minutes to the nearest whole pass over the other images: "
+        f"{between} core-minutes by the paces above.",
     ).table(["network", *(f"rate {rate:g}" for rate in config.rates), "chosen"], table)
 
 
@@ -144,7 +156,7 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         (minutes, short), (_, long) = sorted(known.items())[-2:]
         if short.seen < long.seen and 0 < long.error < short.error:
             after = map(_accuracy, errors_after(short, long))
-            now = [f"{minutes:g} min: {100 * (1 - short.error):.1f}", f"{100 * (1 - long.error):.1f}"]
+            now = [f"{minutes:.3g} min: {100 * (1 - short.error):.1f}", f"{100 * (1 - long.error):.1f}"]
             power = f"{-exponent(short, long):.2f}"
             rows.append([FAMILIES[family].words, *now, power, *(f"{each:.1f}" for each in after)])
     if not rows:
@@ -152,10 +164,10 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
     report.section(
         "What longer training would likely change",
         f"Nothing was trained for {TIMES * longest:g} core-minutes: this is extrapolated from the two longest lengths "
-        f"of the recipe that are known, of which the {config.trial:g} minutes are those of the trial at the rate that "
-        "was chosen, on held-out images; the power says how errors fall between them with the images seen. Accuracy in "
-        "per cent if that goes on, and if none, half or three quarters of the errors made now stay for good (the "
-        "floor).",
+        "of the recipe that are known, of which minutes that were not asked for are those of the trial at the rate "
+        "that was chosen, on held-out images; the power says how errors fall between them with the images seen. "
+        "Accuracy in per cent if that goes on, and if none, half or three quarters of the errors made now stay for "
+        "good (the floor).",
     ).table(
         [
             *("network", "shorter", f"{longest:g} min", "power"),
@@ -163,8 +175,8 @@ def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         ],
         rows,
         caption="95 % by sampling the scored images alone. Two lengths fix a power and cannot show that the curve "
-        "bends: the columns differ by more than their intervals, and the first is the most that is likely, since the "
-        "same images come back four times as often. Another seed, and a rate tuned for the longer run, are in none.",
+        "bends; the first column is the most that is likely, since the same images come back four times as often. "
+        "Another seed, and a rate tuned for the longer run, are in none.",
     )
 
 
@@ -182,7 +194,8 @@ def _lengths(config: MinutesConfig, results: Results[Any], family: str) -> dict[
             epoch = longest.first("images") / longest[0].cell.epochs
             seen = epoch * (1 - HELD_OUT) * tried[0].cell.epochs
             held_out = _length(seen, tried.first("accuracy"), round(epoch * HELD_OUT))
-            known.setdefault(config.trial, held_out)  # what was tested after as long says more
+            if config.trial not in known:  # what was tested after as long says more
+                known[trial_minutes(family, config.data, tried[0].cell.epochs)] = held_out
     return known
 
 
