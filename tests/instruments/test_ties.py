@@ -13,6 +13,7 @@ from unrolled.alignment import kernels
 from unrolled.alignment.layers import prepare_layers
 from unrolled.alignment.people import correlation_rdms, noise_ceiling, unit_ranks, upper
 from unrolled.alignment.registry import get_metric
+from unrolled.alignment.scale import compare_large
 from unrolled.alignment.significance import SMALLEST, cantelli_bound
 
 
@@ -100,3 +101,36 @@ def test_layers_of_two_precisions_compare_above_the_dense_limit(monkeypatch: pyt
     x, y = (torch.randn(60, 4, generator=generator) for _ in range(2))
     wide = al.compare(x.double(), y.double(), "cka").score
     assert al.compare(x, y.double(), "cka").score == pytest.approx(wide, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mutual_knn", "cknna", "cycle_knn", "lcs_knn"])
+@pytest.mark.parametrize("offset", ["everywhere", "one channel"])
+def test_neighbours_are_those_of_float64_where_all_rows_point_one_way(name: str, offset: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(200, 8, generator=generator) @ torch.randn(8, 64, generator=generator)
+    sides = [signal + 4 * torch.randn(200, 64, generator=generator) for _ in range(2)]
+    far = torch.full((64,), 3000.0) if offset == "everywhere" else 30000.0 * F.one_hot(torch.tensor(3), 64)
+    sides = [side + far for side in sides]  # float32 holds what is left to four digits
+    metric = get_metric(name)
+    assert metric(*sides) == pytest.approx(metric(*(side.double() for side in sides)), abs=1e-6)
+
+
+def test_a_large_comparison_warns_where_all_rows_point_one_way() -> None:
+    x = torch.randn(300, 8) + 1000
+    with pytest.warns(UserWarning, match="'a': its rows point so nearly one way"):
+        compare_large({"a": x}, {"b": torch.randn(300, 8)}, "mutual_knn", queries=50, draws=5)
+
+
+def test_a_large_comparison_has_no_z_where_nothing_moves() -> None:
+    result = compare_large({"ids": torch.eye(151)}, {"b": torch.randn(151, 8)}, "mutual_knn", queries=151, draws=20)
+    assert result.z is None
+
+
+def test_layers_of_one_name_and_missing_labels_are_refused() -> None:
+    x, y = torch.randn(30, 4), torch.randn(30, 4)
+    with pytest.raises(ValueError, match="features_a has two layers of the name 'b'"):
+        al.compare([("b", x), ("b", y)], y)
+    for missing in (None, float("nan")):
+        labels = np.array([missing, *"abcdefghijklmnopqrstuvwxyzABC"], dtype=object)
+        with pytest.raises(ValueError, match="groups has 1 missing labels"):
+            al.compare(x, y, groups=labels)

@@ -174,6 +174,8 @@ def relabellings(
 def _members(groups: Groups, n: int) -> tuple[Tensor, ...]:
     values = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
     if values.dtype == object:
+        if lacking := sum(label is None or label != label for label in values.ravel()):
+            raise ValueError(f"groups has {lacking} missing labels (None or NaN): give each such row one of its own")
         values = values.astype(str)
     if values.shape != (n,):
         raise ValueError(f"groups must be one label for each of the {n} rows, got shape {tuple(values.shape)}")

@@ -183,7 +183,7 @@ def _product(a: Sequence[Embedding], b: Sequence[Embedding]) -> Tensor:
         total = torch.zeros(len(a), len(b), dtype=torch.float64)
         for start in range(0, length, step):
             left, right = (torch.stack([e.vector[start : start + step] for e in side]) for side in (a, b))  # type: ignore[union-attr]
-            wide = accumulator(left)  # as the nulls, so that ties with them stay ties
+            wide = accumulator(left)  # so that ties with nulls stay ties
             total += (left.to(wide) @ right.to(wide).T).double().cpu()
         return total
     return sparse_grid(a, b) if whole_grids([*a, *b]) else blockwise_grid(a, b)  # type: ignore[arg-type]

@@ -188,8 +188,13 @@ def named_layers(features: LayerFeatures, what: str = "features") -> Iterator[tu
         layers = features
     else:
         raise ValueError(f"{what} must be [n, d], layers of that, or a mapping of them, not {type(features).__name__}")
+    names = set()
     for i, layer in enumerate(layers):
-        yield layer if isinstance(layer, tuple) else (f"layer{i:02d}", layer)
+        name, rows = layer if isinstance(layer, tuple) else (f"layer{i:02d}", layer)
+        if name in names:
+            raise ValueError(f"{what} has two layers of the name {name!r}: give each its own")
+        names.add(name)
+        yield name, rows
 
 
 def _is_row(layer: Any) -> bool:

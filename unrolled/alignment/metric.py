@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from unrolled.alignment.copies import warn_of_copies
-from unrolled.ops.gram import gram
-from unrolled.ops.rows import as_floats, as_rows, check_devices, moderate, unit_rows
+from unrolled.ops.gram import accumulator, gram
+from unrolled.ops.rows import as_floats, as_rows, check_devices, moderate, nearly_one_way, unit_rows
 from unrolled.ops.ties import Membership, membership, membership_of_scores
 
 if TYPE_CHECKING:
@@ -154,9 +154,14 @@ class Representation:
         return gram(self.centred)
 
     @cached_property
+    def directions(self) -> Tensor:
+        """[n, d] the features, in float64 where rows point so nearly one way that float32 cosines tell few apart."""
+        return self.x.to(accumulator(self.x)) if nearly_one_way(self.x) else self.x
+
+    @cached_property
     def unit(self) -> Tensor:
         """[n, d] rows as given over their norms."""
-        return unit_rows(self.x)
+        return unit_rows(self.directions)
 
     @cached_property
     def cosine(self) -> Tensor:
@@ -169,7 +174,7 @@ class Representation:
             if not 1 <= k < self.n:
                 raise ValueError(f"k must be between 1 and n - 1 = {self.n - 1}, got {k}: lower k or give more samples")
             dense = "cosine" in self.__dict__
-            self._memberships[k] = membership_of_scores(self.cosine, k) if dense else membership(self.x, k)
+            self._memberships[k] = membership_of_scores(self.cosine, k) if dense else membership(self.directions, k)
         return self._memberships[k]
 
 

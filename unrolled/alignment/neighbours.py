@@ -95,11 +95,11 @@ class _ListMetric(Metric):
         rep = Representation.of(x)
         wanted = self.k if self.k >= rep.n - 1 else self.k + 1  # one more shows whether the last place is tied
         if rep.n > DENSE_LIMIT or not 1 <= self.k < rep.n:
-            neighbours = nearest_neighbours(rep.x, wanted)
+            neighbours = nearest_neighbours(rep.directions, wanted)
         else:
             values, indices = top_k(rep.cosine.clone().fill_diagonal_(-torch.inf), wanted)
             neighbours = Neighbours(indices, values)
-        return shuffled_ties(rep.x, self.k, neighbours)
+        return shuffled_ties(rep.directions, self.k, neighbours)
 
     def relabel(self, prepared: Any, order: Tensor) -> Tensor:
         """Lists of the samples in another order, by renaming."""

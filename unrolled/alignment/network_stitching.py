@@ -6,6 +6,7 @@ back of another. Rosetta neurons (Dravid et al. 2023): units of two networks tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -175,7 +176,8 @@ def rosetta(a: Tensor, b: Tensor, *, draws: int = 100, seed: int = 0) -> Rosetta
         _, null = _mutual(first.flatten(0, 1).mT @ second[order.to(b.device)].flatten(0, 1))
         best.append(float(null.max()) if len(null) else -1.0)
         above.append(int((null > middle).sum()))
-    threshold = float(torch.tensor(best, dtype=torch.float64).quantile(0.95))
+    # as in `significance.calibrate`: a further relabelling is above it with a probability of at most 0.05
+    threshold = sorted(best)[min(draws, math.ceil(0.95 * (draws + 1))) - 1]
     return Rosetta(
         pairs=pairs, correlation=correlation, threshold=threshold, null_pairs=torch.tensor(above),
         units=(a.shape[2], b.shape[2]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ from unrolled.alignment.chance import Comparison
 from unrolled.alignment.dependence import Blocks, Groups, Units
 from unrolled.alignment.metric import Metric
 from unrolled.alignment.registry import get_metric
-from unrolled.alignment.significance import tail_p_value
+from unrolled.alignment.significance import RELATIVE, ROUNDING, tail_p_value
 from unrolled.alignment.streaming import StreamingCKA
 from unrolled.ops.gram import accumulator
-from unrolled.ops.rows import as_floats, check_array
+from unrolled.ops.rows import as_floats, check_array, nearly_one_way
 from unrolled.ops.ties import Membership, membership
 
 LARGE = 50_000
@@ -131,6 +132,8 @@ def compare_large(
         k = int(chosen.k)  # type: ignore[attr-defined]
         units = Units.of(n, groups, blocks)
         asked = _queries(units, queries, seed)
+        for name, layer in (*features_a.items(), *features_b.items()):
+            _warn_of_one_way(name, layer[: len(asked)])
         found_a, found_b = ([membership(layer, k, queries=asked) for _, layer in used] for used in (used_a, used_b))
         chances = torch.full_like(scores, math.nan)
         for (i, _), left in zip(used_a, found_a, strict=True):
@@ -142,7 +145,7 @@ def compare_large(
         score, chance = float(scores[row, column]), float(chances[row, column])
         place = [i for i, _ in used_a].index(row), [j for j, _ in used_b].index(column)
         spread = float(torch.stack([grid[place] for grid in null]).std()) if draws > 1 else 0.0
-        z = (score - chance) / spread if spread > 0 else None
+        z = (score - chance) / spread if spread > ROUNDING + RELATIVE * abs(chance) else None
         p = tail_p_value(score, torch.stack([grid.max() for grid in null]))
         reach = 1.96 * float(errors[row, column])
         interval = max(chosen.range[0], score - reach), min(chosen.range[1], score + reach)
@@ -262,6 +265,17 @@ def _constant(x: Tensor | np.ndarray, block: int = 8192) -> bool:
         if float((as_floats(x[start : start + block]) - first).abs().max()) > slack:
             return False
     return True
+
+
+def _warn_of_one_way(name: str, rows: Tensor | np.ndarray) -> None:
+    """Layers are not read at once here, so that they cannot be widened."""
+    values = as_floats(rows)
+    if values.dtype == torch.float32 and nearly_one_way(values):
+        warnings.warn(
+            f"layer {name!r}: its rows point so nearly one way that float32 cosines tie neighbours; give float64, or "
+            "features less their mean",
+            stacklevel=3,
+        )
 
 
 def _streamed_cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, block: int = 8192) -> float:

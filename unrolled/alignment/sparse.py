@@ -69,7 +69,7 @@ def blockwise_grid(a: Sequence[SparseEmbedding], b: Sequence[SparseEmbedding]) -
     total = torch.zeros(len(a), len(b), dtype=torch.float64)
     for start in range(0, n, step):
         left, right = (_dense_rows(side, slice(start, start + step)) for side in (a, b))
-        wide = accumulator(left)  # as the nulls, so that ties with them stay ties
+        wide = accumulator(left)  # so that ties with nulls stay ties
         total += (left.to(wide) @ right.to(wide).T).double().cpu()
     return total * _scales(a)[:, None] * _scales(b)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_ONE_WAY = 1e-2  # mean of 1 - cosine over pairs
 _MODERATE = 2.0**30  # squares of such features, and products of those, stay far inside float32
 
 
@@ -129,6 +130,15 @@ def scaled_rows(x: Tensor) -> Tensor:
 def varies(x: Tensor) -> Tensor:
     """[d] which columns of `x` [n, d] differ by more than the rounding of their values."""
     return (x - x[0]).abs().amax(0) > 8 * torch.finfo(x.dtype).eps * x.abs().amax(0)
+
+
+def nearly_one_way(x: Tensor) -> bool:
+    """Whether the rows of `x` [n, d], float32 or float64, are so alike in direction that cosines lose digits.
+
+    1 less the squared length of the mean unit row is the mean of 1 - cosine over pairs, and 0.01 the bar: float32
+    resolves cosines to about 1e-7, so 1e-5 of what they differ by there.
+    """
+    return float(unit_rows(x).mean(0).square().sum()) > 1 - _ONE_WAY
 
 
 def moderate(x: Tensor) -> tuple[Tensor, float]:
