@@ -72,7 +72,7 @@ def test_a_whitened_stem_has_uncorrelated_filters_of_the_variance_it_had(stem: s
     convolution = next(module for module in model.patch_embed.modules() if isinstance(module, torch.nn.Conv2d))
     before = convolution.weight.detach().clone()
     whiten_stem(model, images.split(7))
-    patches = F.unfold(images, convolution.kernel_size).movedim(1, 2).flatten(0, 1).double()
+    patches = F.unfold(images, convolution.kernel_size, stride=convolution.stride).movedim(1, 2).flatten(0, 1).double()
 
     def outputs(weight: torch.Tensor) -> torch.Tensor:
         return (patches - patches.mean(0)) @ weight.flatten(1).double().T
@@ -138,3 +138,16 @@ def test_models_that_cannot_are_named(config, splits) -> None:
         create_model("crate_nano_patch4_32", attention="cbsa", patch_drop_rate=0.5)
     with pytest.raises(ValueError, match="patch_drop_rate: a masked autoencoder"):
         create_model("crate_mae_nano_patch4_32", patch_drop_rate=0.5)
+
+
+def test_large_images_are_whitened_a_few_at_a_time_and_flat_ones_refused() -> None:
+    images = torch.randn(6, 3, 64, 64)
+    filters = []
+    for step in (1, 6):
+        torch.manual_seed(0)
+        model = create_model("crate_nano_patch4_32", stem="linear", image_size=64, **NANO)
+        whiten_stem(model, images.split(step))
+        filters.append(next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d)).weight.detach())
+    torch.testing.assert_close(*filters, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="whiten_stem: the training images are all of one colour"):
+        whiten_stem(create_model("crate_nano_patch4_32", stem="conv", **NANO), [torch.full((4, 3, 32, 32), 0.7)])

@@ -192,3 +192,19 @@ def test_only_the_newest_checkpoints_are_kept(config, splits):
     result = fit(config(checkpoint_every=3, keep=2), data=splits)
     assert [path.name for path in checkpoints(result.run_dir / "checkpoints")] == ["step-00000012", "step-00000009"]
     assert len(list((result.run_dir / "checkpoints").iterdir())) == 2
+
+
+def test_a_checkpoint_of_another_run_does_not_go_on_in_a_folder_that_holds_one(config, splits, tmp_path):
+    one = fit(config(out=tmp_path / "one", checkpoint_every=5, max_steps=5), data=splits)
+    fit(config(out=tmp_path / "two", checkpoint_every=5, seed=1), data=splits)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*")}
+    checkpoint = str(checkpoints(one.run_dir / "checkpoints")[0])
+    with pytest.raises(ValueError, match=r"already holds a run .* is of another one"):
+        fit(config(out=tmp_path / "two", checkpoint_every=5, resume=checkpoint), data=splits)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*")} == before
+    straight = fit(config(out=tmp_path / "straight", checkpoint_every=5), data=splits)
+    replaced = fit(config(out=tmp_path / "two", checkpoint_every=5, resume=checkpoint, force=True), data=splits)
+    ours, theirs = (final_weights(run.run_dir) for run in (straight, replaced))
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    records = [json.loads(line) for line in (replaced.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert max(record["step"] for record in records) == 12

@@ -258,9 +258,9 @@ def prepare(state: RunState, extra: dict[str, Any]) -> int | None:
         position = state.restore(checkpoint, *load_checkpoint(checkpoint))
 
     def write() -> None:
-        if checkpoint is None:
+        if checkpoint is None or not _inside(checkpoint, state.folder):
             _clear(config.out)
-        elif checkpoint.parent == state.folder:
+        else:
             for newer in checkpoints(state.folder):
                 if newer.name > checkpoint.name:  # damaged, or of a continuation that is being replaced
                     shutil.rmtree(newer.with_name(newer.name + ".set-aside"), ignore_errors=True)
@@ -283,8 +283,14 @@ def _find(config: RunConfig, folder: Path) -> Path | None:
             newest = load_newest(path / "checkpoints")
             if newest is None:
                 raise MissingData(f"resume={config.resume!r}: no checkpoint in that run")
-            return newest[0]
-        load_checkpoint(path)
+            path = newest[0]
+        else:
+            load_checkpoint(path)
+        if (earlier := checkpoints(folder)) and not _inside(path, folder) and not config.force:
+            raise ValueError(
+                f"out={str(config.out)!r} already holds a run (up to {earlier[0].name}), and resume={config.resume!r} "
+                "is of another one; give another out=, or force=True to replace what is there"
+            )
         return path
     if (earlier := checkpoints(folder)) and not config.force:
         raise ValueError(
@@ -292,6 +298,11 @@ def _find(config: RunConfig, folder: Path) -> Path | None:
             "it, another out=, or force=True to replace it"
         )
     return None
+
+
+def _inside(checkpoint: Path, folder: Path) -> bool:
+    """Whether a checkpoint is one of the run's own, however its path is written."""
+    return checkpoint.resolve().parent == folder.resolve()
 
 
 def _clear(out: Path) -> None:

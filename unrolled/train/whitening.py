@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from unrolled.models.stem import LayerNormStem
 
 IMAGES = 4096
 """How many training images the patches are taken from, at most."""
+_PIXELS = 2**20  # numbers of images that are looked at at once
 _FLOOR = 1e-4  # of the largest eigenvalue: directions with less hardly occur, and are not blown up further
 
 
@@ -66,21 +67,32 @@ def _first_convolution(model: nn.Module) -> nn.Conv2d:
 
 
 def _covariance(convolution: nn.Conv2d, batches: Iterable[Tensor]) -> Tensor:
-    """Of all patches of the convolution's size in the images, in its order, float64 `[k, k]`."""
+    """Of all patches that the convolution sees whole in the images, in its order, float64 `[k, k]`."""
     size = convolution.weight[0].numel()
-    total, products, patches, images = torch.zeros(size).double(), torch.zeros(size, size).double(), 0, 0
-    for batch in batches:
-        rows = F.unfold(batch.cpu(), convolution.kernel_size).movedim(1, 2).flatten(0, 1).double()
+    total, products, patches = torch.zeros(size).double(), torch.zeros(size, size).double(), 0
+    for images in _few(batches):
+        rows = F.unfold(images, convolution.kernel_size, stride=convolution.stride).movedim(1, 2).flatten(0, 1).double()
         total += rows.sum(0)
         products += rows.T @ rows
         patches += len(rows)
-        images += len(batch)
-        if images >= IMAGES:
-            break
     if not patches:
         raise ValueError("whiten_stem: there are no images to take patches from")
     mean = total / patches
-    return products / patches - torch.outer(mean, mean)
+    covariance = products / patches - torch.outer(mean, mean)
+    if not bool(covariance.diagonal().max() > 1e-12 * mean.square().max()):
+        raise ValueError("whiten_stem: the training images are all of one colour, so that no direction is larger")
+    return covariance
+
+
+def _few(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The first `IMAGES` images `[b, c, h, w]`, as many at once as are a few megabytes."""
+    left = IMAGES
+    for batch in batches:
+        step = max(1, _PIXELS // batch[0].numel())
+        yield from batch[:left].cpu().split(step)
+        left -= len(batch)
+        if left <= 0:
+            return
 
 
 def _variance(filters: Tensor, covariance: Tensor) -> Tensor:
