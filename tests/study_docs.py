@@ -46,7 +46,9 @@ Ranges stood in the studies' sources before the runs, but for those changed afte
 `mesa-depth` began below the exact solution's loss, MesaNet's of `crate-text` had no lower end, and those of
 `mesa-language` (level), `mesa-worlds` (fully and partially observed), `platonic-vision` (metrics), `crate-family`
 (ToST), `crate-bytes` (LLaMA) and `platonic-downstream` (MiniLM) are gone; the share of networks whose heads keep to
-their parts, of `crate-emergence`, must be half, where it had to be all; the trend of `platonic-vision` is judged as one
+their parts, of `crate-emergence`, must be half, where it had to be all; the loss after a switch of tasks, of
+`mesa-few-shot`, must be above the prediction of zero's; the gains by layer of `mesa-probes` are judged beside untrained
+stacks; the shapes of `mesa-one-step` count once each; the trend of `platonic-vision` is judged as one
 of six, the claims of `platonic-samples` beside its untrained pair, and CRATE beside a ViT in `crate-transfer` beside
 both from scratch. About half of the reports were written before claims kept intervals: these were computed afterwards
 from the values that the reports hold, and all verdicts are by the present rule, as the end of each page says

@@ -8,9 +8,20 @@ from typing import Any
 import pytest
 import torch
 
+from unrolled.layers import LinearSelfAttention
 from unrolled.studies.cells import Context
 from unrolled.studies.mesa import constructed
-from unrolled.studies.mesa.constructed import FAST, PAPER_STEPS, Constructed, Recipe, constructed_recipe, train
+from unrolled.studies.mesa.constructed import (
+    FAST,
+    PAPER_STEPS,
+    Constructed,
+    Recipe,
+    constructed_recipe,
+    model_predictions,
+    new_model,
+    step_predictions,
+    train,
+)
 from unrolled.studies.mesa.held_out import TUNE_SEED, best_gradient_step, best_step_size
 from unrolled.tasks import LinearDynamics, Sequences, constructed_tokens, sequence_loss
 from unrolled.theory.in_context import gradient_descent_predictions
@@ -151,3 +162,18 @@ def test_the_best_step_size_is_best() -> None:
         return float(sequence_loss(gradient_descent_predictions(sample.inputs, step_size), sample.targets))
 
     assert loss(best) < min(loss(0.97 * best), loss(1.03 * best))
+
+
+def test_a_gradient_step_keeps_to_the_bounds_of_the_layer_that_it_stands_beside() -> None:
+    recipe, world = Recipe(steps=1, batch_size=1, heads=1, dim_head=3, clip=0.5), LinearDynamics(dim=3, steps=20)
+    states = world.sample(8, seed=2).inputs
+    model = new_model(world, recipe, seed=0)
+    built = LinearSelfAttention.gradient_descent(state_dim=3, step_size=0.3)
+    model.blocks[0].attn.load_state_dict(built.state_dict())  # type: ignore[union-attr]
+    step = step_predictions(recipe, 0.3)(states)
+    assert gradient_descent_predictions(states, 0.3).abs().max() > 1
+    assert step.abs().max() == 0.5
+    torch.testing.assert_close(model_predictions(model)(states), step)
+    initial = torch.eye(3)
+    from_initial = gradient_descent_predictions(states, 0.3, initial).clamp(-0.5, 0.5)
+    torch.testing.assert_close(step_predictions(recipe, 0.3, initial)(states), from_initial)

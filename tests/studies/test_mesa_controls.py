@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from unrolled.studies.mesa.controls import STUDY, WORLDS, ControlsConfig
+from unrolled.studies.mesa.constructed import Constructed, Recipe
+from unrolled.studies.mesa.controls import STUDY, WORLDS, ControlsConfig, InWorld
+from unrolled.studies.mesa.held_out import TEST_SEED, mean_loss
+from unrolled.theory.in_context import gradient_descent_predictions
 
 
 def test_the_report_holds_all_worlds_and_prints_what_was_not_run(tmp_path: Path) -> None:
@@ -37,6 +40,22 @@ def test_the_report_holds_all_worlds_and_prints_what_was_not_run(tmp_path: Path)
     assert all(row["gradient_step"] < row["zero"] for row in layers)
     assert all(row["untrained"] == pytest.approx(row["zero"], rel=1e-3) for row in layers)
     assert all((row["structure"] is None) == (row["kind"] == "mesa") for row in rows)
+
+
+def test_the_gradient_step_has_the_bounds_of_the_layer_and_its_sequences() -> None:
+    recipe = Recipe(steps=1, batch_size=1, clip=1.0)
+    cell = InWorld(network=Constructed(recipe=recipe, seed=0), test_sequences=64)
+    test, look = cell.network.world.sample(64, seed=TEST_SEED), cell.network.looked_at
+    step = cell.without_training(test.inputs, test.targets)
+
+    def bounded(sample: Any) -> float:
+        size = step["best_step_size"]
+        predict = lambda states: gradient_descent_predictions(states, size).clamp(-1, 1)  # noqa: E731
+        return mean_loss(predict, sample.inputs, sample.targets)
+
+    assert step["gradient_step"] == pytest.approx(bounded(test))
+    (point,) = cell.beside_a_step([{"step": 1, "loss": bounded(look)}])
+    assert point["ratio"] == pytest.approx(1)
 
 
 def test_without_the_control_its_claims_are_not_run(tmp_path: Path) -> None:

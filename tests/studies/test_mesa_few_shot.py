@@ -149,6 +149,16 @@ def test_the_report_holds_every_way_to_ask_and_says_what_was_not_run(tmp_path: P
     assert "not run" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_model_that_has_learned_nothing_is_outside_what_a_switch_of_tasks_costs() -> None:
+    class Nothing(nn.Module):
+        def forward(self, tokens: Any) -> Any:
+            return 0 * tokens
+
+    claim = next(claim for claim in STUDY.claims if claim.statement.startswith("Two tasks"))
+    losses = prompt_losses(Nothing(), prompts_of(110, switch_at=40), count=512)
+    assert all(claim.place((loss, loss)) == "outside" for loss in losses)
+
+
 def test_with_nothing_but_least_squares_the_rest_is_not_run(tmp_path: Path) -> None:
     config = FewShotConfig(**TINY, out=tmp_path, kept=tmp_path / "kept", only_kept=True)
     computed(next(iter(STUDY.cells(config))), config.context)

@@ -36,6 +36,7 @@ def test_the_stack_of_the_papers_depth_is_probed_where_it_is_named(tmp_path: Pat
     statements = [claim.statement for claim in report.claims if claim.verdict != "not run"]
     assert len(statements) == 3
     assert all("softmax-7" in statement for statement in statements)
+    assert all(claim.control is not None for claim in report.claims if claim.verdict != "not run")
     assert "In softmax-7 the held-out R^2" in report.summary
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["results"]["rows"]
     assert len(row["layers"]) == 8
@@ -49,6 +50,10 @@ def test_the_report_sets_held_out_scores_beside_controls_and_the_papers_protocol
     # two steps of training hold no next state: the verdict must be negative
     assert report.claims[0].reproduced is False
     assert report.claims[4].verdict == "not judged"
+    # an untrained stack loses nothing from layer to layer either: a gain near zero is none of training
+    control = report.claims[2].control
+    assert control is not None
+    assert STUDY.claims[2].verdict((0.001, 0.003), "over 3 seeds", control)[0] != "reproduced"
     rows = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["results"]["rows"]
     row = next(row for row in rows if row["kind"] == "linear")
     at = {r["layer"]: r for r in row["held_out"]["chebyshev"] if r["position"] == 29}

@@ -41,6 +41,8 @@ def test_every_case_is_finite_and_reported(tmp_path: Path) -> None:
     report = STUDY.run(config)
     assert report.claims[0].measured == "0"
     assert report.claims[0].why == "a target of this package; as expected"
+    assert report.summary.startswith("All outputs and gradients are finite.")
+    assert "the dense reference by" in report.summary  # which errs more than the solve it is a reference of
     assert len(report.results["rows"]) == len(cases(config))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "does not apply" in page
@@ -66,6 +68,7 @@ def test_a_method_that_breaks_is_counted_and_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(solver, "mesa", broken)
     report = STUDY.run(StabilityConfig(out=tmp_path, kept=tmp_path / "kept", **TINY))  # type: ignore[arg-type]
     assert report.claims[0].why.endswith("; not as expected")
+    assert "of the outputs and gradients are not finite" in report.summary
     assert "not finite" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

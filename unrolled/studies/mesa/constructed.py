@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from unrolled.studies.cells import Cell, Columns, Context, Result
-from unrolled.studies.mesa.held_out import LOOK_SEED, mean_loss
+from unrolled.studies.mesa.held_out import LOOK_SEED, Predictor, mean_loss
 from unrolled.studies.study import Config, Count, Seeds
 from unrolled.studies.training import Checkpoint, Log, train_resumable, warmup_cosine
 from unrolled.tasks import LinearDynamics, constructed_tokens, sequence_loss
 from unrolled.tasks.dynamics import Teacher
+from unrolled.theory.in_context import gradient_descent_predictions
 
 if TYPE_CHECKING:
     from unrolled.models import SequenceRegressor
+    from unrolled.tasks import Sequences
 
 PAPER_BATCH = 256
 # of the models on constructed tokens by name: linear layers, or one mesa layer
@@ -210,6 +212,11 @@ class Constructed(Cell):
         """Numbers of steps done at each look."""
         return sorted({round(self.recipe.steps * point / self.points) for point in range(self.points + 1)})
 
+    @property
+    def looked_at(self) -> Sequences:
+        """The 1024 sequences that losses during training are taken on."""
+        return self.world.sample(1024, seed=LOOK_SEED)
+
     def compute(self, context: Context) -> Result:
         """`curve`, its loss on 1024 sequences of their own at every look, and the number of `parameters`."""
         model, curve = self._trained(context, self.checkpoint(context))
@@ -234,7 +241,7 @@ class Constructed(Cell):
         return self.file(context, f"-{step}.pt")
 
     def _trained(self, context: Context, keep: Checkpoint | None) -> tuple[SequenceRegressor, Log]:
-        sample = self.world.sample(1024, seed=LOOK_SEED)
+        sample = self.looked_at
         inputs, targets = sample.inputs.to(context.device), sample.targets.to(context.device)
 
         def look(step: int, model: SequenceRegressor) -> Result:
@@ -331,5 +338,23 @@ def model_predictions(model: SequenceRegressor) -> Callable[[Tensor], Tensor]:
     def predict(states: Tensor) -> Tensor:
         out: Tensor = model(constructed_tokens(states))
         return out
+
+    return predict
+
+
+def step_predictions(recipe: Recipe, step_size: float, initial: Tensor | None = None) -> Predictor:
+    """One gradient step as a function of states [b, t, d], clipped as what the recipe's models predict.
+
+    A layer that keeps its predictions within bounds has an advantage of 0.7 % of the loss over a step that does not,
+    from the two in ten thousand that lie beyond.
+
+    Args:
+        recipe: of the model that the step stands beside.
+        step_size: of the step.
+        initial: weights [d, d] that it starts from; zero without.
+    """
+
+    def predict(states: Tensor) -> Tensor:
+        return gradient_descent_predictions(states, step_size, initial).clamp(-recipe.clip, recipe.clip)
 
     return predict

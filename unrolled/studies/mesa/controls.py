@@ -6,13 +6,21 @@ context (arXiv 2309.05858, appendix E). If it did not, agreement with the gradie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from unrolled.reading import Json
 from unrolled.studies.cells import Cell, Context, Result
 from unrolled.studies.claim import CORRELATION, NOBODY, Claim
-from unrolled.studies.mesa.constructed import Constructed, columns_of, constructed_recipe, model_predictions, words
+from unrolled.studies.mesa.constructed import (
+    Constructed,
+    columns_of,
+    constructed_recipe,
+    model_predictions,
+    step_predictions,
+    words,
+)
 from unrolled.studies.mesa.held_out import TEST_SEED, best_step_size, mean_loss
 from unrolled.studies.mesa.weights import structure
 from unrolled.studies.results import NOT_RUN, Results, Values
@@ -20,6 +28,8 @@ from unrolled.studies.study import Budgets, Config, Count, Distinct, Seeds, Stud
 from unrolled.tasks.dynamics import Teacher
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from unrolled.report import Report
 
 _SOURCE = "arXiv 2309.05858, appendix E; means of the released results"
@@ -100,29 +110,41 @@ class InWorld(Cell):
 
     def compute(self, context: Context) -> Result:
         """`loss`, and those of other predictors; `structure` of one linear layer; `curve`, during training."""
-        from unrolled.theory.in_context import gradient_descent_predictions, least_squares_predictions
-
         world, recipe = self.network.world, self.network.recipe
         test = world.sample(self.test_sequences, seed=TEST_SEED)
         inputs, targets = test.inputs.to(context.device), test.targets.to(context.device)
-        best = best_step_size(world)
         model = self.network.load(context)
-        predictors = {
-            "loss": model_predictions(model),
-            "untrained": model_predictions(self.network.untrained(context)),
-            "gradient_step": lambda x: gradient_descent_predictions(x, best),
-            "exact_ridge": lambda x: least_squares_predictions(x.double(), 1e-3).to(x.dtype),
-            "zero": lambda x: 0 * x,
-        }
-        losses = {name: mean_loss(predict, inputs, targets) for name, predict in predictors.items()}
-        curve = context.result(self.network)["curve"]
         return {
-            **losses,
-            "best_step_size": best,
+            "loss": mean_loss(model_predictions(model), inputs, targets),
+            "untrained": mean_loss(model_predictions(self.network.untrained(context)), inputs, targets),
+            **self.without_training(inputs, targets),
             "structure": asdict(structure(model.blocks[0].attn, world.dim)) if recipe.name == "1" else None,  # type: ignore[arg-type]
             "extent": recipe.extent,
-            "curve": [{**point, "ratio": point["loss"] / losses["gradient_step"]} for point in curve],
+            "curve": self.beside_a_step(context.result(self.network)["curve"]),
         }
+
+    def without_training(self, inputs: Tensor, targets: Tensor) -> Result:
+        """Losses of what needs no model, clipped as the model's, and the step size."""
+        from unrolled.theory.in_context import least_squares_predictions
+
+        recipe = self.network.recipe
+        best = best_step_size(self.network.world)
+
+        def ridge(states: Tensor) -> Tensor:
+            return least_squares_predictions(states.double(), 1e-3).to(states.dtype).clamp(-recipe.clip, recipe.clip)
+
+        return {
+            "gradient_step": mean_loss(step_predictions(recipe, best), inputs, targets),
+            "exact_ridge": mean_loss(ridge, inputs, targets),
+            "zero": mean_loss(lambda x: 0 * x, inputs, targets),
+            "best_step_size": best,
+        }
+
+    def beside_a_step(self, curve: Sequence[Json]) -> list[Json]:
+        """The losses during training with their `ratio` to the gradient step's, on the same sequences."""
+        sample, recipe = self.network.looked_at, self.network.recipe
+        step = mean_loss(step_predictions(recipe, best_step_size(self.network.world)), sample.inputs, sample.targets)
+        return [{**point, "ratio": point["loss"] / step} for point in curve]
 
 
 def cells(config: ControlsConfig) -> Iterator[InWorld]:
@@ -204,10 +226,11 @@ def report(report: Report, config: ControlsConfig, results: Results[InWorld]) ->
     seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "One seed"
     report.section(
         "Every world",
-        "Half the squared error, summed over the state and averaged over positions and held-out sequences. The "
-        "released contracting systems have eigenvalues in [0.3, 0.9] but eigenvectors that are not orthogonal: "
-        "states grow before they shrink, until they are clipped at 2, so no linear map is exact and least squares "
-        "is not a floor. Symmetric ones shrink to the noise in a few steps.",
+        "Half the squared error, summed over the state and averaged over positions and held-out sequences; the "
+        "predictions of the gradient step and of ridge regression are clipped as the models'. The released contracting "
+        "systems have eigenvalues in [0.3, 0.9] but eigenvectors that are not orthogonal: states grow before they "
+        "shrink, until they are clipped at 2, so no linear map is exact and least squares is not a floor. "
+        "Symmetric ones shrink to the noise in a few steps.",
     ).table(
         ["world", "predictor", "training", "published", "here", "cosine to Prop. 1"],
         [[WORLDS[world], *row] for world in WORLDS for row in _predictors(results, world)],
@@ -226,9 +249,9 @@ def report(report: Report, config: ControlsConfig, results: Results[InWorld]) ->
             log_y=True,
         ),
         name="training",
-        caption=f"{over}, on 1024 sequences apart from those of the test; at 1 the layer is as "
-        "good as a gradient step. A fixed teacher is learned slowly: how far below 1 its curve ends is a matter of "
-        "steps.",
+        caption=f"{over}, both losses on 1024 sequences apart from those of the test; at 1 the layer "
+        "is as good as a gradient step. A fixed teacher is learned slowly: how far below 1 its curve ends is a matter "
+        "of steps.",
     )
 
 

@@ -189,8 +189,12 @@ def _of_both(
     return Values({seed: combine([softmax.by[seed], linear.by[seed]]) for seed in softmax.by if seed in linear.by})
 
 
-def _smallest_gain(result: Mapping[str, Any]) -> float:
-    return min(after - before for before, after in pairwise(scores(result, "held_out", "next")))
+def _smallest_gain(result: Mapping[str, Any], group: str = "held_out") -> float:
+    return min(after - before for before, after in pairwise(scores(result, group, "next")))
+
+
+def _gain_untrained(result: Mapping[str, Any]) -> float:
+    return _smallest_gain(result, "untrained")
 
 
 def _best_error_ratio(result: Mapping[str, Any], group: str = "held_out") -> float:
@@ -241,6 +245,7 @@ CLAIMS = (
         value=lambda results, config: _of_both(results, min, _smallest_gain),
         low=-0.01,
         outside="a layer after which less can be read",
+        control=lambda results, config: _of_both(results, min, _gain_untrained),
     ),
     Claim(
         statement="Preconditioned input, t = 29: held-out error of the best layer over that of the tokens entering the "
@@ -271,6 +276,7 @@ CLAIMS = (
         value=_of_seven(_smallest_gain),
         low=-0.01,
         outside="a layer after which less can be read",
+        control=_of_seven(_gain_untrained),
         asked=_seven,
     ),
     Claim(
