@@ -117,7 +117,13 @@ def test_bsds(tmp_path: Path) -> None:
     scene = open_masks("bsds", data_dir=tmp_path).load(0)
     assert len(scene.segmentations) == 2
     assert np.array_equal(scene.segmentations[1], LABELS + 1)
-    (tmp_path / "groundTruth" / "val" / "1.mat").write_bytes(b"nonsense")
+    path = tmp_path / "groundTruth" / "val" / "1.mat"
+    savemat(path, {"groundTruth": people}, do_compression=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
+    with pytest.raises(BadImage, match=r"1\.mat"):
+        open_masks("bsds", data_dir=tmp_path).load(0)
+    path.write_bytes(b"nonsense")
     with pytest.raises(BadImage, match=r"1\.mat"):
         open_masks("bsds", data_dir=tmp_path).load(0)
 
@@ -133,6 +139,10 @@ def test_ade20k(tmp_path: Path) -> None:
     save(LABELS * 2, tmp_path / "annotations" / "validation" / "s.png")
     with pytest.raises(BadImage, match="class 4 of 2"):
         open_masks("ade20k", data_dir=tmp_path).load(0)
+    for damage in (b"\xff\xfe", b"x" * 200_000):
+        (tmp_path / "objectInfo150.txt").write_bytes(b"Stuff\tName\n1\t" + damage + b"\n")
+        with pytest.raises(CorruptFile, match="objectInfo150"):
+            open_masks("ade20k", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["folders", "beside"])
@@ -248,6 +258,13 @@ def test_damaged_packed_files(tmp_path: Path) -> None:
     (tmp_path / "d.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptFile):
         open_masks("coco", data_dir=tmp_path / "d.npz")
+    with pytest.raises(CorruptFile, match="as many category_ids as category_names"):
+        open_masks("coco", data_dir=packed(tmp_path / "e.npz", category_ids=np.array([7])))
+    for name in ("is_val", "mask_offsets"):
+        with np.load(packed(tmp_path / "f.npz")) as stored:
+            shorter = stored[name][:-1]
+        with pytest.raises(CorruptFile, match="are not of as many photos"):
+            open_masks("coco", data_dir=packed(tmp_path / "f.npz", **{name: shorter}))
 
 
 def test_resizing_keeps_annotations_on_the_image(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def test_bad_sounds_are_named(folder: Path) -> None:
     (folder / "0.wav").write_bytes((folder / "1.wav").read_bytes()[:30])
     with pytest.raises(CorruptFile, match=r"0\.wav"):
         open_sounds(folder).load(0)
+    whole = bytearray((folder / "1.wav").read_bytes())
+    for place in range(20, 36):  # of the header: channels, rates, sizes
+        (folder / "0.wav").write_bytes(bytes(whole[:place]) + b"\0\0" + bytes(whole[place + 2 :]))
+        with contextlib.suppress(CorruptFile):
+            open_sounds(folder).load(0)
     with pytest.raises(MissingData, match="no folder"):
         open_sounds(folder / "none")
     (folder / "empty").mkdir()

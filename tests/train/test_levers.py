@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from train_helpers import EVERYTHING, assert_resumes_after_a_crash
 
 from unrolled.data import synthetic_images, train_loader, train_transform
+from unrolled.data.sources import ArraySource
 from unrolled.models import create_model
 from unrolled.train import TrainConfig, fit
+from unrolled.train.run import Splits
 from unrolled.train.whitening import whiten_stem, whitening_filters
 
 HALF = (0.5, 0.5, 0.5)
@@ -96,6 +99,23 @@ def test_dropped_patches_are_left_out_in_training_alone() -> None:
     model.train()(images)
     model.eval()(images)
     assert seen == [1 + 32, 1 + 64]
+
+
+def test_a_stem_is_whitened_by_images_of_all_classes(config, tmp_path, monkeypatch) -> None:
+    import unrolled.train.tasks.classify as task
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    source = ArraySource(pixels, np.arange(40) // 10, classes=list("abcd"), title="four")
+    seen: list[int] = []
+    monkeypatch.setattr(task, "IMAGES", 8)
+    monkeypatch.setattr(task, "whiten_stem", lambda model, batches: seen.extend(len(batch) for batch in batches))
+    chosen = []
+    drawn = task.drawn_evenly
+    monkeypatch.setattr(task, "drawn_evenly", lambda *given: chosen.append(drawn(*given)) or chosen[-1])
+    crate = {"model": "crate_nano_patch2_8", "model_args": {**NANO, "stem": "conv"}, "max_steps": 1}
+    fit(config(**crate, whiten_stem=True, pad_crop=1, val_fraction=0.0), data=Splits(train=source, val=None, test=None))
+    assert sum(seen) == 8
+    assert {int(chosen[0].labels[i]) for i in range(8)} == {0, 1, 2, 3}
 
 
 def test_small_images_come_first(config, splits, monkeypatch) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unrolled.arrays import read_npz
 from unrolled.errors import CorruptFile, MissingData
 
 Array = NDArray[Any]
@@ -51,11 +50,12 @@ def read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:
         CorruptFile: it cannot be read or lacks an array.
     """
     _require(path)
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in keys}
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise CorruptFile(f"{path} cannot be read: {error}") from error
+    arrays = read_npz(path, keys)
+    if lacking := [key for key in keys if key not in arrays]:
+        raise CorruptFile(f"{path} lacks the array {lacking[0]}; {HOW}")
+    if scalars := [key for key, array in arrays.items() if not array.ndim]:
+        raise CorruptFile(f"{path}: {scalars[0]} is one value and must be an array; {HOW}")
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,9 @@ def brains(data_dir: Path) -> Brains:
     keys = ("stimuli", "human_it", "human_it_names", "monkey_it", "models", "model_names")
     arrays = read_arrays(data_dir / "brain-92images" / "brain_92images.npz", keys)
     n, names = len(arrays["stimuli"]), [str(name).split("|") for name in arrays["human_it_names"].ravel()]
+    photos = arrays["stimuli"]
+    if photos.ndim != 4 or photos.shape[-1] != 3 or photos.dtype != np.uint8:
+        raise CorruptFile(f"brain_92images.npz: stimuli must be uint8 [photos, height, width, 3]; {HOW}")
     shapes = {"human_it": (len(names), n, n), "monkey_it": (n, n), "models": (arrays["model_names"].size, n, n)}
     _check_shapes("brain_92images.npz", arrays, shapes)
     if not names or any(len(name) < 2 for name in names):
@@ -145,7 +148,9 @@ def colours(data_dir: Path) -> Colours:
 
 def colour_patches(data_dir: Path, side: int) -> Array:
     """The 93 colours as pictures of one colour each, [93, side, side, 3] uint8."""
-    rgb = read_arrays(data_dir / "human-similarity" / "colour93_human.npz", ("rgb",))["rgb"].astype(np.uint8)
+    stored = read_arrays(data_dir / "human-similarity" / "colour93_human.npz", ("rgb",))
+    _check_shapes("colour93_human.npz", stored, {"rgb": (len(stored["rgb"]), 3)})
+    rgb = stored["rgb"].astype(np.uint8)
     return np.broadcast_to(rgb[:, None, None], (len(rgb), side, side, 3)).copy()
 
 
@@ -161,7 +166,7 @@ def named_colours(path: Path) -> list[tuple[str, tuple[float, float, float]]]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
             return [(row["name"], (float(row["L"]), float(row["a"]), float(row["b_lab"]))) for row in rows]
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise CorruptFile(f"{path} is not a table of colours: {error}") from error
 
 

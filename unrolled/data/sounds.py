@@ -36,7 +36,7 @@ class SoundFolder:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks of notes and cover pictures
                 rate, samples = wavfile.read(path)
-        except (ValueError, EOFError, OSError, UnboundLocalError, struct.error) as error:
+        except (ValueError, EOFError, OSError, UnboundLocalError, ArithmeticError, struct.error) as error:
             raise CorruptFile(f"{path} is truncated or not a .wav file: {error}") from error
         if not len(samples):
             raise CorruptFile(f"{path} holds no samples")

@@ -181,7 +181,7 @@ class Loaders:
     train_at: partial[Iterator[Batch]]
     evaluate: partial[Iterator[Batch]]
     once: partial[Iterator[Batch]]
-    """Every training image once, in order and as training sees it, all of them in every process."""
+    """Every image of a source once, in order and as training sees it, all of them in every process."""
     steps_per_epoch: int
     size: tuple[int, int]
     """(height, width) at which the model sees images."""
@@ -208,7 +208,7 @@ def build_loaders(config: ImageConfig, splits: Splits, model: nn.Module, *, rank
     return Loaders(
         train_at=partial(train_loader, splits.train, training, seed=config.seed, alternate_flip=mirrored, **common),
         evaluate=partial(eval_loader, transform=evaluation, **common),
-        once=partial(eval_loader, splits.train, training, **{**common, "rank": 0, "world_size": 1}),
+        once=partial(eval_loader, transform=training, **{**common, "rank": 0, "world_size": 1}),
         steps_per_epoch=steps_per_epoch(splits.train, config.batch_size),
         size=(size[1], size[2]),
     )

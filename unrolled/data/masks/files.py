@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,9 @@ class BsdsFolder(_Files):
         try:
             people = loadmat(self._truths[index], variable_names=["groundTruth"])["groundTruth"].ravel()
             segmentations = tuple(np.asarray(one["Segmentation"][0, 0]).astype(np.int32) for one in people)
-        except (MatReadError, OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
+        except (
+            MatReadError, OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, zlib.error,
+        ) as error:  # fmt: skip
             raise BadImage(f"its ground truth {self._truths[index].name} cannot be read: {error}") from error
         for labels in segmentations:
             check_size(labels, image, "segmentation")
@@ -284,12 +287,12 @@ class Ade20k(_Files):
         table = root / "objectInfo150.txt"
         if not table.is_file():
             raise MissingData(f"data_dir: {table} does not exist")
-        with table.open(newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
         try:
+            with table.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file, delimiter="\t"))
             entries = [(r["Name"].split(",")[0].strip(), r["Stuff"].strip() == "0") for r in rows]
-        except (KeyError, AttributeError) as error:
-            raise CorruptFile(f"{table}: needs tab-separated columns Name and Stuff") from error
+        except (KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
+            raise CorruptFile(f"{table}: needs tab-separated columns Name and Stuff, in UTF-8") from error
         self._categories = entries
         self.classes = [name for name, _ in entries]
         folder = {"val": "validation", "train": "training"}.get(split, split)

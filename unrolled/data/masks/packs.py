@@ -61,10 +61,15 @@ class PackedCoco(_Packed):
         a = self._arrays
         if a["segments"].ndim != 2 or a["segments"].shape[1] < 5:
             raise CorruptFile(f"{path}: segments must be [n, 6], not {a['segments'].shape}")
-        val = a["is_val"].astype(bool)
+        counts = {key: len(a[key].ravel()) for key in ("is_val", "category_ids", "category_names")}
+        if counts["category_ids"] != counts["category_names"]:
+            raise CorruptFile(f"{path}: there are not as many category_ids as category_names")
+        if not len(a["offsets"]) == len(a["mask_offsets"]) == counts["is_val"] + 1:
+            raise CorruptFile(f"{path}: is_val, offsets and mask_offsets are not of as many photos")
+        val = a["is_val"].ravel().astype(bool)
         self._index = np.flatnonzero(np.ones_like(val) if split == "all" else val if split == "val" else ~val)
-        self._names = dict(zip(a["category_ids"].tolist(), a["category_names"].tolist(), strict=True))
-        self.classes = [str(name) for name in a["category_names"]]
+        self._names = dict(zip(a["category_ids"].ravel().tolist(), a["category_names"].ravel().tolist(), strict=True))
+        self.classes = [str(name) for name in a["category_names"].ravel()]
         self.description = f"packed COCO panoptic {path.name}, {split}, {len(self):,} images"
 
     def __len__(self) -> int:

@@ -19,11 +19,11 @@ from unrolled.train.config import FinetuneConfig, TrainConfig
 from unrolled.train.evaluation import check_labels, evaluate, logits_of
 from unrolled.train.optim import Mixing
 from unrolled.train.regularise import layer_names, main_stack, orthogonality_loss, srr_loss
-from unrolled.train.run import build_model, model_of
+from unrolled.train.run import build_model, drawn_evenly, model_of
 from unrolled.train.task import Numbers
 from unrolled.train.tasks.images import ImageTask
 from unrolled.train.teacher import Teacher, divergence
-from unrolled.train.whitening import whiten_stem
+from unrolled.train.whitening import IMAGES, whiten_stem
 
 
 class Classify(ImageTask):
@@ -52,7 +52,9 @@ class Classify(ImageTask):
         without a teacher."""
         model = super().build(resumed=resumed)
         if self.config.whiten_stem and not resumed:
-            whiten_stem(model, (batch.images for batch in self.loaders.once()))
+            count = min(IMAGES, len(self.data.train))
+            some = drawn_evenly(self.data.train, count, "whiten_stem")  # sets are often sorted by class
+            whiten_stem(model, (batch.images for batch in self.loaders.once(some)))
         if self.teacher is not None:
             self.teacher.meet(model, self.config, self.data.train)
             self.beside = self.teacher.projector
@@ -107,7 +109,7 @@ class Classify(ImageTask):
         super().start(step, steps)
         fixed = not self.config.augment and self.mixing is None
         if self.teacher is not None and fixed and self.total > self.steps_per_epoch and steps:
-            self.teacher.remember(self.loaders.once(), len(self.data.train), self.device)
+            self.teacher.remember(self.loaders.once(self.data.train), len(self.data.train), self.device)
 
     def inputs(self, fetched: Any, step: int) -> tuple[Tensor, ...]:
         """Images and labels, mixed, and where there is a teacher which images they are."""
