@@ -49,10 +49,12 @@ Ranges stood in the studies' sources before the runs, but for those changed afte
 their parts, of `crate-emergence`, must be half, where it had to be all; the loss after a switch of tasks, of
 `mesa-few-shot`, must be above the prediction of zero's; the gains by layer of `mesa-probes` are judged beside untrained
 stacks; the shapes of `mesa-one-step` count once each; the trend of `platonic-vision` is judged as one
-of six, the claims of `platonic-samples` beside its untrained pair, and CRATE beside a ViT in `crate-transfer` beside
-both from scratch. About half of the reports were written before claims kept intervals: these were computed afterwards
-from the values that the reports hold, and all verdicts are by the present rule, as the end of each page says
-([LOG.md](../LOG.md)).
+of six, those of `platonic-language` as one of seven; pairs of models are counted by the models they share in
+`platonic-captions`, `platonic-saturation`, `platonic-language` and `platonic-vision-language`; the claims of
+`platonic-samples` are judged beside its untrained pair, the bits that a match saves in `platonic-implications` beside
+untrained modalities, and CRATE beside a ViT in `crate-transfer` beside both from scratch. About half of the reports
+were written before claims kept intervals: these were computed afterwards from the values that the reports hold, and
+all verdicts are by the present rule, as the end of each page says ([LOG.md](../LOG.md)).
 
 At the `cpu` budget, by the clocks of the reports and in processes of one thread beside other work, a mesa study took
 up to 45 minutes, `mesa-language` two hours; a Platonic one up to 20 minutes, but `platonic-measures` an hour and

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled.report import Report
+from unrolled.studies.cells import Row
 from unrolled.studies.platonic.implications import STUDY
-from unrolled.studies.platonic.implications.cells import ImplicationsConfig
+from unrolled.studies.platonic.implications.cells import ImplicationsConfig, Translated
 from unrolled.studies.platonic.implications.matching import match_kernels, retrieved
+from unrolled.studies.results import Results
 
 TINY: dict[str, Any] = {
     "seeds": (0,), "events": 6, "training_steps": (0, 5), "batch_size": 32, "starts": 3, "symbols": (3,),
@@ -57,9 +59,11 @@ def test_the_report_holds_the_claims_and_their_controls(tiny: tuple[Implications
     # with unlimited training, a modality's own kernel predicts as well as anything can
     assert translated[-1]["own"] == pytest.approx(translated[-1]["least"], abs=0.02)
     assert translated[-1]["least"] < translated[-1]["unconditional"]
-    assert len(report.claims) == 5
     # one seed has no interval
-    assert {claim.verdict for claim in report.claims} == {"undecided"}
+    assert [claim.verdict for claim in report.claims] == [
+        *("undecided", "undecided", "undecided", "not judged", "undecided", "undecided")
+    ]
+    assert "a match at random" in report.claims[2].measured
     page = (STUDY.folder(config) / "report.html").read_text(encoding="utf-8")
     for words in ("by chance", "untrained", "shuffled"):
         assert words in page
@@ -79,7 +83,29 @@ def test_what_is_not_kept_is_not_run(tiny: tuple[ImplicationsConfig, Report], tm
     more = replace(config, out=tmp_path, only_kept=True, seeds=(0, 1), symbols=(3, 4), private=(0.5, 1.0))
     partly = STUDY.run(more)
     assert partly.claims[0].measured == report.claims[0].measured
-    assert [claim.verdict for claim in partly.claims] == ["undecided", "not run", "undecided", "undecided", "not run"]
+    assert [claim.verdict for claim in partly.claims] == [
+        *("undecided", "not run", "undecided", "not judged", "undecided", "not run")
+    ]
+
+
+def test_bits_saved_are_judged_beside_modalities_that_were_not_trained() -> None:
+    config = ImplicationsConfig()
+
+    def verdict(untrained: float) -> str:
+        rows: list[Row[Any]] = []
+        for seed in config.seeds:
+            for steps, bits in ((0, 3.0 - untrained), (None, 1.5)):
+                cell: Any = Translated(seed=seed, events=16, steps=steps, batch_size=1024, starts=20)
+                rows.append(
+                    Row(cell, {"unconditional": 3.0, "bits": bits + 0.01 * seed, "shuffled": 2.4 + 0.1 * seed}, 1.0)
+                )
+        claim, random = (STUDY.claims[place].judge(Results(rows), config) for place in (2, 3))
+        assert "a match at random 0.45" in claim.measured
+        assert random.why.endswith("; as expected")
+        return str(claim.verdict)
+
+    assert verdict(0.1) == "controls do the same"
+    assert verdict(-0.1) == "reproduced"
 
 
 @pytest.mark.slow

@@ -148,6 +148,28 @@ def test_trends_are_judged_by_an_interval_over_models() -> None:
     assert isinstance(view.partial_trend(seen.trained, "general", -1.0), Estimate)
 
 
+def test_every_trend_that_is_judged_is_corrected_for_their_number() -> None:
+    rising = rows_made_up(lambda reader: 0.1 + 0.02 * CONFIG.readers.index(reader))
+    judged = [claim.judge(rising, CONFIG) for claim in claims.CLAIMS if claim.outside]
+    trends = [claim for claim in judged if "rank correlation" in claim.statement or "The same" in claim.statement]
+    assert len(trends) == claims.TRENDS
+    run = [claim for claim in trends if claim.verdict != "not run"]
+    assert len(run) == 3
+    assert all(claim.over.endswith(f"corrected for {claims.TRENDS} that are looked at") for claim in run)
+    assert all(f"one of {claims.TRENDS} trends" in claim.measured for claim in run)
+
+
+def test_pairs_beyond_chance_are_counted_by_text_model() -> None:
+    weak = CONFIG.causal[: len(CONFIG.bytes)]
+    rows = rows_made_up(lambda reader: 0.0 if reader in weak[:2] else 0.2)
+    claim = claims.CLAIMS[0].judge(rows, CONFIG)
+    assert claim.verdict == "undecided"
+    assert claim.over == f"over {len(CONFIG.readers) - 1} text models"
+    assert claim.measured.endswith("; 4 are not, all of the models of bytes trained here")
+    others = rows_made_up(lambda reader: 0.2 if reader in weak else 0.0)
+    assert claims.CLAIMS[0].judge(others, CONFIG).measured.endswith("0 of them of the models of bytes trained here")
+
+
 def test_the_page_says_what_was_not_run() -> None:
     from unrolled.report import Report
 

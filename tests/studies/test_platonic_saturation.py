@@ -55,11 +55,14 @@ def test_neighbours_are_those_of_all_cosines() -> None:
     assert (neighbours(x, 4) == expected.numpy()).all()
 
 
-def made_up(r2: float, gain: float, text: str, *, shuffled: bool) -> Row[Any]:
+IMAGES, TEXTS = ("given:squeezenet1_1", "given:efficientnet_lite0"), ("given:minilm", "given:glove")
+
+
+def made_up(r2: float, gain: float, text: str, *, shuffled: bool, image: str = IMAGES[0]) -> Row[Any]:
     entry = {"value": r2, "low": r2, "high": r2}
     numbers = dict.fromkeys(("S", "a", "alpha", "b", "beta", "many"), entry) | {"r2": entry}
     cell = saturation.Law(
-        seen=saturation.OfCrops(image="given:squeezenet1_1", pairs=64, crops=4, seed=0),
+        seen=saturation.OfCrops(image=image, pairs=64, crops=4, seed=0),
         read=OfCaptions(model=TextModel(text=text), pairs=64), k=10, resamples=2, shuffled=shuffled,
     )  # fmt: skip
     scores = [[0.1] * 5, [0.1] * 5, [0.1] * 5, [0.1 * gain] * 5]
@@ -68,13 +71,32 @@ def made_up(r2: float, gain: float, text: str, *, shuffled: bool) -> Row[Any]:
 
 def test_claims_are_judged_beside_shuffled_captions() -> None:
     config = saturation.SaturationConfig()
-    texts = ("given:minilm", "given:glove")
-    rows = [made_up(0.99, 1.2, text, shuffled=False) for text in texts]
-    rows += [made_up(0.4, 1.0, text, shuffled=True) for text in texts]
+    rows = [made_up(0.99, 1.2, text, image=image, shuffled=False) for text in TEXTS for image in IMAGES]
+    rows += [made_up(0.4, 1.0, text, image=image, shuffled=True) for text in TEXTS for image in IMAGES]
     verdicts = [claim.judge(Results(rows), config).verdict for claim in saturation.CLAIMS]
     assert verdicts == ["reproduced", "reproduced", "not judged"]
-    rows = [made_up(0.99, 1.2, text, shuffled=shuffled) for text in texts for shuffled in (False, True)]
+    rows = [
+        made_up(0.99, 1.2, text, image=image, shuffled=shuffled)
+        for text in TEXTS
+        for image in IMAGES
+        for shuffled in (False, True)
+    ]
     assert saturation.CLAIMS[0].judge(Results(rows), config).verdict == "controls do the same"
+
+
+def test_pairs_that_share_a_model_do_not_decide() -> None:
+    gains = {TEXTS[0]: 1.2, TEXTS[1]: 1.02}
+    rows = [
+        made_up(0.99, gains[text] + 0.001 * place, text, image=image, shuffled=False)
+        for text in TEXTS
+        for place, image in enumerate((*IMAGES, "given:mobilenet_v1_075", "given:tiny_darknet"))
+    ]
+    judged = saturation.CLAIMS[1].judge(Results(rows), saturation.SaturationConfig())
+    assert judged.verdict == "undecided"
+    assert judged.over == "over 2 text models"
+    assert "8 pairs of models" in judged.measured
+    one = saturation.CLAIMS[1].judge(Results(rows[:1]), saturation.SaturationConfig())
+    assert (one.verdict, one.interval) == ("undecided", None)
 
 
 def test_crops_are_parts_of_the_photo() -> None:

@@ -63,6 +63,13 @@ def test_what_is_kept_is_judged_beside_its_controls() -> None:
     ]
     assert claims[1].why.endswith("not as expected")
     assert kept_accuracy(planted(config, good), "another seed", unit="kind").count == "3 kinds"
+    rows = [
+        Row(row.cell, {**row.result, "found": 30 * place}, 0.0) if isinstance(row.cell, Units) else row
+        for place, row in enumerate(planted(config, good))
+    ]
+    units = STUDY.claims[3].judge(Results(rows), config)
+    assert units.interval is not None
+    assert units.interval[0] >= 0, "a count is not negative"
     one = StitchingConfig(members="few", cuts=(2,))
     early = STUDY.claims[2].judge(planted(one, good), one)
     assert (early.verdict, early.measured[:7]) == ("not run", "not run")

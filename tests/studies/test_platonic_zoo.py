@@ -27,6 +27,7 @@ from unrolled.studies.results import Results
 from unrolled.studies.statistics import (
     classical_mds,
     correlation,
+    of_pairs,
     over_models,
     pair_places,
     pairs_of,
@@ -129,9 +130,25 @@ def test_intervals_over_models_count_no_model_beside_itself() -> None:
     undefined = over_models(lambda drawn: np.full(len(drawn), np.nan), 5)
     assert np.isnan([undefined.low, undefined.high]).all()
     assert 0.97 < correlation(values, values**2).low < 1, "a perfect order of 30 models is not certain"
+    one, seven = (correlation(values[:8], values[[0, 2, 1, 3, 4, 5, 7, 6]], of=of) for of in (1, 7))
+    assert seven.value == one.value
+    assert seven.low < one.low
+    assert seven.basis.endswith("over 8 models, corrected for 7 that are looked at")
     assert correlation(values[:3], values[:3]).value == pytest.approx(1)
     assert spearman([1, 2, 3, float("nan")], [2, 4, 9, 1]) == pytest.approx(1)
     assert np.isnan(spearman([1, 1, 1], [1, 2, 3]))
+
+
+def test_pairs_that_share_models_are_as_many_as_models_of_the_kind_that_differs() -> None:
+    scores = {(f"network {i}", f"text {j}"): 1.0 + j + 0.01 * i for i in range(4) for j in range(3)}
+    by_text = of_pairs(scores, ("image network", "text model"))
+    assert by_text.count == "3 text models"
+    assert list(by_text) == pytest.approx([1.015, 2.015, 3.015])
+    turned = of_pairs({pair[::-1]: score for pair, score in scores.items()}, ("text model", "image network"))
+    assert turned.by == by_text.by
+    single = of_pairs({pair: score for pair, score in scores.items() if pair[0] == "network 0"}, ("network", "text"))
+    assert single.count == "1 network", "nothing is known of others"
+    assert not of_pairs({}, ("network", "text"))
 
 
 def test_scaling_finds_points_of_a_plane_again() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unrolled.reading import Json
@@ -119,14 +119,15 @@ class Estimate:
         return f"{self.value:{spec}} {f'[{self.low:{spec}}, {self.high:{spec}}]' if known else '(no interval)'}"
 
     @classmethod
-    def of_ranks(cls, rho: float, n: int, basis: str) -> Estimate:
+    def of_ranks(cls, rho: float, n: int, basis: str, *, of: int = 1) -> Estimate:
         """Spearman's correlation of n pairs, at least 4, with its 95 % interval by Fisher's z (Bonett and Wright 2000).
 
         Of a perfect order z is infinite. It reaches from where the interval of the next lower correlation that n ranks
-        can have does.
+        can have does. Of several correlations that are looked at it is at 1 - 0.05 / of (Bonferroni).
         """
         nearest = math.copysign(min(abs(rho), 1 - 12 / (n * (n**2 - 1))), rho)
-        half = 1.96 * math.sqrt((1 + nearest**2 / 2) / (n - 3))
+        reach = NormalDist().inv_cdf(1 - 0.025 / of)
+        half = reach * math.sqrt((1 + nearest**2 / 2) / (n - 3))
         low, high = (math.tanh(math.atanh(nearest) + side * half) for side in (-1, 1))
         return cls(rho, min(low, rho), max(high, rho), basis)
 

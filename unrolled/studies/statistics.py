@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -56,23 +57,27 @@ def over_models(
     tail = 0.025 / of
     low, high = np.quantile(values, [tail, 1 - tail]) if len(values) >= draws / 2 else (math.nan, math.nan)
     value = float(statistic(np.arange(models)[None])[0])
-    basis = f"bootstrap over {models} models" + f", corrected for {of} that are looked at" * (of > 1)
-    return Estimate(value, float(low), float(high), basis)
+    return Estimate(value, float(low), float(high), f"bootstrap over {models} models{_corrected(of)}")
 
 
-def correlation(x: Any, y: Any) -> Estimate:
+def _corrected(of: int) -> str:
+    return f", corrected for {of} that are looked at" * (of > 1)
+
+
+def correlation(x: Any, y: Any, *, of: int = 1) -> Estimate:
     """`spearman` of two numbers of each model [m], with its interval over models.
 
     It reaches as far as the wider of a bootstrap's and of Fisher's z (Bonett and Wright 2000), since few models drawn
-    again often repeat the same few orders; of fewer than 4 it is the bootstrap's.
+    again often repeat the same few orders; of fewer than 4 it is the bootstrap's. `of` is how many correlations are
+    looked at, as in `over_models`.
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    drawn = over_models(lambda places: rank_correlations(a[places], b[places]), len(a))
+    drawn = over_models(lambda places: rank_correlations(a[places], b[places]), len(a), of=of)
     count = int((np.isfinite(a) & np.isfinite(b)).sum())
     if count < 4 or not math.isfinite(drawn.value):
         return drawn
-    basis = f"the wider of a bootstrap and Fisher's z over {count} models"
-    return drawn.reaching(Estimate.of_ranks(drawn.value, count, basis))
+    basis = f"the wider of a bootstrap and Fisher's z over {count} models{_corrected(of)}"
+    return drawn.reaching(Estimate.of_ranks(drawn.value, count, basis, of=of))
 
 
 def area(statistic: Callable[[Places], Array], models: int) -> Estimate:
@@ -96,6 +101,30 @@ def difference(one: Values, other: Values) -> Estimate | Values:
     ends = ttest_ind(list(one), list(other), equal_var=False).confidence_interval(0.95)
     basis = f"Welch's over {one.count} and {other.count}"
     return Estimate(one.mean - other.mean, float(ends.low), float(ends.high), basis)
+
+
+def of_pairs(scores: Mapping[tuple[Hashable, Hashable], float], kinds: tuple[str, str]) -> Values:
+    """Mean score of the pairs of each model, by models of the kind whose 95 % interval is the wider.
+
+    Pairs that share a model are not independent, and many models of one kind that differ little say nothing of few of
+    the other that differ much. Of a single model there is no interval, which counts as the widest.
+
+    Args:
+        scores: of pairs of a model of the one kind and a model of the other.
+        kinds: what they are called, such as `("image network", "text model")`.
+    """
+    sides = []
+    for side, kind in enumerate(kinds):
+        of: dict[Hashable, list[float]] = {}
+        for pair, score in scores.items():
+            of.setdefault(pair[side], []).append(score)
+        sides.append(Values({model: fmean(some) for model, some in of.items()}, kind))
+
+    def width(values: Values) -> float:
+        ends = values.interval()
+        return math.inf if ends is None else ends[1] - ends[0]
+
+    return max(sides, key=width)
 
 
 def pairs_of(drawn: Places, allowed: Mask) -> tuple[Places, Places, Mask]:

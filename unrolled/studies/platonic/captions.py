@@ -6,7 +6,7 @@ it agrees with a vision model's representation of the image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from unrolled.data.sources import evenly
 from unrolled.reading import Json
 from unrolled.studies.cells import Cell, Context, Result, Row
-from unrolled.studies.claim import CONTROL, Claim
+from unrolled.studies.claim import AT_LEAST_0, CONTROL, Claim
 from unrolled.studies.platonic.photos import (
     CAPTIONS,
     NETS,
@@ -28,6 +28,7 @@ from unrolled.studies.platonic.photos import (
     open_photos,
 )
 from unrolled.studies.results import NOT_RUN, Results, Values
+from unrolled.studies.statistics import of_pairs
 from unrolled.studies.study import Budgets, Config, Count, Distinct, Study
 
 if TYPE_CHECKING:
@@ -190,22 +191,21 @@ def cells(config: CaptionsConfig) -> Iterator[Density]:
             yield Density(seen=seen, read=read, photos=config.photos, k=config.k, draws=config.draws, seed=config.seed)
 
 
-def ratios(results: Results[Density], way: Way) -> list[float]:
+def ratios(results: Results[Density], way: Way) -> dict[tuple[Hashable, Hashable], float]:
     """Score with all captions over that with one caption of the photo's own, of every pair of models."""
     one = "joined" if way == "joined" else "averaged"  # of joined captions the first comes first
-    return [row.result["scores"][way][-1]["score"] / row.result["scores"][one][0]["score"] for row in results]
+    scores = ((row.cell.labels, row.result["scores"]) for row in results)
+    return {pair: each[way][-1]["score"] / each[one][0]["score"] for pair, each in scores}
 
 
 def ratio(results: Results[Density], way: Way) -> Values:
-    """The same by image network, mean over the text models, since pairs of one network are not independent."""
-    networks = dict.fromkeys(row.cell.seen.image for row in results)
-    of = {each: Results(row for row in results if row.cell.seen.image == each) for each in networks}
-    return Values({each: fmean(ratios(rows, way)) for each, rows in of.items()}, "image network")
+    """The same by models of the kind that differ more."""
+    return of_pairs(ratios(results, way), ("image network", "text model"))
 
 
 def _span(results: Results[Density], way: Way) -> str:
-    every = ratios(results, way)
-    return f" ({min(every):.2f} to {max(every):.2f} over {len(every)} pairs of models)"
+    every = ratios(results, way).values()
+    return f" over {ratio(results, way).count} ({min(every):.2f} to {max(every):.2f} over {len(every)} pairs of models)"
 
 
 def _more(way: Way) -> Claim:
@@ -216,6 +216,7 @@ def _more(way: Way) -> Claim:
         published="rises, values in the figure only",
         value=lambda results, config: ratio(results, way),
         low=1.0,
+        within=AT_LEAST_0,
         outside="four captions of other photos beside one of its own: 0.3 and less",
         control=lambda results, config: ratio(results, "foreign"),
         spec=".2f",
@@ -232,6 +233,7 @@ CLAIMS = (
         published="no such control",
         value=lambda results, config: ratio(results, "foreign"),
         high=1.0,
+        within=AT_LEAST_0,
         unjudged=CONTROL,
         spec=".2f",
         detail=lambda results, config: _span(results, "foreign"),

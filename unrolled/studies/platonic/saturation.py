@@ -7,7 +7,7 @@ Here frames are crops of one photo, and the models are small.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 
 from unrolled.studies.cells import Cell, Context, Result
-from unrolled.studies.claim import AT_MOST_1, Claim
+from unrolled.studies.claim import AT_LEAST_0, AT_MOST_1, Claim
 from unrolled.studies.platonic.photos import (
     CAPTIONS,
     Features,
@@ -27,6 +27,7 @@ from unrolled.studies.platonic.photos import (
 )
 from unrolled.studies.platonic.returns import common, fit_law, neighbours, overlaps
 from unrolled.studies.results import NOT_RUN, Results, Values
+from unrolled.studies.statistics import of_pairs
 from unrolled.studies.study import AtLeast, Budgets, Config, Count, Distinct, Study
 
 if TYPE_CHECKING:
@@ -207,14 +208,34 @@ def cells(config: SaturationConfig) -> Iterator[Law]:
                 yield Law(seen=seen, read=read, k=config.k, resamples=config.resamples, shuffled=shuffled)
 
 
-def numbers(results: Results[Law], read: Any, *, shuffled: bool = False) -> Values:
-    """A number of every result, by pair of models."""
+def numbers(results: Results[Law], read: Callable[[Any], float], *, shuffled: bool = False) -> Values:
+    """A number of every pair's result, by models of the kind that differ more."""
+    return of_pairs(_by_pair(results, read, shuffled=shuffled), ("image network", "text model"))
+
+
+def _by_pair(
+    results: Results[Law], read: Callable[[Any], float], *, shuffled: bool = False
+) -> dict[tuple[Hashable, Hashable], float]:
     rows = results.where(shuffled=shuffled) if results else results
-    return Values({row.cell.labels: float(read(row.result)) for row in rows}, "pair of models")
+    return {row.cell.labels: read(row.result) for row in rows}
+
+
+def _over(results: Results[Law], read: Callable[[Any], float], digits: int) -> str:
+    every = _by_pair(results, read).values()
+    least, most = (f"{each:.{digits}f}" for each in (min(every), max(every)))
+    return f" over {numbers(results, read).count} ({least} to {most} over {len(every)} pairs of models)"
+
+
+def _r2(result: Any) -> float:
+    return float(result["law"]["r2"]["value"])
 
 
 def _gain(result: Any) -> float:
     return float(result["scores"][-1][0]) / float(result["scores"][0][0])
+
+
+def _many(result: Any) -> float:
+    return float(result["law"]["many"]["value"])
 
 
 CLAIMS = (
@@ -222,12 +243,14 @@ CLAIMS = (
         statement="The law S - a f^-alpha - b c^-beta describes agreement over crops and captions (R^2)",
         source=_PAPER,
         published="above 0.98",
-        value=lambda results, config: numbers(results, lambda result: result["law"]["r2"]["value"]),
+        value=lambda results, config: numbers(results, _r2),
         low=0.98,
         within=AT_MOST_1,
         outside="scores that do not grow, as of shuffled captions",
-        control=lambda results, config: numbers(results, lambda result: result["law"]["r2"]["value"], shuffled=True),
-        detail=lambda results, config: f" (five numbers fitted to {config.crops * CAPTIONS} points)",
+        control=lambda results, config: numbers(results, _r2, shuffled=True),
+        detail=lambda results, config: (
+            f"{_over(results, _r2, 3)}; five numbers fitted to {config.crops * CAPTIONS} points"
+        ),
     ),
     Claim(
         statement="More crops of a photo agree more with one caption (all crops averaged over one, ratio of scores)",
@@ -235,17 +258,20 @@ CLAIMS = (
         published="rises",
         value=lambda results, config: numbers(results, _gain),
         low=1.0,
+        within=AT_LEAST_0,
         outside="crops of another photo beside one of its own",
-        control=lambda results, config: numbers(results, lambda result: result["foreign"]),
+        control=lambda results, config: numbers(results, lambda result: float(result["foreign"])),
         spec=".2f",
+        detail=lambda results, config: _over(results, _gain, 2),
     ),
     Claim(
         statement="Ten captions over one, by the law fitted to five (ratio of scores, one crop)",
         source=f"{_PAPER}: measured with ten captions, other models",
         published="about 1.6",
-        value=lambda results, config: numbers(results, lambda result: result["law"]["many"]["value"]),
+        value=lambda results, config: numbers(results, _many),
         unjudged="read off the law beyond the captions it was fitted to, for other models",
         spec=".2f",
+        detail=lambda results, config: _over(results, _many, 2),
     ),
 )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unrolled.studies.cells import Cell, Context, Result
-from unrolled.studies.claim import CONTROL, Claim
+from unrolled.studies.claim import AT_LEAST_0, CONTROL, Claim
 from unrolled.studies.kinds import stages
 from unrolled.studies.networks import BATCH, Network, accuracy
 from unrolled.studies.pictures import as_input, pictures
@@ -248,6 +248,7 @@ CLAIMS = (
         published="a few points lost; no number at hand",
         value=lambda results, config: by_kind(results, "another seed"),
         low=0.9,
+        within=AT_LEAST_0,
         outside="an untrained front: 0.65",
         control=lambda results, config: by_kind(results, "untrained"),
         spec=".2f",
@@ -283,6 +284,7 @@ CLAIMS = (
         value=lambda results, config: shared(results, "another kind"),
         low=1.0,
         outside="networks that share none: 0 in 19 of 20 relabellings",
+        within=AT_LEAST_0,
         control=lambda results, config: shared(results, "untrained"),
         spec=".0f",
         detail=lambda results, config: (

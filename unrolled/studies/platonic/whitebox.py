@@ -357,7 +357,7 @@ def _targets(report: Report, view: View, differences: dict[str, Difference | Non
         "To what is not CRATE or ViT",
         "Networks: mutual k-NN above chance of the best pair of layers, mean over the networks. Brains: Spearman "
         "between dissimilarities of 92 photographs at 32 px in the best block and in inferior temporal cortex; people "
-        "agree with one another at 0.38 to 0.67. Language: mutual k-NN above chance of the class means of "
+        "agree with one another at 0.37 to 0.67. Language: mutual k-NN above chance of the class means of "
         "Tiny-ImageNet's images with vectors of the classes' names. The first difference is the mean over pairs of "
         "equal accuracy; the second takes accuracy as a covariate over all members, a straight line that small samples "
         "cannot check.",

@@ -14,6 +14,9 @@ from unrolled.studies.statistics import spearman
 
 _PAPER = "arXiv 2405.07987, section 2 and figure 3"
 _DOWNSTREAM = "arXiv 2405.07987, figure 4"
+TRENDS = 7
+"""Trends over the same few models that are judged: their intervals are corrected for their number."""
+LEVEL = f"{100 - 5 / TRENDS:.1f} %"
 _MESA = "arXiv 2309.05858, discussion: mesa-optimisation may underlie the in-context learning of large language models"
 
 
@@ -21,12 +24,26 @@ def _of(read: Callable[[View], Any]) -> Callable[[Results[Any], LanguageConfig],
     return lambda results, config: read(View(results, config))
 
 
+def _trend(
+    statement: str, value: Callable[[View], Any], detail: Callable[[View], str] = lambda view: "", **judged: Any
+) -> Claim:
+    """One of `TRENDS`."""
+    return Claim(
+        statement=statement,
+        value=_of(value),
+        low=0.0,
+        spec=".2f",
+        detail=_of(lambda view: f"; one of {TRENDS} trends: interval at {LEVEL}{detail(view)}"),
+        **{"source": _PAPER, "published": "about linear, rising", **judged},
+    )
+
+
 def _counted(view: View) -> str:
     models = view.trained
     given = len(view.given)
     control = spearman([-model.general for model in models], [model.shuffled for model in models])
     shuffled = f"; with shuffled captions {control:.2f}" if math.isfinite(control) else ""
-    return f" ({len(models)} models, {given} of them trained by others{shuffled})"
+    return f"; {len(models)} models, {given} of them trained by others{shuffled}"
 
 
 def _unseen(view: View) -> list[Vision]:
@@ -48,14 +65,12 @@ def _disorder(view: View) -> str:
 
 
 def _stand_in(what: str, statement: str, published: str) -> Claim:
-    return Claim(
-        statement=statement,
+    return _trend(
+        statement,
+        lambda view: trend(view.trained, what, of=TRENDS),
         source=f"{_DOWNSTREAM}; another task, far smaller models",
         published=published,
-        value=_of(lambda view: trend(view.trained, what)),
-        low=0.0,
         outside="models whose agreement has nothing to do with the task: 0",
-        spec=".2f",
     )
 
 
@@ -71,27 +86,20 @@ CLAIMS = (
         outside="pairs that agree by chance",
         control=_of(lambda view: view.beyond(False)),
         spec=".2f",
-        detail=_of(lambda view: f" of {len(view.beyond(True))} pairs"),
+        detail=_of(lambda view: view.tally),
     ),
-    Claim(
-        statement="Better language models agree more with vision (rank correlation of 1 - bits per byte on general "
-        "text and score above chance, mean over image networks)",
-        source=_PAPER,
-        published="about linear, rising",
-        value=_of(lambda view: trend(view.trained, "general", sign=-1.0)),
-        low=0.0,
+    _trend(
+        "Better language models agree more with vision (rank correlation of 1 - bits per byte on general text and "
+        "score above chance, mean over image networks)",
+        lambda view: trend(view.trained, "general", sign=-1.0, of=TRENDS),
+        _counted,
         outside="models whose agreement has nothing to do with how well they predict: 0",
-        spec=".2f",
-        detail=_of(_counted),
     ),
-    Claim(
-        statement="The same with bits per byte on captions",
-        source=_PAPER,
-        published="about linear, rising",
-        value=_of(lambda view: trend(view.trained, "captions", sign=-1.0)),
-        low=0.0,
+    _trend(
+        "The same with bits per byte on captions",
+        lambda view: trend(view.trained, "captions", sign=-1.0, of=TRENDS),
+        source=f"{_PAPER}; of general text there (OpenWebText), so that this is a second reading of its axis",
         outside="models whose agreement has nothing to do with how well they predict: 0",
-        spec=".2f",
     ),
     Claim(
         statement="The same of the models that others trained alone (general text)",
@@ -102,15 +110,11 @@ CLAIMS = (
         unjudged="four models have 24 orders, and one of them is right by accident",
         spec=".2f",
     ),
-    Claim(
-        statement="The same on photos of COCO (general text)",
-        source=_PAPER,
-        published="about linear, rising",
-        value=_of(lambda view: trend(view.trained, "general", "coco", sign=-1.0)),
-        low=0.0,
+    _trend(
+        "The same on photos of COCO (general text)",
+        lambda view: trend(view.trained, "general", "coco", sign=-1.0, of=TRENDS),
+        lambda view: f"; n = {view.n_coco} photos, {len(view.config.coco_images)} networks",
         outside="models whose agreement has nothing to do with how well they predict: 0",
-        spec=".2f",
-        detail=_of(lambda view: f" (n = {view.n_coco} photos, {len(view.config.coco_images)} networks)"),
     ),
     Claim(
         statement="Text models come in the same order on both collections (rank correlation of score above chance on "
@@ -131,16 +135,13 @@ CLAIMS = (
         unjudged=NOBODY,
         spec=".2f",
     ),
-    Claim(
-        statement="Better image networks agree more with language (rank correlation of a linear probe of CIFAR-10 and "
-        "score above chance, mean over text models; networks that learnt nothing of CIFAR-10)",
-        source=_PAPER,
+    _trend(
+        "Better image networks agree more with language (rank correlation of a linear probe of CIFAR-10 and score "
+        "above chance, mean over text models; networks that learnt nothing of CIFAR-10)",
+        lambda view: trend(_unseen(view), "accuracy", of=TRENDS),
+        lambda view: f"; {len(_unseen(view))} networks",
         published="rising",
-        value=_of(lambda view: trend(_unseen(view), "accuracy")),
-        low=0.0,
         outside="networks whose agreement has nothing to do with their probe: 0",
-        spec=".2f",
-        detail=_of(lambda view: f" ({len(_unseen(view))} networks)"),
     ),
     Claim(
         statement="Training makes the agreement (score above chance of a language model less that of its untrained "
@@ -163,15 +164,13 @@ CLAIMS = (
         "GSM8K)",
         "rising late, no number",
     ),
-    Claim(
-        statement="Larger language models lay colours out more as people see them (rank correlation of parameters and "
-        "r^2 with CIELAB, layer at half depth)",
+    _trend(
+        "Larger language models lay colours out more as people see them (rank correlation of parameters and r^2 with "
+        "CIELAB, layer at half depth)",
+        lambda view: trend(view.trained, "size", "colours", of=TRENDS),
         source="Abdou et al. 2021, as arXiv 2405.07987 cites it",
         published="rising, no number",
-        value=_of(lambda view: trend(view.trained, "size", "colours")),
-        low=0.0,
         outside="models whose colours have nothing to do with their size: 0",
-        spec=".2f",
     ),
     Claim(
         statement="A real language model learns in context (loss of tokens 80 to 94 less that of tokens 4 to 18, nats)",

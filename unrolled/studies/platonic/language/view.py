@@ -12,11 +12,11 @@ import numpy as np
 
 from unrolled.studies.platonic.language.cells import Agreement, LanguageConfig
 from unrolled.studies.platonic.language.prompts import Prompt
-from unrolled.studies.platonic.language.readers import Reader
+from unrolled.studies.platonic.language.readers import Bytes, Reader
 from unrolled.studies.platonic.language.tasks import Bits, Colours, Continuation, InContext, Probe, Sums
 from unrolled.studies.platonic.photos import label
 from unrolled.studies.results import Estimate, Results, Values
-from unrolled.studies.statistics import Array, correlation, over_models, rank_correlations
+from unrolled.studies.statistics import Array, correlation, of_pairs, over_models, rank_correlations
 
 _LABELS = {
     "given:resnet20": "ResNet-20", "given:resnet56": "ResNet-56", "given:vit_d128_p4": "ViT of CIFAR-10",
@@ -114,17 +114,35 @@ class View:
         return out
 
     def beyond(self, trained: bool) -> Values:
-        """1 for every pair beyond chance at 5 % false discoveries, the untrained twin's pairs among them, else 0."""
+        """Share of pairs beyond chance, of trained models or of the twin's, by models of the kind that differ more."""
+        shares: dict[tuple[Hashable, Hashable], float] = {
+            (cell.read.reader, cell.seen.image): float(passed)
+            for cell, passed in self.passed.items()
+            if self._trained(cell) == trained
+        }
+        return of_pairs(shares, ("text model", "image network"))
+
+    @property
+    def passed(self) -> dict[Agreement, bool]:
+        """Whether each pair is beyond chance at 5 % false discoveries, the untrained twin's pairs among them."""
         from unrolled.alignment import benjamini_hochberg
 
         if not self.pairs:
-            return Values()
+            return {}
         _, passed = benjamini_hochberg([row.result["knn"]["p_value"] for row in self.pairs])
-        rows = zip(self.pairs, passed.tolist(), strict=True)
-        by: dict[Hashable, float] = {
-            row.cell.labels: float(yes) for row, yes in rows if self._trained(row.cell) == trained
-        }
-        return Values(by, "pair")
+        return dict(zip((row.cell for row in self.pairs), passed.tolist(), strict=True))
+
+    @property
+    def tally(self) -> str:
+        """How many pairs of trained models there are, and whose are not beyond chance, in words."""
+        passed = {cell: yes for cell, yes in self.passed.items() if self._trained(cell)}
+        missed = [cell for cell, yes in passed.items() if not yes]
+        here = sum(isinstance(cell.read.reader, Bytes) for cell in missed)
+        words = f" of {len(passed)} pairs"
+        if missed:
+            whose = "all" if here == len(missed) else f"{here} of them"
+            words += f"; {len(missed)} are not, {whose} of the models of bytes trained here"
+        return words
 
     def against_twin(self) -> Values:
         """Gain of the untrained twin's model less that of the twin, by image network."""
@@ -185,13 +203,16 @@ def _gain(row: Any) -> float:
     return float(row.result["knn"]["gain"])
 
 
-def trend(models: Sequence[Any], x: str, y: str = "gain", sign: float = 1.0) -> Estimate | Values:
-    """Rank correlation of two numbers of models that have both, with its interval over models; none of fewer than 4."""
+def trend(models: Sequence[Any], x: str, y: str = "gain", sign: float = 1.0, *, of: int = 1) -> Estimate | Values:
+    """Rank correlation of two numbers of models that have both, with its interval over models; none of fewer than 4.
+
+    `of` is how many trends are judged, as in `correlation`.
+    """
     pairs = [(sign * getattr(model, x), getattr(model, y)) for model in models]
     pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
     if len(pairs) < 4:
         return Values()
-    return correlation(*zip(*pairs, strict=True))
+    return correlation(*zip(*pairs, strict=True), of=of)
 
 
 def partial_trend(models: Sequence[Language], x: str, sign: float) -> Estimate | Values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict
 from math import nan
 from typing import Any, NamedTuple, TypeVar
@@ -11,7 +11,7 @@ from unrolled.studies.claim import CONTROL, EARLIER, SHARE, Claim
 from unrolled.studies.platonic.photos import TOP1, label
 from unrolled.studies.platonic.vision_language.cells import Compared, Quality, VisionLanguageConfig
 from unrolled.studies.results import Results, Values
-from unrolled.studies.statistics import spearman
+from unrolled.studies.statistics import of_pairs, spearman
 
 T = TypeVar("T")
 _PAPER = "arXiv 2405.07987, section 2 and figure 3"
@@ -90,9 +90,12 @@ class View:
         return spearman([-state.bits_per_byte for state in states], [state.score for state in states])
 
     def beyond(self, pairs: Results[Compared]) -> Values:
-        """1 for every pair that is beyond chance, else 0."""
+        """Share of pairs that are beyond chance, by models of the kind that differ more."""
         adjusted = self.adjusted
-        return Values({row.cell: float(adjusted[row.cell][1]) for row in pairs}, "pair")
+        passed: dict[tuple[Hashable, Hashable], float] = {
+            row.cell.labels: float(adjusted[row.cell][1]) for row in pairs
+        }
+        return of_pairs(passed, ("image network", "text model"))
 
     @property
     def untrained(self) -> float:
