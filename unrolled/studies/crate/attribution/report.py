@@ -14,6 +14,7 @@ from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 if TYPE_CHECKING:
     from unrolled.report import Report
 
+_SIX = "CRATE of 6 layers"
 _COLUMNS = ("lost", "held", "random", "same_sign", "slope", "attention", "rest")
 
 
@@ -36,7 +37,7 @@ def report(report: Report, config: AttributionConfig, results: Results[Any]) -> 
         [
             Fact(label="CRATE, all layers", value=f"{crate:.3f}", detail=f"rank correlation, {crate.count}"),
             Fact(label="ViT, all layers", value=f"{vit:.3f}", detail=f"rank correlation, {vit.count}"),
-            Fact(label=f"{SHIPPED}, all layers", value=_to_three(packaged), detail="95 % interval over images"),
+            Fact(label=f"{_SIX}, all layers", value=_to_three(packaged), detail="95 % interval over images"),
         ],
     )
     _all(report, config, results)
@@ -63,7 +64,7 @@ def _rows(results: Results[Any], config: AttributionConfig) -> list[tuple[str, R
         rows.append((f"{ROSTER[kind].words}, untrained", networks(results, config, kind, trained=False)))
     measured = results.of(Terms)
     if measured:
-        rows.append((f"`{SHIPPED}`", measured.where(kind=SHIPPED)))
+        rows.append((_SIX, measured.where(kind=SHIPPED)))
     return [each for each in rows if each[1]]
 
 
@@ -83,8 +84,8 @@ def _all(report: Report, config: AttributionConfig, results: Results[Any]) -> No
         "of what everything else does, that is norms, ISTA's zeros, and MLPs.",
     ).table(
         ["network", *(column.replace("_", " ") for column in _COLUMNS)], rows,
-        caption=f"Mean ± standard deviation over seeds; `{SHIPPED}`, of the published step and a linear stem, is one "
-        "network that ships with the package.",
+        caption=f"Mean ± standard deviation over seeds; the {_SIX}, `{SHIPPED}`, is one network, which ships with the "
+        "package.",
     )  # fmt: skip
 
 

@@ -259,8 +259,8 @@ def _limits(config: EmergenceConfig) -> str:
         "are at most three. Choosing among 20 maps on other photos is honest "
         "but noisy. That claims are judged by fraction was decided after one seed had been read by both rules: by mass "
         "models differ mostly in how peaked their maps are. After the same seed three criteria were made stricter: the "
-        "choice of layer must gain more than nothing, MaskCut must win over seeds, and heads must beat untrained "
-        "ones. The seed patch and the subspace energy are readings of "
+        "choice of layer must gain more than nothing, MaskCut must win by its interval over seeds, and heads must "
+        "beat untrained ones. The seed patch and the subspace energy are readings of "
         "ours for models without a trained class "
         "token. No recipe was tuned for any kind. Longer training, larger width and other training photos: not run."
         + (
