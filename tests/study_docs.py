@@ -47,8 +47,9 @@ Ranges stood in the studies' sources before the runs, but for those changed afte
 `mesa-language` (level), `mesa-worlds` (fully and partially observed), `platonic-vision` (metrics), `crate-family`
 (ToST), `crate-bytes` (LLaMA) and `platonic-downstream` (MiniLM) are gone; the share of networks whose heads keep to
 their parts, of `crate-emergence`, must be half, where it had to be all; the trend of `platonic-vision` is judged as one
-of six, the claims of `platonic-samples` beside its untrained pair, and CRATE beside a ViT in `crate-transfer` beside
-both from scratch. About half of the reports were written before claims kept intervals: these were computed afterwards
+of six, the claims of `platonic-samples` beside its untrained pair, signs of `crate-text` beside a wider GPT-2, and
+CRATE beside a ViT in `crate-transfer` beside both from scratch; `crate-characters` judges CRATE-GPT beside GPT-2, which
+it did not. About half of the reports were written before claims kept intervals: these were computed afterwards
 from the values that the reports hold, and all verdicts are by the present rule, as the end of each page says
 ([LOG.md](../LOG.md)).
 
