@@ -52,9 +52,10 @@ stacks; the shapes of `mesa-one-step` count once each; the trend of `platonic-vi
 of six, those of `platonic-language` as one of seven; pairs of models are counted by the models they share in
 `platonic-captions`, `platonic-saturation`, `platonic-language` and `platonic-vision-language`; the claims of
 `platonic-samples` are judged beside its untrained pair, the bits that a match saves in `platonic-implications` beside
-untrained modalities, and CRATE beside a ViT in `crate-transfer` beside both from scratch. About half of the reports
-were written before claims kept intervals: these were computed afterwards from the values that the reports hold, and
-all verdicts are by the present rule, as the end of each page says ([LOG.md](../LOG.md)).
+untrained modalities, signs of `crate-text` beside a wider GPT-2, and CRATE beside a ViT in `crate-transfer` beside both
+from scratch; `crate-characters` judges CRATE-GPT beside GPT-2, which it did not. About half of the reports were written
+before claims kept intervals: these were computed afterwards from the values that the reports hold, and all verdicts are
+by the present rule, as the end of each page says ([LOG.md](../LOG.md)).
 
 At the `cpu` budget, by the clocks of the reports and in processes of one thread beside other work, a mesa study took
 up to 45 minutes, `mesa-language` two hours; a Platonic one up to 20 minutes, but `platonic-measures` an hour and

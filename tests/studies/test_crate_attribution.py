@@ -75,7 +75,7 @@ def test_claims_read_networks_and_the_shipped_one() -> None:
     assert places[:2] == places[5:7] == ["inside", "inside"]
     assert {claim.judge(results, config).verdict for claim in claims.CLAIMS} <= {"not judged", "not run"}
     other = AttributionConfig(data="digits")
-    assert claims.CLAIMS[0].judge(Results([]), other).measured.startswith("the CRATE that comes")
+    assert claims.CLAIMS[0].judge(Results([]), other).measured.startswith("`crate_nano_patch4_32.cifar10`")
 
 
 @pytest.mark.slow

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from unrolled.models.encoder import parameters
-from unrolled.studies.cells import Context
+from unrolled.studies.cells import Context, Row
 from unrolled.studies.crate.bytes.cells import FAMILIES
 from unrolled.studies.crate.characters import STUDY
 from unrolled.studies.crate.characters.cells import CORPUS, CharactersConfig
+from unrolled.studies.crate.characters.claims import View
 from unrolled.studies.crate.characters.networks import PACES, Recipe, Trained, Training, Trial, characters
+from unrolled.studies.crate.characters.report import operations
 from unrolled.studies.language import new_model
+from unrolled.studies.results import Results
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -133,3 +136,19 @@ def test_every_asked_model_is_on_the_page_and_learns(corpus: Path) -> None:
     assert (anchor.verdict, anchor.over) == ("not reproduced", "over 2 seeds")  # of another text
     again = STUDY.run(CharactersConfig(**sizes, only_kept=True))
     assert again.claims == report.claims
+
+
+def test_crate_beside_gpt2_is_judged_over_seeds_and_operations_are_counted() -> None:
+    config = CharactersConfig()
+
+    def row(family: str, seed: int, loss: float, flops: float) -> Row[Trained]:
+        look = {"step": config.steps, "loss": loss}
+        result = {"steps": config.steps, "curve": [look], "flops": flops, "loss": loss}
+        return Row(Trained(**config.columns(family), seed=seed), result, 1.0)
+
+    claim = next(each for each in STUDY.claims if each.statement.startswith("CRATE-GPT less GPT-2 after as many"))
+    for losses, verdict in (((1.9, 1.9), "reproduced"), ((1.9, 2.0), "undecided"), ((1.5, 1.5), "not reproduced")):
+        rows = [row("GPT-2", seed, 1.6, 2e6) for seed in (0, 1)]
+        rows += [row("CRATE-GPT", seed, loss, 3e6) for seed, loss in enumerate(losses)]
+        assert claim.judge(Results(rows), config).verdict == verdict
+    assert operations(View(Results(rows), config)) == "operations that differ by up to 50 %"

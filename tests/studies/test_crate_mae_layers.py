@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unrolled.models import create_model, list_models
+from unrolled.report import Report
 from unrolled.studies.cells import Cell, Context, Row
 from unrolled.studies.crate.mae_layers import STUDY
 from unrolled.studies.crate.mae_layers.cells import (
@@ -41,7 +42,7 @@ from unrolled.studies.crate.mae_layers.completion import (
     showable,
 )
 from unrolled.studies.crate.masked import MaskedLayers
-from unrolled.studies.kinds import build
+from unrolled.studies.kinds import DEPTH, build
 from unrolled.studies.networks import Network, reconstruction
 from unrolled.studies.pictures import Pictures, as_input
 from unrolled.studies.results import Results
@@ -174,6 +175,17 @@ def test_a_fall_that_the_untrained_network_has_too_is_not_reproduced() -> None:
         claim = CLAIMS[0].judge(Results([*trained, layers(control)]), config)
         assert claim.verdict == verdict
         assert claim.measured.startswith(f"-0.505 ± 0.007; untrained {control - 1:.3f}")
+
+
+@pytest.mark.parametrize(("after", "words"), [(1.9, "none of the 4"), (2.1, "4 of the 4")])
+def test_the_page_says_in_how_many_decoder_layers_the_step_raises_r_c(after: float, words: str) -> None:
+    rates = dict.fromkeys(("rate_z", "rate_before", "plain_before", "plain_after", "nonzero", "density"), 2.0)
+    stack = [{**rates, "rate_after": after}] * DEPTH
+    row = Row(MaskedLayers(network=network(images=128), measured=4), {"encoder": stack, "decoder": stack}, 1.0)
+    report = Report("t")
+    STUDY.report(report, MaeLayersConfig(**TINY), Results([row]))
+    section = next(each for each in report.to_dict()["sections"] if each["title"] == "Layer by layer")
+    assert f"should raise it: {words} of trained CRATE-MAEs do" in section["blocks"][-1]["text"]
 
 
 def test_a_ratio_of_one_seed_decides_nothing() -> None:

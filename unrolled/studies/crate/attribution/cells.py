@@ -35,7 +35,7 @@ class AttributionConfig(NetworksConfig):
     }
 
     data: Data = "cifar10"
-    """What networks are trained on; of CIFAR-10 the CRATE that comes with the package is looked at too."""
+    """What networks are trained on; of CIFAR-10 `crate_nano_patch4_32.cifar10` is looked at too."""
     kinds: Annotated[tuple[str, ...], Distinct()] = KINDS
     """Names of the roster, `crate` and `vit` for the claims."""
     tested: Annotated[int, AtLeast(10)] = 200

@@ -26,7 +26,7 @@ def number(results: Results[Any], config: AttributionConfig, kind: str, path: st
 
 
 def shipped(results: Results[Any], path: str) -> Estimate | float:
-    """A number of the shipped CRATE with its bootstrap interval over images."""
+    """A number of `SHIPPED` with its bootstrap interval over images."""
     rows = results.of(Terms)
     row = rows.where(kind=SHIPPED) if rows else rows
     record = row.first(path)
@@ -37,12 +37,12 @@ def shipped(results: Results[Any], path: str) -> Estimate | float:
 
 
 def _no_shipped(config: AttributionConfig) -> str:
-    return "" if config.data == "cifar10" else "the CRATE that comes with the package knows CIFAR-10"
+    return "" if config.data == "cifar10" else f"`{SHIPPED}` knows CIFAR-10"
 
 
 CLAIMS = (
     _ours(
-        statement="In the last layer of the shipped CRATE terms rank heads and images as removing the heads does (rank "
+        statement=f"In the last layer of `{SHIPPED}` terms rank heads and images as removing the heads does (rank "
         "correlation)",
         value=lambda results, config: shipped(results, "layers.-1.lost"),
         low=0.9,
@@ -55,13 +55,13 @@ CLAIMS = (
         unless=_no_shipped,
     ),
     _ours(
-        statement="Over all layers of the shipped CRATE (rank correlation)",
+        statement=f"Over all layers of `{SHIPPED}` (rank correlation)",
         value=lambda results, config: shipped(results, "all.lost"),
         low=0.5,
         unless=_no_shipped,
     ),
     _ours(
-        statement="A random change as large has nothing to do with the term (rank correlation, shipped CRATE)",
+        statement=f"A random change as large has nothing to do with the term (rank correlation, `{SHIPPED}`)",
         value=lambda results, config: shipped(results, "all.random"),
         low=-0.1,
         high=0.1,
@@ -69,7 +69,7 @@ CLAIMS = (
     ),
     _ours(
         statement="Terms and removals part because later attention reacts: held as it was, they agree better (gain in "
-        "rank correlation, shipped CRATE)",
+        f"rank correlation, `{SHIPPED}`)",
         value=lambda results, config: shipped(results, "all.gain"),
         low=0.0,
         spec="+.3f",

@@ -14,6 +14,7 @@ from unrolled.studies.results import NOT_RUN, Estimate, Results, Values
 if TYPE_CHECKING:
     from unrolled.report import Report
 
+_SIX = "CRATE of 6 layers"
 _COLUMNS = ("lost", "held", "random", "same_sign", "slope", "attention", "rest")
 
 
@@ -26,17 +27,17 @@ def report(report: Report, config: AttributionConfig, results: Results[Any]) -> 
     held = shipped(results, "all.held")
     report.headline(
         f"Over all heads and images the exact term ranks with what is lost without the head at {crate:.2f} in small "
-        f"CRATEs and {vit:.2f} in ViTs (shipped CRATE: {_to_three(packaged)}): in the last layer at "
+        f"CRATEs and {vit:.2f} in ViTs (`{SHIPPED}`: {_to_three(packaged)}): in the last layer at "
         f"{number(results, config, 'crate', 'layers.-1.lost'):.2f} and "
         f"{number(results, config, 'vit', 'layers.-1.lost'):.2f}, in the first at "
         f"{number(results, config, 'crate', 'layers.0.lost'):.2f} and "
         f"{number(results, config, 'vit', 'layers.0.lost'):.2f}. They part because later attention reacts: held as it "
         f"was, {number(results, config, 'crate', 'all.held'):.2f} and "
-        f"{number(results, config, 'vit', 'all.held'):.2f} (shipped CRATE: {_to_three(held)}).",
+        f"{number(results, config, 'vit', 'all.held'):.2f} (`{SHIPPED}`: {_to_three(held)}).",
         [
             Fact(label="CRATE, all layers", value=f"{crate:.3f}", detail=f"rank correlation, {crate.count}"),
             Fact(label="ViT, all layers", value=f"{vit:.3f}", detail=f"rank correlation, {vit.count}"),
-            Fact(label="Shipped CRATE, all layers", value=_to_three(packaged), detail="95 % interval over images"),
+            Fact(label=f"{_SIX}, all layers", value=_to_three(packaged), detail="95 % interval over images"),
         ],
     )
     _all(report, config, results)
@@ -63,7 +64,7 @@ def _rows(results: Results[Any], config: AttributionConfig) -> list[tuple[str, R
         rows.append((f"{ROSTER[kind].words}, untrained", networks(results, config, kind, trained=False)))
     measured = results.of(Terms)
     if measured:
-        rows.append(("shipped CRATE", measured.where(kind=SHIPPED)))
+        rows.append((_SIX, measured.where(kind=SHIPPED)))
     return [each for each in rows if each[1]]
 
 
@@ -83,7 +84,8 @@ def _all(report: Report, config: AttributionConfig, results: Results[Any]) -> No
         "of what everything else does, that is norms, ISTA's zeros, and MLPs.",
     ).table(
         ["network", *(column.replace("_", " ") for column in _COLUMNS)], rows,
-        caption="Mean ± standard deviation over seeds; the shipped CRATE is one network.",
+        caption=f"Mean ± standard deviation over seeds; the {_SIX}, `{SHIPPED}`, is one network, which ships with the "
+        "package.",
     )  # fmt: skip
 
 
@@ -135,5 +137,5 @@ def _layers(report: Report, config: AttributionConfig, results: Results[Any]) ->
                 ]
                 for layer in packaged.first("layers")
             ],
-            caption="The CRATE that comes with the package.",
+            caption=f"`{SHIPPED}`.",
         )  # fmt: skip

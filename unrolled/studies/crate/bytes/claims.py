@@ -102,14 +102,14 @@ CLAIMS = (
     _behind(
         *(CRATE, "GPT-2", "CRATE-GPT is behind GPT-2"),
         source=_BOOK,
-        published="3.37 (CRATE base, 60M) against 2.85 (GPT-2 base, 124M) and 3.04 (small), nats per BPE token",
+        published="3.37 (CRATE base, 60M) against 3.04 (GPT-2 small, 64M) and 2.85 (base, 124M), nats per BPE token",
         unjudged="GPT-2 has one seed here; `crate-text` judges it with three",
         low=0.0,
     ),
     _behind(
         *(CRATE, TWIN, "CRATE-GPT is behind a LLaMA frame"),
         source=_BOOK,
-        published="3.37 (CRATE base, 60M) against 2.85 (GPT-2 base, 124M) and 3.04 (small), nats per BPE token",
+        published="3.37 (CRATE base, 60M) against 3.04 (GPT-2 small, 64M) and 2.85 (base, 124M), nats per BPE token",
         unjudged="the published numbers are against GPT-2, which is a weaker rival here",
         low=0.0,
     ),
@@ -154,7 +154,7 @@ CLAIMS = (
     _behind(
         *("ToST", "GPT-2", "ToST with its layer scale is behind GPT-2"),
         source=_BOOK,
-        published="3.20 (ToST base) against 2.85 (GPT-2 base), nats per BPE token",
+        published="3.20 (ToST base, 110M) against 2.84 (GPT-2 base, 124M), nats per BPE token",
         unjudged="one seed here; `crate-text` judges it with three, without the layer scale",
         low=0.0,
     ),

@@ -53,7 +53,7 @@ class CausalConfig(NetworksConfig):
     }
 
     data: Data = "cifar10"
-    """What networks are trained on; of CIFAR-10 the CRATE that comes with the package is looked at too."""
+    """What networks are trained on; of CIFAR-10 `crate_nano_patch4_32.cifar10` is looked at too."""
     kinds: Annotated[tuple[str, ...], Distinct()] = KINDS
     """Names of the roster, `crate` among them; claims are about it, the ViT of its width and that of its parameters."""
     tested: Annotated[int, AtLeast(40)] = 600

@@ -54,7 +54,7 @@ def marked(results: Results[Any], config: CausalConfig, kind: str, key: str = "f
 
 
 def shipped(results: Results[Any], what: What, path: str) -> Estimate | float:
-    """A number of the shipped CRATE with its jackknife interval over images."""
+    """A number of `SHIPPED` with its jackknife interval over images."""
     row = results.of(Removal, what=what).where(kind=SHIPPED) if results.of(Removal) else Results[Any]([])
     record = row.first(path)
     if record is None or record["value"] is None:
@@ -167,8 +167,7 @@ CLAIMS = (
         ),
     ),
     Claim(
-        statement="In the CRATE that comes with the package U_k hits fewer classes than a random subspace (difference "
-        "as above)",
+        statement=f"In `{SHIPPED}` U_k hits fewer classes than a random subspace (difference as above)",
         source=_OURS,
         published="none",
         unjudged=NOBODY,

@@ -48,7 +48,7 @@ def _headline(report: Report, config: CausalConfig, results: Results[Any]) -> No
 
 
 def _finding(results: Results[Any], config: CausalConfig) -> str:
-    """One sentence on locality and prediction; of the CRATE that comes with the package where no other was run."""
+    """One sentence on locality and prediction; of `SHIPPED` where no other was run."""
     local = classes(results, config, "crate", "subspace")
     if local:
         others = [
@@ -67,7 +67,7 @@ def _finding(results: Results[Any], config: CausalConfig) -> str:
         ]
         if isinstance(packaged[0], float):
             return f"Networks were {NOT_RUN}."
-        name = "the CRATE of 6 layers"
+        name = f"`{SHIPPED}`"
         numbers = (f"{packaged[0]:.2f}", f"random subspaces {packaged[1]:.2f}", f"{packaged[2]:+.2f}")
     return (
         f"Without a subspace U_k of {name} the classes hit are {numbers[0]} of what no preference for classes would "
@@ -124,8 +124,8 @@ def _locality(report: Report, config: CausalConfig, results: Results[Any]) -> No
     ]
     if words:
         section.text(
-            "Of the CRATE that comes with the package, `classes` less that of the random removals, with 95 % intervals "
-            f"over images: {', '.join(words)}."
+            f"Of `{SHIPPED}`, which ships with the package, `classes` less that of the random removals, with 95 % "
+            f"intervals over images: {', '.join(words)}."
         )
 
 

@@ -180,7 +180,7 @@ def _limits(report: Report, view: View) -> None:
     report.section(
         "What this does not show",
         f"A million characters of text, contexts of {config.length} characters, minutes of training: what is learned "
-        "here is spelling, and how fast. Equal parameters are nearly equal operations, and unequal time: small "
+        f"here is spelling, and how fast. Equal parameters are {operations(view)}, and unequal time: small "
         "matrices, Muon and above all MesaNet's solver cost more than their operations say, and the ratio is of this "
         "code on one thread. Every model has its own published frame; the pairs with and without the convolution say "
         "what that is worth in each. "
@@ -189,6 +189,14 @@ def _limits(report: Report, view: View) -> None:
         + _sampling(view)
         + ".",
     )
+
+
+def operations(view: View) -> str:
+    """How far apart the operations of the models are, in words."""
+    flops = [rows.first("flops") for family in view.config.families if (rows := view.networks(family))]
+    if not flops:
+        return "not equal operations"
+    return f"operations that differ by up to {100 * (max(flops) / min(flops) - 1):.0f} %"
 
 
 def _sampling(view: View) -> str:

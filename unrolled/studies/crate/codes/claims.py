@@ -177,21 +177,20 @@ CLAIMS = (
 def answer(results: Results[Any], config: CodesConfig) -> str:
     """The question's answer, one sentence."""
     places = [claim.came_out(results, config) for claim in NEEDED]
-    asked = "Do CRATE's own codes make a sparse autoencoder unnecessary?"
     names = ("rebuilding tokens", "keeping the loss", "selectivity for classes", "agreement between seeds")
     by = {place: [name for name, each in zip(names, places, strict=True) if each == place] for place in places}
     if "not run" in by:
-        return f"{asked} That was not run."
+        return "That was not run."
     if "not judged" in by:
-        return f"{asked} This budget does not say."
+        return "This budget does not say."
     if set(by) == {"inside"}:
-        return f"{asked} Yes, at equal size and sparsity: they are at least as good in {_listed(names)}."
+        return f"Yes, at equal size and sparsity: they are at least as good in {_listed(names)}."
     if worse := by.get("outside"):
         good = by.get("inside", ())
         rest = f", though not behind in {_listed(good)}" if good else ""
         doubt = f"; {_listed(by['undecided'])} undecided" if "undecided" in by else ""
-        return f"{asked} No: they are behind in {_listed(worse)}{rest}{doubt}."
-    return f"{asked} Undecided: the intervals of {_listed(by['undecided'])} reach both sides."
+        return f"No: they are behind in {_listed(worse)}{rest}{doubt}."
+    return f"Undecided: the intervals of {_listed(by['undecided'])} reach both sides."
 
 
 def _listed(names: Any) -> str:

@@ -154,8 +154,19 @@ def _layers(report: Report, config: MaeLayersConfig, results: Results[Any]) -> N
         "positive, negative) was learned; what the control does too is the architecture's. R^c by each layer's own "
         "subspaces compares rulers that differ from layer to layer, and a decoder layer's free linear map resets the "
         "tokens before its step. The columns before and after show what the step alone does: in the encoder a step "
-        "that compresses lowers R^c, in the decoder a step that reverses one raises it."
+        f"that compresses lowers R^c, in the decoder a step that reverses one should raise it{_raised(rows)}."
     )
+
+
+def _raised(rows: Mapping[tuple[str, str], Results[MaskedLayers]]) -> str:
+    """Of how many decoder layers of trained CRATE-MAEs the step raises R^c, in words."""
+    steps = [
+        each.values(f"decoder.{layer}.rate_after").mean > each.values(f"decoder.{layer}.rate_before").mean
+        for (kind, state), each in rows.items()
+        if each and state == "trained" and kind != "vit-mae"
+        for layer in range(DEPTH)
+    ]
+    return f": {sum(steps) or 'none'} of the {len(steps)} of trained CRATE-MAEs do" if steps else ""
 
 
 def _joined(stacks: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Any]]:

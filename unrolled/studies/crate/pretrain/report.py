@@ -56,12 +56,13 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
     _longer(report, config, results)
     if left := [question for question in QUESTIONS if question not in config.questions]:
         report.section("Not asked", f"The study can also be asked for {', '.join(left)} (`questions`).")
+    longer = " but training from scratch as long as both, whose trials were as long" * ("features" in config.questions)
     report.section(
         "What this does not show",
         "Networks of at most 350,000 parameters on small images, one recipe in which only rates were tuned, with as "
-        "many trials of as many operations for all. What is best after a fifth of a training can be too high for the "
-        "whole of it, and a rate that suits an objective need not leave weights that are easy to train on: of masks it "
-        "is chosen by their loss. The weights in the losses of SIGReg and of the coding rate are "
+        f"many trials of as many operations for all{longer}. What is best after a fifth of a training can be too high "
+        "for the whole of it, and a rate that suits an objective need not leave weights that are easy to train on: of "
+        "masks it is chosen by their loss. The weights in the losses of SIGReg and of the coding rate are "
         "published ones and were not tuned, and papers train them hundreds of times longer. Operations are those of "
         "matrix products and attention; norms, crops and changes of colour are not counted. The images are CIFAR-10 "
         "re-encoded as JPEG at quality 75, which costs trained networks about 10 points. With all test images the "

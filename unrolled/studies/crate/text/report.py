@@ -294,7 +294,8 @@ def put_down_to_settings(view: View) -> str:
     wide, narrow = (view.networks(model).first("rate") for model in (WIDER, "GPT-2"))
     return (
         ": the wider GPT-2 came out behind the narrower one, which more parameters do not explain but rates "
-        f"may (chosen: {wide:g} and {narrow:g})"
+        f"may (chosen: {wide:g} and {narrow:g}); the control beside the signs above is "
+        "what sets these two apart, which is no other layer"
     )
 
 
@@ -305,8 +306,9 @@ def _limits(report: Report, view: View) -> None:
         "Limits",
         "The scale differs from the published one by orders of magnitude: there 57 to 124 million parameters, BPE "
         "tokens of OpenWebText, 600,000 steps of batch 384 and a context of 1,024 tokens; here "
-        f"{_seen(config)} bytes of {config.corpus}. Losses per byte and per BPE token are not comparable; "
-        "only signs of differences are judged. A model that is ahead here may merely learn "
+        f"{_seen(config)} bytes of {config.corpus}. Losses per byte and per BPE token are not comparable: "
+        "signs of differences are judged, and of MesaNet whether it is level, within 0.05 bits. A model that is ahead "
+        "here may merely learn "
         f"faster{still_falling(view)}.\n\n"
         "Each model has its own published frame. GPT-2, CRATE and ToST share learned positions and LayerNorm; MesaNet "
         "has none of these but short convolutions, gates, RMSNorm and SwiGLU, so that its difference from GPT-2 is not "
