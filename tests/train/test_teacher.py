@@ -118,6 +118,29 @@ def test_a_map_of_another_size_teaches_patch_by_patch(config: Make, splits: Spli
     assert teacher.misalignment(traced["block00"], answer, teacher.projector).isfinite()
 
 
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("cait_xxs24_224", {"depth": 2, "embed_dim": 48}),
+        ("swin_tiny_patch4_window7_224", {"window_size": 4, "depths": (2,), "num_heads": (2,), "embed_dim": 16}),
+    ],
+)
+def test_patches_are_found_in_any_network(config: Make, splits: Splits, crate: str, name: str, made: Any) -> None:
+    """No class token where none has joined yet, and channels last."""
+    asked = config(model=name, model_args={"img_size": 32, **made}, image_size=32, teacher=crate, align_weight=1.0)
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=4, in_chans=1, **asked.model_args)
+    teacher = Teacher(crate)
+    teacher.meet(model, asked, splits.train)
+    views = F.interpolate(images(), (32, 32))
+    with trace(model, patterns=teacher.layer) as traced:
+        model(views)
+    tokens = teacher._tokens(traced[teacher.layer])
+    side = 2 if name.startswith("cait") else 8
+    assert (tokens.prefix, tokens.grid, tokens.values.shape[1]) == (0, (side, side), side * side)
+    assert teacher.misalignment(traced[teacher.layer], teacher(views), teacher.projector).isfinite()
+
+
 def test_training_aligns_the_layer_and_leaves_teacher_and_saved_model_alone(
     config: Make, splits: Splits, crate: str, tmp_path: Path
 ) -> None:
