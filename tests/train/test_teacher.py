@@ -118,6 +118,38 @@ def test_a_map_of_another_size_teaches_patch_by_patch(config: Make, splits: Spli
     assert teacher.misalignment(traced["block00"], answer, teacher.projector).isfinite()
 
 
+@pytest.mark.parametrize("rate", [0.5, 0.75])
+def test_patches_that_are_dropped_in_training_are_not_compared_one_by_one(
+    config: Make, splits: Splits, crate: str, rate: float
+) -> None:
+    asked: dict[str, Any] = {"model": "crate_nano_patch2_8", "model_args": {**TINY, "patch_drop_rate": rate}}
+    asked |= {"teacher": crate, "align_weight": 1.0, "max_steps": 1}
+    with pytest.raises(ValueError, match=r"'cosine' compares .*crate_nano_patch2_8.* drops .*patch_drop_rate"):
+        fit(config(**asked), data=splits)
+    fit(config(**asked, align_loss="pooled_cosine"), data=splits)
+
+
+@pytest.mark.parametrize("weight", ["align_weight", "distil_weight"])
+def test_small_images_are_resized_for_the_teacher_whatever_the_normalisation(
+    config: Make, splits: Splits, crate: str, weight: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    real = Teacher._asked
+
+    def listened(self: Teacher, images: Tensor) -> Any:
+        handle = self.module.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[1:])))
+        try:
+            return real(self, images)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(Teacher, "_asked", listened)
+    asked: dict[str, Any] = {"model": "crate_nano_patch2_8", "teacher": crate, weight: 1.0}
+    asked |= {"small_size": 4, "small_share": 0.5, "augment": True, "pad_crop": 1, "max_steps": 4}
+    fit(config(**asked), data=splits)
+    assert set(seen) == {(1, 8, 8)}
+
+
 @pytest.mark.parametrize(
     ("name", "made"),
     [

@@ -100,6 +100,11 @@ class Teacher:
             with torch.no_grad(), evaluating(model), looking[0] as traced, looking[1] as layout:
                 model(example)
             self._ours_tokens = ours = layout.tokens(self.layer, traced[self.layer], None)
+            if config.align_loss == "cosine" and (drops := _drops_patches(model)):
+                raise ValueError(
+                    f"align_loss='cosine' compares patches, of which model={config.model!r} drops {drops:.0%} at "
+                    "random in training; set patch_drop_rate to 0 in model_args, or choose 'pooled_cosine'"
+                )
         try:
             if config.align_weight:
                 check_visible(self.module)
@@ -246,8 +251,8 @@ def divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
 
 def _as_seen(images: Tensor, ours: dict[str, Any], theirs: dict[str, Any]) -> Tensor:
     """Images normalised as `ours` says, as `theirs` says: the whole view, with nothing more cropped."""
-    alike = ("input_size", "mean", "std")
-    if all(tuple(ours[key]) == tuple(theirs[key]) for key in alike):
+    alike = all(tuple(ours[key]) == tuple(theirs[key]) for key in ("mean", "std"))
+    if alike and images.shape[1:] == torch.Size(theirs["input_size"]):
         return images
     mean, std = (images.new_tensor(ours[key]).view(-1, 1, 1) for key in ("mean", "std"))
     pixels = images * std + mean
@@ -262,6 +267,12 @@ def _as_seen(images: Tensor, ours: dict[str, Any], theirs: dict[str, Any]) -> Te
         pixels = F.interpolate(pixels, size, mode=mode, antialias=True).clamp(0, 1)
     mean, std = (images.new_tensor(theirs[key]).view(-1, 1, 1) for key in ("mean", "std"))
     return (pixels - mean) / std
+
+
+def _drops_patches(model: nn.Module) -> float:
+    """The share of patches that a model leaves out in training."""
+    layers = (part for part in model.modules() if type(part).__name__.startswith("PatchDropout"))
+    return max((float(getattr(part, "prob", 0.0)) for part in layers), default=0.0)
 
 
 def _digest(module: nn.Module) -> str:
