@@ -168,6 +168,25 @@ def test_a_path_through_everything_that_reads_the_sender_is_a_patch_of_the_sende
 
 
 @torch.no_grad()
+def test_a_path_goes_through_what_replaces_the_tokens() -> None:
+    model, x = make("crate_nano_patch2_8")
+    clean, corrupted = x, x.flip(0)
+    sender, receiver = "block00/attn/head1", "block02/attn"
+    (row,) = causal.path_patching(model, [(clean, corrupted, None)], first_logit, sender, receiver)
+    with unrolled.trace(model, heads=True) as source:
+        model(clean)
+    with unrolled.trace(model) as t:
+        plain = first_logit(model(corrupted))
+    held = {sender: edits.patch(source), "block01/attn": edits.patch(t)}
+    with unrolled.edit(model, held), unrolled.trace(model) as through:
+        model(corrupted)
+    with unrolled.edit(model, {receiver: edits.patch(through)}):
+        expected = first_logit(model(corrupted)) - plain
+    np.testing.assert_allclose(row.samples, expected.double().numpy(), atol=1e-6)
+    assert abs(row.samples).max() > 1e-4
+
+
+@torch.no_grad()
 def test_a_subspace_is_projected_out_of_what_enters_its_block() -> None:
     model, x = make("crate_nano_patch2_8")
     found = causal.ablate(model, [(x, None)], first_logit, ["block00/subspace1", "block02/subspace*"], control=False)

@@ -118,6 +118,61 @@ def test_a_map_of_another_size_teaches_patch_by_patch(config: Make, splits: Spli
     assert teacher.misalignment(traced["block00"], answer, teacher.projector).isfinite()
 
 
+@pytest.mark.parametrize("rate", [0.5, 0.75])
+def test_patches_that_are_dropped_in_training_are_not_compared_one_by_one(
+    config: Make, splits: Splits, crate: str, rate: float
+) -> None:
+    asked: dict[str, Any] = {"model": "crate_nano_patch2_8", "model_args": {**TINY, "patch_drop_rate": rate}}
+    asked |= {"teacher": crate, "align_weight": 1.0, "max_steps": 1}
+    with pytest.raises(ValueError, match=r"'cosine' compares .*crate_nano_patch2_8.* drops .*patch_drop_rate"):
+        fit(config(**asked), data=splits)
+    fit(config(**asked, align_loss="pooled_cosine"), data=splits)
+
+
+@pytest.mark.parametrize("weight", ["align_weight", "distil_weight"])
+def test_small_images_are_resized_for_the_teacher_whatever_the_normalisation(
+    config: Make, splits: Splits, crate: str, weight: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    real = Teacher._asked
+
+    def listened(self: Teacher, images: Tensor) -> Any:
+        handle = self.module.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[1:])))
+        try:
+            return real(self, images)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(Teacher, "_asked", listened)
+    asked: dict[str, Any] = {"model": "crate_nano_patch2_8", "teacher": crate, weight: 1.0}
+    asked |= {"small_size": 4, "small_share": 0.5, "augment": True, "pad_crop": 1, "max_steps": 4}
+    fit(config(**asked), data=splits)
+    assert set(seen) == {(1, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("cait_xxs24_224", {"depth": 2, "embed_dim": 48}),
+        ("swin_tiny_patch4_window7_224", {"window_size": 4, "depths": (2,), "num_heads": (2,), "embed_dim": 16}),
+    ],
+)
+def test_patches_are_found_in_any_network(config: Make, splits: Splits, crate: str, name: str, made: Any) -> None:
+    """No class token where none has joined yet, and channels last."""
+    asked = config(model=name, model_args={"img_size": 32, **made}, image_size=32, teacher=crate, align_weight=1.0)
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=4, in_chans=1, **asked.model_args)
+    teacher = Teacher(crate)
+    teacher.meet(model, asked, splits.train)
+    views = F.interpolate(images(), (32, 32))
+    with trace(model, patterns=teacher.layer) as traced:
+        model(views)
+    tokens = teacher._tokens(traced[teacher.layer])
+    side = 2 if name.startswith("cait") else 8
+    assert (tokens.prefix, tokens.grid, tokens.values.shape[1]) == (0, (side, side), side * side)
+    assert teacher.misalignment(traced[teacher.layer], teacher(views), teacher.projector).isfinite()
+
+
 def test_training_aligns_the_layer_and_leaves_teacher_and_saved_model_alone(
     config: Make, splits: Splits, crate: str, tmp_path: Path
 ) -> None:

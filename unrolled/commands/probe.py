@@ -191,11 +191,12 @@ def _check_enough(source: ImageSource, k: int | None, seed: int) -> None:
 
 
 def default_pools(network: nn.Module) -> tuple[Pool, ...]:
-    """Class token and mean, or only the mean where there is no class token."""
+    """Class token and mean, or only the mean where not every layer has a class token."""
     from unrolled.instruments.anatomy import unwrap
-    from unrolled.instruments.features.pooling import prefix_tokens
+    from unrolled.instruments.features.pooling import class_token_joins_late, prefix_tokens
 
-    return ("cls", "mean") if prefix_tokens(unwrap(network), None)[1] else ("mean",)
+    inner = unwrap(network)
+    return ("cls", "mean") if prefix_tokens(inner, None)[1] and not class_token_joins_late(inner) else ("mean",)
 
 
 def widths_of(network: nn.Module, source: ImageSource, layers: Sequence[str], image_size: int | None) -> dict[str, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import check_values, unwrap
+from unrolled.instruments.features.layout import Layout
 from unrolled.instruments.regions.patches import grid_of, main_stack, prefix_of
 from unrolled.instruments.trace import trace
 from unrolled.modes import evaluating
@@ -97,12 +98,13 @@ def attention_map(
             attention=True,
             reduce=lambda name, weights: _mixing(weights, residual, heads, discard),  # h times less to keep
         ) as t,
+        Layout(inner, prefix) as layout,
     ):
         model(images.to(weight))
     product = _multiplied(t[name][0] for name in names)
     rows = product[:, 0] if pool == "token" else product[:, count:].mean(1)
     patches = rows[:, count:]
-    return patches.unflatten(1, grid_of(patches.shape[1], images.shape[-2:], grid))
+    return patches.unflatten(1, grid_of(patches.shape[1], images.shape[-2:], grid, layout.grid(stack.prefix)))
 
 
 def _mixing(weights: Tensor, residual: float, heads: Fusion, discard: float) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import Parts, Stack, final_sites, find_parts, unwrap
+from unrolled.instruments.features.layout import Layout
 from unrolled.instruments.regions.patches import grid_of, main_stack, prefix_of
 from unrolled.instruments.trace import trace
 from unrolled.tables import Brief, Tabular
@@ -181,7 +182,7 @@ def explain_logit(
         embed=(g * run.values["embed"][0]).sum(-1).cpu(),
         halves=tuple(halves),
         prefix=prefix,
-        grid=grid_of(tokens - prefix, image.shape[-2:], grid),
+        grid=grid_of(tokens - prefix, image.shape[-2:], grid, run.grid),
         read=run.reads(prefix, has_class),
     )
 
@@ -201,14 +202,14 @@ class _Run:
             listened += [m for m in (parts.attention, _projection(parts.attention)) if m is not None]
         handles = [module.register_forward_hook(self._keep, with_kwargs=True) for module in listened]
         try:
-            with trace(model) as values:
+            with trace(model) as values, Layout(model, None) as layout:
                 logits = _logits(model(image))
         finally:
             for handle in handles:
                 handle.remove()
         if logits.dim() != 2 or logits.shape[1] < 1:
             raise ValueError(f"model: {type(model).__name__} does not return logits [b, classes]; it has no class head")
-        self.values, self.logits = values, logits[0]
+        self.values, self.logits, self.grid = values, logits[0], layout.grid(self.stack.prefix)
         self.norms = [norm for norm in self.norms if norm in self.passed]
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

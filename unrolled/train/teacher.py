@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +22,8 @@ from unrolled.data import model_input
 from unrolled.data.classes import listed, numbers_of
 from unrolled.errors import MissingData, MissingExtra
 from unrolled.instruments.anatomy import find_stacks
-from unrolled.instruments.features.pooling import POOLINGS, Tokens, as_tokens, prefix_tokens
+from unrolled.instruments.features.layout import Layout, check_visible, in_rows
+from unrolled.instruments.features.pooling import POOLINGS, Tokens, as_tokens
 from unrolled.instruments.trace import trace
 from unrolled.models import MaskedAutoencoder, from_pretrained
 from unrolled.modes import evaluating
@@ -76,6 +77,7 @@ class Teacher:
         self.projector: nn.Module | None = None
         self.layer = self._last = ""
         self._grid: tuple[int, int] | None = None
+        self._layout: Layout | None = None
         self._order: Tensor | None = None
         self._remembered: Answer | None = None
 
@@ -94,11 +96,19 @@ class Teacher:
             stack = main_stack(model, "align_weight", config.model)
             wanted = len(stack.blocks) // 2 if config.align_layer is None else config.align_layer
             (self.layer,) = layer_names(stack, [wanted], f"align_layer={wanted}", config.model)
-            self._prefix = prefix_tokens(model, None)
-            with torch.no_grad(), evaluating(model), trace(model, patterns=self.layer) as traced:
+            looking = trace(model, patterns=self.layer), Layout(model, None)
+            with torch.no_grad(), evaluating(model), looking[0] as traced, looking[1] as layout:
                 model(example)
-            ours = self._tokens(traced[self.layer])
+            self._ours_tokens = ours = layout.tokens(self.layer, traced[self.layer], None)
+            if config.align_loss == "cosine" and (drops := _drops_patches(model)):
+                raise ValueError(
+                    f"align_loss='cosine' compares patches, of which model={config.model!r} drops {drops:.0%} at "
+                    "random in training; set patch_drop_rate to 0 in model_args, or choose 'pooled_cosine'"
+                )
         try:
+            if config.align_weight:
+                check_visible(self.module)
+                self._layout = Layout(self.module, None)
             self._last = self._last_layer(example) if config.align_weight else ""
             theirs, logits = self._asked(example)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
@@ -166,12 +176,13 @@ class Teacher:
     def _asked(self, images: Tensor) -> tuple[Tokens | None, Any]:
         """The tokens of its last layer, if a layer is aligned, and its output."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
-        seen: Any = trace(self.module, patterns=self._last) if self._last else nullcontext({})
-        with torch.autocast(images.device.type, half, enabled=half is not None), seen as traced:
+        with ExitStack() as listening:
+            listening.enter_context(torch.autocast(images.device.type, half, enabled=half is not None))
+            if self._layout is not None:
+                listening.enter_context(self._layout)
+                traced = listening.enter_context(trace(self.module, patterns=self._last))
             output = logits_of(self.module(_as_seen(images, self._ours, self._theirs)))
-        if not traced:
-            return None, output
-        return as_tokens(self._last, traced[self._last], *prefix_tokens(self.module, None), None), output
+        return None if self._layout is None else self._layout.tokens(self._last, traced[self._last], None), output
 
     def misalignment(self, tokens: Tensor, answer: Answer, projector: nn.Module | None) -> Tensor:
         """How far the aligned layer is from what the teacher answered, 0 where they agree.
@@ -200,7 +211,11 @@ class Teacher:
         return F.interpolate(image, self._grid, mode="bilinear", antialias=True).flatten(2).mT
 
     def _tokens(self, value: Tensor) -> Tokens:
-        return as_tokens(self.layer, value, *self._prefix, None)
+        """Of the aligned layer, which for images of another size has another grid of the same shape."""
+        known = self._ours_tokens
+        grid = None if known.grid is None else in_rows(value.shape[1] - known.prefix, known.grid)
+        last = value.dim() == 4 and value.shape[-1] == known.values.shape[-1] != value.shape[1]
+        return as_tokens(self.layer, value, known.prefix, known.class_token, None, grid=grid, channels_last=last)
 
     def _last_layer(self, example: Tensor) -> str:
         """The last block of a transformer; of another network the last map with more than one place, or its last."""
@@ -236,8 +251,8 @@ def divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
 
 def _as_seen(images: Tensor, ours: dict[str, Any], theirs: dict[str, Any]) -> Tensor:
     """Images normalised as `ours` says, as `theirs` says: the whole view, with nothing more cropped."""
-    alike = ("input_size", "mean", "std")
-    if all(tuple(ours[key]) == tuple(theirs[key]) for key in alike):
+    alike = all(tuple(ours[key]) == tuple(theirs[key]) for key in ("mean", "std"))
+    if alike and images.shape[1:] == torch.Size(theirs["input_size"]):
         return images
     mean, std = (images.new_tensor(ours[key]).view(-1, 1, 1) for key in ("mean", "std"))
     pixels = images * std + mean
@@ -252,6 +267,12 @@ def _as_seen(images: Tensor, ours: dict[str, Any], theirs: dict[str, Any]) -> Te
         pixels = F.interpolate(pixels, size, mode=mode, antialias=True).clamp(0, 1)
     mean, std = (images.new_tensor(theirs[key]).view(-1, 1, 1) for key in ("mean", "std"))
     return (pixels - mean) / std
+
+
+def _drops_patches(model: nn.Module) -> float:
+    """The share of patches that a model leaves out in training."""
+    layers = (part for part in model.modules() if type(part).__name__.startswith("PatchDropout"))
+    return max((float(getattr(part, "prob", 0.0)) for part in layers), default=0.0)
 
 
 def _digest(module: nn.Module) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from unrolled.instruments.anatomy import find_stacks, unwrap
 from unrolled.instruments.causal.effects import Effects
-from unrolled.instruments.causal.spots import HALVES, Positions, at_positions, order, spots_of
+from unrolled.instruments.causal.scores import check_read
+from unrolled.instruments.causal.spots import HALVES, Positions, at_positions, order, prefixes, spots_of
 from unrolled.instruments.causal.store import ScoreStore
 from unrolled.instruments.causal.sweeps import (
     CLEAN,
@@ -63,15 +64,17 @@ def attribution(
         for clean, corrupted, targets in batches:
             with torch.no_grad():
                 out, source = values_at(model, known, names, clean)
-                goal.append(scores_of(score, out, targets))
+                goal.append(scores_of(score, out, targets, clean))
             with torch.enable_grad():
                 out, here = values_at(model, known, names, corrupted, leaves=True)
+                check_read(score, out, corrupted)
                 values = score(out, targets)
+                total = values.sum()
             plain.append(as_scores(values))
             if not values.requires_grad:
                 raise ValueError("score: has no gradient; take one that is smooth, such as a logit or a probability")
             wholes = list(here.whole.values())
-            slopes = torch.autograd.grad(values.sum(), wholes, allow_unused=True)
+            slopes = torch.autograd.grad(total, wholes, allow_unused=True)
             filled = [torch.zeros_like(x) if g is None else g for g, x in zip(slopes, wholes, strict=True)]
             gradients = PlaceValues(known, dict(zip(here.whole, filled, strict=True)))
             spots = at_positions(wide, positions, wholes[0].shape[1] if positions is not None else 0)
@@ -100,8 +103,9 @@ def path_patching(
 ) -> Effects:
     """What `sender` does to the score through each receiver alone.
 
-    The sender is patched from the clean run into the corrupted one while every other half of a block, but for the
-    receiver, stays as it was; what the receiver then is, is patched into a run of its own.
+    The sender is patched from the clean run into the corrupted one while every other half of a block that adds to the
+    tokens, but for the receiver, stays as it was; what the receiver then is, is patched into a run of its own. ISTA
+    replaces the tokens, so that it is on every path: it is computed from what comes to it.
 
     Args:
         model, batches, score, seed, store: as in `patching`.
@@ -119,15 +123,16 @@ def path_patching(
     start = starts[0]
     given = [receivers] if isinstance(receivers, str) else list(receivers)
     names = [spot.place for spot in spots_of(model, known, given)]
+    stacks = prefixes(model)
     for receiver in names:
-        if receiver in given and order(receiver) <= order(start.place):
+        if receiver in given and order(receiver, stacks) <= order(start.place, stacks):
             raise ValueError(f"receivers: {receiver} does not come after {start.place}")
-    names = [name for name in names if order(name) > order(start.place)]
+    names = [name for name in names if order(name, stacks) > order(start.place, stacks)]
     if not names:
         raise ValueError(f"receivers: none of {', '.join(given)} comes after {start.place}")
     groups = [names] if together else [[name] for name in names]
     named = {" + ".join(group): group for group in groups}
-    halves = [n for n in known if re.fullmatch(r".*block\d+/(attn|cross|mlp|ista)", n)]
+    halves = [n for n in known if re.fullmatch(r".*block\d+/(attn|cross|mlp)", n)]
     frozen = [n for n in halves if not _same_half(n, start.place)]
     scores = Scores(model, ScoreStore() if store is None else store)
     with torch.no_grad(), evaluating(model):
@@ -135,16 +140,16 @@ def path_patching(
             if scores.has(clean, corrupted, targets, [PLAIN, CLEAN, *named]):
                 continue
             out, source = values_at(model, known, [start.place], clean)
-            scores.add(CLEAN, scores_of(score, out, targets))
+            scores.add(CLEAN, scores_of(score, out, targets, clean))
             out, base = values_at(model, known, {*halves, *names}, corrupted)
-            before = scores_of(score, out, targets)
+            before = scores_of(score, out, targets, corrupted)
             scores.add(PLAIN, before)
             sent = {start.place: start.change(patch(source))}
             for name, group in named.items():
                 if not scores.known(name):
                     through = _received(model, group, frozen, base, sent, corrupted)
                     with Edit(model, {each: patch(through) for each in group}, places=known):
-                        scores.add(name, scores_of(score, call(model, corrupted), targets) - before)
+                        scores.add(name, scores_of(score, call(model, corrupted), targets, corrupted) - before)
     rows = {name: scores.column(name) for name in named}
     return Effects.of(rows, {}, scores.column(PLAIN), scores.column(CLEAN), seed=seed)
 
@@ -154,8 +159,9 @@ def _received(
 ) -> Mapping[str, Tensor]:
     """What the receivers are when all halves that are no part of them stay as they were."""
     known = places_of(model)
-    last = max(map(order, group))
-    frozen = [n for n in halves if order(n) <= last and not any(_same_half(n, receiver) for receiver in group)]
+    stacks = prefixes(model)
+    last = max(order(each, stacks) for each in group)
+    frozen = [n for n in halves if order(n, stacks) <= last and not any(_same_half(n, receiver) for receiver in group)]
     held: dict[str, Change] = {name: patch(base) for name in frozen}
     with Edit(model, {**held, **sent}, places=known):
         return values_at(model, known, group, inputs)[1]

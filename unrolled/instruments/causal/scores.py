@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,37 @@ def _answers(output: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | Non
     if targets.dim() == 2:
         return logits, targets[:, 0], targets[:, 1]
     return logits, targets, None
+
+
+_OF_ANSWERS = (accuracy, probability, loss, logit, logit_difference)
+
+
+def check_read(score: Callable[[Any, Any], Tensor], output: Any, inputs: Any) -> None:
+    """That the last position, which scores of answers read of a language model, is no padding.
+
+    Args:
+        score: any; only those of answers are checked.
+        output: of the model.
+        inputs: of the model.
+
+    Raises:
+        ValueError: it is, by the attention mask among the inputs.
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if (
+        score not in _OF_ANSWERS
+        or not isinstance(logits, Tensor)
+        or logits.dim() != 3
+        or not isinstance(inputs, Mapping)
+    ):
+        return
+    side = "decoder_" if "decoder_input_ids" in inputs else ""
+    mask = inputs.get(f"{side}attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == logits.shape[:2] and not bool(mask[:, -1].all()):
+        raise ValueError(
+            f"batches: {side}attention_mask says that some texts end in padding, where this score would read the "
+            "answer; pad them on the left, or give texts of one length at a time"
+        )
 
 
 def of_tokens(output: Any, targets: tuple[Tensor, float]) -> Tensor:

@@ -73,7 +73,8 @@ def spots_of(model: nn.Module, known: Places, places: str | Sequence[str]) -> li
             except ValueError as error:
                 raise ValueError(f"places: {str(error).removeprefix('edits: ')}") from None
             spots |= {name: Spot(name, name) for name in paths}
-    return sorted(spots.values(), key=lambda spot: order(spot.name))
+    stacks = prefixes(model)
+    return sorted(spots.values(), key=lambda spot: order(spot.name, stacks))
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -95,12 +96,29 @@ def at_positions(spots: Sequence[Spot], positions: Positions, tokens: int) -> li
     return [replace(spot, name=f"{spot.name}@{each}", position=int(each)) for spot in spots for each in chosen]
 
 
-def order(name: str) -> tuple[float, int]:
-    """Where a place stands in its stack: by block, what enters it, attention, the second half, the whole block."""
+def order(name: str, stacks: Sequence[str]) -> tuple[int, float, int]:
+    """Where a place stands in a model: by stack, block, what enters it, attention, the second half, the whole block.
+
+    Args:
+        name: of the place.
+        stacks: prefixes of the model's stacks, in their order; what is in none comes after them, but for an embedding.
+    """
+    within = next((index for index, prefix in enumerate(stacks) if prefix and name.startswith(prefix)), None)
+    if within is None:
+        within = stacks.index("") if "" in stacks else -1 if "embed" in name else len(stacks)
+    return (within, *_order_in_stack(name))
+
+
+def _order_in_stack(name: str) -> tuple[float, int]:
     match = re.search(r"block(\d+)(?:/(subspace|attn|half|cross|mlp|ista))?", name)
     if match is None:
         return (-1, 0) if re.search(r"embed", name) or not re.search(r"(norm|head)$", name) else (float("inf"), 0)
     return int(match[1]), {"subspace": -1, "attn": 0, "half": 1, "cross": 1, "mlp": 2, "ista": 2, None: 3}[match[2]]
+
+
+def prefixes(model: nn.Module) -> list[str]:
+    """Of a model's stacks, in their order: an encoder's before its decoder's."""
+    return [stack.prefix for stack in find_stacks(unwrap(model))]
 
 
 def _subspaces(model: nn.Module) -> list[Spot]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unrolled.instruments.causal.effects import Effects
 from unrolled.instruments.causal.prefix import Prefix
+from unrolled.instruments.causal.scores import check_read
 from unrolled.instruments.causal.spots import HALVES, Positions, Spot, at_positions, spots_of
 from unrolled.instruments.causal.store import ScoreStore
 from unrolled.instruments.editing import Change, Edit, Places, places_of
@@ -176,10 +177,10 @@ class _Sweep:
         source: Mapping[str, Tensor] = {}
         if clean is not None:
             out, source = values_at(self._model, self._places, {spot.place for spot in self._wide}, clean)
-            self._scores.add(CLEAN, scores_of(self._score, out, targets))
+            self._scores.add(CLEAN, scores_of(self._score, out, targets, clean))
         with Prefix(self._model, self._reuse) as prefix:
             with _counted(self._model, self._places, self._positions) as tokens:
-                before = scores_of(self._score, call(self._model, inputs), targets)
+                before = scores_of(self._score, call(self._model, inputs), targets, inputs)
             prefix.keep()
             if tokens:
                 spots = at_positions(self._wide, self._positions, tokens[0])
@@ -197,7 +198,7 @@ class _Sweep:
                         prefix.before(spot.place, self._places[spot.place][0], doing) as made,
                         Edit(self._model, {spot.place: made}, places=self._places),
                     ):
-                        after = scores_of(self._score, call(self._model, inputs), targets)
+                        after = scores_of(self._score, call(self._model, inputs), targets, inputs)
                     self._scores.add(spot.name, after - before, random)
 
     def effects(self) -> Effects:
@@ -294,8 +295,13 @@ def _tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
         yield repr(value), torch.zeros(0)
 
 
-def scores_of(score: Score, output: Any, targets: Any) -> np.ndarray:
-    """The scores of a batch; see `as_scores`."""
+def scores_of(score: Score, output: Any, targets: Any, inputs: Any) -> np.ndarray:
+    """The scores of a batch; see `as_scores`.
+
+    Raises:
+        ValueError: it reads the last position, and there is padding.
+    """
+    check_read(score, output, inputs)
     return as_scores(score(output, targets))
 
 

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from unrolled.checksums import file_digest, is_whole, sealed
 from unrolled.errors import CorruptFile, MissingData
 from unrolled.instruments.anatomy import unwrap
-from unrolled.instruments.features.pooling import Pooling, as_tokens, get_pooling, prefix_tokens
+from unrolled.instruments.features.layout import Layout, check_visible
+from unrolled.instruments.features.padding import Padding
+from unrolled.instruments.features.pooling import Pooling, get_pooling
 from unrolled.instruments.trace import trace
 from unrolled.modes import evaluating
 from unrolled.ops.rows import as_floats
@@ -258,15 +260,16 @@ def extract(
         model: any module that `trace` understands.
         images: preprocessed images [n, c, h, w], or an iterable of batches: tensors, tuples or lists that begin with
             one, objects with `images` (and `indices`, `labels`, `skipped`), or mappings of a model's keyword arguments,
-            whose `attention_mask` [b, n] marks padding.
+            whose `attention_mask` [b, n] marks padding (in a decoder `decoder_attention_mask`).
         layers: patterns of layer names, see `layer_names`.
         pooling: name in `POOLINGS`, or a function `Tokens` -> [b, d]. A layer that is [b, d] already is left alone, and
-            a feature map [b, c, h, w] (or [b, h, w, c], where h = w differs from c) is a row of tokens.
+            a feature map [b, c, h, w] (or [b, h, w, c]: which one follows from the shape of the images) is a row of
+            tokens.
         batch_size: samples of one forward pass, where `images` is a tensor.
         dtype: of the stored features.
         autocast: run in mixed precision, e.g. torch.bfloat16.
-        prefix: tokens before the patches (class token, registers); default what the model says, else 1 if it has a
-            class token's parameter, else 0.
+        prefix: tokens before the patches (class token, registers); default what the model says, else how many its
+            parameters of such names hold, each checked against the number of tokens: none before a class token joins.
         name, data: model and data in words; they stay with the features.
         inputs: preprocessing in words.
         cache: folder of feature sets. One with the same model, weights, `data`, `inputs`, layers, pooling and precision
@@ -274,7 +277,8 @@ def extract(
 
     Raises:
         ValueError: unknown pooling or layers (the nearest are given), no samples, features that are not finite (layer
-            and rows named), a layer that has no row per sample.
+            and rows named), a layer that has no row per sample, tokens that are neither patches nor known to precede
+            them, padding that cannot be told from tokens, a masked autoencoder that was given no `noise`.
         CorruptFile: the cached set is damaged.
     """
     pool = get_pooling(pooling)
@@ -295,15 +299,20 @@ def extract(
             raise ValueError("cache: needs data= to tell data sets apart, and a pooling that has a name in POOLINGS")
         if (Path(cache) / key[:32] / _RECORD).is_file():
             return FeatureSet.load(Path(cache) / key[:32])
-    count, has_class = prefix_tokens(unwrap(model), prefix)
+    layout = Layout(model, prefix)
+    padding = Padding(unwrap(model))
     source: Iterable[Any] = images.split(batch_size) if isinstance(images, Tensor) else images
     pooled: dict[str, list[Tensor]] = {layer: [] for layer in chosen}
     details: dict[str, list[Tensor]] = {"indices": [], "labels": []}
     skipped: list[str] = []
     current: dict[str, Any] = {}
 
+    def masked(layer: str, value: Tensor) -> Tensor | None:
+        tokens = value.dim() == 3 and not layout.reads_images(layer)
+        return padding.mask(layer, value.shape[1], current["arguments"]) if tokens else None
+
     def reduce(layer: str, value: Tensor) -> Tensor:
-        out = value if value.dim() == 2 else pool(as_tokens(layer, value, count, has_class, current["mask"]))
+        out = value if value.dim() == 2 else pool(layout.tokens(layer, value, masked(layer, value)))
         if out.dim() != 2 or len(out) != current["rows"]:
             raise ValueError(
                 f"layers: {layer} gives {tuple(out.shape)} for {current['rows']} samples, not one row each; leave it "
@@ -313,15 +322,17 @@ def extract(
 
     where = next((p for p in model.parameters()), torch.zeros(()))
     note_if_slow(autocast, where.device.type)
-    with evaluating(model), torch.no_grad(), trace(model, patterns=chosen, reduce=reduce) as recorded:
+    with evaluating(model), torch.no_grad(), trace(model, patterns=chosen, reduce=reduce) as recorded, layout:
         for batch in source:
             skipped += list(getattr(batch, "skipped", ()))
-            arguments, current["mask"] = _arguments(batch, where)
+            current["arguments"] = arguments = _arguments(batch, where)
             current["rows"] = len(next(iter(arguments.values())))
+            if "noise" not in arguments:
+                check_visible(unwrap(model))
             if not current["rows"]:
                 continue
             with torch.autocast(where.device.type, dtype=autocast, enabled=autocast is not None):
-                model(arguments.pop("")) if "" in arguments else model(**arguments)
+                model(arguments[""]) if "" in arguments else model(**arguments)
             for layer in chosen:
                 values = recorded.get(layer, [])
                 if len(values) != 1:
@@ -357,8 +368,8 @@ def check_finite(features: Tensor | np.ndarray, name: str, fix: str, *, block: i
         raise ValueError(f"{name}: NaN or infinite values in {len(bad)} of {len(features)} rows ({named}); {fix}")
 
 
-def _arguments(batch: Any, like: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Keyword arguments of the model ("": the one positional), on its device and in its dtype, and the mask."""
+def _arguments(batch: Any, like: Tensor) -> dict[str, Tensor]:
+    """Keyword arguments of the model ("": the one positional), on its device and in its dtype."""
     if isinstance(batch, Mapping):
         given = {str(name): value for name, value in batch.items() if isinstance(value, Tensor)}
     else:
@@ -366,12 +377,10 @@ def _arguments(batch: Any, like: Tensor) -> tuple[dict[str, Tensor], Tensor | No
         given = {"": first} if isinstance(first, Tensor) else {}
     if not given:
         raise ValueError(f"images: a batch is a {type(batch).__name__}, in which there is no tensor")
-    moved = {
+    return {
         name: value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
         for name, value in given.items()
     }
-    mask = moved.get("attention_mask")
-    return moved, None if mask is None else mask.bool()
 
 
 def _parts_match(name: Sequence[str], pattern: Sequence[str]) -> bool:

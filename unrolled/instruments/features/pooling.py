@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+_DISTILLATION = ("distillation_token", "dist_token")
+_REGISTERS = ("reg_token", "register_tokens")
+_JOINING = ("blocks_token_only", "cls_attn_blocks", "local_up_to_layer")
 
 
 @dataclass(frozen=True)
@@ -113,39 +116,71 @@ def get_pooling(pooling: str | Pooling) -> Pooling:
     return POOLINGS[pooling]
 
 
-def as_tokens(name: str, value: Tensor, prefix: int, class_token: bool, mask: Tensor | None) -> Tokens:
+def as_tokens(
+    name: str,
+    value: Tensor,
+    prefix: int,
+    class_token: bool,
+    mask: Tensor | None,
+    *,
+    grid: tuple[int, int] | None = None,
+    channels_last: bool = False,
+) -> Tokens:
     """Activations [b, n, d] or a map [b, c, h, w] as tokens.
 
+    Args:
+        name, prefix, class_token, mask: as in `Tokens`.
+        value: the activations.
+        grid: of the tokens after the prefix, where they form one.
+        channels_last: a map is [b, h, w, c].
+
     Raises:
-        ValueError: another shape, or no tokens after the prefix.
+        ValueError: another shape, no tokens after the prefix, or a mask of another number of tokens.
     """
     if value.dim() == 4:
-        if value.shape[1] == value.shape[2] != value.shape[3]:  # Swin keeps channels last
+        if channels_last:
             value = value.permute(0, 3, 1, 2)
         return Tokens(name, value.flatten(2).mT, 0, False, (value.shape[2], value.shape[3]), None)
     if value.dim() != 3:
         raise ValueError(f"layers: {name} has shape {tuple(value.shape)}, neither tokens nor a map; leave it out")
-    count = value.shape[1] - prefix
-    if count < 1:
+    if value.shape[1] - prefix < 1:
         raise ValueError(
             f"layers: {name} has {value.shape[1]} tokens, {prefix} of them before the patches; give prefix="
         )
-    side = round(count**0.5)
-    mask = mask if mask is not None and mask.shape[1] == value.shape[1] else None
-    return Tokens(name, value, prefix, class_token, (side, side) if side * side == count else None, mask)
+    if mask is not None and mask.shape[1] != value.shape[1]:
+        raise ValueError(
+            f"layers: {name} has {value.shape[1]} tokens and attention_mask marks padding among {mask.shape[1]}, so "
+            "which tokens are padding is not known; give samples of one length at a time, without padding"
+        )
+    return Tokens(name, value, prefix, class_token, grid, mask)
 
 
 def prefix_tokens(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
     """Tokens before the patches, and whether the first of them is a class token.
 
-    As many as `prefix` says, else the model, else 1 and its registers if it has a class token's parameter, else 0.
+    As many as `prefix` says, else the model, else its class tokens, distillation token and registers if it has
+    parameters of that name, else 0.
     """
     if prefix is not None and prefix < 0:
         raise ValueError(f"prefix={prefix}: must be at least 0")
     config = getattr(model, "config", None)
     registers = int(getattr(model, "num_reg_tokens", 0) or getattr(config, "num_register_tokens", 0) or 0)
+    registers = registers or _parameters(model, _REGISTERS)
     count = prefix if prefix is not None else getattr(model, "num_prefix_tokens", None)
     if count is None:
-        has_class = any(path.rsplit(".", 1)[-1] in _CLASS_TOKENS for path, _ in model.named_parameters())
-        return (1 + registers, True) if has_class else (0, False)
+        classes = _parameters(model, CLASS_TOKENS)
+        return (classes + _parameters(model, _DISTILLATION) + registers, True) if classes else (0, False)
     return int(count), bool(getattr(model, "has_class_token", count > registers)) and count > 0
+
+
+def class_token_joins_late(model: nn.Module) -> bool:
+    """Whether blocks run before the class token is among the tokens, as in CaiT, XCiT and ConViT."""
+    return any(getattr(model, name, None) is not None for name in _JOINING)
+
+
+def _parameters(model: nn.Module, names: tuple[str, ...]) -> int:
+    """How many tokens the first parameter of one of these names holds, [..., n, d]."""
+    for path, parameter in model.named_parameters():
+        if path.rsplit(".", 1)[-1] in names:
+            return parameter.shape[-2] if parameter.dim() > 1 else 1
+    return 0

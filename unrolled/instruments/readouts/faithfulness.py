@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unrolled.instruments.explain import Explanation, explain_logit
 from unrolled.instruments.regions.overlap import bootstrap_interval
+from unrolled.modes import evaluating
 
 SHARES = (0.1, 0.3, 0.5)
 
@@ -21,7 +22,7 @@ def logits_without(model: nn.Module, image: Tensor, removed: Tensor, explanation
     """The explained logit when patches become the mean colour, and the network runs again.
 
     Args:
-        model: a classifier.
+        model: a classifier; run in eval mode and left as it was.
         image: normalised, `[1, c, h, w]`; 0 is the mean colour.
         removed: boolean `[k, n]`, k sets of patches.
         explanation: of the logit, for its grid, target and `against`.
@@ -35,12 +36,19 @@ def logits_without(model: nn.Module, image: Tensor, removed: Tensor, explanation
 
 @torch.no_grad()
 def all_logits_without(model: nn.Module, image: Tensor, removed: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`logits_without` of every class, float64 `[k, classes]`; `grid` is (H, W) in patches."""
+    """`logits_without` of every class, float64 `[k, classes]`; `grid` is (H, W) in patches.
+
+    Raises:
+        ValueError: the image is no whole number of patches.
+    """
+    if image.shape[2] % grid[0] or image.shape[3] % grid[1]:
+        raise ValueError(f"grid={grid}: an image of {tuple(image.shape[2:])} pixels is no whole number of such patches")
     weight = next(model.parameters())
     rows, columns = grid
     mask = removed.view(-1, 1, rows, columns)
     mask = mask.repeat_interleave(image.shape[2] // rows, 2).repeat_interleave(image.shape[3] // columns, 3)
-    out = model(image.masked_fill(mask, 0.0).to(weight))
+    with evaluating(model):
+        out = model(image.masked_fill(mask, 0.0).to(weight))
     return (out if isinstance(out, Tensor) else out.logits).double().cpu()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from unrolled.instruments.anatomy import Stack, find_parts, find_stacks, unwrap
+from unrolled.instruments.features.layout import Layout, check_in_rows, in_rows
 from unrolled.instruments.features.pooling import prefix_tokens
 from unrolled.instruments.weights import eva_heads, turned
 from unrolled.modes import evaluating
@@ -127,7 +128,7 @@ def read_patches(
                         )
                     )
                 )
-        with evaluating(inner):
+        with evaluating(inner), Layout(inner, prefix) as layout:
             inner(images.to(weight))
     finally:
         for handle in handles:
@@ -138,7 +139,7 @@ def read_patches(
         count = next(iter(features.values())).shape[1] if features else 0
     return Patches(
         layers=chosen,
-        grid=grid_of(count, images.shape[-2:], grid),
+        grid=grid_of(count, images.shape[-2:], grid, layout.grid(stack.prefix)),
         query="class token" if has_class else "mean of patch tokens",
         attention=torch.stack([attend[i] for i in chosen]) if attention else None,
         features={facet: torch.stack([features[facet, i] for i in detailed]) for facet in facets},
@@ -260,7 +261,13 @@ def _layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
 
 
 def prefix_of(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
-    """`prefix_tokens`; a model that says nothing of them must be told, since a wrong number may form a grid too."""
+    """`prefix_tokens` of a model whose other tokens are patches, row after row; one that says nothing of them must be
+    told, since a wrong number may form a grid too.
+
+    Raises:
+        ValueError: it must be told, or its patches are in another order.
+    """
+    check_in_rows(model)
     count, has_class = prefix_tokens(model, prefix)
     known = any(getattr(model, name, None) is not None for name in ("num_prefix_tokens", "config"))
     if prefix is None and not (known or has_class):
@@ -268,18 +275,25 @@ def prefix_of(model: nn.Module, prefix: int | None) -> tuple[int, bool]:
     return count, has_class
 
 
-def grid_of(count: int, image: Sequence[int], grid: tuple[int, int] | None) -> tuple[int, int]:
+def grid_of(
+    count: int, image: Sequence[int], grid: tuple[int, int] | None, made: tuple[int, int] | None = None
+) -> tuple[int, int]:
     """Rows and columns of `count` patches of an image [h, w], or those given.
+
+    Args:
+        count: of the patches.
+        image: its shape.
+        grid: given by hand.
+        made: as the model made them of the image, where that is known.
 
     Raises:
         ValueError: they are not as many.
     """
-    if grid is None:
-        height = round((count * image[0] / image[1]) ** 0.5)
-        grid = (height, count // max(height, 1))
-    if grid[0] * grid[1] != count:
+    found = grid or made or in_rows(count, (image[0], image[1]))
+    if found is None or found[0] * found[1] != count:
+        but = "" if found is None else f", not {found[0]} x {found[1]}"
         raise ValueError(
-            f"grid: {count} patch tokens of a {image[0]} x {image[1]} image form no grid, not {grid[0]} x {grid[1]}; "
+            f"grid: {count} patch tokens of a {image[0]} x {image[1]} image form no grid{but}; "
             "give grid=(H, W), or prefix= if there are other tokens before the patches"
         )
-    return grid
+    return found
