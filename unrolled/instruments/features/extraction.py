@@ -31,6 +31,7 @@ from unrolled.reading import read_json
 
 logger = logging.getLogger(__name__)
 FORMAT = "unrolled.features/2"
+_READING = 2  # raised when tokens are pooled otherwise, so that features stored before are not taken for these
 _FIRST = "unrolled.features/1"  # its indices counted what had been drawn from the data, not rows of the data
 _SEAL = "record"  # the checksum of all else in `features.json`
 _RECORD, _ARRAYS = "features.json", "features.safetensors"
@@ -224,7 +225,7 @@ def feature_key(
     """SHA-256 of architecture, weights, data, layers, pooling and precision; arguments as in `extract`."""
     inner = unwrap(model)
     settings = {
-        "format": FORMAT, "architecture": f"{type(inner).__module__}.{type(inner).__qualname__} {inner!r}",
+        "format": FORMAT, "reading": _READING, "architecture": f"{type(inner).__module__}.{type(inner).__qualname__} {inner!r}",
         "weights": weights_checksum(inner), "data": data, "inputs": inputs, "layers": layer_names(model, layers),
         "pooling": pooling, "dtype": str(dtype), "autocast": str(autocast), "prefix": prefix,
     }  # fmt: skip
