@@ -225,7 +225,8 @@ def feature_key(
     """SHA-256 of architecture, weights, data, layers, pooling and precision; arguments as in `extract`."""
     inner = unwrap(model)
     settings = {
-        "format": FORMAT, "reading": _READING, "architecture": f"{type(inner).__module__}.{type(inner).__qualname__} {inner!r}",
+        "format": FORMAT, "reading": _READING,
+        "architecture": f"{type(inner).__module__}.{type(inner).__qualname__} {inner!r}",
         "weights": weights_checksum(inner), "data": data, "inputs": inputs, "layers": layer_names(model, layers),
         "pooling": pooling, "dtype": str(dtype), "autocast": str(autocast), "prefix": prefix,
     }  # fmt: skip
