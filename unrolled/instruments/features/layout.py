@@ -120,8 +120,8 @@ class Layout:
                 f"layers: {name} has shape {tuple(value.shape)}, which is no map of {self._size[0]} x {self._size[1]} "
                 "images; leave it out"
             )
-        said = getattr(self._model, "output_fmt", "")
-        says_last = str(getattr(said, "value", said)).upper() == "NHWC"
+        declared = getattr(self._model, "output_fmt", "")
+        says_last = str(getattr(declared, "value", declared)).upper() == "NHWC"
         return says_last if max(first, last) < _ALIKE else last < first
 
     def _owns_class_token(self, name: str) -> bool:
