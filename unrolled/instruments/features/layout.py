@@ -32,7 +32,7 @@ class Layout:
 
     def __init__(self, model: nn.Module, prefix: int | None) -> None:
         self._model = unwrap(model)
-        self._said, self._given = prefix_tokens(self._model, prefix), prefix is not None
+        self._prefix, self._given = prefix_tokens(self._model, prefix), prefix is not None
         self._stacks = find_stacks(self._model)
         self._scattered = bool(scattered(self._model))
         self._size: tuple[int, int] | None = None
@@ -78,9 +78,9 @@ class Layout:
             ValueError: their shape is neither; or there are more tokens than patches and those before them.
         """
         if value.dim() != 3:
-            return as_tokens(name, value, *self._said, mask, channels_last=self._channels_last(name, value))
+            return as_tokens(name, value, *self._prefix, mask, channels_last=self._channels_last(name, value))
         made = self._patches.get(self._stack(name), self._made.get(len(value)))
-        prefix, has_class = self._said if self._given or self._owns_class_token(name) else (0, False)
+        prefix, has_class = self._prefix if self._given or self._owns_class_token(name) else (0, False)
         count = value.shape[1]
         if made is not None and not self._given and prefix:
             patches = made[0] * made[1]
@@ -178,8 +178,8 @@ def scattered(model: nn.Module) -> str:
 
 def hides_patches(model: nn.Module) -> bool:
     """Whether a model leaves out random patches, or shuffles them, whenever it runs: a masked autoencoder."""
-    own = "mask_ratio" in inspect.signature(model.forward).parameters
-    return own or any(
+    asks = "mask_ratio" in inspect.signature(model.forward).parameters
+    return asks or any(
         callable(getattr(part, "random_masking", None)) and getattr(part, "is_mae", True) for part in model.modules()
     )
 

@@ -289,11 +289,11 @@ def grid_of(
     Raises:
         ValueError: they are not as many.
     """
-    found = grid or made or in_rows(count, (image[0], image[1]))
-    if found is None or found[0] * found[1] != count:
-        but = "" if found is None else f", not {found[0]} x {found[1]}"
+    shape = grid or made or in_rows(count, (image[0], image[1]))
+    if shape is None or shape[0] * shape[1] != count:
+        but = "" if shape is None else f", not {shape[0]} x {shape[1]}"
         raise ValueError(
             f"grid: {count} patch tokens of a {image[0]} x {image[1]} image form no grid{but}; "
             "give grid=(H, W), or prefix= if there are other tokens before the patches"
         )
-    return found
+    return shape
