@@ -249,9 +249,16 @@ def _values_of(attention: nn.Module) -> Tensor | None:
         return weight.unflatten(0, (-1, width) if width is not None else (kv_heads or 1, -1))
     if heads is None or kv_heads is None:
         return None
-    if (weight := _rows(child(attention, INTERLEAVED))) is not None:
+    fused = _rows(child(attention, FUSED))
+    weight = _rows(child(attention, INTERLEAVED))
+    if fused is not None and _attribute(attention, "multi_query") is False:  # GPT-BigCode: a head's three together
+        weight, fused = fused, None
+    if weight is not None:
         return weight.unflatten(0, (kv_heads, heads // kv_heads + 2, -1))[:, -1]
-    if (weight := _rows(child(attention, FUSED))) is not None:
+    if (weight := fused) is not None and type(attention).__name__ == "CodeGenAttention":
+        # four groups of heads, each with its queries, values and keys
+        return weight.unflatten(0, (4, 3, heads // 4, -1))[:, 1].flatten(0, 1)
+    if weight is not None:
         width = len(weight) // (heads + 2 * kv_heads)
         return weight[-kv_heads * width :].unflatten(0, (kv_heads, width))
     return None
