@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from unrolled.instruments.addition import Addition, fault
 from unrolled.instruments.anatomy import FIRST_NORM, Stack, check_values, child, find_stacks, head_subspaces, unwrap
 from unrolled.instruments.feeding import Shown, Spread
 from unrolled.instruments.readouts.probes import widen
@@ -58,6 +59,7 @@ class Meter:
         codes = {f"{name}/ista": index for index, name in enumerate(self.names)}
         self.codes = {name: index for name, index in codes.items() if name in known}
         self.trace = Trace(model, patterns=[*self.points, *self.projections, *self.codes], reduce=self._reduce)
+        self.addition = Addition(self.blocks)
         self.subspaces: list[Tensor] = []
         self.values: dict[tuple[int, str], Tensor] = {}
         self.mask: Tensor | None = None
@@ -75,6 +77,9 @@ class Meter:
                     self.points[self.names[layer - 1]].remove((layer, "z"))
                     self.points[f"{self.names[layer]}/z"] = [(layer, "z")]
         self._pass(shown)
+        for name, block in zip(self.names, self.blocks, strict=True):
+            if reason := fault(f"{name}/half", block):
+                raise ValueError(f"model: {reason}")
         if apart := [layer for layer in range(len(self.blocks)) if self._has_no_half(layer)]:
             for layer in apart:
                 self._reads_z(layer)
@@ -107,10 +112,12 @@ class Meter:
             for name, block in zip(self.names, self.blocks, strict=True)
             if f"{name}/z" in self.points
         ]
+        self.addition.start()
         try:
             with torch.no_grad(), self.trace:
                 shown.run(self.model)
         finally:
+            self.addition.stop()
             for entry in entries:
                 entry.remove()
         if not self.values:
