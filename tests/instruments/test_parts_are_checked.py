@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 import unrolled
 from tests.instruments.architectures import VOCABULARY, build
-from unrolled.instruments import edits, head_subspaces, layerwise
+from unrolled.instruments import causal, edits, head_subspaces, layerwise
 from unrolled.instruments.naming import module_places
 
 _WIDE = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24}
 _TEXT = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SHORT = {"max_position_embeddings": 32}
+_GPT2 = {"n_embd": 16, "n_head": 4, "n_layer": 2, "n_positions": 32}
+_GROUPED = {"num_key_value_heads": 2}
 IDS = torch.randint(3, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(1))
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 NAMES = {"block00/attn", "block00/half", "block00/mlp"}
@@ -161,6 +163,62 @@ def test_in_train_mode_dropout_between_is_said() -> None:
 
 
 _OPT = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "ffn_dim": 24, "word_embed_proj_dim": 16}
+LENSES = {
+    "granite": ("GraniteForCausalLM", {**_WIDE, **_TEXT, **_GROUPED, "logits_scaling": 8.0}),
+    "cohere2": ("Cohere2ForCausalLM", {**_WIDE, **_TEXT, **_GROUPED}),
+    "gemma2": ("Gemma2ForCausalLM", {**_WIDE, **_TEXT, **_GROUPED, "head_dim": 4, "final_logit_softcapping": 1.0}),
+    "mpt": ("MptForCausalLM", {"d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 32, **_TEXT}),
+    "xglm": (
+        "XGLMForCausalLM",
+        {"d_model": 16, "ffn_dim": 24, "num_layers": 2, "attention_heads": 4, **_SHORT, **_TEXT},
+    ),
+    "gpt2": ("GPT2LMHeadModel", {**_GPT2, **_TEXT}),
+}
+
+
+@pytest.mark.parametrize("name", LENSES)
+@torch.no_grad()
+def test_the_lens_of_the_last_block_is_what_a_language_model_says(name: str) -> None:
+    cls, settings = LENSES[name]
+    model = of_transformers(cls, **settings)
+    found = causal.logit_lens(model, {"input_ids": IDS})
+    torch.testing.assert_close(found["block01"], model(IDS).logits)
+    with unrolled.trace(model) as t:
+        model(IDS)
+    assert {"norm", "head"} <= set(t)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        ("DistilBertForMaskedLM", {"dim": 16, "n_heads": 4, "n_layers": 2, "hidden_dim": 24}),
+        ("ModernBertForMaskedLM", {**_WIDE, "cls_token_id": 1, "sep_token_id": 2}),
+        ("ElectraForMaskedLM", {**_WIDE, **_SHORT, "embedding_size": 16}),
+    ],
+)
+def test_a_head_of_more_than_a_norm_and_a_layer_has_no_lens(cls: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{cls} does more between its last block and its logits"):
+        causal.logit_lens(of_transformers(cls, **settings, **_TEXT), IDS)
+
+
+@torch.no_grad()
+def test_the_head_of_modernbert_is_what_gives_its_logits() -> None:
+    model, inputs = build("modernbert")
+    with unrolled.trace(model) as t:
+        out = model(**inputs)
+    assert torch.equal(t["head"], out.logits)
+
+
+@torch.no_grad()
+def test_a_classifier_has_a_lens_of_the_token_it_reads() -> None:
+    model, inputs = build("hf-vit")
+    found = causal.logit_lens(model, inputs)
+    torch.testing.assert_close(found["block01"][:, 0], model(**inputs).logits)
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, window_size=4, depths=(1, 1), num_heads=(2, 4)
+    )
+    with pytest.raises(ValueError, match="change their width"):
+        causal.logit_lens(swin.eval(), IMAGES)
 
 
 @torch.no_grad()

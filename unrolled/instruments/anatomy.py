@@ -45,6 +45,7 @@ BEHIND = (
 FACTORS = (("lambda_1", "gamma_1"), ("lambda_2", "gamma_2"))
 FIRST_NORM = ("norm1", "ln_1", "layernorm_before", "input_layernorm", "layer_norm1", "self_attn_layer_norm")
 FINAL_NORM = ("norm", "layernorm", "ln_f", "final_layernorm", "final_layer_norm", "post_layernorm")
+LATE_NORM = ("norm_f", "layer_norm")  # a final norm where it comes after the blocks, beside them
 HEAD = ("head", "classifier", "lm_head", "score", "cls", "generator_lm_head", "vocab_projector")
 # the attention of a decoder to an encoder's tokens, and the norm before it
 CROSS = ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn", "multihead_attn")
@@ -257,12 +258,33 @@ def final_sites(model: nn.Module, stacks: list[Stack]) -> Iterator[tuple[str, nn
         named = (s.prefix for s in stacks if s.prefix and any(part.startswith(s.prefix[:-1]) for part in parts))
         prefix = next(named, "")
         role = roles.get(parts[-1].removeprefix(f"{prefix[:-1]}_"))
+        if parts[-1] in LATE_NORM and _is_behind(model, path, stacks):
+            role = "norm"
+        if parts[-1] in ("head", "decoder") and (logits := _decoder(model, path)) is not None:
+            role = "head" if module is logits else None  # ModernBERT's `head` is a layer before its classifier
         if role is None or any("embed" in part for part in parts):
             continue
         if f"{prefix}{role}" not in seen:
             seen.add(f"{prefix}{role}")
             sites.append((f"{prefix}{role}", module))
     yield from sorted(sites, key=lambda item: order[item[0].rsplit("/", 1)[-1]])
+
+
+def _decoder(model: nn.Module, path: str) -> nn.Module | None:
+    """The linear `decoder` behind a `head` in the parent of a module, if that is how logits are made."""
+    parent = path.rpartition(".")[0]
+    around = model.get_submodule(parent) if parent else model
+    decoder = _get(around, "decoder")
+    return decoder if _has(around, "head") and _rows(decoder) is not None else None
+
+
+def _is_behind(model: nn.Module, path: str, stacks: list[Stack]) -> bool:
+    """Whether a module comes after a list of blocks in the same parent."""
+    parent, _, name = path.rpartition(".")
+    lists = {block_path.rpartition(".")[0] for stack in stacks for block_path, _ in stack.blocks}
+    beside = {each.rpartition(".")[2] for each in lists if each.rpartition(".")[0] == parent}
+    order = [each for each, _ in (model.get_submodule(parent) if parent else model).named_children()]
+    return bool(beside) and max(map(order.index, beside)) < order.index(name)
 
 
 def head_subspaces(block: nn.Module) -> Tensor:
