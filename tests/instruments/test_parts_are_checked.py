@@ -222,6 +222,42 @@ def test_a_classifier_has_a_lens_of_the_token_it_reads() -> None:
 
 
 @torch.no_grad()
+def test_attention_weights_of_t5_are_not_its_position_bias() -> None:
+    settings = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+    model = of_transformers("T5EncoderModel", **settings, **_TEXT)
+    model.set_attn_implementation("eager")
+    with unrolled.trace(model, attention=True) as t:
+        out = model(IDS, output_attentions=True)
+    for index, weights in enumerate(out.attentions):
+        assert torch.equal(t[f"block{index:02d}/attention"], weights)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 7))
+
+
+class Biased(nn.Module):
+    """Attention that returns its bias in place of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Linear(16, 16)
+        self.num_heads = 4
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        return self.value(hidden_states), torch.randn(len(hidden_states), 4, 5, 5)
+
+
+@torch.no_grad()
+def test_what_is_returned_and_is_no_share_is_not_taken_for_attention() -> None:
+    model = Model("usual").eval()
+    model.config = type("Config", (), {"_attn_implementation": "eager"})()  # type: ignore[assignment]
+    for block in model.blocks:
+        block.attn = Biased()
+        block.forward = lambda x, attn=block.attn: x + attn(hidden_states=x)[0]
+    model.eval()
+    with pytest.raises(ValueError, match="Biased returns no attention weights"), unrolled.trace(model, attention=True):
+        model(TOKENS)
+
+
+@torch.no_grad()
 def test_halves_side_by_side_in_a_block_are_no_stack() -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_small_patch16_18x2_224", depth=2, img_size=32, embed_dim=48, num_heads=3).eval()
