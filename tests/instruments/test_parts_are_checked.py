@@ -257,6 +257,12 @@ def test_what_is_returned_and_is_no_share_is_not_taken_for_attention() -> None:
         model(TOKENS)
 
 
+def test_a_block_that_runs_again_is_not_measured_as_one_layer() -> None:
+    model = of_transformers("AlbertModel", **{**_WIDE, "num_hidden_layers": 3}, **_TEXT, **_SHORT, embedding_size=16)
+    with pytest.raises(ValueError, match="more than once in one pass"):
+        layerwise(model, IDS)
+
+
 @torch.no_grad()
 def test_halves_side_by_side_in_a_block_are_no_stack() -> None:
     torch.manual_seed(0)

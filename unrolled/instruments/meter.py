@@ -60,6 +60,8 @@ class Meter:
         self.codes = {name: index for name, index in codes.items() if name in known}
         self.trace = Trace(model, patterns=[*self.points, *self.projections, *self.codes], reduce=self._reduce)
         self.addition = Addition(self.blocks)
+        self.reached: set[str] = set()
+        """What was measured in the current pass."""
         self.subspaces: list[Tensor] = []
         self.values: dict[tuple[int, str], Tensor] = {}
         self.mask: Tensor | None = None
@@ -106,7 +108,7 @@ class Meter:
     def _pass(self, shown: Shown) -> None:
         """Fill `values` by one forward pass."""
         self.values, self.mask, self.shown = {}, shown.mask(self.stack.prefix), len(shown)
-        self.counted = 0
+        self.counted, self.reached = 0, set()
         entries = [
             block.register_forward_pre_hook(partial(self._entered, name), with_kwargs=True)
             for name, block in zip(self.names, self.blocks, strict=True)
@@ -128,6 +130,12 @@ class Meter:
             self._reduce(f"{name}/z", z)
 
     def _reduce(self, name: str, tensor: Tensor) -> None:
+        if name in self.reached:
+            raise ValueError(
+                f"model: {name} was reached more than once in one pass: a block that runs again, as in ALBERT, is many "
+                "layers of one name, and layers are measured each by itself"
+            )
+        self.reached.add(name)
         z = full(tensor)
         if z.dim() == 4:  # a grid of tokens
             z = z.flatten(1, 2)
