@@ -276,6 +276,30 @@ def test_halves_side_by_side_in_a_block_are_no_stack() -> None:
     assert head_subspaces(model.blocks[0].attns[1]).shape == (3, 48, 16)
 
 
+@pytest.mark.parametrize("name", ["post", "respost", "pre"])
+@torch.no_grad()
+def test_the_published_protocol_measures_what_attention_reads(name: str) -> None:
+    from unrolled.instruments.meter import _project
+    from unrolled.theory import coding_rate, normalize_tokens
+
+    torch.manual_seed(0)
+    kinds = {"respost": "vit_relpos_medium_patch16_rpn_224", "pre": "vit_tiny_patch16_224"}
+    if name == "post":
+        model: Any
+        model, inputs = build("bert")
+        given, z, block = inputs["input_ids"], "embed", model.bert.encoder.layer[0]
+    else:
+        model = timm.create_model(kinds[name], img_size=32, depth=2, embed_dim=48, num_heads=3)
+        model, given, block = noisy(model).eval(), IMAGES, model.blocks[0]
+        z = "blocks.0.norm1" if name == "pre" else "embed"
+    with unrolled.trace(model, patterns=z) as t:
+        model(given)
+    w = normalize_tokens(_project(t[z], head_subspaces(block)))
+    expected = coding_rate(w, 0.1).sum(-1).mean()
+    row = layerwise(model, given, protocol="published")[0]
+    assert row["subspace_rate"] == pytest.approx(float(expected), rel=1e-4)
+
+
 @torch.no_grad()
 def test_what_a_block_multiplies_is_edited_as_it_is_added() -> None:
     model, inputs = build("granite")

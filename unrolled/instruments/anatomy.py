@@ -43,7 +43,6 @@ BEHIND = (
 )
 # parameters that a block multiplies what its first and its second half return by, before it adds it
 FACTORS = (("lambda_1", "gamma_1"), ("lambda_2", "gamma_2"))
-FIRST_NORM = ("norm1", "ln_1", "layernorm_before", "input_layernorm", "layer_norm1", "self_attn_layer_norm")
 FINAL_NORM = ("norm", "layernorm", "ln_f", "final_layernorm", "final_layer_norm", "post_layernorm")
 LATE_NORM = ("norm_f", "layer_norm")  # a final norm where it comes after the blocks, beside them
 HEAD = ("head", "classifier", "lm_head", "score", "cls", "generator_lm_head", "vocab_projector")
