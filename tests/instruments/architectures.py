@@ -49,6 +49,8 @@ _BART = {
 _OPT = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "ffn_dim": 24, "word_embed_proj_dim": 16}
 _DISTIL = {"dim": 16, "n_heads": 4, "n_layers": 2, "hidden_dim": 24, **_TEXT}
 _DINO = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "mlp_ratio": 2, **_PICTURE}
+_GRANITE = {"residual_multiplier": 0.22, "logits_scaling": 8.0}
+_INTERNVL = {**_WIDE, "image_size": [8, 8], "patch_size": [2, 2], "num_channels": 1, "layer_scale_init_value": 0.1}
 _SWIN = {
     **{"image_size": 16, "patch_size": 2, "num_channels": 1, "embed_dim": 8},
     **{"depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
@@ -76,6 +78,18 @@ HUGGING_FACE = {
     ),
     "bloom": Architecture("BloomForCausalLM", {"hidden_size": 16, "n_layer": 2, "n_head": 4, **_TEXT}),
     "opt": Architecture("OPTForCausalLM", {**_OPT, **_TEXT, **_SHORT}),
+    "olmo2": Architecture("Olmo2ForCausalLM", {**_WIDE, **_TEXT, **_GROUPED}),
+    "exaone4": Architecture("Exaone4ForCausalLM", {**_WIDE, **_TEXT, **_GROUPED}),
+    "glm4": Architecture("Glm4ForCausalLM", {**_WIDE, **_TEXT, **_GROUPED, "head_dim": 4}),
+    "granite": Architecture("GraniteForCausalLM", {**_WIDE, **_TEXT, **_GROUPED, **_GRANITE}),
+    "mpt": Architecture("MptForCausalLM", {"d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": 32, **_TEXT}),
+    "codegen": Architecture("CodeGenForCausalLM", {**_GPT2, "rotary_dim": 4}, parallel=True),
+    "bigcode": Architecture("GPTBigCodeForCausalLM", {**_GPT2, "multi_query": False}),
+    "bigcode-shared": Architecture("GPTBigCodeForCausalLM", {**_GPT2, "multi_query": True}),
+    "modernbert": Architecture("ModernBertForMaskedLM", {**_WIDE, **_TEXT, "cls_token_id": 1, "sep_token_id": 2}),
+    "mpnet": Architecture("MPNetForMaskedLM", {**_WIDE, **_TEXT, **_SHORT}, post=True),
+    "esm": Architecture("EsmForMaskedLM", {**_WIDE, **_TEXT, **_SHORT, "mask_token_id": 3}),
+    "roberta-prenorm": Architecture("RobertaPreLayerNormForMaskedLM", {**_WIDE, **_TEXT, **_SHORT}),
     "bert": Architecture("BertForMaskedLM", {**_WIDE, **_TEXT, **_SHORT}, post=True),
     "roberta": Architecture("RobertaForMaskedLM", {**_WIDE, **_TEXT, "max_position_embeddings": 40}, post=True),
     "distilbert": Architecture("DistilBertForMaskedLM", _DISTIL, post=True),
@@ -88,6 +102,8 @@ HUGGING_FACE = {
     "siglip": Architecture("SiglipModel", _TOWERS, takes="both"),
     "hf-vit": Architecture("ViTForImageClassification", {**_WIDE, **_PICTURE}, takes="images"),
     "hf-dinov2": Architecture("Dinov2Model", _DINO, takes="images"),
+    "beit": Architecture("BeitModel", {**_WIDE, **_PICTURE, "layer_scale_init_value": 0.1}, takes="images"),
+    "internvl-vision": Architecture("InternVLVisionModel", _INTERNVL, takes="images"),
     "hf-swin": Architecture("SwinModel", _SWIN, takes="images", side=16),
 }
 TIMM = {

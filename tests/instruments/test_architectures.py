@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import unrolled
 from tests.instruments.architectures import ALL, build
 from unrolled.instruments import edits, head_subspaces, layerwise, trace_report
-from unrolled.instruments.anatomy import descendant, find_parts, find_stacks
+from unrolled.instruments.anatomy import descendant, find_stacks, value_reader
 from unrolled.theory import coding_rate, normalize_tokens, subspace_coding_rate
 
 STACKS = {
@@ -47,7 +47,12 @@ def test_names_mean_the_same_everywhere(name: str) -> None:
             torch.testing.assert_close(z + added + t[f"{block}/mlp"], t[block])
         if ALL[name].parallel or ALL[name].post:
             continue
-        torch.testing.assert_close(z + added.reshape(z.shape), t[f"{block}/half"].reshape(z.shape))
+        half = t[f"{block}/half"].reshape(z.shape)
+        torch.testing.assert_close(z + added.reshape(z.shape), half)
+        if second == "mlp":
+            last = t[f"{block}/mlp"].reshape(z.shape)
+            read = half + t[f"{block}/cross"] if f"{block}/cross" in t else half
+            torch.testing.assert_close(read + last, t[block].reshape(z.shape))
 
 
 @pytest.mark.parametrize("name", [each for each, kind in ALL.items() if kind.takes in ("ids", "pairs")])
@@ -63,15 +68,14 @@ def test_subspaces_of_heads_are_what_their_values_read(name: str) -> None:
         seen.setdefault(module, args[0] if args else kwargs["hidden_states"])
 
     stacks = find_stacks(model)
-    layers = {stack.name(0): find_parts(stack.blocks[0][1]).attention for stack in stacks}
+    layers = {stack.name(0): value_reader(stack.blocks[0][1]) for stack in stacks}
     for layer in layers.values():
-        assert layer is not None
         layer.register_forward_pre_hook(keep, with_kwargs=True)
     with unrolled.trace(model, heads=True) as t:
         model(**{key: value[:, :1] for key, value in inputs.items()})
     for stack in stacks:
         u = head_subspaces(stack.blocks[0][1])
-        x = seen[layers[stack.name(0)]].flatten(0, -2)  # type: ignore[index]
+        x = seen[layers[stack.name(0)]].flatten(0, -2)
         heads = t[f"{stack.name(0)}/attn/heads"].flatten(0, 1)
         values = torch.einsum("bd,hdp->bhp", x[0:1] - x[1:2], u)
         values = values.repeat_interleave(heads.shape[1] // len(u), dim=1)

@@ -14,9 +14,15 @@ import torch
 from torch import Tensor, nn
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention", "SelfAttention", "mssa", "tssa", "cbsa", "mesa")
+SIDE_BY_SIDE = ("attns", "ffns")  # lists inside a block whose elements all read the same tokens
 SECOND = ("ista", "mlp", "ffn", "feed_forward", "feedforward", "DenseReluDense")
 # first and last module of a second half that has no module of its own
-SECOND_PAIRS = (("linear1", "linear2"), ("fc1", "fc2"), ("intermediate", "output.dropout"))
+SECOND_PAIRS = (
+    ("linear1", "linear2"),
+    ("fc1", "fc2"),
+    ("intermediate", "output.dropout"),
+    ("ffn", "ffn_output"),
+)
 # a norm that reads the tokens between the halves; of several that exist the first listed is meant
 MIDDLE_NORM = (
     "norm2",
@@ -26,15 +32,28 @@ MIDDLE_NORM = (
     "post_attention_layernorm",
     "layer_norm2",
     "final_layer_norm",
+    "mlp_norm",
+    "norm_2",
+    "layer_norm_2",
 )
-FIRST_NORM = ("norm1", "ln_1", "layernorm_before", "input_layernorm", "layer_norm1", "self_attn_layer_norm")
+# norms that stand behind a half: what they return is what the half adds; and the norm before the second half, if any
+BEHIND = (
+    ("post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm"),  # Gemma 2, OLMo 2
+    ("post_self_attn_layernorm", "post_mlp_layernorm", "post_attention_layernorm"),  # GLM 4
+)
+# parameters that a block multiplies what its first and its second half return by, before it adds it
+FACTORS = (("lambda_1", "gamma_1"), ("lambda_2", "gamma_2"))
 FINAL_NORM = ("norm", "layernorm", "ln_f", "final_layernorm", "final_layer_norm", "post_layernorm")
+LATE_NORM = ("norm_f", "layer_norm")  # a final norm where it comes after the blocks, beside them
 HEAD = ("head", "classifier", "lm_head", "score", "cls", "generator_lm_head", "vocab_projector")
 # the attention of a decoder to an encoder's tokens, and the norm before it
 CROSS = ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn", "multihead_attn")
 CROSS_NORM = ("encoder_attn_layer_norm", "ln_cross_attn")
 # what puts heads together, and how many there are
-OUTPUT = ("output", "proj", "out_proj", "o_proj", "c_proj", "output.dense", "dense", "out_lin", "to_out", "o")
+OUTPUT = (
+    *("output", "proj", "out_proj", "o_proj", "c_proj", "output.dense", "dense", "out_lin", "to_out", "o"),
+    *("attn.o", "Wo", "projection_layer"),
+)
 HEADS = ("heads", "num_heads", "num_attention_heads", "n_heads", "n_head", "nheads")
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim")
@@ -72,6 +91,10 @@ class Parts:
     second_name: str
     cross: nn.Module | None = None
     """In a decoder, its output is what attention to the encoder's tokens adds, after `halves`."""
+    entry: nn.Module | None = None
+    """What the second half begins with: its input is what that half reads, normed or not."""
+    factors: tuple[Any, Any] = (None, None)
+    """What the block multiplies the outputs of `branch` and `second` by before it adds them; None: it does not."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -121,13 +144,14 @@ def check_values(model: nn.Module) -> None:
 def find_stacks(model: nn.Module) -> list[Stack]:
     """All stacks of transformer blocks, in module order; empty if there is none.
 
-    Lists of blocks that own an attention layer are taken; where there are none, the outermost lists whose every element
-    contains one somewhere.
+    Lists of blocks that own an attention layer are taken, but not the layers side by side in a parallel block; where
+    there are none, the outermost lists whose every element contains one somewhere.
     """
     lists = [
         (path, module)
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0
+        if path.rsplit(".", 1)[-1] not in SIDE_BY_SIDE
     ]
     stacks = [item for item in lists if all(child(b, ATTENTION) is not None for b in item[1])]
     if not stacks:
@@ -145,44 +169,78 @@ def find_stacks(model: nn.Module) -> list[Stack]:
 
 
 def find_parts(block: nn.Module) -> Parts:
-    """The parts of `block` by role."""
+    """The parts of `block` by role; none of them where several attention layers share it, as in parallel blocks."""
     attention = descendant(block, ATTENTION)
+    if attention is None or len(attention_layers(block)) > 1:
+        return Parts(None, None, (), None, "mlp")
     name = next((n for n in SECOND if _has(block, n)), "mlp")
-    second = descendant(block, SECOND)
-    start = second
-    if second is None:
+    start = second = descendant(block, SECOND)
+    if second is None or _has(block, "ffn_output"):
         for first, last in SECOND_PAIRS:
             start, second = _get(block, first), _get(block, last)
             if start is not None and second is not None:
                 break
             start = second = None
-    middle = child(block, MIDDLE_NORM)
+    entry = start
+    behind = next((names for names in BEHIND if _has(block, names[0]) and _has(block, names[1])), None)
+    middle = child(block, MIDDLE_NORM if behind is None else behind[2:])
+    inner_norm = child(attention, ("LayerNorm", "self_attn_layer_norm", "ln"))
+    adds = inner_norm is not None and _has(attention, "output.dropout")  # to its tokens, inside, after a norm inside
+    if middle is None and adds:
+        middle = child(block, ("LayerNorm", "ln"))
     cross = descendant(block, CROSS)
     # T5 keeps each part of a block in a list, with the norm that it reads through
     parts = _get(block, "layer")
     if middle is None and isinstance(parts, nn.ModuleList) and len(parts) > 1:
         middle = child(parts[1], ("layer_norm",))
     # without a norm of its own in between, the second half reads Z+half only in post-norm blocks
-    post_norm = _has(block, "intermediate") or _has(block, "sa_layer_norm")
-    reads = (child(block, CROSS_NORM), cross, middle, start if middle is not None or post_norm else None)
+    post_norm = _has(block, "intermediate") or _has(block, "sa_layer_norm") or _has(block, "full_layer_layer_norm")
+    reads = (child(block, CROSS_NORM), cross, middle, start if middle is not None or post_norm or behind else None)
     halves = [m for m in reads if m is not None]
     branch = attention
     separate = _has(block, "drop_path1") or _has(block, "ls1")  # else one stochastic depth may serve both halves
     for path in ("ls1", "layer_scale1", "drop_path1") if separate else ("layer_scale1", "drop_path"):
         branch = _get(block, path) or branch
-    if attention is not None and _has(attention, "output.LayerNorm"):  # BERT adds and normalises inside its attention
+    if _has(attention, "output.LayerNorm") or adds:  # BERT adds and normalises inside its attention
         branch = _get(attention, "output.dropout") or branch
+    if _has(attention, "attn") and inner_norm is not None:  # and so does MPNet, whose attention is further inside
+        branch = _get(attention, "dropout") or branch
     # Bloom adds to its tokens inside its halves, after these
-    if attention is not None and branch is attention:
+    if branch is attention:
         branch = child(attention, ("dense",)) or branch
     if second is not None:
         second = child(second, ("dense_4h_to_h",)) or second
+        if _has(block, "norm_2"):  # MPT too, in its second
+            second = child(second, ("down_proj",)) or second
+    raw = second
     for path in ("ls2", "layer_scale2", "drop_path2"):
         second = _get(block, path) or second
-    if _has(block, "pre_feedforward_layernorm"):  # norms on both sides of each half, as in Gemma 2
-        branch = _get(block, "post_attention_layernorm") or branch
-        second = _get(block, "post_feedforward_layernorm") or second
-    return Parts(attention, branch, tuple(halves), second, "ista" if name == "ista" else "mlp", cross)
+    if behind is not None:
+        branch, second = _get(block, behind[0]) or branch, _get(block, behind[1]) or second
+    multiplier = _attribute(block, "residual_multiplier")
+    factors = (multiplier, multiplier) if isinstance(multiplier, float) and multiplier != 1 else (
+        _weights(block, FACTORS[0]) if branch is attention else None,
+        _weights(block, FACTORS[1]) if second is raw else None,
+    )  # fmt: skip
+    kind = "ista" if name == "ista" else "mlp"
+    return Parts(attention, branch, tuple(halves), second, kind, cross, entry, factors)
+
+
+def attention_layers(block: nn.Module) -> list[nn.Module]:
+    """The attention layers of a block that its tokens pass: one in most, several where they stand side by side."""
+    if (direct := child(block, ATTENTION)) is not None:
+        return [direct]
+    found: dict[str, nn.Module] = {}
+    for path, module in block.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if not inside and path.rsplit(".", 1)[-1] in ATTENTION:
+            found[path] = module
+    return list(found.values())
+
+
+def _weights(block: nn.Module, names: tuple[str, ...]) -> Tensor | None:
+    """The first parameter of the block with one of `names`."""
+    return next((weight for name in names if (weight := block._parameters.get(name)) is not None), None)
 
 
 def final_sites(model: nn.Module, stacks: list[Stack]) -> Iterator[tuple[str, nn.Module]]:
@@ -199,12 +257,33 @@ def final_sites(model: nn.Module, stacks: list[Stack]) -> Iterator[tuple[str, nn
         named = (s.prefix for s in stacks if s.prefix and any(part.startswith(s.prefix[:-1]) for part in parts))
         prefix = next(named, "")
         role = roles.get(parts[-1].removeprefix(f"{prefix[:-1]}_"))
+        if parts[-1] in LATE_NORM and _is_behind(model, path, stacks):
+            role = "norm"
+        if parts[-1] in ("head", "decoder") and (logits := _decoder(model, path)) is not None:
+            role = "head" if module is logits else None  # ModernBERT's `head` is a layer before its classifier
         if role is None or any("embed" in part for part in parts):
             continue
         if f"{prefix}{role}" not in seen:
             seen.add(f"{prefix}{role}")
             sites.append((f"{prefix}{role}", module))
     yield from sorted(sites, key=lambda item: order[item[0].rsplit("/", 1)[-1]])
+
+
+def _decoder(model: nn.Module, path: str) -> nn.Module | None:
+    """The linear `decoder` behind a `head` in the parent of a module, if that is how logits are made."""
+    parent = path.rpartition(".")[0]
+    around = model.get_submodule(parent) if parent else model
+    decoder = _get(around, "decoder")
+    return decoder if _has(around, "head") and _rows(decoder) is not None else None
+
+
+def _is_behind(model: nn.Module, path: str, stacks: list[Stack]) -> bool:
+    """Whether a module comes after a list of blocks in the same parent."""
+    parent, _, name = path.rpartition(".")
+    lists = {block_path.rpartition(".")[0] for stack in stacks for block_path, _ in stack.blocks}
+    beside = {each.rpartition(".")[2] for each in lists if each.rpartition(".")[0] == parent}
+    order = [each for each, _ in (model.get_submodule(parent) if parent else model).named_children()]
+    return bool(beside) and max(map(order.index, beside)) < order.index(name)
 
 
 def head_subspaces(block: nn.Module) -> Tensor:
@@ -220,12 +299,31 @@ def head_subspaces(block: nn.Module) -> Tensor:
     Raises:
         ValueError: the block has no attention layer, or none whose projection is known.
     """
+    return _values_in(block)[1].detach().mT
+
+
+def value_reader(block: nn.Module) -> nn.Module:
+    """The module of a block whose input its heads' subspaces are of: the tokens that attention reads, normed or not.
+
+    Raises:
+        ValueError: as `head_subspaces`.
+    """
+    return _values_in(block)[0]
+
+
+def _values_in(block: nn.Module) -> tuple[nn.Module, Tensor]:
+    """The module that has the value projections, and their weights, `[h, p, d]`."""
     attention = descendant(block, ATTENTION)
     if attention is None:
         raise ValueError(f"{type(block).__name__}: has no attention layer, so no subspaces")
+    if (count := len(attention_layers(block))) > 1:
+        raise ValueError(
+            f"{type(block).__name__}: has {count} attention layers side by side, so no one set of subspaces; "
+            "give each of them to head_subspaces in a module of its own"
+        )
     for module in attention.modules():
         if (values := _values_of(module)) is not None:
-            return values.detach().mT
+            return module, values
     raise ValueError(
         f"{type(attention).__name__}: cannot tell its heads' subspaces; needs a Linear named `subspaces`, one of "
         f"{FUSED + INTERLEAVED} or one of {VALUE}, and a head count"
@@ -249,9 +347,16 @@ def _values_of(attention: nn.Module) -> Tensor | None:
         return weight.unflatten(0, (-1, width) if width is not None else (kv_heads or 1, -1))
     if heads is None or kv_heads is None:
         return None
-    if (weight := _rows(child(attention, INTERLEAVED))) is not None:
+    fused = _rows(child(attention, FUSED))
+    weight = _rows(child(attention, INTERLEAVED))
+    if fused is not None and _attribute(attention, "multi_query") is False:  # GPT-BigCode: a head's three together
+        weight, fused = fused, None
+    if weight is not None:
         return weight.unflatten(0, (kv_heads, heads // kv_heads + 2, -1))[:, -1]
-    if (weight := _rows(child(attention, FUSED))) is not None:
+    if (weight := fused) is not None and type(attention).__name__ == "CodeGenAttention":
+        # four groups of heads, each with its queries, values and keys
+        return weight.unflatten(0, (4, 3, heads // 4, -1))[:, 1].flatten(0, 1)
+    if weight is not None:
         width = len(weight) // (heads + 2 * kv_heads)
         return weight[-kv_heads * width :].unflatten(0, (kv_heads, width))
     return None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unrolled.instruments.addition import CHECKED, Addition, changing, fault
 from unrolled.instruments.anatomy import (
     ATTENTION,
     check_values,
@@ -25,7 +26,7 @@ from unrolled.instruments.anatomy import (
     output_projection,
     unwrap,
 )
-from unrolled.instruments.sites import Listener, Site, paths_of, read_input, read_output, sites_of, unknown
+from unrolled.instruments.sites import Listener, Site, branch_site, paths_of, read_input, read_output, sites_of, unknown
 
 Change = Callable[[Tensor], Tensor]
 
@@ -61,7 +62,8 @@ def edit(model: nn.Module, edits: Mapping[str, Change]) -> Edit:
     Raises:
         ValueError: a name matches nothing (the nearest are given) or cannot be changed, the model or a block of it is
             compiled, or on the meta device. While running: a result of another shape, dtype or device. At the end: an
-            edit whose place was never reached, or a name that two edits in force would change.
+            edit whose place was never reached, or is not what its name says (see `trace`), or a name that two edits in
+            force would change.
     """
     return Edit(model, edits)
 
@@ -134,6 +136,10 @@ class Edit:
         sites = [target.site for target in self._targets if target.site is not None]
         sites += [site for target in self._targets if target.half for site in _entries(self._model, target)]
         self._listener = Listener(sites)
+        edited = self._by_site.values()
+        self._changing = [s.module for t in edited if (s := t.site) and s.block is None and s.when == "after"]
+        self._checked = {s.name: s.block for t in edited if (s := t.site) and s.block is not None and s.part in CHECKED}
+        self._addition = Addition(self._checked.values())
         self._expected: dict[str, Tensor] = {}
         self._reached: set[str] = set()
 
@@ -150,8 +156,11 @@ class Edit:
         taken = _active.setdefault(self._model, set())
         if both := taken & self._names:
             raise ValueError(f"edits: {', '.join(sorted(both))} is being changed already; end that edit, or join them")
+        self._refuse()
         self._reached.clear()
         self._listener.start(self._act, first=True)
+        self._addition.start()
+        changing(self._changing, 1)
         for target in self._targets:
             if target.method is not None:
                 layer, method = target.method
@@ -161,15 +170,24 @@ class Edit:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._listener.stop()
+        self._addition.stop()
+        changing(self._changing, -1)
         for target in self._targets:
             if target.method is not None:
                 delattr(*target.method)
         self._expected.clear()
         _active[self._model] -= self._names
+        if error is None:
+            self._refuse()
         missed = self._names - self._reached
         if error is None and missed:
             why = "that part of the model did not run" if self._reached else "the model did not run, or not by itself"
             raise ValueError(f"edits: {', '.join(sorted(missed))} was never reached: {why}")
+
+    def _refuse(self) -> None:
+        for name, block in self._checked.items():
+            if reason := fault(name, block):
+                raise ValueError(f"edits: {reason}")
 
     def _changed(self, target: _Target, value: Tensor) -> Tensor:
         for act in target.acts:
@@ -203,6 +221,8 @@ class Edit:
             self._expected[site.name] = after
             after = after - entered
         after = after.reshape(shape)
+        if site.factor is not None:
+            after = _divided(after, value, site, read_output(args, kwargs, output))
         if site.when == "after":
             return _replaced(output, after)
         if args:
@@ -250,10 +270,8 @@ def _places(model: nn.Module) -> Iterator[tuple[str, _Target, int | slice | None
             name, parts = stack.name(index), find_parts(block)
             if parts.halves and parts.branch is not None and name not in halves:
                 halves.add(name)
-                inside = parts.attention is not None and any(m is parts.branch for m in parts.attention.modules())
-                after = None if inside else parts.attention
-                site = Site(f"{name}/half", parts.branch, "after", read_output, block, after)
-                yield site.name, _Target(site, half=True), None
+                if (adding := branch_site(f"{name}/half", block, parts)) is not None:
+                    yield adding.name, _Target(adding, half=True), None
             yield from _heads(model, name, block)
             yield from _atoms(name, block)
 
@@ -320,6 +338,15 @@ def _check_like(changed: Any, value: Tensor, name: str) -> None:
         if old != new:
             old, new = (list(old), list(new)) if what == "shape" else (old, new)
             raise ValueError(f"edits: the function of {name} changed the {what} from {old} to {new}; keep it")
+
+
+def _divided(after: Tensor, before: Tensor, site: Site, raw: Tensor | None) -> Tensor:
+    """What a module must return for its block to add `after`; what is unchanged stays, to the bit."""
+    assert raw is not None
+    if not bool(torch.as_tensor(site.factor != 0).all()):
+        raise ValueError(f"edits: {site.name} cannot be changed: its block multiplies it by weights that are 0")
+    divided = (after / site.factor).to(raw.dtype)
+    return divided if after.requires_grad else torch.where(after == before, raw, divided)
 
 
 def _are_close(actual: Tensor, expected: Tensor) -> bool:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unrolled.instruments.anatomy import FIRST_NORM, Stack, check_values, child, find_stacks, head_subspaces, unwrap
+from unrolled.instruments.addition import Addition, fault
+from unrolled.instruments.anatomy import Stack, check_values, find_stacks, head_subspaces, unwrap, value_reader
 from unrolled.instruments.feeding import Shown, Spread
 from unrolled.instruments.readouts.probes import widen
 from unrolled.instruments.sites import read_input
@@ -43,11 +44,11 @@ class Meter:
         # name of an activation -> what to do with it: (layer, point) pairs
         self.points: dict[str, list[tuple[int, str]]] = {f"{self.stack.prefix}embed": [(0, "z")]}
         self.projections: dict[str, int] = {}
-        for index, (path, block) in enumerate(self.stack.blocks):
+        for index in range(len(self.blocks)):
             self.points[f"{self.names[index]}/half"] = [(index, "half")]
             self.points[self.names[index]] = [(index, "next"), (index + 1, "z")]
             if protocol == "published":
-                self.projections[_norm_path(path, block)] = index
+                self.projections[f"{self.names[index]}/reads"] = index
         self.points[self.names[-1]].pop()
         self.parallel: set[int] = set()
         """Layers whose halves both read Z: what the second reads, `half`, is Z."""
@@ -57,7 +58,10 @@ class Meter:
                 self._reads_z(index)
         codes = {f"{name}/ista": index for index, name in enumerate(self.names)}
         self.codes = {name: index for name, index in codes.items() if name in known}
-        self.trace = Trace(model, patterns=[*self.points, *self.projections, *self.codes], reduce=self._reduce)
+        self.trace = Trace(model, patterns=[*self.points, *self.codes], reduce=self._reduce)
+        self.addition = Addition(self.blocks)
+        self.reached: set[str] = set()
+        """What was measured in the current pass."""
         self.subspaces: list[Tensor] = []
         self.values: dict[tuple[int, str], Tensor] = {}
         self.mask: Tensor | None = None
@@ -75,6 +79,9 @@ class Meter:
                     self.points[self.names[layer - 1]].remove((layer, "z"))
                     self.points[f"{self.names[layer]}/z"] = [(layer, "z")]
         self._pass(shown)
+        for name, block in zip(self.names, self.blocks, strict=True):
+            if reason := fault(f"{name}/half", block):
+                raise ValueError(f"model: {reason}")
         if apart := [layer for layer in range(len(self.blocks)) if self._has_no_half(layer)]:
             for layer in apart:
                 self._reads_z(layer)
@@ -101,29 +108,46 @@ class Meter:
     def _pass(self, shown: Shown) -> None:
         """Fill `values` by one forward pass."""
         self.values, self.mask, self.shown = {}, shown.mask(self.stack.prefix), len(shown)
-        self.counted = 0
+        self.counted, self.reached = 0, set()
         entries = [
-            block.register_forward_pre_hook(partial(self._entered, name), with_kwargs=True)
-            for name, block in zip(self.names, self.blocks, strict=True)
-            if f"{name}/z" in self.points
+            module.register_forward_pre_hook(partial(self._given, name), with_kwargs=True)
+            for name, module in self._readers()
         ]
+        self.addition.start()
         try:
             with torch.no_grad(), self.trace:
                 shown.run(self.model)
         finally:
+            self.addition.stop()
             for entry in entries:
                 entry.remove()
         if not self.values:
             raise ValueError(f"model: its stack of blocks {self.stack.prefix[:-1]!r} did not run")
 
-    def _entered(self, name: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _readers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Modules whose inputs are measured and in no trace: blocks behind a merging, and what attention reads."""
+        for name, block in zip(self.names, self.blocks, strict=True):
+            if f"{name}/z" in self.points:
+                yield f"{name}/z", block
+            if f"{name}/reads" in self.projections:
+                yield f"{name}/reads", value_reader(block)
+
+    def _given(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if (z := read_input(args, kwargs, None)) is not None:
-            self._reduce(f"{name}/z", z)
+            self._reduce(name, z)
 
     def _reduce(self, name: str, tensor: Tensor) -> None:
+        if name in self.reached:
+            raise ValueError(
+                f"model: {name} was reached more than once in one pass: a block that runs again, as in ALBERT, is many "
+                "layers of one name, and layers are measured each by itself"
+            )
+        self.reached.add(name)
         z = full(tensor)
         if z.dim() == 4:  # a grid of tokens
             z = z.flatten(1, 2)
+        if name in self.projections and z.dim() == 3 and len(z) != self.shown and len(z) % max(self.shown, 1) == 0:
+            z = z.reshape(self.shown, -1, z.shape[-1])  # windows, those of an image after one another
         if z.dim() != 3:
             raise ValueError(f"model: {name} has shape {tuple(tensor.shape)}, needs tokens [b, n, d]")
         for rows, tokens in self._counted(z, name):
@@ -234,13 +258,6 @@ def _project(z: Tensor, subspaces: Tensor) -> Tensor:
     h, d, p = subspaces.shape
     w = z.flatten(0, 1) @ subspaces.transpose(0, 1).reshape(d, h * p)
     return w.view(*z.shape[:2], h, p).transpose(1, 2).contiguous()
-
-
-def _norm_path(path: str, block: nn.Module) -> str:
-    norm = child(block, FIRST_NORM)
-    if norm is None:
-        raise ValueError(f"protocol='published': {path} has no norm before its attention; use protocol='paper'")
-    return next(f"{path}.{name}" for name, module in block.named_children() if module is norm)
 
 
 def _nonzero(z: Tensor) -> Tensor:

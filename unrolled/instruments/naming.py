@@ -37,7 +37,8 @@ class Place(NamedTuple):
 def module_places(model: nn.Module) -> dict[str, Place]:
     """Where every name of `trace(model, heads=True)` is, for tools that take modules or their paths.
 
-    Attention weights are in no module. `block03/attn/heads` is there with its heads side by side, `[b, n, h * p]`.
+    Attention weights are in no module, nor is a half that its block multiplies (Granite). `block03/attn/heads` is there
+    with its heads side by side, `[b, n, h * p]`.
     The other way round: `{place: name for name, place in module_places(model).items()}`.
 
     Args:
@@ -52,6 +53,8 @@ def module_places(model: nn.Module) -> dict[str, Place]:
     sites = sites_of(inner, stacks, heads=True) if stacks else paths_of(inner)
     places: dict[str, Place] = {}
     for site in sites:
+        if site.factor is not None:
+            continue
         places.setdefault(site.name, Place(paths[site.module], "input" if site.when == "before" else "output"))
     return places
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from unrolled.instruments.anatomy import Stack, final_sites, find_parts, head_count, output_projection
+from unrolled.instruments.anatomy import Parts, Stack, final_sites, find_parts, head_count, output_projection
 from unrolled.instruments.weights import Read, attention_reader
 
 
@@ -30,6 +30,13 @@ class Site:
     """Record only once in a call of this block ..."""
     attention: nn.Module | None = None
     """... and only after this module has run in it."""
+    factor: Any = None
+    """What the block multiplies the module's output by, which `read` has done; None: nothing."""
+
+    @property
+    def part(self) -> str:
+        """Of a place in a block, its name there: `attn`, `half`, `mlp`."""
+        return self.name.rsplit("/", 1)[-1]
 
 
 @dataclass
@@ -128,20 +135,35 @@ def sites_of(model: nn.Module, stacks: list[Stack], attention: bool = False, hea
                 yield Site(f"{name}/attention", parts.attention, read[0], read[1], block)
             if heads and parts.attention is not None:
                 yield from _heads_site(model, name, parts.attention)
-            if parts.branch is not None and parts.attention is not None:
-                # stochastic depth may be shared by the halves: the call after attention is attention's
-                inside = any(module is parts.branch for module in parts.attention.modules())
-                after = None if inside else parts.attention
-                yield Site(f"{name}/attn", parts.branch, "after", read_output, block, after)
-            for module in parts.halves:
-                yield Site(f"{name}/half", module, "before", read_input, block, parts.attention)
-            if parts.cross is not None:
-                yield Site(f"{name}/cross", parts.cross, "after", read_output, block)
-            if parts.second is not None:
-                yield Site(f"{name}/{parts.second_name}", parts.second, "after", read_output, block)
+            yield from half_sites(name, block, parts)
             yield Site(name, block, "after", read_output)
     for name, module in final_sites(model, stacks):
         yield Site(name, module, "after", read_output)
+
+
+def half_sites(name: str, block: nn.Module, parts: Parts) -> Iterator[Site]:
+    """The places of a block's halves: `attn`, `half`, `cross` and `mlp` or `ista`."""
+    if (site := branch_site(f"{name}/attn", block, parts)) is not None:
+        yield site
+    for module in parts.halves:
+        yield Site(f"{name}/half", module, "before", read_input, block, parts.attention)
+    if parts.cross is not None:
+        yield Site(f"{name}/cross", parts.cross, "after", read_output, block)
+    if parts.second is not None:
+        factor = parts.factors[1]
+        read = partial(_read_multiplied, factor)
+        yield Site(f"{name}/{parts.second_name}", parts.second, "after", read, block, factor=factor)
+
+
+def branch_site(name: str, block: nn.Module, parts: Parts) -> Site | None:
+    """Where a block has what attention adds, under any name."""
+    if parts.branch is None or parts.attention is None:
+        return None
+    # stochastic depth may be shared by the halves: the call after attention is attention's
+    inside = any(module is parts.branch for module in parts.attention.modules())
+    after = None if inside else parts.attention
+    factor = parts.factors[0]
+    return Site(name, parts.branch, "after", partial(_read_multiplied, factor), block, after, factor)
 
 
 def _heads_site(model: nn.Module, name: str, attention: nn.Module) -> Iterator[Site]:
@@ -198,6 +220,12 @@ def read_input(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Te
 def read_output(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
     """The tokens that a module returns."""
     return first_tensor(output)
+
+
+def _read_multiplied(factor: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+    """What a module returns times what its block multiplies it by."""
+    value = first_tensor(output)
+    return value if value is None or factor is None else value * factor
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from unrolled.instruments.addition import CHECKED, Addition, fault
 from unrolled.instruments.anatomy import Stack, find_stacks, unwrap
 from unrolled.instruments.sites import Listener, Site, paths_of, select, sites_of, unknown
 from unrolled.tables import Tabular
@@ -59,6 +60,10 @@ def trace(
     blocks whose halves run in parallel have no `half`. A model without transformer blocks is recorded by module path
     (`layer1.0.conv1`), and any module path may also be asked for by a pattern.
 
+    Parts are found by their names, so what a block does with them is checked once while it runs: that Z plus `attn` is
+    `half`, or what a norm makes of it, and `half` plus `mlp` what leaves the block. Places where that fails are left
+    out of the trace, and asking for one says why.
+
     Args:
         model: any module. It is not changed; hooks live only inside the `with` block and go even after an exception.
         patterns: shell-style patterns of names to record (`"block*/half"`, `["embed", "block??"]`; `*` also matches
@@ -79,7 +84,7 @@ def trace(
 
     Raises:
         ValueError: a pattern matches nothing (the nearest names are given), attention weights cannot be had, or `model`
-            or a part of it is compiled or scripted.
+            or a part of it is compiled or scripted. On reading: a place that is not what its name says.
     """
     return Trace(model, patterns=patterns, reduce=reduce, grad=grad, attention=attention, heads=heads)
 
@@ -109,6 +114,8 @@ class Trace(Tabular, Mapping[str, Any]):
             )
         self._sites = sites if patterns is None else select(sites, inner, patterns)
         self._listener = Listener(self._sites)
+        self._checked = {s.name: s.block for s in self._sites if s.block is not None and s.part in CHECKED}
+        self._addition = Addition(self._checked.values())
         self._reduce, self._grad = reduce, grad
         self._values: dict[str, list[Any]] = {}
         self._paused = False
@@ -123,6 +130,8 @@ class Trace(Tabular, Mapping[str, Any]):
         self._values.clear()
 
     def __getitem__(self, name: str) -> Any:
+        if reason := self.refused(name):
+            raise ValueError(f"model: {reason}")
         if name not in self._values:
             raise KeyError(
                 unknown(name, self.names) if name not in self.names else f"{name}: no forward call recorded it"
@@ -139,11 +148,19 @@ class Trace(Tabular, Mapping[str, Any]):
             )
         return torch.cat(values) if values[0].dim() else torch.stack(values)
 
+    def refused(self, name: str) -> str:
+        """Why a name has no tensor though its place was reached; empty if nothing speaks against it."""
+        block = self._checked.get(name)
+        return "" if block is None else fault(name, block)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values and not self.refused(str(name))
+
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self.names if name in self._values)
+        return (name for name in self.names if name in self)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return sum(1 for _ in self)
 
     def records(self) -> list[dict[str, Any]]:
         """Name, shape, dtype and number of calls of all that was recorded; of what `reduce=` made no shape."""
@@ -197,10 +214,12 @@ class Trace(Tabular, Mapping[str, Any]):
         if self._listener.listening:
             raise RuntimeError("this trace is already recording")
         self._listener.start(self._record)
+        self._addition.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._listener.stop()
+        self._addition.stop()
 
     def _record(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # reading attention runs parts of the model again, and so does checkpointing in the backward pass: not counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,7 +35,7 @@ def attention_reader(model: nn.Module, parts: Parts) -> tuple[Literal["before", 
         return "before", lambda args, kwargs, _: _eva_attention(layer, args, kwargs)
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) == "eager":
-        return "after", _returned_weights
+        return "after", partial(_returned_weights, layer)
     return None
 
 
@@ -59,7 +60,7 @@ def turned(layer: Any, z: Tensor, rope: Tensor) -> Tensor:
 
 
 def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    z: Tensor = args[0] if args else next(iter(kwargs.values()))
+    z: Tensor = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
     return z
 
 
@@ -90,6 +91,19 @@ def _softmax(logits: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     return logits.softmax(-1)
 
 
-def _returned_weights(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+def _returned_weights(layer: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """The last of what is returned with the tokens that has the shape of weights: T5 puts its position bias first."""
     items = output if isinstance(output, tuple) else ()
-    return next((item for item in items[1:] if isinstance(item, Tensor) and item.dim() == 4), None)
+    found = [item for item in items[1:] if isinstance(item, Tensor) and item.dim() == 4]
+    if not found:
+        return None
+    weights, z = found[-1], _tokens(args, kwargs)
+    # rows sum to 1, to less where a sink takes part of them and to more where dropout has scaled those it left
+    sums = weights.detach().float().sum(-1)
+    share = layer is None or layer.training or (bool((weights >= 0).all()) and bool((sums <= 1.02).all()))
+    if len(weights) != len(z) or z.dim() != 3 or weights.shape[2] != z.shape[1] or not share:
+        raise ValueError(
+            f"attention=True: {type(layer).__name__} returns no attention weights [b, h, n, n] of its tokens "
+            f"{list(z.shape)} but {list(weights.shape)}; leave attention=True out"
+        )
+    return weights

@@ -28,6 +28,7 @@ from unrolled.instruments.causal.sweeps import (
 )
 from unrolled.instruments.editing import Change, Edit, places_of
 from unrolled.instruments.edits import patch
+from unrolled.instruments.sites import first_tensor
 from unrolled.instruments.trace import trace
 from unrolled.modes import evaluating
 
@@ -175,26 +176,64 @@ def _same_half(half: str, place: str) -> bool:
 def logit_lens(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
     """What the head would say of the tokens between the blocks: logits of every `embed` and `blockNN`.
 
+    The tokens pass the final norm, the head, and what the model's configuration then does to its logits: a scale
+    (Granite, Cohere) or a soft cap (Gemma 2).
+
     Args:
         model: a classifier of timm (`forward_head` after the final norm), or a language model with a final norm and a
             head.
         inputs: given to the model, as keywords if they are a mapping.
 
     Raises:
-        ValueError: the model has no head that tokens can be given.
+        ValueError: the model has no head that tokens can be given, or does more between its last block and its logits
+            than is known here: of the last block the lens must say what the model says.
     """
     inner: Any = unwrap(model)
     with torch.no_grad(), evaluating(model):
-        with trace(model) as t:
-            call(model, inputs)
-        tokens = {name: t[name] for name in t if re.fullmatch(r"embed|block\d+", name)}
-        norm = next((module for name, module in _finals(inner) if name == "norm"), nn.Identity())
-        head = next((module for name, module in _finals(inner) if name == "head"), None)
-        if head is None or not tokens:
+        finals = list(_finals(inner))
+        norm = next((module for name, module in finals if name == "norm"), nn.Identity())
+        head = next((module for name, module in finals if name == "head"), None)
+        stacks = find_stacks(inner)
+        if head is None or [stack.prefix for stack in stacks] != [""]:
             raise ValueError("model: has no single stack of blocks with a head that reads its tokens")
+        names = ["embed", *(stacks[0].name(index) for index in range(len(stacks[0].blocks)))]
+        with trace(model, patterns=names) as t:
+            out = call(model, inputs)
+        if len({t[name].shape[-1] for name in t}) > 1:
+            raise ValueError(f"model: tokens of {type(inner).__name__} change their width, and its head reads the last")
         if callable(getattr(inner, "forward_head", None)):
-            return {name: inner.forward_head(norm(z)) for name, z in tokens.items()}
-        return {name: head(norm(z)) for name, z in tokens.items()}
+            found = {name: inner.forward_head(norm(t[name])) for name in t}
+        else:
+            found = {name: _as_configured(inner, head(norm(t[name]))) for name in t}
+        last = first_tensor(getattr(out, "logits", out))
+        if last is None or names[-1] not in found or not _says(found[names[-1]], last):
+            raise ValueError(
+                f"model: {type(inner).__name__} does more between its last block and its logits than a norm and a "
+                "head: the lens of its last block is not what it says; trace its blocks and apply its own head to them"
+            )
+        return found
+
+
+def _as_configured(model: Any, logits: Tensor) -> Tensor:
+    """Logits as the model's configuration scales or caps what the head returns."""
+    config = getattr(model, "config", None)
+    divisor, scale, cap = (
+        getattr(config, name, None) for name in ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    )
+    logits = logits * ((scale or 1.0) / (divisor or 1.0))
+    return (logits / cap).tanh() * cap if cap else logits
+
+
+def _says(lens: Tensor, logits: Tensor) -> bool:
+    """Whether the lens of the last block is the model's logits, or those of a token or of the mean where it has one."""
+    if lens.shape == logits.shape:
+        pairs = lens[:, None], logits[:, None]
+    elif lens.dim() == 3 and logits.dim() == 2 and (len(lens), lens.shape[-1]) == tuple(logits.shape):
+        pairs = torch.cat([lens, lens.mean(1, keepdim=True)], 1), logits[:, None]
+    else:
+        return False
+    away = (pairs[0] - pairs[1]).double().flatten(2).norm(dim=2).amin(1)
+    return bool((away <= 1e-2 * pairs[1].double().flatten(1).norm(dim=1)).all())
 
 
 def _finals(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
