@@ -113,7 +113,7 @@ class Addition:
         # a replica of data parallelism is another module, and tokens of the meta device have no values; the backward
         # pass of a checkpoint runs a block again
         if module is block and z is not None and not z.is_meta and torch._C._current_graph_task_id() == -1:
-            self._seen[block] = _Seen(_kept(z))
+            self._seen[block] = _Seen(_copy(z))
 
     def _part(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         seen = None if site.block is None else self._seen.get(site.block)
@@ -121,7 +121,7 @@ class Addition:
             return
         with torch.no_grad():
             if (value := site.read(args, kwargs, output)) is not None:
-                seen.parts[site.part] = _kept(value)
+                seen.parts[site.part] = _copy(value)
 
     def _normed(
         self, block: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -130,12 +130,12 @@ class Addition:
         if seen is None or given is None or returned is None:
             return
         if given.numel() == seen.z.numel() == returned.numel():
-            seen.norms.append((_kept(given), _kept(returned)))
+            seen.norms.append((_copy(given), _copy(returned)))
 
     def _read(self, block: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen, given = self._seen.get(block), read_input(args, kwargs, None)
         if seen is not None and given is not None and seen.entry is None:
-            seen.entry = _kept(given)
+            seen.entry = _copy(given)
 
     def _ended(self, block: nn.Module, parts: Parts, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen, out = self._seen.pop(block, None), read_output(args, {}, output)
@@ -146,8 +146,8 @@ class Addition:
         finite = all(bool(value.isfinite().all()) for value in (seen.z, out, *seen.parts.values()))
         # of zeros, such as an edit leaves, every multiple is the same
         if finite and all(bool(value.any()) for value in seen.parts.values()):
-            found = frozenset(_faults(seen, parts, out.detach()))
-            _known.setdefault(block, {})[block.training] = found
+            faults = frozenset(_faults(seen, parts, out.detach()))
+            _known.setdefault(block, {})[block.training] = faults
 
 
 def _faults(seen: _Seen, parts: Parts, out: Tensor) -> Iterator[str]:
@@ -216,6 +216,6 @@ def _channels_last(value: Tensor, like: Tensor) -> Tensor:
     return value.movedim(1, -1) if apart else value
 
 
-def _kept(value: Tensor) -> Tensor:
+def _copy(value: Tensor) -> Tensor:
     """A copy: what the model does in place must not reach it."""
     return value.detach().clone()

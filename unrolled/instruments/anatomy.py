@@ -230,12 +230,12 @@ def attention_layers(block: nn.Module) -> list[nn.Module]:
     """The attention layers of a block that its tokens pass: one in most, several where they stand side by side."""
     if (direct := child(block, ATTENTION)) is not None:
         return [direct]
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     for path, module in block.named_modules():
-        inside = any(path.startswith(f"{outer}.") for outer in found)
+        inside = any(path.startswith(f"{outer}.") for outer in layers)
         if not inside and path.rsplit(".", 1)[-1] in ATTENTION:
-            found[path] = module
-    return list(found.values())
+            layers[path] = module
+    return list(layers.values())
 
 
 def _weights(block: nn.Module, names: tuple[str, ...]) -> Tensor | None:

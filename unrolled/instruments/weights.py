@@ -94,10 +94,10 @@ def _softmax(logits: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
 def _returned_weights(layer: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """The last of what is returned with the tokens that has the shape of weights: T5 puts its position bias first."""
     items = output if isinstance(output, tuple) else ()
-    found = [item for item in items[1:] if isinstance(item, Tensor) and item.dim() == 4]
-    if not found:
+    maps = [item for item in items[1:] if isinstance(item, Tensor) and item.dim() == 4]
+    if not maps:
         return None
-    weights, z = found[-1], _tokens(args, kwargs)
+    weights, z = maps[-1], _tokens(args, kwargs)
     # rows sum to 1, to less where a sink takes part of them and to more where dropout has scaled those it left
     sums = weights.detach().float().sum(-1)
     share = layer is None or layer.training or (bool((weights >= 0).all()) and bool((sums <= 1.02).all()))

@@ -202,16 +202,16 @@ def logit_lens(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
         if len({t[name].shape[-1] for name in t}) > 1:
             raise ValueError(f"model: tokens of {type(inner).__name__} change their width, and its head reads the last")
         if callable(getattr(inner, "forward_head", None)):
-            found = {name: inner.forward_head(norm(t[name])) for name in t}
+            logits = {name: inner.forward_head(norm(t[name])) for name in t}
         else:
-            found = {name: _as_configured(inner, head(norm(t[name]))) for name in t}
+            logits = {name: _as_configured(inner, head(norm(t[name]))) for name in t}
         last = first_tensor(getattr(out, "logits", out))
-        if last is None or names[-1] not in found or not _says(found[names[-1]], last):
+        if last is None or names[-1] not in logits or not _says(logits[names[-1]], last):
             raise ValueError(
                 f"model: {type(inner).__name__} does more between its last block and its logits than a norm and a "
                 "head: the lens of its last block is not what it says; trace its blocks and apply its own head to them"
             )
-        return found
+        return logits
 
 
 def _as_configured(model: Any, logits: Tensor) -> Tensor:
