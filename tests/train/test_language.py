@@ -310,3 +310,11 @@ def test_a_run_is_as_long_as_its_steps_say_and_validates_every_so_many(
     assert run([*command, "--quiet", "--out", str(tmp_path / "b"), "--resume", "auto"]) == 0
     assert "tokens/s" not in capsys.readouterr().out, "a run that was finished before has no speed"
     assert "tokens/s" not in (tmp_path / "b" / "report.html").read_text()
+
+
+def test_a_smoothed_loss_is_no_bits_per_byte(make: Make) -> None:
+    result = fit(make(label_smoothing=0.1, max_steps=2, log_every=1))
+    trained = [record for record in result.metrics if record["split"] == "train"]
+    assert trained
+    assert all("bits_per_byte" not in record for record in trained)
+    assert result.test["bits_per_byte"] > 0

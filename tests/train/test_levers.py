@@ -171,3 +171,19 @@ def test_large_images_are_whitened_a_few_at_a_time_and_flat_ones_refused() -> No
     torch.testing.assert_close(*filters, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="whiten_stem: the training images are all of one colour"):
         whiten_stem(create_model("crate_nano_patch4_32", stem="conv", **NANO), [torch.full((4, 3, 32, 32), 0.7)])
+
+
+def test_small_images_keep_their_shape(config) -> None:
+    rng = np.random.default_rng(0)
+    train, test = (
+        ArraySource(rng.integers(0, 256, (24, 8, 16, 1), np.uint8), np.arange(24) % 4, classes=list("abcd"), title=name)
+        for name in ("train", "test")
+    )
+    model = create_model("crate_nano_patch2_8", **NANO, num_classes=4, channels=1, image_size=(8, 16))
+    sides: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda module, inputs: sides.append(tuple(inputs[0].shape[-2:])) if module.training else None
+    )
+    settings = {"small_size": 4, "small_share": 0.5, "pad_crop": 1, "max_steps": 4, "val_fraction": 0.0, "epochs": 2}
+    fit(config(**settings), data=Splits(train=train, val=None, test=test), model=model)
+    assert sides == [(4, 8)] * 2 + [(8, 16)] * 2

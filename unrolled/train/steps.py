@@ -163,7 +163,7 @@ def run_steps(
     def due(step: int) -> bool:
         return task.validates and (step % schedule.eval_every == 0 or step == last)
 
-    units, seconds, window_seconds = 0, 0.0, 0.0
+    units, seconds, window_units, window_seconds = 0, 0.0, 0, 0.0
     try:
         with stop:
             # a step's checkpoint is written before its validation, so a run killed in between validates now
@@ -213,7 +213,7 @@ def run_steps(
                     average.update(model, state.step)
                 task.after_step(state.step)
                 elapsed = time.perf_counter() - began
-                window_seconds += elapsed
+                window_units, window_seconds = window_units + task.step_units, window_seconds + elapsed
                 if state.step > start + 1 or last == start + 1:  # the first step also starts loaders and compiles
                     units, seconds = units + task.step_units, seconds + elapsed
 
@@ -222,9 +222,9 @@ def run_steps(
                 state.window.add_further(dict(zip(further, means[3:], strict=True)))
                 progress.step(state.step, loss_value)
                 if state.step % config.log_every == 0 or state.step == last:
-                    speed = state.window.steps * task.step_units / window_seconds
+                    speed = window_units / window_seconds  # the window may have begun before a resume
                     record({**_train_entry(state, rate), f"{task.unit}_per_second": speed, **task.entry(state)})
-                    state.window, window_seconds = Window(), 0.0
+                    state.window, window_units, window_seconds = Window(), 0, 0.0
                 check_stop(stopping)
                 if state.step % config.checkpoint_every == 0 or state.step == last or due(state.step):
                     state.save()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -125,7 +125,7 @@ class Classify(ImageTask):
         side = self.config.small_size
         if side is None or step >= self.config.small_share * self.total:
             return images
-        return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        return F.interpolate(images, size=_small(side, images.shape[-2:]), mode="bilinear", antialias=True)
 
     def mean_loss(self, wrapped: nn.Module, *part: Tensor) -> tuple[Tensor, Numbers]:
         """As `ImageTask.mean_loss`."""
@@ -183,6 +183,12 @@ class Classify(ImageTask):
         return f"accuracy {100 * scores['accuracy']:.2f} %"
 
 
+def _small(side: int, size: Sequence[int]) -> tuple[int, int]:
+    """Images of `size` whose shorter side becomes `side`."""
+    height, width = size
+    return round(height * side / min(size)), round(width * side / min(size))
+
+
 def _check_small(model: nn.Module, side: int, size: tuple[int, int]) -> None:
     """Refuse a `small_size` that is not smaller, or that the model does not take.
 
@@ -191,7 +197,8 @@ def _check_small(model: nn.Module, side: int, size: tuple[int, int]) -> None:
     """
     if side >= min(size):
         raise ValueError(f"small_size={side}: is no smaller than the images, {size[0]} x {size[1]} pixels")
-    images = next(model.parameters()).new_zeros(1, *model_input(model, image_size=side)["input_size"])
+    channels = model_input(model)["input_size"][0]
+    images = next(model.parameters()).new_zeros(1, channels, *_small(side, size))
     training = model.training
     try:
         with torch.no_grad():

@@ -112,8 +112,8 @@ class Language(Task):
         )
 
     def entry(self, state: RunState) -> dict[str, Any]:
-        """Bits per byte, if every token is predicted."""
-        if self.config.task != "lm":
+        """Bits per byte, if every token is predicted and the loss is not smoothed."""
+        if self.config.task != "lm" or self.config.label_smoothing:
             return {}
         nats = state.window.loss / state.window.steps
         return {"bits_per_byte": nats / math.log(2) * self.data.tokens_per_byte("train")}
