@@ -120,3 +120,21 @@ def merge(text: str, meta: dict[str, Any]) -> list[int]:
             return now
         best = max(pairs, key=lambda pair: (pair[0], -pair[1]))[1]
         now[best : best + 2] = [ids[pieces[now[best]] + pieces[now[best + 1]]]]
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+@pytest.mark.parametrize("trimmed", [False, True])
+@pytest.mark.parametrize("text", ["hello world", " hello world", "été world", "hello  world"])
+def test_the_bytes_of_the_first_token_are_its_own_and_no_space_behind(text: str, trimmed: bool, prefixed: bool) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefixed)
+    backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=trimmed)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, show_progress=False, initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    )
+    backend.train_from_iterator(["été", "hello world", " été", " hello world"] * 9, trainer=trainer)
+    result = bits_per_byte(Uniform(backend.get_vocab_size()), text, backend, length=8)
+    word = len(text.split()[0].encode()) + text.startswith(" ")
+    assert len(text.encode()) - result["bytes"] == word

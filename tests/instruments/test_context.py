@@ -310,3 +310,9 @@ def test_bad_input() -> None:
         in_context_score(model, tokens[:, :0], s[:, :0], early=1, late=2)
     with pytest.raises(ValueError, match="batch_size"):
         in_context_score(model, tokens, s, early=1, late=2, batch_size=-3)
+
+
+def test_predictions_of_another_shape_than_their_targets_are_refused() -> None:
+    model = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match=r"targets: are \[b, n, e\] = \[4, 4\], but the model predicts \[4, 4, 1\]"):
+        token_losses(model, torch.randn(4, 4, 3), torch.randn(4, 4))

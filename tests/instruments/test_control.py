@@ -115,3 +115,38 @@ def test_parts_that_a_model_was_built_without_stay_out() -> None:
     control = untrained_control(model, seed=3)
     assert [name for name, _ in control.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert not torch.equal(control.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight)
+
+
+def test_a_hugging_face_model_inside_another_module_has_its_own_initial_weights() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=60))
+            self.head = nn.Linear(24, 3)
+
+    model = trained(Classifier()).eval()
+    control = untrained_control(model, seed=1)
+    assert float(control.body.embeddings.word_embeddings.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
+    assert float(control.body.encoder.layer[0].attention.self.query.weight.detach().std()) == pytest.approx(
+        0.02, rel=0.2
+    )
+    assert not any(module.training for module in control.modules())
+    same = untrained_control(model, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(control.parameters(), same.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "regnetx_002", "repvgg_a0", "pvt_v2_b0"])
+def test_convnets_of_timm_are_initialised_as_timm_does(name: str) -> None:
+    model = timm.create_model(name, num_classes=10)
+    fresh = dict(timm.create_model(name, num_classes=10).named_parameters())
+    for path, parameter in untrained_control(model).named_parameters():
+        if parameter.numel() > 500:
+            assert parameter.std().item() == pytest.approx(fresh[path].std().item(), rel=0.25, abs=1e-6), path
+
+
+def test_weights_that_a_constructor_alone_sets_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="DenseNet has no init_weights"):
+        untrained_control(timm.create_model("densenet121", growth_rate=4, block_config=(1, 1), num_classes=3))

@@ -259,3 +259,23 @@ def test_lazy_names() -> None:
     assert callable(unrolled.instruments.layerwise)  # still a function after its module is imported
     with pytest.raises(AttributeError):
         _ = unrolled.instruments.nothing
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_d2se"])
+def test_a_convnet_with_a_slot_called_attn_is_recorded_by_module_path(name: str) -> None:
+    model = timm.create_model(name, num_classes=3).eval()
+    with trace(model, patterns="stages.0.0") as t:
+        model(torch.zeros(1, 3, 32, 32))
+    assert list(t) == ["stages.0.0"]
+    assert "embed" not in trace(model).names
+
+
+def test_attention_that_returns_no_weights_is_said_when_it_runs() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DebertaV2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, vocab_size=20,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = transformers.DebertaV2Model(config).eval()
+    with pytest.raises(ValueError, match="returns no attention weights"), trace(model, attention=True):
+        model(torch.arange(6)[None])

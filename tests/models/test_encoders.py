@@ -15,7 +15,7 @@ from torch import nn
 from unrolled.data.transforms import model_input
 from unrolled.errors import MissingData, MissingExtra
 from unrolled.instruments.features.extraction import extract
-from unrolled.instruments.features.text import extract_texts, extract_waveforms
+from unrolled.instruments.features.text import extract_texts, extract_waveforms, text_feature_key
 from unrolled.models.encoders import open_encoder, torchvision_model, waveform
 
 transformers = pytest.importorskip("transformers")
@@ -219,3 +219,13 @@ def test_sound_becomes_one_channel_at_the_wanted_rate() -> None:
         waveform(np.array([np.nan]), 8000, 8000)
     with pytest.raises(ValueError, match="needs"):
         waveform(np.zeros(0), 8000, 8000)
+
+
+def test_cls_is_the_first_token_of_a_text(folders: Path) -> None:
+    encoder = open_encoder(f"hf:{folders / 'bert'}", "text")
+    assert encoder.collate is not None
+    with torch.no_grad():
+        states = encoder.module(**encoder.collate(TEXTS), output_hidden_states=True).hidden_states
+    features = extract_texts(encoder.module, TEXTS, encoder.collate, layers="block00", pooling="cls")
+    torch.testing.assert_close(features["block00"], states[1][:, 0], rtol=1e-4, atol=1e-5)
+    assert features.key == text_feature_key(encoder.module, TEXTS, encoder.collate, layers="block00", pooling="cls")

@@ -187,3 +187,15 @@ def test_small_images_keep_their_shape(config) -> None:
     settings = {"small_size": 4, "small_share": 0.5, "pad_crop": 1, "max_steps": 4, "val_fraction": 0.0, "epochs": 2}
     fit(config(**settings), data=Splits(train=train, val=None, test=test), model=model)
     assert sides == [(4, 8)] * 2 + [(8, 16)] * 2
+
+
+def test_the_share_of_small_images_is_a_whole_number_of_steps(config, splits) -> None:
+    sides: list[int] = []
+    model = create_model("crate_nano_patch2_8", **NANO, num_classes=4)
+    model.register_forward_pre_hook(
+        lambda module, inputs: sides.append(inputs[0].shape[-1]) if module.training else None
+    )
+    settings = {"small_size": 4, "small_share": 0.55, "pad_crop": 1, "epochs": 100, "batch_size": len(splits.train)}
+    fit(config(model_args=NANO, **settings), data=splits, model=model)
+    assert len(sides) == 100
+    assert sides.count(4) == 55

@@ -14,6 +14,11 @@ import torch
 from torch import Tensor, nn
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention", "SelfAttention", "mssa", "tssa", "cbsa", "mesa")
+# what timm's convnets have in a slot `attn`: nothing, or a gate of channels
+GATES = (
+    *("Identity", "SEModule", "EffectiveSEModule", "EcaModule", "CecaModule", "CbamModule", "LightCbamModule"),
+    *("GlobalContext", "GatherExcite"),
+)
 SIDE_BY_SIDE = ("attns", "ffns")  # lists inside a block whose elements all read the same tokens
 SECOND = ("ista", "mlp", "ffn", "feed_forward", "feedforward", "DenseReluDense")
 # first and last module of a second half that has no module of its own
@@ -153,11 +158,11 @@ def find_stacks(model: nn.Module) -> list[Stack]:
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0
         if path.rsplit(".", 1)[-1] not in SIDE_BY_SIDE
     ]
-    stacks = [item for item in lists if all(child(b, ATTENTION) is not None for b in item[1])]
+    stacks = [item for item in lists if all(_direct_attention(b) is not None for b in item[1])]
     if not stacks:
         for path, module in lists:
             inside = any(path.startswith(f"{outer}.") for outer, _ in stacks)
-            if not inside and all(descendant(b, ATTENTION) is not None for b in module):
+            if not inside and all(attention_layer(b) is not None for b in module):
                 stacks.append((path, module))
     merged: dict[str, list[tuple[str, nn.Module]]] = {}
     shared = _shared_parts([path for path, _ in stacks])
@@ -170,7 +175,7 @@ def find_stacks(model: nn.Module) -> list[Stack]:
 
 def find_parts(block: nn.Module) -> Parts:
     """The parts of `block` by role; none of them where several attention layers share it, as in parallel blocks."""
-    attention = descendant(block, ATTENTION)
+    attention = attention_layer(block)
     if attention is None or len(attention_layers(block)) > 1:
         return Parts(None, None, (), None, "mlp")
     name = next((n for n in SECOND if _has(block, n)), "mlp")
@@ -228,14 +233,24 @@ def find_parts(block: nn.Module) -> Parts:
 
 def attention_layers(block: nn.Module) -> list[nn.Module]:
     """The attention layers of a block that its tokens pass: one in most, several where they stand side by side."""
-    if (direct := child(block, ATTENTION)) is not None:
+    if (direct := _direct_attention(block)) is not None:
         return [direct]
     layers: dict[str, nn.Module] = {}
     for path, module in block.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in layers)
-        if not inside and path.rsplit(".", 1)[-1] in ATTENTION:
+        if not inside and path.rsplit(".", 1)[-1] in ATTENTION and type(module).__name__ not in GATES:
             layers[path] = module
     return list(layers.values())
+
+
+def attention_layer(block: nn.Module) -> nn.Module | None:
+    """The attention layer of a block, or the first of several inside it."""
+    return _direct_attention(block) or next(iter(attention_layers(block)), None)
+
+
+def _direct_attention(block: nn.Module) -> nn.Module | None:
+    layer = child(block, ATTENTION)
+    return None if type(layer).__name__ in GATES else layer
 
 
 def _weights(block: nn.Module, names: tuple[str, ...]) -> Tensor | None:
@@ -313,7 +328,7 @@ def value_reader(block: nn.Module) -> nn.Module:
 
 def _values_in(block: nn.Module) -> tuple[nn.Module, Tensor]:
     """The module that has the value projections, and their weights, `[h, p, d]`."""
-    attention = descendant(block, ATTENTION)
+    attention = attention_layer(block)
     if attention is None:
         raise ValueError(f"{type(block).__name__}: has no attention layer, so no subspaces")
     if (count := len(attention_layers(block))) > 1:

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from unrolled.instruments.addition import CHECKED, Addition, changing, fault
 from unrolled.instruments.anatomy import (
-    ATTENTION,
+    attention_layer,
     check_values,
     child,
-    descendant,
     find_parts,
     find_stacks,
     head_count,
@@ -278,7 +277,7 @@ def _places(model: nn.Module) -> Iterator[tuple[str, _Target, int | slice | None
 
 def _heads(model: nn.Module, name: str, block: nn.Module) -> Iterator[tuple[str, _Target, slice]]:
     """What each head computed: what the output projection is given, heads side by side."""
-    attention = descendant(block, ATTENTION)
+    attention = attention_layer(block)
     heads = None if attention is None else head_count(attention, model)
     if attention is None or heads is None:
         return

@@ -83,8 +83,9 @@ def trace(
         are concatenated along the first dimension when read.
 
     Raises:
-        ValueError: a pattern matches nothing (the nearest names are given), attention weights cannot be had, or `model`
-            or a part of it is compiled or scripted. On reading: a place that is not what its name says.
+        ValueError: a pattern matches nothing (the nearest names are given), attention weights cannot be had (of some
+            layers that is known only when they run), or `model` or a part of it is compiled or scripted. On reading: a
+            place that is not what its name says.
     """
     return Trace(model, patterns=patterns, reduce=reduce, grad=grad, attention=attention, heads=heads)
 

@@ -96,7 +96,10 @@ def _returned_weights(layer: nn.Module | None, args: tuple[Any, ...], kwargs: di
     items = output if isinstance(output, tuple) else ()
     maps = [item for item in items[1:] if isinstance(item, Tensor) and item.dim() == 4]
     if not maps:
-        return None
+        raise ValueError(
+            f"attention=True: {type(layer).__name__} returns no attention weights; call the model with "
+            "output_attentions=True if it takes that, or leave attention=True out"
+        )
     weights, z = maps[-1], _tokens(args, kwargs)
     # rows sum to 1, to less where a sink takes part of them and to more where dropout has scaled those it left
     sums = weights.detach().float().sum(-1)

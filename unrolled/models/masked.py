@@ -90,7 +90,7 @@ class MaskedAutoencoder(CRATE):
         if kwargs.get("reg_tokens"):
             raise ValueError("reg_tokens: a masked autoencoder has none; give them to model.classifier(...)")
         if kwargs.get("patch_drop_rate"):
-            raise ValueError("patch_drop_rate: a masked autoencoder leaves out what it masks; see mask_ratio")
+            raise ValueError("patch_drop_rate: a masked autoencoder leaves out what it masks; set it to 0")
         if kwargs.get("sparsifier", "ista") in ("ista", "overcomplete"):
             kwargs.setdefault("sparsity", 0.5)
         kwargs = {"stem": "linear", "head_norm_eps": 1e-6, **kwargs}

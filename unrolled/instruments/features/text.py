@@ -43,7 +43,8 @@ def extract_texts(
         collate: from texts to keyword arguments, int64 [b, n]; pooling leaves out what `attention_mask` says is
             padding.
         layers: patterns of layer names, see `features.layer_names`.
-        pooling: name in `POOLINGS`: `mean` over the tokens of the text, `last` its last token, `max`, `cls`.
+        pooling: name in `POOLINGS`: `mean` over the tokens of the text, `last` its last token, `max`; `cls` is the
+            first token, whatever it is: a class token in BERT, no summary of anything in a causal model.
         batch_size: texts of one forward pass.
         dtype, autocast, name, data, cache: as in `features.extract`; a kept set counts only for the same texts.
         progress: given the batches and their number; returns the batches.
@@ -58,6 +59,7 @@ def extract_texts(
     """
     distinct, batches, description = _batched(texts, collate, batch_size, data)
     options: dict[str, Any] = {"layers": layers, "pooling": pooling, "dtype": dtype, "autocast": autocast}
+    options |= _first_token(pooling)
     key = feature_key(model, data=description, **options)
     if cache is not None and (Path(cache) / key[:32] / "features.json").is_file():
         return FeatureSet.load(Path(cache) / key[:32])
@@ -83,7 +85,13 @@ def text_feature_key(
     **options: Any,
 ) -> str:
     """The key that `extract_texts` gives its result; texts are collated but not run. Arguments as there."""
+    options |= _first_token(options.get("pooling", "mean"))
     return feature_key(model, layers=layers, data=_batched(texts, collate, batch_size, data)[2], **options)
+
+
+def _first_token(pooling: str) -> dict[str, int]:
+    """Language models do not say that they have a class token."""
+    return {"prefix": 1} if pooling == "cls" else {}
 
 
 def extract_waveforms(

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from unrolled.instruments.sequences.losses import IGNORED, token_nats
 from unrolled.modes import evaluating
 
+_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-level BPE spells a space
+
 
 def bits_per_byte(
     model: nn.Module,
@@ -120,6 +122,8 @@ def _first_bytes(tokenizer: Any, text: str, ids: Tensor) -> int:
     first = int(ids[0])
     if hasattr(tokenizer, "bytes_of"):
         return int(tokenizer.bytes_of(first))
+    if (spelt := _byte_level(tokenizer, first)) is not None:  # whose places in the text may leave out spaces
+        return len(spelt) - (spelt[0] == _SPACE and text[0] != " ")  # it may have put a space before the text
     spans = _offsets(tokenizer, text)
     if spans is not None:
         end, after = spans[0][1], spans[1][0] if len(spans) > 1 else len(text)
@@ -129,6 +133,14 @@ def _first_bytes(tokenizer: Any, text: str, ids: Tensor) -> int:
         "tokenizer: does not tell how many bytes its first token is; pass start=, the id of the model's "
         "beginning-of-sequence token"
     )
+
+
+def _byte_level(tokenizer: Any, token: int) -> str | None:
+    """A token of byte-level BPE as it is spelt, a character a byte; None of other tokens."""
+    inner = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if type(getattr(inner, "decoder", None)).__name__ != "ByteLevel" or token in inner.get_added_tokens_decoder():
+        return None
+    return inner.id_to_token(token) or None
 
 
 def _offsets(tokenizer: Any, text: str) -> Sequence[tuple[int, int]] | None:

@@ -63,6 +63,11 @@ def token_losses(
             predicted = getattr(out, "logits", out)[:, : truth.shape[1]]
             if discrete:
                 losses.append(F.cross_entropy(predicted.float().mT, truth, reduction="none"))
+            elif predicted.shape != truth.shape:
+                raise ValueError(
+                    f"targets: are [b, n, e] = {list(truth.shape)}, but the model predicts {list(predicted.shape)}; "
+                    "give one value for every predicted one"
+                )
             else:
                 losses.append(0.5 * (predicted - truth).square().sum(-1))
     return torch.cat(losses)

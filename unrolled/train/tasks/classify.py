@@ -123,7 +123,7 @@ class Classify(ImageTask):
     def _smaller(self, images: Tensor, step: int) -> Tensor:
         """Images `[b, c, h, w]` of `small_size` in the first steps."""
         side = self.config.small_size
-        if side is None or step >= self.config.small_share * self.total:
+        if side is None or step >= round(self.config.small_share * self.total):
             return images
         return F.interpolate(images, size=_small(side, images.shape[-2:]), mode="bilinear", antialias=True)
 
