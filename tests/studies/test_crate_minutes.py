@@ -124,7 +124,30 @@ def _tested(family: str, minutes: float, seed: int, accuracy: float) -> Any:
     cell = Scored(
         family=family, data="cifar10", seed=seed, epochs=2, minutes=minutes, rates=(5e-3,), trial_epochs=2
     )  # fmt: skip
-    return Row(cell, {"accuracy": accuracy}, 1.0)
+    result = {"parameters": 1, "flops": 1, "rate": 5e-3, "images": 26_500 * minutes, "accuracy": accuracy, "loss": 0.6}
+    return Row(cell, {**result, "curve": [{"epoch": 1.0, "loss": 2.0}]}, 1.0)
+
+
+def _page(rows: list[Any], config: MinutesConfig) -> Report:
+    page = Report("minutes")
+    STUDY.report(page, config, Results[Any](rows))
+    return page
+
+
+def test_networks_are_compared_after_the_longest_training_that_two_have_had() -> None:
+    config = MinutesConfig(families=("crate", "vit"), minutes=(20.0, 60.0, 240.0))
+    rows = [_tested(family, minutes, 0, 0.8) for minutes in (20, 60) for family in ("crate", "vit")]
+    assert _page([*rows, _tested("crate", 240, 0, 0.85)], config).summary.startswith("After 60 core-minutes")
+
+
+def test_what_an_extrapolation_said_stands_beside_what_came_of_it() -> None:
+    config = MinutesConfig(families=("crate",), minutes=(20.0, 60.0, 240.0))
+    rows = [_tested("crate", minutes, 0, accuracy) for minutes, accuracy in ((20, 0.6), (60, 0.8), (240, 0.85))]
+    titles = {section.title: section for section in _page(rows, config).sections}
+    table = str(vars(titles["What became of such an extrapolation"]))
+    assert "'20 min: 60.0', '60 min: 80.0', '240 min: 85.0'" in table
+    assert "'960 min'" in str(vars(titles["What longer training would likely change"]))
+    assert "What became of such an extrapolation" not in {each.title for each in _page(rows[:2], config).sections}
 
 
 def test_what_ista_adds_is_said_of_the_length_with_most_seeds_and_then_of_the_others() -> None:

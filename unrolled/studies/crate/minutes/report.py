@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from unrolled.studies.crate.longer import STAYS, TIMES, Length, errors_after, exponent
+from unrolled.studies.crate.longer import STAYS, TIMES, Length, error_after, exponent
 from unrolled.studies.crate.minutes.cells import (
     BATCH,
     FAMILIES,
@@ -49,7 +49,7 @@ def report(report: Report, config: MinutesConfig, results: Results[Any]) -> None
 def _headline(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
     from unrolled.report import Fact
 
-    minutes = max(config.minutes)
+    minutes = _compared(config, results)
     scores = {family: values for family in config.families if (values := accuracy(results, family, minutes))}
     if not scores:
         report.headline(f"No network of {minutes:g} core-minutes is kept: accuracies are {NOT_RUN}.")
@@ -63,6 +63,15 @@ def _headline(report: Report, config: MinutesConfig, results: Results[Any]) -> N
             for family, values in scores.items()
         ],
     )
+
+
+def _compared(config: MinutesConfig, results: Results[Any]) -> float:
+    """The longest training that two of the networks have had, so that there is something to compare."""
+
+    def trained(minutes: float) -> int:
+        return sum(bool(accuracy(results, family, minutes)) for family in config.families)
+
+    return max(config.minutes, key=lambda minutes: (min(trained(minutes), 2), minutes))
 
 
 def _accuracies(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
@@ -129,11 +138,12 @@ def _trial(values: Values, *, done: bool) -> str:
 def _curves(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
     from unrolled.report import LineChart
 
-    longest = max(config.minutes)
     lines = []
     for place, family in enumerate(config.families):
-        rows = results.of(Scored, family=family, minutes=longest)
+        rows = results.of(Scored, family=family)
         if rows:
+            longest = max(row.cell.minutes for row in rows)
+            rows = rows.where(minutes=longest)
             epoch = longest / rows[0].cell.epochs
             x = [epoch * point["epoch"] for point in rows.first("curve")]
             lines.append(rows.curve(FAMILIES[family].words, "curve", "loss", x=x, color=place))
@@ -141,43 +151,56 @@ def _curves(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         report.section("During training").figure(
             [LineChart(title="training loss, nats", x_label="core-minutes", series=lines)],
             name="training",
-            caption="Mean of the augmented batches since the point before, with smoothed labels.",
+            caption="Mean of the augmented batches since the point before, with smoothed labels; of the longest "
+            "training that each has had.",
         )
 
 
 def _longer(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
-    """An extrapolation, where both lengths it rests on are there and the longer one was better."""
-    longest = max(config.minutes)
-    rows = []
+    """Extrapolations where the longer of two lengths was the better one, and what became of them."""
+    rows, checked = [], []
     for family in config.families:
-        known = _lengths(config, results, family)
-        if longest not in known or len(known) < 2:
-            continue
-        (minutes, short), (_, long) = sorted(known.items())[-2:]
-        if short.seen < long.seen and 0 < long.error < short.error:
-            after = map(_accuracy, errors_after(short, long))
-            now = [f"{minutes:.3g} min: {100 * (1 - short.error):.1f}", f"{100 * (1 - long.error):.1f}"]
-            power = f"{-exponent(short, long):.2f}"
-            rows.append([FAMILIES[family].words, *now, power, *(f"{each:.1f}" for each in after)])
-    if not rows:
-        return
-    report.section(
-        "What longer training would likely change",
-        f"Nothing was trained for {TIMES * longest:g} core-minutes: this is extrapolated from the two longest lengths "
-        "of the recipe that are known, of which minutes that were not asked for are those of the trial at the rate "
-        "that was chosen, on held-out images; the power says how errors fall between them with the images seen. "
-        "Accuracy in per cent if that goes on, and if none, half or three quarters of the errors made now stay for "
-        "good (the floor).",
-    ).table(
-        [
-            *("network", "shorter", f"{longest:g} min", "power"),
-            *(f"{TIMES * longest:g} min, floor {words}" for words in STAYS),
-        ],
-        rows,
-        caption="95 % by sampling the scored images alone. Two lengths fix a power and cannot show that the curve "
-        "bends; the first column is the most that is likely, since the same images come back four times as often. "
-        "Another seed, and a rate tuned for the longer run, are in none.",
-    )
+        known = sorted(_lengths(config, results, family).items())
+        for (before, short), (minutes, long), *after in (known[place:] for place in range(len(known) - 1)):
+            if not (short.seen < long.seen and 0 < long.error < short.error):
+                continue
+            words = FAMILIES[family].words
+            lengths = [
+                f"{before:.3g} min: {100 * (1 - short.error):.1f}",
+                f"{minutes:g} min: {100 * (1 - long.error):.1f}",
+            ]
+            seen = after[0][1].seen if after else TIMES * long.seen
+            expected = [f"{_accuracy(error_after(short, long, seen, stays)):.1f}" for stays in STAYS.values()]
+            if not after:
+                rows.append([words, *lengths, f"{-exponent(short, long):.2f}", f"{TIMES * minutes:g} min", *expected])
+            elif minutes in config.minutes:
+                then, measured = after[0]
+                checked.append([words, *lengths, f"{then:g} min: {100 * (1 - measured.error):.1f}", *expected])
+    floors = [f"floor {words}" for words in STAYS]
+    if rows:
+        report.section(
+            "What longer training would likely change",
+            f"This is extrapolated to {TIMES} times the longest training of each network from its two longest lengths "
+            "that are known, of which minutes that were not asked for are those of the trial at the rate that was "
+            "chosen, on held-out images; the power says how errors fall between them with the images seen. Accuracy in "
+            "per cent if that goes on, and if none, half or three quarters of the errors made now stay for good (the "
+            "floor).",
+        ).table(
+            ["network", "shorter", "longer", "power", "after", *floors],
+            rows,
+            caption="95 % by sampling the scored images alone. Two lengths fix a power and cannot show that the curve "
+            "bends; the first column of accuracies is the most that is likely, since the same images come back four "
+            "times as often. Another seed, and a rate tuned for the longer run, are in none.",
+        )
+    if checked:
+        report.section(
+            "What became of such an extrapolation",
+            "The same from two lengths to a third that was trained: what was expected by floor, and what was measured.",
+        ).table(
+            ["network", "shorter", "longer", "measured", *floors],
+            checked,
+            caption="Intervals are of what was expected; what was measured has a sampling error of its own.",
+        )
 
 
 def _lengths(config: MinutesConfig, results: Results[Any], family: str) -> dict[float, Length]:
