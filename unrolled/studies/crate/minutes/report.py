@@ -106,7 +106,7 @@ def _accuracies(report: Report, config: MinutesConfig, results: Results[Any]) ->
             for family in config.families
         ]
         section.figure(
-            [LineChart(title="test accuracy, %", x_label="core-minutes", series=lines)],
+            [LineChart(title="test accuracy, %", x_label="core-minutes", series=lines, log_x=True)],
             name="minutes",
             caption="Bars are one standard deviation over seeds where there are several.",
         )
@@ -136,23 +136,26 @@ def _trial(values: Values, *, done: bool) -> str:
 
 
 def _curves(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
+    """Of the length at which networks are compared, and of the longest if that is another."""
     from unrolled.report import LineChart
 
-    lines = []
-    for place, family in enumerate(config.families):
-        rows = results.of(Scored, family=family)
-        if rows:
-            longest = max(row.cell.minutes for row in rows)
-            rows = rows.where(minutes=longest)
-            epoch = longest / rows[0].cell.epochs
-            x = [epoch * point["epoch"] for point in rows.first("curve")]
-            lines.append(rows.curve(FAMILIES[family].words, "curve", "loss", x=x, color=place))
-    if lines:
+    compared = _compared(config, results)
+    panels = []
+    for minutes in (compared, *(each for each in sorted(config.minutes) if each > compared)):
+        lines = []
+        for place, family in enumerate(config.families):
+            if rows := results.of(Scored, family=family, minutes=minutes):
+                epoch = minutes / rows[0].cell.epochs
+                x = [epoch * point["epoch"] for point in rows.first("curve")]
+                lines.append(rows.curve(FAMILIES[family].words, "curve", "loss", x=x, color=place))
+        if lines:
+            title = f"training loss of {minutes:g} minutes, nats"
+            panels.append(LineChart(title=title, x_label="core-minutes", series=lines))
+    if panels:
         report.section("During training").figure(
-            [LineChart(title="training loss, nats", x_label="core-minutes", series=lines)],
+            panels,
             name="training",
-            caption="Mean of the augmented batches since the point before, with smoothed labels; of the longest "
-            "training that each has had.",
+            caption="Mean of the augmented batches since the point before, with smoothed labels.",
         )
 
 
