@@ -57,7 +57,8 @@ class OneModelFlags(ModelFlags):
 
 
 SHIPPED = "crate_nano_patch4_32.cifar10_hour"
-"""The most accurate CRATE that comes trained, which verbs on pictures take where no model is named."""
+"""The CRATE that verbs on pictures take where no model is named: the one that `crate-hour` looks into. That of four hours
+is more accurate."""
 
 
 @dataclass(frozen=True, kw_only=True)
