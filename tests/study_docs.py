@@ -61,8 +61,8 @@ At the `cpu` budget, by the clocks of the reports and in processes of one thread
 up to 45 minutes, `mesa-language` two hours; a Platonic one up to 20 minutes, but `platonic-measures` an hour and
 `platonic-language` and `platonic-translation` six each. Of white-box transformers seven took about 155 minutes
 together, of which transfer and text 125, without the training of the models that studies share; the nine others took
-two to seven hours each. Reports were written again when their text changed, from kept cells and trained models: threads,
-machine and revision at the end of a page are then those of the last writing, and what was computed earlier or
+two to seven hours each. Reports were written again when their text changed, from kept cells and trained models:
+threads, machine and revision at the end of a page are then those of the last writing, and what was computed earlier or
 elsewhere is in [LOG.md](../LOG.md). `--budget gpu` has the papers' own steps; no study has run with it yet.
 """
 _ROWS = 24  # of a table; the report has them all
@@ -71,9 +71,9 @@ _ROWS = 24  # of a table; the report has them all
 def add(folder: Path) -> None:
     """Copy a study's report and figures from the folder it ran in."""
     target = STUDIES / folder.name
+    report = without_paths(json.loads((folder / "report.json").read_text()))
     shutil.rmtree(target, ignore_errors=True)
     (target / "figures").mkdir(parents=True)
-    report = without_paths(json.loads((folder / "report.json").read_text()))
     (target / "report.json").write_text(json.dumps(report, separators=(",", ":"), ensure_ascii=False) + "\n")
     for figure in sorted((folder / "figures").glob("*.svg")):
         if figure.stat().st_size <= _LARGEST:

@@ -57,8 +57,7 @@ class OneModelFlags(ModelFlags):
 
 
 SHIPPED = "crate_nano_patch4_32.cifar10_hour"
-"""The CRATE that verbs on pictures take where no model is named: the one that `crate-hour` looks into. That of four hours
-is more accurate."""
+"""The CRATE that verbs on pictures take where no model is named: the one that `crate-hour` looks into."""
 
 
 @dataclass(frozen=True, kw_only=True)
