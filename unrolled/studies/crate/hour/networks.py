@@ -14,7 +14,11 @@ from unrolled.studies.crate.causal.cells import Shipped, inputs
 from unrolled.studies.crate.minutes.cells import Trial
 
 CRATE, VIT = "crate_nano_patch4_32.cifar10_hour", "vit_nano_conv_patch4_32.cifar10"
-OTHERS = ("aot_nano_conv_patch4_32.cifar10", "crate_nano_patch4_32.cifar10_conv")
+OTHERS = (
+    "aot_nano_conv_patch4_32.cifar10",
+    "crate_nano_patch4_32.cifar10_conv",
+    "crate_nano_patch4_32.cifar10_four_hours",
+)
 OLDER = ("crate_nano_patch4_32.cifar10",)
 WORDS: Mapping[str, str] = MappingProxyType(
     {
@@ -22,6 +26,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         VIT: "ViT, one hour",
         OTHERS[0]: "attention only, one hour",
         OTHERS[1]: "CRATE, one hour at twice the rate",
+        OTHERS[2]: "CRATE, four hours",
         OLDER[0]: "CRATE as published, linear stem, 25 epochs",
     }
 )

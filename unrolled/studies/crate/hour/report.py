@@ -353,7 +353,7 @@ def _limits(view: View) -> str:
         "training. Fresh weights have seeds, and few. The CRATE, its ViT and the older CRATE differ in more than one "
         "thing; what is due to which was not measured. Rates of CRATE and ViT are the best of four tried alike. "
         "Numbers of images are small, so that differences below a few points stay open. Whether a lower R^c goes with "
-        f"accuracy was asked of {len(view.compared())} CRATEs that learnt for minutes to an hour, and of many that "
+        f"accuracy was asked of {len(view.compared())} CRATEs that learnt for minutes to hours, and of many that "
         "learnt for seconds. BSDS marks no things, and no data set here marks parts of things. Training images are "
         f"CIFAR-10's at 32 px, re-encoded as JPEG at quality 75; at {config.side} px positions are interpolated. Many "
         "of COCO's things are small and at the border: a Jaccard index here does not compare with one on VOC. Removed "
