@@ -34,7 +34,7 @@ def test_a_reordered_kernel_is_put_back_in_order_without_pairs(seed: int) -> Non
     y = (x @ turn)[order]
     # symbol order[i] of x is symbol i of y
     truth = np.argsort(order)
-    found = match_kernels(x @ x.T, y @ y.T, starts=10, seed=0)
+    found = match_kernels(x @ x.T, y @ y.T, starts=40, seed=0)  # of 1,000 seeds, ten starts miss three and 40 none
     assert (found == truth).all()
     assert retrieved(x, y, found, truth) == 1.0
     assert retrieved(x, y, generator.permutation(8), truth) <= 1.0
