@@ -128,3 +128,11 @@ class ToST(HubMixin, Xcit):
             **kwargs,
         }
         self.pretrained_cfg = {"architecture": "tost", "input_size": (channels, *self.patch_embed.img_size)}
+
+    def init_weights(self) -> None:
+        """Initialise the class token, linear maps and the scales of class attention anew, as the constructor does."""
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.apply(self._init_weights)
+        for block in self.cls_attn_blocks:
+            for scale in (block.gamma1, block.gamma2):
+                nn.init.constant_(scale, self._model_args["layer_scale"])
