@@ -135,8 +135,7 @@ def test_a_model_whose_attention_is_unknown(marked: Path, capsys: pytest.Capture
     assert "--measure maskcut or clusters" in capsys.readouterr().err.splitlines()[-1]
     assert run(*tost, "--facet", "token", "--measure", "clusters", "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert [row["system"] for row in result["clusters"]] == ["model", "colour", "one region", "every patch"]
-    assert "No untrained twin" in result["notes"][0]
+    assert [row["system"] for row in result["clusters"]] == ["model", "untrained", "colour", "one region", "every patch"]
 
 
 def test_regions_of_an_image_in_two_halves() -> None:
