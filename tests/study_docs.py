@@ -57,13 +57,14 @@ from scratch; `crate-characters` judges CRATE-GPT beside GPT-2, which it did not
 before claims kept intervals: these were computed afterwards from the values that the reports hold, and all verdicts are
 by the present rule, as the end of each page says ([LOG.md](../LOG.md)).
 
-At the `cpu` budget, by the clocks of the reports and in processes of one thread beside other work, a mesa study took
-up to 45 minutes, `mesa-language` two hours; a Platonic one up to 20 minutes, but `platonic-measures` an hour and
-`platonic-language` and `platonic-translation` six each. Of white-box transformers seven took about 155 minutes
-together, of which transfer and text 125, without the training of the models that studies share; the nine others took
-two to seven hours each. Reports were written again when their text changed, from kept cells and trained models:
-threads, machine and revision at the end of a page are then those of the last writing, and what was computed earlier or
-elsewhere is in [LOG.md](../LOG.md). `--budget gpu` has the papers' own steps; no study has run with it yet.
+At the `cpu` budget, by the clocks of the reports and in processes of one thread beside other work, a mesa study took up
+to 45 minutes, `mesa-language` two hours; a Platonic one up to 20 minutes, but `platonic-measures` an hour and
+`platonic-language` and `platonic-translation` about five each. Of white-box transformers seven took about 155 minutes
+together, of which transfer and text 125, without the training of the models that studies share; eight others took two
+to seven hours each, and `crate-minutes` more than eleven. Reports were written again when their text changed, from kept
+cells and trained models: threads, machine and revision at the end of a page are then those of the last writing, and
+what was computed earlier or elsewhere is in [LOG.md](../LOG.md). `--budget gpu` has the papers' own steps; no study has
+run with it yet.
 """
 _ROWS = 24  # of a table; the report has them all
 

@@ -235,7 +235,7 @@ def _shipped() -> list[Choice]:
     from unrolled.subjects.runs import shipped
 
     tags = {row.name: list(filter(None, row.weights.split(", "))) for row in catalogue().values()}
-    names = [f"{name}.{tag}" for name, each in tags.items() for tag in reversed(each)]  # the newest first
+    names = [f"{name}.{tag}" for name, each in tags.items() for tag in reversed(each)]  # the plain tag last
     return [
         Choice(id=f"shipped-{name}", label=name, spec=name, group="Trained, shipped with unrolled",
                weights=f"trained on {tag}", trained=True, data=tag)

@@ -74,6 +74,14 @@ CLAIMS = (
         unjudged=CONTROL,
     ),
     _less(
+        "cct",
+        "crate",
+        "The same of that ViT when it pools over the sequence, as CCT does (less CRATE)",
+        source="the pooling: arXiv 2104.05704; the comparison: " + CONTROL,
+        published="none",
+        unjudged=CONTROL,
+    ),
+    _less(
         "crate",
         "attention-only",
         "What ISTA adds to compression alone, trained as long (CRATE less attention only)",

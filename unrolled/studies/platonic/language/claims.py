@@ -15,7 +15,7 @@ from unrolled.studies.statistics import spearman
 _PAPER = "arXiv 2405.07987, section 2 and figure 3"
 _DOWNSTREAM = "arXiv 2405.07987, figure 4"
 TRENDS = 7
-"""Trends over the same few models that are judged: their intervals are corrected for their number."""
+"""Trends over the same few models that are looked at: their intervals are corrected for their number."""
 LEVEL = f"{100 - 5 / TRENDS:.1f} %"
 _MESA = "arXiv 2309.05858, discussion: mesa-optimisation may underlie the in-context learning of large language models"
 
@@ -98,8 +98,7 @@ CLAIMS = (
     _trend(
         "The same with bits per byte on captions",
         lambda view: trend(view.trained, "captions", sign=-1.0, of=TRENDS),
-        source=f"{_PAPER}; of general text there (OpenWebText), so that this is a second reading of its axis",
-        outside="models whose agreement has nothing to do with how well they predict: 0",
+        unjudged="general text is the source's axis (OpenWebText): captions are a second reading of it",
     ),
     Claim(
         statement="The same of the models that others trained alone (general text)",
