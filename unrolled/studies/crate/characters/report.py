@@ -183,8 +183,8 @@ def _limits(report: Report, view: View) -> None:
         f"here is spelling, and how fast. Equal parameters are {operations(view)}, and unequal time: small "
         "matrices, Muon and above all MesaNet's solver cost more than their operations say, and the ratio is of this "
         "code on one thread. Every model has its own published frame; the pairs with and without the convolution say "
-        "what that is worth in each. A rate that is best in its trials can be too high for the whole training: where two "
-        "are level there, a row hangs on which was taken. "
+        "what that is worth in each. A rate that is best in its trials can be too high for the whole training: where "
+        "two are level there, a row hangs on which was taken. "
         + ("Models with one seed have no error bar. " if 1 in seeds else "")
         + "nanoGPT's loss is of random excerpts, of which 240 have a standard error of "
         + _sampling(view)
