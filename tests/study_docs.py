@@ -33,14 +33,14 @@ Published claims, run here: a page for each study, written by `python -m tests.s
 it, with every claim, the published value, ours, and the command that repeats it. `DATA` is a folder with the data sets
 the study names.
 
-A claim is judged if its value could have come out outside its range (its source, `outside`, says by what), if somebody
-else published it, and by a 95 % interval over seeds, images or models; by a wider one if it is one of several trends
-that are looked at, where the page says so. *Reproduced*: the interval lies inside the range; *not reproduced*: outside
-it, which at the `cpu` budget often means fewer training steps than the paper's: the report says how many. *Undecided*:
-it reaches across an end, or there is none, as of one seed. *Controls do the same*: an untrained network, shuffled
-labels or a guess lies in the range too. *Not judged*: nobody else said it, or not so that it could fail; the page says
-whether it came out as was expected before. Where a source says something and has no number (*stated*, *shown*), the
-range is this project's reading of it.
+A claim is judged if its value could have come out outside its range (its source, `outside`, says by what, and which
+value that has where no control measures it), if somebody else published it, and by a 95 % interval over seeds, images
+or models; by a wider one if it is one of several trends that are looked at, where the page says so. *Reproduced*: the
+interval lies inside the range; *not reproduced*: outside it, which at the `cpu` budget often means fewer training steps
+than the paper's: the report says how many. *Undecided*: it reaches across an end, or there is none, as of one seed.
+*Controls do the same*: an untrained network, shuffled labels or a guess lies in the range too. *Not judged*: nobody
+else said it, or not so that it could fail; the page says whether it came out as was expected before. Where a source
+says something and has no number (*stated*, *shown*), the range is this project's reading of it.
 
 Ranges stood in the studies' sources before the runs, but for those changed after a review: the mesa layer's of
 `mesa-depth` began below the exact solution's loss, MesaNet's of `crate-text` had no lower end, and those of

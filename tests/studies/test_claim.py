@@ -74,6 +74,14 @@ def test_intervals_are_cut_to_what_a_quantity_can_be(value: Any) -> None:
     assert (again["verdict"], again["interval"], again["control"]) == ("reproduced", [-1, -0.83], None)
 
 
+@pytest.mark.parametrize("name", studies.study_names())
+def test_a_judged_claim_has_a_control_or_says_the_value_of_what_must_not_have_it(name: str) -> None:
+    for each in studies.load(name).claims:
+        if each.outside and each.control is None:
+            values = [float(number.replace(",", "")) for number in re.findall(r"-?\d[\d,]*(?:\.\d+)?", each.outside)]
+            assert any(value <= each.low or value >= each.high for value in values), (each.statement, each.outside)
+
+
 def test_a_plain_number_is_judged_where_nothing_is_drawn() -> None:
     assert claim(1.0, point=True).verdict == "reproduced"
     assert claim(-1.0, point=True).verdict == "not reproduced"

@@ -55,7 +55,8 @@ class Claim:
         low, high: the range, ends included.
         within: what the quantity can be, such as `CORRELATION`; intervals, which by Student or a standard error may
             reach beyond it, are cut to it, and hold the value as often as before.
-        outside: what has or would have a value outside the range; a claim without it is not judged.
+        outside: what has or would have a value outside the range, and which, unless `control` measures it; a claim
+            without it is not judged.
         unjudged: why nothing is judged, instead; a range then says what was expected before.
         point: judge a plain number, which has no interval: a count, or what nothing random enters.
         control: the same quantity of what must not have it, such as an untrained network. Of one seed, a point.

@@ -59,7 +59,7 @@ STUDY = Study(
             published="0.798",
             low=0.75,
             high=0.85,
-            outside="walks that have a direction, or signs that are not independent",
+            outside="walks that always go the same way: 20, the root of 400 steps",
             value=lambda results, config: results.of(Walk).values("distance"),
         ),
     ),

@@ -230,7 +230,7 @@ CLAIMS = (
         published="3.6 / 2.1 = 1.7 (4 to 60)",
         value=lambda results, config: truediv(*_first(results, config)),
         low=1.0,
-        outside="a layer that is linearised better where the state is wider, as layers 3 on are",
+        outside="a layer that is linearised better where the state is wider, as layers 3 on are: below 1",
         spec=".2f",
         detail=_by_width_words,
         unless=lambda config: "" if len(config.widths) > 1 else f"{NOT_RUN}: one width",

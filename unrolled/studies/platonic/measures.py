@@ -266,7 +266,7 @@ def _more(one: str, other: str, statement: str) -> Claim:
         published="stated, no number",
         value=value,
         low=0.0,
-        outside="metrics that separate alike, or in the other order",
+        outside="metrics that separate alike, 0, or in the other order",
         spec="+.2f",
     )
 

@@ -28,7 +28,7 @@ PREDICTORS = {
 }
 _SOURCE = "arXiv 2306.01129, ablations of CRATE-B, ImageNet-1K; less 70.8"
 _CURVES = "arXiv 2306.01129, figures 3 and 4, small"
-_FREE = "a change that costs nothing, such as learning step and threshold, or one that gains"
+_FREE = "a change that costs nothing, such as learning step and threshold, or one that gains: 0 and above"
 _NOT_FOUND = "no published value was found"
 _NOTHING = float("nan")
 

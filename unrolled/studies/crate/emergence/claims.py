@@ -294,7 +294,7 @@ CLAIMS = (
         value=lambda results, config: _share(_roles(View(results, config))),
         low=0.5,
         within=SHARE,
-        outside="heads that follow no part: 1 network in 20, or fewer",
+        outside="heads that follow no part: 0.05 of networks, or fewer",
         spec=".2f",
         detail=lambda results, config: _roles_words(View(results, config)),
     ),
