@@ -44,7 +44,8 @@ def extract_texts(
             padding.
         layers: patterns of layer names, see `features.layer_names`.
         pooling: name in `POOLINGS`: `mean` over the tokens of the text, `last` its last token, `max`; `cls` is the
-            first token, whatever it is: a class token in BERT, no summary of anything in a causal model.
+            first token, whatever it is: a class token in BERT, no summary of anything in a causal model; `cls+mean` is
+            that token beside the mean of those after it.
         batch_size: texts of one forward pass.
         dtype, autocast, name, data, cache: as in `features.extract`; a kept set counts only for the same texts.
         progress: given the batches and their number; returns the batches.
@@ -91,7 +92,7 @@ def text_feature_key(
 
 def _first_token(pooling: str) -> dict[str, int]:
     """Language models do not say that they have a class token."""
-    return {"prefix": 1} if pooling == "cls" else {}
+    return {"prefix": 1} if pooling in ("cls", "cls+mean") else {}
 
 
 def extract_waveforms(
