@@ -57,10 +57,11 @@ def over_models(
     tail = 0.025 / of
     low, high = np.quantile(values, [tail, 1 - tail]) if len(values) >= draws / 2 else (math.nan, math.nan)
     value = float(statistic(np.arange(models)[None])[0])
-    return Estimate(value, float(low), float(high), f"bootstrap over {models} models{_corrected(of)}")
+    return Estimate(value, float(low), float(high), f"bootstrap over {models} models{corrected(of)}")
 
 
-def _corrected(of: int) -> str:
+def corrected(of: int) -> str:
+    """How an interval that allows for several says so; "" of one alone."""
     return f", corrected for {of} that are looked at" * (of > 1)
 
 
@@ -76,7 +77,7 @@ def correlation(x: Any, y: Any, *, of: int = 1) -> Estimate:
     count = int((np.isfinite(a) & np.isfinite(b)).sum())
     if count < 4 or not math.isfinite(drawn.value):
         return drawn
-    basis = f"the wider of a bootstrap and Fisher's z over {count} models{_corrected(of)}"
+    basis = f"the wider of a bootstrap and Fisher's z over {count} models{corrected(of)}"
     return drawn.reaching(Estimate.of_ranks(drawn.value, count, basis, of=of))
 
 

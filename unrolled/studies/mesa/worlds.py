@@ -160,7 +160,7 @@ CLAIMS = (
         statement="Nonlinear: loss of the softmax stack over that of linear regression on the states",
         published="0.43 (7 layers)",
         high=1.0,
-        outside="a stack that knows the last state alone, or an untrained one: 5",
+        outside="an untrained stack: 5",
     ),
     _late(
         "partial",
@@ -202,7 +202,7 @@ CLAIMS = (
         statement="Nonlinear: loss of the softmax stack of 7 layers over that of linear regression on the states",
         published="0.43",
         high=1.0,
-        outside="a stack that knows the last state alone, or an untrained one: 5",
+        outside="an untrained stack: 5",
         asked=_seven,
     ),
     _late(

@@ -83,6 +83,9 @@ CLAIMS = (
         outside="a teacher whose mistakes outweigh what its probabilities tell: below 0",
         value=lambda results, config: accuracy(results, LOGITS) - accuracy(results, ALONE),
         spec="+.1f",
+        detail=lambda results, config: (
+            f"; labels alone, longer {accuracy(results, LONGER) - accuracy(results, ALONE):+.1f}"
+        ),
     ),
     Claim(
         statement="Alignment beside logits, as many images and trials (aligned less logits)",

@@ -22,6 +22,7 @@ from unrolled.studies.crate.emergence.cells import (
 )
 from unrolled.studies.crate.emergence.maps import RULE
 from unrolled.studies.results import Estimate, Results, Values
+from unrolled.studies.statistics import corrected
 
 _SOURCE = "arXiv 2308.16271"
 STATES = ("trained", "untrained")
@@ -125,8 +126,7 @@ def difference(a: ByPhoto, b: ByPhoto | np.ndarray | None, *, of: int = 1) -> Di
         return None
     table = 100 * np.stack([a[seed] - (b[seed] if isinstance(b, dict) else b) for seed in seeds])
     low, high = bootstrap_interval(table.mean(0), level=1 - 0.05 / of, draws=2000 * of)
-    basis = f"bootstrap over {table.shape[1]} photos" + f", corrected for {of} that are looked at" * (of > 1)
-    estimate = Estimate(float(table.mean()), low, high, basis)
+    estimate = Estimate(float(table.mean()), low, high, f"bootstrap over {table.shape[1]} photos{corrected(of)}")
     return Difference(estimate=estimate, seeds=tuple(table.mean(1).tolist()))
 
 

@@ -34,14 +34,12 @@ class Family(NamedTuple):
         pace: training images a core-minute, augmentation and optimiser included: of one thread of an Intel Xeon with
             AVX-512 and without AMX, in fp32 (`python -m benchmarks.training_pace`). It turns minutes into images, once
             for all machines.
-        reckoned: how a pace was found that was not measured so; "" of the others.
     """
 
     words: str
     model: str
     arguments: Mapping[str, Any]
     pace: int
-    reckoned: str = ""
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -53,13 +51,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "tost": Family("ToST", "tost_nano_patch4_32", {}, 13_700),
         "cbt": Family("CBT", "cbt_nano_patch4_32", {}, 14_400),
         "vit": Family("ViT of CRATE's operations", _VIT, {**_CONV, "embed_dim": 56}, 22_900),
-        "cct": Family(
-            "that ViT, pooling as CCT does",
-            "vit_nano_conv_seqpool_patch4_32",
-            {},
-            22_200,
-            "the ViT's times 0.97, their ratio on a Xeon with AMX",
-        ),
+        # its pace is the ViT's times 0.97, their ratio on a Xeon with AMX
+        "cct": Family("ViT with CCT's pooling", "vit_nano_conv_seqpool_patch4_32", {}, 22_200),
     }
 )
 """Beside `studies.kinds.KINDS` and not of it: those are networks of four blocks, trained by one recipe for all, which

@@ -67,8 +67,8 @@ def report(report: Report, config: PretrainConfig, results: Results[Any]) -> Non
         "matrix products and attention; norms, crops and changes of colour are not counted. The images are CIFAR-10 "
         "re-encoded as JPEG at quality 75, which costs trained networks about 10 points. With all test images the "
         "standard error of an accuracy near 60 % is 0.5 points, beside that over seeds. The ViT-MAE is compared by its "
-        "loss: it was neither probed nor fine-tuned. The derived step with tied outputs was trained at the "
-        "short length alone.",
+        "loss: it was neither probed nor fine-tuned."
+        + ("" if "derived-tied" in config.longer else " The derived step with tied outputs was not trained longer."),
     )
 
 
