@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LARGEST = {".whl": 11_000_000, ".gz": 18_000_000}  # ten trained networks are 9.8 MB before packing
+LARGEST = {".whl": 12_000_000, ".gz": 19_000_000}  # eleven trained networks are 10.8 MB before packing
 """Bytes; a figure or a data set that slips in is seen here."""
 SOURCE = ("tests/conftest.py", "website/__main__.py", "docs/index.md", "docs/demo.png", "README.md", "CHANGELOG.md")
 SOURCE += ("CITATION.cff", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml", "benchmarks/timing.py")

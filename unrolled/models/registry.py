@@ -83,7 +83,10 @@ _SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
         "cifar10_hour": _CONV,
         "cifar10_four_hours": _CONV,
     },
-    "vit_nano_conv_patch4_32": {"cifar10": {"label_names": CIFAR10}},
+    "vit_nano_conv_patch4_32": {
+        "cifar10": {"label_names": CIFAR10},
+        "cifar10_four_hours": {"label_names": CIFAR10},
+    },
     "crate_mae_nano_patch4_32": {
         "cifar10": {"arch": {"encoder": "visible"}},
         "cifar10_long": {

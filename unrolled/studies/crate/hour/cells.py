@@ -127,9 +127,14 @@ class HourConfig(Config):
         return replace(super().context, elsewhere=elsewhere)
 
     @property
+    def looked_at(self) -> tuple[str, ...]:
+        """Names of weights whose maps are looked at, CRATE and ViT first."""
+        return (self.crate, self.vit, *self.others)
+
+    @property
     def trained(self) -> tuple[str, ...]:
-        """Names of all weights, CRATE and ViT first."""
-        return (self.crate, self.vit, *self.others, *self.older)
+        """Names of all weights, those first."""
+        return (*self.looked_at, *self.older)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from unrolled.studies.claim import CONTROL, CORRELATION, NOBODY, Claim, Measured
 from unrolled.studies.crate.emergence.claims import Difference, difference, excess
 from unrolled.studies.crate.hour.cells import Target
 from unrolled.studies.crate.hour.drawn import role_excess
-from unrolled.studies.crate.hour.networks import given
+from unrolled.studies.crate.hour.networks import FOUR_HOURS, WORDS, given
 from unrolled.studies.crate.hour.photos import Heads, Roles, Things
 from unrolled.studies.crate.hour.relation import Relation
 from unrolled.studies.crate.hour.view import LAST, MAP, View, all_rate, hundredths, orthonormal, paired, subspace_rate
@@ -47,6 +47,21 @@ def _claim(statement: str, value: Callable[[View], Measured], *, detail: Callabl
 
 def _rho(value: Relation | None) -> Measured:
     return Values() if value is None else _or_none(value.rho)
+
+
+def _after_four_hours(view: View) -> str:
+    """The same difference of the two that learnt for four hours."""
+    crate, vit = (view.photos(name) if name in view.config.others else {} for name in FOUR_HOURS)
+    apart = difference(crate, vit)
+    return "" if apart is None else f"; after four hours {apart.estimate:+.1f}"
+
+
+def _others_and_the_middle(view: View) -> str:
+    """The same difference of all other networks, corrected for all comparisons."""
+    names = (view.config.vit, *view.config.others)
+    apart = {name: difference(view.photos(name), view.baseline(), of=view.comparisons) for name in names}
+    each = [f"{WORDS.get(name, name)} {by.estimate:+.1f}" for name, by in apart.items() if by is not None]
+    return f"; corrected for {view.comparisons} comparisons: {', '.join(each)}" if each else ""
 
 
 def _last_layer(view: View, seed: int | None = None) -> Difference | None:
@@ -168,6 +183,7 @@ CLAIMS = (
             None if (bump := view.baseline()) is None else difference({0: bump}, view.photos(view.config.vit))
         ),
         spec="+.1f",
+        detail=_after_four_hours,
     ),
     _claim(
         "Training makes it appear: against fresh weights (difference, times 100)",
@@ -186,6 +202,7 @@ CLAIMS = (
         unjudged=CONTROL,
         low=0.0,
         spec="+.1f",
+        detail=_others_and_the_middle,
     ),
     _claim(
         "The last layer is a poor choice: best head of the best layer less that of the last layer (times 100)",

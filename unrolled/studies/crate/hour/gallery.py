@@ -29,7 +29,7 @@ def pictures(report: Report, view: View) -> None:
     """The best and the worst maps, and evidence on photos that may be shown."""
     config = view.config
     shown = {row.cell.things.network.weights: row.result for row in view.results.of(Pictured)}
-    names = [name for name in (config.crate, config.vit, *config.others) if name in shown]
+    names = [name for name in config.looked_at if name in shown]
     panels = [panel for name in names for panel in _annotated(view, name, shown)]
     if not panels:
         return

@@ -14,11 +14,9 @@ from unrolled.studies.crate.causal.cells import Shipped, inputs
 from unrolled.studies.crate.minutes.cells import Trial
 
 CRATE, VIT = "crate_nano_patch4_32.cifar10_hour", "vit_nano_conv_patch4_32.cifar10"
-OTHERS = (
-    "aot_nano_conv_patch4_32.cifar10",
-    "crate_nano_patch4_32.cifar10_conv",
-    "crate_nano_patch4_32.cifar10_four_hours",
-)
+FOUR_HOURS = ("crate_nano_patch4_32.cifar10_four_hours", "vit_nano_conv_patch4_32.cifar10_four_hours")
+"""The same two, trained four times as long."""
+OTHERS = ("aot_nano_conv_patch4_32.cifar10", "crate_nano_patch4_32.cifar10_conv", *FOUR_HOURS)
 OLDER = ("crate_nano_patch4_32.cifar10",)
 WORDS: Mapping[str, str] = MappingProxyType(
     {
@@ -26,7 +24,8 @@ WORDS: Mapping[str, str] = MappingProxyType(
         VIT: "ViT, one hour",
         OTHERS[0]: "attention only, one hour",
         OTHERS[1]: "CRATE, one hour at twice the rate",
-        OTHERS[2]: "CRATE, four hours",
+        FOUR_HOURS[0]: "CRATE, four hours",
+        FOUR_HOURS[1]: "ViT, four hours",
         OLDER[0]: "CRATE as published, linear stem, 25 epochs",
     }
 )

@@ -117,11 +117,12 @@ def _layers(report: Report, view: View) -> None:
         if learnt is None:
             table.append([words(name), *[NOT_RUN] * 9])
             continue
-        for layer, rate in enumerate(learnt["subspace_rate"]["mean"]):
+        depth = len(subspace_rate(learnt))
+        for layer in (0, depth - 1):
             fresh_of = [
                 f"{Values({i: read(row)[layer] for i, row in enumerate(fresh)}):{spec}}" for read, spec in _QUANTITIES
             ]
-            error = learnt["subspace_rate"]["error"][layer]
+            rate, error = (learnt["subspace_rate"][key][layer] for key in ("mean", "error"))
             columns = [
                 f"{rate:.1f} ± {error:.1f}",
                 *(f"{read(learnt)[layer]:{spec}}" for read, spec in _QUANTITIES[1:]),
@@ -134,10 +135,11 @@ def _layers(report: Report, view: View) -> None:
             *("R, trained", "fresh", "non-zero, trained", "fresh"),
         ],
         table,
-        caption="Trained R^c: ± one standard error over images; fresh: ± one standard deviation over seeds. R^c of "
-        "networks of different width or kind does not compare in size.",
+        caption="The first and the last layer of each; all are in `report.json`. Trained R^c: ± one "
+        "standard error over images; fresh: ± one standard deviation over seeds. R^c of networks of different width or "
+        "kind does not compare in size.",
     )
-    shown = [(config.crate, 0), (config.vit, 1)]
+    shown = [(name, color) for color, name in enumerate(config.looked_at)]
     panels = [
         _panel(view, title, read, shown)
         for title, (read, _) in zip(
@@ -148,7 +150,9 @@ def _layers(report: Report, view: View) -> None:
     ]
     if drawn := [panel for panel in panels if panel is not None]:
         section.figure(
-            drawn, name="layers", caption="Dotted: fresh weights, with one standard deviation over seeds as bars."
+            drawn,
+            name="layers",
+            caption="Dotted: fresh weights of the CRATE and of the ViT; bars are one standard deviation over seeds.",
         )
 
 
@@ -177,7 +181,7 @@ def _panel(
         if learnt is not None:
             y = list(read(learnt))
             lines.append(Series(label=words(name), x=range(len(y)), y=y, color=color))
-        if fresh:
+        if fresh and name in (view.config.crate, view.config.vit):
             depth = len(read(next(iter(fresh.values()))))
             means = [Values({seed: read(row)[layer] for seed, row in fresh.items()}) for layer in range(depth)]
             lines.append(line(f"{words(name)}: fresh", range(depth), means, color=color, dashed=True))
@@ -259,7 +263,9 @@ def _students(section: Section, view: View, students: Sequence[Result]) -> None:
 
 
 def _title(network: Looked) -> str:
-    return f"trial at {network.rate:g}, 4 minutes" if isinstance(network, Trial) else words(network.weights)
+    if isinstance(network, Trial):
+        return f"trial at {network.rate:g}, {network.epochs} passes"
+    return words(network.weights)
 
 
 def _transfer(report: Report, view: View) -> None:
@@ -294,7 +300,9 @@ def _transfer(report: Report, view: View) -> None:
     ).table(
         ["images", "features", "accuracy, %", "layer", "fresh weights", "gain over fresh", "over pixels"],
         rows,
-        caption="Gains in points, 95 % by a bootstrap over test images; fresh: mean and deviation over seeds.",
+        caption="Gains in points, 95 % by a bootstrap over test images; fresh: mean and deviation over seeds. Of "
+        "networks trained longer or at another rate they are the same; of attention only and the older CRATE none were "
+        "probed.",
     )
 
 
@@ -352,12 +360,13 @@ def _limits(view: View) -> str:
         "One network of each kind and recipe: intervals are over images or photos and say nothing of another seed of "
         "training. Fresh weights have seeds, and few. The CRATE, its ViT and the older CRATE differ in more than one "
         "thing; what is due to which was not measured. Rates of CRATE and ViT are the best of four tried alike. "
-        "Numbers of images are small, so that differences below a few points stay open. Whether a lower R^c goes with "
-        f"accuracy was asked of {len(view.compared())} CRATEs that learnt for minutes to hours, and of many that "
-        "learnt for seconds. BSDS marks no things, and no data set here marks parts of things. Training images are "
-        f"CIFAR-10's at 32 px, re-encoded as JPEG at quality 75; at {config.side} px positions are interpolated. Many "
-        "of COCO's things are small and at the border: a Jaccard index here does not compare with one on VOC. Removed "
-        "patches become the mean colour, a picture that no network was trained on, and areas are of the probability of "
-        "one class."
+        "Numbers of images are small, so that differences below a few points stay open. MaskCut, regions that people "
+        "drew, roles of heads and corruptions were asked of the CRATE and the ViT of an hour alone. Whether a lower "
+        f"R^c goes with accuracy was asked of {len(view.compared())} CRATEs that learnt for minutes to hours, and of "
+        "many that learnt for seconds. BSDS marks no things, and no data set here marks parts of things. Training "
+        f"images are CIFAR-10's at 32 px, re-encoded as JPEG at quality 75; at {config.side} px positions are "
+        "interpolated. Many of COCO's things are small and at the border: a Jaccard index here does not compare with "
+        "one on VOC. Removed patches become the mean colour, a picture that no network was trained on, and areas are "
+        "of the probability of one class."
         + (" The photos were made up: their numbers test the code and nothing else." if config.source != "coco" else "")
     )

@@ -27,18 +27,21 @@ def against_middle(view: View, weights: str) -> str:
 
 
 def ahead_of_middle(view: View) -> str:
-    """Which of the other networks fit things better than that bump, and by how much, in a sentence; "" of none."""
-    names = [name for name in (view.config.vit, *view.config.others) if against_middle(view, name) == "better"]
-    bump = view.baseline()
-    by = [f"{WORDS.get(name, name)} {apart(difference(view.photos(name), bump))}" for name in names]
-    return f"Those that fit better, in hundredths of the Jaccard index: {', '.join(by)}." if by else ""
+    """Which networks fit things better than that bump, corrected for all comparisons, in a sentence; "" of none."""
+    bump, by = view.baseline(), []
+    for name in view.config.looked_at:
+        apart = difference(view.photos(name), bump, of=view.comparisons)
+        if apart is not None and apart.verdict == "up":
+            by.append(f"{WORDS.get(name, name)} {apart.estimate:+.1f}")
+    many = f"corrected for {view.comparisons} comparisons"
+    return f"Those that do, {many}, in hundredths of the Jaccard index: {', '.join(by)}." if by else ""
 
 
 def things(report: Report, view: View) -> None:
     """Maps against things."""
     config = view.config
     names = (config.crate, config.vit)
-    rows = [_things_row(view, name, trained) for name in (*names, *config.others) for trained in (True, False)]
+    rows = [_things_row(view, name, trained) for name in config.looked_at for trained in (True, False)]
     for baseline in ("centre prior", "colour", "best patches"):
         if (scores := view.baseline(baseline)) is not None:
             words = {"centre prior": "bump in the middle"}.get(baseline, baseline)
@@ -56,8 +59,8 @@ def things(report: Report, view: View) -> None:
         ["network", "weights", "Jaccard", "95 %", "layer/head", "moved", "against the bump", "against fresh"],
         rows,
         caption="Differences in hundredths, 95 % by a bootstrap over photos; against fresh weights the wider of that "
-        f"and of the interval over seeds. {len(names) + len(config.others)} networks, each of one training, are "
-        "compared with the bump, and intervals are not widened for that.",
+        f"and of the interval over seeds. {len(config.looked_at)} networks, each of one training, are compared with "
+        "the bump, and these intervals are not corrected for that; those of *At other sizes* are.",
     )
     if lines := _by_layer(view):
         from unrolled.report import LineChart
@@ -159,20 +162,22 @@ def cut_columns(view: View, cell: type[Cuts], name: str | None, trained: bool, *
 def explanations(report: Report, view: View) -> None:
     """Deletion and insertion."""
     config = view.config
-    names, rows = (config.crate, config.vit, *config.others), []
+    names, rows, fresh = config.looked_at, [], []
     for name in names:
-        for seed in (None, *config.seeds):
-            if view.area(name, "deletion", RANDOM, seed=seed) is None:
-                continue
-            for method in METHODS:
-                gains = [hundredths(view.better(name, way, method, RANDOM, seed=seed)) for way in WAYS]
-                logits = [view.better(name, way, method, RANDOM, seed=seed, scale="logit") for way in WAYS]
-                rows.append(
-                    [
-                        WORDS.get(name, name), "trained" if seed is None else f"fresh, seed {seed}", method,
-                        *(f"{gain:+.1f}" for gain in gains), *(f"{gain:+.2f}" for gain in logits),
-                    ]
-                )  # fmt: skip
+        seeds = [seed for seed in config.seeds if view.area(name, "deletion", RANDOM, seed=seed) is not None]
+        learnt = view.area(name, "deletion", RANDOM) is not None
+        for method in METHODS:
+            who = [WORDS.get(name, name), method]
+            if learnt:
+                gains = [hundredths(view.better(name, way, method, RANDOM)) for way in WAYS]
+                logits = [view.better(name, way, method, RANDOM, scale="logit") for way in WAYS]
+                rows.append([*who, *(f"{gain:+.1f}" for gain in gains), *(f"{gain:+.2f}" for gain in logits)])
+            if seeds:
+                by_way = [
+                    Values({seed: 100 * view.better(name, way, method, RANDOM, seed=seed).value for seed in seeds})
+                    for way in WAYS
+                ]
+                fresh.append([*who, *(f"{values:+.1f}" for values in by_way)])
     section = report.section(
         "Explanations: patches removed and kept",
         f"Of the first {config.explained} test images ({config.explained_fresh} for fresh weights), patches are "
@@ -181,14 +186,18 @@ def explanations(report: Report, view: View) -> None:
         "better. " + "; ".join(f"{name}: {words}" for name, words in METHODS.items()) + ".",
     )
     section.table(
-        [
-            *("network", "weights", "order", "deletion, probability", "insertion, probability"),
-            *("deletion, logit", "insertion, logit"),
-        ],
+        ["network", "order", "deletion, probability", "insertion, probability", "deletion, logit", "insertion, logit"],
         rows,
         caption="Areas to those of random orders: probability of the predicted class in hundredths, its logit as it "
-        "is; 95 % by a bootstrap over images. Of fresh weights probabilities hardly differ from 0.1.",
+        "is; 95 % by a bootstrap over images.",
     )
+    if fresh:
+        section.table(
+            ["network, fresh weights", "order", "deletion, probability", "insertion, probability"],
+            fresh,
+            caption="The same of networks that learnt nothing, with the deviation over seeds; their probabilities "
+            "hardly differ from 0.1.",
+        )
     from unrolled.report import LineChart, Series
 
     panels = []

@@ -16,13 +16,15 @@ from unrolled.studies.crate.emergence.cells import Baselines
 from unrolled.studies.crate.emergence.claims import ByPhoto, Difference, difference
 from unrolled.studies.crate.hour.among import Rates
 from unrolled.studies.crate.hour.cells import Corrupted, HourConfig, Layers, Probe, Removed, Scores, Target
-from unrolled.studies.crate.hour.networks import Given, Looked, given
+from unrolled.studies.crate.hour.networks import CRATE, FOUR_HOURS, OTHERS, VIT, Given, Looked, given
 from unrolled.studies.crate.hour.photos import Cuts, Heads, OnPhotos, Things
 from unrolled.studies.crate.hour.relation import Relation, relation
 from unrolled.studies.crate.minutes.cells import Trial
 from unrolled.studies.results import Estimate, Results, Values
 
 MAP = "class token"
+_ALIKE: Mapping[str, str] = MappingProxyType({OTHERS[1]: CRATE, FOUR_HOURS[0]: CRATE, FOUR_HOURS[1]: VIT})
+"""Weights of the same architecture, whose fresh weights are the same."""
 LAST = "R^c, last layer"
 QUANTITIES: Mapping[str, Callable[[Sequence[float], Sequence[float], Sequence[float]], float]] = MappingProxyType(
     {
@@ -57,15 +59,23 @@ class View:
         return None
 
     def fresh(self, cell: type[Cell], weights: str, **columns: Any) -> dict[int, Result]:
-        """The same of fresh weights, by seed."""
-        rows = {seed: self.of(cell, given(weights, seed), **columns) for seed in self.config.seeds}
-        return {seed: row for seed, row in rows.items() if row is not None}
+        """The same of fresh weights, by seed, where they were not looked at of those of the same architecture."""
+        for name in (weights, _ALIKE.get(weights, weights)):
+            rows = {seed: self.of(cell, given(name, seed), **columns) for seed in self.config.seeds}
+            if found := {seed: row for seed, row in rows.items() if row is not None}:
+                return found
+        return {}
 
     @property
     def trials(self) -> dict[float, Trial]:
         """Trials that were looked at, by rate."""
         cells = [row.cell.network for row in self.results.of(Layers)]
         return {network.rate: network for network in cells if isinstance(network, Trial)}
+
+    @property
+    def comparisons(self) -> int:
+        """How many networks at how many sizes are compared with a bump in the middle."""
+        return len(self.config.looked_at) * (1 + len(self.config.other_sides))
 
     # layers
 
@@ -177,13 +187,12 @@ class View:
     def right(self, network: Given | None, target: Target) -> np.ndarray | None:
         """Which test images of a target a probe gets right, 0 or 100."""
         row = self.of(Probe, network, target=target)
-        return None if row is None else 100.0 * np.array([int(digit) for digit in row["right"]])
+        return None if row is None else _right(row)
 
     def transfer(self, weights: str, target: Target) -> Estimate:
         """Trained less the mean of fresh ones, points."""
-        fresh = [self.right(given(weights, seed), target) for seed in self.config.seeds]
-        known = [each for each in fresh if each is not None]
-        return paired(self.right(given(weights), target), np.mean(known, 0) if known else None, "test images")
+        fresh = [_right(row) for row in self.fresh(Probe, weights, target=target).values()]
+        return paired(self.right(given(weights), target), np.mean(fresh, 0) if fresh else None, "test images")
 
     # calibration
 
@@ -225,6 +234,10 @@ class View:
         """By how much a method's curve is better than another's: lower in deletion, higher in insertion."""
         one, other = (self.area(weights, way, name, **which) for name in (method, than))
         return paired(other, one, "images") if way == "deletion" else paired(one, other, "images")
+
+
+def _right(row: Result) -> np.ndarray:
+    return 100.0 * _digits(row["right"])
 
 
 def _digits(text: str) -> np.ndarray:

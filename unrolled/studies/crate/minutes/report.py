@@ -149,12 +149,11 @@ def _trial(values: Values, *, done: bool) -> str:
 
 
 def _curves(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
-    """Of the length at which networks are compared, and of the longest if that is another."""
+    """Of every length that any network was trained for, the longest first."""
     from unrolled.report import LineChart
 
-    compared = _compared(config, results)
     panels = []
-    for minutes in (compared, *(each for each in sorted(config.minutes) if each > compared)):
+    for minutes in sorted(config.minutes, reverse=True):
         lines = []
         for place, family in enumerate(config.families):
             if rows := results.of(Scored, family=family, minutes=minutes):
