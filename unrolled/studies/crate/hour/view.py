@@ -61,9 +61,9 @@ class View:
     def fresh(self, cell: type[Cell], weights: str, **columns: Any) -> dict[int, Result]:
         """The same of fresh weights, by seed, where they were not looked at of those of the same architecture."""
         for name in (weights, _ALIKE.get(weights, weights)):
-            rows = {seed: self.of(cell, given(name, seed), **columns) for seed in self.config.seeds}
-            if found := {seed: row for seed, row in rows.items() if row is not None}:
-                return found
+            known = {seed: self.of(cell, given(name, seed), **columns) for seed in self.config.seeds}
+            if rows := {seed: row for seed, row in known.items() if row is not None}:
+                return rows
         return {}
 
     @property
