@@ -43,7 +43,7 @@ def tab(scripts: Path, *words: str) -> list[str]:
     ("words", "offered"),
     [
         (["ev"], ["eval"]),
-        (["eval", "vit_nano_conv_patch4_32."], ["vit_nano_conv_patch4_32.cifar10"]),
+        (["eval", "aot_nano_conv_patch4_32."], ["aot_nano_conv_patch4_32.cifar10"]),
         (["trace", "--model", "crate_mae_b"], ["crate_mae_base_patch16_224"]),
         (["align", "a.npy", "b.npy", "--metric", "cka", "--metric", "mut"], ["mutual_knn"]),
         (["train", "--data", "cif"], ["cifar10", "cifar100"]),
