@@ -141,10 +141,13 @@ COUNTED = re.compile(r"`(\w+_(?:patch\d+_\d+|nano|base)[\w.]*)`[^|\n]* \| ([\d,]
 def test_numbers_of_parameters_are_those_of_the_models() -> None:
     from unrolled import create_model
     from unrolled.catalogue import catalogue
+    from unrolled.train import recipes
 
     named: dict[str, int] = {}
     for page in PAGES:
         for name, number in COUNTED.findall(page.read_text(encoding="utf-8")):
+            if name in recipes():  # of which a table may say how large its network is
+                continue
             named[name] = int(number.replace(",", ""))
             assert named[name] == catalogue()[name].parameters, f"{page}: {name}"
     assert len(named) >= 4
