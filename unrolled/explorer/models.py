@@ -232,14 +232,16 @@ def _random(name: str) -> Choice:
 def _shipped() -> list[Choice]:
     """Of the table that comes with the package: neither torch nor timm is imported."""
     from unrolled.catalogue import catalogue
+    from unrolled.subjects.options import SHIPPED
     from unrolled.subjects.runs import shipped
 
+    alike = (SHIPPED, "vit_nano_conv_patch4_32.cifar10")  # a CRATE and its ViT, an hour each: what a page begins with
     tags = {row.name: list(filter(None, row.weights.split(", "))) for row in catalogue().values()}
-    names = [f"{name}.{tag}" for name, each in tags.items() for tag in reversed(each)]  # the plain tag last
+    names = [f"{name}.{tag}" for name, each in tags.items() for tag in each]
     return [
         Choice(id=f"shipped-{name}", label=name, spec=name, group="Trained, shipped with unrolled",
                weights=f"trained on {tag}", trained=True, data=tag)
-        for name in names if (tag := shipped(name))
+        for name in sorted(names, key=lambda name: name not in alike) if (tag := shipped(name))
     ]  # fmt: skip
 
 
