@@ -48,38 +48,58 @@ def report(report: Report, config: MinutesConfig, results: Results[Any]) -> None
 
 
 def _headline(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
+    """Who is best after every length that two networks have had, or the one that has had any, and what ISTA adds."""
     from unrolled.report import Fact
 
-    minutes = _compared(config, results)
-    scores = {family: values for family in config.families if (values := accuracy(results, family, minutes))}
-    if not scores:
-        report.headline(f"No network of {minutes:g} core-minutes is kept: accuracies are {NOT_RUN}.")
+    by_minutes = {
+        minutes: {each: values for each in config.families if (values := accuracy(results, each, minutes))}
+        for minutes in sorted(config.minutes)
+    }
+    compared = min(2, max(map(len, by_minutes.values())))
+    by_minutes = {minutes: scores for minutes, scores in by_minutes.items() if len(scores) >= compared}
+    if not compared:
+        report.headline(f"No network is kept: accuracies are {NOT_RUN}.")
         return
-    best = max(scores, key=lambda family: scores[family].mean)
-    right = scores[best].mean / 100
-    undecided = 100 * 1.96 * math.sqrt(2 * right * (1 - right) / _TESTED[config.data])
-    level = [
-        FAMILIES[each].words for each in scores if each != best and scores[best].mean - scores[each].mean < undecided
-    ]
-    alone = "one seed each, " if all(len(values) == 1 for values in scores.values()) else ""
+    best = {minutes: max(scores, key=lambda each: scores[each].mean) for minutes, scores in by_minutes.items()}
+    sentence = f"Most accurate on {NAMES[config.data]}: " + "; ".join(
+        f"after {minutes:g} core-minutes {_best(scores, best[minutes], _TESTED[config.data])}"
+        for minutes, scores in by_minutes.items()
+    )
+    if any(len(values) == 1 for scores in by_minutes.values() for values in scores.values()):
+        sentence += ". Where no deviation stands there is one seed"
+    added = {minutes: _ista(scores) for minutes, scores in by_minutes.items() if "attention-only" in config.families}
+    if any(added.values()):
+        sentence += ". ISTA adds " + ", ".join(
+            f"{values:+.1f} points after {minutes:g}" if values else f"after {minutes:g} it is {NOT_RUN}"
+            for minutes, values in added.items()
+        )
     report.headline(
-        f"After {minutes:g} core-minutes on {NAMES[config.data]}, {alone}{FAMILIES[best].words} is the most accurate "
-        f"of {len(scores)}: {scores[best]:.1f} %."
-        + (f" Within the {undecided:.1f} points that the test images leave open: {', '.join(level)}." if level else ""),
+        sentence + ".",
         [
-            Fact(label=FAMILIES[family].words, value=f"{values:.1f} %", detail=f"{values.count}, {minutes:g} minutes")
-            for family, values in scores.items()
+            Fact(
+                label=f"{FAMILIES[best[minutes]].words}, {minutes:g} minutes",
+                value=f"{scores[best[minutes]]:.1f} %",
+                detail=f"most accurate of {len(scores)}, {scores[best[minutes]].count}",
+            )
+            for minutes, scores in by_minutes.items()
         ],
     )
 
 
-def _compared(config: MinutesConfig, results: Results[Any]) -> float:
-    """The longest training that two of the networks have had, so that there is something to compare."""
+def _best(scores: Mapping[str, Values], best: str, tested: int) -> str:
+    """The most accurate and its accuracy, with those that so many test images cannot tell from it."""
+    right = scores[best].mean / 100
+    undecided = 100 * 1.96 * math.sqrt(2 * right * (1 - right) / tested)
+    level = [
+        FAMILIES[each].words for each in scores if each != best and scores[best].mean - scores[each].mean < undecided
+    ]
+    beside = f" (of {len(scores)}" + (f"; level within {undecided:.1f}: {', '.join(level)}" if level else "") + ")"
+    return f"{FAMILIES[best].words} with {scores[best]:.1f} %" + (beside if len(scores) > 1 else "")
 
-    def trained(minutes: float) -> int:
-        return sum(bool(accuracy(results, family, minutes)) for family in config.families)
 
-    return max(config.minutes, key=lambda minutes: (min(trained(minutes), 2), minutes))
+def _ista(scores: Mapping[str, Values]) -> Values:
+    """What CRATE has more than attention alone, by seed."""
+    return scores.get("crate", Values()) - scores.get("attention-only", Values())
 
 
 def _accuracies(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
