@@ -17,7 +17,7 @@ from unrolled.studies.crate.emergence import maps
 from unrolled.studies.crate.hour import STUDY, among, cells
 from unrolled.studies.crate.hour.among import Rates, students
 from unrolled.studies.crate.hour.cells import Corrupted, HourConfig, Layers, Removed, Scores
-from unrolled.studies.crate.hour.networks import CRATE, VIT, given, load, shown, studied
+from unrolled.studies.crate.hour.networks import CRATE, OTHERS, VIT, given, load, shown, studied
 from unrolled.studies.crate.hour.photos import CutRegions, Cuts, Edges, Heads, OnPhotos, Roles, Things, regions
 from unrolled.studies.crate.hour.pictures import Pictured
 from unrolled.studies.crate.hour.relation import relation
@@ -235,6 +235,10 @@ def test_every_network_stands_beside_three_fresh_ones(tmp_path: Path) -> None:
         networks = [cell.network for cell in made if isinstance(cell, kind)]  # type: ignore[attr-defined]
         for weights in (CRATE, VIT):
             assert {given(weights), *(given(weights, seed) for seed in (0, 1, 2))} <= set(networks)
+    for kind in (Cuts, Roles, Heads, CutRegions):  # of the further ones the trained weights alone
+        networks = [cell.network for cell in made if type(cell) is kind]  # type: ignore[attr-defined]
+        assert {*map(given, OTHERS)} <= {*networks}
+        assert given(OTHERS[0], 0) not in networks
     for kind in (Roles, Edges):
         networks = [cell.network for cell in made if type(cell) is kind]  # type: ignore[attr-defined]
         assert {given(CRATE), given(VIT), given(CRATE, 0), given(VIT, 0)} <= set(networks)

@@ -130,9 +130,12 @@ def difference(a: ByPhoto, b: ByPhoto | np.ndarray | None, *, of: int = 1) -> Di
     return Difference(estimate=estimate, seeds=tuple(table.mean(1).tolist()))
 
 
+PLACES = "Layers and heads count from 0, as the names of `unrolled.edit` do: 3/2 is `block03/attn/head2`."
+
+
 def head_name(index: int, heads: int) -> str:
-    """What tables call a head, from 1; the last is the mean over heads."""
-    return "mean" if index == heads else str(index + 1)
+    """What tables call a head, from 0 as in `unrolled.edit`; the last is the mean over heads."""
+    return "mean" if index == heads else str(index)
 
 
 def plural(count: int, noun: str) -> str:

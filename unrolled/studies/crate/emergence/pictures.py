@@ -33,7 +33,7 @@ def rows_of(view: View) -> list[ImageRow]:
             if network in shown:
                 result = shown[network]
                 head = head_name(result["head"], result["heads"])
-                where = f"layer {result['layer'] + 1}, " + ("mean over heads" if head == "mean" else f"head {head}")
+                where = f"layer {result['layer']}, " + ("mean over heads" if head == "mean" else f"head {head}")
                 rows.append(ImageRow(images=_pairs(result, photos), label=f"{KINDS[kind].words}, {state}, {where}"))
                 break
     if not rows:

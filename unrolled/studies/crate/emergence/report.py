@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled.studies.crate.emergence import tables
 from unrolled.studies.crate.emergence.cells import EmergenceConfig, Segmentation, map_of
-from unrolled.studies.crate.emergence.claims import STATES, Difference, View, difference, head_name, plural
+from unrolled.studies.crate.emergence.claims import PLACES, STATES, Difference, View, difference, head_name, plural
 from unrolled.studies.crate.emergence.maps import KEEP, MAPS, RULE, RULES
 from unrolled.studies.crate.emergence.tables import Change
 from unrolled.studies.kinds import DEPTH, KINDS
@@ -87,9 +87,9 @@ def _things(report: Report, view: View) -> None:
         f"Photos at {config.side} px; models were trained at 32. The largest {KEEP:.0%} of a map's entries are kept, "
         "the CRATE papers' rule. DINO's, which keeps as much of the mass, is in the second table: there a diffuse map "
         "makes a larger mask, and for things of this size larger masks score better, up to the whole photo, "
-        "so that claims are judged where all masks are as large. Layer and head (or the mean over heads) are the best "
-        f"on {count[0]} photos and scored on {count[1]} others. Masked autoencoders are read by similarity to a seed "
-        "patch instead of the class token, which their loss does not train.",
+        f"so that claims are judged where all masks are as large. {PLACES} Layer and head (or the mean over heads) are "
+        f"the best on {count[0]} photos and scored on {count[1]} others. Masked autoencoders are read by similarity to "
+        "a seed patch instead of the class token, which their loss does not train.",
     )
     columns = ["model", "weights", "Jaccard", "95 %", "layer and head", "moved", "last layer, mean map"]
     rows: list[list[str]] = []
@@ -110,7 +110,7 @@ def _things(report: Report, view: View) -> None:
             rows.append(
                 [
                     *(KINDS[kind].words, state, f"{view.means(kind, state):.3f}", f"{low:.3f} to {high:.3f}"),
-                    ", ".join(f"{each['picked'][0] + 1}/{head_name(each['picked'][1], heads)}" for each in results),
+                    ", ".join(f"{each['picked'][0]}/{head_name(each['picked'][1], heads)}" for each in results),
                     *(f"{Values(dict(enumerate(each))):.3f}" for each in numbers),
                 ]
             )
@@ -161,7 +161,7 @@ def _layers(report: Report, view: View) -> None:
             view.rows(Segmentation, kind, state).curve(
                 tables.short(kind) + ("" if state == "trained" else ", untr."),
                 _by_layer(kind, rule),
-                x=range(1, DEPTH + 1),
+                x=range(DEPTH),
                 color=color,
                 dashed=state == "untrained",
             )
@@ -171,7 +171,7 @@ def _layers(report: Report, view: View) -> None:
         ]
         if rule == RULE and middle is not None:
             y = [float(middle.mean())] * 2
-            lines.append(Series(label="centre prior", x=[1, DEPTH], y=y, color=len(config.kinds), dashed=True))
+            lines.append(Series(label="centre prior", x=[0, DEPTH - 1], y=y, color=len(config.kinds), dashed=True))
         panels.append(LineChart(title=f"Jaccard with things, cut by {rule}", x_label="layer", series=lines))
     section.figure(
         panels,
@@ -190,7 +190,7 @@ def _layers(report: Report, view: View) -> None:
                 HeatMap(
                     title=f"{KINDS[kind].words}, {state}",
                     values=values,
-                    rows=[str(layer + 1) for layer in range(len(values))],
+                    rows=[str(layer) for layer in range(len(values))],
                     columns=[head_name(head, heads) for head in range(heads + 1)],
                     row_label="layer",
                     column_label="head",

@@ -65,7 +65,7 @@ def details(report: Report, view: View) -> None:
     config = view.config
     section = report.section(
         "Objects and borders",
-        f"From the keys of the penultimate layer ({PENULTIMATE + 1}) at {config.side} px. Objects: at most three by "
+        f"From the keys of the penultimate layer ({PENULTIMATE}) at {config.side} px. Objects: at most three by "
         "MaskCut, tau 0.15, those found first ranked first, no refinement; class-agnostic COCO average precision, "
         "times 100. Borders: those between five k-means clusters, F-measure at 0.75 % of the diagonal, nearest "
         "matching on photos at half size, which is more generous than the benchmark's. Moved: the same masks moved "
@@ -127,7 +127,7 @@ def parts(report: Report, view: View) -> None:
                 HeatMap(
                     title=f"CRATE, {state}: attention to parts over their area",
                     values=lift,
-                    rows=[f"head {k + 1}" for k in range(len(lift))],
+                    rows=[f"head {k}" for k in range(len(lift))],
                     columns=[name.split("-")[0] for name in measured.first("parts")],
                 )
             )

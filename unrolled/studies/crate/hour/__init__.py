@@ -11,7 +11,7 @@ from unrolled.studies.study import Study
 
 STUDY = Study(
     name="crate-hour",
-    title="What an hour of training changes: layers, segmentation, transfer, calibration and explanations",
+    title="What an hour of training changes, and four: layers, segmentation, transfer, calibration and explanations",
     question="Do layers compress, maps find things, features transfer and explanations hold in a CRATE that learnt for "
     "a core-hour, beside its ViT and beside fresh weights?",
     citation="Y. Yu et al., White-Box Transformers via Sparse Rate Reduction, arXiv 2306.01129; Y. Yu et al., "

@@ -63,7 +63,7 @@ class HourConfig(Config):
     vit: str = VIT
     """Weights of the ViT that it is compared with."""
     others: tuple[str, ...] = OTHERS
-    """Further weights that stand beside, without fresh ones but for layers and maps, and without objects."""
+    """Further weights that stand beside, without fresh ones but for layers and maps, borders and corruptions."""
     older: tuple[str, ...] = OLDER
     """Still further ones, of which layers, accuracy and transfer alone are measured."""
     rates: tuple[Rate, ...] = (3e-3, 5e-3, 1e-2, 2e-2)
@@ -127,9 +127,14 @@ class HourConfig(Config):
         return replace(super().context, elsewhere=elsewhere)
 
     @property
+    def twins(self) -> tuple[str, str]:
+        """Names of the weights that everything is asked of, beside fresh ones."""
+        return (self.crate, self.vit)
+
+    @property
     def looked_at(self) -> tuple[str, ...]:
         """Names of weights whose maps are looked at, CRATE and ViT first."""
-        return (self.crate, self.vit, *self.others)
+        return (*self.twins, *self.others)
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -292,7 +297,7 @@ class Probe(Cell):
 
 def cells(config: HourConfig) -> Iterator[Cell]:
     """Part by part, all networks of one together."""
-    names = (config.crate, config.vit)
+    names = config.twins
     fresh = {name: [given(name, seed) for seed in config.seeds] for name in config.trained}
     trained = {name: given(name) for name in config.trained}
     twins = [each for name in names for each in (trained[name], *fresh[name])]
@@ -316,7 +321,7 @@ def cells(config: HourConfig) -> Iterator[Cell]:
     yield Baselines(**photos)
     for network in (*twins, *beside, *(each for name in config.others for each in fresh[name])):
         yield Things(network=network, **photos)
-    for cut in (None, *twins):
+    for cut in (None, *twins, *beside):
         yield Cuts(network=cut, **photos)
     few = [each for name in names for each in (trained[name], *fresh[name][:1])]
     for side in config.other_sides:
@@ -325,16 +330,16 @@ def cells(config: HourConfig) -> Iterator[Cell]:
         for network in (*few, *beside):
             yield Things(network=network, **here)
         if side < config.side:
-            for cut in (None, *few):
+            for cut in (None, *few, *beside):
                 yield Cuts(network=cut, **here)
     for name in (*names, *config.others):
         yield Pictured(things=Things(network=trained[name], **photos), each=config.pictured)
-    for network in few:
+    for network in (*few, *beside):
         yield Roles(network=network, **photos, layer=PENULTIMATE, parts=config.parts)
     drawn: Columns = {**photos, "photos": config.cut}
-    for network in twins:
+    for network in (*twins, *beside):
         yield Heads(network=network, **drawn)
-    for cut in (None, *twins):
+    for cut in (None, *twins, *beside):
         yield CutRegions(network=cut, **drawn)
     for cut in (None, *few):
         yield Edges(network=cut, **drawn)

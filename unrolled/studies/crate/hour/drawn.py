@@ -55,8 +55,7 @@ def sizes(report: Report, view: View) -> None:
         ],
         rows,
         caption="Differences in hundredths, 95 % by a bootstrap over photos. Corrected: each interval at 1 - 0.05 / "
-        f"{view.comparisons}, so that all {view.comparisons} hold in at least 95 % of cases. Without MaskCut: only the "
-        "CRATE and the ViT of an hour were asked.",
+        f"{view.comparisons}, so that all {view.comparisons} hold in at least 95 % of cases.",
     )
 
 
@@ -64,8 +63,8 @@ def regions(report: Report, view: View) -> None:
     """Heads, objects and borders against regions that people drew."""
     config = view.config
     heads, keys = [], []
-    for name in (config.crate, config.vit, None):
-        for trained in (True, False) if name else (True,):
+    for name in (*config.looked_at, None):
+        for trained in (True, False) if name in config.twins else (True,):
             who = [WORDS.get(name, name), "trained" if trained else "fresh"] if name else ["colour of patches", "-"]
             keys.append([*who, *cut_columns(view, CutRegions, name, trained), *_edges(view, name, trained)])
             if name:
@@ -123,8 +122,8 @@ def roles(report: Report, view: View) -> None:
     """Whether heads keep to their parts."""
     config = view.config
     rows, names = [], []
-    for name in (config.crate, config.vit):
-        for trained in (True, False):
+    for name in config.looked_at:
+        for trained in (True, False) if name in config.twins else (True,):
             head = [WORDS.get(name, name), "trained" if trained else "fresh"]
             for row in list(view.rows(Roles, name, trained=trained).values())[:1]:
                 names = _short(row["parts"])
@@ -146,12 +145,12 @@ def roles(report: Report, view: View) -> None:
     from unrolled.report import HeatMap
 
     panels = []
-    for name in (config.crate, config.vit):
+    for name in config.looked_at:
         for row in view.rows(Roles, name).values():
             panels.append(
                 HeatMap(
                     title=f"{WORDS.get(name, name)}: attention to parts over their area",
-                    rows=[f"head {head}" for head in range(1, len(row["lift"]) + 1)],
+                    rows=[f"head {head}" for head in range(len(row["lift"]))],
                     columns=_short(row["parts"]),
                     values=np.array(row["lift"], dtype=np.float64),  # None of a part that no photo has is NaN
                 )

@@ -334,7 +334,7 @@ def _corruption(report: Report, view: View) -> None:
     config = view.config
     rows = []
     for name in ("clean", *CORRUPTIONS, ""):
-        crate, vit = (view.errors(each, name) for each in (config.crate, config.vit))
+        crate, vit = (view.errors(each, name) for each in config.twins)
         what = name.replace("_", " ") or "all nine"
         if crate is None or vit is None:
             rows.append([what, *[NOT_RUN] * 3])
@@ -360,8 +360,9 @@ def _limits(view: View) -> str:
         "One network of each kind and recipe: intervals are over images or photos and say nothing of another seed of "
         "training. Fresh weights have seeds, and few. The CRATE, its ViT and the older CRATE differ in more than one "
         "thing; what is due to which was not measured. Rates of CRATE and ViT are the best of four tried alike. "
-        "Numbers of images are small, so that differences below a few points stay open. MaskCut, regions that people "
-        "drew, roles of heads and corruptions were asked of the CRATE and the ViT of an hour alone. Whether a lower "
+        "Numbers of images are small, so that differences below a few points stay open. Borders and corruptions were "
+        "asked of the CRATE and the ViT of an hour alone, and the others are compared with fresh weights in MaskCut, "
+        "regions and roles only where they have their architecture. Whether a lower "
         f"R^c goes with accuracy was asked of {len(view.compared())} CRATEs that learnt for minutes to hours, and of "
         "many that learnt for seconds. BSDS marks no things, and no data set here marks parts of things. Training "
         f"images are CIFAR-10's at 32 px, re-encoded as JPEG at quality 75; at {config.side} px positions are "

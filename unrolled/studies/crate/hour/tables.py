@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unrolled.studies.crate.emergence.claims import Difference, difference, head_name
+from unrolled.studies.crate.emergence.claims import PLACES, Difference, difference, head_name
 from unrolled.studies.crate.emergence.maps import KEEP, MAPS
 from unrolled.studies.crate.hour.cells import Removed
 from unrolled.studies.crate.hour.networks import WORDS, given
@@ -40,7 +40,7 @@ def ahead_of_middle(view: View) -> str:
 def things(report: Report, view: View) -> None:
     """Maps against things."""
     config = view.config
-    names = (config.crate, config.vit)
+    names = config.twins
     rows = [_things_row(view, name, trained) for name in config.looked_at for trained in (True, False)]
     for baseline in ("centre prior", "colour", "best patches"):
         if (scores := view.baseline(baseline)) is not None:
@@ -50,10 +50,10 @@ def things(report: Report, view: View) -> None:
     section = report.section(
         "Segmentation that nobody taught",
         f"The class token's attention, of which the largest {KEEP:.0%} of entries are kept, against all pixels of "
-        f"COCO's things. Layer and head, or the mean over heads, are the best on {count[0]} photos and scored on "
-        f"{count[1]} others. Moved: the same masks moved around the edges. The bump and the maps make masks of one "
-        "size. Colour: of three k-means clusters the one that touches the border least. Best patches: the ceiling "
-        "that patches set.",
+        f"COCO's things. {PLACES} Layer and head, or the mean over heads, are the best on {count[0]} photos and "
+        f"scored on {count[1]} others. Moved: the same masks moved around the edges. The bump and the maps make masks "
+        "of one size. Colour: of three k-means clusters the one that touches the border least. Best patches: the "
+        "ceiling that patches set.",
     )
     section.table(
         ["network", "weights", "Jaccard", "95 %", "layer/head", "moved", "against the bump", "against fresh"],
@@ -130,8 +130,8 @@ def objects(report: Report, view: View) -> None:
     """MaskCut against things."""
     config = view.config
     rows = []
-    for name in (config.crate, config.vit, None):
-        for trained in (True, False) if name else (True,):
+    for name in (*config.looked_at, None):
+        for trained in (True, False) if name in config.twins else (True,):
             head = [
                 WORDS.get(name, name) if name else "colour of patches",
                 "-" if not name else ("trained" if trained else "fresh"),

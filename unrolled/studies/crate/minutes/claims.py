@@ -8,7 +8,6 @@ from unrolled.studies.claim import CONTROL, NOBODY, Claim
 from unrolled.studies.crate.minutes.cells import MinutesConfig, Scored, Trial, epochs, trial_minutes
 from unrolled.studies.results import Results, Values
 
-
 ELSEWHERE = "published of millions of larger images, trained by epochs"
 
 
