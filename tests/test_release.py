@@ -37,7 +37,7 @@ def test_weights_say_their_licence_and_their_data() -> None:
         assert said["license"] == "apache-2.0"
         assert said["datasets"], card
         assert all(word in text for word in ("| data |", "| recipe |", "**Limits.**", "**Licence.**")), card
-        assert f"(unrolled/weights/{card.name})" in (ROOT / "README.md").read_text(), card
+        assert f"(../unrolled/weights/{card.name})" in (ROOT / "docs/weights.md").read_text(), card
 
 
 def test_every_dependency_has_a_lower_bound() -> None:

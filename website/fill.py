@@ -2,8 +2,8 @@
 
 A block begins with `<!-- KIND words -->` and ends with `<!-- end -->`. Kinds: `found` (rows of found.yml), `floors`
 (packages, a line each), `claims LINE` (every claim of a line of work), `summary STUDY`, `table STUDY: SECTION` (with
-`: 1, 3` for these columns only, counted from 1) and `benchmark FILE`. All read the reports in docs/studies, the records
-in docs/benchmarks, or the code.
+`: 1, 3` for these columns only, counted from 1), `benchmark FILE` and `weights` (what ships, with what its card
+measured). All read the reports in docs/studies, the records in docs/benchmarks, the cards, or the code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES, BENCHMARKS = ROOT / "docs/studies", ROOT / "docs/benchmarks"
 _BLOCK = re.compile(
-    r"(<!-- (found|floors|claims|summary|table|benchmark)(?: ([^\n]*?))? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (found|floors|claims|summary|table|benchmark|weights)(?: ([^\n]*?))? -->\n).*?(<!-- end -->)", re.DOTALL
 )
+_MEASURED = {
+    "accuracy": "accuracy",
+    "mean squared error on the removed patches": "squared error of removed patches",
+    "mean": "bits a byte",
+}
+"""What a card measured first, in the words of the table of weights."""
 FLOORS = {
     "theory": "the objectives, in their plainest form; everything else is tested against them",
     "ops": "solvers and kernels: exact, with gradients, each beside a slow twin",
@@ -43,7 +49,7 @@ def fill(text: str, page: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         made = {"found": _found, "floors": _floors, "claims": _claims, "summary": _summary}
-        made |= {"table": _table, "benchmark": _benchmark}
+        made |= {"table": _table, "benchmark": _benchmark, "weights": _weights}
         return f"{match[1]}\n{made[match[2]](match[3] or '', page.parent)}\n\n{match[4]}"
 
     return _BLOCK.sub(block, text)
@@ -141,6 +147,27 @@ def _benchmark(name: str, folder: Path) -> str:
         parts.append(_rows(table["columns"], table["rows"]))
         parts += [table["caption"]] if table.get("caption") else []
     return "\n\n".join(parts)
+
+
+def _weights(_: str, folder: Path) -> str:
+    from unrolled.catalogue import card_of, known_names, matching
+
+    rows = []
+    for name in known_names():
+        if (card := card_of(name)) is None:
+            continue
+        measured = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|", card.read_text(encoding="utf-8"), re.MULTILINE))
+        what, words = next((key, words) for key, words in _MEASURED.items() if key in measured)
+        corrupted = next((value for key, value in measured.items() if key.startswith("mean error under nine")), "-")
+        weights = card.with_suffix(".safetensors") if card.parent.name == "weights" else card.parent
+        size = sum(file.stat().st_size for file in ([weights] if weights.is_file() else weights.glob("*.safetensors")))
+        rows.append(
+            [
+                f"[`{name}`]({_link(card, folder)})", f"{matching(name)[0].parameters:,}", f"{size / 1e6:.1f}",
+                f"{words} {measured[what]}", corrupted.partition(";")[0],
+            ]
+        )  # fmt: skip
+    return _rows(["weights", "parameters", "MB", "measured on test data", "error on corrupted images"], rows)
 
 
 if __name__ == "__main__":

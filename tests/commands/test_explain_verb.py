@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unrolled import cli
-from unrolled.commands.explain_report import among_sentence
+from unrolled.commands.explain_report import among_sentence, removals_sentence
 
 MODEL = ["--model", "crate_nano_patch4_32"]
 
@@ -60,6 +60,14 @@ def test_the_terms_and_the_pictures(
     assert terms == {(h["layer"], i): t for h in halves if h["kind"] == "attn" for i, t in enumerate(h["heads"])}
     assert any(row["kind"] == "mlp" for row in rows) == model.startswith("vit")
     assert -1 <= result["removed"]["rank_correlation"] <= 1
+
+
+@pytest.mark.parametrize(("most", "said"), [(-2.0, False), (-1.2, True), (0.5, True)])
+def test_evidence_that_is_worth_no_more_than_other_patches_is_said_to_be(most: float, said: bool) -> None:
+    removals = {"patches": 6, "most for": most, "most against": 0.1, "random": {"mean": -1.0, "std": 0.3, "draws": 16}}
+    sentence = removals_sentence(removals)
+    assert f"6 patches most for it: {most:+.3f}; without as many random ones: -1.000" in sentence
+    assert ("worth no more than others" in sentence) is said
 
 
 def test_the_strongest_patch_is_painted_most(picture: Path, tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def explain_report(result: Answer, explanation: Explanation, views: Sequence[Vie
         f"lowest evidence above. Random: mean and standard deviation over {random['draws']} draws. This is one "
         "picture.",
     )
+    section.text(f"{removals_sentence(removals)}.")
     many = result["faithfulness"]
     section.text(faithfulness_sentence(many))
     if many is not None:
@@ -235,6 +236,18 @@ def explain_report(result: Answer, explanation: Explanation, views: Sequence[Vie
         )  # fmt: skip
     report.section("What is exact and what is not", _words(explanation, second))
     return report
+
+
+def removals_sentence(removals: Json) -> str:
+    """What this picture's own patches are worth, and whether the evidence is worth more than others."""
+    random = removals["random"]
+    change = (
+        f"change of the logit without the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
+        f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}"
+    )
+    if removals["most for"] < random["mean"] - random["std"]:
+        return change
+    return f"{change}. Of this picture these patches are worth no more than others are"
 
 
 def faithfulness_sentence(many: Json | None) -> str:

@@ -89,6 +89,8 @@ def list_(options: ListOptions) -> None:
         )
     cards = {model.name: str(card) for model in models if (card := card_of(model.name))}
     lines += [f"card of {name}: {card}" for name, card in cards.items()]
+    if any(model.weights and model.name not in cards for model in models):
+        lines.append('`unrolled list "*.*"` shows the weights that ship (NAME.TAG), with the parameters that they have')
     rows = [{**model._asdict(), "card": cards.get(model.name)} for model in models]
     print_answer("list", {"models": rows}, "\n".join(lines), json=options.json)
 
