@@ -348,15 +348,17 @@ STUDY = Study(
 )
 
 
-def test_of_cells_that_were_not_run_a_page_gives_every_cause_and_counts_them() -> None:
-    squares = [Square(seed=seed, number=3) for seed in range(40)]
+def test_of_cells_that_were_not_run_a_page_gives_every_cause_and_puts_seeds_together() -> None:
+    squares = [Square(seed=seed, number=number) for number in (3, 4) for seed in range(3)]
     missing: dict[Cell, str] = {cell: f"{cell.name}: not computed yet" for cell in squares}
     missing[OnData()] = "data_dir: there is no numbers"
     first, second = not_run(missing).split("\n\n")
-    assert first.startswith("not computed yet (40 cells: Square number 3, seed 0")
-    assert first.endswith(" and 37 more)")
+    three, four = (f"Square number {number}, wait 0, seeds 0, 1, 2" for number in (3, 4))
+    assert first == f"not computed yet (6 cells: {three}; {four})"
     assert second.startswith("data_dir: there is no numbers (1 cell: OnData")
-    assert len(causes(missing)["not computed yet"]) == 40
+    assert len(causes(missing)["not computed yet"]) == 6
+    many: dict[Cell, str] = {Square(seed=0, number=number): "none" for number in range(20)}
+    assert not_run(many).endswith("; Square number 11, wait 0, seed 0; and 8 kinds more)")
 
 
 def test_a_study_runs_judges_and_reports(tmp_path: Path) -> None:

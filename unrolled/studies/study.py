@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,15 +122,25 @@ def _check_bound(name: str, value: Any, bound: Any) -> None:
         raise ValueError(f"{name}={value}: must be more than {bound.low:g}, and finite")
 
 
-_FEW = 3  # cells that a page names of each cause
+_FEW = 12  # kinds of cells that a page names of each cause
+_SEED = re.compile(r"\bseed (-?\d+), |,? ?\bseed (-?\d+)")
 
 
 def not_run(missing: Mapping[Cell, str]) -> str:
-    """Why cells were not computed: every cause once, how many cells it has, and the first of them by name."""
+    """Why cells were not computed: every cause once, how many cells it has, and their names, those that differ in the
+    seed alone together."""
     lines = []
     for cause, cells in causes(missing).items():
-        more = f" and {len(cells) - _FEW} more" * (len(cells) > _FEW)
-        lines.append(f"{cause} ({len(cells)} cell{'s' * (len(cells) > 1)}: {', '.join(cells[:_FEW])}{more})")
+        alike: dict[str, list[str]] = {}
+        for name in cells:
+            seeds = [before or after for before, after in _SEED.findall(name)]
+            alike.setdefault(_SEED.sub("", name) if len(seeds) == 1 else name, []).extend(seeds)
+        words = [
+            f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else name
+            for name, seeds in alike.items()
+        ]
+        more = f"; and {len(words) - _FEW} kinds more" * (len(words) > _FEW)
+        lines.append(f"{cause} ({len(cells)} cell{'s' * (len(cells) > 1)}: {'; '.join(words[:_FEW])}{more})")
     return "\n\n".join(lines)
 
 
