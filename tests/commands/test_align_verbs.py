@@ -81,9 +81,10 @@ def test_align_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.run(["align", CRATE, VIT, "--metric", "mutual_knn", "--metric", "cka", "--held-out", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["metric", "score", "chance", "p"]
-    assert [line.split()[0] for line in lines[1:]] == ["mutual_knn", "cka", "p:"]
+    assert [line.split()[0] for line in lines[1:]] == ["mutual_knn", "cka", "p:", "mutual_knn:", "cka:"]
     assert all("block0" in line for line in lines[1:3])
     assert lines[3] == "p: 20 relabellings"
+    assert all("along A from" in line for line in lines[4:])  # the best pair is not all there is
     results = json.loads((tmp_path / "report.json").read_text())["results"]
     assert results["n"] == 40
     assert np.shape(results["comparisons"][0]["scores"]) == (6, 6)
