@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from unrolled.studies.cells import Result
 from unrolled.studies.claim import CONTROL, CORRELATION, NOBODY, Claim, Measured
-from unrolled.studies.crate.emergence.claims import Difference, difference, excess
+from unrolled.studies.crate.emergence.claims import ByPhoto, Difference, difference, excess
 from unrolled.studies.crate.hour.cells import Target
 from unrolled.studies.crate.hour.drawn import role_excess
 from unrolled.studies.crate.hour.networks import FOUR_HOURS, WORDS, given
@@ -49,9 +50,9 @@ def _rho(value: Relation | None) -> Measured:
     return Values() if value is None else _or_none(value.rho)
 
 
-def _after_four_hours(view: View) -> str:
+def _after_four_hours(view: View, scores: Callable[[View, str], ByPhoto] = View.photos) -> str:
     """The same difference of the two that learnt for four hours."""
-    crate, vit = (view.photos(name) if name in view.config.others else {} for name in FOUR_HOURS)
+    crate, vit = (scores(view, name) if name in view.config.others else {} for name in FOUR_HOURS)
     apart = difference(crate, vit)
     return "" if apart is None else f"; after four hours {apart.estimate:+.1f}"
 
@@ -62,6 +63,14 @@ def _others_and_the_middle(view: View) -> str:
     apart = {name: difference(view.photos(name), view.baseline(), of=view.comparisons) for name in names}
     each = [f"{WORDS.get(name, name)} {by.estimate:+.1f}" for name, by in apart.items() if by is not None]
     return f"; corrected for {view.comparisons} comparisons: {', '.join(each)}" if each else ""
+
+
+def _cuts_and_the_middle(view: View) -> str:
+    """The same difference of all other networks."""
+    names = (view.config.vit, *view.config.others)
+    apart = {name: difference(view.cut(name), view.cut(name, "middle")) for name in names}
+    each = [f"{WORDS.get(name, name)} {by.estimate:+.1f}" for name, by in apart.items() if by is not None]
+    return f"; {', '.join(each)} (not corrected for {1 + len(each)} that are asked)" if each else ""
 
 
 def _last_layer(view: View, seed: int | None = None) -> Difference | None:
@@ -85,13 +94,16 @@ def _regions(view: View) -> str:
 
 
 def _roles(view: View) -> str:
-    """P-values, and the same of fresh weights and of the ViT."""
-    learnt, fresh = (view.rows(Roles, view.config.crate, trained=trained) for trained in (True, False))
-    vit = view.rows(Roles, view.config.vit)
-    p = [max(row["heads_p"], row["images_p"]) for row in learnt.values()]
-    beside = [("fresh weights", fresh), ("the ViT", vit)]
-    excesses = [(words, excess(next(iter(rows.values())))) for words, rows in beside if rows]
-    return "".join([*(f", p = {each:.3f}" for each in p), *(f"; {words} {value:+.3f}" for words, value in excesses)])
+    """Its p-value, and the same of fresh weights and of all other networks."""
+
+    def p(row: Result) -> str:
+        return f", p = {max(row['heads_p'], row['images_p']):.3f}"
+
+    beside = {"fresh weights": view.rows(Roles, view.config.crate, trained=False)}
+    beside |= {WORDS.get(name, name): view.rows(Roles, name) for name in (view.config.vit, *view.config.others)}
+    its = "".join(map(p, view.rows(Roles, view.config.crate).values()))
+    rows = {words: next(iter(each.values())) for words, each in beside.items() if each}
+    return its + "".join(f"; {words} {excess(row):+.3f}{p(row)}" for words, row in rows.items())
 
 
 def _corrupted(view: View, name: str = "") -> Estimate:
@@ -222,6 +234,7 @@ CLAIMS = (
         unjudged="another quantity than average precision",
         low=0.0,
         spec="+.1f",
+        detail=lambda view: _after_four_hours(view, View.cut),
     ),
     _claim(
         "and better than a bump in the middle as large as each mask (difference, times 100)",
@@ -231,6 +244,7 @@ CLAIMS = (
         unjudged=CONTROL,
         low=0.0,
         spec="+.1f",
+        detail=_cuts_and_the_middle,
     ),
     _claim(
         "Some head of it looks at each region that people drew on BSDS: best head, against the same maps moved "
