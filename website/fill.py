@@ -157,14 +157,15 @@ def _weights(_: str, folder: Path) -> str:
         if (card := card_of(name)) is None:
             continue
         measured = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|", card.read_text(encoding="utf-8"), re.MULTILINE))
-        what, words = next((key, words) for key, words in _MEASURED.items() if key in measured)
+        if (what := next((key for key in _MEASURED if key in measured), None)) is None:
+            raise ValueError(f"{card.name}: no row of its table begins with {' or '.join(_MEASURED)}")
         corrupted = next((value for key, value in measured.items() if key.startswith("mean error under nine")), "-")
         weights = card.with_suffix(".safetensors") if card.parent.name == "weights" else card.parent
         size = sum(file.stat().st_size for file in ([weights] if weights.is_file() else weights.glob("*.safetensors")))
         rows.append(
             [
                 f"[`{name}`]({_link(card, folder)})", f"{matching(name)[0].parameters:,}", f"{size / 1e6:.1f}",
-                f"{words} {measured[what]}", corrupted.partition(";")[0],
+                f"{_MEASURED[what]} {measured[what]}", corrupted.partition(";")[0],
             ]
         )  # fmt: skip
     return _rows(["weights", "parameters", "MB", "measured on test data", "error on corrupted images"], rows)

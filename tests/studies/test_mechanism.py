@@ -358,7 +358,9 @@ def test_of_cells_that_were_not_run_a_page_gives_every_cause_and_puts_seeds_toge
     assert second.startswith("data_dir: there is no numbers (1 cell: OnData")
     assert len(causes(missing)["not computed yet"]) == 6
     many: dict[Cell, str] = {Square(seed=0, number=number): "none" for number in range(20)}
-    assert not_run(many).endswith("; Square number 11, wait 0, seed 0; and 8 kinds more)")
+    assert not_run(many).endswith("; Square number 11, wait 0, seed 0; and 8 more kinds)")
+    large: dict[Cell, str] = {Square(seed=seed, number=3): "none" for seed in (1_000_000, 1)}
+    assert not_run(large) == "none (2 cells: Square number 3, wait 0, seeds 1e+06, 1)"
 
 
 def test_a_study_runs_judges_and_reports(tmp_path: Path) -> None:

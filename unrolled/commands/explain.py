@@ -114,12 +114,15 @@ def explain(options: ExplainOptions) -> None:
         "removed": removed_record(without), "removals": removals, "faithfulness": many,
     }  # fmt: skip
     less = "" if result["against"] is None else f" less that of class {result['against']['name']}"
+    random = removals["random"]
     text = (
         f"{decision_sentence(result).rstrip()}\n\n{among_sentence(result)}"
         f"Terms of the logit of class {result['target']['name']}{less}, by layer and head; they sum to it:\n\n"
         f"{table(*layer_table(explanation, text=True))}\n"
         f"\n{removed_sentence(without)}\n"
-        f"\n{removals_sentence(removals)}\n{faithfulness_sentence(many)}"
+        f"\nChange of the logit without the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
+        f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}. {removals_sentence(removals)}\n"
+        f"{faithfulness_sentence(many)}"
     )
     run.finish(explain_report(result, explanation, views, without), result, text, seeds=[options.seed])
 

@@ -218,7 +218,7 @@ def explain_report(result: Answer, explanation: Explanation, views: Sequence[Vie
         f"lowest evidence above. Random: mean and standard deviation over {random['draws']} draws. This is one "
         "picture.",
     )
-    section.text(f"{removals_sentence(removals)}.")
+    section.text(removals_sentence(removals))
     many = result["faithfulness"]
     section.text(faithfulness_sentence(many))
     if many is not None:
@@ -239,15 +239,11 @@ def explain_report(result: Answer, explanation: Explanation, views: Sequence[Vie
 
 
 def removals_sentence(removals: Json) -> str:
-    """What this picture's own patches are worth, and whether the evidence is worth more than others."""
+    """Whether this picture's evidence is worth more than as many other patches: by two standard deviations of them."""
     random = removals["random"]
-    change = (
-        f"change of the logit without the {removals['patches']} patches most for it: {removals['most for']:+.3f}; "
-        f"without as many random ones: {random['mean']:+.3f} ± {random['std']:.3f}"
-    )
-    if removals["most for"] < random["mean"] - random["std"]:
-        return change
-    return f"{change}. Of this picture these patches are worth no more than others are"
+    if removals["most for"] < random["mean"] - 2 * random["std"]:
+        return "These patches are worth more than others, by over two standard deviations of the draws."
+    return "These patches are not shown to be worth more than others (two standard deviations of the draws)."
 
 
 def faithfulness_sentence(many: Json | None) -> str:

@@ -123,7 +123,7 @@ def _check_bound(name: str, value: Any, bound: Any) -> None:
 
 
 _FEW = 12  # kinds of cells that a page names of each cause
-_SEED = re.compile(r"\bseed (-?\d+), |,? ?\bseed (-?\d+)")
+_SEED = re.compile(r" seed (\S+?),(?= )|,? seed (\S+?)(?=[,) ]|$)")
 
 
 def not_run(missing: Mapping[Cell, str]) -> str:
@@ -133,13 +133,15 @@ def not_run(missing: Mapping[Cell, str]) -> str:
     for cause, cells in causes(missing).items():
         alike: dict[str, list[str]] = {}
         for name in cells:
-            seeds = [before or after for before, after in _SEED.findall(name)]
-            alike.setdefault(_SEED.sub("", name) if len(seeds) == 1 else name, []).extend(seeds)
+            seeds = ["".join(either) for either in _SEED.findall(name)]
+            one = len(seeds) == 1
+            alike.setdefault(_SEED.sub("", name) if one else name, []).extend(seeds if one else [])
         words = [
-            f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else name
+            f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(dict.fromkeys(seeds))}" if seeds else name
             for name, seeds in alike.items()
         ]
-        more = f"; and {len(words) - _FEW} kinds more" * (len(words) > _FEW)
+        left = len(words) - _FEW
+        more = f"; and {left} more kind{'s' * (left > 1)}" * (left > 0)
         lines.append(f"{cause} ({len(cells)} cell{'s' * (len(cells) > 1)}: {'; '.join(words[:_FEW])}{more})")
     return "\n\n".join(lines)
 

@@ -11,7 +11,7 @@ from unrolled.commands.align.options import AlignOptions, metrics_of
 from unrolled.commands.align.report import align_report, p_value_note, score_table
 from unrolled.commands.align.sides import features_of, stem
 from unrolled.commands.align.twins import Twin, untrained_twins
-from unrolled.commands.align.words import layer_words
+from unrolled.commands.align.words import run_words
 from unrolled.commands.options import verb
 from unrolled.harness import Run
 from unrolled.subjects.models import choose_device
@@ -84,7 +84,7 @@ def align(options: AlignOptions) -> None:
     }  # fmt: skip
     scores = table(*score_table(options.metric, results, twins))
     named = zip(options.metric, results, strict=True)
-    along = [f"{name}: {words}" for name, each in named if (words := layer_words(each, name))]
+    along = [f"{name}: {words}" for name, each in named if (words := run_words(each, name))]
     text = "\n".join([scores, p_value_note(options.metric, results), *along])
     run.finish(report, record, text, seeds=[options.seed], options=options)
 

@@ -20,8 +20,6 @@ RANDOM = (
 
 def layer_words(result: Comparison, metric: str) -> str:
     """Where among the layers the best pair stands, and how the score runs along both sides; empty for one of each."""
-    import numpy as np
-
     (rows, columns), best = result.layers, result.best
     if len(rows) == len(columns) == 1:
         return ""
@@ -38,6 +36,15 @@ def layer_words(result: Comparison, metric: str) -> str:
         )
     else:
         verdict = f"Neither is among the first layers. {FIRST_LAYERS}; this pair is further up."
+    along = run_words(result, metric)
+    return f"{best[0]} of A and {best[1]} of B agree best by {metric}. {verdict}{' ' * bool(along)}{along}"
+
+
+def run_words(result: Comparison, metric: str) -> str:
+    """How the score runs along the layers of both sides, and that of the last two; empty of one each."""
+    import numpy as np
+
+    (rows, columns), best = result.layers, result.best
     scores = result.scores.double().cpu().numpy()
     closest = np.nanmax if _higher_is_closer(metric) else np.nanmin
     runs = [
@@ -48,11 +55,11 @@ def layer_words(result: Comparison, metric: str) -> str:
         )
         if len(names) > 1 and np.isfinite(first).any() and np.isfinite(last).any()
     ]
-    ends = f" The last layers of both, {rows[-1]} and {columns[-1]}, have {scores[-1, -1]:.3g}." * bool(
+    ends = f"The last layers of both, {rows[-1]} and {columns[-1]}, have {scores[-1, -1]:.3g}." * bool(
         np.isfinite(scores[-1, -1]) and best != (rows[-1], columns[-1])
     )
-    run = f" The best score of a layer goes {', '.join(runs)}." if runs else ""
-    return f"{best[0]} of A and {best[1]} of B agree best by {metric}. {verdict}{run}{ends}"
+    run = f"The best score of a layer goes {', '.join(runs)}." if runs else ""
+    return " ".join(filter(None, (run, ends)))
 
 
 def training_words(result: Comparison, metric: str, place: int, twins: Sequence[Twin], random: Sequence[str]) -> str:

@@ -63,7 +63,7 @@ class HourConfig(Config):
     vit: str = VIT
     """Weights of the ViT that it is compared with."""
     others: tuple[str, ...] = OTHERS
-    """Further weights that stand beside, without fresh ones but for layers and maps, borders and corruptions."""
+    """Further weights that stand beside: of fresh ones layers and maps alone; borders and corruptions of none."""
     older: tuple[str, ...] = OLDER
     """Still further ones, of which layers, accuracy and transfer alone are measured."""
     rates: tuple[Rate, ...] = (3e-3, 5e-3, 1e-2, 2e-2)
@@ -130,6 +130,10 @@ class HourConfig(Config):
     def twins(self) -> tuple[str, str]:
         """Names of the weights that everything is asked of, beside fresh ones."""
         return (self.crate, self.vit)
+
+    def states(self, name: str | None) -> tuple[bool, ...]:
+        """Which weights of a name are shown of what is not asked of all fresh ones: trained, and of the twins fresh."""
+        return (True, False) if name in self.twins else (True,)
 
     @property
     def looked_at(self) -> tuple[str, ...]:
@@ -332,7 +336,7 @@ def cells(config: HourConfig) -> Iterator[Cell]:
         if side < config.side:
             for cut in (None, *few, *beside):
                 yield Cuts(network=cut, **here)
-    for name in (*names, *config.others):
+    for name in config.looked_at:
         yield Pictured(things=Things(network=trained[name], **photos), each=config.pictured)
     for network in (*few, *beside):
         yield Roles(network=network, **photos, layer=PENULTIMATE, parts=config.parts)

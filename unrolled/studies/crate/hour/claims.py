@@ -66,11 +66,12 @@ def _others_and_the_middle(view: View) -> str:
 
 
 def _cuts_and_the_middle(view: View) -> str:
-    """The same difference of all other networks."""
+    """The same difference of all other networks, corrected for all."""
+    count = len(view.config.looked_at)
     names = (view.config.vit, *view.config.others)
-    apart = {name: difference(view.cut(name), view.cut(name, "middle")) for name in names}
+    apart = {name: difference(view.cut(name), view.cut(name, "middle"), of=count) for name in names}
     each = [f"{WORDS.get(name, name)} {by.estimate:+.1f}" for name, by in apart.items() if by is not None]
-    return f"; {', '.join(each)} (not corrected for {1 + len(each)} that are asked)" if each else ""
+    return f"; corrected for {count} networks: {', '.join(each)}" if each else ""
 
 
 def _last_layer(view: View, seed: int | None = None) -> Difference | None:
@@ -94,16 +95,18 @@ def _regions(view: View) -> str:
 
 
 def _roles(view: View) -> str:
-    """Its p-value, and the same of fresh weights and of all other networks."""
+    """Its p-value, and the same of fresh weights of both and of all other networks."""
 
     def p(row: Result) -> str:
         return f", p = {max(row['heads_p'], row['images_p']):.3f}"
 
-    beside = {"fresh weights": view.rows(Roles, view.config.crate, trained=False)}
+    ends = {"fresh weights": view.config.crate, "fresh weights of the ViT": view.config.vit}
+    beside = {words: view.rows(Roles, name, trained=False) for words, name in ends.items()}
     beside |= {WORDS.get(name, name): view.rows(Roles, name) for name in (view.config.vit, *view.config.others)}
     its = "".join(map(p, view.rows(Roles, view.config.crate).values()))
     rows = {words: next(iter(each.values())) for words, each in beside.items() if each}
-    return its + "".join(f"; {words} {excess(row):+.3f}{p(row)}" for words, row in rows.items())
+    several = f"; p is not corrected for the {len(view.config.looked_at)} trained ones" if rows else ""
+    return its + "".join(f"; {words} {excess(row):+.3f}{p(row)}" for words, row in rows.items()) + several
 
 
 def _corrupted(view: View, name: str = "") -> Estimate:

@@ -64,7 +64,7 @@ def regions(report: Report, view: View) -> None:
     config = view.config
     heads, keys = [], []
     for name in (*config.looked_at, None):
-        for trained in (True, False) if name in config.twins else (True,):
+        for trained in config.states(name):
             who = [WORDS.get(name, name), "trained" if trained else "fresh"] if name else ["colour of patches", "-"]
             keys.append([*who, *cut_columns(view, CutRegions, name, trained), *_edges(view, name, trained)])
             if name:
@@ -123,7 +123,7 @@ def roles(report: Report, view: View) -> None:
     config = view.config
     rows, names = [], []
     for name in config.looked_at:
-        for trained in (True, False) if name in config.twins else (True,):
+        for trained in config.states(name):
             head = [WORDS.get(name, name), "trained" if trained else "fresh"]
             for row in list(view.rows(Roles, name, trained=trained).values())[:1]:
                 names = _short(row["parts"])

@@ -181,7 +181,7 @@ def _panel(
         if learnt is not None:
             y = list(read(learnt))
             lines.append(Series(label=words(name), x=range(len(y)), y=y, color=color))
-        if fresh and name in (view.config.crate, view.config.vit):
+        if fresh and name in view.config.twins:
             depth = len(read(next(iter(fresh.values()))))
             means = [Values({seed: read(row)[layer] for seed, row in fresh.items()}) for layer in range(depth)]
             lines.append(line(f"{words(name)}: fresh", range(depth), means, color=color, dashed=True))
@@ -361,8 +361,9 @@ def _limits(view: View) -> str:
         "training. Fresh weights have seeds, and few. The CRATE, its ViT and the older CRATE differ in more than one "
         "thing; what is due to which was not measured. Rates of CRATE and ViT are the best of four tried alike. "
         "Numbers of images are small, so that differences below a few points stay open. Borders and corruptions were "
-        "asked of the CRATE and the ViT of an hour alone, and the others are compared with fresh weights in MaskCut, "
-        "regions and roles only where they have their architecture. Whether a lower "
+        "asked of the CRATE and the ViT of an hour alone. Of the others no fresh weights were looked at in MaskCut, "
+        "regions and roles; heads on regions are held against those of the CRATE and the ViT of an hour where the "
+        "architecture is the same. Whether a lower "
         f"R^c goes with accuracy was asked of {len(view.compared())} CRATEs that learnt for minutes to hours, and of "
         "many that learnt for seconds. BSDS marks no things, and no data set here marks parts of things. Training "
         f"images are CIFAR-10's at 32 px, re-encoded as JPEG at quality 75; at {config.side} px positions are "

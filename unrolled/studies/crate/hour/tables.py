@@ -109,7 +109,7 @@ def _by_layer(view: View) -> list[Series]:
     from unrolled.studies.results import line
 
     lines: list[Series] = []
-    for color, name in enumerate((view.config.crate, view.config.vit)):
+    for color, name in enumerate(view.config.twins):
         for trained in (True, False):
             scores = view.photos(name, trained=trained, what="layer_photos")
             if scores:
@@ -131,7 +131,7 @@ def objects(report: Report, view: View) -> None:
     config = view.config
     rows = []
     for name in (*config.looked_at, None):
-        for trained in (True, False) if name in config.twins else (True,):
+        for trained in config.states(name):
             head = [
                 WORDS.get(name, name) if name else "colour of patches",
                 "-" if not name else ("trained" if trained else "fresh"),

@@ -48,7 +48,7 @@ def report(report: Report, config: MinutesConfig, results: Results[Any]) -> None
 
 
 def _headline(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
-    """Who is best after every length that two networks have had, or the one that has had any, and what ISTA adds."""
+    """Who is best after every length that two networks have had (one, where no two have), and what ISTA adds."""
     from unrolled.report import Fact
 
     by_minutes = {
@@ -61,7 +61,8 @@ def _headline(report: Report, config: MinutesConfig, results: Results[Any]) -> N
         report.headline(f"No network is kept: accuracies are {NOT_RUN}.")
         return
     best = {minutes: max(scores, key=lambda each: scores[each].mean) for minutes, scores in by_minutes.items()}
-    sentence = f"Most accurate on {NAMES[config.data]}: " + "; ".join(
+    what = "Most accurate" if compared > 1 else "Accuracy"
+    sentence = f"{what} on {NAMES[config.data]}: " + "; ".join(
         f"after {minutes:g} core-minutes {_best(scores, best[minutes], _TESTED[config.data])}"
         for minutes, scores in by_minutes.items()
     )
@@ -70,7 +71,9 @@ def _headline(report: Report, config: MinutesConfig, results: Results[Any]) -> N
     added = {minutes: _ista(scores) for minutes, scores in by_minutes.items() if "attention-only" in config.families}
     if any(added.values()):
         sentence += ". ISTA adds " + ", ".join(
-            f"{values:+.1f} points after {minutes:g}" if values else f"after {minutes:g} it is {NOT_RUN}"
+            f"{values:+.1f} points after {minutes:g}"
+            if values
+            else f"after {minutes:g} {' and '.join(_lacking(by_minutes[minutes]))} is {NOT_RUN}"
             for minutes, values in added.items()
         )
     report.headline(
@@ -79,7 +82,7 @@ def _headline(report: Report, config: MinutesConfig, results: Results[Any]) -> N
             Fact(
                 label=f"{FAMILIES[best[minutes]].words}, {minutes:g} minutes",
                 value=f"{scores[best[minutes]]:.1f} %",
-                detail=f"most accurate of {len(scores)}, {scores[best[minutes]].count}",
+                detail=f"most accurate of {len(scores)}, " * (compared > 1) + scores[best[minutes]].count,
             )
             for minutes, scores in by_minutes.items()
         ],
@@ -87,14 +90,24 @@ def _headline(report: Report, config: MinutesConfig, results: Results[Any]) -> N
 
 
 def _best(scores: Mapping[str, Values], best: str, tested: int) -> str:
-    """The most accurate and its accuracy, with those that so many test images cannot tell from it."""
-    right = scores[best].mean / 100
-    undecided = 100 * 1.96 * math.sqrt(2 * right * (1 - right) / tested)
-    level = [
-        FAMILIES[each].words for each in scores if each != best and scores[best].mean - scores[each].mean < undecided
-    ]
-    beside = f" (of {len(scores)}" + (f"; level within {undecided:.1f}: {', '.join(level)}" if level else "") + ")"
+    """The most accurate and its accuracy, with those that are not told apart from it."""
+    near = [FAMILIES[each].words for each in scores if each != best and not _apart(scores[best], scores[each], tested)]
+    beside = f" (of {len(scores)}" + (f"; not told apart: {', '.join(near)}" if near else "") + ")"
     return f"{FAMILIES[best].words} with {scores[best]:.1f} %" + (beside if len(scores) > 1 else "")
+
+
+def _apart(higher: Values, lower: Values, tested: int) -> bool:
+    """Whether accuracies in per cent differ, at 95 %: over seeds where both have several, else over test images."""
+    difference = higher - lower
+    if (interval := difference.interval()) is not None:
+        return interval[0] > 0
+    right = higher.mean / 100
+    return higher.mean - lower.mean > 100 * 1.96 * math.sqrt(2 * right * (1 - right) / tested)
+
+
+def _lacking(scores: Mapping[str, Values]) -> list[str]:
+    """Which of the two that say what ISTA adds were not run."""
+    return [FAMILIES[family].words for family in ("crate", "attention-only") if family not in scores]
 
 
 def _ista(scores: Mapping[str, Values]) -> Values:
@@ -120,7 +133,8 @@ def _accuracies(report: Report, config: MinutesConfig, results: Results[Any]) ->
         "Accuracy by core-minutes",
         "Per cent of all test images, mean and standard deviation over seeds. Every network begins with the same kind "
         f"of convolutions and is trained by Muon on batches of {BATCH}; minutes are whole epochs at the pace of the "
-        "network, one thread in fp32.",
+        "network, one thread in fp32. The summary tells two apart by an interval over seeds where both have several, "
+        "else by one over the test images.",
     ).table(
         ["network", "parameters", "MFLOPs", "images a minute", *(f"{minutes:g} min" for minutes in lengths)],
         table,
