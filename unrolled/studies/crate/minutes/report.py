@@ -162,12 +162,15 @@ def _accuracies(report: Report, config: MinutesConfig, results: Results[Any]) ->
 def _trials(report: Report, config: MinutesConfig, results: Results[Any]) -> None:
     if not results.of(Trial):
         return
-    table = []
+    table, ends = [], []
     for family in config.families:
         trials = [results.of(Trial, family=family, rate=rate) for rate in config.rates]
         scores = [_trial(100 * rows.values("accuracy"), done=bool(rows)) for rows in trials]
         chosen = results.of(Scored, family=family).first("rate")
-        table.append([FAMILIES[family].words, *scores, f"{chosen:g}" if chosen else NOT_RUN])
+        count = str(passes(config, family))
+        table.append([FAMILIES[family].words, count, *scores, f"{chosen:g}" if chosen else NOT_RUN])
+        if len(config.rates) > 1 and chosen in (min(config.rates), max(config.rates)):
+            ends.append(f"{FAMILIES[family].words} ({chosen:g})")
     took = sorted(trial_minutes(family, config.data, passes(config, family)) for family in config.families)
     between = f"{took[0]:.2g}" if len(took) == 1 else f"{took[0]:.2g} to {took[-1]:.2g}"
     report.section(
@@ -175,7 +178,15 @@ def _trials(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
         f"Per cent of the {100 * HELD_OUT:g} % of the training images held out, one seed; the best goes on to the "
         f"test. Trials are of {config.trial:g} core-minutes to the nearest whole pass over the other images: "
         f"{between} core-minutes by the paces above.",
-    ).table(["network", *(f"rate {rate:g}" for rate in config.rates), "chosen"], table)
+    ).table(
+        ["network", "passes", *(f"rate {rate:g}" for rate in config.rates), "chosen"],
+        table,
+        caption="Chosen at an end of the rates that were tried, beyond which a better one may lie: "
+        + ", ".join(ends)
+        + "."
+        if ends
+        else "",
+    )
 
 
 def _trial(values: Values, *, done: bool) -> str:
