@@ -42,8 +42,8 @@ than the paper's: the report says how many. *Undecided*: it reaches across an en
 else said it, or not so that it could fail; the page says whether it came out as was expected before. Where a source
 says something and has no number (*stated*, *shown*), the range is this project's reading of it.
 
-Layers and heads of maps (`crate-emergence`, `crate-hour`) are numbered as `unrolled.edit` names them, from 0; a table or
-an axis that begins with a layer 1 counts from 1, as the papers do.
+Layers and heads of maps (`crate-emergence`, `crate-hour`) are numbered as `unrolled.edit` names them, from 0; a table
+or an axis that begins with a layer 1 counts from 1, as the papers do.
 
 Ranges stood in the studies' sources before the runs, but for those changed after a review: the mesa layer's of
 `mesa-depth` began below the exact solution's loss, MesaNet's of `crate-text` had no lower end, and those of

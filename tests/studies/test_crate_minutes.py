@@ -163,6 +163,21 @@ def test_what_an_extrapolation_said_stands_beside_what_came_of_it() -> None:
     assert "What became of such an extrapolation" not in {each.title for each in _page(rows[:2], config).sections}
 
 
+def test_a_rate_at_an_end_of_those_tried_is_named_and_the_passes_of_its_trials() -> None:
+    config = MinutesConfig(families=("crate", "alpha"), rates=(3e-3, 5e-3, 1e-2), minutes=(20.0,))
+    tried = [
+        Row(Trial(family=family, data="cifar10", seed=0, epochs=1, rate=rate), {"accuracy": 0.5}, 1.0)
+        for family in config.families
+        for rate in config.rates
+    ]
+    rows = [*tried, _tested("crate", 20, 0, 0.7), _tested("alpha", 20, 0, 0.7)]
+    rows[-1].result["rate"] = 1e-2
+    table = next(section for section in _page(rows, config).sections if "rates" in section.title)
+    assert "beyond it: CRATE-alpha (0.01)." in str(vars(table))
+    assert "['CRATE', '2', '50.0'" in str(vars(table))
+    assert "['CRATE-alpha', '1', '50.0'" in str(vars(table))
+
+
 def test_what_ista_adds_is_said_of_the_length_with_most_seeds_and_then_of_the_others() -> None:
     config = MinutesConfig(families=("crate", "attention-only"), minutes=(20.0, 60.0, 240.0), seeds=(0, 1))
     tried = [

@@ -181,11 +181,8 @@ def _trials(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
     ).table(
         ["network", "passes", *(f"rate {rate:g}" for rate in config.rates), "chosen"],
         table,
-        caption="Chosen at an end of the rates that were tried, beyond which a better one may lie: "
-        + ", ".join(ends)
-        + "."
-        if ends
-        else "",
+        caption=f"At an end of what was tried, so that a better rate may lie beyond it: {', '.join(ends)}."
+        * bool(ends),
     )
 
 
