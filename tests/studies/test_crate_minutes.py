@@ -173,9 +173,9 @@ def test_a_rate_at_an_end_of_those_tried_is_named_and_the_passes_of_its_trials()
     rows = [*tried, _tested("crate", 20, 0, 0.7), _tested("alpha", 20, 0, 0.7)]
     rows[-1].result["rate"] = 1e-2
     table = next(section for section in _page(rows, config).sections if "rates" in section.title)
-    assert "beyond it: CRATE-alpha (0.01)." in str(vars(table))
-    assert "['CRATE', '2', '50.0'" in str(vars(table))
-    assert "['CRATE-alpha', '1', '50.0'" in str(vars(table))
+    assert "may lie: CRATE-alpha (0.01)." in str(vars(table))
+    assert "('CRATE', '2', '50.0'" in str(vars(table))
+    assert "('CRATE-alpha', '1', '50.0'" in str(vars(table))
 
 
 def test_what_ista_adds_is_said_of_the_length_with_most_seeds_and_then_of_the_others() -> None:

@@ -181,8 +181,7 @@ def _trials(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
     ).table(
         ["network", "passes", *(f"rate {rate:g}" for rate in config.rates), "chosen"],
         table,
-        caption=f"At an end of what was tried, so that a better rate may lie beyond it: {', '.join(ends)}."
-        * bool(ends),
+        caption=f"At an end of what was tried, beyond which a better rate may lie: {', '.join(ends)}." * bool(ends),
     )
 
 
