@@ -83,7 +83,7 @@ class MinutesConfig(Config):
     rates: Annotated[tuple[Rate, ...], Distinct()] = (3e-3, 5e-3, 1e-2, 2e-2)
     """Peak rates of Muon, each tried once for every family, on held-out images."""
     trial: Rate = 4.0
-    """Core-minutes of a trial, to the nearest whole pass over the images that are not held out."""
+    """Core-minutes that give a trial its whole passes: as many as they have over all images, to the nearest."""
     minutes: Annotated[tuple[Rate, ...], Distinct()] = (60.0,)
     """Core-minutes of the networks that are tested."""
     seeds: Seeds = (0,)

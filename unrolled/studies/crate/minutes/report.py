@@ -176,8 +176,8 @@ def _trials(report: Report, config: MinutesConfig, results: Results[Any]) -> Non
     report.section(
         "How the rates were chosen",
         f"Per cent of the {100 * HELD_OUT:g} % of the training images held out, one seed; the best goes on to the "
-        f"test. Trials are of {config.trial:g} core-minutes to the nearest whole pass over the other images: "
-        f"{between} core-minutes by the paces above.",
+        f"test. Trials are of as many whole passes over the others as {config.trial:g} core-minutes have over all "
+        f"images, to the nearest: {between} core-minutes by the paces above.",
     ).table(
         ["network", "passes", *(f"rate {rate:g}" for rate in config.rates), "chosen"],
         table,
